@@ -1,0 +1,1 @@
+"""The broker: protocol core (amqp), rules (broker), sockets (net), composition (app)."""

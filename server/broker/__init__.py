@@ -1,0 +1,1 @@
+"""The rules of the broker, synchronous: no trio, no socket, no clock but the one passed in."""

@@ -1,0 +1,1 @@
+"""trio: listeners, sessions, and the bridge to the disk."""

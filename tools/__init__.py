@@ -1,0 +1,1 @@
+"""The command line: `qlog serve` and `qlog inspect`."""
