@@ -1,0 +1,159 @@
+"""The brokers that are measured: one that runs already, or a fresh qlog of the benchmark's own.
+
+Knows processes, log lines and /proc; nothing of AMQP but an address.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import wire
+
+START_LINE = "Server startup complete"
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+# How often the log is looked at: the resolution of the start-up time.
+START_POLL_S = 0.002
+LISTENER = re.compile(r"(\d+\.\d+\.\d+\.\d+|localhost|\[[0-9a-f:]+\]):(\d+)")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class BrokerFailed(Exception):
+    """The broker did not start, or is not what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of a process and its children.
+
+    Attributes:
+        anonymous_bytes: what the processes allocated (RssAnon).
+        resident_bytes: with mapped files and shared libraries (VmRSS).
+    """
+
+    anonymous_bytes: int
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker that accepts connections.
+
+    Attributes:
+        label: what tables call it.
+        address: where it listens.
+        pid: its process, None when unknown; memory can then not be measured.
+        directory: its data directory, None when unknown.
+        start_s: from the start of the process to accepting, for a broker of our own.
+    """
+
+    label: str
+    address: wire.Address
+    pid: int | None = None
+    directory: Path | None = None
+    start_s: float | None = None
+
+    def memory(self) -> Memory:
+        """Memory of its process tree now."""
+        assert self.pid is not None, "memory is asked for where the process is known"
+        anonymous = resident = 0
+        for pid in process_tree(self.pid):
+            anonymous += status_kib(pid, "RssAnon")
+            resident += status_kib(pid, "VmRSS")
+        return Memory(anonymous * 1024, resident * 1024)
+
+    def cpu_s(self) -> float | None:
+        """Processor time of its process tree so far; None when the process is unknown."""
+        if self.pid is None:
+            return None
+        ticks = 0
+        for pid in process_tree(self.pid):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def version(self) -> str:
+        """What it says of itself: product or platform, and version."""
+        with wire.Connection(self.address) as connection:
+            names = ("product", "version", "platform")
+            return ", ".join(filter(None, map(connection.server_property, names)))
+
+
+def process_tree(pid: int) -> Iterator[int]:
+    """A process and all below it."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from process_tree(int(child))
+
+
+def status_kib(pid: int, name: str) -> int:
+    """A line of /proc/PID/status that is given in kB; 0 when it is not there."""
+    found = re.search(rf"\n{name}:\s+(\d+) kB\n", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) if found else 0
+
+
+@contextmanager
+def own_broker(parent: Path) -> Iterator[Broker]:
+    """A qlog on a free port and an empty directory below `parent`, removed at the end.
+
+    Raises:
+        BrokerFailed: it does not start, or does not stop when asked to.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="qlog-benchmark-", dir=parent))
+    log_path = directory / "log"
+    data = directory / "data"
+    command = [sys.executable, "-m", "qlog", "serve", "--data-dir", str(data), "--port", "0"]
+    try:
+        with log_path.open("wb") as log:
+            begun_s = time.monotonic()
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            address = _wait_for_start(process, log_path)
+            yield Broker("qlog", address, process.pid, data, time.monotonic() - begun_s)
+            _stop(process, log_path)
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        shutil.rmtree(directory)
+
+
+def _wait_for_start(process: subprocess.Popen[bytes], log_path: Path) -> wire.Address:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        for line in log_path.read_text(errors="replace").splitlines(keepends=True):
+            if START_LINE in line and line.endswith("\n"):
+                listener = LISTENER.search(line)
+                if listener is None:
+                    raise BrokerFailed(f"no address in the broker's line: {line.strip()}")
+                return wire.Address(listener[1].strip("[]"), int(listener[2]))
+        if process.poll() is not None:
+            raise BrokerFailed(f"the broker ended with {process.returncode}:\n{_tail(log_path)}")
+        time.sleep(START_POLL_S)
+    raise BrokerFailed(f"no {START_LINE!r} within {START_TIMEOUT_S:.0f} s:\n{_tail(log_path)}")
+
+
+def _stop(process: subprocess.Popen[bytes], log_path: Path) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise BrokerFailed(f"no end within {STOP_TIMEOUT_S:.0f} s of SIGTERM") from error
+    if code != 0:
+        raise BrokerFailed(f"the broker ended with {code}:\n{_tail(log_path)}")
+
+
+def _tail(log_path: Path) -> str:
+    return "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])

@@ -1,0 +1,479 @@
+"""The processes that make the load: publishers that slice and send, consumers that count.
+
+Promises that the broker is what is measured: nothing is encoded while the clock runs, confirms
+and deliveries are read many at a time, and of a run of deliveries only the last is looked at.
+Each process writes down how far it was at which time; what that means is computed afterwards.
+
+A process is driven over a pipe: it says `READY` when it is connected, waits for `Go`, and sends a
+`Report` when all is done, or a `Failure`. Consumers say `READY` once more when they consume, and
+wait for the numbers of messages that have to arrive.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection as Pipe
+from typing import Generic, TypeVar
+
+from benchmarks import wire
+from benchmarks.measure import Progress
+from benchmarks.traffic import Traffic, encode
+
+READY = "ready"
+
+# What one send offers: enough for hundreds of messages, little enough that the time noted for
+# them is the time they left.
+SEND_BYTES_MAX = 256 * 1024
+RECEIVE_BYTES = 256 * 1024
+# Room for several large messages and one receive behind them.
+DELIVERY_BUFFER_BYTES = 4 * 1024 * 1024
+# After this long without a delivery, what was not acknowledged yet is acknowledged.
+IDLE_MS = 20
+# A broker that answers nothing for so long has lost something.
+STALL_S = 60.0
+# How long a consumer that has all its messages waits for one too many.
+SURPLUS_MS = 50
+
+CREDIT = struct.Struct(">Q")
+# How often a consumer tells a publisher without confirms how far it is, in messages.
+CREDIT_STEP = 250
+ACK_ARGUMENTS = struct.Struct(">Q?")
+DELIVERY_TAG = struct.Struct(">Q")
+BODY_SIZE_OFFSET = wire.FRAME_HEADER.size + 4
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherPlan:
+    """One publishing connection.
+
+    Attributes:
+        traffic: what it publishes.
+        window: how many messages may be unconfirmed (or, without confirms, undelivered) at once.
+        confirms: whether the window moves with publisher confirms.
+        messages_max: stop after so many, None to go on until told to stop.
+    """
+
+    traffic: Traffic
+    window: int
+    confirms: bool = True
+    messages_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerPlan:
+    """One consuming connection.
+
+    Attributes:
+        queue: what it consumes.
+        prefetch: messages that may be unacknowledged at once.
+        ack_every: acknowledge each so-manieth delivery with all before it; 1 acknowledges each on
+            its own, 0 consumes without acknowledgements.
+    """
+
+    queue: str
+    prefetch: int = 2000
+    ack_every: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """The clock runs: publishers stop at `stop_ns`, consumers start to consume."""
+
+    stop_ns: int
+
+
+@dataclass(slots=True)
+class Published:
+    """What one publisher did: when messages were sent and when they were confirmed."""
+
+    begun: Progress = field(default_factory=Progress)
+    confirmed: Progress = field(default_factory=Progress)
+    confirmed_early_ns: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What one consumer got, and when."""
+
+    delivered: Progress = field(default_factory=Progress)
+    begun_ns: int = 0
+
+
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Generic[Work]):
+    """What a load process did, and what it cost."""
+
+    work: list[Work]
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A load process gave up; `text` says why."""
+
+    text: str
+
+
+class Publisher:
+    """One publishing connection: sends while its window allows, reads confirms."""
+
+    def __init__(self, address: wire.Address, plan: PublisherPlan) -> None:
+        self.connection = wire.Connection(address)
+        if plan.confirms:
+            self.connection.select_confirms()
+        self.plan = plan
+        self.stream = encode(plan.traffic, self.connection.frame_bytes_max)
+        self.messages_max = plan.messages_max
+        self.result = Published()
+        self.position = 0
+        self.begun = 0
+        self.blocked = False
+        self._prefix = 0
+        self._ahead: set[int] = set()
+
+    @property
+    def done(self) -> bool:
+        """All that was to be published is sent and, with confirms, confirmed."""
+        if self.messages_max is None or self.position < self.stream.position(self.messages_max):
+            return False
+        return not self.plan.confirms or self._prefix == self.messages_max
+
+    def stop(self) -> None:
+        """Publish nothing more, but the rest of a message that is half sent."""
+        if self.messages_max is None or self.begun < self.messages_max:
+            self.messages_max = self.begun
+
+    def send(self) -> None:
+        """Send what the window and the socket allow."""
+        allowed = self._prefix + len(self._ahead) + self.plan.window
+        if self.messages_max is not None:
+            allowed = min(allowed, self.messages_max)
+        limit = self.stream.position(allowed)
+        self.blocked = False
+        while self.position < limit:
+            chunk = self.stream.slice(self.position, min(SEND_BYTES_MAX, limit - self.position))
+            now_ns = time.monotonic_ns()
+            try:
+                sent = self.connection.socket.send(chunk, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self.blocked = True
+                return
+            self.position += sent
+            begun = self.stream.started(self.position)
+            if begun > self.begun:
+                self.begun = begun
+                self.result.begun.note(now_ns, begun)
+
+    def read(self) -> None:
+        """Read confirms and move the window."""
+        data = self.connection.socket.recv(RECEIVE_BYTES)
+        now_ns = time.monotonic_ns()
+        if not data:
+            raise wire.Refused("the broker hung up on a publisher")
+        self.connection.unread += data
+        before = self._prefix
+        for payload in wire.take_methods(self.connection.unread):
+            method = wire.METHOD.unpack_from(payload)
+            if method != wire.BASIC_ACK:
+                raise wire.Refused(wire.refusal(payload))
+            delivery_tag, multiple = ACK_ARGUMENTS.unpack_from(payload, wire.METHOD.size)
+            self._confirm(delivery_tag, multiple, now_ns)
+        if self._prefix > before:
+            self.result.confirmed.note(now_ns, self._prefix)
+
+    def _confirm(self, delivery_tag: int, multiple: bool, now_ns: int) -> None:
+        if delivery_tag > self.begun:
+            raise wire.Refused(f"confirm of message {delivery_tag}, {self.begun} were published")
+        if multiple:
+            self._prefix = max(self._prefix, delivery_tag)
+        elif delivery_tag == self._prefix + 1:
+            self._prefix = delivery_tag
+        else:
+            # Messages are numbered from 0, confirms from 1.
+            self.result.confirmed_early_ns[delivery_tag - 1] = now_ns
+            self._ahead.add(delivery_tag)
+        if self._ahead:
+            self._ahead = {tag for tag in self._ahead if tag > self._prefix}
+            while self._prefix + 1 in self._ahead:
+                self._prefix += 1
+                self._ahead.discard(self._prefix)
+
+    def credit(self, delivered: int) -> None:
+        """Move the window of a publisher without confirms: so many messages were delivered."""
+        self._prefix = delivered
+
+
+class DeliveryCounter:
+    """Counts deliveries in a stream of bytes, however it is cut.
+
+    Delivery tags of a channel with one consumer are consecutive, so the last whole delivery says
+    how many there were. It is found from the end, by the constant part of the deliver method that
+    ends with the consumer tag, which no body contains.
+    """
+
+    def __init__(self, consumer_tag: str) -> None:
+        self._marker = wire.METHOD.pack(*wire.BASIC_DELIVER) + wire.shortstr(consumer_tag)
+        self._buffer = bytearray(DELIVERY_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        # The bytes that arrived and do not belong to a whole delivery.
+        self._begin = self._end = 0
+        # Where the delivery that begins at `_begin` ends, as far as is known.
+        self._needed = 0
+        self.count = 0
+
+    def space(self) -> memoryview:
+        """Where to receive into; at most RECEIVE_BYTES."""
+        if len(self._buffer) - self._end < RECEIVE_BYTES:
+            rest = bytes(self._view[self._begin : self._end])
+            self._view[: len(rest)] = rest
+            self._needed = max(0, self._needed - self._begin)
+            self._begin, self._end = 0, len(rest)
+            assert self._end + RECEIVE_BYTES <= len(self._buffer), "a message fits the buffer"
+        return self._view[self._end : self._end + RECEIVE_BYTES]
+
+    def received(self, size: int) -> None:
+        """`size` bytes were put into `space()`.
+
+        Raises:
+            Refused: something that is not a delivery stands where one has to.
+        """
+        self._end += size
+        if self._end < self._needed:
+            return
+        at = self._buffer.rfind(self._marker, self._begin, self._end - DELIVERY_TAG.size)
+        if at < 0:
+            self._check_method()
+            return
+        (tag,) = DELIVERY_TAG.unpack_from(self._buffer, at + len(self._marker))
+        start = at - wire.FRAME_HEADER.size
+        whole, stop = self._delivery_end(start)
+        self.count = tag if whole else tag - 1
+        self._begin = stop if whole else start
+        self._needed = 0 if whole else stop
+        if self._begin == self._end:
+            self._begin = self._end = 0
+
+    def _delivery_end(self, start: int) -> tuple[bool, int]:
+        """Whether the delivery that begins at `start` is whole, and where it ends.
+
+        Of one that is not whole, the end is that of the frame that is not: it ends no earlier.
+        """
+        position = start
+        body_left: int | None = None
+        while body_left != 0:
+            if self._end - position < wire.FRAME_HEADER.size:
+                return False, position + wire.FRAME_HEADER.size
+            kind, _, size = wire.FRAME_HEADER.unpack_from(self._buffer, position)
+            stop = position + wire.FRAME_OVERHEAD_BYTES + size
+            if self._end < stop:
+                return False, stop
+            if kind == wire.HEADER_FRAME:
+                (body_left,) = DELIVERY_TAG.unpack_from(self._buffer, position + BODY_SIZE_OFFSET)
+            elif kind == wire.BODY_FRAME:
+                assert body_left is not None
+                body_left -= size
+            position = stop
+        return True, position
+
+    def _check_method(self) -> None:
+        """No delivery is in the rest; refuse it if a whole frame is."""
+        rest = bytearray(self._view[self._begin : self._end])
+        for payload in wire.take_methods(rest):
+            raise wire.Refused(wire.refusal(payload))
+
+
+class Consumer:
+    """One consuming connection: counts deliveries and acknowledges them."""
+
+    def __init__(self, address: wire.Address, plan: ConsumerPlan) -> None:
+        self.connection = wire.Connection(address)
+        self.plan = plan
+        if plan.ack_every:
+            self.connection.limit_prefetch(plan.prefetch)
+        # Random, so that no body can contain it.
+        self.consumer_tag = f"consumer-{os.urandom(12).hex()}"
+        self.counter = DeliveryCounter(self.consumer_tag)
+        self.result = Delivered()
+        self.acked = 0
+
+    def start(self) -> None:
+        """Begin to consume."""
+        self.result.begun_ns = time.monotonic_ns()
+        self.connection.consume(self.plan.queue, self.consumer_tag, self.plan.ack_every == 0)
+        unread = self.connection.unread
+        while unread:
+            space = self.counter.space()
+            size = min(len(space), len(unread))
+            space[:size] = unread[:size]
+            del unread[:size]
+            self._received(size)
+
+    def read(self) -> None:
+        """Receive deliveries, count and acknowledge them."""
+        size = self.connection.socket.recv_into(self.counter.space())
+        if not size:
+            raise wire.Refused("the broker hung up on a consumer")
+        self._received(size)
+
+    def _received(self, size: int) -> None:
+        now_ns = time.monotonic_ns()
+        before = self.counter.count
+        self.counter.received(size)
+        count = self.counter.count
+        if count == before:
+            return
+        self.result.delivered.note(now_ns, count)
+        every = self.plan.ack_every
+        if every and count - self.acked >= every:
+            tags = range(self.acked + every, count + 1, every)
+            acks = b"".join([wire.ack_frame(tag, every > 1) for tag in tags])
+            self.connection.socket.sendall(acks)
+            self.acked = tags[-1]
+
+    def flush(self) -> None:
+        """Acknowledge what was delivered since the last acknowledgement."""
+        if self.plan.ack_every and self.acked < self.counter.count:
+            self.acked = self.counter.count
+            self.connection.socket.sendall(wire.ack_frame(self.acked, True))
+
+
+def publish(
+    control: Pipe, address: wire.Address, plans: Sequence[PublisherPlan], credit: Pipe | None
+) -> None:
+    """The main function of a publishing process; `credit` moves windows without confirms."""
+    _guarded(control, lambda: _publish(control, address, plans, credit))
+
+
+def consume(
+    control: Pipe, address: wire.Address, plans: Sequence[ConsumerPlan], credit: Pipe | None
+) -> None:
+    """The main function of a consuming process; `credit` tells a publisher what was delivered."""
+    _guarded(control, lambda: _consume(control, address, plans, credit))
+
+
+def _guarded(control: Pipe, work: Callable[[], None]) -> None:
+    # A collection in the middle of a run would be a pause of the load, and there are no cycles.
+    gc.disable()
+    try:
+        work()
+    except (wire.Refused, OSError) as error:
+        control.send(Failure(f"{type(error).__name__}: {error}"))
+
+
+def _publish(
+    control: Pipe, address: wire.Address, plans: Sequence[PublisherPlan], credit: Pipe | None
+) -> None:
+    publishers = {}
+    poll = select.poll()
+    for plan in plans:
+        publisher = Publisher(address, plan)
+        publishers[publisher.connection.socket.fileno()] = publisher
+        poll.register(publisher.connection.socket, select.POLLIN)
+    if credit:
+        assert len(plans) == 1, "one publisher gets the credit"
+        poll.register(credit, select.POLLIN)
+    control.send(READY)
+    go: Go = control.recv()
+    meter = _Meter()
+    for publisher in publishers.values():
+        publisher.send()
+        if publisher.blocked:
+            poll.modify(publisher.connection.socket, select.POLLIN | select.POLLOUT)
+    stopped = False
+    while not all(publisher.done for publisher in publishers.values()):
+        wait_s = STALL_S if stopped else min(STALL_S, (go.stop_ns - time.monotonic_ns()) / 1e9)
+        events = poll.poll(max(0, wait_s * 1000 + 1))
+        if not stopped and time.monotonic_ns() >= go.stop_ns:
+            stopped = True
+            for publisher in publishers.values():
+                publisher.stop()
+        elif not events:
+            raise wire.Refused(f"no confirm for {STALL_S:.0f} s")
+        for descriptor, event in events:
+            if credit and descriptor == credit.fileno():
+                notes = os.read(descriptor, 65536)
+                publisher = next(iter(publishers.values()))
+                publisher.credit(CREDIT.unpack_from(notes, len(notes) - CREDIT.size)[0])
+            else:
+                publisher = publishers[descriptor]
+                if event & ~select.POLLOUT:
+                    publisher.read()
+            blocked = publisher.blocked
+            publisher.send()
+            if publisher.blocked != blocked:
+                wanted = select.POLLIN | (select.POLLOUT if publisher.blocked else 0)
+                poll.modify(publisher.connection.socket, wanted)
+    report = meter.report([publisher.result for publisher in publishers.values()])
+    for publisher in publishers.values():
+        publisher.connection.close()
+    control.send(report)
+
+
+def _consume(
+    control: Pipe, address: wire.Address, plans: Sequence[ConsumerPlan], credit: Pipe | None
+) -> None:
+    consumers = {}
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    for plan in plans:
+        consumer = Consumer(address, plan)
+        consumers[consumer.connection.socket.fileno()] = consumer
+        poll.register(consumer.connection.socket, select.POLLIN)
+    control.send(READY)
+    assert isinstance(control.recv(), Go)
+    meter = _Meter()
+    for consumer in consumers.values():
+        consumer.start()
+    control.send(READY)
+    expected: list[int] | None = None
+    counts = [0] * len(consumers)
+    credited = 0
+    progress_s = time.monotonic()
+    while True:
+        events = poll.poll(SURPLUS_MS if counts == expected else IDLE_MS)
+        for descriptor, _ in events:
+            if descriptor == control.fileno():
+                expected = control.recv()
+            else:
+                consumers[descriptor].read()
+        if not events:
+            if counts == expected:
+                break
+            for consumer in consumers.values():
+                consumer.flush()
+        before = counts
+        counts = [consumer.counter.count for consumer in consumers.values()]
+        if counts != before or expected is None:
+            progress_s = time.monotonic()
+        elif time.monotonic() - progress_s > STALL_S:
+            raise wire.Refused(f"delivered {counts}, expected {expected}, and nothing more comes")
+        if credit and counts[0] - credited >= CREDIT_STEP:
+            credited = counts[0]
+            os.write(credit.fileno(), CREDIT.pack(credited))
+    report = meter.report([consumer.result for consumer in consumers.values()])
+    for consumer in consumers.values():
+        consumer.flush()
+        consumer.connection.close()
+    control.send(report)
+
+
+class _Meter:
+    """The processor time of this process from now on."""
+
+    def __init__(self) -> None:
+        self._cpu_s = time.process_time()
+        self._wall_s = time.monotonic()
+
+    def report(self, work: list[Work]) -> Report[Work]:
+        return Report(work, time.process_time() - self._cpu_s, time.monotonic() - self._wall_s)

@@ -1,0 +1,160 @@
+"""What a broker needs to be there at all, and for each connection, queue and waiting message."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+from benchmarks import wire
+from benchmarks.brokers import Broker, Memory
+from benchmarks.flow import Figures, LoadFailed, Topology, declared, fresh_name
+from benchmarks.scenarios.backlog import fill
+from benchmarks.scenarios.scenario import Scenario, Settings
+from benchmarks.scenarios.steady import WINDOW
+
+BACKLOG_MESSAGES = 1_000_000
+CONNECTIONS = 2_000
+QUEUES = 10_000
+# Until what a broker does behind is done, and what it frees is free.
+SETTLE_S = 3.0
+MIB = 1024 * 1024
+
+
+def run_start(broker: Broker, settings: Settings) -> Figures:
+    """From the start of the process to its line that it accepts connections."""
+    assert broker.start_s is not None
+    return {"start_s": broker.start_s}
+
+
+def run_idle(broker: Broker, settings: Settings) -> Figures:
+    """Memory of a broker that nobody has used."""
+    time.sleep(SETTLE_S)
+    return _memory(broker.memory())
+
+
+def run_backlog_memory(broker: Broker, settings: Settings) -> Figures:
+    """Memory when a million messages wait."""
+    queue = fresh_name("backlog")
+    messages = settings.scaled(BACKLOG_MESSAGES)
+    with wire.Connection(broker.address) as connection:
+        connection.declare_queue(queue)
+        try:
+            figures = fill(broker, queue, messages)
+            time.sleep(SETTLE_S)
+            figures |= _memory(broker.memory())
+        finally:
+            left = connection.delete_queue(queue)
+    if left != messages:
+        raise LoadFailed(f"{messages} messages were confirmed, {left} are in the queue")
+    return figures
+
+
+def run_connections(broker: Broker, settings: Settings) -> Figures:
+    """Idle connections with one open channel each."""
+    count = settings.scaled(CONNECTIONS)
+    _allow_descriptors(count + 200)
+    before = broker.memory() if broker.pid else None
+    begun_s = time.monotonic()
+    connections = [wire.Connection(broker.address) for _ in range(count)]
+    figures = {"connect_s": time.monotonic() - begun_s}
+    if before:
+        time.sleep(SETTLE_S)
+        figures |= _growth(before, broker.memory(), count)
+    begun_s = time.monotonic()
+    for connection in connections:
+        connection.close()
+    figures["close_s"] = time.monotonic() - begun_s
+    return figures
+
+
+def run_queues(broker: Broker, settings: Settings) -> Figures:
+    """Durable queues declared one after the other on one connection, then deleted."""
+    queues = tuple(fresh_name("queue") for _ in range(settings.scaled(QUEUES)))
+    before = broker.memory() if broker.pid else None
+    begun_s = time.monotonic()
+    with declared(broker.address, Topology(queues)):
+        figures = {"declare_s": time.monotonic() - begun_s}
+        if before:
+            time.sleep(SETTLE_S)
+            figures |= _growth(before, broker.memory(), len(queues))
+        begun_s = time.monotonic()
+    figures["delete_s"] = time.monotonic() - begun_s
+    return figures
+
+
+def _memory(memory: Memory) -> Figures:
+    return {
+        "anonymous_mib": memory.anonymous_bytes / MIB,
+        "resident_mib": memory.resident_bytes / MIB,
+    }
+
+
+def _growth(before: Memory, after: Memory, count: int) -> Figures:
+    return {
+        "anonymous_kib_each": (after.anonymous_bytes - before.anonymous_bytes) / 1024 / count,
+        "resident_kib_each": (after.resident_bytes - before.resident_bytes) / 1024 / count,
+    }
+
+
+def _allow_descriptors(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise LoadFailed(f"{count} open files are needed, the limit is {hard}")
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def _process_known(broker: Broker) -> bool:
+    return broker.pid is not None
+
+
+SCENARIOS = (
+    Scenario(
+        "start",
+        "start on an empty directory",
+        "until the line that says that connections are accepted",
+        run_start,
+        ("start_s",),
+        applies=lambda broker: broker.start_s is not None,
+        fresh=True,
+    ),
+    Scenario(
+        "memory-idle",
+        "memory of a fresh broker",
+        f"process tree, {SETTLE_S:.0f} s after the start",
+        run_idle,
+        ("anonymous_mib", "resident_mib"),
+        applies=_process_known,
+        fresh=True,
+        runs_max=1,
+    ),
+    Scenario(
+        "memory-backlog",
+        f"memory with {BACKLOG_MESSAGES:,} messages waiting",
+        f"1 KiB, persistent, confirms (window {WINDOW}), no consumer; process tree, "
+        f"{SETTLE_S:.0f} s after the last confirm",
+        run_backlog_memory,
+        ("anonymous_mib", "resident_mib", "fill_rate"),
+        applies=_process_known,
+        fresh=True,
+        runs_max=1,
+    ),
+    Scenario(
+        "connections",
+        f"{CONNECTIONS:,} idle connections",
+        "one open channel each, opened one after the other",
+        run_connections,
+        ("connect_s", "close_s", "anonymous_kib_each", "resident_kib_each"),
+        fresh=True,
+        runs_max=1,
+    ),
+    Scenario(
+        "queues",
+        f"{QUEUES:,} durable queues",
+        "declared one after the other on one connection",
+        run_queues,
+        ("declare_s", "delete_s", "anonymous_kib_each", "resident_kib_each"),
+        fresh=True,
+        runs_max=1,
+    ),
+)

@@ -1,0 +1,142 @@
+"""The messages of a load, encoded before the clock starts: one block of bytes sent over and over.
+
+A `Stream` is an endless sequence of messages, numbered from 0, that repeats a block of whole
+messages; it translates between message numbers and byte positions, so that sending is slicing.
+Knows no socket and no clock.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from benchmarks import wire
+
+# A block of identical messages stays small enough for the processor's cache ...
+UNIFORM_BLOCK_BYTES = 256 * 1024
+# ... one of distinct messages is larger than any cache of recent messages a broker might keep.
+VARIED_BLOCK_MESSAGES = 8192
+
+PERSISTENT, TRANSIENT = 2, 1
+
+CONTENT_TYPE_FLAG, HEADERS_FLAG, DELIVERY_MODE_FLAG = 1 << 15, 1 << 13, 1 << 12
+CORRELATION_ID_FLAG, MESSAGE_ID_FLAG, TIMESTAMP_FLAG = 1 << 10, 1 << 7, 1 << 6
+APP_ID_FLAG = 1 << 3
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the messages of one publisher look like.
+
+    Attributes:
+        exchange: where they are published.
+        routing_keys: used in turn.
+        body_bytes: size of each body, or its mean.
+        varied: distinct ids, headers and timestamps, and sizes from half to one and a half of
+            `body_bytes`; otherwise all messages with the same key are the same bytes.
+        persistent: delivery mode 2 rather than 1.
+    """
+
+    exchange: str
+    routing_keys: tuple[str, ...]
+    body_bytes: int
+    varied: bool = False
+    persistent: bool = True
+
+
+class Stream:
+    """An endless repetition of `messages`."""
+
+    def __init__(self, messages: Sequence[bytes]) -> None:
+        assert messages and all(messages), "a stream repeats at least one message, none empty"
+        self.block = memoryview(b"".join(messages))
+        self.offsets = [0, *accumulate(map(len, messages))]
+
+    def position(self, number: int) -> int:
+        """Where message `number` begins, in bytes from the start of the stream."""
+        rounds, index = divmod(number, len(self.offsets) - 1)
+        return rounds * len(self.block) + self.offsets[index]
+
+    def started(self, position: int) -> int:
+        """How many messages have their first byte before `position`."""
+        rounds, rest = divmod(position, len(self.block))
+        return rounds * (len(self.offsets) - 1) + bisect_left(self.offsets, rest)
+
+    def completed(self, position: int) -> int:
+        """How many messages have their last byte before `position`."""
+        rounds, rest = divmod(position, len(self.block))
+        return rounds * (len(self.offsets) - 1) + bisect_right(self.offsets, rest) - 1
+
+    def slice(self, position: int, bytes_max: int) -> memoryview:
+        """Bytes from `position` on: at most `bytes_max`, and no further than the block goes."""
+        rest = position % len(self.block)
+        return self.block[rest : rest + bytes_max]
+
+
+def encode(traffic: Traffic, frame_bytes_max: int) -> Stream:
+    """The stream of a publisher; the same for every call with the same arguments."""
+    chance = random.Random(1)
+    if traffic.varied:
+        return Stream(_varied(traffic, frame_bytes_max, chance))
+    properties = _uniform_properties(traffic)
+    body = chance.randbytes(traffic.body_bytes)
+    messages = [
+        wire.publish_frames(traffic.exchange, key, properties, body, frame_bytes_max)
+        for key in traffic.routing_keys
+    ]
+    size = sum(map(len, messages))
+    return Stream(messages * max(1, UNIFORM_BLOCK_BYTES // size))
+
+
+def _delivery_mode(traffic: Traffic) -> bytes:
+    return bytes([PERSISTENT if traffic.persistent else TRANSIENT])
+
+
+def _uniform_properties(traffic: Traffic) -> bytes:
+    flags = struct.pack(">H", CONTENT_TYPE_FLAG | DELIVERY_MODE_FLAG)
+    return flags + wire.shortstr("application/octet-stream") + _delivery_mode(traffic)
+
+
+def _varied(traffic: Traffic, frame_bytes_max: int, chance: random.Random) -> list[bytes]:
+    flags = struct.pack(
+        ">H",
+        CONTENT_TYPE_FLAG | HEADERS_FLAG | DELIVERY_MODE_FLAG | CORRELATION_ID_FLAG
+        | MESSAGE_ID_FLAG | TIMESTAMP_FLAG | APP_ID_FLAG,
+    )  # fmt: skip
+    half = traffic.body_bytes // 2
+    bodies = chance.randbytes(4 * traffic.body_bytes)
+    messages = []
+    for number in range(VARIED_BLOCK_MESSAGES):
+        headers = wire.table(
+            {
+                "trace": f"{chance.getrandbits(64):016x}",
+                "attempt": chance.randrange(5),
+                "tenant": f"customer-{chance.randrange(1000)}",
+            }
+        )
+        properties = (
+            flags
+            + wire.shortstr("application/json")
+            + headers
+            + _delivery_mode(traffic)
+            + wire.shortstr(f"{chance.getrandbits(128):032x}")
+            + wire.shortstr(f"{chance.getrandbits(128):032x}")
+            + struct.pack(">Q", 1_700_000_000 + number)
+            + wire.shortstr("benchmark")
+        )
+        size = traffic.body_bytes - half + chance.randrange(2 * half + 1)
+        start = chance.randrange(len(bodies) - size)
+        messages.append(
+            wire.publish_frames(
+                traffic.exchange,
+                traffic.routing_keys[number % len(traffic.routing_keys)],
+                properties,
+                bodies[start : start + size],
+                frame_bytes_max,
+            )
+        )
+    return messages

@@ -1,0 +1,307 @@
+"""A minimal AMQP 0-9-1 client: enough to set a benchmark up, and the frames the load is made of.
+
+Promises exact bytes and blocking calls; a refusal of the broker becomes `Refused` with its text.
+Knows no consumers' callbacks, no recovery and no channel but number 1.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+CHANNEL = 1
+FRAME_HEADER = struct.Struct(">BHI")
+FRAME_END = 0xCE
+METHOD_FRAME, HEADER_FRAME, BODY_FRAME = 1, 2, 3
+FRAME_OVERHEAD_BYTES = FRAME_HEADER.size + 1
+
+# A broker that is busy with a large backlog may take long to answer; a hang must still end.
+TIMEOUT_S = 60.0
+
+METHOD = struct.Struct(">HH")
+CONNECTION_START, CONNECTION_START_OK = (10, 10), (10, 11)
+CONNECTION_TUNE, CONNECTION_TUNE_OK = (10, 30), (10, 31)
+CONNECTION_OPEN, CONNECTION_OPEN_OK = (10, 40), (10, 41)
+CONNECTION_CLOSE, CONNECTION_CLOSE_OK = (10, 50), (10, 51)
+CONNECTION_BLOCKED, CONNECTION_UNBLOCKED = (10, 60), (10, 61)
+CHANNEL_OPEN, CHANNEL_OPEN_OK = (20, 10), (20, 11)
+CHANNEL_CLOSE = (20, 40)
+EXCHANGE_DECLARE, EXCHANGE_DECLARE_OK = (40, 10), (40, 11)
+EXCHANGE_DELETE, EXCHANGE_DELETE_OK = (40, 20), (40, 21)
+QUEUE_DECLARE, QUEUE_DECLARE_OK = (50, 10), (50, 11)
+QUEUE_BIND, QUEUE_BIND_OK = (50, 20), (50, 21)
+QUEUE_DELETE, QUEUE_DELETE_OK = (50, 40), (50, 41)
+BASIC_QOS, BASIC_QOS_OK = (60, 10), (60, 11)
+BASIC_CONSUME, BASIC_CONSUME_OK = (60, 20), (60, 21)
+BASIC_PUBLISH = (60, 40)
+BASIC_DELIVER = (60, 60)
+BASIC_ACK, BASIC_NACK = (60, 80), (60, 120)
+CONFIRM_SELECT, CONFIRM_SELECT_OK = (85, 10), (85, 11)
+
+# The whole frame of a basic.ack: header, class, method, delivery tag, multiple, frame end.
+ACK_FRAME = struct.Struct(">BHIHHQBB")
+ACK_PAYLOAD_BYTES = 13
+
+
+class Refused(Exception):
+    """The broker closed the channel or the connection, or sent what nobody asked for."""
+
+
+def shortstr(text: str) -> bytes:
+    raw = text.encode()
+    return bytes([len(raw)]) + raw
+
+
+def longstr(raw: bytes) -> bytes:
+    return struct.pack(">I", len(raw)) + raw
+
+
+def table(entries: dict[str, str | int | bool]) -> bytes:
+    """A field table of strings (S), integers (I) and booleans (t)."""
+    parts = []
+    for name, value in entries.items():
+        parts.append(shortstr(name))
+        if isinstance(value, bool):
+            parts.append(b"t" + bytes([value]))
+        elif isinstance(value, int):
+            parts.append(b"I" + struct.pack(">i", value))
+        else:
+            parts.append(b"S" + longstr(value.encode()))
+    return longstr(b"".join(parts))
+
+
+def frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return FRAME_HEADER.pack(kind, channel, len(payload)) + payload + bytes([FRAME_END])
+
+
+def method_frame(method: tuple[int, int], arguments: bytes = b"", channel: int = CHANNEL) -> bytes:
+    return frame(METHOD_FRAME, channel, METHOD.pack(*method) + arguments)
+
+
+def ack_frame(delivery_tag: int, multiple: bool) -> bytes:
+    return ACK_FRAME.pack(
+        METHOD_FRAME, CHANNEL, ACK_PAYLOAD_BYTES, *BASIC_ACK, delivery_tag, multiple, FRAME_END
+    )
+
+
+def publish_frames(
+    exchange: str, routing_key: str, properties: bytes, body: bytes, frame_bytes_max: int
+) -> bytes:
+    """One message as a client sends it.
+
+    Args:
+        exchange: name, empty for the default exchange.
+        routing_key: the key.
+        properties: property flags and values, as the header frame holds them.
+        body: the body.
+        frame_bytes_max: negotiated frame size, envelope of the frame included.
+    """
+    arguments = b"\x00\x00" + shortstr(exchange) + shortstr(routing_key) + b"\x00"
+    parts = [
+        method_frame(BASIC_PUBLISH, arguments),
+        frame(HEADER_FRAME, CHANNEL, struct.pack(">HHQ", 60, 0, len(body)) + properties),
+    ]
+    step = frame_bytes_max - FRAME_OVERHEAD_BYTES
+    parts += [
+        frame(BODY_FRAME, CHANNEL, body[start : start + step])
+        for start in range(0, len(body), step)
+    ]
+    return b"".join(parts)
+
+
+def refusal(payload: bytes) -> str:
+    """Why the broker closed, from the payload of connection.close, channel.close or another method."""
+    method = METHOD.unpack_from(payload)
+    if method in (CONNECTION_CLOSE, CHANNEL_CLOSE):
+        (code,) = struct.unpack_from(">H", payload, 4)
+        text = payload[7 : 7 + payload[6]].decode(errors="replace")
+        return f"closed by the broker: {code} {text}"
+    return f"unexpected method {method[0]}.{method[1]} from the broker"
+
+
+def take_methods(buffer: bytearray) -> list[bytes]:
+    """The payloads of the whole method frames at the front of `buffer`, which are removed from it.
+
+    Raises:
+        Refused: a frame of another kind stood there.
+    """
+    payloads = []
+    position = 0
+    while len(buffer) - position >= FRAME_HEADER.size:
+        kind, _, size = FRAME_HEADER.unpack_from(buffer, position)
+        stop = position + FRAME_OVERHEAD_BYTES + size
+        if len(buffer) < stop:
+            break
+        if kind != METHOD_FRAME or buffer[stop - 1] != FRAME_END:
+            raise Refused(f"frame of kind {kind} where a method was expected")
+        payloads.append(bytes(buffer[position + FRAME_HEADER.size : stop - 1]))
+        position = stop
+    del buffer[:position]
+    return payloads
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a broker listens and who logs in."""
+
+    host: str
+    port: int
+    user: str = "guest"
+    password: str = "guest"
+    vhost: str = "/"
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """`amqp://user:password@host:port/vhost`; ValueError when it is something else."""
+        parts = urlsplit(url)
+        if parts.scheme != "amqp" or not parts.hostname:
+            raise ValueError(f"not an address of the form amqp://host:port/: {url}")
+        return cls(
+            host=parts.hostname,
+            port=parts.port or 5672,
+            user=unquote(parts.username or "guest"),
+            password=unquote(parts.password or "guest"),
+            vhost=unquote(parts.path[1:]) or "/",
+        )
+
+
+class Connection:
+    """One connection with channel 1 open; calls block until the broker answers.
+
+    Heartbeats are off: the load loops must not have to answer them.
+
+    Raises:
+        Refused: from any call, when the broker closes or answers something else.
+        OSError: when the socket fails; TimeoutError when the broker is silent too long.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.socket = socket.create_connection((address.host, address.port), timeout=TIMEOUT_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # What arrived and was not looked at yet; a consumer takes it over after basic.consume.
+        self.unread = bytearray()
+        self._methods: list[bytes] = []
+        try:
+            self._open(address)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _open(self, address: Address) -> None:
+        self.socket.sendall(PROTOCOL_HEADER)
+        self.server_properties = self._reply(CONNECTION_START)[6:]
+        capabilities = table({"publisher_confirms": True, "basic.nack": True})
+        client_properties = longstr(
+            shortstr("product") + b"S" + longstr(b"benchmark")
+            + shortstr("capabilities") + b"F" + capabilities
+        )  # fmt: skip
+        response = f"\0{address.user}\0{address.password}".encode()
+        start_ok = client_properties + shortstr("PLAIN") + longstr(response) + shortstr("en_US")
+        self.socket.sendall(method_frame(CONNECTION_START_OK, start_ok, channel=0))
+        tune = self._reply(CONNECTION_TUNE)
+        channel_max, self.frame_bytes_max, _ = struct.unpack_from(">HIH", tune, 4)
+        tune_ok = struct.pack(">HIH", channel_max, self.frame_bytes_max, 0)
+        self.socket.sendall(
+            method_frame(CONNECTION_TUNE_OK, tune_ok, channel=0)
+            + method_frame(CONNECTION_OPEN, shortstr(address.vhost) + b"\x00\x00", channel=0)
+        )
+        self._reply(CONNECTION_OPEN_OK)
+        self.call(CHANNEL_OPEN, b"\x00", CHANNEL_OPEN_OK)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.socket.close()
+
+    def _reply(self, expected: tuple[int, int]) -> bytes:
+        while not self._methods:
+            # One frame at most may be taken: deliveries can stand right behind a consume-ok.
+            whole = self._whole_frame()
+            if whole is None:
+                data = self.socket.recv(65536)
+                if not data:
+                    raise Refused("the broker hung up")
+                self.unread += data
+            else:
+                first = self.unread[:whole]
+                del self.unread[:whole]
+                self._methods = take_methods(first)
+        payload = self._methods.pop(0)
+        if METHOD.unpack_from(payload) != expected:
+            raise Refused(refusal(payload))
+        return payload
+
+    def _whole_frame(self) -> int | None:
+        if len(self.unread) < FRAME_HEADER.size:
+            return None
+        _, _, size = FRAME_HEADER.unpack_from(self.unread)
+        stop = int(size) + FRAME_OVERHEAD_BYTES
+        return stop if len(self.unread) >= stop else None
+
+    def call(self, method: tuple[int, int], arguments: bytes, expected: tuple[int, int]) -> bytes:
+        """Send a method on channel 1 and return the payload of its reply."""
+        self.socket.sendall(method_frame(method, arguments))
+        return self._reply(expected)
+
+    def declare_queue(self, name: str, durable: bool = True) -> None:
+        arguments = b"\x00\x00" + shortstr(name) + bytes([durable << 1]) + table({})
+        self.call(QUEUE_DECLARE, arguments, QUEUE_DECLARE_OK)
+
+    def delete_queue(self, name: str) -> int:
+        """Delete a queue and return how many messages were in it."""
+        reply = self.call(QUEUE_DELETE, b"\x00\x00" + shortstr(name) + b"\x00", QUEUE_DELETE_OK)
+        return int(struct.unpack_from(">I", reply, 4)[0])
+
+    def declare_exchange(self, name: str, kind: str) -> None:
+        arguments = b"\x00\x00" + shortstr(name) + shortstr(kind) + b"\x02" + table({})
+        self.call(EXCHANGE_DECLARE, arguments, EXCHANGE_DECLARE_OK)
+
+    def delete_exchange(self, name: str) -> None:
+        self.call(EXCHANGE_DELETE, b"\x00\x00" + shortstr(name) + b"\x00", EXCHANGE_DELETE_OK)
+
+    def bind_queue(self, queue: str, exchange: str, routing_key: str) -> None:
+        names = shortstr(queue) + shortstr(exchange) + shortstr(routing_key)
+        self.call(QUEUE_BIND, b"\x00\x00" + names + b"\x00" + table({}), QUEUE_BIND_OK)
+
+    def select_confirms(self) -> None:
+        self.call(CONFIRM_SELECT, b"\x00", CONFIRM_SELECT_OK)
+
+    def limit_prefetch(self, messages: int) -> None:
+        self.call(BASIC_QOS, struct.pack(">IHB", 0, messages, 0), BASIC_QOS_OK)
+
+    def consume(self, queue: str, consumer_tag: str, no_ack: bool) -> None:
+        """Start a consumer; its deliveries follow in `unread` and on the socket."""
+        names = shortstr(queue) + shortstr(consumer_tag)
+        arguments = b"\x00\x00" + names + bytes([no_ack << 1]) + table({})
+        self.call(BASIC_CONSUME, arguments, BASIC_CONSUME_OK)
+
+    def close(self) -> None:
+        """Close politely: when this returns, the broker has seen all that was sent before."""
+        arguments = struct.pack(">H", 200) + shortstr("OK") + struct.pack(">HH", 0, 0)
+        self.socket.sendall(method_frame(CONNECTION_CLOSE, arguments, channel=0))
+        self._reply(CONNECTION_CLOSE_OK)
+        self.socket.close()
+
+    def server_property(self, name: str) -> str:
+        """A string of the server properties, empty when it is not there."""
+        key = shortstr(name) + b"S"
+        at = self.server_properties.find(key)
+        if at < 0:
+            return ""
+        at += len(key)
+        (size,) = struct.unpack_from(">I", self.server_properties, at)
+        return self.server_properties[at + 4 : at + 4 + size].decode(errors="replace")
