@@ -1,0 +1,127 @@
+"""The properties of a message: what its content header carries behind the body size.
+
+Promises that `scan` accepts exactly what `decode_properties` can decode, and that nothing but
+`HardError` is raised for octets that are no properties. Knows nothing of what a property does.
+
+    properties: flags u16 (bit 15 = content_type … bit 2 = cluster_id, bit 1 unused, bit 0 = another
+    word of flags follows), then the values of those present
+"""
+
+import struct
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from qlog.server.amqp.errors import HardError, frame_error, syntax_error
+from qlog.server.amqp.spec import encode_shortstr
+from qlog.server.amqp.values import Table, Timestamp, decode_table, encode_table
+
+
+@dataclass(slots=True)
+class Properties:
+    """The fourteen properties of class basic, None when absent."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: Table | None = None
+    delivery_mode: int | None = None
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: Timestamp | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+    cluster_id: str | None = None
+
+
+class Traits(NamedTuple):
+    """What the broker must know of every message before it is routed.
+
+    `delivery_mode` is 0 when absent. `special` says that priority, expiration, reply_to or user_id
+    is set, or that the headers hold CC or BCC: only then need the properties be decoded.
+    """
+
+    delivery_mode: int
+    special: bool
+
+
+NO_PROPERTIES = b"\x00\x00"
+
+_SHORTSTR, _TABLE, _OCTET, _TIMESTAMP = range(4)
+_KINDS = {"headers": _TABLE, "delivery_mode": _OCTET, "priority": _OCTET, "timestamp": _TIMESTAMP}
+_FIELDS = tuple(
+    (field.name, _KINDS.get(field.name, _SHORTSTR), 1 << (15 - position))
+    for position, field in enumerate(fields(Properties))
+)
+_U64 = struct.Struct(">Q")
+_SPECIAL = sum(
+    bit for name, _, bit in _FIELDS if name in ("priority", "expiration", "reply_to", "user_id")
+)
+_UNUSED = 0b11
+
+
+def _malformed(what: str) -> HardError:
+    return syntax_error(f"malformed content header: {what}")
+
+
+def decode_properties(raw: bytes) -> Properties:
+    """Decode flags and values. Raises HardError: 501 for text that is not UTF-8, otherwise 502."""
+    properties = Properties()
+    try:
+        flags = raw[0] << 8 | raw[1]
+        if flags & _UNUSED:
+            raise _malformed("unknown properties")
+        offset = 2
+        for name, kind, bit in _FIELDS:
+            if not flags & bit:
+                continue
+            value: Any
+            if kind == _SHORTSTR:
+                end = offset + 1 + raw[offset]
+                value = str(raw[offset + 1 : end], "utf-8")
+            elif kind == _TABLE:
+                value, end = decode_table(raw, offset)
+            elif kind == _OCTET:
+                value, end = raw[offset], offset + 1
+            else:
+                value, end = Timestamp(_U64.unpack_from(raw, offset)[0]), offset + 8
+            setattr(properties, name, value)
+            offset = end
+    except UnicodeDecodeError:
+        raise frame_error("Malformed UTF-8 in shortstr") from None
+    except (IndexError, struct.error):
+        raise _malformed("cut short") from None
+    if offset != len(raw):
+        raise _malformed("does not fill its frame")
+    return properties
+
+
+def encode_properties(properties: Properties) -> bytes:
+    """Encode flags and values. Raises ValueError when a value does not fit its field."""
+    flags = 0
+    parts = [b""]
+    for name, kind, bit in _FIELDS:
+        value = getattr(properties, name)
+        if value is None:
+            continue
+        flags |= bit
+        if kind == _SHORTSTR:
+            parts.append(encode_shortstr(value))
+        elif kind == _TABLE:
+            parts.append(encode_table(value))
+        elif kind == _OCTET:
+            parts.append(bytes((value,)))
+        else:
+            parts.append(_U64.pack(value))
+    parts[0] = flags.to_bytes(2, "big")
+    return b"".join(parts)
+
+
+def scan(raw: bytes) -> Traits:
+    """Validate properties without building them. Raises HardError as `decode_properties` does."""
+    properties = decode_properties(raw)
+    headers = properties.headers or {}
+    special = (raw[0] << 8 | raw[1]) & _SPECIAL != 0 or "CC" in headers or "BCC" in headers
+    return Traits(properties.delivery_mode or 0, special)

@@ -1,0 +1,335 @@
+"""Field tables: the typed values that methods and message headers carry.
+
+Promises that each of RabbitMQ's value types (`S I i l L b B s u d f D t T F A x V`) comes out of
+decoding as a Python value that is encoded back to the same type, and that no input raises anything
+but `HardError`. Knows nothing of what a key means. Keys of a table are unique in what is decoded:
+the last one wins, and the order of first appearance is kept.
+
+    table: length u32, then per entry: key (u8 length, UTF-8), type u8, value
+    array: length u32, then per entry: type u8, value
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias, Union
+
+from qlog.server.amqp.errors import HardError, syntax_error
+
+# Deep enough for any header seen in the wild (x-death is 3), far from Python's recursion limit.
+NESTING_MAX = 64
+
+
+class Int8(int):
+    """Type `b`."""
+
+    __slots__ = ()
+
+
+class UInt8(int):
+    """Type `B`."""
+
+    __slots__ = ()
+
+
+class Int16(int):
+    """Type `s`."""
+
+    __slots__ = ()
+
+
+class UInt16(int):
+    """Type `u`."""
+
+    __slots__ = ()
+
+
+class UInt32(int):
+    """Type `i`. (Type `I`, signed, is a plain `int`.)"""
+
+    __slots__ = ()
+
+
+class Int64(int):
+    """Type `l`, where the number would also fit in 32 bits (otherwise a plain `int`)."""
+
+    __slots__ = ()
+
+
+class Int64Capital(int):
+    """Type `L`, which RabbitMQ reads as `l`."""
+
+    __slots__ = ()
+
+
+class Float32(float):
+    """Type `f`. (Type `d` is a plain `float`.)"""
+
+    __slots__ = ()
+
+
+class Timestamp(int):
+    """Type `T`: seconds since 1970."""
+
+    __slots__ = ()
+
+
+class LongStr(bytes):
+    """Type `S` that is not UTF-8. (Otherwise a `str`; a plain `bytes` is type `x`.)"""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecimalValue:
+    """Type `D`: `unscaled` divided by ten to the power of `scale`."""
+
+    scale: int
+    unscaled: int
+
+
+Value: TypeAlias = Union[
+    str,
+    bytes,
+    bool,
+    int,
+    float,
+    None,
+    datetime,
+    DecimalValue,
+    "Mapping[str, Value]",
+    "Sequence[Value]",
+]
+Table: TypeAlias = dict[str, Value]
+
+_U32 = struct.Struct(">I")
+_DECIMAL = struct.Struct(">BI")
+_TIMESTAMP = struct.Struct(">Q")
+
+# Wire type, Python type, layout, RabbitMQ's name. Types of their own first: a plain int or float
+# decides by its size.
+_NUMBERS: tuple[tuple[bytes, type[int] | type[float], str, str], ...] = (
+    (b"b", Int8, ">b", "byte"),
+    (b"B", UInt8, ">B", "unsignedbyte"),
+    (b"s", Int16, ">h", "short"),
+    (b"u", UInt16, ">H", "unsignedshort"),
+    (b"i", UInt32, ">I", "unsignedint"),
+    (b"L", Int64Capital, ">q", "long"),
+    (b"l", Int64, ">q", "long"),
+    (b"T", Timestamp, ">Q", "timestamp"),
+    (b"f", Float32, ">f", "float"),
+    (b"d", float, ">d", "double"),
+    (b"I", int, ">i", "signedint"),
+)
+_NUMBER_BY_TYPE = {
+    kind: (wire, struct.Struct(layout), name) for wire, kind, layout, name in _NUMBERS
+}
+_INT32 = range(-(2**31), 2**31)
+_INT64 = struct.Struct(">q")
+
+
+def malformed(what: str) -> HardError:
+    """The error for octets that are no field table."""
+    return syntax_error(f"malformed field table: {what}")
+
+
+# --- decoding
+
+
+def decode_table(data: bytes, offset: int = 0) -> tuple[Table, int]:
+    """Decode the table that starts with its length at `offset`.
+
+    Returns the table and the offset behind it. Raises HardError (502) when it is malformed, cut
+    short, or nested deeper than NESTING_MAX.
+    """
+    try:
+        return _table(data, offset, 0)
+    except (struct.error, IndexError):
+        raise malformed("cut short") from None
+    except UnicodeDecodeError:
+        raise malformed("key is not UTF-8") from None
+
+
+def _table(data: bytes, offset: int, depth: int) -> tuple[Table, int]:
+    if depth > NESTING_MAX:
+        raise malformed("nested too deeply")
+    (size,) = _U32.unpack_from(data, offset)
+    offset += 4
+    end = offset + size
+    if end > len(data):
+        raise malformed("cut short")
+    table: Table = {}
+    while offset < end:
+        key_end = offset + 1 + data[offset]
+        key = str(data[offset + 1 : key_end], "utf-8")
+        table[key], offset = _value(data, key_end, depth)
+    if offset != end:
+        raise malformed("entry crosses its end")
+    return table, end
+
+
+def _array(data: bytes, offset: int, depth: int) -> tuple[list[Value], int]:
+    if depth > NESTING_MAX:
+        raise malformed("nested too deeply")
+    (size,) = _U32.unpack_from(data, offset)
+    offset += 4
+    end = offset + size
+    if end > len(data):
+        raise malformed("cut short")
+    array: list[Value] = []
+    while offset < end:
+        value, offset = _value(data, offset, depth)
+        array.append(value)
+    if offset != end:
+        raise malformed("entry crosses its end")
+    return array, end
+
+
+def _value(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+    decode = _DECODERS.get(data[offset])
+    if decode is None:
+        raise malformed(f"unknown type {data[offset]}")
+    return decode(data, offset + 1, depth + 1)
+
+
+def _octets(data: bytes, offset: int) -> tuple[bytes, int]:
+    (size,) = _U32.unpack_from(data, offset)
+    end = offset + 4 + size
+    if end > len(data):
+        raise malformed("cut short")
+    return data[offset + 4 : end], end
+
+
+def _string(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+    octets, end = _octets(data, offset)
+    try:
+        return str(octets, "utf-8"), end
+    except UnicodeDecodeError:
+        return LongStr(octets), end
+
+
+def _binary(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+    return _octets(data, offset)
+
+
+def _boolean(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+    return data[offset] != 0, offset + 1
+
+
+def _void(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+    return None, offset
+
+
+def _decimal(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+    return DecimalValue(*_DECIMAL.unpack_from(data, offset)), offset + _DECIMAL.size
+
+
+def _long(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+    (number,) = _INT64.unpack_from(data, offset)
+    return Int64(number) if number in _INT32 else number, offset + _INT64.size
+
+
+def _number(kind: type[int] | type[float], layout: struct.Struct) -> "_Decoder":
+    def decode(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
+        (number,) = layout.unpack_from(data, offset)
+        return kind(number), offset + layout.size
+
+    return decode
+
+
+_Decoder: TypeAlias = Callable[[bytes, int, int], tuple[Value, int]]
+_DECODERS: dict[int, _Decoder] = {
+    wire[0]: _number(kind, struct.Struct(layout)) for wire, kind, layout, _ in _NUMBERS
+} | {
+    ord("S"): _string,
+    ord("x"): _binary,
+    ord("t"): _boolean,
+    ord("V"): _void,
+    ord("D"): _decimal,
+    ord("l"): _long,
+    ord("F"): _table,
+    ord("A"): _array,
+}
+
+
+# --- encoding
+
+
+def encode_table(table: Mapping[str, Value]) -> bytes:
+    """Encode a table, its length first.
+
+    Raises ValueError for a key over 255 octets, a number over 64 bits, or a value of a type that
+    AMQP has not.
+    """
+    parts = []
+    for key, value in table.items():
+        octets = key.encode()
+        if len(octets) > 255:
+            raise ValueError(f"table key over 255 octets: {key[:32]!r}…")
+        parts.append(bytes((len(octets),)) + octets + encode_value(value))
+    body = b"".join(parts)
+    return _U32.pack(len(body)) + body
+
+
+def encode_value(value: Value) -> bytes:
+    """Encode one value, its type first. Raises ValueError as `encode_table` does."""
+    match value:
+        case str():
+            octets = value.encode()
+            return b"S" + _U32.pack(len(octets)) + octets
+        case bool():
+            return b"t\x01" if value else b"t\x00"
+        case int() | float():
+            return _encode_number(value)
+        case None:
+            return b"V"
+        case bytes():
+            return (b"S" if isinstance(value, LongStr) else b"x") + _U32.pack(len(value)) + value
+        case Mapping():
+            return b"F" + encode_table(value)
+        case DecimalValue():
+            return b"D" + _DECIMAL.pack(value.scale, value.unscaled)
+        case datetime():
+            return b"T" + _TIMESTAMP.pack(int(value.timestamp()))
+        case Sequence():
+            body = b"".join(map(encode_value, value))
+            return b"A" + _U32.pack(len(body)) + body
+        case _:
+            raise ValueError(f"AMQP has no type for {type(value).__name__}")
+
+
+def _encode_number(value: float) -> bytes:
+    kind = type(value)
+    if kind is int and value not in _INT32:
+        kind = Int64
+    wire, layout, _ = _NUMBER_BY_TYPE[kind]
+    try:
+        return wire + layout.pack(value)
+    except struct.error:
+        raise ValueError(f"{value} does not fit AMQP type {wire.decode()}") from None
+
+
+def type_name(value: Value) -> str:
+    """RabbitMQ's name of the value's type, as error texts have it: longstr, signedint, bool …"""
+    match value:
+        case bool():
+            return "bool"
+        case int() | float():
+            if type(value) is int and value not in _INT32:
+                return "long"
+            return _NUMBER_BY_TYPE[type(value)][2]
+        case str() | LongStr():
+            return "longstr"
+        case bytes():
+            return "binary"
+        case None:
+            return "void"
+        case Mapping():
+            return "table"
+        case DecimalValue():
+            return "decimal"
+        case datetime():
+            return "timestamp"
+        case _:
+            return "array"
