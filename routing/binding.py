@@ -1,0 +1,61 @@
+"""A binding, and what makes two of them the same one.
+
+Promises that two bindings are equal when source, destination, routing key and arguments are, the
+arguments compared as AMQP does and not as Python does (True is not 1, 1 is not 1.0).
+Does not know what an exchange type makes of a routing key or of arguments.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+DestinationKind = Literal["queue", "exchange"]
+
+NO_ARGUMENTS: Mapping[str, object] = MappingProxyType({})
+
+
+def comparable(value: object) -> Hashable:
+    """Return a stand-in for a field value, equal to another's if the values are equal in AMQP.
+
+    Numbers compare within their class: integers whatever their width, floats whatever their
+    width, booleans apart from both. Tables compare without regard to the order of their keys.
+
+    >>> comparable(1) == comparable(True), comparable(1) == comparable(1.0)
+    (False, False)
+    """
+    match value:
+        case None | str() | bytes():
+            return value
+        case bool():
+            return ("bool", value)
+        case int():
+            return ("int", int(value))
+        case float():
+            return ("float", float(value))
+        case list() | tuple():
+            return ("array", tuple(map(comparable, value)))
+        case Mapping():
+            return ("table", frozenset((key, comparable(item)) for key, item in value.items()))
+        case Hashable():
+            return (type(value).__name__, value)  # decimal, timestamp: never equal to a number
+    raise TypeError(f"not a field value: {type(value).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """From `source`, an exchange, to the queue or exchange `destination`.
+
+    `arguments` are kept as given and must not be changed afterwards.
+    """
+
+    source: str
+    kind: DestinationKind
+    destination: str
+    routing_key: str
+    arguments: Mapping[str, object] = field(default=NO_ARGUMENTS, compare=False)
+    _arguments_key: Hashable = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        key = comparable(self.arguments) if self.arguments else None
+        object.__setattr__(self, "_arguments_key", key)

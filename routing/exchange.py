@@ -1,0 +1,77 @@
+"""An exchange, the contract of an exchange type, and the table of types.
+
+A new type is a file with a class that keeps the contract, and a line in `TYPES`.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from qlog.routing.binding import NO_ARGUMENTS, Binding
+from qlog.routing.direct import Direct
+from qlog.routing.fanout import Fanout
+from qlog.routing.headers import Headers
+from qlog.routing.topic import Topic
+
+
+class Matcher(Protocol):
+    """An exchange type: the bindings of one exchange, arranged for finding those that match."""
+
+    cacheable: ClassVar[bool]
+    """True when what matches depends on the routing keys alone, so that callers may remember it."""
+
+    def __init__(self) -> None: ...
+
+    def add(self, binding: Binding) -> None:
+        """Take in a binding that is not here yet. Raises InvalidBinding, having changed nothing."""
+
+    def remove(self, binding: Binding) -> None:
+        """Forget a binding that is here."""
+
+    def match(
+        self, routing_keys: Sequence[str], headers: Callable[[], Mapping[str, object]]
+    ) -> Collection[Binding]:
+        """Return the bindings that match any of the keys, or the headers.
+
+        The result may be a view of the matcher's own state: read it before the next change. A
+        binding may be in it twice.
+        """
+
+
+TYPES: Mapping[str, type[Matcher]] = {
+    "direct": Direct,
+    "fanout": Fanout,
+    "headers": Headers,
+    "topic": Topic,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange as declared. `arguments` must not be changed afterwards."""
+
+    name: str
+    type: str
+    durable: bool = True
+    auto_delete: bool = False
+    internal: bool = False
+    arguments: Mapping[str, object] = field(default=NO_ARGUMENTS)
+
+    @property
+    def alternate(self) -> str | None:
+        """The exchange that gets what this one has no binding for, by argument."""
+        name = self.arguments.get("alternate-exchange")
+        assert name is None or isinstance(name, str), "the broker checks the argument's type"
+        return name
+
+
+# Every vhost has these from the beginning (RabbitMQ; AMQP 0-9-1, section 3.1.3).
+PREDECLARED = (
+    Exchange("", "direct"),
+    Exchange("amq.direct", "direct"),
+    Exchange("amq.fanout", "fanout"),
+    Exchange("amq.headers", "headers"),
+    Exchange("amq.match", "headers"),
+    Exchange("amq.rabbitmq.trace", "topic", internal=True),
+    Exchange("amq.topic", "topic"),
+)

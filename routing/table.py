@@ -1,0 +1,275 @@
+"""The exchanges and bindings of one vhost, and the way of a message through them.
+
+Promises that each queue is found once however many ways lead to it, that cycles of exchanges and
+of alternates end, and that `version` grows with every change that may alter a route.
+Knows queues by name only; does not know users, reply codes, durability rules or reserved names.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from qlog.routing.binding import NO_ARGUMENTS, Binding, DestinationKind
+from qlog.routing.errors import (
+    DefaultExchangeForbidden,
+    MissingExchange,
+    MissingQueue,
+    UnknownExchangeType,
+)
+from qlog.routing.exchange import PREDECLARED, TYPES, Exchange, Matcher
+
+
+class Routed(NamedTuple):
+    """Where a message goes: `queues`, each once, none when it is unroutable.
+
+    `cacheable` says that exchange and routing keys alone decided it: callers may remember the
+    route until the table's `version` changes.
+    """
+
+    queues: tuple[str, ...]
+    cacheable: bool
+
+
+class Removed(list[str]):
+    """The auto-delete exchanges that a removal took with it, by name, in the order they went.
+
+    `bindings` are all the bindings that went, the implicit one of a queue (source "") included.
+    """
+
+    __slots__ = ("bindings",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bindings: list[Binding] = []
+
+
+class _Source:
+    """An exchange in the table, with the bindings that lead out of it."""
+
+    __slots__ = ("alternate", "bindings", "exchange", "matcher")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.alternate = exchange.alternate
+        self.matcher: Matcher = TYPES[exchange.type]()
+        self.bindings: dict[Binding, None] = {}
+
+
+class RoutingTable:
+    """The exchanges and bindings of one vhost. Starts with the predeclared exchanges.
+
+    The default exchange "" is a direct exchange to which `add_queue` binds each queue by its
+    name; these implicit bindings are listed like all others, with source "".
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._queues: set[str] = set()
+        self._sources = {exchange.name: _Source(exchange) for exchange in PREDECLARED}
+        self._incoming: dict[tuple[DestinationKind, str], dict[Binding, None]] = {}
+
+    # Queues
+
+    def add_queue(self, name: str) -> None:
+        """Make a queue known, reachable through the default exchange. Again: no effect."""
+        if name not in self._queues:
+            self._queues.add(name)
+            self._attach(Binding("", "queue", name, name))
+
+    def remove_queue(self, name: str) -> Removed:
+        """Forget a queue and its bindings; unknown: no effect."""
+        self._queues.discard(name)
+        return self._remove(self._incoming.get(("queue", name), ()))
+
+    # Exchanges
+
+    def declare_exchange(
+        self,
+        name: str,
+        type: str,
+        *,
+        durable: bool = False,
+        auto_delete: bool = False,
+        internal: bool = False,
+        arguments: Mapping[str, object] = NO_ARGUMENTS,
+    ) -> Exchange:
+        """Return the exchange of this name, created if there was none.
+
+        One that exists is returned as it is: the caller compares. Raises UnknownExchangeType
+        (also when the exchange exists, as RabbitMQ does) and DefaultExchangeForbidden.
+        """
+        if type not in TYPES:
+            raise UnknownExchangeType(type)
+        if name == "":
+            raise DefaultExchangeForbidden
+        source = self._sources.get(name)
+        if source is None:
+            exchange = Exchange(name, type, durable, auto_delete, internal, arguments)
+            source = self._sources[name] = _Source(exchange)
+            self.version += 1
+        return source.exchange
+
+    def delete_exchange(self, name: str) -> Removed:
+        """Forget an exchange with all bindings from it and to it; unknown: no effect.
+
+        The result names further exchanges only. Raises DefaultExchangeForbidden.
+        """
+        if name == "":
+            raise DefaultExchangeForbidden
+        source = self._sources.get(name)
+        if source is None:
+            return Removed()
+        outgoing = list(source.bindings)
+        for binding in outgoing:
+            self._detach(binding)
+        del self._sources[name]
+        self.version += 1
+        removed = self._remove(self._incoming.get(("exchange", name), ()))
+        removed.bindings[:0] = outgoing
+        return removed
+
+    def exchange(self, name: str) -> Exchange | None:
+        """Return the exchange of this name, None when there is none."""
+        source = self._sources.get(name)
+        return None if source is None else source.exchange
+
+    def exchanges(self) -> Iterator[Exchange]:
+        """Iterate over all exchanges, the default one and the predeclared included."""
+        return (source.exchange for source in self._sources.values())
+
+    def in_use(self, name: str) -> bool:
+        """Tell whether the exchange has bindings as a source (what `if-unused` asks)."""
+        source = self._sources.get(name)
+        return source is not None and bool(source.bindings)
+
+    # Bindings
+
+    def bind(
+        self,
+        source: str,
+        kind: DestinationKind,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, object] = NO_ARGUMENTS,
+    ) -> bool:
+        """Bind a queue or an exchange to the exchange `source`; tell whether that is new.
+
+        Raises MissingExchange, MissingQueue (the source is looked up first), InvalidBinding and
+        DefaultExchangeForbidden.
+        """
+        if source == "" or (kind == "exchange" and destination == ""):
+            raise DefaultExchangeForbidden
+        if source not in self._sources:
+            raise MissingExchange(source)
+        if kind == "queue" and destination not in self._queues:
+            raise MissingQueue(destination)
+        if kind == "exchange" and destination not in self._sources:
+            raise MissingExchange(destination)
+        binding = Binding(source, kind, destination, routing_key, arguments)
+        if binding in self._sources[source].bindings:
+            return False
+        self._attach(binding)
+        return True
+
+    def unbind(
+        self,
+        source: str,
+        kind: DestinationKind,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, object] = NO_ARGUMENTS,
+    ) -> Removed:
+        """Remove a binding; when there is none, or an end is unknown, no effect.
+
+        Raises DefaultExchangeForbidden.
+        """
+        if source == "" or (kind == "exchange" and destination == ""):
+            raise DefaultExchangeForbidden
+        binding = Binding(source, kind, destination, routing_key, arguments)
+        known = source in self._sources and binding in self._sources[source].bindings
+        return self._remove([binding] if known else ())
+
+    def bindings(self) -> Iterator[Binding]:
+        """Iterate over all bindings, the implicit ones (source "") included."""
+        return (binding for source in self._sources.values() for binding in source.bindings)
+
+    def bindings_from(self, source: str) -> Iterator[Binding]:
+        """Iterate over the bindings that lead out of an exchange; none when it is unknown."""
+        known = self._sources.get(source)
+        return iter(()) if known is None else iter(known.bindings)
+
+    def bindings_to(self, kind: DestinationKind, destination: str) -> Iterator[Binding]:
+        """Iterate over the bindings that lead to a queue or an exchange."""
+        return iter(self._incoming.get((kind, destination), ()))
+
+    def _attach(self, binding: Binding) -> None:
+        source = self._sources[binding.source]
+        source.matcher.add(binding)  # first, as it alone may refuse
+        source.bindings[binding] = None
+        self._incoming.setdefault((binding.kind, binding.destination), {})[binding] = None
+        self.version += 1
+
+    def _detach(self, binding: Binding) -> None:
+        source = self._sources[binding.source]
+        source.matcher.remove(binding)
+        del source.bindings[binding]
+        incoming = self._incoming[binding.kind, binding.destination]
+        del incoming[binding]
+        if not incoming:
+            del self._incoming[binding.kind, binding.destination]
+        self.version += 1
+
+    def _remove(self, bindings: Iterable[Binding]) -> Removed:
+        """Remove bindings, every auto-delete exchange left without any, its bindings, and so on.
+
+        An exchange goes only with the last binding that had it as source: one that never had any
+        stays (RabbitMQ).
+        """
+        removed = Removed()
+        going = list(bindings)
+        for binding in going:
+            self._detach(binding)
+            source = self._sources[binding.source]
+            if source.exchange.auto_delete and not source.bindings:
+                del self._sources[binding.source]
+                removed.append(binding.source)
+                going += self._incoming.get(("exchange", binding.source), ())
+        removed.bindings = going
+        return removed
+
+    # Routing
+
+    def route(
+        self,
+        exchange: str,
+        routing_keys: Sequence[str],
+        headers: Callable[[], Mapping[str, object]],
+    ) -> Routed:
+        """Find the queues of a message published to `exchange`. Raises MissingExchange.
+
+        `routing_keys` are the message's own and those of CC and BCC; `headers` is called once for
+        each headers exchange on the way. An exchange where no binding matches hands the message
+        to its alternate, and so on; an alternate that does not exist is none (RabbitMQ).
+        """
+        if exchange not in self._sources:
+            raise MissingExchange(exchange)
+        queues: dict[str, None] = {}
+        cacheable = True
+        path = {exchange: None}
+        todo = [exchange]
+        for name in todo:  # grows while it is walked
+            source = self._sources.get(name)
+            if source is None:
+                continue  # an alternate that does not exist
+            matcher = source.matcher
+            cacheable = cacheable and matcher.cacheable
+            matched = matcher.match(routing_keys, headers)
+            for binding in matched:
+                if binding.kind == "queue":
+                    queues[binding.destination] = None
+                elif binding.destination not in path:
+                    path[binding.destination] = None
+                    todo.append(binding.destination)
+            if not matched and source.alternate is not None and source.alternate not in path:
+                path[source.alternate] = None
+                todo.append(source.alternate)
+        return Routed(tuple(queues), cacheable)
