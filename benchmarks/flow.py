@@ -212,8 +212,7 @@ def flow_figures(
         "rate": rate((one.delivered for one in taken.work), span),
         "publish_rate": rate((one.begun for one in sent.work), span),
         "published": published,
-        "publisher_cpu_share": sent.cpu_s / sent.wall_s,
-        "consumer_cpu_share": taken.cpu_s / taken.wall_s,
+        "load_cpu_share": sent.cpu_s / sent.wall_s + taken.cpu_s / taken.wall_s,
         "publisher_cpu_us": sent.cpu_s / max(1, published) * 1e6,
         "consumer_cpu_us": taken.cpu_s / max(1, delivered) * 1e6,
     }

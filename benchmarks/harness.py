@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from benchmarks.scenarios.scenario import Scenario, Settings
 PAUSE_S = 0.5
 
 # Brokers by their part in the comparison.
-SUBJECT, PEER = "subject", "peer"
+SUBJECT, PEER = "broker", "peer"
 
 
 @dataclass(slots=True)
@@ -33,8 +34,9 @@ class Result:
         title: see Scenario.
         state: see Scenario.
         headline: see Scenario.
-        runs: figures of each run, by SUBJECT and PEER; run n of both were neighbours.
-        errors: why there are fewer runs than were asked for.
+        runs: figures of each run, by SUBJECT and PEER; run n of both were neighbours. A run that
+            failed has none.
+        errors: why runs failed.
     """
 
     scenario: str
@@ -117,6 +119,9 @@ def run_session(
     Raises:
         BrokerFailed: the broker of our own does not start or stop.
     """
+    # Thousands of connections are opened, here and in a broker of our own, which inherits this.
+    _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
     with _fresh(subject, settings.directory) as steady:
         brokers = {SUBJECT: steady} | ({PEER: peer} if peer else {})
         session = Session(
@@ -142,9 +147,10 @@ def run_session(
                     except (LoadFailed, BrokerFailed, wire.Refused, OSError) as error:
                         result.errors.append(f"{where}: {error}")
                         tell(result.errors[-1])
-                        continue
+                        figures = {}
                     if figures is not None:
                         result.runs.setdefault(part, []).append(figures)
+                    if figures:
                         tell(f"{where}: {_headline(scenario, figures)}")
                     time.sleep(PAUSE_S)
             keep(session)

@@ -125,6 +125,34 @@ class Failure:
     text: str
 
 
+class Confirms:
+    """Which messages are confirmed: all up to `prefix`, and some ahead of it."""
+
+    def __init__(self, result: Published) -> None:
+        self.prefix = 0
+        self._result = result
+        self._ahead: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        return self.prefix + len(self._ahead)
+
+    def add(self, delivery_tag: int, multiple: bool, now_ns: int) -> None:
+        """Take a confirm; one that is ahead of others is written down on its own."""
+        if multiple:
+            self.prefix = max(self.prefix, delivery_tag)
+        elif delivery_tag == self.prefix + 1:
+            self.prefix = delivery_tag
+        elif delivery_tag > self.prefix:
+            # Messages are numbered from 0, confirms from 1.
+            self._result.confirmed_early_ns.setdefault(delivery_tag - 1, now_ns)
+            self._ahead.add(delivery_tag)
+        if self._ahead:
+            while self.prefix + 1 in self._ahead:
+                self.prefix += 1
+            self._ahead = {tag for tag in self._ahead if tag > self.prefix}
+
+
 class Publisher:
     """One publishing connection: sends while its window allows, reads confirms."""
 
@@ -136,18 +164,17 @@ class Publisher:
         self.stream = encode(plan.traffic, self.connection.frame_bytes_max)
         self.messages_max = plan.messages_max
         self.result = Published()
+        self.confirms = Confirms(self.result)
         self.position = 0
         self.begun = 0
         self.blocked = False
-        self._prefix = 0
-        self._ahead: set[int] = set()
 
     @property
     def done(self) -> bool:
         """All that was to be published is sent and, with confirms, confirmed."""
         if self.messages_max is None or self.position < self.stream.position(self.messages_max):
             return False
-        return not self.plan.confirms or self._prefix == self.messages_max
+        return not self.plan.confirms or self.confirms.count == self.messages_max
 
     def stop(self) -> None:
         """Publish nothing more, but the rest of a message that is half sent."""
@@ -156,7 +183,7 @@ class Publisher:
 
     def send(self) -> None:
         """Send what the window and the socket allow."""
-        allowed = self._prefix + len(self._ahead) + self.plan.window
+        allowed = self.confirms.count + self.plan.window
         if self.messages_max is not None:
             allowed = min(allowed, self.messages_max)
         limit = self.stream.position(allowed)
@@ -182,36 +209,21 @@ class Publisher:
         if not data:
             raise wire.Refused("the broker hung up on a publisher")
         self.connection.unread += data
-        before = self._prefix
+        before = self.confirms.prefix
         for payload in wire.take_methods(self.connection.unread):
             method = wire.METHOD.unpack_from(payload)
             if method != wire.BASIC_ACK:
                 raise wire.Refused(wire.refusal(payload))
             delivery_tag, multiple = ACK_ARGUMENTS.unpack_from(payload, wire.METHOD.size)
-            self._confirm(delivery_tag, multiple, now_ns)
-        if self._prefix > before:
-            self.result.confirmed.note(now_ns, self._prefix)
-
-    def _confirm(self, delivery_tag: int, multiple: bool, now_ns: int) -> None:
-        if delivery_tag > self.begun:
-            raise wire.Refused(f"confirm of message {delivery_tag}, {self.begun} were published")
-        if multiple:
-            self._prefix = max(self._prefix, delivery_tag)
-        elif delivery_tag == self._prefix + 1:
-            self._prefix = delivery_tag
-        else:
-            # Messages are numbered from 0, confirms from 1.
-            self.result.confirmed_early_ns[delivery_tag - 1] = now_ns
-            self._ahead.add(delivery_tag)
-        if self._ahead:
-            self._ahead = {tag for tag in self._ahead if tag > self._prefix}
-            while self._prefix + 1 in self._ahead:
-                self._prefix += 1
-                self._ahead.discard(self._prefix)
+            if delivery_tag > self.begun:
+                raise wire.Refused(f"confirm {delivery_tag} of {self.begun} messages")
+            self.confirms.add(delivery_tag, multiple, now_ns)
+        if self.confirms.prefix > before:
+            self.result.confirmed.note(now_ns, self.confirms.prefix)
 
     def credit(self, delivered: int) -> None:
         """Move the window of a publisher without confirms: so many messages were delivered."""
-        self._prefix = delivered
+        self.confirms.prefix = delivered
 
 
 class DeliveryCounter:
@@ -251,7 +263,9 @@ class DeliveryCounter:
         self._end += size
         if self._end < self._needed:
             return
-        at = self._buffer.rfind(self._marker, self._begin, self._end - DELIVERY_TAG.size)
+        # Not below 0, which would mean the end of the buffer.
+        marker_end_max = max(0, self._end - DELIVERY_TAG.size)
+        at = self._buffer.rfind(self._marker, self._begin, marker_end_max)
         if at < 0:
             self._check_method()
             return

@@ -21,6 +21,8 @@ UNITS = {
     "fill_confirm_p99_ms": ("confirm p99", " ms"),
     "delivery_p50_ms": ("end to end p50", " ms"),
     "delivery_p99_ms": ("end to end p99", " ms"),
+    "load_cpu_share": ("load, processors", ""),
+    "broker_cpu_share": ("broker, processors", ""),
     "raw_sync_p50_ms": ("raw fdatasync p50", " ms"),
     "anonymous_mib": ("memory, anonymous", " MiB"),
     "resident_mib": ("memory, resident", " MiB"),
@@ -53,8 +55,14 @@ def values(result: Result, part: str, figure: str) -> list[float]:
 
 def ratios(result: Result, figure: str) -> Summary | None:
     """The subject's value by the peer's, run by run: neighbours saw the same machine."""
-    pairs = zip(values(result, SUBJECT, figure), values(result, PEER, figure), strict=False)
-    return Summary.of([ours / theirs for ours, theirs in pairs if theirs])
+    pairs = zip(result.runs.get(SUBJECT, []), result.runs.get(PEER, []), strict=False)
+    return Summary.of(
+        [
+            ours[figure] / theirs[figure]
+            for ours, theirs in pairs
+            if ours.get(figure) and theirs.get(figure)
+        ]
+    )
 
 
 def number(value: float) -> str:
@@ -80,7 +88,12 @@ def rows(result: Result) -> Iterator[tuple[str, str, str, str]]:
         theirs = Summary.of(values(result, PEER, figure))
         if ours or theirs:
             name, unit = UNITS[figure]
-            yield f"{name},{unit}", spread(ours), spread(theirs), spread(ratios(result, figure))
+            yield (
+                f"{name}{unit and ','}{unit}",
+                spread(ours),
+                spread(theirs),
+                spread(ratios(result, figure)),
+            )
 
 
 def print_session(session: Session, console: Console) -> None:
@@ -224,7 +237,7 @@ def markdown(session: Session) -> str:
         lines.append(goal + f"| {measured} | {ends} | {target.verdict(summary)} |")
     lines += [
         "",
-        "| scenario | figure | subject: median (min-max) | peer | ratio |",
+        "| scenario | figure | broker: median (min-max) | peer | ratio |",
         "|---|---|---|---|---|",
     ]
     for result in session.results:

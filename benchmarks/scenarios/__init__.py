@@ -6,10 +6,11 @@ from benchmarks.scenarios import backlog, fanout, footprint, steady
 from benchmarks.scenarios.scenario import Scenario
 
 SCENARIOS: tuple[Scenario, ...] = (
+    *footprint.BEFORE_LOAD,
     *steady.SCENARIOS,
     *fanout.SCENARIOS,
     *backlog.SCENARIOS,
-    *footprint.SCENARIOS,
+    *footprint.AFTER_LOAD,
 )
 
 

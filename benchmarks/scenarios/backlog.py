@@ -45,7 +45,7 @@ def fill(broker: Broker, queue: str, messages: int, body_bytes: int = 1024) -> F
     return {
         "fill_rate": messages / span.seconds,
         "fill_confirm_p99_ms": quantile_ms(samples, 0.99),
-        "publisher_cpu_share": report.cpu_s / report.wall_s,
+        "fill_load_cpu_share": report.cpu_s / report.wall_s,
     }
 
 
@@ -66,7 +66,7 @@ def drain(broker: Broker, queue: str, messages: int) -> Figures:
         raise LoadFailed(f"{messages} published, {work.delivered.count} delivered")
     return {
         "drain_rate": messages / Span(work.begun_ns, work.delivered.times_ns[-1]).seconds,
-        "consumer_cpu_share": report.cpu_s / report.wall_s,
+        "drain_load_cpu_share": report.cpu_s / report.wall_s,
     }
 
 

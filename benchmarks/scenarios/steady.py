@@ -20,7 +20,15 @@ ACK_EVERY = 100
 TRANSIENT_WINDOW = 5000
 RAW_SYNCS = 200
 
-RATES = ("rate", "confirm_p50_ms", "confirm_p99_ms", "delivery_p50_ms", "delivery_p99_ms")
+RATES = (
+    "rate",
+    "confirm_p50_ms",
+    "confirm_p99_ms",
+    "delivery_p50_ms",
+    "delivery_p99_ms",
+    "load_cpu_share",
+    "broker_cpu_share",
+)
 
 # 500 keys of three words; each is matched by exactly one of the patterns.
 TOPIC_KEYS = tuple(
@@ -172,6 +180,6 @@ SCENARIOS = (
         "transient messages without acks",
         f"1 KiB, delivery mode 1, no confirms, no_ack; undelivered at most {TRANSIENT_WINDOW}",
         run_transient,
-        ("rate", "delivery_p50_ms", "delivery_p99_ms"),
+        ("rate", "delivery_p50_ms", "delivery_p99_ms", "load_cpu_share", "broker_cpu_share"),
     ),
 )
