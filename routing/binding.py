@@ -19,14 +19,19 @@ def comparable(value: object) -> Hashable:
     """Return a stand-in for a field value, equal to another's if the values are equal in AMQP.
 
     Numbers compare within their class: integers whatever their width, floats whatever their
-    width, booleans apart from both. Tables compare without regard to the order of their keys.
+    width, booleans apart from both. As in RabbitMQ a text equals the same octets sent as binary,
+    and a timestamp (an int of seconds) equals that integer. Unlike there, 1 is not 1.0, tables
+    compare without regard to the order of their keys, and widths do not count inside arrays and
+    tables either: a client library chooses those for its user.
 
     >>> comparable(1) == comparable(True), comparable(1) == comparable(1.0)
     (False, False)
     """
     match value:
-        case None | str() | bytes():
+        case None | bytes():
             return value
+        case str():
+            return value.encode()
         case bool():
             return ("bool", value)
         case int():
@@ -38,7 +43,7 @@ def comparable(value: object) -> Hashable:
         case Mapping():
             return ("table", frozenset((key, comparable(item)) for key, item in value.items()))
         case Hashable():
-            return (type(value).__name__, value)  # decimal, timestamp: never equal to a number
+            return (type(value).__name__, value)  # decimal, datetime
     raise TypeError(f"not a field value: {type(value).__name__}")
 
 
@@ -53,7 +58,7 @@ class Binding:
     kind: DestinationKind
     destination: str
     routing_key: str
-    arguments: Mapping[str, object] = field(default=NO_ARGUMENTS, compare=False)
+    arguments: Mapping[str, object] = field(default_factory=lambda: NO_ARGUMENTS, compare=False)
     _arguments_key: Hashable = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

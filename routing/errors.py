@@ -3,6 +3,8 @@
 They say what is impossible; which reply code and scope a client sees is the broker's business.
 """
 
+from collections.abc import Mapping
+
 
 class RoutingError(Exception):
     """Something asked of a routing table is impossible. Nothing was changed."""
@@ -40,4 +42,40 @@ class DefaultExchangeForbidden(RoutingError):
 
 
 class InvalidBinding(RoutingError):
-    """The source's exchange type cannot work with these arguments; str() is RabbitMQ's text."""
+    """A headers exchange cannot work with `value` as `x-match`; str() is RabbitMQ's text.
+
+    The AMQP name of the type of a `value` that is no string is told from the Python type alone;
+    who knows the type on the wire can say it better.
+    """
+
+    def __init__(self, value: object) -> None:
+        if isinstance(value, str):
+            text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            term = f'<<"{text}">>' if text else "<<>>"
+            super().__init__(
+                f"Invalid x-match field value {term}; expected all, any, all-with-x, or any-with-x"
+            )
+        else:
+            kind, term = _erlang(value)
+            super().__init__(f"Invalid x-match field type {kind} (value {term}); expected longstr")
+        self.value = value
+
+
+def _erlang(value: object) -> tuple[str, str]:
+    """Return the AMQP type a field value most likely had, and the value as RabbitMQ prints it."""
+    match value:
+        case None:
+            return "void", "undefined"
+        case bool():
+            return "bool", str(value).lower()
+        case int():
+            return ("signedint" if -(2**31) <= value < 2**31 else "long"), str(value)
+        case float():
+            return "double", str(value)
+        case bytes():
+            return "binary", f'<<"{value.decode("latin-1")}">>'
+        case list() | tuple():
+            return "array", str(value)
+        case Mapping():
+            return "table", str(value)
+    return type(value).__name__, str(value)

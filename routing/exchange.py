@@ -55,14 +55,17 @@ class Exchange:
     durable: bool = True
     auto_delete: bool = False
     internal: bool = False
-    arguments: Mapping[str, object] = field(default=NO_ARGUMENTS)
+    arguments: Mapping[str, object] = field(default_factory=lambda: NO_ARGUMENTS)
 
     @property
     def alternate(self) -> str | None:
-        """The exchange that gets what this one has no binding for, by argument."""
+        """The exchange that gets what this one has no binding for, by argument.
+
+        The default exchange is none: RabbitMQ finds no queue there on this way.
+        """
         name = self.arguments.get("alternate-exchange")
         assert name is None or isinstance(name, str), "the broker checks the argument's type"
-        return name
+        return name or None
 
 
 # Every vhost has these from the beginning (RabbitMQ; AMQP 0-9-1, section 3.1.3).
