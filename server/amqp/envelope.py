@@ -54,9 +54,7 @@ class Envelope:
         self._decoded: Properties | None = None
 
     @classmethod
-    def pack(
-        cls, exchange: str, routing_key: str, properties: bytes, body_size: int
-    ) -> "Envelope":
+    def pack(cls, exchange: str, routing_key: str, properties: bytes, body_size: int) -> "Envelope":
         """The envelope of a message just published, or made by the broker itself.
 
         Raises HardError when the properties are malformed.

@@ -28,7 +28,8 @@ class AMQPError(Exception):
     @property
     def reply_text(self) -> str:
         """`NAME - text` as RabbitMQ writes it, cut to 255 octets between characters."""
-        reply = f"{self.name} - {self.text}".encode(errors="replace")
+        text = f"{self.name} - {self.text}" if self.text else self.name
+        reply = text.encode(errors="replace")
         return reply[:REPLY_TEXT_BYTES_MAX].decode(errors="ignore")
 
 
@@ -110,6 +111,6 @@ def not_implemented(text: str, class_id: int = 0, method_id: int = 0) -> HardErr
     return HardError(540, "NOT_IMPLEMENTED", text, class_id, method_id)
 
 
-def internal_error(text: str, class_id: int = 0, method_id: int = 0) -> HardError:
-    """541: the server failed."""
+def internal_error(text: str = "", class_id: int = 0, method_id: int = 0) -> HardError:
+    """541: the server failed; without a text also RabbitMQ's answer to malformed properties."""
     return HardError(541, "INTERNAL_ERROR", text, class_id, method_id)

@@ -20,7 +20,8 @@ OVERHEAD_BYTES = 8  # a frame's octets around its payload
 FRAME_HEAD = struct.Struct(">BHI")
 # Frame head and the fixed part of a content header's payload; the properties follow.
 CONTENT_HEAD = struct.Struct(">BHIHHQ")
-CONTENT_FIXED_BYTES = 12
+CONTENT_FIXED = struct.Struct(">HHQ")
+CONTENT_FIXED_BYTES = CONTENT_FIXED.size
 BASIC = 60
 
 HEARTBEAT_FRAME = FRAME_HEAD.pack(HEARTBEAT, 0, 0) + END
@@ -56,3 +57,13 @@ def body_frames(channel: int, body: bytes, frame_bytes_max: int) -> list[Buffer]
         payload = view[start : start + payload_bytes_max]
         buffers += (FRAME_HEAD.pack(BODY, channel, len(payload)), payload, END)
     return buffers
+
+
+def shown(payload: bytes) -> str:
+    """A payload as RabbitMQ's error texts show it: an Erlang binary, its first 16 octets."""
+    front = payload[:16]
+    if front and all(0x20 <= octet < 0x7F and octet not in b'"\\' for octet in front):
+        binary = f'<<"{front.decode("ascii")}">>'
+    else:
+        binary = f"<<{','.join(map(str, front))}>>"
+    return f"first 16 octets = {binary}" if len(payload) > 16 else f"all octets = {binary}"

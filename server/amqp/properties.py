@@ -3,15 +3,18 @@
 Promises that `scan` accepts exactly what `decode_properties` can decode, and that nothing but
 `HardError` is raised for octets that are no properties. Knows nothing of what a property does.
 
-    properties: flags u16 (bit 15 = content_type … bit 2 = cluster_id, bit 1 unused, bit 0 = another
-    word of flags follows), then the values of those present
+Text need not be UTF-8: RabbitMQ does not check it, and clients do put raw octets in a correlation
+id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns back.
+
+    properties: flags u16 (bit 15 = content_type … bit 2 = cluster_id, bit 1 ignored, bit 0 = another
+    word of flags, which class basic does not have), then the values of those present
 """
 
 import struct
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from qlog.server.amqp.errors import HardError, frame_error, syntax_error
+from qlog.server.amqp.errors import HardError, internal_error
 from qlog.server.amqp.spec import encode_shortstr
 from qlog.server.amqp.values import Table, Timestamp, decode_table, encode_table
 
@@ -56,23 +59,21 @@ _FIELDS = tuple(
     for position, field in enumerate(fields(Properties))
 )
 _U64 = struct.Struct(">Q")
-_SPECIAL = sum(
-    bit for name, _, bit in _FIELDS if name in ("priority", "expiration", "reply_to", "user_id")
-)
-_UNUSED = 0b11
+_SPECIAL_NAMES = ("priority", "expiration", "reply_to", "user_id")
+_SPECIAL = sum(bit for name, _, bit in _FIELDS if name in _SPECIAL_NAMES)
+_MORE_FLAGS = 1
 
 
-def _malformed(what: str) -> HardError:
-    return syntax_error(f"malformed content header: {what}")
+def _malformed() -> HardError:
+    # RabbitMQ's reply, which has no text.
+    return internal_error()
 
 
 def decode_properties(raw: bytes) -> Properties:
-    """Decode flags and values. Raises HardError: 501 for text that is not UTF-8, otherwise 502."""
+    """Decode flags and values. Raises HardError (541) when they are malformed."""
     properties = Properties()
     try:
         flags = raw[0] << 8 | raw[1]
-        if flags & _UNUSED:
-            raise _malformed("unknown properties")
         offset = 2
         for name, kind, bit in _FIELDS:
             if not flags & bit:
@@ -80,7 +81,7 @@ def decode_properties(raw: bytes) -> Properties:
             value: Any
             if kind == _SHORTSTR:
                 end = offset + 1 + raw[offset]
-                value = str(raw[offset + 1 : end], "utf-8")
+                value = str(raw[offset + 1 : end], "utf-8", "surrogateescape")
             elif kind == _TABLE:
                 value, end = decode_table(raw, offset)
             elif kind == _OCTET:
@@ -89,12 +90,10 @@ def decode_properties(raw: bytes) -> Properties:
                 value, end = Timestamp(_U64.unpack_from(raw, offset)[0]), offset + 8
             setattr(properties, name, value)
             offset = end
-    except UnicodeDecodeError:
-        raise frame_error("Malformed UTF-8 in shortstr") from None
-    except (IndexError, struct.error):
-        raise _malformed("cut short") from None
-    if offset != len(raw):
-        raise _malformed("does not fill its frame")
+    except (IndexError, struct.error, HardError):
+        raise _malformed() from None
+    if offset != len(raw) or flags & _MORE_FLAGS:
+        raise _malformed()
     return properties
 
 
@@ -114,9 +113,15 @@ def encode_properties(properties: Properties) -> bytes:
         elif kind == _OCTET:
             parts.append(bytes((value,)))
         else:
-            parts.append(_U64.pack(value))
+            parts.append(_encode_timestamp(value))
     parts[0] = flags.to_bytes(2, "big")
     return b"".join(parts)
+
+
+def _encode_timestamp(seconds: int) -> bytes:
+    if not 0 <= seconds < 2**64:
+        raise ValueError(f"timestamp {seconds} does not fit 64 bits")
+    return _U64.pack(seconds)
 
 
 def scan(raw: bytes) -> Traits:

@@ -12,9 +12,9 @@ Promises that decoding raises nothing but `HardError`. Knows nothing of when a m
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
-from qlog.server.amqp.errors import command_invalid, frame_error, syntax_error
+from qlog.server.amqp.errors import HardError, command_invalid, frame_error
 from qlog.server.amqp.values import Table, decode_table, encode_table
 
 Bit = Annotated[bool, "bit"]
@@ -68,19 +68,23 @@ def _method(
 
     def build(cls: type[_M]) -> type[_M]:
         made = dataclass(frozen=True, slots=True)(cls)
-        hints = get_type_hints(made, include_extras=True)
         made.CLASS_ID, made.METHOD_ID = class_id, method_id
         made.NAME = _name(made.__name__)
         made.FROM_CLIENT, made.HAS_CONTENT, made.REPLIES = client, content, replies
         made.LAYOUT = (
             *(("", kind) for kind in before.split()),
-            *((field.name, hints[field.name].__metadata__[0]) for field in fields(made)),  # type: ignore[arg-type]
+            *((field.name, _wire_type(field.type)) for field in fields(made)),  # type: ignore[arg-type]
             *(("", kind) for kind in after.split()),
         )
         _BY_ID[class_id, method_id] = made
         return made
 
     return build
+
+
+def _wire_type(annotation: Any) -> str:
+    kind: str = annotation.__metadata__[0]
+    return kind
 
 
 def _name(class_name: str) -> str:
@@ -196,7 +200,7 @@ class ChannelFlow(Method):
     active: Bit
 
 
-@_method(20, 21, client=True)
+@_method(20, 21)
 class ChannelFlowOk(Method):
     active: Bit
 
@@ -403,7 +407,7 @@ class BasicCancel(Method):
     nowait: Bit
 
 
-@_method(60, 31, client=True)
+@_method(60, 31)
 class BasicCancelOk(Method):
     consumer_tag: ShortStr
 
@@ -540,8 +544,8 @@ METHODS: dict[tuple[int, int], type[Method]] = dict(_BY_ID)
 
 
 def encode_shortstr(text: str) -> bytes:
-    """One octet of length, then UTF-8. Raises ValueError over 255 octets."""
-    octets = text.encode()
+    """One octet of length, then UTF-8 (surrogates of PEP 383 as octets). ValueError over 255."""
+    octets = text.encode("utf-8", "surrogateescape")
     if len(octets) > 255:
         raise ValueError(f"shortstr over 255 octets: {text[:32]!r}…")
     return bytes((len(octets),)) + octets
@@ -587,8 +591,8 @@ _RESERVED = {"bit": False, "short": 0, "shortstr": "", "longstr": b""}
 def decode_method(payload: bytes) -> Method:
     """The method of a method frame's payload.
 
-    Raises HardError: 503 for a method that there is not, 501 for a shortstr that is not UTF-8,
-    502 for arguments that are cut short or have octets left over. The error names class and method.
+    Raises HardError: 503 for a method that there is not, otherwise 501 (text that is not UTF-8,
+    arguments cut short, octets left over). The error names class and method.
     """
     if len(payload) < 4:
         raise frame_error("method frame without class and method")
@@ -626,10 +630,13 @@ def decode_method(payload: bytes) -> Method:
                     offset += number.size
             if attribute:
                 arguments.append(value)
+    except HardError as error:
+        error.class_id, error.method_id = class_id, method_id
+        raise
     except UnicodeDecodeError:
         raise frame_error("Malformed UTF-8 in shortstr", class_id, method_id) from None
     except (IndexError, struct.error):
-        raise syntax_error(f"{cls.NAME} is cut short", class_id, method_id) from None
+        raise frame_error(f"{cls.NAME} is cut short", class_id, method_id) from None
     if offset != len(payload):
-        raise syntax_error(f"{cls.NAME} does not fill its frame", class_id, method_id)
+        raise frame_error(f"{cls.NAME} does not fill its frame", class_id, method_id)
     return cls(*arguments)

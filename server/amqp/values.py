@@ -3,7 +3,8 @@
 Promises that each of RabbitMQ's value types (`S I i l L b B s u d f D t T F A x V`) comes out of
 decoding as a Python value that is encoded back to the same type, and that no input raises anything
 but `HardError`. Knows nothing of what a key means. Keys of a table are unique in what is decoded:
-the last one wins, and the order of first appearance is kept.
+the last one wins, and the order of first appearance is kept. A key that is not UTF-8 is accepted as
+RabbitMQ does, its odd octets as surrogates (PEP 383), which encoding turns back.
 
     table: length u32, then per entry: key (u8 length, UTF-8), type u8, value
     array: length u32, then per entry: type u8, value
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, Union
 
-from qlog.server.amqp.errors import HardError, syntax_error
+from qlog.server.amqp.errors import HardError, frame_error
 
 # Deep enough for any header seen in the wild (x-death is 3), far from Python's recursion limit.
 NESTING_MAX = 64
@@ -131,7 +132,7 @@ _INT64 = struct.Struct(">q")
 
 def malformed(what: str) -> HardError:
     """The error for octets that are no field table."""
-    return syntax_error(f"malformed field table: {what}")
+    return frame_error(f"malformed field table: {what}")
 
 
 # --- decoding
@@ -140,15 +141,13 @@ def malformed(what: str) -> HardError:
 def decode_table(data: bytes, offset: int = 0) -> tuple[Table, int]:
     """Decode the table that starts with its length at `offset`.
 
-    Returns the table and the offset behind it. Raises HardError (502) when it is malformed, cut
+    Returns the table and the offset behind it. Raises HardError (501) when it is malformed, cut
     short, or nested deeper than NESTING_MAX.
     """
     try:
         return _table(data, offset, 0)
     except (struct.error, IndexError):
         raise malformed("cut short") from None
-    except UnicodeDecodeError:
-        raise malformed("key is not UTF-8") from None
 
 
 def _table(data: bytes, offset: int, depth: int) -> tuple[Table, int]:
@@ -162,7 +161,7 @@ def _table(data: bytes, offset: int, depth: int) -> tuple[Table, int]:
     table: Table = {}
     while offset < end:
         key_end = offset + 1 + data[offset]
-        key = str(data[offset + 1 : key_end], "utf-8")
+        key = str(data[offset + 1 : key_end], "utf-8", "surrogateescape")
         table[key], offset = _value(data, key_end, depth)
     if offset != end:
         raise malformed("entry crosses its end")
@@ -264,7 +263,7 @@ def encode_table(table: Mapping[str, Value]) -> bytes:
     """
     parts = []
     for key, value in table.items():
-        octets = key.encode()
+        octets = key.encode("utf-8", "surrogateescape")
         if len(octets) > 255:
             raise ValueError(f"table key over 255 octets: {key[:32]!r}…")
         parts.append(bytes((len(octets),)) + octets + encode_value(value))

@@ -1,0 +1,585 @@
+"""The server's side of one connection: octets in, events out; methods in, octets out.
+
+Promises that no input makes `receive` raise, that it yields the same events however the octets are
+cut, and that what is kept is bounded: one frame, and per open channel one message of at most
+`message_bytes_max` and what was received of it. Knows nothing of queues, users or time: whether a
+login is right, a vhost exists or a heartbeat is late is for others to say.
+
+Errors go by RabbitMQ 3.10: codes, texts, scopes, and what is ignored while something is closing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from qlog.server.amqp import spec
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import (
+    AMQPError,
+    HardError,
+    channel_error,
+    command_invalid,
+    frame_error,
+    not_allowed,
+    precondition_failed,
+    unexpected_frame,
+)
+from qlog.server.amqp.frames import (
+    BASIC,
+    BODY,
+    CONTENT_FIXED,
+    CONTENT_FIXED_BYTES,
+    FRAME_END,
+    FRAME_HEAD,
+    HEADER,
+    HEARTBEAT,
+    HEARTBEAT_FRAME,
+    METHOD,
+    OVERHEAD_BYTES,
+    PROTOCOL_HEADER,
+    body_frames,
+    header_frame,
+    method_frame,
+    shown,
+)
+from qlog.server.amqp.recognise import (
+    ACK_IDS,
+    PUBLISH_IDS,
+    AckRange,
+    PublishForm,
+    PublishForms,
+    PublishRun,
+    add_to_runs,
+    take_acks,
+    take_publishes,
+)
+from qlog.server.amqp.spec import Method, decode_method
+
+# Before the limits are agreed a client may send this much at once, as in RabbitMQ 4: a token given
+# as a password does not fit the 4096 octets of the specification.
+HANDSHAKE_FRAME_BYTES_MAX = 8192
+# The specification's frame-min-size: no peer may agree to less.
+FRAME_BYTES_MIN = 4096
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # RabbitMQ 4's default
+# RabbitMQ closes the connection, not the channel, over a body announced larger than this.
+BODY_BYTES_LIMIT = 512 * 1024 * 1024
+
+# Protocol headers answered with a connection.start: 0-9-1, and as in RabbitMQ 0-9 and 0-8.
+_ACCEPTED_HEADERS = (PROTOCOL_HEADER, b"AMQP\x01\x01\x00\x09", b"AMQP\x01\x01\x08\x00")
+
+_CONNECTION = spec.ConnectionOpen.CLASS_ID
+# The payloads, or their beginnings, by which closing is recognised without being decoded.
+_CLOSE_IDS = b"\x00\x0a\x00\x32"
+_CLOSE_OK = b"\x00\x0a\x00\x33"
+_CHANNEL_CLOSE_IDS = b"\x00\x14\x00\x28"
+_CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"
+
+
+class State(Enum):
+    """Where a connection stands; the value is RabbitMQ's word for it in error texts."""
+
+    HEADER = "pre_init"  # nothing received yet
+    STARTING = "starting"  # connection.start is, or is to be, sent
+    SECURING = "securing"  # the login is being judged
+    TUNING = "tuning"  # connection.tune is sent
+    OPENING = "opening"  # waits for connection.open
+    RUNNING = "running"
+    CLOSING = "closing"  # only connection.close and close-ok count
+    CLOSED = "closed"  # nothing counts
+
+
+# What a client may send on channel 0, and where that leads.
+_RECEIVED: dict[State, dict[type[Method], State]] = {
+    State.STARTING: {spec.ConnectionStartOk: State.SECURING},
+    State.SECURING: {spec.ConnectionSecureOk: State.SECURING},
+    State.TUNING: {spec.ConnectionTuneOk: State.OPENING},
+    State.OPENING: {spec.ConnectionOpen: State.RUNNING},
+    State.RUNNING: {
+        spec.ConnectionUpdateSecret: State.RUNNING,
+        spec.ConnectionClose: State.CLOSED,
+    },
+    State.CLOSING: {
+        spec.ConnectionClose: State.CLOSING,
+        spec.ConnectionCloseOk: State.CLOSED,
+    },
+}
+# What the server sends on channel 0 that leads somewhere.
+_SENT: dict[type[Method], State] = {
+    spec.ConnectionTune: State.TUNING,
+    spec.ConnectionClose: State.CLOSING,
+    spec.ConnectionCloseOk: State.CLOSED,
+}
+# Errors made here are not told to the client: RabbitMQ waits three seconds and closes the socket.
+_SILENT = (State.STARTING, State.SECURING, State.TUNING)
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolHeaderReceived:
+    """The client speaks AMQP 0-9-1: answer with connection.start."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadProtocolHeader:
+    """The client speaks something else: send `reply` and close the socket.
+
+    `looks_like` is HTTP, TLS, AMQP 1.0 or unknown.
+    """
+
+    reply: bytes
+    looks_like: str
+
+
+@dataclass(frozen=True, slots=True)
+class MethodReceived:
+    """A method without content, allowed here and now."""
+
+    channel: int
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class Publishes:
+    """Messages complete now, in their order, on one channel."""
+
+    channel: int
+    runs: list[PublishRun]
+
+
+@dataclass(frozen=True, slots=True)
+class Acks:
+    """basic.ack methods that stood one behind the other, in their order."""
+
+    channel: int
+    ranges: list[AckRange]
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReceived:
+    """The client is alive. (So it is with any other octet.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """The client broke a rule: answer by closing the channel, or the connection.
+
+    A `SoftError` closes `channel`; a `HardError` the connection. What the client goes on to send
+    there is already being ignored. With `silent` the answer is not to be sent: close the socket.
+    """
+
+    error: AMQPError
+    channel: int
+    silent: bool
+
+
+Event: TypeAlias = (
+    ProtocolHeaderReceived
+    | BadProtocolHeader
+    | MethodReceived
+    | Publishes
+    | Acks
+    | HeartbeatReceived
+    | Violation
+)
+
+
+class _Channel:
+    """An open channel: what of a message has come, and whether we have closed it.
+
+    `form` is set from a message's method frame on, `envelope` from its header on; `body` is what
+    came of its body.
+    """
+
+    __slots__ = ("body", "closing", "envelope", "form")
+
+    def __init__(self) -> None:
+        self.closing = False
+        self.expect_method()
+
+    def expect_method(self) -> None:
+        self.form: PublishForm | None = None
+        self.envelope: Envelope | None = None
+        self.body = bytearray()
+
+
+class Connection:
+    """The protocol state of one connection.
+
+    `message_bytes_max` is the largest body accepted. The limits offered to the client are those of
+    the ConnectionTune given to `send`; `channel_max`, `frame_max` (octets) and `heartbeat_s` are
+    what the client then chose, 0 meaning no limit.
+    """
+
+    def __init__(self, *, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
+        self.state = State.HEADER
+        self.channel_max = 0
+        self.frame_max = 0
+        self.heartbeat_s = 0
+        self._message_bytes_max = message_bytes_max
+        # The largest payload accepted. As in RabbitMQ that is frame_max itself: a whole frame may
+        # exceed it by the eight octets around the payload.
+        self._payload_bytes_max = HANDSHAKE_FRAME_BYTES_MAX
+        self._tune = spec.ConnectionTune(0, 0, 0)
+        self._channels: dict[int, _Channel] = {}
+        self._forms = PublishForms()
+        self._rest = bytearray()  # octets not yet understood
+        self._rest_bytes_min = 0  # as long as they are fewer, nothing new can be understood
+        self._data = b""  # what is being understood now
+        self._position = 0
+        self._frame_at = 0  # where the frame now being understood begins
+        self._deaf = False  # frames cannot be told apart any more
+
+    def channels(self) -> frozenset[int]:
+        """The channels now open, those waiting for a channel.close-ok included."""
+        return frozenset(self._channels)
+
+    # --- sending
+
+    def send(self, channel: int, method: Method) -> bytes:
+        """The frame of a method without content. What it changes, changes now."""
+        if channel == 0:
+            self.state = _SENT.get(type(method), self.state)
+            if isinstance(method, spec.ConnectionTune):
+                self._tune = method
+            elif isinstance(method, spec.ConnectionClose | spec.ConnectionCloseOk):
+                self._channels.clear()
+        elif isinstance(method, spec.ChannelClose) and channel in self._channels:
+            self._close_channel(channel)
+        return method_frame(channel, method)
+
+    def send_content(self, channel: int, method: Method, envelope: Envelope, body: bytes) -> bytes:
+        """The frames of a method, its content header and its body."""
+        frames = body_frames(channel, body, self.frame_max)
+        return b"".join((method_frame(channel, method), header_frame(channel, envelope), *frames))
+
+    def heartbeat(self) -> bytes:
+        """The frame that says that we are alive."""
+        return HEARTBEAT_FRAME
+
+    # --- receiving
+
+    def receive(self, data: bytes) -> Iterator[Event]:
+        """Understand more octets; yields what they mean, in their order.
+
+        Iterate to the end before the next call. Each event is found when it is asked for, so that
+        what is sent in answer to one (a channel.close above all) counts for those behind it.
+        """
+        if self._ended():
+            return
+        rest = self._rest
+        if rest:
+            rest += data
+            if len(rest) < self._rest_bytes_min:
+                return
+            data = bytes(rest)
+            rest.clear()
+        self._rest_bytes_min = 0
+        self._data = data
+        self._position = 0
+        while not (self._rest_bytes_min or self._ended()):
+            event = self._next_event()
+            if event is not None:
+                yield event
+        if not self._ended():
+            rest += memoryview(data)[self._position :]
+        self._data = b""
+
+    def _ended(self) -> bool:
+        return self._deaf or self.state is State.CLOSED
+
+    def _next_event(self) -> Event | None:
+        """Understand one frame, or a run of them.
+
+        Sets `_rest_bytes_min` when there is no whole one.
+        """
+        data, position = self._data, self._position
+        if self.state is State.HEADER:
+            return self._protocol_header()
+        if len(data) - position < FRAME_HEAD.size:
+            self._rest_bytes_min = FRAME_HEAD.size
+            return None
+        kind, number, size = FRAME_HEAD.unpack_from(data, position)
+        channel = self._channels.get(number)
+        if kind == METHOD and channel is not None and channel.form is None and not channel.closing:
+            ids = data[position + 7 : position + 11]
+            if ids == PUBLISH_IDS:
+                runs: list[PublishRun] = []
+                self._take_publishes(number, runs)
+                if runs:
+                    return Publishes(number, runs)
+            elif ids == ACK_IDS:
+                ranges, self._position = take_acks(data, position, number)
+                if ranges:
+                    return Acks(number, ranges)
+        try:
+            payload = self._payload(kind, size)
+            if payload is None:
+                return None
+        except HardError as error:
+            self._deaf = True
+            return self._violation(error, number)
+        try:
+            if number == 0:
+                return self._connection_frame(kind, payload)
+            return self._channel_frame(kind, number, payload)
+        except AMQPError as error:
+            return self._violation(error, number)
+
+    def _violation(self, error: AMQPError, number: int) -> Violation:
+        silent = self.state in _SILENT
+        if isinstance(error, HardError):
+            self.state = State.CLOSING
+            self._channels.clear()
+        else:
+            self._close_channel(number)
+        return Violation(error, number, silent)
+
+    def _protocol_header(self) -> Event | None:
+        data = self._data
+        if len(data) < len(PROTOCOL_HEADER):
+            self._rest_bytes_min = len(PROTOCOL_HEADER)
+            return None
+        self._position = len(PROTOCOL_HEADER)
+        if data.startswith(_ACCEPTED_HEADERS):
+            self.state = State.STARTING
+            return ProtocolHeaderReceived()
+        self.state = State.CLOSED
+        return BadProtocolHeader(PROTOCOL_HEADER, _looks_like(data))
+
+    def _payload(self, kind: int, size: int) -> bytes | None:
+        """The payload of the frame at `_position`, which moves behind it. None: not all is there.
+
+        Raises HardError when this is no frame, after which nothing can be understood any more.
+        """
+        if self._payload_bytes_max and size > self._payload_bytes_max:
+            allowed = self._payload_bytes_max - OVERHEAD_BYTES
+            raise frame_error(
+                f"type {kind}, all octets = <<>>: {{frame_too_large,{size},{allowed}}}"
+            )
+        self._frame_at = self._position
+        start = self._position + FRAME_HEAD.size
+        end = start + size
+        if end >= len(self._data):
+            self._rest_bytes_min = size + OVERHEAD_BYTES
+            return None
+        payload = self._data[start:end]
+        marker = self._data[end]
+        if marker != FRAME_END:
+            what = f"{{invalid_frame_end_marker,{marker}}}"
+            raise frame_error(f"type {kind}, {shown(payload)}: {what}")
+        self._position = end + 1
+        return payload
+
+    def _frame(self) -> bytes:
+        """The whole frame that `_payload` last returned the payload of."""
+        return self._data[self._frame_at : self._position]
+
+    # --- channel 0
+
+    def _connection_frame(self, kind: int, payload: bytes) -> Event | None:
+        if self.state is State.CLOSING:
+            return self._while_closing(kind, payload)
+        if kind == METHOD and len(payload) >= 4:
+            return self._connection_method(decode_method(payload))
+        if kind == HEARTBEAT and not payload:
+            return HeartbeatReceived()
+        if kind == BODY or (kind == HEADER and len(payload) >= CONTENT_FIXED_BYTES):
+            raise unexpected_frame(f"type {kind}, {shown(payload)}")
+        raise _unknown_frame(kind, payload)
+
+    def _while_closing(self, kind: int, payload: bytes) -> Event | None:
+        """The peer has been told that it is over, so all else is ignored, mistakes included."""
+        if kind == METHOD:
+            if payload == _CLOSE_OK:
+                self.state = State.CLOSED
+                return MethodReceived(0, spec.ConnectionCloseOk())
+            if payload.startswith(_CLOSE_IDS):
+                # What it says does not matter any more, and need not be well-formed.
+                return MethodReceived(0, spec.ConnectionClose(200, "", 0, 0))
+        return None
+
+    def _connection_method(self, method: Method) -> Event:
+        following = _RECEIVED[self.state].get(type(method))
+        if following is None:
+            raise channel_error(
+                f"unexpected method in connection state {self.state.value}",
+                method.CLASS_ID,
+                method.METHOD_ID,
+            )
+        if isinstance(method, spec.ConnectionTuneOk):
+            self._agree(method)
+        self.state = following
+        return MethodReceived(0, method)
+
+    def _agree(self, chosen: spec.ConnectionTuneOk) -> None:
+        offered = self._tune
+        _check_limit("channel_max", chosen.channel_max, offered.channel_max, 0)
+        _check_limit("frame_max", chosen.frame_max, offered.frame_max, FRAME_BYTES_MIN)
+        self.channel_max = chosen.channel_max
+        self.frame_max = self._payload_bytes_max = chosen.frame_max
+        self.heartbeat_s = chosen.heartbeat
+
+    # --- the other channels
+
+    def _channel_frame(self, kind: int, number: int, payload: bytes) -> Event | None:
+        if self.state is State.CLOSING:
+            return None
+        if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
+            raise _unknown_frame(kind, payload)
+        if kind == HEARTBEAT or self.state is not State.RUNNING:
+            raise unexpected_frame(f"type {kind}, {shown(payload)}")
+        if kind == METHOD and len(payload) < 4:
+            raise _unknown_frame(kind, payload)
+        if kind == HEADER and len(payload) < CONTENT_FIXED_BYTES:
+            raise _unknown_frame(kind, payload)
+        channel = self._channels.get(number)
+        if channel is None:
+            return self._unopened(kind, number, payload)
+        if channel.closing:
+            return self._while_channel_closing(kind, number, payload)
+        if channel.form is not None:
+            return self._content(kind, number, channel, channel.form, payload)
+        if kind != METHOD:
+            raise unexpected_frame("expected method frame, got non method frame instead")
+        return self._channel_method(number, channel, payload)
+
+    def _unopened(self, kind: int, number: int, payload: bytes) -> Event:
+        if kind != METHOD:
+            raise unexpected_frame("expected method frame, got non method frame instead")
+        method = decode_method(payload)
+        if not isinstance(method, spec.ChannelOpen):
+            raise channel_error("expected 'channel.open'", method.CLASS_ID, method.METHOD_ID)
+        count = len(self._channels)
+        if self.channel_max and count >= self.channel_max:
+            raise not_allowed(
+                f"number of channels opened ({count}) has reached the negotiated channel_max "
+                f"({self.channel_max})"
+            )
+        self._channels[number] = _Channel()
+        return MethodReceived(number, method)
+
+    def _close_channel(self, number: int) -> None:
+        channel = self._channels[number]
+        channel.closing = True
+        channel.expect_method()
+
+    def _while_channel_closing(self, kind: int, number: int, payload: bytes) -> Event | None:
+        """The client may not have read our channel.close yet: all but closing is ignored."""
+        if kind == METHOD:
+            if payload == _CHANNEL_CLOSE_OK:
+                del self._channels[number]
+                return MethodReceived(number, spec.ChannelCloseOk())
+            if payload.startswith(_CHANNEL_CLOSE_IDS):
+                # Both close at once. It wants an answer; what it says does not matter any more.
+                return MethodReceived(number, spec.ChannelClose(200, "", 0, 0))
+        return None
+
+    def _channel_method(self, number: int, channel: _Channel, payload: bytes) -> Event | None:
+        if payload.startswith(PUBLISH_IDS):
+            frame = self._frame()
+            channel.form = self._forms.get(frame) or self._forms.learn(frame)
+            return None
+        method = decode_method(payload)
+        ids = (method.CLASS_ID, method.METHOD_ID)
+        match method:
+            case spec.BasicAck():
+                ack = AckRange(method.delivery_tag, method.delivery_tag, method.multiple)
+                return Acks(number, [ack])
+            case spec.ChannelOpen():
+                raise channel_error("second 'channel.open' seen", *ids)
+            case spec.ChannelClose():
+                del self._channels[number]
+            case spec.ChannelCloseOk():
+                raise command_invalid("unimplemented method", *ids)
+        if not method.FROM_CLIENT or method.CLASS_ID == _CONNECTION:
+            raise command_invalid("unimplemented method", *ids)
+        return MethodReceived(number, method)
+
+    def _content(
+        self, kind: int, number: int, channel: _Channel, form: PublishForm, payload: bytes
+    ) -> Event | None:
+        ids = (form.method.CLASS_ID, form.method.METHOD_ID)
+        if channel.envelope is None:
+            envelope = self._content_header(kind, form, payload)
+            if envelope.body_size > self._message_bytes_max:
+                raise precondition_failed(
+                    f"message size {envelope.body_size} is larger than max size "
+                    f"{self._message_bytes_max}",
+                    *ids,
+                )
+            channel.envelope = envelope
+        else:
+            if kind != BODY:
+                raise unexpected_frame(
+                    "expected content body, got non content body frame instead", *ids
+                )
+            channel.body += payload
+        missing = channel.envelope.body_size - len(channel.body)
+        if missing > 0:
+            return None
+        if missing < 0:
+            raise frame_error("content body frame exceeds remaining content size", *ids)
+        runs: list[PublishRun] = []
+        add_to_runs(runs, form, channel.envelope, [bytes(channel.body)])
+        channel.expect_method()
+        self._take_publishes(number, runs)
+        return Publishes(number, runs)
+
+    def _content_header(self, kind: int, form: PublishForm, payload: bytes) -> Envelope:
+        ids = (form.method.CLASS_ID, form.method.METHOD_ID)
+        expected = f"expected content header for class {BASIC}"
+        class_id = weight = body_size = 0
+        if kind == HEADER:
+            class_id, weight, body_size = CONTENT_FIXED.unpack_from(payload)
+        if kind != HEADER or weight:
+            raise unexpected_frame(f"{expected}, got non content header frame instead", *ids)
+        if class_id != BASIC:
+            raise unexpected_frame(f"{expected}, got one for class {class_id} instead", *ids)
+        if body_size > BODY_BYTES_LIMIT:
+            raise frame_error(
+                f"content body size {body_size} exceeds the maximum of {BODY_BYTES_LIMIT}", *ids
+            )
+        return form.envelope_of(self._frame(), body_size)
+
+    def _take_publishes(self, number: int, runs: list[PublishRun]) -> None:
+        """Append the messages of a channel that stand whole at `_position`, and move behind them."""
+        self._position = take_publishes(
+            self._data,
+            self._position,
+            number,
+            self._forms,
+            runs,
+            payload_bytes_max=self._payload_bytes_max or BODY_BYTES_LIMIT,
+            body_bytes_max=self._message_bytes_max,
+        )
+
+
+def _check_limit(name: str, chosen: int, offered: int, allowed_min: int) -> None:
+    """Raise HardError (530) when a client asks for more than the server offers, or for too little.
+
+    Texts of RabbitMQ. Both limits have 0 for none.
+    """
+    if offered and (not chosen or chosen > offered):
+        what = "0 (no limit)" if not chosen else str(chosen)
+        raise not_allowed(
+            f"negotiated {name} = {what} is higher than the maximum allowed value ({offered})"
+        )
+    if chosen and chosen < allowed_min:
+        raise not_allowed(
+            f"negotiated {name} = {chosen} is lower than the minimum allowed value ({allowed_min})"
+        )
+
+
+def _unknown_frame(kind: int, payload: bytes) -> HardError:
+    return frame_error(f"type {kind}, {shown(payload)}: unknown_frame")
+
+
+def _looks_like(data: bytes) -> str:
+    """What the first octets of another protocol are, for the log."""
+    if data.startswith((b"AMQP\x00\x01\x00\x00", b"AMQP\x03\x01\x00\x00", b"AMQP\x02\x01\x00\x00")):
+        return "AMQP 1.0"
+    if data.startswith(b"\x16\x03"):
+        return "TLS"
+    if data.startswith((b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"PRI * ")):
+        return "HTTP"
+    return "unknown"
