@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from qlog.server.amqp.errors import HardError, internal_error
 from qlog.server.amqp.spec import encode_shortstr
-from qlog.server.amqp.values import Table, Timestamp, decode_table, encode_table
+from qlog.server.amqp.values import Table, Timestamp, decode_table, encode_table, skip_table
 
 
 @dataclass(slots=True)
@@ -126,7 +126,62 @@ def _encode_timestamp(seconds: int) -> bytes:
 
 def scan(raw: bytes) -> Traits:
     """Validate properties without building them. Raises HardError as `decode_properties` does."""
-    properties = decode_properties(raw)
-    headers = properties.headers or {}
-    special = (raw[0] << 8 | raw[1]) & _SPECIAL != 0 or "CC" in headers or "BCC" in headers
-    return Traits(properties.delivery_mode or 0, special)
+    try:
+        flags = raw[0] << 8 | raw[1]
+        shape = _SHAPES.get(flags)
+        if shape is None:
+            shape = _SHAPES[flags] = _shape(flags)
+        strings_first, table, octets, strings_middle, timestamp_bytes, strings_last, special = shape
+        offset = 2
+        for _ in strings_first:
+            offset += 1 + raw[offset]
+        if table:
+            offset = skip_table(raw, offset)
+        delivery_mode = raw[offset] if flags & _DELIVERY_MODE else 0
+        offset += octets
+        for _ in strings_middle:
+            offset += 1 + raw[offset]
+        offset += timestamp_bytes
+        for _ in strings_last:
+            offset += 1 + raw[offset]
+    except (IndexError, struct.error, HardError):
+        raise _malformed() from None
+    if offset != len(raw) or flags & _MORE_FLAGS:
+        raise _malformed()
+    if table and not special and (b"\x02CC" in raw or b"\x03BCC" in raw):
+        headers = decode_properties(raw).headers or {}
+        special = "CC" in headers or "BCC" in headers
+    return _TRAITS[special][delivery_mode]
+
+
+class _Shape(NamedTuple):
+    """What stands in which order behind one word of flags; of strings only the number counts."""
+
+    strings_first: range
+    table: bool
+    octets: int
+    strings_middle: range
+    timestamp_bytes: int
+    strings_last: range
+    special: bool
+
+
+def _shape(flags: int) -> _Shape:
+    kinds = [kind if flags & bit else None for _, kind, bit in _FIELDS]
+    strings = [range(part.count(_SHORTSTR)) for part in (kinds[:2], kinds[4:9], kinds[10:])]
+    return _Shape(
+        strings_first=strings[0],
+        table=_TABLE in kinds,
+        octets=kinds.count(_OCTET),
+        strings_middle=strings[1],
+        timestamp_bytes=_U64.size if _TIMESTAMP in kinds else 0,
+        strings_last=strings[2],
+        special=flags & _SPECIAL != 0,
+    )
+
+
+_DELIVERY_MODE = next(bit for name, _, bit in _FIELDS if name == "delivery_mode")
+# By the word of flags: at most 65,536, of which traffic uses a few.
+_SHAPES: dict[int, _Shape] = {}
+# All there can be, made once: by special, then by delivery mode.
+_TRAITS = [[Traits(mode, special) for mode in range(256)] for special in (False, True)]
