@@ -58,15 +58,15 @@ def declared(address: wire.Address, topology: Topology, drained: bool = True) ->
     Raises:
         LoadFailed: with `drained`, when a queue is not empty at the end.
     """
-    with wire.Connection(address) as connection:
-        if topology.exchange:
-            connection.declare_exchange(topology.exchange, topology.exchange_type)
-        for queue in topology.queues:
-            connection.declare_queue(queue)
-            for key in topology.binding_keys:
-                connection.bind_queue(queue, topology.exchange, key)
     left = {}
     try:
+        with wire.Connection(address) as connection:
+            if topology.exchange:
+                connection.declare_exchange(topology.exchange, topology.exchange_type)
+            for queue in topology.queues:
+                connection.declare_queue(queue)
+                for key in topology.binding_keys:
+                    connection.bind_queue(queue, topology.exchange, key)
         yield
     finally:
         with wire.Connection(address) as connection:

@@ -12,20 +12,20 @@ from rich.table import Table
 from benchmarks.harness import PEER, SUBJECT, Result, Session
 
 UNITS = {
-    "rate": ("messages", "/s"),
-    "publish_rate": ("published", "/s"),
-    "fill_rate": ("fill", "/s"),
-    "drain_rate": ("drain", "/s"),
+    "rate": ("messages/s", ""),
+    "publish_rate": ("published/s", ""),
+    "fill_rate": ("fill/s", ""),
+    "drain_rate": ("drain/s", ""),
     "confirm_p50_ms": ("confirm p50", " ms"),
     "confirm_p99_ms": ("confirm p99", " ms"),
     "fill_confirm_p99_ms": ("confirm p99", " ms"),
     "delivery_p50_ms": ("end to end p50", " ms"),
     "delivery_p99_ms": ("end to end p99", " ms"),
-    "load_cpu_share": ("load, processors", ""),
-    "broker_cpu_share": ("broker, processors", ""),
-    "raw_sync_p50_ms": ("raw fdatasync p50", " ms"),
-    "anonymous_mib": ("memory, anonymous", " MiB"),
-    "resident_mib": ("memory, resident", " MiB"),
+    "load_cpu_share": ("load CPUs", ""),
+    "broker_cpu_share": ("broker CPUs", ""),
+    "raw_sync_p50_ms": ("fdatasync p50", " ms"),
+    "anonymous_mib": ("anonymous", " MiB"),
+    "resident_mib": ("resident", " MiB"),
     "anonymous_kib_each": ("each, anonymous", " KiB"),
     "resident_kib_each": ("each, resident", " KiB"),
     "start_s": ("start", " s"),
@@ -110,13 +110,14 @@ def print_session(session: Session, console: Console) -> None:
             caption_justify="left",
             min_width=60,
         )
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for name in (SUBJECT, PEER, "ratio"):
             table.add_column(name, justify="right")
         for row in rows(result):
             table.add_row(*row)
-        console.print()
-        console.print(table)
+        if table.row_count:
+            console.print()
+            console.print(table)
         for error in result.errors:
             console.print(f"failed: {error}", style="red", markup=False)
 

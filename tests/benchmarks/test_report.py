@@ -41,7 +41,7 @@ def test_markdown_sets_targets_beside_what_was_measured() -> None:
     assert f"| {label} | 7 × | 12 × | 9 × | 8-10 | yes |" in lines
     assert "| flow 1 KiB: p99 of confirm | ≤ 1/3 × | ≤ 1/8 × | 0.25 × | 0.25-0.25 | yes |" in lines
     assert "| flow 1 KiB: p99 end to end | ≤ 1/3 × | ≤ 1/8 × | | | |" in lines
-    assert "| flow-1k | messages,/s | 90 (80-100) | 10 (1-10) | 9 (8-10) |" in lines
+    assert "| flow-1k | messages/s | 90 (80-100) | 10 (1-10) | 9 (8-10) |" in lines
 
 
 @pytest.mark.parametrize(
