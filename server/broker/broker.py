@@ -1,0 +1,255 @@
+"""The whole: vhosts, users, clients, the store, and what has to happen at the end of a tick.
+
+A tick is what one read from one socket brings. Its messages are appended as they come; at its end
+`pump` delivers from the queues it touched, and the caller hands the batch to the disk
+(`Store.commit`). When the disk answers, `progress` sends the confirms. Knows no socket and no clock
+but the one it is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import HardError, precondition_failed
+from qlog.server.amqp.values import Table
+from qlog.server.broker.access import User, hash_password
+from qlog.server.broker.arguments import QueueArguments
+from qlog.server.broker.definitions import Definitions
+from qlog.server.broker.queue import Queue
+from qlog.server.broker.reply_to import Replies
+from qlog.server.broker.targets import Targets
+from qlog.server.broker.vhost import VHost
+from qlog.storage.store import Store
+
+if TYPE_CHECKING:
+    from qlog.server.broker.channel import Channel
+    from qlog.server.broker.client import Client
+    from qlog.server.broker.publisher import Publisher
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """What operators may change of the rules.
+
+    `product` and `version` are what clients are told: they switch behaviour on both.
+    """
+
+    default_user: str = "guest"
+    default_pass: str = "guest"
+    default_vhost: str = "/"
+    loopback_users: frozenset[str] = frozenset({"guest"})
+    product: str = "RabbitMQ"
+    version: str = "4.2.0"
+    platform: str = "qlog"
+    frame_bytes_max: int = 131072
+    channel_max: int = 2047
+    heartbeat_s: int = 60
+    message_bytes_max: int = 16 * 1024 * 1024
+    consumer_timeout_s: float = 1800.0
+
+
+class Broker:
+    """All state of a running broker.
+
+    Arguments: `now_s` a monotonic clock in seconds. Raises StorageError if the catalog is damaged.
+    """
+
+    def __init__(
+        self,
+        store: Store[Envelope],
+        settings: BrokerSettings,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.now_s = now_s
+        self.consumer_timeout_s = settings.consumer_timeout_s
+        self.definitions = Definitions(store.catalog)
+        self.replies = Replies()
+        self.clients: set[Client] = set()
+        self.vhosts: dict[str, VHost] = {}
+        self.users: dict[str, User] = {}
+        self.alarms: dict[str, bool] = {"low on memory": False, "low on disk": False}
+        self._awake: dict[Queue, None] = {}
+        self._unconfirmed: dict[Publisher, None] = {}
+        self._syncing: deque[tuple[int, Channel]] = deque()
+        self._load()
+
+    # -- definitions -------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        for name in self.definitions.vhosts():
+            self.vhosts[name] = VHost(self, name)
+        if not self.vhosts:
+            self._first_start()
+        self.users = {user.name: user for user in self.definitions.users()}
+        for vhost_name, exchange in self.definitions.exchanges():
+            self.vhosts[vhost_name].routing.declare_exchange(
+                exchange.name,
+                exchange.type,
+                durable=True,
+                auto_delete=exchange.auto_delete,
+                internal=exchange.internal,
+                arguments=exchange.arguments,
+            )
+        lane_ids = []
+        for definition in self.definitions.queues():
+            vhost = self.vhosts[definition.vhost]
+            lane_ids.append(definition.lane_id)
+            vhost.add_queue(
+                Queue(
+                    vhost,
+                    definition.name,
+                    self.store.lane(definition.lane_id),
+                    durable=True,
+                    auto_delete=definition.auto_delete,
+                    exclusive=False,
+                    owner=None,
+                    arguments=QueueArguments(definition.arguments),
+                )
+            )
+        for vhost_name, binding in self.definitions.bindings():
+            self.vhosts[vhost_name].routing.bind(
+                binding.source,
+                binding.kind,
+                binding.destination,
+                binding.routing_key,
+                binding.arguments,
+            )
+        self.store.retain(lane_ids)
+
+    def _first_start(self) -> None:
+        settings = self.settings
+        vhost = settings.default_vhost
+        user = User(
+            settings.default_user,
+            hash_password(settings.default_pass.encode()),
+            ("administrator",),
+            {vhost: (".*", ".*", ".*")},
+        )
+        with self.definitions.transaction():
+            self.definitions.save_vhost(vhost)
+            self.definitions.save_user(user)
+        self.vhosts[vhost] = VHost(self, vhost)
+
+    def server_properties(self) -> Table:
+        """What connection.start tells of the server."""
+        settings = self.settings
+        return {
+            "capabilities": {
+                "publisher_confirms": True,
+                "exchange_exchange_bindings": True,
+                "basic.nack": True,
+                "consumer_cancel_notify": True,
+                "connection.blocked": True,
+                "consumer_priorities": True,
+                "authentication_failure_close": True,
+                "per_consumer_qos": True,
+                "direct_reply_to": True,
+            },
+            "cluster_name": "qlog",
+            "copyright": "The qlog authors",
+            "information": "Licensed under the Apache License 2.0",
+            "platform": settings.platform,
+            "product": settings.product,
+            "version": settings.version,
+        }
+
+    # -- the tick ----------------------------------------------------------------------------
+
+    def enqueue(
+        self,
+        targets: Targets,
+        persistent: bool,
+        envelopes: Sequence[Envelope],
+        bodies: Sequence[bytes],
+    ) -> int:
+        """Append messages to the queues they go to; returns the LSN that makes them durable."""
+        now_ms = time.time_ns() // 1_000_000
+        lsn = 0
+        if persistent and targets.durable:
+            lsn = self.store.append(
+                targets.durable, envelopes, bodies, persistent=True, now_ms=now_ms
+            )
+            if targets.transient:
+                self.store.append(
+                    targets.transient, envelopes, bodies, persistent=False, now_ms=now_ms
+                )
+        else:
+            self.store.append(targets.all, envelopes, bodies, persistent=False, now_ms=now_ms)
+        self._awake.update(dict.fromkeys(targets.queues))
+        return lsn
+
+    def wake(self, queue: Queue) -> None:
+        """The queue may have something to deliver: `pump` will look."""
+        self._awake[queue] = None
+
+    def pump(self) -> None:
+        """Deliver from all queues that were touched."""
+        while self._awake:
+            awake, self._awake = self._awake, {}
+            for queue in awake:
+                if not queue.deleted:
+                    queue.pump()
+
+    def await_durability(self, publisher: Publisher) -> None:
+        """The publisher has confirms that wait for the disk."""
+        self._unconfirmed[publisher] = None
+
+    def await_sync(self, channel: Channel) -> None:
+        """The channel's tx.commit waits until log and ledger are synced."""
+        self._syncing.append((self.store.request_sync(), channel))
+
+    def progress(self) -> None:
+        """The disk got further: confirm what is durable, answer the commits that are."""
+        durable_lsn = self.store.durable_lsn
+        for publisher in list(self._unconfirmed):
+            if publisher.confirm_through(durable_lsn):
+                del self._unconfirmed[publisher]
+        while self._syncing and self.store.synced >= self._syncing[0][0]:
+            self._syncing.popleft()[1].synced()
+
+    # -- the slower rhythms ------------------------------------------------------------------
+
+    def check_consumers(self) -> None:
+        """Close the channels whose consumers hold a delivery longer than they may."""
+        now_s = self.now_s()
+        for client in list(self.clients):
+            for channel in list(client.channels.values()):
+                overdue_s = channel.take_overdue(now_s)
+                if overdue_s is not None:
+                    client.fail(
+                        precondition_failed(
+                            f"delivery acknowledgement on channel {channel.number} timed out. "
+                            f"Timeout value used: {round(overdue_s * 1000)} ms. This timeout value "
+                            "can be configured, see consumers doc guide to learn more"
+                        ),
+                        channel.number,
+                    )
+
+    @property
+    def blocked_reason(self) -> str:
+        """Why publishers are not read, as connection.blocked says it; empty: they are."""
+        return " & ".join(name for name, on in self.alarms.items() if on)
+
+    def set_alarm(self, name: str, on: bool) -> None:
+        """Raise or clear a resource alarm; publishing clients are told."""
+        before = self.blocked_reason
+        self.alarms[name] = on
+        if bool(before) == bool(self.blocked_reason):
+            return
+        for client in list(self.clients):
+            if on:
+                client.block_if_publishing()
+            else:
+                client.unblock()
+
+    def close_clients(self, error: HardError) -> None:
+        """Close every connection with the same error."""
+        for client in list(self.clients):
+            client.fail(error, 0)

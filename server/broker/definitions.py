@@ -1,0 +1,173 @@
+"""Durable definitions and the catalog: vhosts, users, exchanges, queues, bindings.
+
+The catalog keeps opaque values by kind and name; this file says what is in them. A name is the JSON
+list of what identifies the thing; a value is a msgpack map. Arguments are kept as AMQP field tables,
+so that each value keeps its type. All methods return when the change is synced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from qlog.routing.binding import Binding
+from qlog.routing.exchange import Exchange
+from qlog.server.amqp.values import Table, decode_table, encode_table
+from qlog.server.broker.access import User
+from qlog.server.broker.queue import Queue
+from qlog.storage.catalog import Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDefinition:
+    """A durable queue as the catalog keeps it."""
+
+    vhost: str
+    name: str
+    lane_id: int
+    auto_delete: bool
+    arguments: Table
+
+
+def _name(*parts: str) -> str:
+    return json.dumps(parts)
+
+
+def _binding_name(vhost: str, binding: Binding) -> str:
+    arguments = _packed(binding.arguments).hex()
+    return _name(
+        vhost, binding.source, binding.kind, binding.destination, binding.routing_key, arguments
+    )
+
+
+def _packed(arguments: Any) -> bytes:
+    return encode_table(arguments)
+
+
+def _table(value: bytes) -> Table:
+    return decode_table(value)[0]
+
+
+class Definitions:
+    """Reads and writes the catalog of one store."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Everything in the block is one sync commit."""
+        return self._catalog.transaction()
+
+    def _items(self, kind: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        for name, value in self._catalog.items(kind):
+            yield json.loads(name), msgpack.unpackb(value)
+
+    def _put(self, kind: str, name: str, value: dict[str, Any]) -> None:
+        self._catalog.put(kind, name, msgpack.packb(value))
+
+    # -- vhosts and users --------------------------------------------------------------------
+
+    def save_vhost(self, name: str) -> None:
+        self._put("vhost", _name(name), {})
+
+    def vhosts(self) -> Iterator[str]:
+        for (name,), _ in self._items("vhost"):
+            yield name
+
+    def save_user(self, user: User) -> None:
+        self._put(
+            "user",
+            _name(user.name),
+            {
+                "password_hash": user.password_hash,
+                "tags": list(user.tags),
+                "permissions": user.permissions,
+            },
+        )
+
+    def users(self) -> Iterator[User]:
+        for (name,), value in self._items("user"):
+            permissions = {
+                vhost: (configure, write, read)
+                for vhost, (configure, write, read) in value["permissions"].items()
+            }
+            yield User(name, value["password_hash"], tuple(value["tags"]), permissions)
+
+    # -- exchanges ---------------------------------------------------------------------------
+
+    def save_exchange(self, vhost: str, exchange: Exchange) -> None:
+        self._put(
+            "exchange",
+            _name(vhost, exchange.name),
+            {
+                "type": exchange.type,
+                "auto_delete": exchange.auto_delete,
+                "internal": exchange.internal,
+                "arguments": _packed(exchange.arguments),
+            },
+        )
+
+    def delete_exchange(self, vhost: str, name: str) -> None:
+        self._catalog.delete("exchange", _name(vhost, name))
+
+    def exchanges(self) -> Iterator[tuple[str, Exchange]]:
+        for (vhost, name), value in self._items("exchange"):
+            yield (
+                vhost,
+                Exchange(
+                    name,
+                    value["type"],
+                    True,
+                    value["auto_delete"],
+                    value["internal"],
+                    _table(value["arguments"]),
+                ),
+            )
+
+    # -- queues ------------------------------------------------------------------------------
+
+    def save_queue(self, queue: Queue) -> None:
+        self._put(
+            "queue",
+            _name(queue.vhost.name, queue.name),
+            {
+                "lane": queue.lane.id,
+                "auto_delete": queue.auto_delete,
+                "arguments": _packed(queue.arguments.table),
+            },
+        )
+
+    def delete_queue(self, queue: Queue) -> None:
+        self._catalog.delete("queue", _name(queue.vhost.name, queue.name))
+
+    def queues(self) -> Iterator[QueueDefinition]:
+        for (vhost, name), value in self._items("queue"):
+            yield QueueDefinition(
+                vhost, name, value["lane"], value["auto_delete"], _table(value["arguments"])
+            )
+
+    # -- bindings ----------------------------------------------------------------------------
+
+    def save_binding(self, vhost: str, binding: Binding) -> None:
+        self._put("binding", _binding_name(vhost, binding), {})
+
+    def delete_binding(self, vhost: str, binding: Binding) -> None:
+        self._catalog.delete("binding", _binding_name(vhost, binding))
+
+    def bindings(self) -> Iterator[tuple[str, Binding]]:
+        for (vhost, source, kind, destination, key, arguments), _ in self._items("binding"):
+            yield (
+                vhost,
+                Binding(
+                    source,
+                    "exchange" if kind == "exchange" else "queue",
+                    destination,
+                    key,
+                    _table(bytes.fromhex(arguments)),
+                ),
+            )

@@ -1,0 +1,288 @@
+"""One vhost: its exchanges, bindings and queues, and the rules for declaring and deleting them.
+
+Durable definitions are in the catalog, synced, before these methods return: a Declare-Ok is a promise.
+Texts and the order of checks are RabbitMQ's (rabbit_channel, rabbit_exchange, rabbit_amqqueue).
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from qlog.routing.binding import Binding, DestinationKind
+from qlog.routing.errors import InvalidBinding, UnknownExchangeType
+from qlog.routing.exchange import Exchange
+from qlog.routing.table import Removed, RoutingTable
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import (
+    access_refused,
+    not_found,
+    precondition_failed,
+    resource_locked,
+)
+from qlog.server.amqp.values import Table, type_name
+from qlog.server.broker.arguments import QueueArguments, assert_equivalent_argument
+from qlog.server.broker.queue import Queue
+from qlog.server.broker.targets import Targets
+
+if TYPE_CHECKING:
+    from qlog.server.broker.broker import Broker
+    from qlog.server.broker.client import Client
+
+RESERVED_PREFIX = "amq."
+
+
+class VHost:
+    """A namespace of exchanges and queues."""
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self.broker = broker
+        self.name = name
+        self.routing = RoutingTable()
+        self.queues: dict[str, Queue] = {}
+        self._targets: dict[tuple[str, ...], Targets] = {}
+        self._targets_version = -1
+
+    # -- names -------------------------------------------------------------------------------
+
+    def rs_queue(self, name: str) -> str:
+        """A queue as error texts print it."""
+        return f"queue '{name}' in vhost '{self.name}'"
+
+    def rs_exchange(self, name: str) -> str:
+        """An exchange as error texts print it."""
+        return f"exchange '{name}' in vhost '{self.name}'"
+
+    def queue(self, name: str) -> Queue:
+        """The queue of that name. Raises 404."""
+        queue = self.queues.get(name)
+        if queue is None:
+            raise not_found(f"no {self.rs_queue(name)}")
+        return queue
+
+    def exchange(self, name: str) -> Exchange:
+        """The exchange of that name. Raises 404."""
+        exchange = self.routing.exchange(name)
+        if exchange is None:
+            raise not_found(f"no {self.rs_exchange(name)}")
+        return exchange
+
+    # -- routing -----------------------------------------------------------------------------
+
+    @property
+    def routes_version(self) -> int:
+        """Changes whenever a remembered route may be wrong."""
+        return self.routing.version
+
+    def route(self, exchange: str, keys: list[str], envelope: Envelope) -> tuple[Targets, bool]:
+        """The queues of a message, and whether exchange and key alone decided it."""
+        routed = self.routing.route(
+            exchange, keys, lambda: envelope.decoded_properties().headers or {}
+        )
+        if self._targets_version != self.routing.version:
+            self._targets.clear()
+            self._targets_version = self.routing.version
+        targets = self._targets.get(routed.queues)
+        if targets is None:
+            targets = Targets(tuple(self.queues[name] for name in routed.queues))
+            self._targets[routed.queues] = targets
+        return targets, routed.cacheable
+
+    # -- exchanges ---------------------------------------------------------------------------
+
+    def declare_exchange(
+        self,
+        name: str,
+        type_: str,
+        *,
+        durable: bool,
+        auto_delete: bool,
+        internal: bool,
+        arguments: Table,
+    ) -> None:
+        """exchange.declare. Raises 403 for reserved names, 406 for unknown types and differences."""
+        alternate = arguments.get("alternate-exchange", "")
+        if not isinstance(alternate, str):
+            raise precondition_failed(
+                f"invalid arg 'alternate-exchange' for {self.rs_exchange(name)}: "
+                f"{{unacceptable_type,{type_name(alternate)}}}"
+            )
+        existing = self.routing.exchange(name)
+        if existing is None and name.startswith(RESERVED_PREFIX):
+            raise access_refused(
+                f"exchange name '{name}' contains reserved prefix '{RESERVED_PREFIX}*'"
+            )
+        try:
+            exchange = self.routing.declare_exchange(
+                name,
+                type_,
+                durable=durable,
+                auto_delete=auto_delete,
+                internal=internal,
+                arguments=arguments,
+            )
+        except UnknownExchangeType as error:
+            raise precondition_failed(str(error)) from error
+        if existing is None:
+            if durable:
+                self.broker.definitions.save_exchange(self.name, exchange)
+            return
+        resource = self.rs_exchange(name)
+        for key, received, current in (
+            ("type", type_, exchange.type),
+            ("durable", durable, exchange.durable),
+            ("auto_delete", auto_delete, exchange.auto_delete),
+            ("internal", internal, exchange.internal),
+        ):
+            assert_equivalent_argument(key, resource, received, current)
+        key = "alternate-exchange"
+        assert_equivalent_argument(
+            key,
+            resource,
+            arguments.get(key),
+            exchange.alternate,
+            received=key in arguments,
+            current=exchange.alternate is not None,
+        )
+
+    def delete_exchange(self, name: str, *, if_unused: bool) -> None:
+        """exchange.delete; a missing exchange is no error. Raises 403 for `amq.*`, 406 in use."""
+        if name.startswith(RESERVED_PREFIX):
+            raise access_refused(f"deletion of system {self.rs_exchange(name)} not allowed")
+        exchange = self.routing.exchange(name)
+        if exchange is None:
+            return
+        if if_unused and self.routing.in_use(name):
+            raise precondition_failed(f"{self.rs_exchange(name)} in use")
+        removed = self.routing.delete_exchange(name)
+        with self.broker.definitions.transaction():
+            self.broker.definitions.delete_exchange(self.name, name)
+            self._forget(removed)
+
+    # -- bindings ----------------------------------------------------------------------------
+
+    def bind(
+        self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
+    ) -> None:
+        """queue.bind, exchange.bind. Raises 404 for what is missing, 406 for bad arguments."""
+        self.exchange(source)
+        if kind == "queue":
+            self.queue(destination)
+        else:
+            self.exchange(destination)
+        try:
+            new = self.routing.bind(source, kind, destination, key, arguments)
+        except InvalidBinding as error:
+            raise precondition_failed(str(error)) from error
+        binding = Binding(source, kind, destination, key, arguments)
+        if new and self._durable(binding):
+            self.broker.definitions.save_binding(self.name, binding)
+
+    def unbind(
+        self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
+    ) -> None:
+        """queue.unbind, exchange.unbind: unknown names and bindings are no error."""
+        removed = self.routing.unbind(source, kind, destination, key, arguments)
+        with self.broker.definitions.transaction():
+            self._forget(removed)
+
+    def _durable(self, binding: Binding) -> bool:
+        if binding.kind == "queue":
+            destination_durable = self.queues[binding.destination].durable
+        else:
+            destination_durable = self.exchange(binding.destination).durable
+        return destination_durable and self.exchange(binding.source).durable
+
+    def _forget(self, removed: Removed) -> None:
+        """Take from the catalog what a removal in the table took with it."""
+        for name in removed:
+            self.broker.definitions.delete_exchange(self.name, name)
+        for binding in removed.bindings:
+            if not binding.source:
+                continue  # the default exchange's are implied by the queue
+            self.broker.definitions.delete_binding(self.name, binding)
+
+    # -- queues ------------------------------------------------------------------------------
+
+    def declare_queue(
+        self,
+        name: str,
+        client: Client,
+        *,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Table,
+    ) -> Queue:
+        """queue.declare; an empty name is given one. Raises 403, 405 and 406."""
+        if name.startswith(RESERVED_PREFIX):
+            raise access_refused(
+                f"queue name '{name}' contains reserved prefix '{RESERVED_PREFIX}*'"
+            )
+        name = name or "amq.gen-" + secrets.token_urlsafe(16)
+        durable = durable and not exclusive  # it would not outlive its connection anyway
+        queue = self.queues.get(name)
+        resource = self.rs_queue(name)
+        if queue is not None:
+            self.assert_access(queue, client)
+            if exclusive and not queue.exclusive:
+                raise self._locked(queue)
+            assert_equivalent_argument("durable", resource, durable, queue.durable)
+            assert_equivalent_argument("auto_delete", resource, auto_delete, queue.auto_delete)
+            queue.arguments.assert_equivalent(arguments, resource)
+            return queue
+        checked = QueueArguments.check(arguments, resource)
+        store = self.broker.store
+        queue = Queue(
+            self,
+            name,
+            store.lane(store.new_lane_id()),
+            durable=durable,
+            auto_delete=auto_delete,
+            exclusive=exclusive,
+            owner=client if exclusive else None,
+            arguments=checked,
+        )
+        if durable:
+            self.broker.definitions.save_queue(queue)
+        self.add_queue(queue)
+        if exclusive:
+            client.exclusive_queues[name] = queue
+        return queue
+
+    def add_queue(self, queue: Queue) -> None:
+        """Make a queue known, new or recovered."""
+        self.queues[queue.name] = queue
+        self.routing.add_queue(queue.name)
+
+    def delete_queue(self, queue: Queue) -> int:
+        """Delete a queue with its bindings and messages; its consumers are told.
+
+        Returns how many messages were ready.
+        """
+        ready = queue.ready
+        queue.deleted = True
+        del self.queues[queue.name]
+        removed = self.routing.remove_queue(queue.name)
+        with self.broker.definitions.transaction():
+            if queue.durable:
+                self.broker.definitions.delete_queue(queue)
+            self._forget(removed)
+        if queue.owner is not None:
+            queue.owner.exclusive_queues.pop(queue.name, None)
+        for consumer in list(queue.consumers):
+            consumer.channel.queue_deleted(consumer)
+        self.broker.store.drop(queue.lane)
+        return ready
+
+    def assert_access(self, queue: Queue, client: Client) -> None:
+        """Raises 405 if the queue is exclusive to another connection."""
+        if queue.exclusive and queue.owner is not client:
+            raise self._locked(queue)
+
+    def _locked(self, queue: Queue) -> Exception:
+        return resource_locked(
+            f"cannot obtain exclusive access to locked {queue}. It could be originally declared on "
+            "another connection or the exclusive property value does not match that of the original "
+            "declaration."
+        )

@@ -1,0 +1,177 @@
+"""All sockets of a broker, and the rhythm that binds them to the disk.
+
+A tick ends with `end_tick`: deliver, hand the batch to the disk, send. The disk answers through
+`disk_progress`, once for each synced batch: confirm, send. Timers live here too.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+import trio
+
+from qlog.server.broker.broker import Broker
+from qlog.server.net.session import Session
+
+logger = logging.getLogger("qlog.network")
+
+CHECK_INTERVAL_S = 1.0
+# The broker looks for overdue deliveries this often; RabbitMQ does it once a minute.
+CONSUMER_CHECK_INTERVAL_S = 60.0
+BACKLOG = 1024
+
+
+class Network:
+    """The listeners and sessions of one broker.
+
+    Arguments: `broker` whose store notifies `disk_progress`; `check` is called once a second (resource
+    alarms are the composition root's to judge).
+    """
+
+    def __init__(self, broker: Broker, check: Callable[[], None]) -> None:
+        self.broker = broker
+        self.unsent: list[Session] = []
+        self.held_back: set[Session] = set()  # not read: an alarm, or the disk is behind
+        self._check = check
+        self._sessions: set[Session] = set()
+        self._wake_timer = trio.Event()
+        self._drained: list[Session] = []
+        self._wake_feeder = trio.Event()
+        self.failed = trio.Event()  # the disk lied: nothing may be confirmed any more
+
+    @property
+    def congested(self) -> bool:
+        """So much waits for the disk that publishers must."""
+        return self.broker.store.congested
+
+    # -- the tick ----------------------------------------------------------------------------
+
+    def end_tick(self) -> None:
+        """Deliver from the queues this tick touched, hand its messages to the disk, send."""
+        self.broker.pump()
+        self.broker.store.commit()
+        self._flush()
+        if not self._wake_timer.is_set():
+            self._wake_timer.set()
+
+    def disk_progress(self) -> None:
+        """The commit thread has finished something. Called on the loop."""
+        store = self.broker.store
+        store.advance()
+        if store.failure is not None:
+            self.failed.set()
+            return
+        self.broker.progress()
+        self.end_tick()
+        if self.held_back and not store.congested:
+            self.resume_readers()
+
+    def resume_readers(self) -> None:
+        """Let those who were held back look again."""
+        held_back, self.held_back = self.held_back, set()
+        for session in held_back:
+            session.resume()
+
+    def _flush(self) -> None:
+        while self.unsent:
+            unsent, self.unsent = self.unsent, []
+            for session in unsent:
+                session.flush()
+
+    def drained(self, session: Session) -> None:
+        """A full outbox has room again: its queues are asked, after all others had their turn."""
+        self._drained.append(session)
+        self._wake_feeder.set()
+
+    # -- tasks -------------------------------------------------------------------------------
+
+    async def run_timers(self) -> None:
+        """The store's deadlines: while there is something to do, and not otherwise."""
+        store, now_s = self.broker.store, self.broker.now_s
+        while True:
+            delay_s = store.tick(now_s())
+            self._wake_timer = trio.Event()
+            with trio.move_on_after(delay_s):
+                await self._wake_timer.wait()
+                # Woken by traffic: acks are due soon, but not at once.
+                await trio.sleep(min(delay_s, store.settings.ack_flush_s))
+
+    async def run_feeder(self) -> None:
+        """Feed clients that drained: one round a turn of the loop, so that nobody is starved."""
+        while True:
+            await self._wake_feeder.wait()
+            self._wake_feeder = trio.Event()
+            drained, self._drained = self._drained, []
+            for session in drained:
+                session.client.drained()
+            self.end_tick()
+
+    async def run_checks(self) -> None:
+        """Heartbeats, handshake deadlines, resource alarms, overdue consumers."""
+        next_consumer_check_s = 0.0
+        interval_s = min(CONSUMER_CHECK_INTERVAL_S, max(1.0, self.broker.consumer_timeout_s / 4))
+        while True:
+            await trio.sleep(CHECK_INTERVAL_S)
+            now_s = self.broker.now_s()
+            self._check()
+            if now_s >= next_consumer_check_s:
+                next_consumer_check_s = now_s + interval_s
+                self.broker.check_consumers()
+            for session in list(self._sessions):
+                session.check(now_s)
+            self.end_tick()
+            if self.held_back and not self.broker.blocked_reason:
+                self.resume_readers()
+
+    async def serve(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        """Accept clients until cancelled; their sessions live in `nursery`."""
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                # Out of file descriptors: those who are connected go on, the next must wait.
+                logger.warning("cannot accept error=%s", error)
+                await trio.sleep(CHECK_INTERVAL_S)
+                continue
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            host, port = address[:2]
+            session = Session(self, sock, f"{host}:{port}", loopback=_is_loopback(host))
+            nursery.start_soon(self._run_session, session)
+
+    async def _run_session(self, session: Session) -> None:
+        self._sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self._sessions.discard(session)
+            self.held_back.discard(session)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until every client has gone, but not longer."""
+        with trio.move_on_after(seconds):
+            while self._sessions:
+                await trio.sleep(0.01)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for every address of `host`. Raises OSError (taken, not ours, unknown)."""
+    listeners: list[socket.socket] = []
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, _, _, _, address in dict.fromkeys(infos):
+        if listeners and not port:
+            # Port 0: all addresses of the host share the port that the first one was given.
+            address = (address[0], listeners[0].getsockname()[1], *address[2:])
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+        listener.setblocking(False)
+        listeners.append(listener)
+    return listeners
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "::1" or host.startswith(("127.", "::ffff:127."))

@@ -1,0 +1,202 @@
+"""One client's socket: a reader that hands over what came, and a way out that rarely waits.
+
+A read brings up to RECEIVE_BYTES: hundreds of messages, one tick. What the tick wrote is sent at its
+end without waiting; only when the socket is full does a writer task wait for it. Promises: a client
+that does not read holds up nobody else and costs at most its outbox; while an alarm is on or the disk
+is behind, publishers are not read.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from qlog.server.amqp.connection import Connection
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.spec import Method
+from qlog.server.broker.client import Client
+from qlog.server.net.outbox import Outbox
+
+if TYPE_CHECKING:
+    from qlog.server.net.network import Network
+
+logger = logging.getLogger("qlog.connection")
+
+# One read: large enough that a busy publisher's tick carries hundreds of messages.
+RECEIVE_BYTES = 256 * 1024
+# A peer that has not finished its handshake by then is not a client (rabbit_reader).
+HANDSHAKE_S = 10.0
+
+
+class Session:
+    """The socket of one client; the `Sink` that the broker writes to."""
+
+    def __init__(self, network: Network, sock: socket.socket, peer: str, *, loopback: bool) -> None:
+        self._network = network
+        self._socket = sock
+        self._core = Connection(message_bytes_max=network.broker.settings.message_bytes_max)
+        self._outbox = Outbox()
+        self._marked = False  # stands in the network's list of those with something to send
+        self._writing = False  # a writer task waits for the socket
+        self._starved = False  # deliveries were held back for a full outbox
+        self._closing_at_s: float | None = None
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._resume = trio.Event()
+        self.client = Client(network.broker, self, peer=peer, loopback=loopback)
+        self.started_at_s = self.received_at_s = self.sent_at_s = network.broker.now_s()
+
+    # -- the Sink ----------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """The outbox holds enough."""
+        if self._outbox.full:
+            self._starved = True
+            return True
+        return False
+
+    @property
+    def frame_max(self) -> int:
+        """Negotiated, in bytes."""
+        return self._core.frame_max
+
+    def send(self, channel: int, method: Method) -> None:
+        """Queue a method."""
+        self._outbox.add(self._core.send(channel, method))
+        self._mark()
+
+    def send_content(self, channel: int, method: Method, envelope: Envelope, body: bytes) -> None:
+        """Queue a method with its message."""
+        self._outbox.add(self._core.send_content(channel, method, envelope, body))
+        self._mark()
+
+    def write(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Queue encoded frames."""
+        self._outbox.extend(buffers)
+        self._mark()
+
+    def disconnect(self, *, after_s: float = 0.0) -> None:
+        """Close when the outbox is empty, and at the latest after that many seconds.
+
+        With a delay the socket stays open for the peer's answer, or to make it wait.
+        """
+        self._closing_at_s = self._network.broker.now_s() + after_s
+        self._mark()
+
+    def _mark(self) -> None:
+        if not self._marked:
+            self._marked = True
+            self._network.unsent.append(self)
+
+    # -- out ---------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what can be sent without waiting; the rest is a writer task's."""
+        self._marked = False
+        if self._writing:
+            return
+        try:
+            done = self._outbox.send(self._socket)
+        except OSError:
+            self._scope.cancel()  # the reader would find out too, but not if it is not reading
+            return
+        self.sent_at_s = self._network.broker.now_s()
+        if done:
+            self._after_sending()
+        elif self._nursery is not None:
+            self._writing = True
+            self._nursery.start_soon(self._write)
+
+    async def _write(self) -> None:
+        while self._outbox:
+            await trio.lowlevel.wait_writable(self._socket)
+            try:
+                self._outbox.send(self._socket)
+            except OSError:
+                self._scope.cancel()
+                return
+            self.sent_at_s = self._network.broker.now_s()
+            self._feed()
+        self._writing = False
+        self._after_sending()
+
+    def _feed(self) -> None:
+        if self._starved and not self._outbox.full:
+            self._starved = False
+            self._network.drained(self)
+
+    def _after_sending(self) -> None:
+        self._feed()
+        if self._closing_at_s is not None and self._closing_at_s <= self._network.broker.now_s():
+            self._scope.cancel()
+
+    # -- in ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the client until it goes, is thrown out, or the broker stops."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as self._nursery:
+                    await self._read()
+                    # The peer is done sending; what it is still owed has a moment to get out.
+                    self._nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self.client.lost()
+            self._outbox.clear()
+            self._socket.close()
+            self._network.end_tick()
+
+    async def _read(self) -> None:
+        sock, core, client, network = self._socket, self._core, self.client, self._network
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                data = sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            self.received_at_s = network.broker.now_s()
+            client.handle_events(core.receive(data))
+            network.end_tick()
+            while (client.blocked or network.congested) and not client.closing:
+                if not (client.blocked or client.publishes):
+                    break
+                self._resume = trio.Event()
+                network.held_back.add(self)
+                await self._resume.wait()
+
+    def resume(self) -> None:
+        """The alarm is over, or the disk has caught up: read on."""
+        self._resume.set()
+
+    # -- time --------------------------------------------------------------------------------
+
+    def check(self, now_s: float) -> None:
+        """Once a second: heartbeats, and deadlines that have passed."""
+        client = self.client
+        if self._closing_at_s is not None:
+            if self._closing_at_s <= now_s:
+                self._scope.cancel()
+            return
+        if client.vhost is None and now_s - self.started_at_s > HANDSHAKE_S:
+            logger.warning("handshake timeout peer=%s", client.peer)
+            self._scope.cancel()
+            return
+        interval_s = client.heartbeat_s
+        if not interval_s or client.vhost is None:
+            return
+        if now_s - self.sent_at_s >= interval_s / 2 and not self._outbox:
+            self._outbox.add(self._core.heartbeat())
+            self._mark()
+        if now_s - self.received_at_s > 2 * interval_s and not client.blocked:
+            logger.warning("missed heartbeats peer=%s interval_s=%d", client.peer, interval_s)
+            self._scope.cancel()

@@ -1,0 +1,121 @@
+"""`qlog serve`: the daemon on a terminal or under a supervisor.
+
+Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start (one line on stderr says why), 2 for
+wrong options, 74 (EX_IOERR) when the disk failed while it ran.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from qlog import __version__
+
+if TYPE_CHECKING:
+    from qlog.server.config import Settings
+
+EXIT_IO_ERROR = 74
+
+
+def serve(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where everything is kept; created if missing. [default: ./qlog-data]",
+            metavar="DIR",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 picks a free one. [default: 5672]")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="QLOG_CONFIG", metavar="FILE.toml", help="Read settings from a TOML file."
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error. [default: info]")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Run the broker until SIGTERM or Ctrl-C.
+
+    Every setting can also be given as QLOG_… in the environment.
+    """
+    if version:
+        typer.echo(f"qlog {__version__}")
+        return
+    from qlog.server import config as configuration
+    from qlog.storage.errors import StorageError
+
+    try:
+        settings = configuration.load(
+            config_file=config,
+            options={"data_dir": data_dir, "host": host, "port": port, "log_level": log_level},
+        )
+    except configuration.ConfigError as error:
+        _stop(str(error), 2)
+    import trio
+
+    from qlog.server.app import StorageFailed
+
+    _log_to_stderr(settings.log_level)
+    try:
+        trio.run(_serve, settings)
+    except StorageError as error:
+        _stop(str(error), 1)
+    except StorageFailed as error:
+        _stop(f"the disk failed: {error}", EXIT_IO_ERROR)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _stop(
+            f"cannot start on {settings.host}:{settings.port}{where}: {error.strerror or error}", 1
+        )
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    print(f"qlog: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+
+
+async def _serve(settings: Settings) -> None:
+    import signal
+
+    import trio
+
+    from qlog.server.app import open_broker
+
+    logger = logging.getLogger("qlog")
+    async with open_broker(settings) as broker:
+        # Printed whatever the log level: scripts and supervisors wait for this line.
+        print(f"Server startup complete, listening on {' '.join(broker.urls)}", file=sys.stderr)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def on_signal() -> None:
+                    async for number in signals:
+                        logger.info("stopping signal=%s", signal.Signals(number).name)
+                        nursery.cancel_scope.cancel()
+
+                async def on_failure() -> None:
+                    await broker.failed.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(on_signal)
+                nursery.start_soon(on_failure)
