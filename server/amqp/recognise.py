@@ -264,8 +264,10 @@ def _take_repeats(data: bytes, position: int, form: PublishForm, runs: list[Publ
         # Up to the first body that does not end where it should.
         position = first + stride * next(i for i, end in enumerate(ends) if end != FRAME_END)
     if position > first:
+        # Counted by where messages begin: behind an empty body is the next message already.
         start = len(prefix)
-        bodies = [data[at : at + body_size] for at in range(first + start, position, stride)]
+        end = start + body_size
+        bodies = [data[at + start : at + end] for at in range(first, position, stride)]
         add_to_runs(runs, form, form.envelope, bodies)
     return position
 
