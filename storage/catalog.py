@@ -1,0 +1,151 @@
+"""Named definitions, kept in LMDB: what a kind or a value means is known to others.
+
+One transaction is one sync commit: when `transaction()` ends, all in it is durable, or nothing is.
+Every value carries a hash that is seeded with its key, so that a damaged or misplaced one is named
+and never returned. The environment must not be used across a fork.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+import msgpack
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+from qlog.storage.errors import DirectoryUnreadable
+
+_HASH = struct.Struct("<Q")
+_NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and hashed
+
+
+class Catalog:
+    """The definitions of one data directory. All methods raise DirectoryUnreadable on damage."""
+
+    def __init__(self, directory: Path, *, map_bytes: int, read_only: bool = False) -> None:
+        self._transaction: lmdb.Transaction | None = None
+        if not read_only:
+            directory.mkdir(mode=0o750, exist_ok=True)
+        try:
+            self._env = lmdb.open(
+                str(directory),
+                map_size=map_bytes,
+                max_dbs=4,
+                readonly=read_only,
+                create=not read_only,
+                sync=True,
+                metasync=True,
+                writemap=False,
+                readahead=False,
+                mode=0o640,
+            )
+            self._entries = self._env.open_db(b"entries", create=not read_only)
+        except lmdb.Error as error:
+            raise DirectoryUnreadable(
+                f"the catalog {directory} cannot be opened: {error}"
+            ) from error
+
+    def get(self, kind: str, name: str) -> bytes | None:
+        """The value under this name, or None."""
+        key = _key(kind, name)
+        with self._reading() as transaction:
+            row = transaction.get(key, db=self._entries)
+        return None if row is None else _check(key, bytes(row))[1]
+
+    def put(self, kind: str, name: str, value: bytes) -> None:
+        """Set a value; durable on return, or with the surrounding transaction."""
+        key = _key(kind, name)
+        data = msgpack.packb([name, value])
+        row = _HASH.pack(_digest(key, data)) + data
+        with self._writing() as transaction:
+            transaction.put(key, row, db=self._entries)
+
+    def delete(self, kind: str, name: str) -> bool:
+        """Remove a value; whether there was one."""
+        with self._writing() as transaction:
+            return bool(transaction.delete(_key(kind, name), db=self._entries))
+
+    def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
+        """All names and values of a kind, as they are now."""
+        prefix = kind.encode() + b"\0"
+        rows = []
+        with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
+            found = cursor.set_range(prefix)
+            while found and bytes(cursor.key()).startswith(prefix):
+                rows.append((bytes(cursor.key()), bytes(cursor.value())))
+                found = cursor.next()
+        for key, row in rows:
+            yield _check(key, row)
+
+    def rows(self) -> Iterator[tuple[str, str | None, bytes]]:
+        """Every row, damaged ones too: (kind, name, value), the name None where it is damaged."""
+        with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
+            rows = [(bytes(key), bytes(value)) for key, value in cursor]
+        for key, row in rows:
+            kind = key.partition(b"\0")[0].decode(errors="replace")
+            try:
+                name, value = _check(key, row)
+            except DirectoryUnreadable:
+                yield kind, None, row
+            else:
+                yield kind, name, value
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything in the block is one commit; an exception undoes all of it."""
+        with self._writing():
+            yield
+
+    def close(self) -> None:
+        self._env.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        if self._transaction is not None:
+            yield self._transaction
+            return
+        try:
+            with self._env.begin() as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise DirectoryUnreadable(f"the catalog cannot be read: {error}") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[lmdb.Transaction]:
+        if self._transaction is not None:
+            yield self._transaction
+            return
+        try:
+            with self._env.begin(write=True) as transaction:
+                self._transaction = transaction
+                try:
+                    yield transaction
+                finally:
+                    self._transaction = None
+        except lmdb.Error as error:
+            raise DirectoryUnreadable(f"the catalog cannot be written: {error}") from error
+
+
+def _key(kind: str, name: str) -> bytes:
+    assert "\0" not in kind
+    encoded = name.encode()
+    if len(encoded) > _NAME_BYTES_MAX:
+        encoded = encoded[:_NAME_BYTES_MAX] + xxh3_128_digest(encoded)
+    return kind.encode() + b"\0" + encoded
+
+
+def _digest(key: bytes, data: bytes) -> int:
+    return xxh3_64_intdigest(data, xxh3_64_intdigest(key))
+
+
+def _check(key: bytes, row: bytes) -> tuple[str, bytes]:
+    data = row[_HASH.size :]
+    if len(row) < _HASH.size or _HASH.unpack_from(row)[0] != _digest(key, data):
+        kind, _, name = key.partition(b"\0")
+        raise DirectoryUnreadable(
+            f"the catalog's entry {name.decode(errors='replace')!r} of kind "
+            f"{kind.decode(errors='replace')!r} is damaged; restore catalog.lmdb from a copy"
+        )
+    name_and_value = msgpack.unpackb(data)
+    return name_and_value[0], name_and_value[1]

@@ -1,0 +1,177 @@
+"""A checkpoint: the index catches up with log and ledger, never getting ahead of them.
+
+The order is always: what is in the snapshot is synced in the log, then in the ledger, then LMDB
+commits. The snapshot is gathered on the loop thread from what is durable in the log at that moment;
+the ledger is synced by the commit thread; the rest is done here, on the checkpoint thread.
+"""
+
+from array import array
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+import lmdb
+
+from qlog.storage.errors import SyncFailed, is_full
+from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Placed
+from qlog.storage.lane import IN_MEMORY, Lane, M, Run
+from qlog.storage.ledger import SEGMENTS, LedgerPosition, Record, lane_record
+from qlog.storage.log import Segment
+from qlog.storage.spill import SpillWriter
+
+
+@dataclass(slots=True)
+class Transient(Generic[M]):
+    """A run that is only in memory, to be spilled. The lists are held here: the run may lose them
+    on the loop thread meanwhile."""
+
+    run: Run[M]
+    metas: Sequence[M]
+    bodies: Sequence[bytes]
+    owners: list[tuple[LaneUpdate, int]]  # and the first qseq in each
+
+
+@dataclass(slots=True)
+class Snapshot(Generic[M]):
+    """What one checkpoint writes."""
+
+    lsn: int
+    segment_id: int
+    position: int
+    updates: list[LaneUpdate] = field(default_factory=list)
+    runs: list[Run[M]] = field(default_factory=list)  # those placed by the updates
+    transients: list[Transient[M]] = field(default_factory=list)
+    lanes: list[Lane[M]] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    unlinked: list[int] = field(default_factory=list)  # segments that are gone
+    condemned: list[int] = field(default_factory=list)  # their end is in the ledger by then
+    ledger: LedgerPosition | None = None
+
+
+@dataclass(slots=True)
+class CheckpointDone(Generic[M]):
+    """How it went."""
+
+    snapshot: Snapshot[M]
+    live: dict[int, Live] = field(default_factory=dict)
+    spilled: "list[tuple[Run[M], int, array[int], array[int]]]" = field(default_factory=list)
+    spill_current: int = -1
+    full: bool = False
+    doubt: IndexDoubt | None = None
+    failure: BaseException | None = None
+
+
+def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) -> None:
+    """Add what changed in these lanes; they count as clean afterwards."""
+    transients: dict[int, Transient[M]] = {}
+    for lane in lanes:
+        if lane.dropped:
+            continue
+        bitmaps = {block: lane.acked[block] for block in lane.dirty_blocks if block in lane.acked}
+        lane.dirty_blocks.clear()
+        update = LaneUpdate(
+            lane.id,
+            lane.next_qseq,
+            lane.durable_upto(durable_lsn),
+            lane.floor,
+            lane.delivered,
+            bitmaps,
+        )
+        for first, run in lane.unindexed(durable_lsn):
+            if run.segment_id != IN_MEMORY:
+                update.placed.append(Placed(first, run.segment_id, run.positions, run.lengths))
+                snapshot.runs.append(run)
+                continue
+            transient = transients.get(id(run))
+            if transient is None:
+                assert run.metas is not None and run.bodies is not None
+                transient = transients[id(run)] = Transient(run, run.metas, run.bodies, [])
+                snapshot.transients.append(transient)
+            transient.owners.append((update, first))
+        snapshot.updates.append(update)
+        snapshot.lanes.append(lane)
+
+
+def snapshot_records(
+    lanes: Iterable[Lane[M]],
+    segments: Iterable[Segment],
+    condemned: Collection[int],
+    *,
+    durable_lsn: int,
+) -> list[Record]:
+    """What a new ledger file has to begin with: all lanes, and the segments that must exist."""
+    ids = {segment.segment_id: segment.base_lsn < durable_lsn for segment in segments}
+    kept = [segment_id for segment_id, written in ids.items() if written]
+    following = min(
+        (segment_id for segment_id, written in ids.items() if not written),
+        default=max(ids, default=0) + 1,
+    )
+    return [
+        [SEGMENTS, following, *(segment_id for segment_id in kept if segment_id not in condemned)],
+        *(
+            lane_record(lane.id, lane.next_qseq, lane.floor, lane.delivered, lane.acked)
+            for lane in lanes
+        ),
+    ]
+
+
+def write(
+    snapshot: Snapshot[M], index: Index, spill: SpillWriter[M], uuid: bytes, epoch: int
+) -> CheckpointDone[M]:
+    """Spill, then commit to the index. Raises nothing: the result says what went wrong.
+
+    After a failure for lack of space the same snapshot is written again later.
+    """
+    assert snapshot.ledger is not None
+    done = CheckpointDone(snapshot)
+    try:
+        _spill(snapshot, spill, done)
+        checkpoint = Checkpoint(
+            uuid,
+            epoch,
+            snapshot.lsn,
+            snapshot.segment_id,
+            snapshot.position,
+            snapshot.ledger,
+            spill.next_id,
+        )
+        done.live = index.apply(snapshot.updates, snapshot.dropped, checkpoint, snapshot.unlinked)
+    except IndexDoubt as doubt:
+        done.doubt = doubt
+    except lmdb.Error as error:
+        if _lmdb_is_full(error):
+            done.full = True
+        else:
+            done.failure = error
+    except (OSError, SyncFailed) as error:
+        done.failure = error
+    done.spill_current = spill.current_id
+    return done
+
+
+def _spill(snapshot: Snapshot[M], spill: SpillWriter[M], done: CheckpointDone[M]) -> None:
+    """Write the transients; those for which there is no space stay in memory."""
+    for at, transient in enumerate(snapshot.transients):
+        origin = transient.run.origin
+        assert origin is not None
+        try:
+            segment_id, positions, lengths = spill.append(
+                origin[0], origin[1], transient.metas, transient.bodies, origin[2]
+            )
+        except OSError as error:
+            if not is_full(error):
+                raise
+            for left in snapshot.transients[at:]:
+                for update, first in left.owners:
+                    update.placed_upto = min(update.placed_upto, first)
+            return
+        done.spilled.append((transient.run, segment_id, positions, lengths))
+        for update, first in transient.owners:
+            update.placed.append(Placed(first, segment_id, positions, lengths))
+
+
+def _lmdb_is_full(error: lmdb.Error) -> bool:
+    """LMDB passes the system's error on as text only."""
+    return isinstance(error, lmdb.MapFullError | lmdb.DiskError) or any(
+        text in str(error) for text in ("No space left", "File too large", "quota")
+    )

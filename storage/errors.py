@@ -1,0 +1,39 @@
+"""What may go wrong between the broker and its disk, by who must act.
+
+Every message is one line that says what is the matter and what to do. This file knows no reasons
+beyond those: an error that only a programmer can cause is an assert, not an exception.
+"""
+
+import errno
+
+# What a full disk, a full quota and a file size limit have in common: it can end by itself.
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class StorageError(Exception):
+    """The root of all that storage raises; `str()` is one line for the operator."""
+
+
+class DirectoryLocked(StorageError):
+    """Another broker runs on this directory."""
+
+
+class DirectoryNewer(StorageError):
+    """The directory was written by a newer qlog than this one."""
+
+
+class DirectoryUnreadable(StorageError):
+    """The directory cannot be used: missing rights, not a directory, damaged definitions."""
+
+
+class CorruptLog(StorageError):
+    """Data that had been promised to be on disk is damaged or missing."""
+
+
+class SyncFailed(StorageError):
+    """A sync failed. It is never retried: a second one can falsely succeed."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the error means that there is no space now, and may be again later."""
+    return isinstance(error, OSError) and error.errno in FULL_ERRNOS

@@ -1,0 +1,539 @@
+"""The messages of one queue at one priority, by a dense sequence number (qseq).
+
+A lane knows which of its messages are settled (a floor, and bitmaps above it), and where the others
+are: in memory as runs, or in the index as pointers. It promises that a message is returned until
+it is settled, and as it was published. It knows nothing of durability: that is the store's.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from qlog.storage.format import Meta
+
+M = TypeVar("M", bound=Meta)
+
+BLOCK = 255  # messages a block: 255 pointers of 16 bytes fill one overflow page of LMDB
+FULL = (1 << BLOCK) - 1
+IN_MEMORY = 0  # the segment id of a run that is nowhere else
+
+_RUN_OVERHEAD_BYTES = 600  # what the objects of a run take
+_MESSAGE_OVERHEAD_BYTES = 56  # and those of one of its messages
+
+
+class Run(Generic[M]):
+    """Messages appended together, shared by all the lanes they went to."""
+
+    __slots__ = (
+        "bodies",
+        "count",
+        "indexed",
+        "lengths",
+        "lsn_end",
+        "memory_bytes",
+        "metas",
+        "origin",
+        "owners",
+        "positions",
+        "readers",
+        "segment_id",
+    )
+
+    def __init__(
+        self,
+        segment_id: int,
+        positions: "array[int]",
+        lengths: "array[int]",
+        lsn_end: int,
+        owners: int,
+        metas: Sequence[M] | None = None,
+        bodies: Sequence[bytes] | None = None,
+    ) -> None:
+        self.segment_id = segment_id
+        self.positions = positions  # in the segment; in memory only: from any origin
+        self.lengths = lengths  # of the whole records
+        self.lsn_end = lsn_end  # 0: not in the log
+        self.count = len(positions)
+        self.owners = owners  # lanes that may still need it
+        self.readers = owners  # lanes that did not read to its end yet
+        self.metas = metas
+        self.bodies = bodies  # None: only on disk
+        self.indexed = False
+        self.origin: tuple[Sequence[int], Sequence[int], int] | None = None  # to spill it
+        self.memory_bytes = (
+            positions[-1]
+            + lengths[-1]
+            - positions[0]
+            + _MESSAGE_OVERHEAD_BYTES * self.count
+            + _RUN_OVERHEAD_BYTES
+        )
+
+
+class Cache(Generic[M]):
+    """The bodies in memory: what was read by all goes first, then what is oldest.
+
+    Bodies that are not on disk yet stay whatever the limit says.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes = 0
+        self.transient_bytes = 0
+        self._bytes_max = bytes_max
+        self._count = 0
+        self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
+        self._fresh: deque[Run[M]] = deque()  # those not durable yet
+        self._durable_lsn = 0
+
+    def add(self, run: Run[M]) -> None:
+        if run.lsn_end:
+            self.bytes += run.memory_bytes
+            self._count += 1
+            self._queue.append(run)
+            self._fresh.append(run)
+        else:
+            self.transient_bytes += run.memory_bytes
+
+    def advance(self, durable_lsn: int) -> None:
+        """All below is on disk now: what nobody waits for can go."""
+        self._durable_lsn = durable_lsn
+        fresh = self._fresh
+        while fresh and fresh[0].lsn_end <= durable_lsn:
+            run = fresh.popleft()
+            if run.readers <= 0:
+                self.drop(run)
+        queue = self._queue
+        while queue and (queue[0].bodies is None or self.bytes > self._bytes_max):
+            if queue[0].lsn_end > durable_lsn:
+                break
+            self.drop(queue.popleft())
+        if len(queue) > 2 * self._count + 1024:  # holes in the middle: keep it in proportion
+            self._queue = deque(run for run in queue if run.bodies is not None)
+
+    def was_read(self, run: Run[M]) -> None:
+        """A lane read the run to its end."""
+        run.readers -= 1
+        if run.readers <= 0 and run.segment_id and run.lsn_end <= self._durable_lsn:
+            self.drop(run)
+
+    def was_settled(self, run: Run[M]) -> None:
+        """A lane needs the run no more."""
+        run.owners -= 1
+        if run.owners <= 0:
+            self.drop(run)
+
+    def drop(self, run: Run[M]) -> None:
+        """Give up the copy in memory."""
+        if run.bodies is not None:
+            run.bodies = None
+            run.metas = None
+            if run.lsn_end:
+                self.bytes -= run.memory_bytes
+                self._count -= 1
+            else:
+                self.transient_bytes -= run.memory_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Generic[M]):
+    """Messages of a lane with consecutive qseqs, none of them settled."""
+
+    first_qseq: int
+    metas: Sequence[M]
+    bodies: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Pointers:
+    """Where consecutive messages of a lane are: all in one segment."""
+
+    segment_id: int
+    positions: "array[int]"
+    lengths: "array[int]"
+
+
+class Shelf(Protocol[M]):
+    """Where a lane finds what it does not have in memory."""
+
+    def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
+        """The index's pointers from `qseq` on, at least one. Raises CorruptLog."""
+
+    def fetch(
+        self,
+        lane_id: int,
+        qseq: int,
+        pointers: Pointers,
+        metas: list[M],
+        bodies: list[bytes],
+    ) -> None:
+        """Read and verify these messages, and add them to the lists. Raises CorruptLog."""
+
+
+@dataclass(slots=True)
+class Changes(Generic[M]):
+    """What lanes leave for the store to write: shared by all of them."""
+
+    acked: "list[Lane[M]]"  # lanes with settlements that the ledger does not have
+    delivered: "list[Lane[M]]"  # and with deliveries
+    dirty: "set[Lane[M]]"  # lanes that the index is behind of
+    await_acks: Callable[[], None]  # called when the first of them comes
+    acked_count: int = 0
+    operations: int = 0  # since the last checkpoint
+
+
+class Lane(Generic[M]):
+    """See the head of this file. Made by the store only."""
+
+    def __init__(self, lane_id: int, shelf: Shelf[M], cache: Cache[M], changes: Changes[M]) -> None:
+        self.id = lane_id
+        self.next_qseq = 0
+        self.floor = 0  # everything below is settled
+        self.alive = 0  # messages not settled
+        self.delivered = 0  # everything below was handed to a consumer once
+        self.acked: dict[int, int] = {}  # block -> bits of what is settled at or above the floor
+        self.dropped = False
+        self.dirty_blocks: set[int] = set()  # whose bits the index does not have
+        self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
+        self.delivered_unwritten = False
+        self._shelf = shelf
+        self._cache = cache
+        self._changes = changes
+        self._firsts: list[int] = []  # the first qseq of each run in memory
+        self._runs: list[Run[M]] = []
+        self._read_runs = 0  # so many of them were read to their end
+
+    # -- appending
+
+    def add(self, run: Run[M]) -> None:
+        """The run's messages get the next qseqs."""
+        self._firsts.append(self.next_qseq)
+        self._runs.append(run)
+        self.next_qseq += run.count
+        self.alive += run.count
+        self._changes.dirty.add(self)
+
+    # -- reading
+
+    def read(self, qseq: int, count_max: int, bytes_max: int) -> Slice[M] | None:
+        """The first unsettled message at or after `qseq` and those right behind it.
+
+        Stops at a settled one, or at the limits (bytes are those of whole records), but gives one
+        message at least; None when there is nothing. Raises CorruptLog when what is on disk is
+        not what was written.
+        """
+        start, stop = self._unsettled(qseq, count_max)
+        if start == stop:
+            return None
+        firsts = self._firsts
+        runs = self._runs
+        metas: list[M] = []
+        bodies: list[bytes] = []
+        at = start
+        bytes_left = bytes_max
+        place = bisect_right(firsts, at) - 1
+        while at < stop:
+            if place + 1 < len(firsts) and firsts[place + 1] <= at:
+                place += 1
+            run = runs[place] if place >= 0 else None
+            index = at - firsts[place] if run is not None else 0
+            if run is not None and index < run.count:
+                wanted = min(stop - at, run.count - index)
+                count = _within(run.positions, run.lengths, index, wanted, bytes_left, not bodies)
+                if not count:
+                    break
+                end = index + count
+                if run.bodies is None:
+                    pointers = Pointers(
+                        run.segment_id, run.positions[index:end], run.lengths[index:end]
+                    )
+                    self._shelf.fetch(self.id, at, pointers, metas, bodies)
+                else:
+                    assert run.metas is not None
+                    metas += run.metas[index:end]
+                    bodies += run.bodies[index:end]
+                bytes_left -= run.positions[end - 1] + run.lengths[end - 1] - run.positions[index]
+            else:
+                following = firsts[place + 1] if place + 1 < len(firsts) else stop
+                wanted = min(stop, following) - at
+                pointers = self._shelf.pointers(self.id, at, wanted)
+                count, size = _within_lengths(pointers.lengths, bytes_left, not bodies)
+                if not count:
+                    break
+                if count < len(pointers.lengths):
+                    pointers = Pointers(
+                        pointers.segment_id, pointers.positions[:count], pointers.lengths[:count]
+                    )
+                self._shelf.fetch(self.id, at, pointers, metas, bodies)
+                bytes_left -= size
+            at += count
+        self._was_read(at)
+        return Slice(start, metas, bodies)
+
+    def _unsettled(self, qseq: int, count_max: int) -> tuple[int, int]:
+        """The first stretch of unsettled messages at or after `qseq`: (start, stop)."""
+        start = max(qseq, self.floor)
+        acked = self.acked
+        if not acked:
+            return min(start, self.next_qseq), max(min(start + count_max, self.next_qseq), 0)
+        while start < self.next_qseq:
+            block, slot = divmod(start, BLOCK)
+            bits = acked.get(block, 0) >> slot
+            if not bits & 1:
+                break
+            start += _trailing_ones(bits)
+        stop = min(start + count_max, self.next_qseq)
+        at = start
+        while at < stop:
+            block, slot = divmod(at, BLOCK)
+            bits = acked.get(block, 0) >> slot
+            if bits:
+                stop = min(stop, at + (bits & -bits).bit_length() - 1)
+                break
+            at += BLOCK - slot
+        return start, max(stop, start)
+
+    def _was_read(self, upto: int) -> None:
+        firsts = self._firsts
+        runs = self._runs
+        place = self._read_runs
+        while place < len(runs) and firsts[place] + runs[place].count <= upto:
+            self._cache.was_read(runs[place])
+            place += 1
+        self._read_runs = place
+
+    # -- settling
+
+    def settle(self, first: int, count: int) -> int:
+        """Acked, purged or expired: these are returned no more; how many were not settled yet.
+
+        Idempotent. Lasting when the ledger is written (some milliseconds later) and synced.
+        """
+        assert first >= 0 and count >= 0
+        end = min(first + count, self.next_qseq)
+        if end <= first:
+            return 0
+        if first <= self.floor and not self.acked:  # in order: nothing but the floor moves
+            fresh = end - self.floor
+            if fresh <= 0:
+                return 0
+            self.floor = end
+        else:
+            fresh = self.mark(first, end)
+            if not fresh:
+                return 0
+        self.alive -= fresh
+        changes = self._changes
+        unwritten = self.unwritten
+        if not unwritten:
+            unwritten += (first, end)
+            changes.acked.append(self)
+            changes.await_acks()
+        elif unwritten[-1] == first:
+            unwritten[-1] = end
+        else:
+            unwritten += (first, end)
+        changes.acked_count += 1
+        changes.operations += fresh
+        changes.dirty.add(self)
+        runs = self._runs
+        if runs and self._firsts[0] + runs[0].count <= self.floor:
+            self._forget_settled()
+        return fresh
+
+    def note_delivered(self, upto: int) -> None:
+        """Everything below `upto` was handed to a consumer once; lasting with the next acks."""
+        if upto > self.delivered:
+            self.delivered = upto
+            if not self.delivered_unwritten:
+                self.delivered_unwritten = True
+                self._changes.delivered.append(self)
+                self._changes.dirty.add(self)
+                self._changes.await_acks()
+
+    def mark(self, first: int, end: int) -> int:
+        """Set the bits of [first, end); how many of them were not set. Part of settling."""
+        fresh = 0
+        acked = self.acked
+        if first <= self.floor:  # the floor jumps; bits below it mean nothing any more
+            if end <= self.floor:
+                return 0
+            fresh = end - self.floor - self.acked_between(self.floor, end)
+            for block in [block for block in acked if (block + 1) * BLOCK <= end]:
+                del acked[block]
+            self.floor = end
+        else:
+            at = first
+            while at < end:
+                block, slot = divmod(at, BLOCK)
+                stop = min(end - block * BLOCK, BLOCK)
+                old = acked.get(block, 0)
+                new = old | ((1 << stop) - (1 << slot))
+                if new != old:
+                    fresh += (new ^ old).bit_count()
+                    acked[block] = new
+                    self.dirty_blocks.add(block)
+                at = block * BLOCK + stop
+        self._raise_floor()
+        return fresh
+
+    def recovered(self, placed_upto: int, next_qseq: int) -> None:
+        """Recovery is done: below `next_qseq` nothing was given twice.
+
+        What is missing between `placed_upto` (where the index was complete) and there was lost
+        before it was durable, and counts as settled.
+        """
+        at = placed_upto
+        for first, run in zip(self._firsts, self._runs, strict=True):
+            if first > at:
+                self.mark(at, first)
+            at = max(at, first + run.count)
+        self.next_qseq = max(next_qseq, at)
+        if self.next_qseq > at:
+            self.mark(at, self.next_qseq)
+        self._raise_floor()
+        self._forget_settled()
+        self._changes.dirty.add(self)
+
+    def _raise_floor(self) -> None:
+        """Move the floor over what is settled right above it."""
+        acked = self.acked
+        while acked:
+            block, slot = divmod(self.floor, BLOCK)
+            bits = acked.get(block)
+            if bits is None:
+                return
+            self.floor += _trailing_ones(bits >> slot)
+            if self.floor == (block + 1) * BLOCK:
+                del acked[block]  # and look at the next
+                continue
+            if not bits >> (self.floor - block * BLOCK):
+                del acked[block]  # nothing settled above the floor in this block
+            return
+
+    def acked_between(self, first: int, end: int) -> int:
+        """How many at or above the floor are settled in [first, end), by the bitmaps."""
+        count = 0
+        first_block, first_slot = divmod(first, BLOCK)
+        end_block, end_slot = divmod(end, BLOCK)
+        for block, bits in self.acked.items():
+            if first_block <= block <= end_block:
+                if block == end_block:
+                    bits &= (1 << end_slot) - 1
+                if block == first_block:
+                    bits = bits >> first_slot << first_slot
+                count += bits.bit_count()
+        return count
+
+    def _forget_settled(self) -> None:
+        """Give up the runs that lie below the floor."""
+        floor = self.floor
+        count = 0
+        for first, run in zip(self._firsts, self._runs, strict=True):
+            if first + run.count > floor:
+                break
+            self._cache.was_settled(run)
+            count += 1
+        if count:
+            del self._firsts[:count]
+            del self._runs[:count]
+            self._read_runs = max(self._read_runs - count, 0)
+
+    # -- for checkpoint and recovery
+
+    def adopt(self, first: int, run: Run[M]) -> None:
+        """Recovery found these messages; `next_qseq` and `alive` are set afterwards."""
+        place = bisect_right(self._firsts, first)
+        self._firsts.insert(place, first)
+        self._runs.insert(place, run)
+        self._changes.dirty.add(self)
+
+    def runs(self) -> list[tuple[int, Run[M]]]:
+        """The runs in memory with their first qseqs, in order."""
+        return list(zip(self._firsts, self._runs, strict=True))
+
+    def merge(self, block: int, bits: int) -> None:
+        """A bitmap says that these are settled; the floor follows with `mark`."""
+        if (block + 1) * BLOCK > self.floor:
+            self.acked[block] = self.acked.get(block, 0) | bits
+            self.dirty_blocks.add(block)
+
+    def durable_upto(self, durable_lsn: int) -> int:
+        """The first qseq that is not on disk."""
+        return next(
+            (
+                first
+                for first, run in zip(self._firsts, self._runs, strict=True)
+                if run.lsn_end > durable_lsn
+            ),
+            self.next_qseq,
+        )
+
+    def unindexed(self, durable_lsn: int) -> list[tuple[int, Run[M]]]:
+        """The runs that the index should get: on disk, or nowhere but here."""
+        return [
+            (first, run)
+            for first, run in zip(self._firsts, self._runs, strict=True)
+            if not run.indexed and run.lsn_end <= durable_lsn
+        ]
+
+    def forget_indexed(self) -> bool:
+        """Give up runs that the index has and memory has no body of; whether any run is left."""
+        kept = [
+            (place, first, run)
+            for place, (first, run) in enumerate(zip(self._firsts, self._runs, strict=True))
+            if not run.indexed or run.bodies is not None
+        ]
+        if len(kept) < len(self._runs):
+            read_runs = self._read_runs
+            self._read_runs = sum(place < read_runs for place, _, _ in kept)
+            self._firsts = [first for _, first, _ in kept]
+            self._runs = [run for _, _, run in kept]
+        return bool(kept)
+
+    def forget(self) -> None:
+        """The lane is deleted: everything in memory goes."""
+        for run in self._runs:
+            self._cache.was_settled(run)
+        self._firsts = []
+        self._runs = []
+        self._read_runs = 0
+        self.alive = 0
+        self.acked = {}
+        self.dirty_blocks = set()
+        self.dropped = True
+
+
+def _trailing_ones(bits: int) -> int:
+    return (~bits & (bits + 1)).bit_length() - 1
+
+
+def _within(
+    positions: "array[int]",
+    lengths: "array[int]",
+    index: int,
+    count: int,
+    bytes_left: int,
+    one_at_least: bool,
+) -> int:
+    """How many of `count` records that lie one behind the other fit in `bytes_left`."""
+    last = index + count - 1
+    limit = positions[index] + bytes_left
+    if positions[last] + lengths[last] <= limit:
+        return count
+    fitting = bisect_right(positions, limit, index + 1, last + 1) - index - 1
+    return max(fitting, 1) if one_at_least else max(fitting, 0)
+
+
+def _within_lengths(lengths: "array[int]", bytes_left: int, one_at_least: bool) -> tuple[int, int]:
+    """How many records fit in `bytes_left`, wherever they lie, and their size."""
+    size = sum(lengths)
+    if size <= bytes_left:
+        return len(lengths), size
+    size = 0
+    for count, length in enumerate(lengths):
+        if size + length > bytes_left and (count or not one_at_least):
+            return count, size
+        size += length
+    return len(lengths), size

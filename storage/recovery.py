@@ -1,0 +1,673 @@
+"""Opening a directory: lock, verify, bring everything to one consistent state, make it durable.
+
+The tail rule. At the first bad byte of the log, at LSN p: if anything that is whole (a later batch,
+a later segment, a batch of the ledger, the checkpoint, the catalog) says that the log had been
+synced beyond p, then confirmed data is damaged, and the start is refused. Otherwise the bytes are
+what a crash left of a write that nobody was told of, and are cut. The same goes for the ledger.
+
+The orphan rule. A settlement can be on disk while its message never became so. The next qseq of a
+lane is therefore behind everything that log, index or ledger ever named, and what lies between
+and was not found counts as settled. No qseq is given twice.
+
+What is read from the files behind the checkpoint is written again in place and synced, since after
+a failed sync pages can look clean in memory and not be on the disk. All steps give the same result
+when they are done again after a crash in the middle: nothing is cut before it was judged, the
+log is sealed before anything is appended, the new ledger takes over whole, the index comes last.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Generic
+
+import lmdb
+
+from qlog.storage.catalog import Catalog
+from qlog.storage.checkpoint import Snapshot, gather, snapshot_records
+from qlog.storage.datadir import Identity, Paths, numbered, prepare
+from qlog.storage.disk import Disk
+from qlog.storage.errors import CorruptLog, DirectoryNewer, DirectoryUnreadable
+from qlog.storage.format import (
+    FILE_HEADER_BYTES,
+    FORMAT_VERSION,
+    Columns,
+)
+from qlog.storage.index import (
+    SPILL,
+    Checkpoint,
+    Index,
+    IndexDoubt,
+    LaneRow,
+    LaneUpdate,
+    Live,
+)
+from qlog.storage.lane import Cache, Changes, Lane, M, Run
+from qlog.storage.ledger import (
+    ACK,
+    DELIVERED,
+    LANE,
+    LANE_DELETED,
+    SEGMENT_DROPPED,
+    SEGMENTS,
+    SNAPSHOT_END,
+    LedgerWriter,
+    Record,
+    ack_ranges,
+    lane_bitmaps,
+    unpack_body,
+)
+from qlog.storage.log import Log, Segment
+from qlog.storage.reader import DiskShelf, Reader
+from qlog.storage.segment import BatchFile, Nursery, columns_of, seal
+from qlog.storage.settings import StoreSettings
+from qlog.storage.spill import SpillWriter
+
+_REBUILD_POINTERS = 200_000  # so many go to the index in one transaction
+_REWRITE_BYTES = 1 << 20
+_ADVICE = "restore it from a copy, or see what is left with `qlog inspect repair --accept-loss`"
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What a start found; all zero after an orderly stop."""
+
+    epoch: int = 0
+    records_replayed: int = 0  # behind the checkpoint
+    log_bytes_cut: int = 0  # of a torn tail: never confirmed
+    log_records_cut: int = 0  # as far as can be known
+    ledger_bytes_cut: int = 0
+    index_rebuilt: str = ""  # why; empty when it was good
+    duration_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Recovered(Generic[M]):
+    """All that a store is made of."""
+
+    paths: Paths
+    disk: Disk
+    settings: StoreSettings
+    lock: int
+    catalog: Catalog
+    identity: Identity
+    report: RecoveryReport
+    log: Log
+    lanes: dict[int, Lane[M]]
+    cache: Cache[M]
+    changes: Changes[M]
+    index: Index
+    live: dict[int, Live]
+    shelf: DiskShelf[M]
+    reader: Reader[M]
+    spill: SpillWriter[M]
+    nursery: Nursery
+    ledger: LedgerWriter
+
+
+def recover(
+    directory: Path,
+    decode: Callable[[bytes, int], M],
+    settings: StoreSettings,
+    disk: Disk,
+) -> Recovered[M]:
+    """Open and recover a data directory. Raises StorageError; the directory is then unlocked."""
+    paths = Paths(directory.absolute())
+    lock = prepare(disk, paths)
+    opened: list[Callable[[], None]] = [lambda: disk.close(lock)]
+    try:
+        return _Recovery(paths, lock, decode, settings, disk, opened).run()
+    except BaseException as error:
+        for close in reversed(opened):
+            close()
+        if isinstance(error, OSError):
+            raise DirectoryUnreadable(
+                f"{error.filename or paths.root}: {error.strerror}; check the disk and the rights"
+            ) from error
+        if isinstance(error, lmdb.Error):
+            raise DirectoryUnreadable(f"{paths.index}: {error}; check the disk") from error
+        raise
+
+
+@dataclass(slots=True)
+class _LedgerState:
+    """What the ledger's current file says."""
+
+    file_id: int = 0
+    number: int = 0  # of the next batch
+    log_durable: int = 0
+    records: list[Record] = field(default_factory=list)  # to be replayed
+    segments: set[int] | None = None  # those that must exist, of the ids below `segments_end`
+    segments_end: int = 0
+    dropped: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Found:
+    """A segment, as its file shows it."""
+
+    segment: Segment
+    used_end: int  # behind it there are only zeros
+    sealed: bool
+
+
+class _Recovery(Generic[M]):
+    def __init__(
+        self,
+        paths: Paths,
+        lock: int,
+        decode: Callable[[bytes, int], M],
+        settings: StoreSettings,
+        disk: Disk,
+        opened: list[Callable[[], None]],
+    ) -> None:
+        self.paths = paths
+        self.lock = lock
+        self.decode = decode
+        self.settings = settings
+        self.disk = disk
+        self.opened = opened
+        self.report = RecoveryReport()
+        self.cache: Cache[M] = Cache(settings.cache_bytes_max)
+        self.changes: Changes[M] = Changes([], [], set(), lambda: None)
+        self.lanes: dict[int, Lane[M]] = {}
+        self.placed_upto: dict[int, int] = {}  # lane -> where the index is complete
+        self.named_upto: dict[int, int] = {}  # lane -> above every qseq that anything names
+        self.deleted: set[int] = set()
+        self.segments: dict[int, Segment] = {}
+        self.lsn = 0
+        self.attested_lsn = 0  # by the index
+        self.index: Index | None = None
+        self.reader: Reader[M] = Reader(disk, paths, decode)
+        self.shelf: DiskShelf[M] = DiskShelf(disk, paths, self.reader)
+        self.lane_rows: dict[int, LaneRow] = {}
+        self.bitmaps: list[tuple[int, int, int]] = []
+        self.live_before: dict[int, Live] = {}
+
+    def run(self) -> Recovered[M]:
+        started_s = time.monotonic()
+        settings = self.settings
+        paths = self.paths
+        disk = self.disk
+        self._open_catalog()
+        checkpoint = self._open_index()
+        ledger_state = self._read_ledger(checkpoint)
+        if checkpoint is not None:
+            self._load_lanes()
+        self._replay_ledger(ledger_state)
+        found = self._read_log(checkpoint, ledger_state)
+        for lane_id, lane in self.lanes.items():
+            lane.recovered(self.placed_upto.get(lane_id, 0), self.named_upto.get(lane_id, 0))
+
+        # From here on the directory is changed: it was judged to be sound.
+        uuid = self.identity.uuid
+        self._finish_log(found, checkpoint)
+        self.identity.epoch = epoch = self.report.epoch = self.epoch_seen + 1
+        lane_ids = max([*self.lanes, *self.deleted], default=0) + 1
+        self.identity.lane_ids_reserved = max(self.identity.lane_ids_reserved, lane_ids)
+        self.identity.save(self.catalog)
+        ledger = LedgerWriter(disk, paths, uuid, epoch, file_bytes=settings.ledger_bytes_max)
+        self.opened.append(ledger.close)
+        segments = self.segments
+        ledger.roll(
+            snapshot_records(self.lanes.values(), segments.values(), (), durable_lsn=self.lsn),
+            self.lsn,
+            above=ledger_state.file_id,
+            number=ledger_state.number,
+        )
+        ledger.remove_older()
+        ledger.reserve_if_possible()
+        for name in disk.names(paths.spill):
+            disk.unlink(paths.spill / name)
+        segment_id = max([*segments, ledger_state.segments_end - 1, 0]) + 1
+        spill_next = SPILL if checkpoint is None else checkpoint.spill_next
+        live = self._update_index(
+            Checkpoint(
+                uuid, epoch, self.lsn, segment_id, FILE_HEADER_BYTES, ledger.position, spill_next
+            ),
+            rebuild=checkpoint is None,
+        )
+        self.cache.advance(self.lsn)
+        self.changes.dirty.clear()
+        self.report.duration_s = time.monotonic() - started_s
+        return Recovered(
+            paths=paths,
+            disk=disk,
+            settings=settings,
+            lock=self.lock,
+            catalog=self.catalog,
+            identity=self.identity,
+            report=self.report,
+            log=Log(
+                lsn=self.lsn,
+                segment_id=segment_id,
+                segment_bytes_max=settings.segment_bytes_max,
+                batch_bytes_max=settings.batch_bytes_max,
+                batch_records_max=settings.batch_records_max,
+                sealed=segments,
+            ),
+            lanes=self.lanes,
+            cache=self.cache,
+            changes=self.changes,
+            index=self.shelf.index,
+            live=live,
+            shelf=self.shelf,
+            reader=self.reader,
+            spill=SpillWriter(
+                disk,
+                paths,
+                uuid,
+                epoch,
+                next_id=spill_next,
+                file_bytes_max=settings.segment_bytes_max,
+            ),
+            nursery=Nursery(disk, paths),
+            ledger=ledger,
+        )
+
+    # -- opening
+
+    def _open_catalog(self) -> None:
+        paths = self.paths
+        self.catalog = Catalog(paths.catalog, map_bytes=self.settings.catalog_map_bytes)
+        self.opened.append(self.catalog.close)
+        identity = Identity.load(self.catalog)
+        if identity is None:
+            if numbered(self.disk, paths.ledger, ".qack"):
+                raise DirectoryUnreadable(
+                    f"{paths.root} has messages and no catalog; restore catalog.lmdb from a copy"
+                )
+            identity = Identity(os.urandom(16), 0, 1, 0)
+        self.identity = identity
+        self.epoch_seen = identity.epoch
+
+    def _open_index(self) -> Checkpoint | None:
+        """The checkpoint to start from; None when the index is new, or is to be rebuilt."""
+        paths = self.paths
+        if not paths.index.exists():
+            if numbered(self.disk, paths.ledger, ".qack"):
+                self.report.index_rebuilt = "it was missing"
+            return None
+        try:
+            index = Index(paths.index, map_bytes=self.settings.index_map_bytes)
+            self.opened.append(index.close)
+            self.index = index
+            checkpoint = index.checkpoint()
+            if checkpoint is not None and checkpoint.uuid == self.identity.uuid:
+                self.attested_lsn = checkpoint.lsn
+                self.lane_rows = index.lanes()
+                self.bitmaps = list(index.bitmaps())
+                self.live_before = index.live()
+            elif checkpoint is not None:
+                raise IndexDoubt("it belongs to another directory")
+            else:
+                raise IndexDoubt("it was not finished")
+            if paths.index_doubt.exists():
+                raise IndexDoubt("the broker had found it wrong")
+        except (IndexDoubt, lmdb.Error, ValueError, TypeError) as doubt:
+            self.report.index_rebuilt = str(doubt) or "it is damaged"
+            self.live_before = {}
+            return None
+        return checkpoint
+
+    def _load_lanes(self) -> None:
+        assert self.index is not None
+        for lane_id, row in self.lane_rows.items():
+            lane = self._lane(lane_id)
+            lane.floor = row.floor
+            lane.delivered = row.delivered
+            self.placed_upto[lane_id] = row.placed_upto
+            self.named_upto[lane_id] = row.next_qseq
+        for lane_id, block, bits in self.bitmaps:
+            self._lane(lane_id).acked[block] = bits
+        for lane_id, row in self.lane_rows.items():
+            lane = self._lane(lane_id)
+            if row.spilled:  # transient messages do not survive
+                for qseq in self.index.spilled(lane_id):
+                    lane.mark(qseq, qseq + 1)
+            lane.mark(lane.floor, lane.floor)
+
+    def _lane(self, lane_id: int) -> Lane[M]:
+        lane = self.lanes.get(lane_id)
+        if lane is None:
+            lane = self.lanes[lane_id] = Lane(lane_id, self.shelf, self.cache, self.changes)
+        return lane
+
+    # -- the ledger
+
+    def _read_ledger(self, checkpoint: Checkpoint | None) -> _LedgerState:
+        """Read and judge the newest ledger file. Raises CorruptLog."""
+        state = _LedgerState()
+        paths = self.paths
+        ids = numbered(self.disk, paths.ledger, ".qack")
+        if not ids:
+            if self.attested_lsn or self.identity.closed_lsn:
+                raise CorruptLog(f"the ledger {paths.ledger} is missing; restore it from a copy")
+            return state
+        state.file_id = ids[-1]
+        path = paths.ledger_file(state.file_id)
+        file = BatchFile(self.disk, path, self.identity.uuid, state.file_id)
+        try:
+            self._check_version(file)
+            if not file.header_belongs_here or file.header is None:
+                raise CorruptLog(f"{path} is damaged at byte 0: {_ADVICE}")
+            self.epoch_seen = max(self.epoch_seen, file.header.epoch)
+            replayed_from = FILE_HEADER_BYTES
+            if checkpoint is not None and checkpoint.ledger.file_id == state.file_id:
+                replayed_from = checkpoint.ledger.position
+            position = FILE_HEADER_BYTES
+            state.number = file.header.base
+            complete = False
+            for batch in file.batches():
+                if batch.header.base != state.number:
+                    break
+                position = batch.end
+                state.number += 1
+                log_durable, records = unpack_body(batch.body)
+                state.log_durable = max(state.log_durable, log_durable)
+                for record in records:
+                    if record[0] == SEGMENTS:
+                        state.segments_end = record[1]
+                        state.segments = set(record[2:])
+                    elif record[0] == SEGMENT_DROPPED:
+                        state.dropped.add(record[1])
+                    elif record[0] == SNAPSHOT_END:
+                        complete = True
+                if batch.position >= replayed_from:
+                    state.records += records
+            attested = max(
+                (batch.header.durable for batch in file.whole_batches_after(position)),
+                default=0,
+            )
+            if checkpoint is not None and checkpoint.ledger.file_id >= state.file_id:
+                attested = max(attested, checkpoint.ledger.number)
+            if not complete or attested > state.number:
+                raise CorruptLog(
+                    f"{path} is damaged at byte {position}: acks that were on disk are lost; "
+                    f"{_ADVICE}"
+                )
+            self.report.ledger_bytes_cut = file.used_end(position) - position
+        finally:
+            file.close()
+        return state
+
+    def _replay_ledger(self, state: _LedgerState) -> None:
+        for record in state.records:
+            kind = record[0]
+            if kind not in (ACK, LANE, DELIVERED, LANE_DELETED):
+                continue
+            lane_id = record[1]
+            if kind == LANE_DELETED:
+                self.deleted.add(lane_id)
+                self.lanes.pop(lane_id, None)
+                continue
+            if lane_id in self.deleted:
+                continue
+            lane = self._lane(lane_id)
+            named = 0
+            if kind == ACK:
+                for first, end in ack_ranges(record):
+                    lane.mark(first, end)
+                    named = max(named, end)
+            elif kind == DELIVERED:
+                named = record[2]
+                lane.delivered = max(lane.delivered, named)
+            else:
+                _, _, named, floor, delivered, *_ = record
+                lane.delivered = max(lane.delivered, delivered)
+                for block, bits in lane_bitmaps(record).items():
+                    lane.merge(block, bits)
+                lane.mark(0, floor)
+            self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), named)
+
+    # -- the log
+
+    def _read_log(self, checkpoint: Checkpoint | None, ledger: _LedgerState) -> list[_Found]:
+        """Read and judge the log, and replay what is behind the checkpoint. Raises CorruptLog."""
+        attested = max(self.attested_lsn, ledger.log_durable, self.identity.closed_lsn)
+        replayed_from = 0 if checkpoint is None else checkpoint.lsn
+        found: list[_Found] = []
+        headless: list[_Found] = []
+        before: _Found | None = None
+        self.lsn = replayed_from
+        for segment_id in numbered(self.disk, self.paths.log, ".qseg"):
+            path = self.paths.segment(segment_id)
+            file = BatchFile(self.disk, path, self.identity.uuid, segment_id)
+            try:
+                self._check_version(file)
+                if not file.header_belongs_here or file.header is None:
+                    headless.append(
+                        _Found(Segment(segment_id, 0, 0, 0, log_end=0), file.used_end(0), False)
+                    )
+                    attested = max(
+                        [attested, *(b.header.durable for b in file.whole_batches_after(0))]
+                    )
+                    continue
+                if headless:
+                    damaged = self.paths.segment(headless[0].segment.segment_id)
+                    raise CorruptLog(f"{damaged} is damaged at byte 0: {_ADVICE}")
+                base = file.header.base
+                self.epoch_seen = max(self.epoch_seen, file.header.epoch)
+                if before is not None:
+                    self._check_chain(before, segment_id, base)
+                before = self._read_segment(file, base, replayed_from, checkpoint is None)
+                found.append(before)
+                attested = max(
+                    [attested, base]
+                    + [
+                        batch.header.durable
+                        for batch in file.whole_batches_after(before.segment.log_end)
+                        if not before.sealed
+                    ]
+                )
+            finally:
+                file.close()
+        self._check_missing([item.segment.segment_id for item in found], ledger)
+        if before is not None:
+            self.lsn = max(before.segment.end_lsn, 0)
+        if attested > self.lsn:
+            where = (
+                f"{self.paths.segment(before.segment.segment_id)} is damaged at byte "
+                f"{before.segment.log_end}"
+                if before is not None
+                else f"the log {self.paths.log} is missing"
+            )
+            raise CorruptLog(
+                f"{where}: messages {self.lsn} to {attested - 1} had been confirmed and are not "
+                f"there; {_ADVICE}"
+            )
+        for item in found[-1:] + headless:
+            if not item.sealed:
+                self.report.log_bytes_cut += item.used_end - item.segment.log_end
+        if not found and not attested:
+            self.lsn = 0
+        return found + headless
+
+    def _read_segment(
+        self, file: BatchFile, base_lsn: int, replayed_from: int, rebuild: bool
+    ) -> _Found:
+        """One segment: its limits, and its messages if they are to be replayed."""
+        segment = Segment(file.file_id, base_lsn, file.size, base_lsn)
+        trailer = file.trailer()
+        if trailer is not None and trailer.base_lsn == base_lsn:
+            segment.log_end = trailer.log_end
+            segment.end_lsn = trailer.end_lsn
+            if trailer.end_lsn <= replayed_from:
+                return _Found(segment, file.size, True)
+            columns = file.columns(trailer)
+            if rebuild and columns is not None:
+                self._adopt(columns, segment)
+                return _Found(segment, file.size, True)
+            sealed_end: int | None = trailer.log_end
+            if columns is None:
+                sealed_end = None
+        else:
+            sealed_end = None
+        columns = Columns()
+        segment.log_end = FILE_HEADER_BYTES
+        segment.end_lsn = base_lsn
+        for batch in file.batches():
+            if batch.header.base != segment.end_lsn:
+                break
+            if sealed_end is not None and batch.end > sealed_end:
+                break
+            of_batch = columns_of(batch)
+            segment.log_end = batch.end
+            segment.end_lsn += batch.header.count
+            if segment.end_lsn > replayed_from:
+                self._adopt(of_batch, segment)
+            columns.extend(of_batch)
+        if sealed_end is not None:
+            if segment.log_end != sealed_end:
+                raise CorruptLog(
+                    f"{file.path} is damaged at byte {segment.log_end}: messages from "
+                    f"{segment.end_lsn} on had been confirmed; {_ADVICE}"
+                )
+            return _Found(segment, file.size, True)
+        segment.columns = columns
+        return _Found(segment, file.used_end(segment.log_end), False)
+
+    def _adopt(self, columns: Columns, segment: Segment) -> None:
+        """The messages go to the lanes that they were routed to."""
+        for lane_ids, firsts, positions, lengths in columns.runs():
+            count = len(positions)
+            self.report.records_replayed += count
+            run: Run[M] = Run(
+                segment.segment_id, positions, lengths, max(segment.end_lsn, 1), len(lane_ids)
+            )
+            for lane_id, first in zip(lane_ids, firsts, strict=True):
+                if lane_id in self.deleted:
+                    continue
+                lane = self._lane(lane_id)
+                self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), first + count)
+                if first + count > lane.floor:
+                    lane.adopt(first, run)
+
+    def _check_chain(self, before: _Found, segment_id: int, base: int) -> None:
+        segment = before.segment
+        gap = segment_id != segment.segment_id + 1  # what was between was given up
+        if segment.end_lsn > base or (segment.end_lsn < base and not (gap and before.sealed)):
+            raise CorruptLog(
+                f"{self.paths.segment(segment.segment_id)} is damaged at byte {segment.log_end}: "
+                f"messages {segment.end_lsn} to {base - 1} had been confirmed; {_ADVICE}"
+            )
+
+    def _check_missing(self, ids: list[int], ledger: _LedgerState) -> None:
+        expected = set(ledger.segments or ())
+        expected.update(range(max(ledger.segments_end, 1), max(ids, default=0)))
+        expected.update(
+            segment_id
+            for segment_id, live in self.live_before.items()
+            if live.count and segment_id < SPILL
+        )
+        missing = sorted(expected - ledger.dropped - set(ids))
+        if missing:
+            raise CorruptLog(f"{self.paths.segment(missing[0])} is missing: {_ADVICE}")
+
+    def _check_version(self, file: BatchFile) -> None:
+        if file.header is not None and file.header.version > FORMAT_VERSION:
+            raise DirectoryNewer(
+                f"{file.path} has format {file.header.version}, this qlog reads up to "
+                f"{FORMAT_VERSION}; start it with the newer qlog that wrote it"
+            )
+
+    # -- making it lasting
+
+    def _finish_log(self, found: list[_Found], checkpoint: Checkpoint | None) -> None:
+        """Seal every segment, cut the torn tail, and have all that was replayed on disk."""
+        disk = self.disk
+        synced_lsn = 0 if checkpoint is None else checkpoint.lsn
+        unlinked = False
+        for item in found:
+            segment = item.segment
+            path = self.paths.segment(segment.segment_id)
+            if segment.end_lsn == segment.base_lsn:  # nothing whole in it
+                disk.unlink(path)
+                unlinked = True
+                continue
+            if segment.end_lsn > synced_lsn and not (item.sealed and checkpoint is None):
+                start = FILE_HEADER_BYTES
+                if checkpoint is not None and checkpoint.segment_id == segment.segment_id:
+                    start = checkpoint.position
+                self._rewrite(path, start, item.used_end if item.sealed else segment.log_end)
+            if segment.columns is not None:
+                seal(
+                    disk,
+                    path,
+                    self.identity.uuid,
+                    segment.columns,
+                    segment.base_lsn,
+                    segment.end_lsn,
+                    segment.log_end,
+                )
+                segment.columns = None
+            self.segments[segment.segment_id] = segment
+        leftovers = [name for name in disk.names(self.paths.log) if name.endswith(".new")]
+        for name in leftovers:
+            disk.unlink(self.paths.log / name)
+        if unlinked or leftovers:
+            disk.sync_directory(self.paths.log)
+
+    def _rewrite(self, path: Path, start: int, end: int) -> None:
+        """Write the same bytes again, and the file header, and sync."""
+        disk = self.disk
+        file = disk.open(path, write=True)
+        try:
+            disk.write(file, [disk.read(file, FILE_HEADER_BYTES, 0)], 0)
+            while start < end:
+                data = disk.read(file, min(_REWRITE_BYTES, end - start), start)
+                disk.write(file, [data], start)
+                start += len(data)
+            disk.sync_data(file)
+        finally:
+            disk.close(file)
+
+    def _update_index(self, checkpoint: Checkpoint, *, rebuild: bool) -> dict[int, Live]:
+        """The first checkpoint; the live counts after it."""
+        paths = self.paths
+        if rebuild:
+            if self.index is not None:
+                self.index.close()
+            if paths.index.exists():
+                shutil.rmtree(paths.index)
+            self.index = Index(paths.index, map_bytes=self.settings.index_map_bytes)
+            self.opened.append(self.index.close)
+        assert self.index is not None
+        index = self.shelf.index = self.index
+        snapshot: Snapshot[M] = Snapshot(self.lsn, 0, 0)
+        gather(snapshot, self.lanes.values(), self.lsn)
+        gone = [segment_id for segment_id in self.live_before if segment_id not in self.segments]
+        for part in _parts(snapshot.updates):
+            index.apply(part, (), None)
+        index.apply((), self.deleted, checkpoint, gone)
+        if paths.index_doubt.exists():
+            self.disk.unlink(paths.index_doubt)
+            self.disk.sync_directory(paths.root)
+        for run in snapshot.runs:
+            run.indexed = True
+        for lane_id, row in index.lanes().items():
+            lane = self.lanes[lane_id]
+            lane.alive = row.alive
+            lane.forget_indexed()
+        return index.live()
+
+
+def _parts(updates: Iterable[LaneUpdate]) -> Iterator[list[LaneUpdate]]:
+    """The updates in portions that one transaction can take."""
+    part: list[LaneUpdate] = []
+    pointers = 0
+    for update in updates:
+        placed = update.placed
+        update.placed = []
+        part.append(update)
+        for run in placed:
+            if pointers + len(run.positions) > _REBUILD_POINTERS:
+                yield part
+                pointers = 0
+                update = replace(update, bitmaps={}, placed=[])
+                part = [update]
+            update.placed.append(run)
+            pointers += len(run.positions)
+    yield part

@@ -1,0 +1,252 @@
+"""One file of batches: create it, read it back batch by batch, seal it, cut a torn tail.
+
+Log segments and ledger files have the same frame, so that both are read here. A file is created
+with its space reserved, synced, renamed and its directory synced before anything is written to
+it. What a bad batch means (a torn tail or damage) is not decided here: that takes knowledge of
+the other files (see recovery.py).
+"""
+
+import struct
+import threading
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlog.storage.datadir import Paths
+from qlog.storage.disk import Disk
+from qlog.storage.format import (
+    BATCH_HEADER_BYTES,
+    BATCH_MAGIC_BYTES,
+    FILE_HEADER_BYTES,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    TARGET,
+    TRAILER_BYTES,
+    BatchHeader,
+    Columns,
+    FileHeader,
+    Trailer,
+    batch_is_whole,
+    pack_footer,
+    place_seed,
+    unpack_batch_header,
+    unpack_columns,
+    unpack_file_header,
+    unpack_trailer,
+)
+
+_WINDOW_BYTES = 1 << 20
+_ZEROS = bytes(_WINDOW_BYTES)
+
+
+def create(disk: Disk, path: Path, size: int) -> int:
+    """A new file of zeros with `size` bytes reserved, durable under its name; open for writing."""
+    temporary = path.with_name(path.name + ".new")
+    file = disk.open(temporary, write=True, create=True)
+    try:
+        disk.truncate(file, 0)  # what an earlier attempt left
+        disk.allocate(file, size)
+        disk.sync_data(file)
+        disk.rename(temporary, path)
+        disk.sync_directory(path.parent)
+    except BaseException:
+        disk.close(file)
+        raise
+    return file
+
+
+class Nursery:
+    """Segments made before they are needed, so that no confirm waits for a file's creation.
+
+    Used by two threads: one prepares ahead, the other takes what it needs, prepared or not.
+    """
+
+    def __init__(self, disk: Disk, paths: Paths) -> None:
+        self._disk = disk
+        self._paths = paths
+        self._lock = threading.Lock()
+        self._ready: dict[int, int] = {}
+        self._taken = 0  # the highest id taken
+
+    def prepare(self, segment_id: int, size: int) -> None:
+        """Have this segment ready. Raises OSError."""
+        with self._lock:
+            if segment_id > self._taken and segment_id not in self._ready:
+                path = self._paths.segment(segment_id)
+                self._ready[segment_id] = create(self._disk, path, size)
+
+    def take(self, segment_id: int, size: int) -> int:
+        """The open file of this segment. Raises OSError."""
+        with self._lock:
+            file = self._ready.pop(segment_id, None)
+            if file is None:
+                file = create(self._disk, self._paths.segment(segment_id), size)
+            self._taken = segment_id
+            return file
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._ready.values():
+                self._disk.close(file)
+            self._ready.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A whole batch, as read."""
+
+    position: int
+    header: BatchHeader
+    body: bytes
+
+    @property
+    def end(self) -> int:
+        return self.position + BATCH_HEADER_BYTES + len(self.body)
+
+
+class BatchFile:
+    """An open file with a file header and batches, for reading."""
+
+    def __init__(self, disk: Disk, path: Path, uuid: bytes, file_id: int) -> None:
+        self.path = path
+        self.file_id = file_id
+        self._disk = disk
+        self._uuid = uuid
+        self._file = disk.open(path)
+        self.size = disk.size(self._file)
+        self.header: FileHeader | None = unpack_file_header(
+            disk.read(self._file, FILE_HEADER_BYTES, 0)
+        )
+
+    def close(self) -> None:
+        self._disk.close(self._file)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return self._disk.read(self._file, size, offset)
+
+    @property
+    def header_belongs_here(self) -> bool:
+        """The header is whole, and this file's: same directory, same id."""
+        header = self.header
+        return header is not None and header.uuid == self._uuid and header.file_id == self.file_id
+
+    def batch_at(self, position: int) -> Batch | None:
+        """The batch at this place if it is whole."""
+        head = self.read(BATCH_HEADER_BYTES, position)
+        header = unpack_batch_header(head)
+        if header is None or position + BATCH_HEADER_BYTES + header.body_bytes > self.size:
+            return None
+        body = self.read(header.body_bytes, position + BATCH_HEADER_BYTES)
+        seed = place_seed(self._uuid, self.file_id, position)
+        if not batch_is_whole(seed, head, body, header.digest):
+            return None
+        return Batch(position, header, body)
+
+    def batches(self, position: int = FILE_HEADER_BYTES) -> Iterator[Batch]:
+        """The unbroken sequence of whole batches from `position` on; their bases are not checked."""
+        while (batch := self.batch_at(position)) is not None:
+            yield batch
+            position = batch.end
+
+    def whole_batches_after(self, position: int) -> Iterator[Batch]:
+        """Every whole batch at any place from `position` on, damage between them or not."""
+        end = self.used_end(position)
+        while position < end:
+            window = self.read(min(_WINDOW_BYTES, end - position), position)
+            found = window.find(BATCH_MAGIC_BYTES)
+            if found < 0:
+                position += max(len(window) - len(BATCH_MAGIC_BYTES) + 1, 1)
+                continue
+            batch = self.batch_at(position + found)
+            if batch is None:
+                position += found + 1
+            else:
+                yield batch
+                position = batch.end
+
+    def used_end(self, position: int) -> int:
+        """Where the zeros begin that fill the file to its end, but not before `position`."""
+        end = self.size
+        while end > position:
+            start = max(position, end - _WINDOW_BYTES)
+            data = self.read(end - start, start)
+            if data != _ZEROS[: len(data)]:  # far faster than stripping zeros off
+                return start + len(data.rstrip(b"\0"))
+            end = start
+        return position
+
+    def trailer(self) -> Trailer | None:
+        """What a sealed segment ends in, by its looks; None when it is not sealed."""
+        if self.size < FILE_HEADER_BYTES + TRAILER_BYTES:
+            return None
+        trailer = unpack_trailer(self.read(TRAILER_BYTES, self.size - TRAILER_BYTES))
+        if (
+            trailer is None
+            or trailer.segment_id != self.file_id
+            or trailer.log_end + trailer.footer_bytes + TRAILER_BYTES != self.size
+        ):
+            return None
+        return trailer
+
+    def columns(self, trailer: Trailer) -> Columns | None:
+        """The footer of a sealed segment; None when it is damaged."""
+        data = self.read(self.size - trailer.log_end, trailer.log_end)
+        return unpack_columns(data, trailer, self._uuid)
+
+
+def seal(
+    disk: Disk, path: Path, uuid: bytes, columns: Columns, base_lsn: int, end_lsn: int, log_end: int
+) -> None:
+    """Write the footer, cut the file behind it, and sync. Raises OSError.
+
+    Done again after a crash in the middle it gives the same bytes.
+    """
+    footer = pack_footer(columns, uuid, int(path.stem), base_lsn, end_lsn, log_end)
+    file = disk.open(path, write=True)
+    try:
+        disk.write(file, [footer], log_end)
+        disk.truncate(file, log_end + len(footer))
+        disk.sync_data(file)
+    finally:
+        disk.close(file)
+
+
+def columns_of(batch: Batch) -> Columns:
+    """Where a batch's records lie and where they went.
+
+    The records' own hashes are not looked at: the batch's covered them.
+    """
+    columns = Columns()
+    body = batch.body
+    base = batch.position + BATCH_HEADER_BYTES
+    unpack = RECORD_HEADER.unpack_from
+    one_target = TARGET.unpack_from
+    offset = 0
+    positions = array("I")
+    lengths = array("I")
+    run_targets: tuple[int, ...] = ()
+    expected: tuple[int, ...] = ()  # the targets of a next record that continues the run
+    while offset < len(body):
+        length, _, _, _, _, target_count, _, _ = unpack(body, offset)
+        if target_count == 1:
+            targets = one_target(body, offset + RECORD_HEADER_BYTES)
+            following = (targets[0], targets[1] + 1)
+        else:
+            targets = struct.unpack_from(
+                "<" + "IQ" * target_count, body, offset + RECORD_HEADER_BYTES
+            )
+            following = tuple(part + (index & 1) for index, part in enumerate(targets))
+        if targets != expected:
+            if positions:
+                columns.add(run_targets[0::2], run_targets[1::2], positions, lengths)
+                positions = array("I")
+                lengths = array("I")
+            run_targets = targets
+        expected = following
+        positions.append(base + offset)
+        lengths.append(length)
+        offset += length
+    if positions:
+        columns.add(run_targets[0::2], run_targets[1::2], positions, lengths)
+    return columns
