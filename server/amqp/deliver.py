@@ -44,6 +44,8 @@ class DeliveryEncoder:
         self._channel = channel
         self._frame_max = frame_max
         self._payload_bytes_max = frame_max - OVERHEAD_BYTES if frame_max else 2**32
+        # Bodies larger than this need several frames, or are not worth copying.
+        self._repeated_bytes_max = min(self._payload_bytes_max, OWN_BUFFER_BYTES_MIN - 1)
         self._consumer_tag = encode_shortstr(consumer_tag)
         self._routes: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
 
@@ -71,7 +73,7 @@ class DeliveryEncoder:
                 last += 1
             before, after = self._around_tag(envelope, redelivered)
             tag = first_tag + first
-            if last - first > 1 and 0 < envelope.body_size < OWN_BUFFER_BYTES_MIN:
+            if last - first > 1 and 0 < envelope.body_size <= self._repeated_bytes_max:
                 small += self._repeated(before, tag, after, bodies[first:last])
             else:
                 for body in bodies[first:last]:
