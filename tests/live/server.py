@@ -1,0 +1,100 @@
+"""A `qlog serve` of the tests' own: a subprocess with its data directory, started, killed, restarted.
+
+It promises: the broker listens on loopback only, `start` returns when it accepts connections, and
+`terminate` says how it ended. It knows the command line, the line `Server startup complete` and
+signals; nothing of AMQP.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+STARTUP_LINE = "Server startup complete"
+STARTUP_S_MAX = 30.0
+STOP_S_MAX = 15.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class BrokerProcess:
+    """One broker on one directory; may be started several times, one after the other."""
+
+    def __init__(self, data_dir: Path, *, port: int = 0, options: tuple[str, ...] = ()) -> None:
+        self.data_dir = data_dir
+        self.port = port
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+        self.lines: list[str] = []
+        self._started = threading.Event()
+
+    @property
+    def url(self) -> str:
+        """Where it listens; known after `start`."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running broker."""
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> BrokerProcess:
+        """Start and wait until it accepts connections. Raises RuntimeError if it does not."""
+        self._started.clear()
+        self.lines = []
+        command = [
+            sys.executable,
+            *("-m", "qlog", "serve", "--data-dir", str(self.data_dir)),
+            *("--port", str(self.port), "--log-level", "warning", *self.options),
+        ]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        deadline = time.monotonic() + STARTUP_S_MAX
+        while not self._started.wait(0.05):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError("the broker did not start:\n" + "\n".join(self.lines[-30:]))
+        return self
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        # Read to the end always: a full pipe would stop the broker.
+        assert process.stderr is not None
+        for raw in process.stderr:
+            line = raw.decode("utf-8", "replace").rstrip()
+            self.lines.append(line)
+            if STARTUP_LINE in line:
+                found = re.search(r"amqp://[^\s,]*?:(\d+)", line)
+                if found:
+                    self.port = int(found[1])
+                    self._started.set()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(STOP_S_MAX)
+
+    def terminate(self) -> tuple[int, float]:
+        """SIGTERM: exit code and how many seconds it took. Killed if it takes too long."""
+        assert self.process is not None
+        begin = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        return code, time.monotonic() - begin
