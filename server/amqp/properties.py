@@ -12,7 +12,7 @@ id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns b
 
 import struct
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from qlog.server.amqp.errors import HardError, internal_error
 from qlog.server.amqp.spec import encode_shortstr
@@ -148,36 +148,26 @@ def scan(raw: bytes) -> Traits:
         raise _malformed() from None
     if offset != len(raw) or flags & _MORE_FLAGS:
         raise _malformed()
-    if table and not special and (b"\x02CC" in raw or b"\x03BCC" in raw):
+    if table and not special and b"CC" in raw:
         headers = decode_properties(raw).headers or {}
         special = "CC" in headers or "BCC" in headers
     return _TRAITS[special][delivery_mode]
 
 
-class _Shape(NamedTuple):
-    """What stands in which order behind one word of flags; of strings only the number counts."""
-
-    strings_first: range
-    table: bool
-    octets: int
-    strings_middle: range
-    timestamp_bytes: int
-    strings_last: range
-    special: bool
+# What stands in which order behind one word of flags: the strings before the headers (only their
+# number counts), whether there are headers, the octets of delivery mode and priority, the strings
+# before the timestamp, its octets, the strings behind it; and whether the flags alone are special.
+_Shape: TypeAlias = tuple[range, bool, int, range, int, range, bool]
 
 
 def _shape(flags: int) -> _Shape:
     kinds = [kind if flags & bit else None for _, kind, bit in _FIELDS]
-    strings = [range(part.count(_SHORTSTR)) for part in (kinds[:2], kinds[4:9], kinds[10:])]
-    return _Shape(
-        strings_first=strings[0],
-        table=_TABLE in kinds,
-        octets=kinds.count(_OCTET),
-        strings_middle=strings[1],
-        timestamp_bytes=_U64.size if _TIMESTAMP in kinds else 0,
-        strings_last=strings[2],
-        special=flags & _SPECIAL != 0,
+    first, middle, last = (
+        range(part.count(_SHORTSTR)) for part in (kinds[:2], kinds[4:9], kinds[10:])
     )
+    timestamp_bytes = _U64.size if _TIMESTAMP in kinds else 0
+    special = flags & _SPECIAL != 0
+    return first, _TABLE in kinds, kinds.count(_OCTET), middle, timestamp_bytes, last, special
 
 
 _DELIVERY_MODE = next(bit for name, _, bit in _FIELDS if name == "delivery_mode")

@@ -252,32 +252,27 @@ _DECODERS: dict[int, _Decoder] = {
 }
 
 
-def skip_table(data: bytes, offset: int, depth: int = 0) -> int:
-    """The offset behind the table at `offset`, which is validated but not built.
+def skip_table(data: bytes, offset: int, depth: int = 0, keyed: bool = True) -> int:
+    """The offset behind the table at `offset`, or array if not `keyed`; validated but not built.
 
     Accepts what `decode_table` accepts. Raises HardError, IndexError or struct.error otherwise.
     """
-    return _skip(data, offset, depth, keyed=True)
-
-
-def _skip(data: bytes, offset: int, depth: int, keyed: bool) -> int:
     if depth > NESTING_MAX:
         raise malformed("nested too deeply")
-    (size,) = _U32.unpack_from(data, offset)
+    end: int = offset + 4 + _U32.unpack_from(data, offset)[0]
     offset += 4
-    end: int = offset + size
     if end > len(data):
         raise malformed("cut short")
     while offset < end:
         if keyed:
             offset += 1 + data[offset]
         wire = data[offset]
-        if wire in _LENGTH_FIRST:
+        if wire == _LONGSTR or wire == _BINARY:
             offset += 5 + _U32.unpack_from(data, offset + 1)[0]
-        elif wire in _FIXED_BYTES:
-            offset += _FIXED_BYTES[wire]
-        elif wire in _NESTING:
-            offset = _skip(data, offset + 1, depth + 1, wire == _NESTING[0])
+        elif fixed_bytes := _FIXED_BYTES.get(wire):
+            offset += fixed_bytes
+        elif wire == _TABLE or wire == _ARRAY:
+            offset = skip_table(data, offset + 1, depth + 1, wire == _TABLE)
         else:
             raise malformed(f"unknown type {wire}")
     if offset != end:
@@ -285,9 +280,8 @@ def _skip(data: bytes, offset: int, depth: int, keyed: bool) -> int:
     return end
 
 
-# By wire type: strings, tables and arrays, and the octets of all others with their type.
-_LENGTH_FIRST = b"Sx"
-_NESTING = b"FA"
+_LONGSTR, _BINARY, _TABLE, _ARRAY = b"SxFA"
+# The octets of values of all other types, with that of the type.
 _FIXED_BYTES = {wire[0]: 1 + struct.calcsize(layout) for wire, _, layout, _ in _NUMBERS} | {
     ord("t"): 2,
     ord("V"): 1,
