@@ -264,6 +264,7 @@ class Connection:
         Iterate to the end before the next call. Each event is found when it is asked for, so that
         what is sent in answer to one (a channel.close above all) counts for those behind it.
         """
+        assert not self._data, "the events of the call before were not all taken"
         if self._ended():
             return
         rest = self._rest
