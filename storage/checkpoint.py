@@ -6,7 +6,7 @@ the ledger is synced by the commit thread; the rest is done here, on the checkpo
 """
 
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -16,7 +16,6 @@ from qlog.storage.errors import SyncFailed, is_full
 from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Placed
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
 from qlog.storage.ledger import SEGMENTS, LedgerPosition, Record, lane_record
-from qlog.storage.log import Segment
 from qlog.storage.spill import SpillWriter
 
 
@@ -93,21 +92,15 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
 
 
 def snapshot_records(
-    lanes: Iterable[Lane[M]],
-    segments: Iterable[Segment],
-    condemned: Collection[int],
-    *,
-    durable_lsn: int,
+    lanes: Iterable[Lane[M]], segments: Iterable[int], following: int, following_lsn: int
 ) -> list[Record]:
-    """What a new ledger file has to begin with: all lanes, and the segments that must exist."""
-    ids = {segment.segment_id: segment.base_lsn < durable_lsn for segment in segments}
-    kept = [segment_id for segment_id, written in ids.items() if written]
-    following = min(
-        (segment_id for segment_id, written in ids.items() if not written),
-        default=max(ids, default=0) + 1,
-    )
+    """What a new ledger file has to begin with.
+
+    `segments` must exist from now on; those of ids from `following` on, whose records begin at
+    `following_lsn`, must exist when there is one above them.
+    """
     return [
-        [SEGMENTS, following, *(segment_id for segment_id in kept if segment_id not in condemned)],
+        [SEGMENTS, following, following_lsn, *segments],
         *(
             lane_record(lane.id, lane.next_qseq, lane.floor, lane.delivered, lane.acked)
             for lane in lanes

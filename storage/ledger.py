@@ -34,8 +34,8 @@ ACK = 1  # lane, gap, count, gap, count, …: each gap counts from the end of th
 LANE_DELETED = 2  # lane
 DELIVERED = 3  # lane, qseq: everything below was handed out once
 LANE = 4  # lane, next qseq, floor, delivered, block, bits, block, bits, …: a lane in a snapshot
-SEGMENTS = 5  # next segment id, id, id, …: the segments that exist, in a snapshot
-SEGMENT_DROPPED = 6  # id: all in it is settled; the file may be gone
+SEGMENTS = 5  # next id, its base LSN, id, id, …: in a snapshot, the segments that must exist
+SEGMENT_DROPPED = 6  # id, end LSN: all in it is settled; the file may be gone
 SNAPSHOT_END = 7  # what comes before in this file is complete
 
 Record = list[Any]

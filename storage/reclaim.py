@@ -9,6 +9,7 @@ Only whole segments go here; rewriting those that are mostly dead has its place 
 """
 
 from collections.abc import Collection, Mapping
+from itertools import takewhile
 
 from qlog.storage.format import FILE_HEADER_BYTES
 from qlog.storage.index import Live
@@ -23,14 +24,17 @@ def dead_segments(
     checkpoint_lsn: int,
     condemned: Collection[int],
 ) -> list[int]:
-    """The segments that nothing needs, by a checkpoint that covers the log up to this LSN."""
+    """The segments that nothing needs, by a checkpoint that covers the log up to this LSN.
+
+    None above one that is not sealed yet: where that one ends is then known from the next.
+    """
+    sealed = takewhile(lambda segment: segment.sealed, map(segments.__getitem__, sorted(segments)))
     return [
-        segment_id
-        for segment_id, segment in segments.items()
-        if segment.sealed
-        and segment.end_lsn <= checkpoint_lsn
-        and segment_id not in condemned
-        and _count(live, segment_id) == 0
+        segment.segment_id
+        for segment in sealed
+        if segment.end_lsn <= checkpoint_lsn
+        and segment.segment_id not in condemned
+        and _count(live, segment.segment_id) == 0
     ]
 
 

@@ -31,9 +31,11 @@ from qlog.storage.datadir import Identity, Paths, numbered, prepare
 from qlog.storage.disk import Disk
 from qlog.storage.errors import CorruptLog, DirectoryNewer, DirectoryUnreadable
 from qlog.storage.format import (
+    BATCH_HEADER_BYTES,
     FILE_HEADER_BYTES,
     FORMAT_VERSION,
     Columns,
+    unpack_batch_header,
 )
 from qlog.storage.index import (
     SPILL,
@@ -141,7 +143,16 @@ class _LedgerState:
     records: list[Record] = field(default_factory=list)  # to be replayed
     segments: set[int] | None = None  # those that must exist, of the ids below `segments_end`
     segments_end: int = 0
-    dropped: set[int] = field(default_factory=set)
+    segments_end_lsn: int = 0  # where the records of the segments below `segments_end` end
+    dropped: dict[int, int] = field(default_factory=dict)  # id -> end LSN
+
+    def dropped_lsn(self, segment_id: int) -> int:
+        """Where the log ends if all segments above this one were given up; 0 if none was."""
+        ends = [end for dropped, end in self.dropped.items() if dropped > segment_id]
+        below = self.segments_end - 1
+        if below > segment_id and below not in (self.segments or ()):
+            ends.append(self.segments_end_lsn)
+        return max(ends, default=0)
 
 
 @dataclass(slots=True)
@@ -151,6 +162,7 @@ class _Found:
     segment: Segment
     used_end: int  # behind it there are only zeros
     sealed: bool
+    torn_records: int = 0  # by the header of the first batch that is not whole
 
 
 class _Recovery(Generic[M]):
@@ -211,8 +223,9 @@ class _Recovery(Generic[M]):
         ledger = LedgerWriter(disk, paths, uuid, epoch, file_bytes=settings.ledger_bytes_max)
         self.opened.append(ledger.close)
         segments = self.segments
+        segment_id = 1 + max([*segments, *ledger_state.dropped, ledger_state.segments_end - 1, 0])
         ledger.roll(
-            snapshot_records(self.lanes.values(), segments.values(), (), durable_lsn=self.lsn),
+            snapshot_records(self.lanes.values(), segments, segment_id, self.lsn),
             self.lsn,
             above=ledger_state.file_id,
             number=ledger_state.number,
@@ -221,7 +234,6 @@ class _Recovery(Generic[M]):
         ledger.reserve_if_possible()
         for name in disk.names(paths.spill):
             disk.unlink(paths.spill / name)
-        segment_id = max([*segments, ledger_state.segments_end - 1, 0]) + 1
         spill_next = SPILL if checkpoint is None else checkpoint.spill_next
         live = self._update_index(
             Checkpoint(
@@ -369,10 +381,10 @@ class _Recovery(Generic[M]):
                 state.log_durable = max(state.log_durable, log_durable)
                 for record in records:
                     if record[0] == SEGMENTS:
-                        state.segments_end = record[1]
-                        state.segments = set(record[2:])
+                        _, state.segments_end, state.segments_end_lsn, *segments = record
+                        state.segments = set(segments)
                     elif record[0] == SEGMENT_DROPPED:
-                        state.dropped.add(record[1])
+                        state.dropped[record[1]] = record[2]
                     elif record[0] == SNAPSHOT_END:
                         complete = True
                 if batch.position >= replayed_from:
@@ -432,7 +444,9 @@ class _Recovery(Generic[M]):
         headless: list[_Found] = []
         before: _Found | None = None
         self.lsn = replayed_from
-        for segment_id in numbered(self.disk, self.paths.log, ".qseg"):
+        ids = numbered(self.disk, self.paths.log, ".qseg")
+        self._check_missing(ids, ledger)
+        for segment_id in ids:
             path = self.paths.segment(segment_id)
             file = BatchFile(self.disk, path, self.identity.uuid, segment_id)
             try:
@@ -464,15 +478,18 @@ class _Recovery(Generic[M]):
                 )
             finally:
                 file.close()
-        self._check_missing([item.segment.segment_id for item in found], ledger)
-        if before is not None:
-            self.lsn = max(before.segment.end_lsn, 0)
+        dropped_lsn = ledger.dropped_lsn(0 if before is None else before.segment.segment_id)
+        if before is not None and not (dropped_lsn and before.sealed):
+            self.lsn = before.segment.end_lsn
+        else:
+            self.lsn = max(dropped_lsn, 0 if before is None else before.segment.end_lsn)
         if attested > self.lsn:
+            last = before or next(iter(headless), None)
             where = (
-                f"{self.paths.segment(before.segment.segment_id)} is damaged at byte "
-                f"{before.segment.log_end}"
-                if before is not None
-                else f"the log {self.paths.log} is missing"
+                f"the log {self.paths.log} is missing"
+                if last is None
+                else f"{self.paths.segment(last.segment.segment_id)} is damaged at byte "
+                f"{last.segment.log_end}"
             )
             raise CorruptLog(
                 f"{where}: messages {self.lsn} to {attested - 1} had been confirmed and are not "
@@ -481,8 +498,7 @@ class _Recovery(Generic[M]):
         for item in found[-1:] + headless:
             if not item.sealed:
                 self.report.log_bytes_cut += item.used_end - item.segment.log_end
-        if not found and not attested:
-            self.lsn = 0
+                self.report.log_records_cut += item.torn_records
         return found + headless
 
     def _read_segment(
@@ -527,7 +543,10 @@ class _Recovery(Generic[M]):
                 )
             return _Found(segment, file.size, True)
         segment.columns = columns
-        return _Found(segment, file.used_end(segment.log_end), False)
+        torn = unpack_batch_header(file.read(BATCH_HEADER_BYTES, segment.log_end))
+        return _Found(
+            segment, file.used_end(segment.log_end), False, 0 if torn is None else torn.count
+        )
 
     def _adopt(self, columns: Columns, segment: Segment) -> None:
         """The messages go to the lanes that they were routed to."""
@@ -562,7 +581,7 @@ class _Recovery(Generic[M]):
             for segment_id, live in self.live_before.items()
             if live.count and segment_id < SPILL
         )
-        missing = sorted(expected - ledger.dropped - set(ids))
+        missing = sorted(expected - ledger.dropped.keys() - set(ids))
         if missing:
             raise CorruptLog(f"{self.paths.segment(missing[0])} is missing: {_ADVICE}")
 

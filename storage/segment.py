@@ -200,7 +200,7 @@ def seal(
 ) -> None:
     """Write the footer, cut the file behind it, and sync. Raises OSError.
 
-    Done again after a crash in the middle it gives the same bytes.
+    May be done again after a crash in the middle: it replaces whatever is behind `log_end`.
     """
     footer = pack_footer(columns, uuid, int(path.stem), base_lsn, end_lsn, log_end)
     file = disk.open(path, write=True)

@@ -554,12 +554,15 @@ class Store(Generic[M]):
         return snapshot
 
     def _ledger_snapshot(self) -> Records:
-        return snapshot_records(
-            self._lanes.values(),
-            self._log.segments.values(),
-            self._condemned,
-            durable_lsn=self.durable_lsn,
+        segments = self._log.segments.values()
+        written = [segment for segment in segments if segment.base_lsn < self.durable_lsn]
+        following = min(
+            (segment.segment_id for segment in segments if segment.base_lsn >= self.durable_lsn),
+            default=self._log.active.segment_id + 1,
         )
+        ids = [segment.segment_id for segment in written]
+        kept = [segment_id for segment_id in ids if segment_id not in self._condemned]
+        return snapshot_records(self._lanes.values(), kept, following, self.durable_lsn)
 
     def _resume_checkpoint(self) -> None:
         """Write the snapshot if its part of the ledger is synced."""
@@ -625,7 +628,8 @@ class Store(Generic[M]):
         dead = dead_segments(self._log.segments, self._live, self._checkpoint_lsn, self._condemned)
         for segment_id in dead:
             self._condemned.add(segment_id)
-            self._records.append([SEGMENT_DROPPED, segment_id])
+            end_lsn = self._log.segments[segment_id].end_lsn
+            self._records.append([SEGMENT_DROPPED, segment_id, end_lsn])
         if dead:
             self._await_acks()
         if self._log.lsn == self._checkpoint_lsn and is_worth_rolling(

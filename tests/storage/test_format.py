@@ -1,0 +1,138 @@
+"""Layouts: what is packed is unpacked, and no flipped bit goes unseen."""
+
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlog.storage.format import (
+    BATCH_HEADER_BYTES,
+    FILE_HEADER_BYTES,
+    MESSAGE,
+    PERSISTENT,
+    SEGMENT_MAGIC,
+    TRAILER_BYTES,
+    Columns,
+    batch_is_whole,
+    pack_batch,
+    pack_file_header,
+    pack_footer,
+    pack_run,
+    place_seed,
+    unpack_batch_header,
+    unpack_columns,
+    unpack_file_header,
+    unpack_records,
+    unpack_trailer,
+)
+from tests.storage.support import envelope
+
+UUID = bytes(range(16))
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_a_file_header_says_what_was_packed() -> None:
+    data = pack_file_header(SEGMENT_MAGIC, UUID, 7, 1 << 40, 3)
+    assert len(data) == FILE_HEADER_BYTES
+    header = unpack_file_header(data + b"more")
+    assert header is not None
+    assert (header.magic, header.version, header.uuid) == (SEGMENT_MAGIC, 1, UUID)
+    assert (header.file_id, header.base, header.epoch) == (7, 1 << 40, 3)
+
+
+@pytest.mark.parametrize("bit", range(FILE_HEADER_BYTES * 8))
+def test_any_flipped_bit_of_a_file_header_is_seen(bit: int) -> None:
+    assert unpack_file_header(flipped(pack_file_header(SEGMENT_MAGIC, UUID, 7, 9, 3), bit)) is None
+
+
+def test_the_first_bytes_of_a_batch_are_fixed() -> None:
+    """A change here is a new format version."""
+    data = pack_batch(place_seed(UUID, 1, 64), 1, 2, 3, 4, b"body")
+    assert data[:40].hex() == (
+        "7cb4518f" "00000000" "04000000" "01000000"
+        "0200000000000000" "0300000000000000" "0400000000000000"
+    )  # fmt: skip
+
+
+@given(st.binary(max_size=50), st.data())
+def test_any_flipped_bit_of_a_batch_is_seen(body: bytes, data: st.DataObject) -> None:
+    seed = place_seed(UUID, 1, 64)
+    packed = pack_batch(seed, 1, 2, 3, 4, body) + body
+    bit = data.draw(st.integers(0, len(packed) * 8 - 1))
+    damaged = flipped(packed, bit)
+    header = unpack_batch_header(damaged)
+    whole = header is not None and (
+        header.body_bytes == len(body)
+        and batch_is_whole(seed, damaged[:48], damaged[BATCH_HEADER_BYTES:], header.digest)
+    )
+    assert not whole
+
+
+def test_a_batch_is_valid_only_where_it_was_written() -> None:
+    body = b"body"
+    packed = pack_batch(place_seed(UUID, 1, 64), 1, 2, 3, 4, body)
+    header = unpack_batch_header(packed)
+    assert header is not None
+    assert batch_is_whole(place_seed(UUID, 1, 64), packed, body, header.digest)
+    for seed in (place_seed(UUID, 1, 65), place_seed(UUID, 2, 64), place_seed(b"x" * 16, 1, 64)):
+        assert not batch_is_whole(seed, packed, body, header.digest)
+
+
+@given(
+    bodies=st.lists(st.binary(max_size=40), min_size=1, max_size=8),
+    names=st.lists(st.binary(max_size=10), min_size=1, max_size=3),
+    lanes=st.lists(
+        st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**63)), min_size=1, max_size=4
+    ),
+    timestamp=st.integers(0, 2**63),
+)
+def test_records_come_back_as_they_were(
+    bodies: list[bytes], names: list[bytes], lanes: list[tuple[int, int]], timestamp: int
+) -> None:
+    metas = [envelope(names[at % len(names)]) for at in range(len(bodies))]
+    ids = [lane for lane, _ in lanes]
+    firsts = [first for _, first in lanes]
+    parts, lengths = pack_run(ids, firsts, metas, bodies, PERSISTENT, timestamp)
+    data = b"".join(parts)
+    assert sum(lengths) == len(data)
+    records = list(unpack_records(data))
+    assert [record.body for record in records] == bodies
+    assert [record.meta for record in records] == [meta.packed for meta in metas]
+    assert [record.length for record in records] == list(lengths)
+    for at, record in enumerate(records):
+        assert record.whole and record.kind == MESSAGE and record.flags == PERSISTENT
+        assert record.timestamp_ms == timestamp
+        assert record.targets[0::2] == tuple(ids)
+        assert record.targets[1::2] == tuple(first + at for first in firsts)
+
+
+def test_a_flipped_bit_of_meta_or_body_makes_a_record_unwhole() -> None:
+    parts, _ = pack_run([1], [2], [envelope(b"meta")], [b"body"], 0, 5)
+    data = b"".join(parts)
+    start = data.index(b"meta")
+    for bit in range(start * 8, len(data) * 8):
+        assert not any(record.whole for record in unpack_records(flipped(data, bit)))
+
+
+def test_a_footer_comes_back_and_no_flipped_bit_goes_unseen() -> None:
+    columns = Columns()
+    columns.add([1], [10], array("I", [112, 200]), array("I", [88, 50]))
+    columns.add([1, 2], [12, 0], array("I", [250]), array("I", [60]))
+    data = pack_footer(columns, UUID, 3, 100, 103, 310)
+    assert len(data) == columns.packed_bytes
+    trailer = unpack_trailer(data[-TRAILER_BYTES:])
+    assert trailer is not None
+    assert (trailer.base_lsn, trailer.end_lsn, trailer.log_end) == (100, 103, 310)
+    found = unpack_columns(data, trailer, UUID)
+    assert found is not None
+    assert list(found.runs()) == list(columns.runs())
+    for bit in range(len(data) * 8):
+        damaged = flipped(data, bit)
+        trailer = unpack_trailer(damaged[-TRAILER_BYTES:])
+        assert trailer is None or unpack_columns(damaged, trailer, UUID) is None

@@ -1,0 +1,117 @@
+"""Settling and reading in memory, against a set."""
+
+from array import array
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlog.storage.lane import BLOCK, Cache, Changes, Lane, Pointers, Run
+from tests.storage.support import Envelope, envelope, ignore
+
+
+class NoShelf:
+    """All is in memory here."""
+
+    def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
+        raise AssertionError
+
+    def fetch(
+        self,
+        lane_id: int,
+        qseq: int,
+        pointers: Pointers,
+        metas: list[Envelope],
+        bodies: list[bytes],
+    ) -> None:
+        raise AssertionError
+
+
+def lane_of(*counts: int) -> Lane[Envelope]:
+    cache: Cache[Envelope] = Cache(1 << 20)
+    lane: Lane[Envelope] = Lane(1, NoShelf(), cache, Changes([], [], set(), ignore))
+    serial = 0
+    for count in counts:
+        bodies = [b"%d" % (serial + at) for at in range(count)]
+        serial += count
+        positions = array("I", range(0, 10 * count, 10))
+        run: Run[Envelope] = Run(
+            1, positions, array("I", [10]) * count, serial, 1, [envelope()] * count, bodies
+        )
+        cache.add(run)
+        lane.add(run)
+    return lane
+
+
+ranges = st.lists(st.tuples(st.integers(0, 900), st.integers(1, 300)), max_size=12)
+
+
+@given(ranges, st.integers(0, 900), st.integers(1, 1000))
+def test_settled_messages_are_not_read_again(
+    settled: list[tuple[int, int]], qseq: int, count_max: int
+) -> None:
+    lane = lane_of(300, 1, 299, 100, 200)
+    left = set(range(900))
+    for first, count in settled:
+        going = left & set(range(first, first + count))
+        assert lane.settle(first, count) == len(going)
+        left -= going
+        assert lane.alive == len(left)
+        assert lane.floor == min(left, default=900)
+    part = lane.read(qseq, count_max, 1 << 20)
+    expected = sorted(known for known in left if known >= qseq)
+    if not expected:
+        assert part is None
+        return
+    assert part is not None and part.first_qseq == expected[0]
+    contiguous = 1
+    while (
+        contiguous < min(len(expected), count_max)
+        and expected[contiguous] == expected[0] + contiguous
+    ):
+        contiguous += 1
+    assert list(part.bodies) == [b"%d" % (expected[0] + at) for at in range(contiguous)]
+
+
+@given(ranges)
+def test_bitmaps_stay_small(settled: list[tuple[int, int]]) -> None:
+    lane = lane_of(900)
+    for first, count in settled:
+        lane.settle(first, count)
+        assert len(lane.acked) <= 900 // BLOCK + 1
+        assert all(bits >> (lane.floor - block * BLOCK if block == lane.floor // BLOCK else 0)
+                   for block, bits in lane.acked.items())  # fmt: skip
+    lane.settle(0, 900)
+    assert not lane.acked and lane.floor == 900 and not lane.runs()
+
+
+def test_bytes_are_limited_but_one_message_comes_always() -> None:
+    lane = lane_of(10, 10)
+    for size, count in ((0, 1), (1, 1), (10, 1), (29, 2), (30, 3), (100, 10), (119, 11), (999, 20)):
+        part = lane.read(0, 100, size)
+        assert part is not None and len(part.bodies) == count, size
+
+
+def test_a_million_are_settled_in_one_step() -> None:
+    lane = lane_of()
+    lane.next_qseq = lane.alive = 1_000_000
+    assert lane.settle(1000, 1) == 1
+    assert lane.settle(0, 1_000_000) == 999_999
+    assert lane.alive == 0 and not lane.acked
+    assert lane.unwritten == [1000, 1001, 0, 1_000_000]
+
+
+def test_settling_in_order_makes_one_range_for_the_ledger() -> None:
+    lane = lane_of(100)
+    for qseq in range(100):
+        assert lane.settle(qseq, 1) == 1
+    assert lane.settle(5, 5) == 0
+    assert lane.unwritten == [0, 100]
+
+
+def test_what_was_read_by_all_leaves_memory_when_it_is_durable() -> None:
+    lane = lane_of(10)
+    run = lane.runs()[0][1]
+    lane.read(0, 10, 1000)
+    assert run.bodies is not None
+    lane._cache.advance(10)
+    assert run.bodies is None and lane._cache.bytes == 0

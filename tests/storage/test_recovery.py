@@ -1,0 +1,476 @@
+"""Starts after crashes and damage: what is cut, what is refused, and that twice is as once."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qlog.storage.datadir import Identity
+from qlog.storage.errors import (
+    CorruptLog,
+    DirectoryLocked,
+    DirectoryNewer,
+    DirectoryUnreadable,
+    StorageError,
+)
+from qlog.storage.examine import Examination, Verdict
+from qlog.storage.format import FILE_HEADER_BYTES
+from qlog.storage.index import Live
+from qlog.storage.lane import Lane
+from qlog.storage.store import Store
+from tests.storage.support import (
+    SMALL,
+    Bench,
+    Envelope,
+    ManualWorker,
+    abandon,
+    contents,
+    decode,
+    ignore,
+    new_lane,
+    publish,
+)
+
+
+def start(directory: Path) -> Store[Envelope]:
+    return Store.open(
+        directory,
+        decode=decode,
+        notify=ignore,
+        settings=SMALL,
+        new_worker=lambda name, notify: ManualWorker(),
+    )
+
+
+def refused(directory: Path) -> str:
+    """The start fails, in one line, twice the same, and nothing is changed by it."""
+    before = image(directory)
+    messages = []
+    for _ in range(2):
+        with pytest.raises(CorruptLog) as caught:
+            start(directory)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and "\n" not in messages[0]
+    assert image(directory) == before
+    return messages[0]
+
+
+def image(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != "lock.mdb"
+    }
+
+
+def segment_path(directory: Path, segment_id: int = 1) -> Path:
+    return directory / "log" / f"{segment_id:010d}.qseg"
+
+
+def ledger_path(directory: Path) -> Path:
+    return max((directory / "ledger").glob("*.qack"))
+
+
+@pytest.fixture
+def three_batches(tmp_path: Path) -> tuple[Path, int, list[int]]:
+    """A directory as kill -9 leaves it: three batches, the lane's id, where each batch ends."""
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    ends = []
+    for at in range(3):
+        publish(bench.store, [lane], [b"%d-%d" % (at, n) * 5 for n in range(3)])
+        bench.store.commit()
+        bench.commits.run_one()
+        bench.store.advance()
+        ends.append(bench.store._durable_end[1])
+    bench.kill()
+    return bench.directory, lane.id, ends
+
+
+def test_a_torn_tail_is_cut_at_every_byte(
+    three_batches: tuple[Path, int, list[int]], tmp_path: Path
+) -> None:
+    directory, lane_id, ends = three_batches
+    whole = segment_path(directory).read_bytes()
+    for length in range(ends[1], ends[2]):
+        copy = tmp_path / f"torn{length}"
+        shutil.copytree(directory, copy)
+        torn = whole[:length] + bytes(len(whole) - length)
+        segment_path(copy).write_bytes(torn)
+        store = start(copy)
+        assert store.lsn == 6
+        assert len(contents(store.lane(lane_id))) == 6
+        assert store.report.log_bytes_cut == len(torn[ends[1] :].rstrip(b"\0"))
+        publish(store, [store.lane(lane_id)], [b"next"])
+        assert store.settle_down()
+        assert list(contents(store.lane(lane_id)).values())[-1] == b"next"
+        store.close()
+        shutil.rmtree(copy)
+
+
+def test_any_damage_below_the_durable_point_is_refused(
+    three_batches: tuple[Path, int, list[int]], tmp_path: Path
+) -> None:
+    """The third batch says that the first two were synced."""
+    directory, _, ends = three_batches
+    whole = segment_path(directory).read_bytes()
+    copy = tmp_path / "damaged"
+    shutil.copytree(directory, copy)
+    for position in range(0, ends[1], 3):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        segment_path(copy).write_bytes(damaged)
+        message = refused(copy) if position % 30 == 0 else None
+        if message is None:
+            with pytest.raises(CorruptLog) as caught:
+                start(copy)
+            message = str(caught.value)
+        assert str(segment_path(copy)) in message and "damaged at byte" in message
+
+
+def test_a_segment_cut_short_below_the_durable_point_is_refused(
+    three_batches: tuple[Path, int, list[int]], tmp_path: Path
+) -> None:
+    directory, _, ends = three_batches
+    ledger = ledger_path(directory)
+    os.truncate(segment_path(directory), ends[0])
+    store = None
+    try:
+        store = start(directory)  # nothing is left that says that more was synced
+        assert store.lsn == 3
+    finally:
+        if store is not None:
+            store.close()
+    assert ledger_path(directory) != ledger
+
+
+def test_the_checkpoint_says_what_was_durable(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"only"])
+    assert bench.store.checkpoint()
+    bench.kill()
+    path = segment_path(bench.directory)
+    path.write_bytes(path.read_bytes()[:FILE_HEADER_BYTES] + bytes(SMALL.segment_bytes_max))
+    assert "messages 0 to 0 had been confirmed" in refused(bench.directory)
+
+
+def test_an_orderly_stop_says_what_was_durable_even_without_an_index(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    publish(bench.store, [new_lane(bench.store)], [b"only"])
+    bench.store.close()
+    segment_path(bench.directory).unlink()
+    shutil.rmtree(bench.directory / "index.lmdb")
+    copy = tmp_path / "copy"  # LMDB opens a place once a process
+    shutil.copytree(bench.directory, copy)
+    with pytest.raises(CorruptLog, match="missing"):
+        start(copy)
+
+
+def test_a_missing_segment_in_the_middle_is_named(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    for _ in range(40):
+        publish(bench.store, [lane], [b"x" * 1000])
+    assert bench.store.settle_down()
+    assert bench.store.segment_count > 2
+    bench.kill()
+    segment_path(bench.directory, 2).unlink()
+    assert f"{segment_path(bench.directory, 2)} is missing" in refused(bench.directory)
+
+
+def test_a_damaged_footer_is_made_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    for _ in range(40):
+        publish(bench.store, [lane], [b"x" * 1000])
+    assert bench.store.checkpoint()
+    bench.kill()
+    path = segment_path(bench.directory, 2)
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:])
+    shutil.rmtree(bench.directory / "index.lmdb")
+    bench.open()
+    assert len(contents(bench.store.lane(lane.id))) == 40
+    bench.store.close()
+    view = Examination(bench.directory).segment(2)
+    assert view.sealed and view.footer_verdict is Verdict.WHOLE
+
+
+def test_damage_below_the_checkpoint_is_found_by_reading(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"sound", b"will be damaged", b"sound too"])
+    assert bench.store.checkpoint()
+    bench.store.close()
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.directory, copy)
+    path = segment_path(copy)
+    path.write_bytes(path.read_bytes().replace(b"will be", b"will bE"))
+    store = start(copy)
+    with pytest.raises(CorruptLog, match="damaged at byte") as caught:
+        store.lane(lane.id).read(0, 10, 1000)
+    assert "\n" not in str(caught.value)
+    part = store.lane(lane.id).read(2, 10, 1000)
+    assert part is not None and part.bodies == [b"sound too"]
+    store.close()
+
+
+def test_a_settlement_of_a_message_that_was_lost_does_not_hit_another(tmp_path: Path) -> None:
+    """The orphan rule: the ack got to disk, its message did not."""
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"a", b"b"])
+    assert bench.store.settle_down()
+    publish(bench.store, [lane], [b"lost", b"lost too"])
+    lane.settle(2, 2)
+    bench.store._log_held = True  # as on a full disk: the ledger goes on
+    bench.tick(0.0)
+    bench.store._hand_over()
+    bench.commits.run_one()
+    bench.store.advance()
+    bench.restart()
+    lane = bench.store.lane(lane.id)
+    assert contents(lane) == {0: b"a", 1: b"b"}
+    assert lane.next_qseq == 4
+    publish(bench.store, [lane], [b"new"])
+    assert contents(lane) == {0: b"a", 1: b"b", 4: b"new"}
+    bench.restart()
+    bench.store.close()
+
+
+def test_a_torn_ledger_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"%d" % at for at in range(10)])
+    assert bench.store.settle_down()
+    before = bench.store._committer._ledger.position.position
+    lane.settle(3, 2)
+    bench.tick(0.0)
+    bench.tick(0.1)
+    bench.commits.run_one()
+    bench.store.advance()
+    after = bench.store._committer._ledger.position.position
+    assert after > before
+    bench.kill()
+    whole = ledger_path(bench.directory).read_bytes()
+    for length in range(before, after):
+        copy = tmp_path / f"torn{length}"
+        shutil.copytree(bench.directory, copy)
+        ledger_path(copy).write_bytes(whole[:length] + bytes(len(whole) - length))
+        store = start(copy)
+        assert len(contents(store.lane(lane.id))) == 10
+        store.close()
+        shutil.rmtree(copy)
+    store = start(bench.directory)
+    assert len(contents(store.lane(lane.id))) == 8
+    store.close()
+
+
+def test_damage_to_synced_acks_is_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"%d" % at for at in range(10)])
+    for qseq in (1, 3, 5):
+        lane.settle(qseq, 1)
+        assert bench.store.settle_down()
+    end = bench.store._committer._ledger.position.position
+    lane.settle(7, 1)
+    assert bench.store.settle_down()
+    bench.kill()
+    path = ledger_path(bench.directory)
+    whole = path.read_bytes()
+    for position in range(0, end, 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptLog, match=r"qack is damaged at byte"):
+            start(bench.directory)
+    refused(bench.directory)
+
+
+def state(lane: Lane[Envelope]) -> tuple[object, ...]:
+    return contents(lane), lane.alive, lane.next_qseq, lane.delivered
+
+
+def test_a_rebuilt_index_is_the_same_as_a_checkpointed_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lanes = [new_lane(bench.store) for _ in range(3)]
+    for at in range(60):
+        publish(bench.store, lanes[: 1 + at % 3], [b"%d-%d" % (at, n) for n in range(20)])
+        lanes[at % 3].settle(at * 7, at % 11)
+        if at % 20 == 10:
+            assert bench.store.checkpoint()
+    lanes[0].note_delivered(77)
+    assert bench.store.settle_down()
+    states = [state(lane) for lane in lanes]
+    bench.kill()
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.directory, copy)
+    shutil.rmtree(copy / "index.lmdb")
+    kept = start(bench.directory)
+    rebuilt = start(copy)
+    assert rebuilt.report.index_rebuilt and not kept.report.index_rebuilt
+    live: list[dict[int, Live]] = []
+    pointers: list[list[tuple[int, ...]]] = []
+    for store in (kept, rebuilt):
+        for lane, before in zip(lanes, states, strict=True):
+            assert state(store.lane(lane.id)) == before
+        live.append({key: value for key, value in store._live.items() if value.count})
+        pointers.append(
+            [
+                pointer
+                for pointer in store._index.all_pointers()
+                if pointer[1] in contents(store.lane(pointer[0]))
+            ]
+        )
+        store.close()
+    assert live[0] == live[1] and pointers[0] == pointers[1]
+
+
+def test_a_stale_index_catches_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"old"] * 3)
+    assert bench.store.checkpoint()
+    stale = tmp_path / "stale"
+    shutil.copytree(bench.directory / "index.lmdb", stale)
+    for _ in range(5):
+        publish(bench.store, [lane], [b"new"] * 10)
+        lane.settle(0, 2)
+        assert bench.store.checkpoint()
+    bench.kill()
+    shutil.rmtree(bench.directory / "index.lmdb")
+    shutil.copytree(stale, bench.directory / "index.lmdb")
+    bench.open()
+    assert list(contents(bench.store.lane(lane.id)).values()) == [b"old"] + [b"new"] * 50
+    bench.store.close()
+
+
+@pytest.mark.parametrize("damage", ["zeros", "noise", "cut", "empty"])
+def test_a_damaged_index_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"%d" % at for at in range(300)])
+    lane.settle(100, 50)
+    bench.store.close()
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.directory, copy)
+    path = copy / "index.lmdb" / "data.mdb"
+    data = path.read_bytes()
+    path.write_bytes(
+        {"zeros": bytes(len(data)), "noise": os.urandom(8192), "cut": data[:100], "empty": b""}[
+            damage
+        ]
+    )
+    store = start(copy)
+    assert len(contents(store.lane(lane.id))) == 250
+    store.close()
+
+
+def test_recovering_twice_gives_the_same(three_batches: tuple[Path, int, list[int]]) -> None:
+    directory, lane_id, _ = three_batches
+    found = []
+    for at in range(3):
+        store = start(directory)
+        found.append((state(store.lane(lane_id)), store.lsn))
+        abandon(store)
+        following = directory.with_name(f"again{at}")
+        shutil.copytree(directory, following)
+        directory = following
+    assert found[0] == found[1] == found[2]
+
+
+def test_only_one_broker_has_a_directory(tmp_path: Path) -> None:
+    store = start(tmp_path)
+    with pytest.raises(DirectoryLocked, match="another broker runs on") as caught:
+        start(tmp_path)
+    assert "\n" not in str(caught.value)
+    store.close()
+
+
+def test_a_newer_directory_is_left_alone(tmp_path: Path) -> None:
+    store = start(tmp_path)
+    identity = store._identity
+    Identity(identity.uuid, 9, 9, 0, version=99).save(store.catalog)
+    abandon(store)
+    copy = tmp_path.with_name("copy")
+    shutil.copytree(tmp_path, copy)
+    with pytest.raises(DirectoryNewer, match="format 99"):
+        start(copy)
+    shutil.rmtree(copy)
+
+
+def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(DirectoryUnreadable, match="cannot be used"):
+        start(tmp_path / "file" / "data")
+
+
+def test_a_lost_catalog_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.kill()
+    shutil.rmtree(bench.directory / "catalog.lmdb")
+    with pytest.raises(StorageError, match="no catalog"):
+        start(bench.directory)
+
+
+def test_definitions_that_are_gone_take_their_messages_with_them(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    kept, gone = new_lane(bench.store), new_lane(bench.store)
+    publish(bench.store, [kept, gone], [b"x"] * 5)
+    assert bench.store.settle_down()
+    bench.restart()
+    bench.store.retain([kept.id])
+    assert bench.store.checkpoint()
+    assert len(contents(bench.store.lane(kept.id))) == 5
+    bench.restart()
+    assert list(bench.store._lanes) == [kept.id]
+    bench.store.close()
+
+
+def test_lane_ids_are_never_used_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first = [bench.store.new_lane_id() for _ in range(3)]
+    bench.restart()
+    second = [bench.store.new_lane_id() for _ in range(3)]
+    assert not set(first) & set(second)
+    bench.store.close()
+
+
+def test_an_examination_names_the_damage_and_changes_nothing(
+    three_batches: tuple[Path, int, list[int]],
+) -> None:
+    directory, _, ends = three_batches
+    path = segment_path(directory)
+    data = bytearray(path.read_bytes())
+    data[ends[0] + 60] ^= 1
+    path.write_bytes(data)
+    before = image(directory)
+    examination = Examination(directory)
+    assert not examination.running
+    view = examination.segment(1)
+    assert view.header_verdict is Verdict.WHOLE and not view.sealed
+    stretches = list(examination.stretches(view))
+    assert [stretch.verdict for stretch in stretches] == [
+        Verdict.WHOLE,
+        Verdict.DAMAGED,
+        Verdict.WHOLE,
+        Verdict.BLANK,
+    ]
+    assert [stretch.position for stretch in stretches] == [FILE_HEADER_BYTES, *ends]
+    batch = stretches[2].batch
+    assert batch is not None
+    assert [(lsn, record.whole) for lsn, _, record in examination.records(batch)] == [
+        (6, True),
+        (7, True),
+        (8, True),
+    ]
+    ledger = examination.ledger_file(examination.ledger_ids()[-1])
+    assert next(examination.stretches(ledger)).verdict is Verdict.WHOLE
+    with examination.index() as index:
+        assert index.checkpoint() is not None
+    with examination.catalog() as catalog:
+        assert [kind for kind, _, _ in catalog.rows()] == ["storage"]
+    assert image(directory) == before

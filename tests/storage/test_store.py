@@ -1,0 +1,421 @@
+"""The store in good health, and what it does when the disk is not."""
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qlog.storage.errors import SyncFailed
+from qlog.storage.settings import StoreSettings
+from qlog.storage.store import Store
+from tests.storage.support import (
+    SMALL,
+    Bench,
+    Envelope,
+    abandon,
+    contents,
+    decode,
+    envelope,
+    ignore,
+    new_lane,
+    publish,
+)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def run_all(bench: Bench) -> None:
+    """All threads do all they have to do."""
+    for _ in range(10):
+        bench.store.commit()
+        for worker in bench.workers:
+            worker.wait()
+        bench.store.advance()
+
+
+def test_nothing_is_durable_before_the_sync(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    lsn = publish(bench.store, [lane], [b"a", b"b"])
+    assert lsn == 2 and bench.store.durable_lsn == 0
+    bench.store.commit()
+    assert bench.store.durable_lsn == 0
+    bench.commits.run_one()
+    assert bench.store.durable_lsn == 0
+    bench.store.advance()
+    assert bench.store.durable_lsn == 2
+    bench.store.close()
+
+
+def test_one_write_and_one_sync_make_a_batch_durable(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"warm up"])
+    run_all(bench)
+    operations: list[str] = []
+    bench.disk.fail = lambda operation: operations.append(operation)
+    for _ in range(3):
+        publish(bench.store, [lane], [b"x"] * 5)
+    bench.store.commit()
+    bench.commits.run_one()
+    bench.store.advance()
+    assert operations == ["write", "sync_data"] and bench.store.durable_lsn == 16
+    bench.store.close()
+
+
+def test_one_record_serves_many_lanes(bench: Bench) -> None:
+    lanes = [new_lane(bench.store) for _ in range(20)]
+    publish(bench.store, lanes, [b"x" * 100] * 10)
+    assert bench.store.checkpoint()
+    assert bench.store.segment_bytes < 20 * 10 * 100
+    for lane in lanes:
+        assert len(contents(lane)) == 10
+    for lane in lanes[1:]:
+        lane.settle(0, 10)
+    assert bench.store.checkpoint()
+    assert bench.store.live_bytes > 1000
+    assert len(contents(lanes[0])) == 10
+    bench.store.close()
+
+
+def test_a_message_larger_than_a_segment_is_kept(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    bodies = [b"small", b"x" * 3 * SMALL.segment_bytes_max, b"small too"]
+    publish(bench.store, [lane], bodies)
+    assert bench.store.checkpoint()
+    bench.restart()
+    assert list(contents(bench.store.lane(lane.id)).values()) == bodies
+    bench.store.close()
+
+
+def test_segments_are_unlinked_when_all_in_them_is_settled(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    for _ in range(60):
+        publish(bench.store, [lane], [b"x" * 1000])
+    assert bench.store.checkpoint()
+    assert bench.store.segment_count >= 4
+    lane.settle(0, 55)
+    for _ in range(4):
+        assert bench.store.checkpoint()
+    assert bench.store.segment_count <= 2
+    assert len(list((bench.directory / "log").glob("*.qseg"))) <= 3
+    assert len(contents(lane)) == 5
+    bench.kill()
+    shutil.rmtree(bench.directory / "index.lmdb")
+    bench.open()
+    assert len(contents(bench.store.lane(lane.id))) == 5
+    bench.store.close()
+
+
+def test_an_idle_active_segment_that_is_dead_is_given_back(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x" * 1000] * 10)
+    assert bench.store.checkpoint()
+    lane.settle(0, 10)
+    for _ in range(5):
+        assert bench.store.checkpoint()
+    assert bench.store.segment_bytes < 1000
+    bench.store.close()
+
+
+def test_the_ledger_rolls_and_keeps_everything(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 4000)
+    left = set(range(4000))
+    for qseq in range(0, 4000, 2):
+        lane.settle(qseq, 1)
+        left.remove(qseq)
+        if qseq % 50 == 0:
+            assert bench.store.settle_down()
+        if qseq % 400 == 0:
+            assert bench.store.checkpoint()
+    lane.note_delivered(1234)
+    assert bench.store.settle_down()
+    files = sorted(path.name for path in (bench.directory / "ledger").glob("*.qack"))
+    assert len(files) == 1 and files[0] >= "0000000002.qack"
+    bench.kill()
+    shutil.rmtree(bench.directory / "index.lmdb")
+    bench.open()
+    lane = bench.store.lane(lane.id)
+    assert set(contents(lane)) == left and lane.delivered == 1234
+    bench.store.close()
+
+
+def test_transient_messages_leave_memory_and_do_not_survive(bench: Bench) -> None:
+    lane, other = new_lane(bench.store), new_lane(bench.store)
+    publish(bench.store, [lane], [b"kept"] * 3)
+    publish(bench.store, [lane, other], [b"gone" * 100] * 50, persistent=False)
+    assert bench.store.cache_bytes > 20_000
+    assert bench.store.checkpoint()
+    assert bench.store.cache_bytes < 2000
+    assert len(contents(lane)) == 53 and len(contents(other)) == 50
+    publish(bench.store, [lane], [b"kept"])
+    assert bench.store.settle_down()
+    bench.restart()
+    lane = bench.store.lane(lane.id)
+    assert list(contents(lane).values()) == [b"kept"] * 4
+    assert lane.next_qseq == 54
+    assert not contents(bench.store.lane(other.id))
+    assert not list((bench.directory / "spill").iterdir())
+    bench.store.close()
+
+
+def test_spilled_files_are_unlinked(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    for _ in range(6):
+        publish(bench.store, [lane], [b"x" * 1000] * 10, persistent=False)
+        assert bench.store.checkpoint()
+    assert len(list((bench.directory / "spill").iterdir())) > 2
+    lane.settle(0, 60)
+    assert bench.store.checkpoint()
+    assert len(list((bench.directory / "spill").iterdir())) == 1
+    bench.store.close()
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    for _ in range(100):
+        publish(bench.store, [lane], [b"x" * 100] * 10)
+        run_all(bench)
+        bench.tick(0.3)
+    assert bench.store.cache_bytes <= SMALL.cache_bytes_max
+    run_all(bench)
+    bench.tick(2.0)
+    run_all(bench)
+    assert len(lane.runs()) < 20
+    assert len(contents(lane)) == 1000
+    bench.store.close()
+
+
+def test_pending_bytes_make_the_store_congested(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    assert not bench.store.congested
+    publish(bench.store, [lane], [b"x" * 1000] * 80)
+    assert bench.store.congested
+    run_all(bench)
+    assert not bench.store.congested
+    bench.store.close()
+
+
+def test_acks_are_written_soon_and_synced_later(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 10)
+    assert bench.store.settle_down()
+    bench.tick(5.0)
+    run_all(bench)
+    lane.settle(0, 3)
+    assert bench.tick(0.0) <= SMALL.ack_flush_s
+    bench.tick(SMALL.ack_flush_s)
+    bench.commits.run_one()
+    bench.store.advance()
+    bench.restart()
+    assert len(contents(bench.store.lane(lane.id))) == 7
+    bench.store.close()
+
+
+def test_the_first_ack_after_a_rest_asks_for_a_tick(tmp_path: Path) -> None:
+    notices: list[int] = []
+    store: Store[Envelope] = Store.open(
+        tmp_path, decode=decode, notify=lambda: notices.append(1), settings=SMALL
+    )
+    lane = new_lane(store)
+    publish(store, [lane], [b"x"] * 10)
+    assert store.settle_down()
+    store.tick(100.0)
+    assert store.settle_down() and store.checkpoint()
+    assert store.tick(200.0) > 1
+    before = len(notices)
+    lane.settle(0, 1)
+    lane.settle(1, 1)
+    assert len(notices) == before + 1
+    store.close()
+
+
+@pytest.mark.parametrize("operation", ["write", "sync_data"])
+def test_a_failing_disk_confirms_nothing_ever_again(bench: Bench, operation: str) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"a"])
+    run_all(bench)
+    durable = bench.store.durable_lsn
+    publish(bench.store, [lane], [b"b"])
+    once = [OSError(errno.EIO, "Input/output error")]
+    bench.disk.fail = lambda asked: once.pop() if asked == operation and once else None
+    run_all(bench)
+    assert isinstance(bench.store.failure, OSError if operation == "write" else SyncFailed)
+    publish(bench.store, [lane], [b"c"])
+    run_all(bench)
+    bench.tick(10.0)
+    run_all(bench)
+    assert bench.store.durable_lsn == durable
+    assert not bench.store.settle_down()
+    bench.restart()
+    assert b"a" in contents(bench.store.lane(lane.id)).values()
+    bench.store.close()
+
+
+def test_a_sync_that_finds_the_disk_full_is_final(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"a"])
+    full = OSError(errno.ENOSPC, "No space left on device")
+    bench.disk.fail = lambda asked: full if asked == "sync_data" else None
+    run_all(bench)
+    assert isinstance(bench.store.failure, SyncFailed) and not bench.store.full
+    bench.disk.fail = lambda asked: None
+    bench.store.close()
+
+
+def test_a_full_disk_holds_the_batch_until_there_is_space(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"a"] * 3)
+    assert bench.store.settle_down()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    segment = bench.store._committer._file
+
+    written = bench.disk.write
+
+    def write(file: int, buffers, offset: int) -> None:  # type: ignore[no-untyped-def]
+        if file == segment:
+            raise full
+        written(file, buffers, offset)
+
+    bench.disk.write = write  # type: ignore[method-assign]
+    lsn = publish(bench.store, [lane], [b"b"] * 3)
+    run_all(bench)
+    assert bench.store.full and bench.store.durable_lsn == 3 and bench.store.failure is None
+    lane.settle(0, 1)  # acks go on
+    bench.tick(0.0)
+    bench.tick(0.01)
+    run_all(bench)
+    assert bench.store._committer._ledger._number > 1 and not bench.store._chunks
+    bench.tick(1.0)  # tried again, in vain; and the checkpoint goes on
+    run_all(bench)
+    assert bench.store.full and bench.store.durable_lsn == 3
+    copy = bench.directory.with_name("copy")
+    shutil.copytree(bench.directory, copy)
+    bench.disk.write = written  # type: ignore[method-assign]
+    bench.tick(0.3)
+    run_all(bench)
+    assert not bench.store.full and bench.store.durable_lsn == lsn
+    bench.restart()
+    assert list(contents(bench.store.lane(lane.id)).values()) == [b"a"] * 2 + [b"b"] * 3
+    bench.store.close()
+    other: Store[Envelope] = Store.open(copy, decode=decode, notify=ignore, settings=SMALL)
+    assert list(contents(other.lane(lane.id)).values()) == [b"a"] * 2
+    other.close()
+
+
+def test_space_comes_back_on_a_full_disk_when_messages_are_settled(bench: Bench) -> None:
+    """No new segment can be made: checkpoints and unlinks go on without one."""
+    lane = new_lane(bench.store)
+    for _ in range(40):
+        publish(bench.store, [lane], [b"x" * 1000])
+    assert bench.store.checkpoint()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    bench.disk.fail = lambda asked: full if asked == "allocate" else None
+    for _ in range(40):
+        publish(bench.store, [lane], [b"y" * 1000])
+    run_all(bench)
+    assert bench.store.full
+    before = bench.store.segment_count
+    lane.settle(0, 40)
+    for _ in range(4):
+        bench.tick(1.1)
+        run_all(bench)
+    assert bench.store.full and bench.store.segment_count < before
+    bench.disk.fail = lambda asked: None
+    bench.tick(1.1)
+    run_all(bench)
+    assert not bench.store.full and bench.store.durable_lsn == bench.store.lsn
+    assert len(contents(lane)) == 40
+    bench.store.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_an_error_at_any_operation_confirms_nothing_false(tmp_path: Path, number: int) -> None:
+    """One operation after the other fails; what had been confirmed is there afterwards."""
+    for failing in range(60):
+        bench = Bench(tmp_path / str(failing))
+        lane = new_lane(bench.store)
+        count = bench.disk.operations + failing
+
+        def fail(operation: str, bench: Bench = bench, count: int = count) -> OSError | None:
+            if bench.disk.operations == count + 1:
+                return OSError(number, "injected")
+            return None
+
+        bench.disk.fail = fail
+        settled = 0
+        for at in range(12):
+            publish(bench.store, [lane], [b"%d" % at + b"x" * 900] * 4)
+            if at % 3 == 0 and bench.store.durable_lsn:
+                settled += lane.settle(settled, 2)
+            run_all(bench)
+            bench.tick(0.6)
+            run_all(bench)
+        durable = bench.store.durable_lsn
+        if bench.store.failure is None:
+            assert durable == bench.store.lsn
+        reached = bench.disk.operations > count
+        bench.restart()
+        found = contents(bench.store.lane(lane.id))
+        assert set(range(settled, durable)) <= set(found)
+        assert all(body == b"%d" % (qseq // 4) + b"x" * 900 for qseq, body in found.items())
+        bench.store.close()
+        shutil.rmtree(bench.root)
+        if not reached:
+            return
+
+
+def test_the_real_threads_confirm_and_stop(tmp_path: Path) -> None:
+    store: Store[Envelope] = Store.open(
+        tmp_path / "data", decode=decode, notify=ignore, settings=StoreSettings()
+    )
+    lane = new_lane(store)
+    for at in range(50):
+        publish(store, [lane], [b"%d" % at] * 100)
+        store.commit()
+        store.advance()
+    assert store.settle_down() and store.durable_lsn == 5000
+    ticket = store.request_sync()
+    assert store.synced < ticket
+    assert store.settle_down() and store.synced >= ticket
+    lane.settle(0, 4990)
+    store.close()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    store = Store.open(tmp_path / "moved", decode=decode, notify=ignore)
+    assert list(contents(store.lane(lane.id)).values()) == [b"49"] * 10
+    assert store.report.records_replayed == 0
+    store.close()
+
+
+def test_metas_of_one_run_may_differ(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    metas = [envelope(b"m%d" % at) for at in range(10)]
+    bodies = [b"b%d" % at for at in range(10)]
+    bench.store.append([lane], metas, bodies, persistent=True, now_ms=1)
+    assert bench.store.checkpoint()
+    bench.restart()
+    part = bench.store.lane(lane.id).read(0, 10, 10_000)
+    assert part is not None and part.metas == metas and part.bodies == bodies
+    abandon(bench.store)
+
+
+def test_definitions_are_kept_and_undone_together(bench: Bench) -> None:
+    catalog = bench.store.catalog
+    long_name = "n" * 2000
+    with catalog.transaction():
+        catalog.put("queue", "a", b"1")
+        catalog.put("queue", long_name, b"2")
+    with pytest.raises(RuntimeError), catalog.transaction():
+        catalog.put("queue", "b", b"3")
+        assert catalog.get("queue", "b") == b"3"
+        raise RuntimeError
+    bench.restart()
+    catalog = bench.store.catalog
+    assert dict(catalog.items("queue")) == {"a": b"1", long_name: b"2"}
+    assert catalog.get("queue", "b") is None and catalog.get("exchange", "a") is None
+    assert catalog.delete("queue", "a") and not catalog.delete("queue", "a")
+    bench.store.close()
