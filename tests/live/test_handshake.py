@@ -133,13 +133,14 @@ def test_wrong_login_is_told_to_those_who_can_hear_it(
 def test_failure_before_login_closes_in_silence(connect: Connect) -> None:
     """After three seconds, so that guessing takes time."""
     clients = []
-    for mechanism, response, capabilities in [
-        ("PLAIN", "\0guest\0wrong", {}),
-        ("NTLM", "", None),
-        ("PLAIN", "no separators", None),
-        ("AMQPLAIN", "\x05LOGINS\x00\x00\x00\x05guest", None),
-    ]:
-        client = connect(handshake=False, capabilities=capabilities)
+    rows: list[tuple[str, str, dict[str, Any]]] = [
+        ("PLAIN", "\0guest\0wrong", {"capabilities": {}}),
+        ("NTLM", "", {}),
+        ("PLAIN", "no separators", {}),
+        ("AMQPLAIN", "\x05LOGINS\x00\x00\x00\x05guest", {}),
+    ]
+    for mechanism, response, options in rows:
+        client = connect(handshake=False, **options)
         client.start()
         client.start_ok(mechanism, response)
         clients.append(client)
