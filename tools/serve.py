@@ -6,6 +6,7 @@ wrong options, 74 (EX_IOERR) when the disk failed while it ran.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def serve(
 
     from qlog.server.app import StorageFailed
 
+    _tune_interpreter()
     _log_to_stderr(settings.log_level)
     try:
         trio.run(_serve, settings)
@@ -84,6 +86,15 @@ def serve(
 def _stop(message: str, status: int) -> NoReturn:
     print(f"qlog: {message}", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def _tune_interpreter() -> None:
+    """Messages come and go by the hundred thousand and form no cycles: collecting garbage for each
+    700 of them costs a tenth of the time. And the commit thread, back from the disk, should
+    not wait the usual 5 ms for its turn: publishers wait for what it has to say."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    sys.setswitchinterval(0.0005)
 
 
 def _log_to_stderr(level: str) -> None:

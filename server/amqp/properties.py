@@ -43,7 +43,8 @@ class Traits(NamedTuple):
     """What the broker must know of every message before it is routed.
 
     `delivery_mode` is 0 when absent. `special` says that priority, expiration, reply_to or user_id
-    is set, or that the headers hold CC or BCC: only then need the properties be decoded.
+    is set, that the delivery mode is none of the two, or that the headers hold CC or BCC: only
+    then need the properties be decoded.
     """
 
     delivery_mode: int
@@ -148,6 +149,8 @@ def scan(raw: bytes) -> Traits:
         raise _malformed() from None
     if offset != len(raw) or flags & _MORE_FLAGS:
         raise _malformed()
+    if delivery_mode not in _KNOWN_MODES or (flags & _DELIVERY_MODE and not delivery_mode):
+        special = True  # to be refused
     if table and not special and b"CC" in raw:
         headers = decode_properties(raw).headers or {}
         special = "CC" in headers or "BCC" in headers
@@ -170,6 +173,7 @@ def _shape(flags: int) -> _Shape:
     return first, _TABLE in kinds, kinds.count(_OCTET), middle, timestamp_bytes, last, special
 
 
+_KNOWN_MODES = (0, 1, 2)
 _DELIVERY_MODE = next(bit for name, _, bit in _FIELDS if name == "delivery_mode")
 # By the word of flags: at most 65,536, of which traffic uses a few.
 _SHAPES: dict[int, _Shape] = {}

@@ -591,8 +591,8 @@ _RESERVED = {"bit": False, "short": 0, "shortstr": "", "longstr": b""}
 def decode_method(payload: bytes) -> Method:
     """The method of a method frame's payload.
 
-    Raises HardError: 503 for a method that there is not, otherwise 501 (text that is not UTF-8,
-    arguments cut short, octets left over). The error names class and method.
+    Raises HardError: 503 for a method that there is not, naming class and method; otherwise 501
+    (text that is not UTF-8, arguments malformed or cut short, octets left over).
     """
     if len(payload) < 4:
         raise frame_error("method frame without class and method")
@@ -630,13 +630,15 @@ def decode_method(payload: bytes) -> Method:
                     offset += number.size
             if attribute:
                 arguments.append(value)
-    except HardError as error:
-        error.class_id, error.method_id = class_id, method_id
-        raise
     except UnicodeDecodeError:
-        raise frame_error("Malformed UTF-8 in shortstr", class_id, method_id) from None
-    except (IndexError, struct.error):
-        raise frame_error(f"{cls.NAME} is cut short", class_id, method_id) from None
+        raise frame_error("Malformed UTF-8 in shortstr") from None
+    except (HardError, IndexError, struct.error):
+        raise _undecodable(payload) from None
     if offset != len(payload):
-        raise frame_error(f"{cls.NAME} does not fill its frame", class_id, method_id)
+        raise _undecodable(payload)
     return cls(*arguments)
+
+
+def _undecodable(payload: bytes) -> HardError:
+    """RabbitMQ's answer to arguments that are cut short, malformed, or have octets left over."""
+    return frame_error(f"cannot decode <<{','.join(map(str, payload[4:]))}>>")

@@ -19,7 +19,7 @@ from typing import TypeAlias, Union
 from qlog.server.amqp.errors import HardError, frame_error
 
 # Deep enough for any header seen in the wild (x-death is 3), far from Python's recursion limit.
-NESTING_MAX = 64
+NESTING_MAX = 200
 
 
 class Int8(int):

@@ -40,7 +40,7 @@ def _expiry(value: Value, table: Table) -> str | None:
     if complaint := _non_negative(value, table):
         return complaint
     assert isinstance(value, int)
-    return f"{{value_too_big,{int(value)}}}" if value > EXPIRY_MS_MAX else None
+    return f"{{value_too_large,{int(value)}}}" if value > EXPIRY_MS_MAX else None
 
 
 def _expires(value: Value, table: Table) -> str | None:
@@ -65,7 +65,7 @@ def _dead_letter_key(value: Value, table: Table) -> str | None:
 
 
 def _bool(value: Value, _: Table) -> str | None:
-    return None if isinstance(value, bool) else f'"expected boolean, got {type_name(value)}"'
+    return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
 
 
 def _one_of(values: tuple[Value, ...], complaint: str) -> Check:
@@ -123,6 +123,7 @@ class QueueArguments:
     @classmethod
     def check(cls, table: Table, resource: str) -> QueueArguments:
         """Validate the arguments of a declaration of `resource` (as printed in error texts)."""
+        assert_string(table, "x-dead-letter-exchange", resource)
         for key, check in CHECKS.items():
             if key in table and (complaint := check(table[key], table)) is not None:
                 raise precondition_failed(f"invalid arg '{key}' for {resource}: {complaint}")
@@ -145,6 +146,20 @@ class QueueArguments:
                 received=key in received,
                 current=key in self.table,
             )
+
+
+def assert_string(table: Table, key: str, resource: str) -> None:
+    """Raises 406 if an argument that names an exchange is there and no string."""
+    if key in table and not isinstance(table[key], str):
+        raise precondition_failed(
+            f"invalid type '{type_name(table[key])}' for arg '{key}' in {resource}"
+        )
+
+
+def assert_integer(table: Table, key: str, resource: str) -> None:
+    """Raises 406 if an argument is there and no integer."""
+    if key in table and (complaint := _int(table[key], table)):
+        raise precondition_failed(f"invalid arg '{key}' for {resource}: {complaint}")
 
 
 def _type_class(value: Value) -> str:

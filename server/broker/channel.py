@@ -25,6 +25,7 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.recognise import AckRange
 from qlog.server.broker import topology
+from qlog.server.broker.arguments import assert_integer
 from qlog.server.broker.consumer import Consumer
 from qlog.server.broker.publisher import Publisher
 from qlog.server.broker.reply_to import REPLY_TO
@@ -122,9 +123,9 @@ class Channel:
             self._consume_replies(method, tag)
             return
         queue = topology.find_queue(self, method.queue)
+        assert_integer(method.arguments, "x-priority", str(queue))
         priority = method.arguments.get("x-priority", 0)
-        if not isinstance(priority, int) or isinstance(priority, bool):
-            raise precondition_failed(f"invalid arg 'x-priority' for {queue}: not an integer")
+        assert isinstance(priority, int)
         timeout_ms = method.arguments.get("x-consumer-timeout")
         if queue.exclusive_consumer or (method.exclusive and queue.consumers):
             raise access_refused(f"{queue} in exclusive use")
@@ -343,7 +344,7 @@ class Channel:
         if self.publisher.confirming:
             raise precondition_failed("cannot switch from confirm to tx mode")
         if self.publisher.transaction is None:
-            self.publisher.transaction = []
+            self.publisher.begin()
         self.send(spec.TxSelectOk())
 
     def tx_commit(self, method: spec.TxCommit) -> None:
@@ -371,7 +372,7 @@ class Channel:
     def tx_rollback(self, method: spec.TxRollback) -> None:
         """Forget the publishes; what was acknowledged is unacknowledged again."""
         self._assert_transactional()
-        self.publisher.transaction = []
+        self.publisher.begin()
         settlements, self._settlements = self._settlements, []
         self.unacked.give_back([run for runs, _ in settlements for run in runs])
         self.send(spec.TxRollbackOk())

@@ -99,7 +99,7 @@ class Client:
                     error.class_id, error.method_id = 60, 40
                 elif isinstance(event, Acks):
                     error.class_id, error.method_id = 60, 80
-                elif method is not None and not error.class_id:
+                elif method is not None and not error.class_id and self.authenticated:
                     error.class_id, error.method_id = method.CLASS_ID, method.METHOD_ID
                 self.fail(error, getattr(event, "channel", 0))
 

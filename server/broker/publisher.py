@@ -30,6 +30,7 @@ NO_ROUTE = 312
 ROUTES_MAX = 4096  # cached routes a channel; keys that never repeat must not fill memory
 
 Batch = tuple[Targets, bool, list[Envelope], list[bytes]]  # targets, persistent, envelopes, bodies
+PastQueues = tuple[Targets, spec.BasicPublish, Envelope, list[bytes]]
 
 
 class Publisher:
@@ -43,6 +44,7 @@ class Publisher:
         self._routes_version = -1
         self.confirming = False
         self.transaction: list[Batch] | None = None  # what tx.commit will publish
+        self._transaction_past_queues: list[PastQueues] = []
         self._sequence = 0  # publishes seen in confirm mode
         self._noted = 0  # of these: confirmed, or waiting in _unconfirmed
         self._confirmed = 0
@@ -95,9 +97,18 @@ class Publisher:
     def commit(self) -> None:
         """tx.commit: publish what was kept back."""
         assert self.transaction is not None
-        for batch in self.transaction:
+        batches, past_queues = self.transaction, self._transaction_past_queues
+        self.transaction = None
+        for message in past_queues:
+            self._past_queues(*message)
+        for batch in batches:
             self._broker.enqueue(*batch)
+        self.begin()
+
+    def begin(self) -> None:
+        """Keep back what is published from here on; forget what was kept back."""
         self.transaction = []
+        self._transaction_past_queues = []
 
     # -- confirms ----------------------------------------------------------------------------
 
@@ -164,6 +175,10 @@ class Publisher:
         original = properties = envelope.decoded_properties()
         if properties.reply_to == REPLY_TO:
             properties = replace(properties, reply_to=self._channel.reply_address())
+        if properties.delivery_mode not in (None, 1, 2):
+            raise precondition_failed(
+                f"invalid message: {{delivery_mode_unknown,{properties.delivery_mode}}}"
+            )
         if properties.expiration is not None:
             check_expiration(properties.expiration)
         headers = properties.headers or {}
@@ -192,7 +207,9 @@ class Publisher:
         bodies: list[bytes],
     ) -> None:
         """Messages that no queue takes: direct replies, and what nobody is bound to."""
-        if targets.replies_to is not None:
+        if self.transaction is not None:
+            self._transaction_past_queues.append((targets, method, envelope, bodies))
+        elif targets.replies_to is not None:
             for body in bodies:
                 targets.replies_to.deliver_reply(envelope, body)
         elif method.mandatory:
@@ -217,12 +234,7 @@ def _carbon_copies(headers: dict[str, Value], name: str) -> list[str]:
         raise precondition_failed(
             f'invalid message: {{unacceptable_type_in_header,"{name}",{type_name(copies)}}}'
         )
-    for copy in copies:
-        if not isinstance(copy, str):
-            raise precondition_failed(
-                f'invalid message: {{unacceptable_type_in_header,"{name}",{type_name(copy)}}}'
-            )
-    return [copy for copy in copies if isinstance(copy, str)]
+    return [copy for copy in copies if isinstance(copy, str)]  # others are passed over
 
 
 def check_expiration(text: str) -> None:
@@ -239,7 +251,7 @@ def check_expiration(text: str) -> None:
         elif milliseconds < 0:
             complaint = f"{{value_negative,{milliseconds}}}"
         elif milliseconds > EXPIRY_MS_MAX:
-            complaint = f"{{value_too_big,{milliseconds}}}"
+            complaint = f"{{value_too_large,{milliseconds}}}"
         else:
             return
     raise precondition_failed(f"invalid expiration '{text}': {complaint}")

@@ -95,10 +95,17 @@ class Queue:
 
     def feed(self, consumer: Consumer) -> None:
         """The consumer can take more again: let it have its turn."""
-        if not consumer.hungry and consumer.credit() > 0:
+        if consumer.credit() <= 0:
+            return
+        if not consumer.hungry:
             consumer.hungry = True
             self._hungry.setdefault(consumer.priority, deque()).append(consumer)
-            self.wake()
+        self.wake()
+
+    def cancel_consumers(self) -> None:
+        """The queue was deleted: tell those who consumed from it."""
+        for consumer in list(self.consumers):
+            consumer.channel.queue_deleted(consumer)
 
     def wake(self) -> None:
         """Something may be deliverable: have `pump` called at the end of this tick."""

@@ -142,9 +142,6 @@ def queue_unbind(channel: Channel, method: spec.QueueUnbind) -> None:
     if not method.queue and not key:
         key = name
     _not_default(method.exchange)
-    queue = channel.vhost.queues.get(name)
-    if queue is not None:
-        channel.vhost.assert_access(queue, channel.client)
     channel.vhost.unbind(_clean(method.exchange), "queue", name, key, method.arguments)
     channel.send(spec.QueueUnbindOk())
 
@@ -168,3 +165,5 @@ def queue_delete(channel: Channel, method: spec.QueueDelete) -> None:
         count = channel.vhost.delete_queue(queue)
     if not method.nowait:
         channel.send(spec.QueueDeleteOk(count))
+    if queue is not None:
+        queue.cancel_consumers()

@@ -20,8 +20,8 @@ from qlog.server.amqp.errors import (
     precondition_failed,
     resource_locked,
 )
-from qlog.server.amqp.values import Table, type_name
-from qlog.server.broker.arguments import QueueArguments, assert_equivalent_argument
+from qlog.server.amqp.values import Table
+from qlog.server.broker.arguments import QueueArguments, assert_equivalent_argument, assert_string
 from qlog.server.broker.queue import Queue
 from qlog.server.broker.targets import Targets
 
@@ -101,12 +101,7 @@ class VHost:
         arguments: Table,
     ) -> None:
         """exchange.declare. Raises 403 for reserved names, 406 for unknown types and differences."""
-        alternate = arguments.get("alternate-exchange", "")
-        if not isinstance(alternate, str):
-            raise precondition_failed(
-                f"invalid arg 'alternate-exchange' for {self.rs_exchange(name)}: "
-                f"{{unacceptable_type,{type_name(alternate)}}}"
-            )
+        assert_string(arguments, "alternate-exchange", self.rs_exchange(name))
         existing = self.routing.exchange(name)
         if existing is None and name.startswith(RESERVED_PREFIX):
             raise access_refused(
@@ -256,9 +251,10 @@ class VHost:
         self.routing.add_queue(queue.name)
 
     def delete_queue(self, queue: Queue) -> int:
-        """Delete a queue with its bindings and messages; its consumers are told.
+        """Delete a queue with its bindings and messages.
 
-        Returns how many messages were ready.
+        Returns how many messages were ready. `Queue.cancel_consumers` is the caller's to call: a
+        client that deletes hears of its success first.
         """
         ready = queue.ready
         queue.deleted = True
@@ -270,8 +266,6 @@ class VHost:
             self._forget(removed)
         if queue.owner is not None:
             queue.owner.exclusive_queues.pop(queue.name, None)
-        for consumer in list(queue.consumers):
-            consumer.channel.queue_deleted(consumer)
         self.broker.store.drop(queue.lane)
         return ready
 

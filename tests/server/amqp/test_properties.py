@@ -104,7 +104,11 @@ def test_scan_accepts_what_decoding_accepts(properties: Properties, data: st.Dat
     else:
         headers = decoded.headers or {}
         named = (decoded.priority, decoded.expiration, decoded.reply_to, decoded.user_id)
-        special = any(value is not None for value in named) or bool({"CC", "BCC"} & set(headers))
+        special = (
+            any(value is not None for value in named)
+            or bool({"CC", "BCC"} & set(headers))
+            or decoded.delivery_mode not in (None, 1, 2)
+        )
         assert scan(octets) == (decoded.delivery_mode or 0, special)
 
 
