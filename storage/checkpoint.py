@@ -44,6 +44,7 @@ class Snapshot(Generic[M]):
     dropped: list[int] = field(default_factory=list)
     unlinked: list[int] = field(default_factory=list)  # segments that are gone
     condemned: list[int] = field(default_factory=list)  # their end is in the ledger by then
+    spilled: "list[tuple[Run[M], int, array[int], array[int]]]" = field(default_factory=list)
     ledger: LedgerPosition | None = None
 
 
@@ -53,9 +54,8 @@ class CheckpointDone(Generic[M]):
 
     snapshot: Snapshot[M]
     live: dict[int, Live] = field(default_factory=dict)
-    spilled: "list[tuple[Run[M], int, array[int], array[int]]]" = field(default_factory=list)
     spill_current: int = -1
-    full: bool = False
+    full: bool = False  # nothing was committed for lack of space: to be done again
     doubt: IndexDoubt | None = None
     failure: BaseException | None = None
 
@@ -118,7 +118,7 @@ def write(
     assert snapshot.ledger is not None
     done = CheckpointDone(snapshot)
     try:
-        _spill(snapshot, spill, done)
+        _spill(snapshot, spill)
         checkpoint = Checkpoint(
             uuid,
             epoch,
@@ -142,9 +142,10 @@ def write(
     return done
 
 
-def _spill(snapshot: Snapshot[M], spill: SpillWriter[M], done: CheckpointDone[M]) -> None:
+def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
     """Write the transients; those for which there is no space stay in memory."""
-    for at, transient in enumerate(snapshot.transients):
+    while snapshot.transients:
+        transient = snapshot.transients[0]
         origin = transient.run.origin
         assert origin is not None
         try:
@@ -154,17 +155,13 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M], done: CheckpointDone[M]
         except OSError as error:
             if not is_full(error):
                 raise
-            for left in snapshot.transients[at:]:
-                for update, first in left.owners:
-                    update.placed_upto = min(update.placed_upto, first)
             return
-        done.spilled.append((transient.run, segment_id, positions, lengths))
+        snapshot.spilled.append((transient.run, segment_id, positions, lengths))
         for update, first in transient.owners:
             update.placed.append(Placed(first, segment_id, positions, lengths))
+        del snapshot.transients[0]
 
 
 def _lmdb_is_full(error: lmdb.Error) -> bool:
     """LMDB passes the system's error on as text only."""
-    return isinstance(error, lmdb.MapFullError | lmdb.DiskError) or any(
-        text in str(error) for text in ("No space left", "File too large", "quota")
-    )
+    return any(text in str(error) for text in ("No space left", "disk space", "too large", "quota"))

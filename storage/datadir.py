@@ -80,6 +80,8 @@ def prepare(disk: Disk, paths: Paths) -> int:
     try:
         for directory in (paths.root, paths.log, paths.ledger, paths.spill):
             disk.make_directory(directory)
+        disk.sync_directory(paths.root.parent)
+        disk.sync_directory(paths.root)
         file = disk.open(paths.lock, write=True, create=True)
     except OSError as error:
         raise DirectoryUnreadable(

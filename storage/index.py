@@ -58,7 +58,7 @@ class Checkpoint:
 @dataclass(slots=True)
 class LaneRow:
     next_qseq: int
-    placed_upto: int  # every message below it that is not settled has a pointer here
+    placed_upto: int  # every message of the log below it, if not settled, has a pointer here
     floor: int
     delivered: int
     alive: int = 0  # unsettled messages with a pointer to the log
@@ -201,6 +201,21 @@ class Index:
                     segment_id, position, length, _ = columns[4 * slot : 4 * slot + 4]
                     if segment_id:
                         yield lane_id, base + slot, segment_id, position, length
+
+    def placed_from(self, lane_id: int, qseq: int) -> list[tuple[int, int]]:
+        """The (first, end) of what has pointers at or after `qseq`, in order."""
+        found: list[tuple[int, int]] = []
+        with self._env.begin() as transaction, transaction.cursor(db=self._blocks) as cursor:
+            for key, row in _range(cursor, lane_id, qseq // BLOCK, None):
+                base = _KEY.unpack(key)[1]
+                segments = _open_block(key, row)[0::4]
+                for at in range(max(qseq - base, 0), len(segments)):
+                    if segments[at]:
+                        if found and found[-1][1] == base + at:
+                            found[-1] = (found[-1][0], base + at + 1)
+                        else:
+                            found.append((base + at, base + at + 1))
+        return found
 
     def spilled(self, lane_id: int) -> list[int]:
         """The qseqs of a lane that point to spill/."""

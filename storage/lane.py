@@ -8,8 +8,9 @@ it is settled, and as it was published. It knows nothing of durability: that is 
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from heapq import merge
 from typing import Generic, Protocol, TypeVar
 
 from qlog.storage.format import Meta
@@ -378,17 +379,22 @@ class Lane(Generic[M]):
         self._raise_floor()
         return fresh
 
-    def recovered(self, placed_upto: int, next_qseq: int) -> None:
-        """Recovery is done: below `next_qseq` nothing was given twice.
+    def recovered(
+        self, placed_upto: int, next_qseq: int, placed: Iterable[tuple[int, int]]
+    ) -> None:
+        """Recovery is done: all qseqs below `next_qseq` were given once.
 
         What is missing between `placed_upto` (where the index was complete) and there was lost
-        before it was durable, and counts as settled.
+        before it was durable, and counts as settled. `placed`: what the index has above that.
         """
         at = placed_upto
-        for first, run in zip(self._firsts, self._runs, strict=True):
+        runs = [
+            (first, first + run.count) for first, run in zip(self._firsts, self._runs, strict=True)
+        ]
+        for first, end in merge(runs, placed):
             if first > at:
                 self.mark(at, first)
-            at = max(at, first + run.count)
+            at = max(at, end)
         self.next_qseq = max(next_qseq, at)
         if self.next_qseq > at:
             self.mark(at, self.next_qseq)
@@ -453,7 +459,7 @@ class Lane(Generic[M]):
         """The runs in memory with their first qseqs, in order."""
         return list(zip(self._firsts, self._runs, strict=True))
 
-    def merge(self, block: int, bits: int) -> None:
+    def add_settled(self, block: int, bits: int) -> None:
         """A bitmap says that these are settled; the floor follows with `mark`."""
         if (block + 1) * BLOCK > self.floor:
             self.acked[block] = self.acked.get(block, 0) | bits

@@ -4,8 +4,11 @@ It promises that what it returns is what was appended for this lane and qseq, or
 files by segment id and nothing about which messages are wanted.
 """
 
+import struct
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
+from operator import lt
 from typing import Generic
 
 import lmdb
@@ -18,7 +21,6 @@ from qlog.storage.format import (
     MESSAGE,
     RECORD_HEADER_BYTES,
     TARGET_BYTES,
-    record_seed,
     run_unpacker,
     unpack_record,
 )
@@ -55,16 +57,7 @@ class Reader(Generic[M]):
         try:
             file = self._file(segment_id)
             while start < count:
-                end = start + 1
-                span_end = positions[start] + lengths[start]
-                span_max = positions[start] + _SPAN_BYTES_MAX
-                while (
-                    end < count
-                    and 0 <= positions[end] - span_end <= _GAP_BYTES_MAX
-                    and positions[end] + lengths[end] <= span_max
-                ):
-                    span_end = positions[end] + lengths[end]
-                    end += 1
+                end, span_end = _span(positions, lengths, start)
                 base = positions[start]
                 data = self._disk.read(file, span_end - base, base)
                 if end == count:
@@ -127,37 +120,51 @@ class Reader(Generic[M]):
         unpack = run_unpacker(1)
         known = self._metas
         head = RECORD_HEADER_BYTES + TARGET_BYTES
-        span = len(data)
         expected = qseq + start
+        last_packed = b""
+        last_size = -1
+        meta: M | None = None
         for position, length in zip(positions[start:end], lengths[start:end], strict=True):
             at = position - base
             stop = at + length
-            if stop > span or length < head:
-                raise self._corrupt(pointers.segment_id, position)
-            actual, meta_bytes, kind, flags, _, target_count, timestamp, digest, lane, number = (
-                unpack(data, at)
-            )
+            try:
+                (
+                    actual,
+                    meta_bytes,
+                    kind,
+                    flags,
+                    _,
+                    target_count,
+                    timestamp,
+                    digest,
+                    lane,
+                    number,
+                ) = unpack(data, at)
+            except struct.error:  # the file ends here
+                raise self._corrupt(pointers.segment_id, position) from None
             body_at = at + head + meta_bytes
-            if target_count != 1 or lane != lane_id or number != expected:
-                if target_count == 1 or not self._is_target(data, at, lane_id, expected):
+            if target_count != 1:
+                if not self._is_target(data, at, lane_id, expected):
                     raise self._corrupt(pointers.segment_id, position)
                 body_at += TARGET_BYTES * (target_count - 1)
-            if actual != length or body_at > stop or kind != MESSAGE:
+            elif lane != lane_id or number != expected:
                 raise self._corrupt(pointers.segment_id, position)
             packed = data[body_at - meta_bytes : body_at]
             body = data[body_at:stop]
-            meta = known.get((packed, stop - body_at))
-            seed = (
-                record_seed(xxh3_64_intdigest(packed), timestamp, kind, flags)
-                if meta is None
-                else record_seed(meta.packed_hash, timestamp, kind, flags)
-            )
-            if xxh3_64_intdigest(body, seed) != digest:
+            if packed != last_packed or stop - body_at != last_size or meta is None:
+                last_packed = packed
+                last_size = stop - body_at
+                meta = known.get((packed, last_size))
+                if meta is None:  # nothing is decoded that was not verified
+                    seed = xxh3_64_intdigest(packed) ^ timestamp ^ (kind << 56) ^ (flags << 48)
+                    if xxh3_64_intdigest(body, seed) != digest:
+                        raise self._corrupt(pointers.segment_id, position)
+                    if len(known) >= _METAS_MAX:
+                        known.clear()
+                    meta = known[packed, last_size] = self._decode(packed, last_size)
+            seed = meta.packed_hash ^ timestamp ^ (kind << 56) ^ (flags << 48)
+            if xxh3_64_intdigest(body, seed) != digest or actual != length or kind != MESSAGE:
                 raise self._corrupt(pointers.segment_id, position)
-            if meta is None:
-                if len(known) >= _METAS_MAX:
-                    known.clear()
-                meta = known[packed, stop - body_at] = self._decode(packed, stop - body_at)
             metas.append(meta)
             bodies.append(body)
             expected += 1
@@ -174,6 +181,31 @@ class Reader(Generic[M]):
             f"{self._path(segment_id)} is damaged at byte {position}: a message there is not what "
             "was written; run `qlog inspect verify`"
         )
+
+
+def _span(positions: "array[int]", lengths: "array[int]", start: int) -> tuple[int, int]:
+    """What to read at once from record `start` on: (the record after it, where its bytes end)."""
+    count = len(positions)
+    end = positions[-1] + lengths[-1]
+    size = end - positions[start]
+    if (  # as nearly always: all of it, without a look at each
+        start == 0
+        and size <= _SPAN_BYTES_MAX
+        and size - sum(lengths) <= _GAP_BYTES_MAX
+        and all(map(lt, positions, positions[1:]))
+    ):
+        return count, end
+    limit = positions[start] + _SPAN_BYTES_MAX
+    end = positions[start] + lengths[start]
+    at = start + 1
+    while (
+        at < count
+        and 0 <= positions[at] - end <= _GAP_BYTES_MAX
+        and positions[at] + lengths[at] <= limit
+    ):
+        end = positions[at] + lengths[at]
+        at += 1
+    return at, end
 
 
 class DiskShelf(Generic[M]):

@@ -211,7 +211,12 @@ class _Recovery(Generic[M]):
         self._replay_ledger(ledger_state)
         found = self._read_log(checkpoint, ledger_state)
         for lane_id, lane in self.lanes.items():
-            lane.recovered(self.placed_upto.get(lane_id, 0), self.named_upto.get(lane_id, 0))
+            placed_upto = self.placed_upto.get(lane_id, 0)
+            named_upto = self.named_upto.get(lane_id, 0)
+            placed: list[tuple[int, int]] = []
+            if checkpoint is not None and self.index is not None and placed_upto < named_upto:
+                placed = self.index.placed_from(lane_id, placed_upto)
+            lane.recovered(placed_upto, named_upto, placed)
 
         # From here on the directory is changed: it was judged to be sound.
         uuid = self.identity.uuid
@@ -220,6 +225,8 @@ class _Recovery(Generic[M]):
         lane_ids = max([*self.lanes, *self.deleted], default=0) + 1
         self.identity.lane_ids_reserved = max(self.identity.lane_ids_reserved, lane_ids)
         self.identity.save(self.catalog)
+        disk.sync_directory(paths.catalog)  # LMDB syncs its file, and not the name of it
+        disk.sync_directory(paths.root)
         ledger = LedgerWriter(disk, paths, uuid, epoch, file_bytes=settings.ledger_bytes_max)
         self.opened.append(ledger.close)
         segments = self.segments
@@ -316,7 +323,7 @@ class _Recovery(Generic[M]):
                 raise IndexDoubt("it belongs to another directory")
             else:
                 raise IndexDoubt("it was not finished")
-            if paths.index_doubt.exists():
+            if paths.index_doubt.name in self.disk.names(paths.root):
                 raise IndexDoubt("the broker had found it wrong")
         except (IndexDoubt, lmdb.Error, ValueError, TypeError) as doubt:
             self.report.index_rebuilt = str(doubt) or "it is damaged"
@@ -339,7 +346,6 @@ class _Recovery(Generic[M]):
             if row.spilled:  # transient messages do not survive
                 for qseq in self.index.spilled(lane_id):
                     lane.mark(qseq, qseq + 1)
-            lane.mark(lane.floor, lane.floor)
 
     def _lane(self, lane_id: int) -> Lane[M]:
         lane = self.lanes.get(lane_id)
@@ -430,7 +436,7 @@ class _Recovery(Generic[M]):
                 _, _, named, floor, delivered, *_ = record
                 lane.delivered = max(lane.delivered, delivered)
                 for block, bits in lane_bitmaps(record).items():
-                    lane.merge(block, bits)
+                    lane.add_settled(block, bits)
                 lane.mark(0, floor)
             self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), named)
 
@@ -661,7 +667,7 @@ class _Recovery(Generic[M]):
         for part in _parts(snapshot.updates):
             index.apply(part, (), None)
         index.apply((), self.deleted, checkpoint, gone)
-        if paths.index_doubt.exists():
+        if paths.index_doubt.name in self.disk.names(paths.root):
             self.disk.unlink(paths.index_doubt)
             self.disk.sync_directory(paths.root)
         for run in snapshot.runs:

@@ -10,6 +10,7 @@ import struct
 import threading
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def create(disk: Disk, path: Path, size: int) -> int:
         disk.sync_directory(path.parent)
     except BaseException:
         disk.close(file)
+        with suppress(OSError):  # gives back what was reserved; the reason is on its way up
+            disk.unlink(temporary)
         raise
     return file
 

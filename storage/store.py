@@ -285,6 +285,7 @@ class Store(Generic[M]):
         if (
             (self._log.has_pending and not self._log_held)
             or self._sync_requested > self.synced
+            or self._checkpoint_wanted
             or self._changes.acked_count >= self.settings.ack_flush_count
         ):
             self._hand_over()
@@ -350,7 +351,7 @@ class Store(Generic[M]):
     def settle_down(self, timeout_s: float = 60.0) -> bool:
         """Block until all appended and settled is durable; False when it cannot be (yet)."""
         ticket = self.request_sync()
-        self._log_held = self._ledger_held = False
+        self._log_held = self._ledger_held = self.full = False
         while self.synced < ticket:
             if self.failure is not None or self.full:
                 return False
@@ -489,7 +490,7 @@ class Store(Generic[M]):
         self._ledger_wants_roll = result.ledger_wants_roll
         log.put_back(job.batches[result.written :])
         self._chunks = job.ledger[result.ledger_written :] + self._chunks
-        self.full = result.full
+        self.full = result.full or self._log_held or self._ledger_held
         if result.full:
             self._retry_s = self._now_s + _FULL_RETRY_S
             self._log_held = result.written < len(job.batches)
@@ -593,7 +594,12 @@ class Store(Generic[M]):
             self._doubt(done.doubt)
             self._fail(done.doubt)
             return
-        for run, segment_id, positions, lengths in done.spilled:
+        if done.full:
+            self._checkpoint_full = True
+            self._retry_s = self._now_s + _FULL_RETRY_S
+            self._notify()
+            return
+        for run, segment_id, positions, lengths in snapshot.spilled:
             self._cache.drop(run)
             run.segment_id = segment_id
             run.positions = positions

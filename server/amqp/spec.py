@@ -591,8 +591,8 @@ _RESERVED = {"bit": False, "short": 0, "shortstr": "", "longstr": b""}
 def decode_method(payload: bytes) -> Method:
     """The method of a method frame's payload.
 
-    Raises HardError: 503 for a method that there is not, naming class and method; otherwise 501
-    (text that is not UTF-8, arguments malformed or cut short, octets left over).
+    Raises HardError: 503 for a method that there is not; otherwise 501 (text that is not UTF-8,
+    arguments malformed or cut short, octets left over). All but UTF-8's name class and method.
     """
     if len(payload) < 4:
         raise frame_error("method frame without class and method")
@@ -633,12 +633,13 @@ def decode_method(payload: bytes) -> Method:
     except UnicodeDecodeError:
         raise frame_error("Malformed UTF-8 in shortstr") from None
     except (HardError, IndexError, struct.error):
-        raise _undecodable(payload) from None
+        raise _undecodable(payload, cls) from None
     if offset != len(payload):
-        raise _undecodable(payload)
+        raise _undecodable(payload, cls)
     return cls(*arguments)
 
 
-def _undecodable(payload: bytes) -> HardError:
+def _undecodable(payload: bytes, method: type[Method]) -> HardError:
     """RabbitMQ's answer to arguments that are cut short, malformed, or have octets left over."""
-    return frame_error(f"cannot decode <<{','.join(map(str, payload[4:]))}>>")
+    shown = ",".join(map(str, payload[4:]))
+    return frame_error(f"cannot decode <<{shown}>>", method.CLASS_ID, method.METHOD_ID)

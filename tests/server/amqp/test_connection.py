@@ -295,14 +295,17 @@ for _ in range(1000):
         ),
         (
             method(1, 50, 10, b"\0"),
-            hard(501, "FRAME_ERROR - cannot decode <<0>>"),
+            hard(501, "FRAME_ERROR - cannot decode <<0>>", QUEUE_DECLARE),
         ),
         (
             method(1, 60, 80, b"\0" * 11),
-            hard(501, "FRAME_ERROR - cannot decode <<0,0,0,0,0,0,0,0,0,0,0>>"),
+            hard(501, "FRAME_ERROR - cannot decode <<0,0,0,0,0,0,0,0,0,0,0>>", (60, 80)),
         ),
-        (declare(table=b"\x01k?"), hard(501, cannot_decode(declare(table=b"\x01k?")))),
-        (declare(table=DEEP), hard(501, cannot_decode(declare(table=DEEP)))),
+        (
+            declare(table=b"\x01k?"),
+            hard(501, cannot_decode(declare(table=b"\x01k?")), QUEUE_DECLARE),
+        ),
+        (declare(table=DEEP), hard(501, cannot_decode(declare(table=DEEP)), QUEUE_DECLARE)),
         (
             declare(channel=2),
             hard(504, "CHANNEL_ERROR - expected 'channel.open'", QUEUE_DECLARE, channel=2),
