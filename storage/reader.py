@@ -32,6 +32,8 @@ _METAS_MAX = 4096
 _SPAN_BYTES_MAX = 1 << 20  # one read
 _GAP_BYTES_MAX = 16 << 10  # rather read so many bytes of others than make another call
 _AHEAD_BYTES = 1 << 20
+_HEAD_BYTES = RECORD_HEADER_BYTES + TARGET_BYTES  # of a record with one target
+_UNPACK_ONE = run_unpacker(1)
 
 
 class Reader(Generic[M]):
@@ -117,9 +119,9 @@ class Reader(Generic[M]):
         """Slice the records out of `data`, which was read at `base`; the hot path of a cold read."""
         positions = pointers.positions
         lengths = pointers.lengths
-        unpack = run_unpacker(1)
+        unpack = _UNPACK_ONE
         known = self._metas
-        head = RECORD_HEADER_BYTES + TARGET_BYTES
+        head = _HEAD_BYTES
         expected = qseq + start
         last_packed = b""
         last_size = -1
