@@ -21,7 +21,10 @@ _NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and 
 
 
 class Catalog:
-    """The definitions of one data directory. All methods raise DirectoryUnreadable on damage."""
+    """The definitions of one data directory.
+
+    All methods raise DirectoryUnreadable on damage; those that write, when they cannot, too.
+    """
 
     def __init__(self, directory: Path, *, map_bytes: int, read_only: bool = False) -> None:
         self._transaction: lmdb.Transaction | None = None

@@ -90,7 +90,7 @@ class Examination:
 
     @property
     def running(self) -> bool:
-        """Whether a broker holds the lock now."""
+        """Whether a broker holds the lock now. (To know, the lock is taken for an instant.)"""
         try:
             file = self._disk.open(self.paths.lock)
         except FileNotFoundError:

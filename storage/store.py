@@ -122,6 +122,7 @@ class Store(Generic[M]):
         # timers, on the owner's clock
         self._now_s = 0.0
         self._acks_since_s: float | None = None
+        self._acks_due = False
         self._acks_awaited = False  # tick will be called in time for them
         self._retry_s = 0.0
         self._ledger_synced_s = 0.0
@@ -286,6 +287,7 @@ class Store(Generic[M]):
             (self._log.has_pending and not self._log_held)
             or self._sync_requested > self.synced
             or self._checkpoint_wanted
+            or self._acks_due
             or self._changes.acked_count >= self.settings.ack_flush_count
         ):
             self._hand_over()
@@ -325,10 +327,10 @@ class Store(Generic[M]):
             if self._acks_since_s is None:
                 self._acks_since_s = now_s
             due_s = self._acks_since_s + settings.ack_flush_s
-            if now_s >= due_s and not self._committing and not self._ledger_held:
-                self._hand_over()
-            else:
-                wait_s = min(wait_s, max(due_s - now_s, 0.001))
+            if now_s >= due_s:
+                self._acks_due = True
+                self.commit()
+            wait_s = min(wait_s, max(due_s - now_s, settings.ack_flush_s))
         if self._ledger_unsynced:
             due_s = self._ledger_synced_s + settings.ledger_sync_s
             if now_s >= due_s and not self._ledger_held:
@@ -438,6 +440,7 @@ class Store(Generic[M]):
         changes.delivered.clear()
         changes.acked_count = 0
         self._acks_since_s = None
+        self._acks_due = False
         if records:
             self._chunks.append(records)
 
@@ -450,10 +453,16 @@ class Store(Generic[M]):
         if not self._log_held and not self._ledger_held:
             job.ticket = self._sync_requested
         if not self._ledger_held:
-            self._flush_changes()
+            job.ledger_sync = self._ledger_sync_due or job.ticket > self.synced
+            if (  # else acks gather: a confirm is to cost no more than its own write and sync
+                self._acks_due
+                or job.ledger_sync
+                or self._checkpoint_wanted
+                or self._changes.acked_count >= self.settings.ack_flush_count
+            ):
+                self._flush_changes()
             job.ledger = self._chunks
             self._chunks = []
-            job.ledger_sync = self._ledger_sync_due or job.ticket > self.synced
             if self._checkpoint_wanted and self._snapshot is None:
                 self._checkpoint_wanted = False
                 self._snapshot = self._gather()

@@ -226,8 +226,9 @@ def test_a_settlement_of_a_message_that_was_lost_does_not_hit_another(tmp_path: 
     publish(bench.store, [lane], [b"lost", b"lost too"])
     lane.settle(2, 2)
     bench.store._log_held = True  # as on a full disk: the ledger goes on
+    bench.store._retry_s = 99.0
     bench.tick(0.0)
-    bench.store._hand_over()
+    bench.tick(0.1)
     bench.commits.run_one()
     bench.store.advance()
     bench.restart()
