@@ -1,5 +1,6 @@
 """What the storage tests share: metas, workers that run when told to, disks that fail."""
 
+import random
 import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from qlog.storage.errors import SyncFailed
 from qlog.storage.lane import Lane
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
+
+SECTOR_BYTES = 512
 
 SMALL = StoreSettings(
     segment_bytes_max=16 << 10,
@@ -88,6 +91,33 @@ class FaultyDisk(OSDisk):
     def __init__(self) -> None:
         self.fail: Callable[[str], BaseException | None] = lambda operation: None
         self.operations = 0
+        self.names_open: dict[int, str] = {}
+        self.unsynced: dict[str, list[tuple[int, bytes]]] = {}  # what was there before
+
+    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
+        file = super().open(path, write=write, create=create)
+        self.names_open[file] = f"{path.parent.name}/{path.name}"
+        return file
+
+    def _remember(self, file: int, size: int, offset: int) -> None:
+        before = super().read(file, size, offset).ljust(size, b"\0")
+        self.unsynced.setdefault(self.names_open[file], []).append((offset, before))
+
+    def lose_unsynced(self, directory: Path, choice: random.Random) -> None:
+        """Undo any of the sectors that were written and not synced, in a copy of the directory."""
+        for name, writes in self.unsynced.items():
+            path = directory / name
+            if not path.exists():
+                continue
+            data = bytearray(path.read_bytes())
+            for offset, before in reversed(writes):
+                at = 0
+                while at < len(before):
+                    end = min(len(before), at + SECTOR_BYTES - (offset + at) % SECTOR_BYTES)
+                    if choice.random() < 0.5 and offset + end <= len(data):
+                        data[offset + at : offset + end] = before[at:end]
+                    at = end
+            path.write_bytes(data)
 
     def _ask(self, operation: str) -> None:
         self.operations += 1
@@ -96,6 +126,7 @@ class FaultyDisk(OSDisk):
             raise error
 
     def write(self, file: int, buffers: Sequence[bytes], offset: int) -> None:
+        self._remember(file, sum(map(len, buffers)), offset)
         try:
             self._ask("write")
         except BaseException:  # half of it was written
@@ -118,6 +149,7 @@ class FaultyDisk(OSDisk):
         except OSError as error:
             raise SyncFailed(f"a sync failed: {error.strerror}") from error
         super().sync_data(file)
+        self.unsynced.pop(self.names_open[file], None)
 
     def sync_directory(self, path: Path) -> None:
         self._ask("sync_directory")
@@ -183,6 +215,12 @@ class Bench:
         abandon(self.store)
         shutil.rmtree(old)
         self.disk = FaultyDisk()
+
+    def lose_power(self, choice: random.Random) -> None:
+        """As `kill`, and what was not synced is there in part."""
+        disk = self.disk
+        self.kill()
+        disk.lose_unsynced(self.directory, choice)
 
     def restart(self) -> None:
         self.kill()

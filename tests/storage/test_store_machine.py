@@ -1,10 +1,11 @@
 """The store against a simple model, through kills at any disk operation and orderly restarts.
 
-The disk keeps what was written (a killed process, not a power loss). Promises checked after each
+A power loss leaves any of the sectors that were not synced; names are kept. Promises checked after each
 restart: what was durable and never settled is there; what is there was published, byte for byte;
 a settlement that was synced holds; qseqs only grow.
 """
 
+import random
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -161,6 +162,15 @@ class StoreMachine(RuleBasedStateMachine):
     def kill(self, rebuild: bool) -> None:
         durable_lsn = self.bench.store.durable_lsn
         self.bench.kill()
+        if rebuild:
+            shutil.rmtree(self.bench.directory / "index.lmdb")
+        self.bench.open()
+        self.recovered(durable_lsn)
+
+    @rule(choice=st.randoms(use_true_random=False), rebuild=st.booleans())
+    def lose_power(self, choice: random.Random, rebuild: bool) -> None:
+        durable_lsn = self.bench.store.durable_lsn
+        self.bench.lose_power(choice)
         if rebuild:
             shutil.rmtree(self.bench.directory / "index.lmdb")
         self.bench.open()
