@@ -46,6 +46,12 @@ class BrokerProcess:
 
     def start(self) -> BrokerProcess:
         """Start and wait until it accepts connections. Raises RuntimeError if it does not."""
+        self.launch()
+        self.wait_until_ready()
+        return self
+
+    def launch(self) -> None:
+        """Start the process and return at once."""
         self._started.clear()
         self.lines = []
         command = [
@@ -62,12 +68,15 @@ class BrokerProcess:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+
+    def wait_until_ready(self) -> None:
+        """Return when it accepts connections. Raises RuntimeError if it ends or takes too long."""
+        assert self.process is not None
         deadline = time.monotonic() + STARTUP_S_MAX
-        while not self._started.wait(0.05):
+        while not self._started.wait(0.02):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError("the broker did not start:\n" + "\n".join(self.lines[-30:]))
-        return self
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         # Read to the end always: a full pipe would stop the broker.

@@ -277,6 +277,7 @@ def test_exclusive_use_ends_with_the_consumer(talk: Talk) -> None:
     talk.consume(queue)
 
 
+@pytest.mark.unfinished
 def test_single_active_consumer(talk: Talk) -> None:
     queue = talk.queue(arguments={"x-single-active-consumer": True})
     first, second = talk.consume(queue), talk.consume(queue)
@@ -288,6 +289,7 @@ def test_single_active_consumer(talk: Talk) -> None:
     talk.expect(Basic.Deliver, consumer_tag=second)
 
 
+@pytest.mark.unfinished
 def test_exclusive_consume_of_a_single_active_queue(talk: Talk) -> None:
     queue = talk.queue(arguments={"x-single-active-consumer": True})
     assert talk.refused(Basic.Consume(queue=queue, exclusive=True)) == refusal(
