@@ -19,6 +19,8 @@ from pathlib import Path
 STARTUP_LINE = "Server startup complete"
 STARTUP_S_MAX = 30.0
 STOP_S_MAX = 15.0
+# A fuzzed broker has much to say; the end of it is enough.
+LINES_MAX = 10_000
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -84,6 +86,8 @@ class BrokerProcess:
         for raw in process.stderr:
             line = raw.decode("utf-8", "replace").rstrip()
             self.lines.append(line)
+            if len(self.lines) > LINES_MAX:
+                del self.lines[: LINES_MAX // 2]
             if STARTUP_LINE in line:
                 found = re.search(r"amqp://[^\s,]*?:(\d+)", line)
                 if found:
