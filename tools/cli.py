@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qlog import __version__
+from qlog.tools.inspect import app as inspect
 from qlog.tools.serve import serve
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.add_typer(inspect, name="inspect")
 
 
 def _print_version(wanted: bool) -> None:

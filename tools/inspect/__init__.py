@@ -1,0 +1,21 @@
+"""`qlog inspect`: what is in a data directory, sound or damaged, running, stopped or copied.
+
+Promises to change nothing in it: no lock is taken, no file is written. One file a command; each
+imports what it needs when it runs. What is found damaged is named, never left out.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from qlog.tools.inspect.messages import messages
+from qlog.tools.inspect.queues import queues
+from qlog.tools.inspect.segments import segments
+
+app = typer.Typer(
+    help="Look into a data directory without changing it.",
+    epilog="Exit status: 0 sound, 1 damage found, 2 wrong option or no such directory.",
+    no_args_is_help=True,
+)
+for command in (segments, queues, messages):
+    app.command()(command)

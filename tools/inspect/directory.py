@@ -1,0 +1,340 @@
+"""A data directory as a whole: whose lanes are whose, what is settled, what must be there.
+
+Reads catalog, index and ledger when it is made, in this order and before any of the log, so that
+what they say of the log is in it by the time it is read. Settlements are the ledger's: it begins
+with a snapshot of all of them, and the index is only asked how far the log must reach. What is
+damaged is noted in `damage`, and as much as possible goes on without it. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qlog.storage.datadir import Identity, Paths, numbered
+from qlog.storage.disk import OSDisk
+from qlog.storage.errors import DirectoryNewer, DirectoryUnreadable
+from qlog.storage.examine import Examination, FileView, Verdict
+from qlog.storage.format import FILE_HEADER_BYTES, FORMAT_VERSION, unpack_file_header
+from qlog.storage.index import SPILL
+from qlog.storage.ledger import (
+    ACK,
+    DELIVERED,
+    LANE,
+    LANE_DELETED,
+    SEGMENT_DROPPED,
+    SEGMENTS,
+    SNAPSHOT_END,
+    Record,
+    ack_ranges,
+    lane_bitmaps,
+    unpack_body,
+)
+from qlog.storage.segment import BatchFile
+from qlog.tools.inspect.environment import (
+    CatalogFacts,
+    IndexFacts,
+    QueueFacts,
+    Unreadable,
+    is_open,
+    read_catalog,
+    read_index,
+)
+from qlog.tools.inspect.report import Damage
+from qlog.tools.inspect.settled import Settled
+
+_TRIES_MAX = 5  # a running broker may unlink what was just listed, but not so often
+
+
+@dataclass(slots=True)
+class LedgerFacts:
+    """What the ledger's current file says; `lanes` are what is settled."""
+
+    lanes: dict[int, Settled] = field(default_factory=dict)
+    deleted: set[int] = field(default_factory=set)
+    log_durable: int = 0  # the log had been synced up to this LSN
+    segments: set[int] = field(default_factory=set)  # must exist, of the ids below `segments_end`
+    segments_end: int = 0
+    segments_end_lsn: int = 0  # where the records of the segments below `segments_end` end
+    dropped: dict[int, int] = field(default_factory=dict)  # id -> end LSN
+    damage: list[Damage] = field(default_factory=list)
+
+
+class Directory(Examination):
+    """One look at a directory.
+
+    Raises DirectoryUnreadable when it is none, DirectoryNewer, Forbidden, PermissionError.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.paths = Paths(root.absolute())
+        self._disk = OSDisk()
+        self.root = root
+        self.damage: list[Damage] = []
+        self.notes: list[str] = []
+        paths = self.paths
+        if not root.is_dir():
+            raise DirectoryUnreadable(
+                f"{root} is not a directory; name the broker's with --data-dir"
+                if root.exists()
+                else f"{root} does not exist; name the broker's data directory with --data-dir"
+            )
+        if not any(path.is_dir() for path in (paths.catalog, paths.log, paths.ledger)):
+            raise DirectoryUnreadable(
+                f"{root} is not a data directory: it has no catalog.lmdb, no log and no ledger"
+            )
+        self.in_use = is_open(paths.catalog)
+        self.catalog_facts = self._read_catalog()
+        self.identity = self.catalog_facts.identity or self._identity_of_files()
+        self.index_facts = self._read_index()
+        self.ledger = self._read_ledger()
+        self.damage += self.ledger.damage
+        self.owners: dict[int, QueueFacts] = {
+            lane_id: queue for queue in self.catalog_facts.queues for lane_id in queue.lanes
+        }
+
+    @property
+    def running(self) -> bool:
+        """Whether a broker has the directory open, found out without touching its lock."""
+        return self.in_use
+
+    # -- what is settled
+
+    def is_gone(self, lane_id: int) -> bool:
+        """The lane's queue was deleted, or is one that ends with the broker."""
+        return lane_id in self.ledger.deleted or (self._names_known and lane_id not in self.owners)
+
+    def unsettled(self, lane_id: int, first: int, count: int) -> int:
+        """Bits: which of the messages from qseq `first` on are not settled."""
+        if self.is_gone(lane_id):
+            return 0
+        lane = self.ledger.lanes.get(lane_id)
+        return (1 << count) - 1 if lane is None else lane.unsettled(first, count)
+
+    # -- what must be there
+
+    @property
+    def attested_lsn(self) -> int:
+        """Something outside the log says that it had been synced up to here."""
+        index = self.index_facts
+        return max(
+            self.identity.closed_lsn,
+            self.ledger.log_durable,
+            0 if index is None or index.checkpoint is None else index.checkpoint.lsn,
+        )
+
+    def dropped_lsn(self, segment_id: int) -> int:
+        """Where the records end that were given up behind this segment; 0 when none were."""
+        ledger = self.ledger
+        ends = [end for dropped, end in ledger.dropped.items() if dropped > segment_id]
+        below = ledger.segments_end - 1
+        if below > segment_id and below not in ledger.segments:
+            ends.append(ledger.segments_end_lsn)
+        return max(ends, default=0)
+
+    def missing_segments(self, present: list[int]) -> list[int]:
+        """The ids of segments that were never given up and have no file."""
+        missing = self._missing(present, self.ledger)
+        if missing and self.in_use:  # given up since the ledger was read?
+            missing = self._missing(present, self._read_ledger())
+        return missing
+
+    def _missing(self, present: list[int], ledger: LedgerFacts) -> list[int]:
+        expected = set(ledger.segments)
+        expected.update(range(max(ledger.segments_end, 1), max(present, default=0)))
+        if self.index_facts is not None:
+            expected.update(
+                segment_id
+                for segment_id, live in self.index_facts.live.items()
+                if live.count and segment_id < SPILL
+            )
+        return sorted(expected - ledger.dropped.keys() - set(present))
+
+    def segment_ids(self) -> list[int]:
+        """Of the segments that have a file."""
+        return self._numbered(self.paths.log, ".qseg")
+
+    def ledger_ids(self) -> list[int]:
+        return self._numbered(self.paths.ledger, ".qack")
+
+    def opened(self, view: FileView) -> AbstractContextManager[BatchFile]:
+        """The file behind a view, to read from."""
+        return self._open(view.path, view.file_id)
+
+    def relative(self, path: Path) -> str:
+        """How a file is named in reports."""
+        return str(path.relative_to(self.paths.root))
+
+    # -- inside
+
+    @property
+    def _names_known(self) -> bool:
+        return self.catalog_facts.identity is not None and not self.catalog_facts.damaged_kinds
+
+    def _numbered(self, directory: Path, suffix: str) -> list[int]:
+        try:
+            return numbered(self._disk, directory, suffix)
+        except FileNotFoundError:
+            return []
+
+    def _read_catalog(self) -> CatalogFacts:
+        try:
+            facts = read_catalog(self.paths.catalog)
+        except Unreadable as error:
+            self.damage.append(
+                Damage("catalog.lmdb", f"{error}; the names of queues cannot be known")
+            )
+            return CatalogFacts()
+        for kind in facts.damaged_kinds:
+            self.damage.append(Damage("catalog.lmdb", f"an entry of kind '{kind}' is damaged"))
+        return facts
+
+    def _read_index(self) -> IndexFacts | None:
+        if not self.paths.index.is_dir():
+            if self.ledger_ids():
+                self.notes.append("index.lmdb is missing; the next start builds it anew")
+            return None
+        try:
+            facts = read_index(self.paths.index)
+        except Unreadable as error:
+            self.damage.append(Damage("index.lmdb", f"{error}; the next start builds it anew"))
+            return None
+        checkpoint = facts.checkpoint
+        if checkpoint is not None and checkpoint.uuid != self.identity.uuid:
+            self.damage.append(
+                Damage("index.lmdb", "it belongs to another directory; the next start builds anew")
+            )
+            return None
+        return facts
+
+    def _identity_of_files(self) -> Identity:
+        """Without the catalog: what the files say of the directory they belong to."""
+        identity = Identity(bytes(16), 0, 1, 0)
+        files = [self.paths.ledger_file(file_id) for file_id in self.ledger_ids()]
+        files += [self.paths.segment(segment_id) for segment_id in self.segment_ids()]
+        for path in files:
+            try:
+                with path.open("rb") as stream:
+                    header = unpack_file_header(stream.read(FILE_HEADER_BYTES))
+            except FileNotFoundError:
+                continue
+            if header is not None:
+                identity.uuid = header.uuid
+                break
+        return identity
+
+    def _read_ledger(self) -> LedgerFacts:
+        """The newest ledger file, read again when it seems damaged while a broker writes it."""
+        for tries_left in reversed(range(_TRIES_MAX)):
+            ids = self.ledger_ids()
+            if not ids:
+                facts = LedgerFacts()
+                if self.identity.closed_lsn or self.segment_ids():
+                    facts.damage.append(
+                        Damage("ledger", "it is missing: what was settled cannot be known")
+                    )
+                return facts
+            try:
+                facts = self._replay(self.ledger_file(ids[-1]))
+            except FileNotFoundError:  # the next file took over
+                continue
+            if not facts.damage or not self.in_use or not tries_left:
+                return facts
+        raise DirectoryUnreadable(f"{self.paths.ledger} changes all the time; try again")
+
+    def check_version(self, view: FileView) -> None:
+        """Raises DirectoryNewer."""
+        if view.header is not None and view.header.version > FORMAT_VERSION:
+            raise DirectoryNewer(
+                f"{view.path} has format {view.header.version}, this qlog reads up to "
+                f"{FORMAT_VERSION}; inspect it with the newer qlog that wrote it"
+            )
+
+    def _replay(self, view: FileView) -> LedgerFacts:
+        self.check_version(view)
+        facts = LedgerFacts()
+        name = self.relative(view.path)
+        number: int | None = None
+        if view.header_verdict is Verdict.WHOLE and view.header is not None:
+            number = view.header.base
+        else:
+            facts.damage.append(Damage(name, "the file's header is not this file's", 0))
+        complete = False
+        bad: tuple[int, int] | None = None  # where the unbroken sequence ended
+        damaged = False
+        for stretch in self.stretches(view):
+            if stretch.verdict is Verdict.DAMAGED and bad is None:
+                bad = stretch.position, stretch.end
+            batch = stretch.batch
+            if batch is None:
+                continue
+            if number is not None and batch.header.base != number and bad is None:
+                bad = stretch.position, stretch.position
+            if number is not None and batch.header.durable > number:
+                damaged = True
+            if bad is None or number is None:
+                number = batch.header.base + 1
+            log_durable, records = unpack_body(batch.body)
+            facts.log_durable = max(facts.log_durable, log_durable)
+            for record in records:
+                complete = complete or record[0] == SNAPSHOT_END
+                self._apply(record, facts)
+        index = self.index_facts
+        if index is not None and index.checkpoint is not None and number is not None:
+            position = index.checkpoint.ledger
+            damaged = damaged or (position.file_id >= view.file_id and position.number > number)
+        if bad is not None and (damaged or not complete):
+            position_bad, end = bad
+            facts.damage.append(
+                Damage(name, "settlements are lost: their messages show as unsettled", *bad)
+                if end > position_bad
+                else Damage(name, "batches are missing here", position_bad)
+            )
+        elif damaged or not complete:
+            facts.damage.append(Damage(name, "it ends too early: settlements are lost"))
+        elif bad is not None and not self.in_use:
+            self.notes.append(
+                f"{name} ends in {bad[1] - bad[0]} bytes of a write that was under way; "
+                "the next start cuts them"
+            )
+        return facts
+
+    def _apply(self, record: Record, facts: LedgerFacts) -> None:
+        kind = record[0]
+        if kind == SEGMENTS:
+            _, facts.segments_end, facts.segments_end_lsn, *segments = record
+            facts.segments = set(segments)
+        elif kind == SEGMENT_DROPPED:
+            facts.dropped[record[1]] = record[2]
+        elif kind == LANE_DELETED:
+            facts.deleted.add(record[1])
+            facts.lanes.pop(record[1], None)
+        elif kind in (ACK, LANE, DELIVERED) and record[1] not in facts.deleted:
+            lane = facts.lanes.setdefault(record[1], Settled())
+            named = 0
+            if kind == ACK:
+                for first, end in ack_ranges(record):
+                    lane.mark(first, end)
+                    named = end
+            elif kind == DELIVERED:
+                named = record[2]
+                lane.delivered = max(lane.delivered, named)
+            else:
+                _, _, named, floor, delivered, *_ = record
+                lane.delivered = max(lane.delivered, delivered)
+                for block, bits in lane_bitmaps(record).items():
+                    lane.merge(block, bits)
+                lane.mark(0, floor)
+            lane.next_qseq = max(lane.next_qseq, named)
+
+    def queue_of(self, lane_id: int) -> QueueFacts | None:
+        """The queue that a lane belongs to; None when it is gone, or cannot be known."""
+        return self.owners.get(lane_id)
+
+    def lanes(self) -> Iterator[int]:
+        """Every lane that the catalog, the ledger or the index names and that is not deleted."""
+        indexed = self.index_facts.lanes if self.index_facts is not None else {}
+        known = self.owners.keys() | self.ledger.lanes.keys() | indexed.keys()
+        yield from sorted(known - self.ledger.deleted)

@@ -1,0 +1,254 @@
+"""What the catalog and the index say, read where LMDB may crash and where a broker may be at work.
+
+Promises not to disturb anybody. When nobody has an environment open it is read without LMDB's lock
+file, so nothing at all is written. When a broker has, this takes a place in its reader table, as
+LMDB wants it, for as long as the reading lasts. Whether one has is asked of the system (a test of
+the lock that every user of an environment holds); no lock is taken for that.
+
+LMDB maps its file and trusts it: a damaged one ends the process that reads it. So the reading is
+done in a child, whose end is a finding like others. Knows nothing of log and ledger.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import signal
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+
+from qlog.server.broker.definitions import Definitions
+from qlog.storage.catalog import Catalog
+from qlog.storage.datadir import Identity
+from qlog.storage.errors import DirectoryNewer, StorageError
+from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
+from qlog.storage.settings import StoreSettings
+
+T = TypeVar("T")
+
+_READ_S_MAX = 120  # a damaged tree could also lead in circles
+_TRIES_MAX = 5
+
+
+class Unreadable(Exception):
+    """The environment is missing or damaged: a finding, `str()` says which."""
+
+
+class Forbidden(Exception):
+    """Not damaged, but we may not read it; `str()` is one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """A queue that the catalog defines; all of these are durable."""
+
+    vhost: str
+    name: str
+    lanes: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class CatalogFacts:
+    """The part of the catalog that inspecting needs. `identity` is None when it is damaged."""
+
+    identity: Identity | None = None
+    queues: list[QueueFacts] = field(default_factory=list)
+    damaged_kinds: list[str] = field(default_factory=list)  # the kind of each damaged entry
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFacts:
+    """The index but its pointers."""
+
+    checkpoint: Checkpoint | None
+    lanes: dict[int, LaneRow]
+    live: dict[int, Live]
+
+
+def read_catalog(directory: Path) -> CatalogFacts:
+    """Raises Unreadable, Forbidden, DirectoryNewer."""
+    return _read(directory, _catalog_facts)
+
+
+def read_index(directory: Path) -> IndexFacts:
+    """Raises Unreadable, Forbidden."""
+    return _read(directory, _index_facts)
+
+
+def is_open(directory: Path) -> bool:
+    """Whether any process has this environment open. Changes nothing and takes no lock."""
+    try:
+        file = os.open(directory / "lock.mdb", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except PermissionError as error:
+        raise _forbidden(directory) from error
+    try:
+        return _is_locked(file)
+    finally:
+        os.close(file)
+
+
+def _is_locked(file: int) -> bool:
+    """Whether another process holds a lock on the file: LMDB's users share one."""
+    if sys.platform == "linux":
+        layout, kind_at = "hhqqi", 0
+    else:
+        layout, kind_at = "qqihhi", 3
+    values = [0] * 5 if sys.platform == "linux" else [0] * 6
+    values[kind_at] = fcntl.F_WRLCK
+    answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *values))
+    kind: int = struct.unpack(layout, answer)[kind_at]
+    return kind != fcntl.F_UNLCK
+
+
+def _forbidden(directory: Path) -> Forbidden:
+    return Forbidden(
+        f"{directory} cannot be read with these rights; run as the user that the broker runs as"
+    )
+
+
+def _read(directory: Path, work: Callable[[Path, bool], T]) -> T:
+    data = directory / "data.mdb"
+    for _ in range(_TRIES_MAX):
+        if not data.exists():
+            raise Unreadable("it is missing")
+        if not os.access(data, os.R_OK):
+            raise _forbidden(directory)
+        in_use = is_open(directory)
+        if in_use and not os.access(directory / "lock.mdb", os.W_OK):
+            raise Forbidden(
+                f"{directory} is in use by a broker, and reading it takes a place in its lock.mdb, "
+                "which cannot be written here; run as the broker's user, or inspect a copy"
+            )
+        try:
+            found = _isolated(lambda: work(directory, in_use))  # noqa: B023 - called at once
+        except Unreadable:
+            if in_use == is_open(directory):
+                if in_use:
+                    _clear_readers(directory)
+                raise
+            continue
+        if in_use or not is_open(directory):
+            return found
+        # A broker started meanwhile, and may have changed what was being read: once more.
+    raise Unreadable("a broker starts and stops on it all the time")
+
+
+def _isolated(work: Callable[[], T]) -> T:
+    """Do the work in a child process. Raises Unreadable when it fails, or the child crashes."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(out)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB's last words
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_READ_S_MAX)
+            answer: object
+            try:
+                answer = work()
+            except (DirectoryNewer, Unreadable) as error:
+                answer = error
+            except (StorageError, IndexDoubt, lmdb.Error, OSError, ValueError, TypeError) as error:
+                answer = Unreadable(str(error))
+            with os.fdopen(into, "wb") as stream:
+                pickle.dump(answer, stream, pickle.HIGHEST_PROTOCOL)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(into)
+    with os.fdopen(out, "rb") as stream:
+        data = stream.read()
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise Unreadable("it is damaged so that LMDB fails on it")
+    result: T | Exception = pickle.loads(data)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _clear_readers(directory: Path) -> None:
+    """A child that crashed left its place in the reader table, which would keep pages from use."""
+    try:
+        with lmdb.open(str(directory), readonly=True, create=False) as environment:
+            environment.reader_check()
+    except lmdb.Error as error:
+        raise Unreadable(str(error)) from error
+
+
+def _open(directory: Path, lock: bool, map_bytes: int, max_dbs: int) -> lmdb.Environment:
+    environment = lmdb.open(
+        str(directory),
+        map_size=map_bytes,
+        max_dbs=max_dbs,
+        readonly=True,
+        create=False,
+        readahead=False,
+        lock=lock,
+    )
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    size = (directory / "data.mdb").stat().st_size
+    if size < needed:
+        raise Unreadable(f"data.mdb is cut off: it has {size} bytes and needs {needed}")
+    return environment
+
+
+class _Catalog(Catalog):
+    """The catalog, with or without LMDB's lock file; damaged entries are left out of `items`."""
+
+    def __init__(self, directory: Path, lock: bool) -> None:
+        self._transaction = None
+        self._env = _open(directory, lock, StoreSettings().catalog_map_bytes, 4)
+        self._entries = self._env.open_db(b"entries", create=False)
+
+    def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
+        for row_kind, name, value in self.rows():
+            if row_kind == kind and name is not None:
+                yield name, value
+
+
+class _Index(Index):
+    """The index, with or without LMDB's lock file."""
+
+    def __init__(self, directory: Path, lock: bool) -> None:
+        self._env = _open(directory, lock, StoreSettings().index_map_bytes, 8)
+        self._blocks = self._env.open_db(b"blocks", create=False)
+        self._acked = self._env.open_db(b"acked", create=False)
+        self._lanes = self._env.open_db(b"lanes", create=False)
+        self._segments = self._env.open_db(b"segments", create=False)
+        self._checkpoint = self._env.open_db(b"checkpoint", create=False)
+        self._cached = {}
+
+
+def _catalog_facts(directory: Path, lock: bool) -> CatalogFacts:
+    catalog = _Catalog(directory, lock)
+    try:
+        facts = CatalogFacts()
+        facts.damaged_kinds = [kind for kind, name, _ in catalog.rows() if name is None]
+        if "storage" not in facts.damaged_kinds:
+            facts.identity = Identity.load(catalog)
+        facts.queues = [
+            QueueFacts(queue.vhost, queue.name, (queue.lane_id,))
+            for queue in Definitions(catalog).queues()
+        ]
+        return facts
+    finally:
+        catalog.close()
+
+
+def _index_facts(directory: Path, lock: bool) -> IndexFacts:
+    index = _Index(directory, lock)
+    try:
+        return IndexFacts(index.checkpoint(), index.lanes(), index.live())
+    finally:
+        index.close()

@@ -1,0 +1,60 @@
+"""The options that every `qlog inspect` command has, and how it ends.
+
+Exit status: 0 when everything that was looked at is sound, 1 when damage was found, 2 for a wrong
+option or a directory that cannot be inspected (one line on stderr says why).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from qlog.tools.inspect.directory import Directory
+    from qlog.tools.inspect.report import Report
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR",
+        envvar="QLOG_DATA_DIR",
+        help="The data directory of a running or stopped broker, or a copy of one.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+DATA_DIR_DEFAULT = Path("qlog-data")
+
+
+def look_at(data_dir: Path) -> Directory:
+    """Read the directory's definitions and state, or end with status 2."""
+    from qlog.storage.errors import StorageError
+    from qlog.tools.inspect.directory import Directory
+    from qlog.tools.inspect.environment import Forbidden
+
+    try:
+        return Directory(data_dir)
+    except (StorageError, Forbidden) as error:
+        stop(str(error))
+    except PermissionError as error:
+        stop_for_rights(error)
+
+
+def finish(report: Report, *, as_json: bool) -> None:
+    """Print the report and end with the status that it deserves."""
+    report.show(as_json=as_json)
+    if report.damage:
+        raise typer.Exit(1)
+
+
+def stop_for_rights(error: PermissionError) -> NoReturn:
+    """End because a file may not be read."""
+    stop(f"{error.filename} cannot be read with these rights; run as the broker's user")
+
+
+def stop(message: str) -> NoReturn:
+    """End with one line."""
+    print(f"qlog: {message}", file=sys.stderr)
+    raise typer.Exit(2)
