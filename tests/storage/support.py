@@ -158,6 +158,12 @@ class FaultyDisk(OSDisk):
     def rename(self, source: Path, target: Path) -> None:
         self._ask("rename")
         super().rename(source, target)
+        old, new = (f"{path.parent.name}/{path.name}" for path in (source, target))
+        for file, name in self.names_open.items():
+            if name == old:
+                self.names_open[file] = new
+        if old in self.unsynced:
+            self.unsynced[new] = self.unsynced.pop(old)
 
     def unlink(self, path: Path) -> None:
         self._ask("unlink")
