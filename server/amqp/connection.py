@@ -45,12 +45,13 @@ from qlog.server.amqp.frames import (
 )
 from qlog.server.amqp.recognise import (
     ACK_IDS,
+    NO_TRAITS,
     PUBLISH_IDS,
     AckRange,
     PublishForm,
     PublishForms,
     PublishRun,
-    add_to_runs,
+    run_for,
     take_acks,
     take_publishes,
 )
@@ -190,7 +191,7 @@ class _Channel:
     came of its body.
     """
 
-    __slots__ = ("body", "closing", "envelope", "form")
+    __slots__ = ("body", "closing", "envelope", "form", "traits")
 
     def __init__(self) -> None:
         self.closing = False
@@ -199,6 +200,7 @@ class _Channel:
     def expect_method(self) -> None:
         self.form: PublishForm | None = None
         self.envelope: Envelope | None = None
+        self.traits = NO_TRAITS
         self.body = bytearray()
 
 
@@ -509,6 +511,7 @@ class Connection:
                     *ids,
                 )
             channel.envelope = envelope
+            channel.traits = form.traits
         else:
             if kind != BODY:
                 raise unexpected_frame(
@@ -521,7 +524,9 @@ class Connection:
         if missing < 0:
             raise frame_error("content body frame exceeds remaining content size", *ids)
         runs: list[PublishRun] = []
-        add_to_runs(runs, form, channel.envelope, [bytes(channel.body)])
+        run = run_for(runs, form.method, channel.traits)
+        run.envelopes.append(channel.envelope)
+        run.bodies.append(bytes(channel.body))
         channel.expect_method()
         self._take_publishes(number, runs)
         return Publishes(number, runs)
@@ -540,7 +545,7 @@ class Connection:
             raise frame_error(
                 f"content body size {body_size} exceeds the maximum of {BODY_BYTES_LIMIT}", *ids
             )
-        return form.envelope_of(self._frame(), body_size)
+        return form.envelope_of(payload[CONTENT_FIXED_BYTES:], body_size)
 
     def _take_publishes(self, number: int, runs: list[PublishRun]) -> None:
         """Append the messages of a channel that stand whole at `_position`, and move behind them."""

@@ -6,9 +6,10 @@ Knows nothing of credit or of what is unacknowledged.
     basic.deliver: class id, method id, consumer tag, delivery tag u64, redelivered u8, exchange, key
 """
 
+import itertools
 import struct
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, repeat
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import (
@@ -17,6 +18,7 @@ from qlog.server.amqp.frames import (
     CONTENT_FIXED_BYTES,
     CONTENT_HEAD,
     END,
+    FRAME_END,
     FRAME_HEAD,
     HEADER,
     METHOD,
@@ -43,9 +45,9 @@ class DeliveryEncoder:
     def __init__(self, channel: int, consumer_tag: str, frame_max: int) -> None:
         self._channel = channel
         self._frame_max = frame_max
-        self._payload_bytes_max = frame_max - OVERHEAD_BYTES if frame_max else 2**32
         # Bodies larger than this need several frames, or are not worth copying.
-        self._repeated_bytes_max = min(self._payload_bytes_max, OWN_BUFFER_BYTES_MIN - 1)
+        payload_bytes_max = frame_max - OVERHEAD_BYTES if frame_max else 2**32
+        self._joined_bytes_max = min(payload_bytes_max, OWN_BUFFER_BYTES_MIN - 1)
         self._consumer_tag = encode_shortstr(consumer_tag)
         self._routes: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
 
@@ -62,70 +64,110 @@ class DeliveryEncoder:
         are not copied: they are buffers of their own, or memoryviews when they need several frames.
         """
         assert len(envelopes) == len(bodies)
-        buffers: list[Buffer] = []
-        small: list[Buffer] = []  # to be joined into the next buffer
+        sizes = list(map(len, bodies))
+        if sizes and min(sizes) > 0 and max(sizes) <= self._joined_bytes_max:
+            return [b"".join(self._columns(first_tag, redelivered, envelopes, bodies, sizes))]
+        return self._one_by_one(first_tag, redelivered, envelopes, bodies)
+
+    def _columns(
+        self,
+        first_tag: int,
+        redelivered: bool,
+        envelopes: Sequence[Envelope],
+        bodies: Sequence[bytes],
+        sizes: Sequence[int],
+    ) -> list[bytes]:
+        """Deliveries of bodies that fill one frame each, column by column instead of one by one."""
         count = len(bodies)
-        first = 0
-        while first < count:
-            envelope = envelopes[first]
-            last = first + 1
-            while last < count and envelopes[last] is envelope:
-                last += 1
+        tags = struct.pack(f">{count}Q", *range(first_tag, first_tag + count))
+        first = envelopes[0]
+        before, after = self._around_tag(first, redelivered)
+        if envelopes.count(first) == count:
+            between = after + self._header(first) + self._body_head(first.body_size)
+            pieces = [END] * (5 * count)
+            pieces[0::5] = [before] * count
+            pieces[1::5] = chain.from_iterable(_OCTETS_8.iter_unpack(tags))
+            pieces[2::5] = [between] * count
+            pieces[3::5] = bodies
+            return pieces
+        pieces = [END] * (8 * count)
+        if all(e[1] == first[1] and e[0] == first[0] for e in envelopes):
+            pieces[0::8] = [before] * count
+            pieces[2::8] = [after] * count
+        else:
+            around = [self._around_tag(envelope, redelivered) for envelope in envelopes]
+            pieces[0::8], pieces[2::8] = zip(*around, strict=True)
+        pieces[1::8] = chain.from_iterable(_OCTETS_8.iter_unpack(tags))
+        properties = [envelope.properties for envelope in envelopes]
+        pieces[3::8] = map(
+            CONTENT_HEAD.pack,
+            repeat(HEADER),
+            repeat(self._channel),
+            map(CONTENT_FIXED_BYTES.__add__, map(len, properties)),
+            repeat(BASIC),
+            repeat(0),
+            sizes,
+        )
+        pieces[4::8] = properties
+        pieces[5::8] = map(
+            _END_AND_BODY_HEAD.pack,
+            repeat(FRAME_END),
+            repeat(BODY),
+            repeat(self._channel),
+            sizes,
+        )
+        pieces[6::8] = bodies
+        return pieces
+
+    def _one_by_one(
+        self,
+        first_tag: int,
+        redelivered: bool,
+        envelopes: Sequence[Envelope],
+        bodies: Sequence[bytes],
+    ) -> list[Buffer]:
+        """Deliveries of bodies of any size; large ones are not copied."""
+        buffers: list[Buffer] = []
+        small: list[bytes] = []  # to be joined into the next buffer
+        for tag, envelope, body in zip(itertools.count(first_tag), envelopes, bodies, strict=False):
             before, after = self._around_tag(envelope, redelivered)
-            tag = first_tag + first
-            if last - first > 1 and 0 < envelope.body_size <= self._repeated_bytes_max:
-                small += self._repeated(before, tag, after, bodies[first:last])
+            small += (before, _TAG.pack(tag), after, self._header(envelope))
+            size = len(body)
+            if not size:
+                small.append(END)
+            elif size <= self._joined_bytes_max:
+                small += (self._body_head(size), body, END)
             else:
-                for body in bodies[first:last]:
-                    small += (before, _TAG.pack(tag), after)
-                    tag += 1
-                    size = len(body)
-                    if size > self._payload_bytes_max:
-                        buffers.append(b"".join(small))
-                        buffers += body_frames(self._channel, body, self._frame_max)
-                        small = []
-                    elif size >= OWN_BUFFER_BYTES_MIN:
-                        buffers += (b"".join(small), body)
-                        small = [END]
-                    elif size:
-                        small += (body, END)
-            first = last
+                small.append(END)
+                buffers.append(b"".join(small))
+                buffers += body_frames(self._channel, body, self._frame_max)
+                small = []
         if small:
             buffers.append(b"".join(small))
         return buffers
 
-    def _repeated(
-        self, before: bytes, tag: int, after: bytes, bodies: Sequence[bytes]
-    ) -> list[Buffer]:
-        """What `encode` does message by message, without a step of Python for each."""
-        count = len(bodies)
-        tags = struct.pack(f">{count}Q", *range(tag, tag + count))
-        pieces: list[Buffer] = [END] * (5 * count)
-        pieces[0::5] = [before] * count
-        pieces[1::5] = chain.from_iterable(_OCTETS_8.iter_unpack(tags))
-        pieces[2::5] = [after] * count
-        pieces[3::5] = bodies
-        return pieces
+    def _header(self, envelope: Envelope) -> bytes:
+        """The content header's frame, without its end."""
+        properties = envelope.properties
+        size = CONTENT_FIXED_BYTES + len(properties)
+        return (
+            CONTENT_HEAD.pack(HEADER, self._channel, size, BASIC, 0, envelope.body_size)
+            + properties
+        )
+
+    def _body_head(self, size: int) -> bytes:
+        """The end of a header frame, and the head of a body frame."""
+        return _END_AND_BODY_HEAD.pack(FRAME_END, BODY, self._channel, size)
 
     def _around_tag(self, envelope: Envelope, redelivered: bool) -> tuple[bytes, bytes]:
-        """What stands before the delivery tag, and what stands between it and the body."""
+        """What of a basic.deliver frame stands before the delivery tag, and what behind it."""
         route = (envelope.exchange, envelope.routing_key, redelivered)
         parts = self._routes.get(route)
         if parts is None:
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             parts = self._routes[route] = self._method_parts(*route)
-        before, after = parts
-        properties = envelope.properties
-        size = envelope.body_size
-        head = CONTENT_HEAD.pack(
-            HEADER, self._channel, CONTENT_FIXED_BYTES + len(properties), BASIC, 0, size
-        )
-        if 0 < size <= self._payload_bytes_max:
-            end = _END_AND_BODY_HEAD.pack(END[0], BODY, self._channel, size)
-        else:
-            end = END
-        return before, after + head + properties + end
+        return parts
 
     def _method_parts(
         self, exchange: str, routing_key: str, redelivered: bool

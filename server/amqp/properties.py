@@ -12,7 +12,7 @@ id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns b
 
 import struct
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from qlog.server.amqp.errors import HardError, internal_error
 from qlog.server.amqp.spec import encode_shortstr
@@ -42,14 +42,16 @@ class Properties:
 class Traits(NamedTuple):
     """What the broker must know of every message before it is routed.
 
-    `delivery_mode` is 0 when absent. `special` says that priority, expiration, reply_to or user_id
-    is set, that the delivery mode is none of the two, or that the headers hold CC or BCC: only
-    then need the properties be decoded.
+    `persistent` is delivery mode 2. `special` says that priority, expiration, reply_to or user_id
+    is set, that the delivery mode is none of the two, or that the headers may hold CC or BCC (the
+    octets of the names occur somewhere): only then need the properties be decoded.
     """
 
-    delivery_mode: int
+    persistent: bool
     special: bool
 
+
+TRANSIENT, PERSISTENT = 1, 2  # delivery modes
 
 NO_PROPERTIES = b"\x00\x00"
 
@@ -128,54 +130,59 @@ def _encode_timestamp(seconds: int) -> bytes:
 def scan(raw: bytes) -> Traits:
     """Validate properties without building them. Raises HardError as `decode_properties` does."""
     try:
-        flags = raw[0] << 8 | raw[1]
-        shape = _SHAPES.get(flags)
-        if shape is None:
-            shape = _SHAPES[flags] = _shape(flags)
-        strings_first, table, octets, strings_middle, timestamp_bytes, strings_last, special = shape
+        steps, special = _STEPS.get(raw[:2]) or _learn_steps(raw[:2])
         offset = 2
-        for _ in strings_first:
-            offset += 1 + raw[offset]
-        if table:
-            offset = skip_table(raw, offset)
-        delivery_mode = raw[offset] if flags & _DELIVERY_MODE else 0
-        offset += octets
-        for _ in strings_middle:
-            offset += 1 + raw[offset]
-        offset += timestamp_bytes
-        for _ in strings_last:
-            offset += 1 + raw[offset]
+        delivery_mode = TRANSIENT
+        for step in steps:
+            if step > 0:
+                offset += step
+            elif step == STEP_SHORTSTR:
+                offset += 1 + raw[offset]
+            elif step == STEP_TABLE:
+                offset = skip_table(raw, offset)
+                special = special or (b"CC" in raw and (b"\x02CC" in raw or b"\x03BCC" in raw))
+            else:
+                delivery_mode = raw[offset]
+                offset += 1
     except (IndexError, struct.error, HardError):
         raise _malformed() from None
-    if offset != len(raw) or flags & _MORE_FLAGS:
+    if offset != len(raw) or raw[1] & _MORE_FLAGS:
         raise _malformed()
-    if delivery_mode not in _KNOWN_MODES or (flags & _DELIVERY_MODE and not delivery_mode):
+    if delivery_mode not in _KNOWN_MODES:
         special = True  # to be refused
-    if table and not special and b"CC" in raw:
-        headers = decode_properties(raw).headers or {}
-        special = "CC" in headers or "BCC" in headers
-    return _TRAITS[special][delivery_mode]
+    return _TRAITS[special][delivery_mode == PERSISTENT]
 
 
-# What stands in which order behind one word of flags: the strings before the headers (only their
-# number counts), whether there are headers, the octets of delivery mode and priority, the strings
-# before the timestamp, its octets, the strings behind it; and whether the flags alone are special.
-_Shape: TypeAlias = tuple[range, bool, int, range, int, range, bool]
+def steps_of(flags: bytes) -> list[int]:
+    """What stands behind the two octets of flags: a STEP_…, or the octets of a value of fixed size."""
+    return (_STEPS.get(flags) or _learn_steps(flags))[0]
 
 
-def _shape(flags: int) -> _Shape:
-    kinds = [kind if flags & bit else None for _, kind, bit in _FIELDS]
-    first, middle, last = (
-        range(part.count(_SHORTSTR)) for part in (kinds[:2], kinds[4:9], kinds[10:])
-    )
-    timestamp_bytes = _U64.size if _TIMESTAMP in kinds else 0
-    special = flags & _SPECIAL != 0
-    return first, _TABLE in kinds, kinds.count(_OCTET), middle, timestamp_bytes, last, special
+def _learn_steps(flags: bytes) -> tuple[list[int], bool]:
+    word = int.from_bytes(flags, "big")
+    steps: list[int] = []
+    for name, kind, bit in _FIELDS:
+        if not word & bit:
+            continue
+        if name == "delivery_mode":
+            steps.append(STEP_MODE)
+        elif kind == _SHORTSTR:
+            steps.append(STEP_SHORTSTR)
+        elif kind == _TABLE:
+            steps.append(STEP_TABLE)
+        else:
+            steps.append(1 if kind == _OCTET else _U64.size)
+    if len(flags) < 2:
+        return steps, False
+    known = _STEPS[flags] = steps, word & _SPECIAL != 0
+    return known
 
 
-_KNOWN_MODES = (0, 1, 2)
-_DELIVERY_MODE = next(bit for name, _, bit in _FIELDS if name == "delivery_mode")
-# By the word of flags: at most 65,536, of which traffic uses a few.
-_SHAPES: dict[int, _Shape] = {}
-# All there can be, made once: by special, then by delivery mode.
-_TRAITS = [[Traits(mode, special) for mode in range(256)] for special in (False, True)]
+STEP_SHORTSTR, STEP_TABLE, STEP_MODE = 0, -1, -2
+# By the flags: at most 65,536, of which traffic uses a few.
+_STEPS: dict[bytes, tuple[list[int], bool]] = {}
+_KNOWN_MODES = (TRANSIENT, PERSISTENT)
+# All there can be, made once, so that they can be told apart by identity.
+_TRAITS = [
+    [Traits(persistent, special) for persistent in (False, True)] for special in (False, True)
+]

@@ -280,6 +280,30 @@ def skip_table(data: bytes, offset: int, depth: int = 0, keyed: bool = True) -> 
     return end
 
 
+def table_layout(data: bytes, offset: int) -> list[int] | None:
+    """The octets of a valid table at `offset` that say what is where, and those that are values, in
+    turn: an odd number of counts, their sum the size of the table. None if it holds another one.
+    """
+    end = offset + 4 + _U32.unpack_from(data, offset)[0]
+    offset += 4
+    spans = [4]
+    while offset < end:
+        named = 1 + data[offset]
+        wire = data[offset + named]
+        if wire in (_TABLE, _ARRAY):
+            return None
+        if wire in (_LONGSTR, _BINARY):
+            size = _U32.unpack_from(data, offset + named + 1)[0]
+            spans[-1] += named + 5
+            offset += named + 5 + size
+        else:
+            size = _FIXED_BYTES[wire] - 1
+            spans[-1] += named + 1
+            offset += named + 1 + size
+        spans += (size, 0)
+    return spans
+
+
 _LONGSTR, _BINARY, _TABLE, _ARRAY = b"SxFA"
 # The octets of values of all other types, with that of the type.
 _FIXED_BYTES = {wire[0]: 1 + struct.calcsize(layout) for wire, _, layout, _ in _NUMBERS} | {

@@ -76,6 +76,11 @@ class Channel:
 
     # -- events ------------------------------------------------------------------------------
 
+    @property
+    def held(self) -> bool:
+        """Whether what the client sends has to wait for a tx.commit to be on disk."""
+        return self._held is not None
+
     def handle(self, event: Event) -> None:
         """Obey what the client sent. Raises AMQPError."""
         if self._held is not None:
@@ -326,10 +331,12 @@ class Channel:
             raise precondition_failed("fast reply consumer does not exist")
         return self._reply_address
 
-    def deliver_reply(self, envelope: Envelope, body: bytes) -> None:
-        """An answer to one of this channel's requests."""
-        assert self._reply_consumer is not None
-        self.sink.write(self._reply_consumer.encode(self.take_tags(1), False, [envelope], [body]))
+    def deliver_replies(self, envelopes: list[Envelope], bodies: list[bytes]) -> None:
+        """Answers to this channel's requests."""
+        if self._reply_consumer is None:
+            return  # it left between a transaction's publish and its commit
+        first_tag = self.take_tags(len(bodies))
+        self.sink.write(self._reply_consumer.encode(first_tag, False, envelopes, bodies))
 
     # -- confirms and transactions -----------------------------------------------------------
 
@@ -367,7 +374,7 @@ class Channel:
         if self.closed:
             return
         self.send(spec.TxCommitOk())
-        self.client.handle_events(held)
+        self.client.resume_channel(self.number, held)
 
     def tx_rollback(self, method: spec.TxRollback) -> None:
         """Forget the publishes; what was acknowledged is unacknowledged again."""

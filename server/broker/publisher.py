@@ -10,6 +10,7 @@ order, and none before `Store.durable_lsn` has passed it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ NO_ROUTE = 312
 ROUTES_MAX = 4096  # cached routes a channel; keys that never repeat must not fill memory
 
 Batch = tuple[Targets, bool, list[Envelope], list[bytes]]  # targets, persistent, envelopes, bodies
-PastQueues = tuple[Targets, spec.BasicPublish, Envelope, list[bytes]]
+PastQueues = tuple[Targets, spec.BasicPublish, list[Envelope], list[bytes]]
+RoutedMessages = tuple[Targets, list[Envelope], list[bytes]]
 
 
 class Publisher:
@@ -63,21 +65,24 @@ class Publisher:
         batch: Batch | None = None
         try:
             for run in runs:
-                method, envelope, bodies = run.method, run.envelope, run.bodies
-                route = routes.get(id(method))
-                if route is not None and not envelope.special:
-                    targets = route[1]
+                route = routes.get(id(run.method))
+                routed: Iterable[RoutedMessages]
+                if route is not None and not run.traits.special:
+                    routed = ((route[1], run.envelopes, run.bodies),)
                 else:
-                    targets, envelope = self._route(method, envelope)
-                if batch is None or batch[0] is not targets or batch[1] is not envelope.persistent:
-                    if batch is not None:
-                        self._store(batch)
-                    batch = (targets, envelope.persistent, [], [])
-                batch[2].extend([envelope] * len(bodies))
-                batch[3].extend(bodies)
-                self._sequence += len(bodies)
-                if not targets.queues:
-                    self._past_queues(targets, method, envelope, bodies)
+                    routed = self._route(run)
+                persistent = run.traits.persistent
+                for targets, envelopes, bodies in routed:
+                    if batch is None or batch[0] is not targets or batch[1] is not persistent:
+                        if batch is not None:
+                            self._store(batch)
+                        batch = (targets, persistent, envelopes, bodies)
+                    else:
+                        batch[2].extend(envelopes)
+                        batch[3].extend(bodies)
+                    self._sequence += len(bodies)
+                    if not targets.queues:
+                        self._past_queues(targets, run.method, envelopes, bodies)
         finally:
             if batch is not None:
                 self._store(batch)
@@ -101,8 +106,11 @@ class Publisher:
         self.transaction = None
         for message in past_queues:
             self._past_queues(*message)
-        for batch in batches:
-            self._broker.enqueue(*batch)
+        for targets, persistent, envelopes, bodies in batches:
+            if any(queue.deleted for queue in targets.queues):
+                targets = Targets(tuple(queue for queue in targets.queues if not queue.deleted))
+            if targets.queues:
+                self._broker.enqueue(targets, persistent, envelopes, bodies)
         self.begin()
 
     def begin(self) -> None:
@@ -145,11 +153,13 @@ class Publisher:
 
     # -- routing -----------------------------------------------------------------------------
 
-    def _route(self, method: spec.BasicPublish, envelope: Envelope) -> tuple[Targets, Envelope]:
-        """Where the message goes, and the message as it is stored (headers may change).
+    def _route(self, run: PublishRun) -> Iterator[RoutedMessages]:
+        """Where the messages go, and as what they are stored: one by one, until that is known to
+        hold for the rest of the run.
 
         Checks in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
         """
+        method = run.method
         exchange = self._vhost.exchange(method.exchange)
         if exchange.internal:
             raise access_refused(
@@ -157,18 +167,24 @@ class Publisher:
             )
         if method.immediate:
             raise not_implemented("immediate=true")
-        keys = [method.routing_key]
-        if envelope.special:
-            envelope, more_keys = self._examine(envelope)
-            keys += more_keys
-        if not method.exchange and method.routing_key.startswith(REPLY_PREFIX):
-            return Targets((), self._broker.replies.find(method.routing_key)), envelope
-        targets, cacheable = self._vhost.route(method.exchange, keys, envelope)
-        if cacheable and len(keys) == 1:
-            if len(self._routes) >= ROUTES_MAX:
-                self._routes.clear()
-            self._routes[id(method)] = (method, targets)
-        return targets, envelope
+        direct_reply = not method.exchange and method.routing_key.startswith(REPLY_PREFIX)
+        for index, (envelope, body) in enumerate(zip(run.envelopes, run.bodies, strict=True)):
+            keys = [method.routing_key]
+            if run.traits.special:
+                envelope, more_keys = self._examine(envelope)
+                keys += more_keys
+            if direct_reply:
+                targets = Targets((), self._broker.replies.find(method.routing_key))
+                yield targets, [envelope], [body]
+                continue
+            targets, cacheable = self._vhost.route(method.exchange, keys, envelope)
+            if cacheable and not run.traits.special:
+                if len(self._routes) >= ROUTES_MAX:
+                    self._routes.clear()
+                self._routes[id(method)] = (method, targets)
+                yield targets, run.envelopes[index:], run.bodies[index:]
+                return
+            yield targets, [envelope], [body]
 
     def _examine(self, envelope: Envelope) -> tuple[Envelope, list[str]]:
         """The slow path of messages with properties that mean something to the broker."""
@@ -203,19 +219,19 @@ class Publisher:
         self,
         targets: Targets,
         method: spec.BasicPublish,
-        envelope: Envelope,
+        envelopes: list[Envelope],
         bodies: list[bytes],
     ) -> None:
         """Messages that no queue takes: direct replies, and what nobody is bound to."""
         if self.transaction is not None:
-            self._transaction_past_queues.append((targets, method, envelope, bodies))
+            # Copies: a batch that goes on with the next run would make these lists longer.
+            self._transaction_past_queues.append((targets, method, envelopes[:], bodies[:]))
         elif targets.replies_to is not None:
-            for body in bodies:
-                targets.replies_to.deliver_reply(envelope, body)
+            targets.replies_to.deliver_replies(envelopes, bodies)
         elif method.mandatory:
             channel = self._channel
             returned = spec.BasicReturn(NO_ROUTE, "NO_ROUTE", method.exchange, method.routing_key)
-            for body in bodies:
+            for envelope, body in zip(envelopes, bodies, strict=True):
                 channel.sink.send_content(channel.number, returned, envelope, body)
 
 

@@ -60,8 +60,7 @@ def told(events: list[Event]) -> list[object]:
                 plain.append((channel, method_))
             case Publishes(channel, runs):
                 for run in runs:
-                    for octets in run.bodies:
-                        envelope = run.envelope
+                    for envelope, octets in zip(run.envelopes, run.bodies, strict=True):
                         plain.append((channel, run.method, envelope.packed, octets))
             case Acks(channel, ranges):
                 for first, last, multiple in ranges:
@@ -380,7 +379,8 @@ def test_a_run_of_equal_messages_is_one_run() -> None:
     assert isinstance(event, Publishes)
     (run,) = event.runs
     assert run.bodies == octets
-    assert run.envelope.body_size == 10
+    assert {id(envelope) for envelope in run.envelopes} == {id(run.envelopes[0])}
+    assert run.envelopes[0].body_size == 10
 
 
 def test_what_follows_each_other_is_one_event_of_several_runs() -> None:
@@ -388,9 +388,9 @@ def test_what_follows_each_other_is_one_event_of_several_runs() -> None:
     connection = running()
     (event,) = hear(connection, octets)
     assert isinstance(event, Publishes)
-    assert [run.bodies for run in event.runs] == [[b"a"], [b"b"], [b"c"], [b"dd"]]
-    first, _, third, _ = event.runs
-    assert first.envelope is third.envelope
+    assert [run.bodies for run in event.runs] == [[b"a"], [b"b"], [b"c", b"dd"]]
+    first, _, third = event.runs
+    assert first.envelopes[0] is third.envelopes[0]
     assert first.method is third.method
 
 

@@ -1,0 +1,82 @@
+"""Header frames that differ in their values only: valid by comparison, without being walked.
+
+Programs send headers of few shapes: the same properties and keys, ids of the same length. A shape is
+learnt from a frame that was walked: the octets that say what is where (flags, lengths, keys, types)
+must be the same again, all others may be anything. One `unpack_from` takes the former out of the
+data, one comparison of tuples tells whether they are.
+
+Promises to accept only what `properties.scan` accepts, with the same traits. Learning costs more than
+walking: it stops where shapes do not come back.
+"""
+
+import struct
+from typing import NamedTuple
+
+from qlog.server.amqp.frames import CONTENT_HEAD
+from qlog.server.amqp.properties import STEP_MODE, STEP_SHORTSTR, STEP_TABLE, Traits, steps_of
+from qlog.server.amqp.values import table_layout
+
+# Shapes a connection learns before any was recognised, and keeps at most.
+SHAPES_MAX = 64
+# Beyond that, one for so many that were recognised.
+RECOGNISED_PER_SHAPE = 16
+
+_BODY_SIZE_BYTES = 8
+
+
+class Shape(NamedTuple):
+    """`layout` takes the octets that matter out of a header frame, the frame end included."""
+
+    layout: struct.Struct
+    expected: tuple[bytes, ...]
+    traits: Traits
+
+
+class Shapes(dict[bytes, Shape]):
+    """The shapes a connection has lately seen, by the four octets of the frame's size."""
+
+    def __init__(self) -> None:
+        self.recognised = 0
+        self._learnt = 0
+
+    def learn(self, frame: bytes, traits: Traits) -> None:
+        """Remember the shape of a whole header frame that was found valid."""
+        if self._learnt >= SHAPES_MAX + self.recognised // RECOGNISED_PER_SHAPE:
+            return
+        self._learnt += 1
+        layout = _layout(frame)
+        if layout is None:
+            return
+        if len(self) >= SHAPES_MAX:
+            self.clear()
+        self[frame[3:7]] = Shape(layout, layout.unpack(frame), traits)
+
+
+def _layout(frame: bytes) -> struct.Struct | None:
+    """The shape of a header frame; None if it is too deep to be worth it."""
+    # What must be the same and what need not, in turn: octets of each.
+    spans = [CONTENT_HEAD.size - _BODY_SIZE_BYTES, _BODY_SIZE_BYTES, 2]
+    raw = frame[CONTENT_HEAD.size : -1]
+    offset = 2
+    for step in steps_of(raw[:2]):
+        if step == STEP_SHORTSTR:
+            spans[-1] += 1
+            spans += (raw[offset], 0)
+            offset += 1 + raw[offset]
+        elif step == STEP_TABLE:
+            table = table_layout(raw, offset)
+            if table is None:
+                return None
+            spans[-1] += table[0]
+            spans += table[1:]
+            offset += sum(table)
+        elif step == STEP_MODE:
+            spans[-1] += 1
+            offset += 1
+        else:
+            spans += (step, 0)
+            offset += step
+    spans[-1] += 1  # the frame end
+    same = (f"{octets}s" for octets in spans[::2])
+    other = (f"{octets}x" for octets in [*spans[1::2], 0])
+    return struct.Struct(">" + "".join(map("".join, zip(same, other, strict=True))))

@@ -1,0 +1,83 @@
+"""Shapes accept what walking accepts, and nothing else."""
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlog.server.amqp.errors import HardError
+from qlog.server.amqp.properties import Properties, encode_properties, scan
+from qlog.server.amqp.shapes import RECOGNISED_PER_SHAPE, SHAPES_MAX, Shapes
+from qlog.server.amqp.values import Table
+
+TEXTS = st.text(max_size=9)
+HEADERS: st.SearchStrategy[Table] = st.dictionaries(
+    TEXTS, st.one_of(TEXTS, st.booleans(), st.integers(-9, 2**40), st.none(), st.binary(max_size=5))
+)
+PROPERTIES = st.builds(
+    Properties,
+    content_type=st.none() | TEXTS,
+    headers=st.none() | HEADERS,
+    delivery_mode=st.none() | st.integers(0, 3),
+    priority=st.none() | st.integers(0, 9),
+    message_id=st.none() | TEXTS,
+    user_id=st.none() | TEXTS,
+)
+
+
+def header_frame(raw: bytes, body_size: int, channel: int = 1) -> bytes:
+    payload = struct.pack(">HHQ", 60, 0, body_size) + raw
+    return struct.pack(">BHI", 2, channel, len(payload)) + payload + b"\xce"
+
+
+@given(PROPERTIES, st.integers(0, 2**40), st.data())
+def test_a_shape_accepts_what_scan_accepts(
+    properties: Properties, size: int, data: st.DataObject
+) -> None:
+    raw = encode_properties(properties)
+    shapes = Shapes()
+    shapes.learn(header_frame(raw, 5), scan(raw))
+    frame = bytearray(header_frame(raw, size))
+    shape = shapes[bytes(frame[3:7])]
+    assert shape.layout.unpack(frame) == shape.expected
+    for _ in range(data.draw(st.integers(0, 3))):
+        frame[data.draw(st.integers(21, len(frame) - 2))] = data.draw(st.integers(0, 255))
+    if shape.layout.unpack(frame) == shape.expected:
+        changed = bytes(frame[19:-1])
+        assert scan(changed).persistent == shape.traits.persistent
+        # By mere chance a value may now hold the octets of a CC's name.
+        assert scan(changed).special in (shape.traits.special, b"CC" in changed)
+
+
+@given(PROPERTIES)
+def test_every_octet_that_says_what_is_where_counts(properties: Properties) -> None:
+    raw = encode_properties(properties)
+    shapes = Shapes()
+    frame = header_frame(raw, 5)
+    shapes.learn(frame, scan(raw))
+    shape = shapes[frame[3:7]]
+    for at in range(len(raw)):
+        changed = raw[:at] + bytes((raw[at] ^ 0xFF,)) + raw[at + 1 :]
+        try:
+            scan(changed)
+        except HardError:
+            assert shape.layout.unpack(header_frame(changed, 5)) != shape.expected
+
+
+def test_nested_tables_are_walked() -> None:
+    raw = encode_properties(Properties(headers={"a": {"b": "c"}}))
+    shapes = Shapes()
+    shapes.learn(header_frame(raw, 5), scan(raw))
+    assert not shapes
+
+
+def test_learning_stops_where_shapes_do_not_come_back() -> None:
+    shapes = Shapes()
+    frames = [header_frame(encode_properties(Properties(type="x" * n)), 5) for n in range(200)]
+    traits = scan(encode_properties(Properties(type="x")))
+    for frame in frames:
+        shapes.learn(frame, traits)
+    assert len(shapes) == SHAPES_MAX
+    shapes.recognised = RECOGNISED_PER_SHAPE
+    shapes.learn(frames[100], traits)
+    assert list(shapes) == [frames[100][3:7]]
