@@ -136,12 +136,18 @@ class Directory(Examination):
 
     def missing_segments(self, present: list[int]) -> list[int]:
         """The ids of segments that were never given up and have no file."""
-        missing = self._missing(present, self.ledger)
+        missing = self._missing(present)
         if missing and self.in_use:  # given up since the ledger was read?
-            missing = self._missing(present, self._read_ledger())
+            self.refresh()
+            missing = self._missing(present)
         return missing
 
-    def _missing(self, present: list[int], ledger: LedgerFacts) -> list[int]:
+    def refresh(self) -> None:
+        """Read the ledger again, which a running broker goes on with."""
+        self.ledger = self._read_ledger()
+
+    def _missing(self, present: list[int]) -> list[int]:
+        ledger = self.ledger
         expected = set(ledger.segments)
         expected.update(range(max(ledger.segments_end, 1), max(present, default=0)))
         if self.index_facts is not None:

@@ -27,6 +27,7 @@ from qlog.storage.segment import BatchFile, columns_of
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.report import Damage
 
+_LOOKS_MAX = 3
 _BITS = bytes.maketrans(b"01", b"\0\1")
 
 
@@ -100,6 +101,13 @@ def survey(
         following = next(written, None)
         try:
             segment = _survey_one(directory, view, following, attested, due, verify, advance)
+            for _ in range(_LOOKS_MAX if directory.in_use else 0):
+                if not segment.damage:
+                    break  # else the broker may have gone on with the file since it was looked at
+                view = directory.segment(view.file_id)
+                segment = _survey_one(
+                    directory, view, following, attested, due, verify, lambda size: None
+                )
         except FileNotFoundError:
             continue
         except PermissionError:
@@ -119,8 +127,12 @@ def survey(
         segments.append(Segment(segment_id, file, "missing", damage=[item]))
     segments.sort(key=lambda segment: segment.segment_id)
     # The last file that is sealed says nothing of what should come behind it; others were judged.
-    end_lsn = max(due or 0, directory.dropped_lsn(views[-1].file_id if views else 0))
     written_last = next((item for item in reversed(segments) if item.state != "reserved"), None)
+    last_id = 0 if written_last is None else written_last.segment_id
+    end_lsn = max(due or 0, directory.dropped_lsn(last_id))
+    if attested > end_lsn and directory.in_use:
+        directory.refresh()  # given up since the ledger was read?
+        end_lsn = max(end_lsn, directory.dropped_lsn(last_id))
     sealed_last = written_last is None or written_last.state == "sealed"
     if attested > end_lsn and not missing and sealed_last:
         damage.append(
@@ -163,6 +175,7 @@ def _survey_one(
         walked = Columns()
         for columns in walk.columns(advance):
             walked.extend(columns)
+        segment.columns = walked
         segment.verified = True
         if walk.first_lsn is None and trailer is None:
             segment.state = "reserved"
@@ -176,7 +189,6 @@ def _survey_one(
             closed_lsn = directory.identity.closed_lsn
             attested = max(attested, walk.durable)
             _judge(segment, view, following, walk, attested, closed_lsn, directory.in_use)
-        segment.columns = walked
         segment.end_lsn = due if walk.lsn is None else walk.lsn
         segment.used_bytes = segment.used_bytes or walk.used_end
     if trailer is not None and footer is not None:
@@ -231,6 +243,8 @@ def _judge(
             )
             continue
         segment.damage.append(gap.damage(segment.file, lsn_end))
+        if gap.lsn_end is None:
+            segment.columns.extend(_columns_of_entries(gap.entries))
     end = walk.lsn if walk.lsn is not None else 0
     if end_due is not None and end < end_due and not (walk.gaps and walk.gaps[-1].lsn_end is None):
         segment.damage.append(
@@ -287,10 +301,11 @@ class _Gap:
             one = [entry for entry in broken if entry.record is not None]
             named = ", ".join(f"{entry.lsn} at byte {entry.position}" for entry in one[:5])
             named += ", …" if len(one) > 5 else ""
-            what = "a checksum is wrong; of messages "
-            what += f"{self.lsn_first} to {'?' if lsn_end is None else lsn_end - 1} "
-            what += f"{whole} are whole"
-            what += f"; damaged: {named}" if named else ""
+            total = "?" if lsn_end is None else lsn_end - self.lsn_first
+            many = "?" if lost is None else lost
+            what = f"a checksum is wrong; {many} of {total} messages from LSN {self.lsn_first} on "
+            what += "cannot be read whole"
+            what += f": LSN {named}" if named else ""
         return Damage(file, what, self.position, self.end, self.lsn_first, lsn_end, lost)
 
 
@@ -310,12 +325,12 @@ class _Walk:
         self._due = due
 
     def columns(self, advance: Callable[[int], None]) -> Iterator[Columns]:
-        """Where the messages that verify are and where they go, batch by batch."""
+        """Where the messages that verify are and where they go, but for those of a bad tail."""
         for part in self.parts(advance):
-            if isinstance(part, _Gap):
-                yield _columns_of_entries(part.entries)
-            else:
+            if not isinstance(part, _Gap):
                 yield part[1]
+            elif part.lsn_end is not None:
+                yield _columns_of_entries(part.entries)
 
     def parts(self, advance: Callable[[int], None]) -> Iterator[_Gap | tuple[int, Columns]]:
         """Gaps, and (LSN, columns) of batches, in order."""
