@@ -51,7 +51,7 @@ class Settings:
     frame_bytes_max: int = 131072
     channel_max: int = 2047
     heartbeat_s: int = 60
-    message_bytes_max: int = 16 * 1024 * 1024
+    message_bytes_max: int = 128 * 1024 * 1024
     consumer_timeout_s: float = 1800.0
     memory_high_watermark_bytes: int = 0
     disk_free_limit_bytes: int = 50_000_000
@@ -153,6 +153,8 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
 
 def _value(name: str, kind: type, value: Any, source: str) -> Any:
     try:
+        if isinstance(value, (list, dict)) or (isinstance(value, bool) and kind is str):
+            raise ValueError
         converted = kind(str(value))  # TOML's true is not the number 1
     except ValueError:
         raise ConfigError(

@@ -62,7 +62,7 @@ from qlog.server.amqp.spec import Method, decode_method
 HANDSHAKE_FRAME_BYTES_MAX = 8192
 # The specification's frame-min-size: no peer may agree to less.
 FRAME_BYTES_MIN = 4096
-MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # RabbitMQ 4's default
+MESSAGE_BYTES_MAX = 128 * 1024 * 1024  # RabbitMQ 3's default; clients' suites send 20 MiB
 # RabbitMQ closes the connection, not the channel, over a body announced larger than this.
 BODY_BYTES_LIMIT = 512 * 1024 * 1024
 

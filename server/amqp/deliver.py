@@ -31,7 +31,7 @@ from qlog.server.amqp.spec import BasicDeliver, encode_shortstr
 # From this size on, copying a body costs more than one more buffer for the kernel to gather.
 OWN_BUFFER_BYTES_MIN = 16 * 1024
 # Pairs of exchange and key that a consumer has lately seen; forgotten all at once when full.
-ROUTES_MAX = 256
+ROUTES_MAX = 1024
 
 _TAG = struct.Struct(">Q")
 _OCTETS_8 = struct.Struct("8s")

@@ -34,9 +34,9 @@ from qlog.server.amqp.shapes import Shapes
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
 # Different basic.publish frames remembered by a connection; forgotten all at once when full.
-FORMS_MAX = 256
-# Longer properties are not remembered: 256 of them should stay a small sum.
-PROPERTIES_BYTES_MAX = 4096
+FORMS_MAX = 1024
+# Longer properties are not remembered: a thousand of them should stay a small sum.
+PROPERTIES_BYTES_MAX = 1024
 
 PUBLISH_IDS = struct.pack(">HH", BasicPublish.CLASS_ID, BasicPublish.METHOD_ID)
 ACK_IDS = struct.pack(">HH", BasicAck.CLASS_ID, BasicAck.METHOD_ID)

@@ -8,6 +8,7 @@ but the one it is given.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.errors import HardError, precondition_failed
+from qlog.server.amqp.errors import HardError, internal_error, precondition_failed
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access import User, hash_password
 from qlog.server.broker.arguments import QueueArguments
@@ -24,12 +25,15 @@ from qlog.server.broker.queue import Queue
 from qlog.server.broker.reply_to import Replies
 from qlog.server.broker.targets import Targets
 from qlog.server.broker.vhost import VHost
+from qlog.storage.errors import StorageError
 from qlog.storage.store import Store
 
 if TYPE_CHECKING:
     from qlog.server.broker.channel import Channel
     from qlog.server.broker.client import Client
     from qlog.server.broker.publisher import Publisher
+
+logger = logging.getLogger("qlog.broker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class BrokerSettings:
     frame_bytes_max: int = 131072
     channel_max: int = 2047
     heartbeat_s: int = 60
-    message_bytes_max: int = 16 * 1024 * 1024
+    message_bytes_max: int = 128 * 1024 * 1024
     consumer_timeout_s: float = 1800.0
 
 
@@ -195,7 +199,23 @@ class Broker:
             awake, self._awake = self._awake, {}
             for queue in awake:
                 if not queue.deleted:
-                    queue.pump()
+                    try:
+                        queue.pump()
+                    except Exception as error:  # noqa: BLE001 - reported there
+                        self._cannot_deliver(queue, error)
+
+    def _cannot_deliver(self, queue: Queue, error: Exception) -> None:
+        """What the queue has next cannot be read, or worse: reported, never skipped.
+
+        Its consumers are thrown out, so that they notice and the queue is not asked again and
+        again; all others, and whoever's turn this happened to be in, go on.
+        """
+        if isinstance(error, StorageError):
+            logger.error("cannot deliver from %s error=%s", queue, error)
+        else:
+            logger.error("cannot deliver from %s", queue, exc_info=error)
+        for client in {consumer.channel.client: None for consumer in queue.consumers}:
+            client.fail(internal_error(f"cannot deliver from {queue}"), 0)
 
     def await_durability(self, publisher: Publisher) -> None:
         """The publisher has confirms that wait for the disk."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qlog.server.broker.client import Client
 
 RESERVED_PREFIX = "amq."
+# Remembered sets of queues; with many bindings there can be more of them than memory is for.
+TARGETS_MAX = 4096
 
 
 class VHost:
@@ -84,6 +86,8 @@ class VHost:
             self._targets_version = self.routing.version
         targets = self._targets.get(routed.queues)
         if targets is None:
+            if len(self._targets) >= TARGETS_MAX:
+                self._targets.clear()
             targets = Targets(tuple(self.queues[name] for name in routed.queues))
             self._targets[routed.queues] = targets
         return targets, routed.cacheable
@@ -220,7 +224,7 @@ class VHost:
         resource = self.rs_queue(name)
         if queue is not None:
             self.assert_access(queue, client)
-            if exclusive and not queue.exclusive:
+            if exclusive != queue.exclusive:
                 raise self._locked(queue)
             assert_equivalent_argument("durable", resource, durable, queue.durable)
             assert_equivalent_argument("auto_delete", resource, auto_delete, queue.auto_delete)

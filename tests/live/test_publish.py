@@ -114,7 +114,7 @@ def test_refusal(talk: Talk, case: Case) -> None:
 
 @pytest.mark.newer
 def test_message_larger_than_the_largest(talk: Talk) -> None:
-    size = 16 * 1024 * 1024 + 1
+    size = 128 * 1024 * 1024 + 1
     queue = talk.queue()
     talk.send(
         Basic.Publish(exchange="", routing_key=queue),

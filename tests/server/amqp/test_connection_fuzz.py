@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlog.server.amqp.connection import Connection, Event, Violation
+from qlog.server.amqp.recognise import FORMS_MAX
 from qlog.server.amqp.shapes import SHAPES_MAX
 from tests.server.amqp.conversation import (
     CHANNEL_CLOSE,
@@ -99,7 +100,7 @@ def test_different_headers_and_keys_are_not_kept_for_ever() -> None:
     for number in range(600):
         hear(connection, message(b"x", properties, key=str(number)))
     kept = connection._forms
-    assert len(kept) <= 256
+    assert len(kept) <= FORMS_MAX
     assert sum(len(raw) + len(form.prefix) for raw, form in kept.items()) < 2**20
     assert len(kept.shapes) <= SHAPES_MAX
     assert all(form.envelope is None for form in kept.values())

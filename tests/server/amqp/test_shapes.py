@@ -41,7 +41,7 @@ def test_a_shape_accepts_what_scan_accepts(
     shape = shapes[bytes(frame[3:7])]
     assert shape.layout.unpack(frame) == shape.expected
     for _ in range(data.draw(st.integers(0, 3))):
-        frame[data.draw(st.integers(21, len(frame) - 2))] = data.draw(st.integers(0, 255))
+        frame[data.draw(st.integers(19, len(frame) - 2))] = data.draw(st.integers(0, 255))
     if shape.layout.unpack(frame) == shape.expected:
         changed = bytes(frame[19:-1])
         assert scan(changed).persistent == shape.traits.persistent
