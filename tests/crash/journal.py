@@ -124,7 +124,7 @@ class Journal:
 
     @property
     def acknowledged(self) -> int:
-        """How many acks are known to have been read."""
+        """How many messages are settled, for all that is known."""
         return sum(len(queue.ack_read_at) for queue in self.queues.values())
 
     def confirm(self, identities: Iterable[Identity]) -> None:
@@ -150,7 +150,11 @@ class Journal:
             self.queues[queue].ack_read_at.update(dict.fromkeys(identities, now))
 
     def verify(self, queue: str, deliveries: list[Delivery], killed_at: float) -> Figures:
-        """Hold what a restarted broker has in `queue` against what was promised."""
+        """Hold what a restarted broker has in `queue` against what was promised.
+
+        Messages that came back although they had been acknowledged, within the window, count as
+        not acknowledged from then on.
+        """
         book = self.queues[queue]
         figures = Figures(delivered=len(deliveries))
         wrong = figures.violations
@@ -183,7 +187,11 @@ class Journal:
                 wrong.append(
                     f"{queue}: {identity} not flagged, delivered {early_s:.3f} s before the kill"
                 )
+        # Owed is what was owed before the kill; from now on, so is what came back.
         owed = {i for i in self.confirmed & book.routed if i.is_persistent} - book.ack_sent
         figures.owed = len(owed)
         wrong.extend(f"{queue}: {identity} is lost" for identity in sorted(owed - seen))
+        book.ack_sent -= seen
+        for identity in seen:
+            book.ack_read_at.pop(identity, None)
         return figures
