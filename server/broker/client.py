@@ -26,6 +26,7 @@ from qlog.server.amqp.errors import (
     AMQPError,
     SoftError,
     command_invalid,
+    internal_error,
     login_refused,
     not_allowed,
     syntax_error,
@@ -35,6 +36,7 @@ from qlog.server.broker.access import Refused, User, authenticate
 from qlog.server.broker.channel import Channel
 from qlog.server.broker.queue import Queue
 from qlog.server.broker.sink import Sink
+from qlog.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from qlog.server.broker.broker import Broker
@@ -102,6 +104,13 @@ class Client:
                 elif method is not None and not error.class_id and self.authenticated:
                     error.class_id, error.method_id = method.CLASS_ID, method.METHOD_ID
                 self.fail(error, getattr(event, "channel", 0))
+            except StorageError as failure:
+                logger.error("storage refused peer=%s error=%s", self.peer, failure)
+                self.fail(internal_error("the storage refused; see the broker's log"), 0)
+            except Exception:
+                # Our bug: this client pays for it, the others do not.
+                logger.exception("internal error peer=%s", self.peer)
+                self.fail(internal_error("see the broker's log"), 0)
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -113,6 +122,8 @@ class Client:
                 self.channels[number].handle(event)
             case MethodReceived(channel=0, method=method):
                 self._connection_method(method)
+            case MethodReceived(channel=number) if self._is_held(number):
+                self.channels[number].handle(event)
             case MethodReceived(channel=number, method=spec.ChannelOpen()):
                 self.channels[number] = Channel(self, number)
                 self.sink.send(number, spec.ChannelOpenOk())
@@ -143,6 +154,23 @@ class Client:
                 self.closing = True
                 self.sink.write([reply])
                 self.sink.disconnect()
+
+    def resume_channel(self, number: int, events: Iterable[Event]) -> None:
+        """Go on with what the client sent while a tx.commit of the channel waited for the disk.
+
+        An error in it closes the channel; what then follows is ignored but for closing and opening.
+        """
+        for event in events:
+            opens_or_closes = isinstance(event, MethodReceived) and isinstance(
+                event.method, spec.ChannelOpen | spec.ChannelClose
+            )
+            if number in self.channels or opens_or_closes:
+                self.handle_events([event])
+
+    def _is_held(self, number: int) -> bool:
+        """Whether the channel waits for the disk, so that even its closing has to wait."""
+        channel = self.channels.get(number)
+        return channel is not None and channel.held
 
     def _connection_method(self, method: spec.Method) -> None:
         if self.closing and not isinstance(method, (spec.ConnectionClose, spec.ConnectionCloseOk)):

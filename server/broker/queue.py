@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.arguments import QueueArguments
+from qlog.storage.lane import Slice
 
 if TYPE_CHECKING:
     from qlog.server.broker.client import Client
     from qlog.server.broker.consumer import Consumer
     from qlog.server.broker.vhost import VHost
-    from qlog.storage.lane import Lane, Slice
+    from qlog.storage.lane import Lane
 
 # One slice is what one join and one send carry; beyond this a larger one gains nothing.
 SLICE_BYTES_MAX = 256 * 1024
@@ -154,11 +155,19 @@ class Queue:
             if redelivered:
                 count_max = min(count_max, self._redelivered_below - self._cursor)
             slice_ = self._read(self._cursor, count_max, bytes_max)
-            redelivered = redelivered and slice_.first_qseq < self._redelivered_below
+            if redelivered:
+                slice_, redelivered = self._delivered_before(slice_)
             self._cursor = slice_.first_qseq + len(slice_.bodies)
             self.lane.note_delivered(self._cursor)
         self.unacked += len(slice_.bodies)
         return slice_, redelivered
+
+    def _delivered_before(self, slice_: Slice[Envelope]) -> tuple[Slice[Envelope], bool]:
+        """Cut off what an earlier run did not deliver; settled ones may have moved the slice on."""
+        count = self._redelivered_below - slice_.first_qseq
+        if count <= 0:
+            return slice_, False
+        return Slice(slice_.first_qseq, slice_.metas[:count], slice_.bodies[:count]), True
 
     def _read(self, qseq: int, count_max: int, bytes_max: int) -> Slice[Envelope]:
         slice_ = self.lane.read(qseq, count_max, bytes_max)

@@ -1,0 +1,274 @@
+"""A broker without sockets: clients are lists, and the disk answers when the test says so.
+
+It promises: a `Peer` speaks octets through the protocol core, as a session does, and each of its
+methods is one tick; what the broker wrote is taken apart into `Said`. Nothing is durable before
+`Bench.disk`; time passes only when `now_s` is set.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from qlog.server.amqp import spec
+from qlog.server.amqp.connection import Connection
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.frames import FRAME_HEAD, HEADER, METHOD, PROTOCOL_HEADER, method_frame
+from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
+from qlog.server.amqp.spec import Method, decode_method
+from qlog.server.amqp.values import Table
+from qlog.server.broker.broker import Broker, BrokerSettings
+from qlog.server.broker.client import Client
+from qlog.server.broker.queue import Queue
+from qlog.storage.store import Store
+from tests.storage.support import SMALL, FaultyDisk, ManualWorker, abandon, ignore
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Method)
+_BLANK: dict[str, object] = {"bit": False, "shortstr": "", "longstr": b"", "table": {}}
+
+CAPABILITIES: Table = {
+    "capabilities": {
+        "consumer_cancel_notify": True,
+        "connection.blocked": True,
+        "authentication_failure_close": True,
+    }
+}
+
+
+def make(kind: type[M], **given: object) -> M:
+    """A method whose other fields are empty, false or 0."""
+    blank = {name: _BLANK.get(wire, 0) for name, wire in kind.LAYOUT if name}
+    return kind(**{**blank, **given})
+
+
+@dataclass(frozen=True)
+class Said:
+    """One method from the broker, with its message if it has one."""
+
+    channel: int
+    method: Method
+    body: bytes | None = None
+    properties: Properties | None = None
+
+
+class ListSink:
+    """A client's way out that is a list."""
+
+    def __init__(self, core: Connection) -> None:
+        self.full = False
+        self.data = bytearray()
+        self.closed_after_s: float | None = None
+        self._core = core
+
+    @property
+    def frame_max(self) -> int:
+        return self._core.frame_max
+
+    def send(self, channel: int, method: Method) -> None:
+        self.data += self._core.send(channel, method)
+
+    def send_content(self, channel: int, method: Method, envelope: Envelope, body: bytes) -> None:
+        self.data += self._core.send_content(channel, method, envelope, body)
+
+    def write(self, buffers: Sequence[bytes | memoryview]) -> None:
+        for buffer in buffers:
+            self.data += buffer
+
+    def disconnect(self, *, after_s: float = 0.0) -> None:
+        self.closed_after_s = after_s
+
+    def take(self) -> list[Said]:
+        """What was sent since the last call."""
+        data, self.data = bytes(self.data), bytearray()
+        said: list[Said] = []
+        at = 0
+        while at < len(data):
+            kind, channel, size = FRAME_HEAD.unpack_from(data, at)
+            payload = data[at + FRAME_HEAD.size : at + FRAME_HEAD.size + size]
+            at += FRAME_HEAD.size + size + 1
+            if kind == METHOD:
+                said.append(Said(channel, decode_method(payload)))
+            elif kind == HEADER:
+                said[-1] = Said(channel, said[-1].method, b"", decode_properties(payload[12:]))
+            else:
+                last = said[-1]
+                assert last.body is not None and last.channel == channel
+                said[-1] = Said(channel, last.method, last.body + payload, last.properties)
+        return said
+
+
+class Peer:
+    """One connected client, logged in; channels are opened when first used."""
+
+    def __init__(
+        self, bench: Bench, *, properties: Table | None = None, loopback: bool = True
+    ) -> None:
+        self.bench = bench
+        self.core = Connection()
+        self.sink = ListSink(self.core)
+        self.client = Client(bench.broker, self.sink, peer="test", loopback=loopback)
+        self.receive(PROTOCOL_HEADER)
+        self.send(
+            0,
+            spec.ConnectionStartOk(
+                CAPABILITIES if properties is None else properties,
+                "PLAIN",
+                b"\0guest\0guest",
+                "en_US",
+            ),
+            spec.ConnectionTuneOk(2047, 131072, 0),
+            make(spec.ConnectionOpen, virtual_host="/"),
+        )
+        self.greeting = self.sink.take()
+        self._opened: set[int] = set()
+
+    def receive(self, data: bytes) -> None:
+        """Octets from the client: one tick."""
+        self.client.handle_events(self.core.receive(data))
+        self.bench.end_tick()
+
+    def send(self, channel: int, *methods: Method | bytes) -> None:
+        """Methods, or frames already made, in one read."""
+        if channel and channel not in self._opened:
+            self._opened.add(channel)
+            self.receive(method_frame(channel, make(spec.ChannelOpen)))
+            assert isinstance(self.take()[-1].method, spec.ChannelOpenOk)
+        self.receive(
+            b"".join(
+                method if isinstance(method, bytes) else method_frame(channel, method)
+                for method in methods
+            )
+        )
+
+    def take(self) -> list[Said]:
+        """What the broker said since the last call."""
+        return self.sink.take()
+
+    def hear(self) -> list[Method]:
+        """The same without messages."""
+        return [said.method for said in self.take()]
+
+    def ask(self, channel: int, method: Method, reply: type[T]) -> T:
+        """Send, and return the answer, which must be all that comes."""
+        self.send(channel, method)
+        (answer,) = self.hear()
+        assert isinstance(answer, reply), answer
+        return answer
+
+    def publish(self, channel: int, key: str, *bodies: bytes, **options: object) -> None:
+        """Messages in one read; see `message`."""
+        self.send(channel, *(message(channel, key, body, **options) for body in bodies))  # type: ignore[arg-type]
+
+    def declare(self, name: str, **options: object) -> Queue:
+        """A durable queue, on channel 1."""
+        declare = make(spec.QueueDeclare, queue=name, **{"durable": True, **options})
+        answer = self.ask(1, declare, spec.QueueDeclareOk)
+        return self.bench.broker.vhosts["/"].queues[answer.queue]
+
+    def deliveries(self) -> list[tuple[str, int, bool, bytes]]:
+        """(consumer tag, delivery tag, redelivered, body); nothing else may have been said."""
+        result = []
+        for said in self.take():
+            method = said.method
+            assert isinstance(method, spec.BasicDeliver), method
+            assert said.body is not None
+            result.append((method.consumer_tag, method.delivery_tag, method.redelivered, said.body))
+        return result
+
+    def refused(self) -> tuple[str, int, str]:
+        """(scope, code, text) of the close that is the last that was said."""
+        last = self.take()[-1].method
+        assert isinstance(last, spec.ChannelClose | spec.ConnectionClose), last
+        scope = "channel" if isinstance(last, spec.ChannelClose) else "connection"
+        return scope, last.reply_code, last.reply_text
+
+
+def message(
+    channel: int,
+    key: str,
+    body: bytes,
+    *,
+    exchange: str = "",
+    mandatory: bool = False,
+    properties: Properties | None = None,
+    persistent: bool = True,
+) -> bytes:
+    """The frames of a publish, the body in one."""
+    properties = properties or Properties(delivery_mode=2 if persistent else 1)
+    head = struct.pack(">HHQ", 60, 0, len(body)) + encode_properties(properties)
+    frames = [
+        method_frame(
+            channel,
+            make(spec.BasicPublish, exchange=exchange, routing_key=key, mandatory=mandatory),
+        ),
+        FRAME_HEAD.pack(HEADER, channel, len(head)) + head + b"\xce",
+    ]
+    if body:
+        frames.append(FRAME_HEAD.pack(3, channel, len(body)) + body + b"\xce")
+    return b"".join(frames)
+
+
+class Bench:
+    """A broker on a store whose threads run when told to."""
+
+    def __init__(self, directory: Path, settings: BrokerSettings | None = None) -> None:
+        self.directory = directory
+        self.settings = settings or BrokerSettings()
+        self.now_s = 1000.0
+        self.open()
+
+    def open(self) -> None:
+        """Start; after `close`, again."""
+        self.faulty = FaultyDisk()
+        self.workers: list[ManualWorker] = []
+        self.store: Store[Envelope] = Store.open(
+            self.directory,
+            decode=Envelope.unpack,
+            notify=ignore,
+            settings=SMALL,
+            disk=self.faulty,
+            new_worker=self._new_worker,
+        )
+        self.broker = Broker(self.store, self.settings, now_s=lambda: self.now_s)
+
+    def _new_worker(self, name: str, notify: Callable[[], None]) -> ManualWorker:
+        self.workers.append(ManualWorker())
+        return self.workers[-1]
+
+    def end_tick(self) -> None:
+        """As the network ends one."""
+        self.broker.pump()
+        self.store.commit()
+
+    def disk(self) -> None:
+        """The disk does all it was given; the broker hears of it."""
+        self.now_s += 0.01
+        self.store.tick(self.now_s)
+        self.store.commit()
+        while self.disk_once():
+            pass
+
+    def disk_once(self) -> bool:
+        """The disk does one thing; whether there was one."""
+        done = [worker.run_one() for worker in self.workers]
+        self.store.advance()
+        self.broker.progress()
+        self.end_tick()
+        return any(done)
+
+    def close(self) -> None:
+        """Stop as the daemon does."""
+        self.store.close()
+
+    def kill(self) -> None:
+        """Stop as kill -9 does: what no thread has written is lost."""
+        abandon(self.store)  # type: ignore[arg-type]
+
+    def restart(self) -> None:
+        """Stop properly, and start."""
+        self.close()
+        self.open()
