@@ -51,7 +51,7 @@ from qlog.server.amqp.recognise import (
     PublishForm,
     PublishForms,
     PublishRun,
-    run_for,
+    run_with,
     take_acks,
     take_publishes,
 )
@@ -524,9 +524,7 @@ class Connection:
         if missing < 0:
             raise frame_error("content body frame exceeds remaining content size", *ids)
         runs: list[PublishRun] = []
-        run = run_for(runs, form.method, channel.traits)
-        run.envelopes.append(channel.envelope)
-        run.bodies.append(bytes(channel.body))
+        run_with(runs, channel.traits).add(form.method, channel.envelope, bytes(channel.body))
         channel.expect_method()
         self._take_publishes(number, runs)
         return Publishes(number, runs)

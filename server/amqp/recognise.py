@@ -30,7 +30,7 @@ from qlog.server.amqp.frames import (
     OVERHEAD_BYTES,
 )
 from qlog.server.amqp.properties import Traits, scan
-from qlog.server.amqp.shapes import Shapes
+from qlog.server.amqp.shapes import SHAPE_HEAD_BYTES, Shapes
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
 # Different basic.publish frames remembered by a connection; forgotten all at once when full.
@@ -41,13 +41,6 @@ PROPERTIES_BYTES_MAX = 1024
 PUBLISH_IDS = struct.pack(">HH", BasicPublish.CLASS_ID, BasicPublish.METHOD_ID)
 ACK_IDS = struct.pack(">HH", BasicAck.CLASS_ID, BasicAck.METHOD_ID)
 _ACK = struct.Struct(">11xQBB")  # 7 octets of frame head and 4 of ids, tag, bits, frame end
-# frame head of a content header, then class and weight as one, then the body size
-_HEADER = struct.Struct(">3sIIQ")
-_HEADER_MARK = struct.Struct(">BH")
-_CONTENT_IDS = BASIC << 16
-# the frame end of the header, and the frame head of the body
-_END_AND_BODY = struct.Struct(">4sI")
-_END_AND_BODY_MARK = struct.Struct(">BBH")
 _HEADER_BYTES_MIN = CONTENT_HEAD.size + 2 + 1  # with the flags and the frame end
 _HEADER_SIZE_MIN = CONTENT_FIXED_BYTES + 2
 
@@ -58,18 +51,23 @@ _new_tuple = tuple.__new__
 
 
 class PublishRun:
-    """Consecutive messages of one basic.publish form with the same traits.
-
-    Message i has `envelopes[i]` and `bodies[i]`; identical headers have the identical envelope.
+    """Consecutive messages with the same traits: message i has `methods[i]`, `envelopes[i]` and
+    `bodies[i]`. Identical octets have the identical method and envelope.
     """
 
-    __slots__ = ("bodies", "envelopes", "method", "traits")
+    __slots__ = ("bodies", "envelopes", "methods", "traits")
 
-    def __init__(self, method: BasicPublish, traits: Traits) -> None:
-        self.method = method
+    def __init__(self, traits: Traits) -> None:
         self.traits = traits
+        self.methods: list[BasicPublish] = []
         self.envelopes: list[Envelope] = []
         self.bodies: list[bytes] = []
+
+    def add(self, method: BasicPublish, envelope: Envelope, body: bytes) -> None:
+        """One more message."""
+        self.methods.append(method)
+        self.envelopes.append(envelope)
+        self.bodies.append(body)
 
 
 class AckRange(NamedTuple):
@@ -163,15 +161,11 @@ def _decode_publish(frame: bytes) -> BasicPublish:
     return method
 
 
-def run_for(runs: list[PublishRun], method: BasicPublish, traits: Traits) -> PublishRun:
-    """The run that the next message belongs to: the last one, or a new one."""
-    if runs:
-        run = runs[-1]
-        if run.method is method and run.traits is traits:
-            return run
-    run = PublishRun(method, traits)
-    runs.append(run)
-    return run
+def run_with(runs: list[PublishRun], traits: Traits) -> PublishRun:
+    """The run that a message with these traits belongs to: the last one, or a new one."""
+    if not runs or runs[-1].traits is not traits:
+        runs.append(PublishRun(traits))
+    return runs[-1]
 
 
 def take_publishes(
@@ -188,80 +182,116 @@ def take_publishes(
 
     Takes messages with a body in at most one frame.
     """
+    limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
+    bytes_max = limits.body_bytes_max
+    shapes = forms.shapes
     end = len(data)
     startswith = data.startswith
-    shapes = forms.shapes
-    header_head = _HEADER_MARK.pack(HEADER, channel)
-    end_and_body_head = _END_AND_BODY_MARK.pack(FRAME_END, BODY, channel)
     form: PublishForm | None = None
     while True:
-        if form is not None and form.prefix and startswith(form.prefix, position):
+        # The method frame is like the one before, or like one before that.
+        if form is None or not startswith(form.frame, position):
+            form = _form_at(data, position, forms, limits)
+            if form is None:
+                return position
+        # So is the header: only the body is new.
+        if form.prefix and startswith(form.prefix, position):
             behind = _take_repeats(data, position, form, runs)
             if behind == position:
                 return position
             position = behind
             continue
-        # The method frame.
-        if form is not None and startswith(form.frame, position):
-            header_at = position + len(form.frame)
-        else:
-            form = _form_at(data, position, channel, forms, payload_bytes_max)
-            if form is None:
-                return position
-            header_at = position + len(form.frame)
-        # The header frame.
-        if header_at + _HEADER_BYTES_MIN > end:
+        # Or it is of a known shape.
+        header_at = position + len(form.frame)
+        shape = shapes.get(data[header_at : header_at + SHAPE_HEAD_BYTES])
+        if shape is not None:
+            layout, expected, traits, octets = shape
+            body_at = header_at + octets
+            if body_at < end:
+                body_size, *found, frame_size = layout(data, header_at + SHAPE_HEAD_BYTES)
+                body_end = body_at + body_size
+                if (
+                    found == expected
+                    and 0 < body_size == frame_size <= bytes_max
+                    and body_end < end
+                    and data[body_end] == FRAME_END
+                ):
+                    properties = data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES]
+                    known = form.envelope
+                    envelope = form.envelope_of(properties, body_size, traits)
+                    if envelope is known:
+                        form.prefix = data[position:body_at]
+                    run_with(runs, traits).add(form.method, envelope, data[body_at:body_end])
+                    shapes.recognised += 1
+                    position = body_end + 1
+                    continue
+        behind = _take_one(data, position, form, forms, limits, runs)
+        if behind == position:
             return position
-        mark, size, ids, body_size = _HEADER.unpack_from(data, header_at)
-        body_at = header_at + OVERHEAD_BYTES + size
-        if (
-            mark != header_head
-            or ids != _CONTENT_IDS
-            or not _HEADER_SIZE_MIN <= size <= payload_bytes_max
-            or body_size > body_bytes_max
-            or body_at > end
-        ):
-            return position
-        # The body frame: with the end of the header's before it, and its own behind it.
-        if body_size:
-            start = body_at + FRAME_HEAD.size
-            behind = start + body_size + 1
-            if (
-                behind > end
-                or body_size > payload_bytes_max
-                or _END_AND_BODY.unpack_from(data, body_at - 1) != (end_and_body_head, body_size)
-                or data[behind - 1] != FRAME_END
-            ):
-                return position
-            body = data[start : behind - 1]
-        else:
-            start = behind = body_at
-            if data[body_at - 1] != FRAME_END:
-                return position
-            body = b""
-        known = form.envelope
-        properties = data[header_at + CONTENT_HEAD.size : body_at - 1]
-        shape = shapes.get(data[header_at + 3 : header_at + 7])
-        if shape is not None and shape[0].unpack_from(data, header_at) == shape[1]:
-            shapes.recognised += 1
-            envelope = form.envelope_of(properties, body_size, shape[2])
-        else:
-            try:
-                envelope = form.envelope_of(properties, body_size)
-            except HardError:
-                return position
-            if envelope is not known:
-                shapes.learn(data[header_at:body_at], form.traits)
-        if envelope is known:
-            form.prefix = data[position:start]
-        run = run_for(runs, form.method, form.traits)
-        run.envelopes.append(envelope)
-        run.bodies.append(body)
         position = behind
 
 
+class _Limits(NamedTuple):
+    """What a message must keep to: its channel, and octets of a payload and of a body."""
+
+    channel: int
+    payload_bytes_max: int
+    body_bytes_max: int
+
+
+def _take_one(
+    data: bytes,
+    position: int,
+    form: PublishForm,
+    forms: PublishForms,
+    limits: _Limits,
+    runs: list[PublishRun],
+) -> int:
+    """Append the message at `position`, whose header has to be walked; returns what is behind it."""
+    channel, payload_bytes_max, body_bytes_max = limits
+    end = len(data)
+    header_at = position + len(form.frame)
+    if header_at + _HEADER_BYTES_MIN > end:
+        return position
+    kind, number, size, class_id, weight, body_size = CONTENT_HEAD.unpack_from(data, header_at)
+    header_end = header_at + OVERHEAD_BYTES + size
+    if (
+        kind != HEADER
+        or number != channel
+        or class_id != BASIC
+        or weight
+        or not _HEADER_SIZE_MIN <= size <= payload_bytes_max
+        or body_size > body_bytes_max
+        or header_end > end
+        or data[header_end - 1] != FRAME_END
+    ):
+        return position
+    body_at: int = header_end
+    behind: int = header_end
+    if body_size:
+        body_at = header_end + FRAME_HEAD.size
+        behind = body_at + body_size + 1
+        if (
+            behind > end
+            or FRAME_HEAD.unpack_from(data, header_end) != (BODY, channel, body_size)
+            or data[behind - 1] != FRAME_END
+        ):
+            return position
+    known = form.envelope
+    try:
+        envelope = form.envelope_of(data[header_at + CONTENT_HEAD.size : header_end - 1], body_size)
+    except HardError:
+        return position
+    if envelope is known:
+        form.prefix = data[position:body_at]
+    else:
+        forms.shapes.learn(data[header_at:header_end], form.traits)
+    run_with(runs, form.traits).add(form.method, envelope, data[body_at : body_at + body_size])
+    return behind
+
+
 def _form_at(
-    data: bytes, position: int, channel: int, forms: PublishForms, payload_bytes_max: int
+    data: bytes, position: int, forms: PublishForms, limits: _Limits
 ) -> PublishForm | None:
     """The form of the basic.publish frame at `position`; None if there is none that is whole."""
     head_end = position + FRAME_HEAD.size
@@ -269,7 +299,7 @@ def _form_at(
         return None
     kind, number, size = FRAME_HEAD.unpack_from(data, position)
     frame_end = head_end + size + 1
-    if kind != METHOD or number != channel or frame_end > len(data):
+    if kind != METHOD or number != limits.channel or frame_end > len(data):
         return None
     frame = data[position:frame_end]
     form = forms.get(frame)
@@ -278,7 +308,7 @@ def _form_at(
     if (
         not data.startswith(PUBLISH_IDS, head_end)
         or frame[-1] != FRAME_END
-        or size > payload_bytes_max
+        or size > limits.payload_bytes_max
     ):
         return None
     try:
@@ -307,7 +337,8 @@ def _take_repeats(data: bytes, position: int, form: PublishForm, runs: list[Publ
         start = len(prefix)
         end = start + body_size
         bodies = [data[at + start : at + end] for at in range(first, position, stride)]
-        run = run_for(runs, form.method, form.traits)
+        run = run_with(runs, form.traits)
+        run.methods += [form.method] * len(bodies)
         run.envelopes += [envelope] * len(bodies)
         run.bodies += bodies
     return position

@@ -3,16 +3,17 @@
 Programs send headers of few shapes: the same properties and keys, ids of the same length. A shape is
 learnt from a frame that was walked: the octets that say what is where (flags, lengths, keys, types)
 must be the same again, all others may be anything. One `unpack_from` takes the former out of the
-data, one comparison of tuples tells whether they are.
+data, one comparison of lists tells whether they are.
 
 Promises to accept only what `properties.scan` accepts, with the same traits. Learning costs more than
 walking: it stops where shapes do not come back.
 """
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from qlog.server.amqp.frames import CONTENT_HEAD
+from qlog.server.amqp.frames import BODY, CONTENT_HEAD, FRAME_HEAD
 from qlog.server.amqp.properties import STEP_MODE, STEP_SHORTSTR, STEP_TABLE, Traits, steps_of
 from qlog.server.amqp.values import table_layout
 
@@ -21,19 +22,24 @@ SHAPES_MAX = 64
 # Beyond that, one for so many that were recognised.
 RECOGNISED_PER_SHAPE = 16
 
-_BODY_SIZE_BYTES = 8
+# Of a header frame: type, channel, size, class and weight. Together they are the key of a shape.
+SHAPE_HEAD_BYTES = 11
 
 
 class Shape(NamedTuple):
-    """`layout` takes the octets that matter out of a header frame, the frame end included."""
+    """`unpack_from` takes out of what is behind the head: the body size, the octets that must be as
+    `expected` (the frame end and the type and channel of the body's frame among them), and the size
+    of the body's frame. `octets` is where the body begins, from the header frame's first octet.
+    """
 
-    layout: struct.Struct
-    expected: tuple[bytes, ...]
+    unpack_from: Callable[[bytes, int], tuple[Any, ...]]
+    expected: list[bytes]
     traits: Traits
+    octets: int
 
 
 class Shapes(dict[bytes, Shape]):
-    """The shapes a connection has lately seen, by the four octets of the frame's size."""
+    """The shapes a connection has lately seen, by the head of the header frame."""
 
     def __init__(self) -> None:
         self.recognised = 0
@@ -49,13 +55,18 @@ class Shapes(dict[bytes, Shape]):
             return
         if len(self) >= SHAPES_MAX:
             self.clear()
-        self[frame[3:7]] = Shape(layout, layout.unpack(frame), traits)
+        # As if a body of no octets followed.
+        _, *expected, _ = layout.unpack(
+            frame[SHAPE_HEAD_BYTES:] + FRAME_HEAD.pack(BODY, int.from_bytes(frame[1:3], "big"), 0)
+        )
+        octets = len(frame) + FRAME_HEAD.size
+        self[frame[:SHAPE_HEAD_BYTES]] = Shape(layout.unpack_from, expected, traits, octets)
 
 
 def _layout(frame: bytes) -> struct.Struct | None:
     """The shape of a header frame; None if it is too deep to be worth it."""
     # What must be the same and what need not, in turn: octets of each.
-    spans = [CONTENT_HEAD.size - _BODY_SIZE_BYTES, _BODY_SIZE_BYTES, 2]
+    spans = [2]  # the flags
     raw = frame[CONTENT_HEAD.size : -1]
     offset = 2
     for step in steps_of(raw[:2]):
@@ -76,7 +87,8 @@ def _layout(frame: bytes) -> struct.Struct | None:
         else:
             spans += (step, 0)
             offset += step
-    spans[-1] += 1  # the frame end
+    spans[-1] += 1 + 3  # the frame end; type and channel of the next frame
     same = (f"{octets}s" for octets in spans[::2])
     other = (f"{octets}x" for octets in [*spans[1::2], 0])
-    return struct.Struct(">" + "".join(map("".join, zip(same, other, strict=True))))
+    middle = "".join(map("".join, zip(same, other, strict=True)))
+    return struct.Struct(f">Q{middle}I")

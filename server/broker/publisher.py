@@ -31,8 +31,8 @@ NO_ROUTE = 312
 ROUTES_MAX = 4096  # cached routes a channel; keys that never repeat must not fill memory
 
 Batch = tuple[Targets, bool, list[Envelope], list[bytes]]  # targets, persistent, envelopes, bodies
-PastQueues = tuple[Targets, spec.BasicPublish, list[Envelope], list[bytes]]
-RoutedMessages = tuple[Targets, list[Envelope], list[bytes]]
+# targets, methods, envelopes, bodies
+Routed = tuple[Targets, list[spec.BasicPublish], list[Envelope], list[bytes]]
 
 
 class Publisher:
@@ -46,7 +46,7 @@ class Publisher:
         self._routes_version = -1
         self.confirming = False
         self.transaction: list[Batch] | None = None  # what tx.commit will publish
-        self._transaction_past_queues: list[PastQueues] = []
+        self._transaction_past_queues: list[Routed] = []
         self._sequence = 0  # publishes seen in confirm mode
         self._noted = 0  # of these: confirmed, or waiting in _unconfirmed
         self._confirmed = 0
@@ -61,18 +61,11 @@ class Publisher:
         if self._routes_version != self._vhost.routes_version:
             self._routes.clear()
             self._routes_version = self._vhost.routes_version
-        routes = self._routes
         batch: Batch | None = None
         try:
             for run in runs:
-                route = routes.get(id(run.method))
-                routed: Iterable[RoutedMessages]
-                if route is not None and not run.traits.special:
-                    routed = ((route[1], run.envelopes, run.bodies),)
-                else:
-                    routed = self._route(run)
                 persistent = run.traits.persistent
-                for targets, envelopes, bodies in routed:
+                for targets, methods, envelopes, bodies in self._routed(run):
                     if batch is None or batch[0] is not targets or batch[1] is not persistent:
                         if batch is not None:
                             self._store(batch)
@@ -82,7 +75,7 @@ class Publisher:
                         batch[3].extend(bodies)
                     self._sequence += len(bodies)
                     if not targets.queues:
-                        self._past_queues(targets, run.method, envelopes, bodies)
+                        self._past_queues(targets, methods, envelopes, bodies)
         finally:
             if batch is not None:
                 self._store(batch)
@@ -153,13 +146,35 @@ class Publisher:
 
     # -- routing -----------------------------------------------------------------------------
 
-    def _route(self, run: PublishRun) -> Iterator[RoutedMessages]:
-        """Where the messages go, and as what they are stored: one by one, until that is known to
-        hold for the rest of the run.
+    def _routed(self, run: PublishRun) -> Iterable[Routed]:
+        """The run by where its messages go, in their order: mostly all to the same queues."""
+        if not run.traits.special:
+            routes = self._routes
+            known = [routes.get(key) for key in dict.fromkeys(map(id, run.methods))]
+            first = known[0]
+            if first is not None and all(
+                route is not None and route[1] is first[1] for route in known
+            ):
+                return ((first[1], run.methods, run.envelopes, run.bodies),)
+        return self._one_by_one(run)
+
+    def _one_by_one(self, run: PublishRun) -> Iterator[Routed]:
+        messages = zip(run.methods, run.envelopes, run.bodies, strict=True)
+        for method, published, body in messages:
+            route = self._routes.get(id(method))
+            if route is not None and not run.traits.special:
+                targets, envelope = route[1], published
+            else:
+                targets, envelope = self._route(method, published, special=run.traits.special)
+            yield targets, [method], [envelope], [body]
+
+    def _route(
+        self, method: spec.BasicPublish, envelope: Envelope, *, special: bool
+    ) -> tuple[Targets, Envelope]:
+        """Where the message goes, and as what it is stored (its headers may change).
 
         Checks in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
         """
-        method = run.method
         exchange = self._vhost.exchange(method.exchange)
         if exchange.internal:
             raise access_refused(
@@ -167,24 +182,18 @@ class Publisher:
             )
         if method.immediate:
             raise not_implemented("immediate=true")
-        direct_reply = not method.exchange and method.routing_key.startswith(REPLY_PREFIX)
-        for index, (envelope, body) in enumerate(zip(run.envelopes, run.bodies, strict=True)):
-            keys = [method.routing_key]
-            if run.traits.special:
-                envelope, more_keys = self._examine(envelope)
-                keys += more_keys
-            if direct_reply:
-                targets = Targets((), self._broker.replies.find(method.routing_key))
-                yield targets, [envelope], [body]
-                continue
-            targets, cacheable = self._vhost.route(method.exchange, keys, envelope)
-            if cacheable and not run.traits.special:
-                if len(self._routes) >= ROUTES_MAX:
-                    self._routes.clear()
-                self._routes[id(method)] = (method, targets)
-                yield targets, run.envelopes[index:], run.bodies[index:]
-                return
-            yield targets, [envelope], [body]
+        keys = [method.routing_key]
+        if special:
+            envelope, more_keys = self._examine(envelope)
+            keys += more_keys
+        if not method.exchange and method.routing_key.startswith(REPLY_PREFIX):
+            return Targets((), self._broker.replies.find(method.routing_key)), envelope
+        targets, cacheable = self._vhost.route(method.exchange, keys, envelope)
+        if cacheable and not special:
+            if len(self._routes) >= ROUTES_MAX:
+                self._routes.clear()
+            self._routes[id(method)] = (method, targets)
+        return targets, envelope
 
     def _examine(self, envelope: Envelope) -> tuple[Envelope, list[str]]:
         """The slow path of messages with properties that mean something to the broker."""
@@ -218,21 +227,24 @@ class Publisher:
     def _past_queues(
         self,
         targets: Targets,
-        method: spec.BasicPublish,
+        methods: list[spec.BasicPublish],
         envelopes: list[Envelope],
         bodies: list[bytes],
     ) -> None:
         """Messages that no queue takes: direct replies, and what nobody is bound to."""
         if self.transaction is not None:
             # Copies: a batch that goes on with the next run would make these lists longer.
-            self._transaction_past_queues.append((targets, method, envelopes[:], bodies[:]))
+            self._transaction_past_queues.append((targets, methods, envelopes[:], bodies[:]))
         elif targets.replies_to is not None:
             targets.replies_to.deliver_replies(envelopes, bodies)
-        elif method.mandatory:
+        else:
             channel = self._channel
-            returned = spec.BasicReturn(NO_ROUTE, "NO_ROUTE", method.exchange, method.routing_key)
-            for envelope, body in zip(envelopes, bodies, strict=True):
-                channel.sink.send_content(channel.number, returned, envelope, body)
+            for method, envelope, body in zip(methods, envelopes, bodies, strict=True):
+                if method.mandatory:
+                    returned = spec.BasicReturn(
+                        NO_ROUTE, "NO_ROUTE", method.exchange, method.routing_key
+                    )
+                    channel.sink.send_content(channel.number, returned, envelope, body)
 
 
 def _with_properties(envelope: Envelope, properties: Properties) -> Envelope:

@@ -60,8 +60,10 @@ def told(events: list[Event]) -> list[object]:
                 plain.append((channel, method_))
             case Publishes(channel, runs):
                 for run in runs:
-                    for envelope, octets in zip(run.envelopes, run.bodies, strict=True):
-                        plain.append((channel, run.method, envelope.packed, octets))
+                    for method_, envelope, octets in zip(
+                        run.methods, run.envelopes, run.bodies, strict=True
+                    ):
+                        plain.append((channel, method_, envelope.packed, octets))
             case Acks(channel, ranges):
                 for first, last, multiple in ranges:
                     plain += [(channel, "ack", tag, multiple) for tag in range(first, last + 1)]
@@ -383,15 +385,15 @@ def test_a_run_of_equal_messages_is_one_run() -> None:
     assert run.envelopes[0].body_size == 10
 
 
-def test_what_follows_each_other_is_one_event_of_several_runs() -> None:
+def test_what_follows_each_other_is_one_run() -> None:
     octets = message(b"a") + message(b"b", key="other") + message(b"c") + message(b"dd")
     connection = running()
     (event,) = hear(connection, octets)
     assert isinstance(event, Publishes)
-    assert [run.bodies for run in event.runs] == [[b"a"], [b"b"], [b"c", b"dd"]]
-    first, _, third = event.runs
-    assert first.envelopes[0] is third.envelopes[0]
-    assert first.method is third.method
+    (run,) = event.runs
+    assert run.bodies == [b"a", b"b", b"c", b"dd"]
+    assert run.envelopes[0] is run.envelopes[2]
+    assert run.methods[0] is run.methods[2]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.properties import Properties, encode_properties, scan
-from qlog.server.amqp.shapes import RECOGNISED_PER_SHAPE, SHAPES_MAX, Shapes
+from qlog.server.amqp.shapes import (
+    RECOGNISED_PER_SHAPE,
+    SHAPE_HEAD_BYTES,
+    SHAPES_MAX,
+    Shape,
+    Shapes,
+)
 from qlog.server.amqp.values import Table
 
 TEXTS = st.text(max_size=9)
@@ -30,6 +36,15 @@ def header_frame(raw: bytes, body_size: int, channel: int = 1) -> bytes:
     return struct.pack(">BHI", 2, channel, len(payload)) + payload + b"\xce"
 
 
+def recognised(shape: Shape, frame: bytes) -> bool:
+    """Whether the header frame is of the shape, a body frame of 9 octets behind it."""
+    data = frame + struct.pack(">BHI", 3, 1, 9)
+    assert shape.octets == len(data)
+    size, *found, frame_size = shape.unpack_from(data, SHAPE_HEAD_BYTES)
+    assert (size, frame_size) == (struct.unpack_from(">Q", frame, 11)[0], 9)
+    return found == shape.expected
+
+
 @given(PROPERTIES, st.integers(0, 2**40), st.data())
 def test_a_shape_accepts_what_scan_accepts(
     properties: Properties, size: int, data: st.DataObject
@@ -38,11 +53,11 @@ def test_a_shape_accepts_what_scan_accepts(
     shapes = Shapes()
     shapes.learn(header_frame(raw, 5), scan(raw))
     frame = bytearray(header_frame(raw, size))
-    shape = shapes[bytes(frame[3:7])]
-    assert shape.layout.unpack(frame) == shape.expected
+    shape = shapes[bytes(frame[:SHAPE_HEAD_BYTES])]
+    assert recognised(shape, bytes(frame))
     for _ in range(data.draw(st.integers(0, 3))):
         frame[data.draw(st.integers(19, len(frame) - 2))] = data.draw(st.integers(0, 255))
-    if shape.layout.unpack(frame) == shape.expected:
+    if recognised(shape, bytes(frame)):
         changed = bytes(frame[19:-1])
         assert scan(changed).persistent == shape.traits.persistent
         # By mere chance a value may now hold the octets of a CC's name.
@@ -55,13 +70,13 @@ def test_every_octet_that_says_what_is_where_counts(properties: Properties) -> N
     shapes = Shapes()
     frame = header_frame(raw, 5)
     shapes.learn(frame, scan(raw))
-    shape = shapes[frame[3:7]]
+    shape = shapes[frame[:SHAPE_HEAD_BYTES]]
     for at in range(len(raw)):
         changed = raw[:at] + bytes((raw[at] ^ 0xFF,)) + raw[at + 1 :]
         try:
             scan(changed)
         except HardError:
-            assert shape.layout.unpack(header_frame(changed, 5)) != shape.expected
+            assert not recognised(shape, header_frame(changed, 5))
 
 
 def test_nested_tables_are_walked() -> None:
@@ -80,4 +95,4 @@ def test_learning_stops_where_shapes_do_not_come_back() -> None:
     assert len(shapes) == SHAPES_MAX
     shapes.recognised = RECOGNISED_PER_SHAPE
     shapes.learn(frames[100], traits)
-    assert list(shapes) == [frames[100][3:7]]
+    assert list(shapes) == [frames[100][:SHAPE_HEAD_BYTES]]
