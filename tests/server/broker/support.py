@@ -124,7 +124,7 @@ class Peer:
             make(spec.ConnectionOpen, virtual_host="/"),
         )
         self.greeting = self.sink.take()
-        self._opened: set[int] = set()
+        self.opened: set[int] = set()
 
     def receive(self, data: bytes) -> None:
         """Octets from the client: one tick."""
@@ -133,8 +133,8 @@ class Peer:
 
     def send(self, channel: int, *methods: Method | bytes) -> None:
         """Methods, or frames already made, in one read."""
-        if channel and channel not in self._opened:
-            self._opened.add(channel)
+        if channel and channel not in self.opened:
+            self.opened.add(channel)
             self.receive(method_frame(channel, make(spec.ChannelOpen)))
             assert isinstance(self.take()[-1].method, spec.ChannelOpenOk)
         self.receive(

@@ -1,0 +1,336 @@
+"""Consumers and queues beyond what the delivery machine covers."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from qlog.server.amqp import spec
+from qlog.server.broker.queue import Queue
+from qlog.storage.errors import CorruptLog
+from tests.server.broker.support import Bench, Peer, make, message
+
+
+def consume(peer: Peer, channel: int, queue: str, tag: str, **options: object) -> None:
+    peer.send(channel, make(spec.BasicConsume, queue=queue, consumer_tag=tag, **options))
+
+
+def get(peer: Peer, queue: str) -> tuple[bytes | None, bool]:
+    """Body and redelivered flag of the next message."""
+    peer.send(1, make(spec.BasicGet, queue=queue))
+    (said,) = peer.take()
+    assert isinstance(said.method, spec.BasicGetOk), said
+    return said.body, said.method.redelivered
+
+
+# --- whose turn it is
+
+
+def test_equal_consumers_take_turns(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    others = [Peer(bench) for _ in range(3)]
+    for other in others:
+        consume(other, 1, "q", "c")
+        other.take()
+    peer.publish(1, "q", *[b"x"] * 9)
+    assert [len(other.deliveries()) for other in others] == [3, 3, 3]
+    for _ in range(6):
+        peer.publish(1, "q", b"x")
+    assert [len(other.deliveries()) for other in others] == [2, 2, 2]
+
+
+def test_higher_priority_takes_all_while_it_can(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    low, high = Peer(bench), Peer(bench)
+    consume(low, 1, "q", "low", arguments={"x-priority": -1})
+    high.send(1, make(spec.BasicQos, prefetch_count=2))
+    consume(high, 1, "q", "high", arguments={"x-priority": 7})
+    low.take(), high.take()
+    peer.publish(1, "q", *(b"%d" % n for n in range(5)))
+    assert [body for *_, body in high.deliveries()] == [b"0", b"1"]
+    assert [body for *_, body in low.deliveries()] == [b"2", b"3", b"4"]
+    high.send(1, spec.BasicAck(1, False))
+    peer.publish(1, "q", b"5")
+    assert len(high.deliveries()) == 1 and low.take() == []
+
+
+def test_full_socket_leaves_messages_to_others(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    stuck, free = Peer(bench), Peer(bench)
+    for other in (stuck, free):
+        consume(other, 1, "q", "c")
+        other.take()
+    stuck.sink.full = True
+    peer.publish(1, "q", *[b"x"] * 4)
+    assert stuck.take() == [] and len(free.deliveries()) == 4
+
+
+# --- redelivered
+
+
+def test_only_what_was_delivered_is_redelivered_after_a_restart(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    peer.publish(1, "q", *(b"%d" % n for n in range(9)))
+    for _ in range(5):
+        get(peer, "q")
+    peer.send(1, spec.BasicAck(2, False), spec.BasicAck(3, False), spec.BasicAck(4, False))
+    bench.restart()
+    again = Peer(bench)
+    consume(again, 1, "q", "c")
+    again_said = [said for said in again.take() if isinstance(said.method, spec.BasicDeliver)]
+    flags = {said.body: said.method.redelivered for said in again_said}  # type: ignore[attr-defined]
+    assert flags == {
+        b"0": True,
+        b"4": True,
+        b"5": False,
+        b"6": False,
+        b"7": False,
+        b"8": False,
+    }
+
+
+def test_deliveries_survive_a_kill(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    peer.publish(1, "q", b"a", b"b")
+    get(peer, "q")
+    bench.disk()
+    bench.kill()
+    bench.open()
+    again = Peer(bench)
+    assert get(again, "q") == (b"a", True)
+    assert get(again, "q") == (b"b", False)
+
+
+# --- queues that go
+
+
+def test_auto_delete_goes_with_the_last_consumer(bench: Bench, peer: Peer) -> None:
+    peer.declare("q", auto_delete=True)
+    consume(peer, 1, "q", "a")
+    consume(peer, 2, "q", "b")
+    peer.publish(1, "q", b"unacked")
+    peer.take()
+    peer.ask(1, make(spec.BasicCancel, consumer_tag="a"), spec.BasicCancelOk)
+    assert "q" in bench.broker.vhosts["/"].queues
+    peer.ask(2, spec.ChannelClose(200, "", 0, 0), spec.ChannelCloseOk)
+    assert "q" not in bench.broker.vhosts["/"].queues
+    peer.send(1, make(spec.BasicAck, delivery_tag=1))
+    assert peer.take() == []
+    bench.restart()
+    assert "q" not in bench.broker.vhosts["/"].queues
+
+
+def test_exclusive_queue_is_gone_before_close_ok(bench: Bench, peer: Peer) -> None:
+    peer.declare("mine", exclusive=True)
+    gone_when_told = []
+    send = peer.sink.send
+
+    def watch(channel: int, method: spec.Method) -> None:
+        if isinstance(method, spec.ConnectionCloseOk):
+            gone_when_told.append("mine" not in bench.broker.vhosts["/"].queues)
+        send(channel, method)
+
+    peer.sink.send = watch  # type: ignore[method-assign]
+    peer.send(0, spec.ConnectionClose(200, "", 0, 0))
+    assert gone_when_told == [True]
+
+
+def test_exclusive_queue_is_locked_to_others(bench: Bench, peer: Peer) -> None:
+    peer.declare("mine", exclusive=True)
+    other = Peer(bench)
+    other.send(1, make(spec.QueueDeclare, queue="mine", passive=True))
+    scope, code, text = other.refused()
+    assert (scope, code) == ("channel", 405)
+    assert text.startswith(
+        "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'mine' in vhost '/'"
+    )
+
+
+def test_deleting_tells_consumers_after_the_deleter(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    deaf = Peer(bench, properties={})
+    consume(peer, 1, "q", "c")
+    consume(deaf, 1, "q", "c")
+    peer.take(), deaf.take()
+    peer.send(1, make(spec.QueueDelete, queue="q"))
+    assert peer.hear() == [spec.QueueDeleteOk(0), spec.BasicCancel("c", True)]
+    assert deaf.take() == []
+
+
+# --- direct reply-to
+
+
+def request(peer: Peer) -> str:
+    """Start to wait for replies; the address that a request carries."""
+    consume(peer, 1, "amq.rabbitmq.reply-to", "r", no_ack=True)
+    assert peer.hear() == [spec.BasicConsumeOk("r")]
+    return peer.client.channels[1].reply_address()
+
+
+def test_reply_goes_past_all_queues(bench: Bench, peer: Peer) -> None:
+    address = request(peer)
+    server = Peer(bench)
+    server.publish(1, address, b"one", b"two")
+    assert [body for *_, body in peer.deliveries()] == [b"one", b"two"]
+    peer.ask(1, make(spec.BasicCancel, consumer_tag="r"), spec.BasicCancelOk)
+    server.publish(1, address, b"three", mandatory=True)
+    assert isinstance(server.take()[0].method, spec.BasicReturn) and peer.take() == []
+
+
+def test_requester_may_leave_before_the_commit(bench: Bench, peer: Peer) -> None:
+    address = request(peer)
+    server = Peer(bench)
+    server.ask(1, spec.TxSelect(), spec.TxSelectOk)
+    server.publish(1, address, b"reply")
+    peer.ask(1, make(spec.BasicCancel, consumer_tag="r"), spec.BasicCancelOk)
+    server.send(1, spec.TxCommit())
+    bench.disk()
+    assert server.hear() == [spec.TxCommitOk()] and peer.take() == []
+
+
+@pytest.mark.parametrize(
+    ("methods", "text"),
+    [
+        ([{"no_ack": False}], "reply consumer cannot acknowledge"),
+        ([{"no_ack": True}, {"no_ack": True}], "reply consumer already set"),
+    ],
+)
+def test_reply_consumer_refused(peer: Peer, methods: list[dict[str, object]], text: str) -> None:
+    for index, options in enumerate(methods):
+        consume(peer, 1, "amq.rabbitmq.reply-to", f"r{index}", **options)
+    assert peer.refused() == ("channel", 406, f"PRECONDITION_FAILED - {text}")
+
+
+# --- the consumer ack timeout
+
+
+def test_overdue_delivery_closes_the_channel(bench: Bench, peer: Peer) -> None:
+    queue = peer.declare("q", arguments={"x-consumer-timeout": 5000})
+    consume(peer, 1, "q", "c")
+    peer.publish(1, "q", b"a")
+    peer.take()
+    bench.now_s += 5
+    bench.broker.check_consumers()
+    assert peer.take() == [] and queue.unacked == 1
+    bench.now_s += 0.1
+    bench.broker.check_consumers()
+    assert peer.refused() == (
+        "channel",
+        406,
+        (
+            "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: "
+            "5000 ms. This timeout value can be configured, see consumers doc guide to learn more"
+        ),
+    )
+    assert (queue.ready, queue.unacked, queue.consumers) == (1, 0, [])
+
+
+def test_timeout_of_the_consumer_beats_that_of_the_queue(bench: Bench, peer: Peer) -> None:
+    peer.declare("q", arguments={"x-consumer-timeout": 1000})
+    consume(peer, 1, "q", "c", arguments={"x-consumer-timeout": 60_000})
+    peer.publish(1, "q", b"a")
+    peer.take()
+    bench.now_s += 30
+    bench.broker.check_consumers()
+    assert peer.take() == []
+
+
+def test_overdue_delivery_goes_back_by_itself_where_asked_for(bench: Bench, peer: Peer) -> None:
+    arguments = {"x-consumer-timeout": 5000, "x-consumer-timeout-action": "requeue"}
+    queue = peer.declare("q", arguments=arguments)
+    peer.send(1, make(spec.BasicQos, prefetch_count=1))
+    consume(peer, 1, "q", "c")
+    peer.publish(1, "q", b"a", b"b")
+    peer.take()
+    bench.now_s += 6
+    bench.broker.check_consumers()
+    bench.end_tick()
+    assert peer.deliveries() == [("c", 2, True, b"a")]
+    peer.send(1, spec.BasicAck(1, False))  # late: ignored
+    assert peer.take() == [] and queue.unacked == 1
+    peer.send(1, spec.BasicAck(2, False))
+    assert peer.deliveries() == [("c", 3, False, b"b")]
+    peer.send(1, spec.BasicAck(1, False))  # but not twice
+    assert peer.refused()[2] == "PRECONDITION_FAILED - unknown delivery tag 1"
+
+
+# --- alarms
+
+
+def test_alarm_blocks_publishers_only(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    consumer = Peer(bench)
+    consume(consumer, 1, "q", "c")
+    consumer.take()
+    bench.broker.set_alarm("low on disk", True)
+    assert peer.take() == consumer.take() == []
+    peer.publish(1, "q", b"a")
+    assert peer.hear() == [spec.ConnectionBlocked("low on disk")]
+    assert peer.client.blocked and not consumer.client.blocked
+    assert len(consumer.deliveries()) == 1
+    bench.broker.set_alarm("low on memory", True)
+    bench.broker.set_alarm("low on disk", False)
+    assert peer.take() == [] and peer.client.blocked
+    bench.broker.set_alarm("low on memory", False)
+    assert peer.hear() == [spec.ConnectionUnblocked()] and not peer.client.blocked
+    assert consumer.take() == []
+
+
+def test_who_published_before_is_blocked_with_the_alarm(bench: Bench, peer: Peer) -> None:
+    peer.publish(1, "nowhere", b"a")
+    bench.broker.alarms["low on memory"] = True
+    bench.broker.set_alarm("low on disk", True)  # no change: one was on
+    assert peer.take() == []
+    bench.broker.alarms = {"low on memory": False, "low on disk": False}
+    bench.broker.set_alarm("low on memory", True)
+    assert peer.hear() == [spec.ConnectionBlocked("low on memory")]
+
+
+# --- what must not happen, and does
+
+
+def test_damaged_message_costs_its_consumers_only(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, sound = peer.declare("damaged"), peer.declare("sound")
+    victim, bystander = Peer(bench), Peer(bench)
+    consume(victim, 1, "damaged", "c")
+    consume(bystander, 1, "sound", "c")
+    victim.take(), bystander.take()
+
+    def read(qseq: int, count_max: int, bytes_max: int) -> None:
+        raise CorruptLog("log/1.qseg is damaged at byte 4096")
+
+    monkeypatch.setattr(damaged.lane, "read", read)
+    with caplog.at_level(logging.ERROR):
+        peer.send(1, message(1, "damaged", b"a"), message(1, "sound", b"b"))
+    assert victim.refused() == (
+        "connection",
+        541,
+        "INTERNAL_ERROR - cannot deliver from queue 'damaged' in vhost '/'",
+    )
+    assert len(bystander.deliveries()) == 1 and peer.take() == []
+    assert "damaged at byte 4096" in caplog.text and "Traceback" not in caplog.text
+    assert (damaged.ready, damaged.unacked, sound.unacked) == (1, 0, 1)
+    peer.send(1, make(spec.BasicGet, queue="damaged"))
+    assert peer.refused()[:2] == ("connection", 541)
+    assert damaged.ready == 1  # never skipped
+    assert damaged.purge() == 1  # but given up when told to
+
+
+def test_unexpected_error_costs_its_client_only(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = peer.declare("q")
+    monkeypatch.setattr(Queue, "purge", lambda self: 1 // 0)
+    victim = Peer(bench)
+    victim.send(1, make(spec.QueuePurge, queue="q"), message(1, "q", b"ignored"))
+    assert victim.refused()[:2] == ("connection", 541)
+    assert "ZeroDivisionError" in caplog.text
+    assert queue.ready == 0
+    victim.receive(message(1, "q", b"ignored too"))
+    victim.send(0, spec.ConnectionCloseOk())
+    assert victim.sink.closed_after_s == 0.0
+    peer.publish(1, "q", b"a")
+    assert queue.ready == 1
