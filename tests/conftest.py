@@ -51,7 +51,7 @@ def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     broker = BrokerProcess(tmp_path_factory.mktemp("broker") / "data").start()
     yield broker.url
     code, _ = broker.terminate()
-    assert code == 0, "\n".join(broker.lines[-30:])
+    assert code == 0, "\n".join(broker.lines[-200:])
 
 
 @pytest.fixture

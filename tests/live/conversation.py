@@ -268,7 +268,8 @@ class Client(Wire):
         self.queues: set[str] = set()
         self.exchanges: set[str] = set()
         self._partial: dict[int, _Partial] = {}
-        self.closed = False
+        # Only what is open can be closed as one should.
+        self.closed = True
         if handshake:
             self.handshake(frame_max=frame_max, channel_max=channel_max)
 
@@ -299,6 +300,7 @@ class Client(Wire):
         )
         self.send(0, Connection.Open(self.virtual_host))
         self.expect(0, Connection.OpenOk)
+        self.closed = False
 
     # sending
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 STARTUP_LINE = "Server startup complete"
@@ -25,12 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class BrokerProcess:
-    """One broker on one directory; may be started several times, one after the other."""
+    """One broker on one directory; may be started several times, one after the other.
 
-    def __init__(self, data_dir: Path, *, port: int = 0, options: tuple[str, ...] = ()) -> None:
+    Settings go by the environment: QLOG_… and its value.
+    """
+
+    def __init__(
+        self, data_dir: Path, *, port: int = 0, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.data_dir = data_dir
         self.port = port
-        self.options = options
+        self.settings = dict(settings or {})
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[str] = []
         self._started = threading.Event()
@@ -59,7 +65,7 @@ class BrokerProcess:
         command = [
             sys.executable,
             *("-m", "qlog", "serve", "--data-dir", str(self.data_dir)),
-            *("--port", str(self.port), "--log-level", "warning", *self.options),
+            *("--port", str(self.port), "--log-level", "warning"),
         ]
         self.process = subprocess.Popen(
             command,
@@ -67,7 +73,7 @@ class BrokerProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.settings},
         )
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
 
