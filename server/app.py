@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import trio
 
@@ -23,6 +24,7 @@ from qlog.server.amqp.errors import connection_forced, internal_error
 from qlog.server.broker.broker import Broker
 from qlog.server.config import Settings
 from qlog.server.net.network import Network, listen
+from qlog.storage.disk import Disk
 from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")
@@ -67,12 +69,16 @@ class RunningBroker:
         """The first address, with the default user's credentials and vhost."""
         settings = self.broker.settings
         host, port = self.addresses[0]
-        return f"amqp://{settings.default_user}:{settings.default_pass}@{host}:{port}/%2F"
+        login = f"{quote(settings.default_user, '')}:{quote(settings.default_pass, '')}"
+        where = f"[{host}]" if ":" in host else host
+        return f"amqp://{login}@{where}:{port}/{quote(settings.default_vhost, '')}"
 
 
 @asynccontextmanager
-async def open_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
-    """Run a broker for the duration of the block.
+async def open_broker(
+    settings: Settings, *, disk: Disk | None = None
+) -> AsyncIterator[RunningBroker]:
+    """Run a broker for the duration of the block, on the operating system's disk or another.
 
     Raises StorageError if the directory cannot be used, OSError if the address cannot be listened
     on, StorageFailed on leaving if the disk failed meanwhile.
@@ -94,9 +100,10 @@ async def open_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
             decode=Envelope.unpack,
             notify=notify,
             settings=settings.store_settings(),
+            disk=disk,
         )
         try:
-            broker = Broker(store, settings.broker_settings())
+            broker = Broker(store, settings.broker_settings(), now_s=trio.current_time)
             watch = _ResourceWatch(broker, settings)
             network = Network(broker, watch.check)
             watch.check()
@@ -104,6 +111,7 @@ async def open_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
                 addresses = [listener.getsockname()[:2] for listener in listeners]
                 yield RunningBroker(broker, network, addresses)
         finally:
+            network = None
             store.close()
         if store.failure is not None:
             raise StorageFailed(str(store.failure)) from store.failure
@@ -116,27 +124,31 @@ async def open_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
 async def _serving(network: Network, listeners: list[socket.socket]) -> AsyncIterator[None]:
     """Sessions and timers run; at the end clients are told and given a moment."""
     async with trio.open_nursery() as sessions:
-        async with trio.open_nursery() as services:
-            for listener in listeners:
-                services.start_soon(network.serve, listener, sessions)
-            services.start_soon(network.run_timers)
-            services.start_soon(network.run_feeder)
-            services.start_soon(network.run_checks)
-            try:
-                yield
-            finally:
-                services.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            if network.failed.is_set():
-                reason = internal_error("the storage failed; nothing can be confirmed any more")
-            else:
-                reason = connection_forced(
-                    "broker forced connection closure with reason 'shutdown'"
-                )
-            network.broker.close_clients(reason)
-            network.end_tick()
-            await network.drain(CLOSE_S)
-        sessions.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as services:
+                for listener in listeners:
+                    services.start_soon(network.serve, listener, sessions)
+                services.start_soon(network.run_timers)
+                services.start_soon(network.run_feeder)
+                services.start_soon(network.run_checks)
+                try:
+                    yield
+                finally:
+                    services.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await _close_clients(network)
+
+
+async def _close_clients(network: Network) -> None:
+    if network.failed.is_set():
+        reason = internal_error("the storage failed; nothing can be confirmed any more")
+    else:
+        reason = connection_forced("broker forced connection closure with reason 'shutdown'")
+    network.broker.close_clients(reason)
+    network.end_tick()
+    await network.drain(CLOSE_S)
+    network.cut()
 
 
 class _ResourceWatch:
@@ -153,7 +165,11 @@ class _ResourceWatch:
     def check(self) -> None:
         """Compare with the limits; changes are logged."""
         self._set("low on memory", _resident_bytes() > self._memory_limit_bytes)
-        free_bytes = shutil.disk_usage(self._directory).free
+        try:
+            free_bytes = shutil.disk_usage(self._directory).free
+        except OSError as error:  # gone, unmounted: nothing can be kept there
+            logger.warning("cannot look at the disk error=%s", error)
+            free_bytes = 0
         self._set("low on disk", self._broker.store.full or free_bytes < self._disk_limit_bytes)
 
     def _set(self, name: str, on: bool) -> None:

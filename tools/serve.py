@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -113,10 +114,14 @@ async def _serve(settings: Settings) -> None:
     from qlog.server.app import open_broker
 
     logger = logging.getLogger("qlog")
-    async with open_broker(settings) as broker:
-        # Printed whatever the log level: scripts and supervisors wait for this line.
-        print(f"Server startup complete, listening on {' '.join(broker.urls)}", file=sys.stderr)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with ExitStack() as until_stopped:
+        async with open_broker(settings) as broker:
+            # Received until all is written: a second signal does not break off what the first began.
+            signals = until_stopped.enter_context(
+                trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
+            )
+            # Printed whatever the log level: scripts and supervisors wait for this line.
+            print(f"Server startup complete, listening on {' '.join(broker.urls)}", file=sys.stderr)
             async with trio.open_nursery() as nursery:
 
                 async def on_signal() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 import trio
 
@@ -126,28 +127,32 @@ class Network:
                 self.resume_readers()
 
     async def serve(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        """Accept clients until cancelled; their sessions live in `nursery`."""
+        """Accept clients until cancelled; their sessions live in `nursery` until they are `cut`."""
         while True:
             await trio.lowlevel.wait_readable(listener)
             try:
                 sock, address = listener.accept()
-            except BlockingIOError:
-                continue
+            except (BlockingIOError, ConnectionAbortedError):
+                continue  # the peer has thought better of it
             except OSError as error:
                 # Out of file descriptors: those who are connected go on, the next must wait.
                 logger.warning("cannot accept error=%s", error)
                 await trio.sleep(CHECK_INTERVAL_S)
                 continue
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(OSError):  # some systems refuse when the peer has gone already
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             host, port = address[:2]
             session = Session(self, sock, f"{host}:{port}", loopback=_is_loopback(host))
+            self._sessions.add(session)
             nursery.start_soon(self._run_session, session)
 
     async def _run_session(self, session: Session) -> None:
-        self._sessions.add(session)
         try:
             await session.run()
+        except Exception:
+            # Our bug: this client pays for it, the others do not.
+            logger.exception("internal error peer=%s", session.client.peer)
         finally:
             self._sessions.discard(session)
             self.held_back.discard(session)
@@ -158,18 +163,29 @@ class Network:
             while self._sessions:
                 await trio.sleep(0.01)
 
+    def cut(self) -> None:
+        """Close the sockets of those who are still there."""
+        for session in self._sessions:
+            session.cut()
+
 
 def listen(host: str, port: int) -> list[socket.socket]:
     """Listening sockets for every address of `host`. Raises OSError (taken, not ours, unknown)."""
     listeners: list[socket.socket] = []
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, _, _, _, address in dict.fromkeys(infos):
-        if listeners and not port:
-            # Port 0: all addresses of the host share the port that the first one was given.
-            address = (address[0], listeners[0].getsockname()[1], *address[2:])
-        listener = socket.create_server(address, family=family, backlog=BACKLOG)
-        listener.setblocking(False)
-        listeners.append(listener)
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:
+        raise OSError(f"'{host}' is not the name of a host") from error
+    with ExitStack() as opened:
+        for family, _, _, _, address in dict.fromkeys(infos):
+            if listeners and not port:
+                # Port 0: all addresses of the host share the port that the first one was given.
+                address = (address[0], listeners[0].getsockname()[1], *address[2:])
+            listener = socket.create_server(address, family=family, backlog=BACKLOG)
+            opened.enter_context(listener)
+            listener.setblocking(False)
+            listeners.append(listener)
+        opened.pop_all()  # all of them or none
     return listeners
 
 

@@ -9,6 +9,9 @@ from itertools import islice
 
 # Beyond this, deliveries stop until the client has read; RabbitMQ's writer keeps about as much.
 OUTBOX_BYTES_MAX = 1024 * 1024
+# Beyond this, the client is not read either: what it asks for is not to pile up here. Far above what
+# a client that publishes now and reads later is owed, since for that one it would be a deadlock.
+OVERFULL_BYTES = 64 * OUTBOX_BYTES_MAX
 # Small buffers are joined up to this size: one copy is cheaper than many buffers in one sendmsg.
 JOIN_BYTES_MAX = 256 * 1024
 # Buffers a sendmsg; the kernel's limit is 1024.
@@ -31,6 +34,11 @@ class Outbox:
     def full(self) -> bool:
         """Deliveries should stop."""
         return self.bytes >= OUTBOX_BYTES_MAX
+
+    @property
+    def overfull(self) -> bool:
+        """Answers should stop, too."""
+        return self.bytes >= OVERFULL_BYTES
 
     def add(self, buffer: Buffer) -> None:
         """Append one buffer."""

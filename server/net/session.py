@@ -2,8 +2,9 @@
 
 A read brings up to RECEIVE_BYTES: hundreds of messages, one tick. What the tick wrote is sent at its
 end without waiting; only when the socket is full does a writer task wait for it. Promises: a client
-that does not read holds up nobody else and costs at most its outbox; while an alarm is on or the disk
-is behind, publishers are not read.
+that does not read holds up nobody else and costs at most its outbox: deliveries stop when that is
+full, and it is not read either when its answers pile up beyond. While an alarm is on or the disk is
+behind, publishers are not read.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Session:
         self._writing = False  # a writer task waits for the socket
         self._starved = False  # deliveries were held back for a full outbox
         self._closing_at_s: float | None = None
-        self._scope = trio.CancelScope()
+        # Who cancels the broker stops it politely: clients are told before they are cut.
+        self._scope = trio.CancelScope(shield=True)
         self._nursery: trio.Nursery | None = None
         self._resume = trio.Event()
         self.client = Client(network.broker, self, peer=peer, loopback=loopback)
@@ -86,6 +88,7 @@ class Session:
         With a delay the socket stays open for the peer's answer, or to make it wait.
         """
         self._closing_at_s = self._network.broker.now_s() + after_s
+        self._resume.set()  # a reader that is held back reads the peer's answer
         self._mark()
 
     def _mark(self) -> None:
@@ -115,12 +118,15 @@ class Session:
     async def _write(self) -> None:
         while self._outbox:
             await trio.lowlevel.wait_writable(self._socket)
+            overfull = self._outbox.overfull
             try:
                 self._outbox.send(self._socket)
             except OSError:
                 self._scope.cancel()
                 return
             self.sent_at_s = self._network.broker.now_s()
+            if overfull and not self._outbox.overfull:
+                self.resume()
             self._feed()
         self._writing = False
         self._after_sending()
@@ -141,12 +147,14 @@ class Session:
         """Serve the client until it goes, is thrown out, or the broker stops."""
         try:
             with self._scope:
-                async with trio.open_nursery() as self._nursery:
-                    await self._read()
-                    # The peer is done sending; what it is still owed has a moment to get out.
-                    self._nursery.cancel_scope.cancel()
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    try:
+                        await self._read()
+                    finally:
+                        self._nursery = None  # it closes: no writer can start any more
+                    nursery.cancel_scope.cancel()
         finally:
-            self._nursery = None
             self.client.lost()
             self._outbox.clear()
             self._socket.close()
@@ -167,15 +175,23 @@ class Session:
             self.received_at_s = network.broker.now_s()
             client.handle_events(core.receive(data))
             network.end_tick()
-            while (client.blocked or network.congested) and not client.closing:
-                if not (client.blocked or client.publishes):
+            while self._outbox.overfull or client.blocked or network.congested:
+                if client.closing or not (
+                    self._outbox.overfull or client.blocked or client.publishes
+                ):
                     break
                 self._resume = trio.Event()
                 network.held_back.add(self)
                 await self._resume.wait()
+                network.held_back.discard(self)
+
+    def cut(self) -> None:
+        """Close the socket now."""
+        self._scope.cancel()
 
     def resume(self) -> None:
         """The alarm is over, or the disk has caught up: read on."""
+        self.received_at_s = self._network.broker.now_s()  # silence was ours until now
         self._resume.set()
 
     # -- time --------------------------------------------------------------------------------
@@ -197,6 +213,6 @@ class Session:
         if now_s - self.sent_at_s >= interval_s / 2 and not self._outbox:
             self._outbox.add(self._core.heartbeat())
             self._mark()
-        if now_s - self.received_at_s > 2 * interval_s and not client.blocked:
+        if now_s - self.received_at_s > 2 * interval_s and self not in self._network.held_back:
             logger.warning("missed heartbeats peer=%s interval_s=%d", client.peer, interval_s)
             self._scope.cancel()
