@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, repeat
 from operator import add
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -213,6 +213,51 @@ def pack_run(
     )
     parts[2::3] = bodies
     return parts, lengths
+
+
+class Alike(NamedTuple):
+    """Messages of one lane with consecutive qseqs and one meta."""
+
+    lane_id: int
+    first_qseq: int
+    packed: bytes
+    bodies: tuple[bytes, ...]
+
+
+def unpack_alike(data: bytes, count: int, length: int) -> Alike | None:
+    """So many records of this length that stand one behind the other in `data`, verified.
+
+    None if they are not alike in all but body, qseq and time, or if anything is wrong with them: then
+    they are to be looked at one by one. No step here is Python code for each message.
+    """
+    if len(data) < count * length or length < _ALIKE_HEAD.size:
+        return None
+    meta_bytes = RECORD_HEADER.unpack_from(data)[1]
+    body_bytes = length - _ALIKE_HEAD.size - meta_bytes
+    if body_bytes < 0:
+        return None
+    layout = struct.Struct(f"{_ALIKE_HEAD.format}{meta_bytes}s{body_bytes}s")
+    records = layout.iter_unpack(memoryview(data)[: count * length])
+    *same, timestamps, digests, lanes, qseqs, packed, bodies = zip(*records, strict=True)
+    expected = (length, meta_bytes, MESSAGE, same[3][0], same[4][0], 1)
+    if (
+        any(column.count(value) < count for column, value in zip(same, expected, strict=True))
+        or lanes.count(lanes[0]) < count
+        or qseqs != tuple(range(qseqs[0], qseqs[0] + count))
+        or packed.count(packed[0]) < count
+    ):
+        return None
+    packed_hash = xxh3_64_intdigest(packed[0])
+    seeds = {
+        timestamp: record_seed(packed_hash, timestamp, MESSAGE, expected[3])
+        for timestamp in set(timestamps)
+    }
+    if tuple(map(xxh3_64_intdigest, bodies, map(seeds.__getitem__, timestamps))) != digests:
+        return None
+    return Alike(lanes[0], qseqs[0], packed[0], bodies)
+
+
+_ALIKE_HEAD = struct.Struct("<IIBBHIQQIQ")  # a record's header and one target
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from qlog.storage.format import (
     RECORD_HEADER_BYTES,
     TARGET_BYTES,
     run_unpacker,
+    unpack_alike,
     unpack_record,
 )
 from qlog.storage.index import SPILL, Index, IndexDoubt
@@ -32,6 +33,7 @@ _METAS_MAX = 4096
 _SPAN_BYTES_MAX = 1 << 20  # one read
 _GAP_BYTES_MAX = 16 << 10  # rather read so many bytes of others than make another call
 _AHEAD_BYTES = 1 << 20
+_ALIKE_MIN = 8  # records; fewer are looked at one by one
 _HEAD_BYTES = RECORD_HEADER_BYTES + TARGET_BYTES  # of a record with one target
 _UNPACK_ONE = run_unpacker(1)
 
@@ -64,7 +66,20 @@ class Reader(Generic[M]):
                 data = self._disk.read(file, span_end - base, base)
                 if end == count:
                     self._disk.will_read(file, _AHEAD_BYTES, span_end)
-                self._unpack(data, base, lane_id, qseq, pointers, start, end, metas, bodies)
+                alike = None
+                length = lengths[start]
+                if (
+                    end - start >= _ALIKE_MIN
+                    and positions[end - 1] - base == length * (end - start - 1)
+                    and lengths[start:end].count(length) == end - start
+                ):
+                    alike = unpack_alike(data, end - start, length)
+                if alike is not None and alike[:2] == (lane_id, qseq + start):
+                    meta = self._meta(alike.packed, len(alike.bodies[0]))
+                    metas += [meta] * (end - start)
+                    bodies += alike.bodies
+                else:
+                    self._unpack(data, base, lane_id, qseq, pointers, start, end, metas, bodies)
                 start = end
         except OSError as error:
             del metas[got:], bodies[got:]
@@ -74,6 +89,16 @@ class Reader(Generic[M]):
         except CorruptLog:
             del metas[got:], bodies[got:]
             raise
+
+    def _meta(self, packed: bytes, body_bytes: int) -> M:
+        """The decoded meta; only for what was verified."""
+        known = self._metas
+        meta = known.get((packed, body_bytes))
+        if meta is None:
+            if len(known) >= _METAS_MAX:
+                known.clear()
+            meta = known[packed, body_bytes] = self._decode(packed, body_bytes)
+        return meta
 
     def forget(self, segment_id: int) -> None:
         """The segment is about to be unlinked."""
@@ -161,9 +186,7 @@ class Reader(Generic[M]):
                     seed = xxh3_64_intdigest(packed) ^ timestamp ^ (kind << 56) ^ (flags << 48)
                     if xxh3_64_intdigest(body, seed) != digest:
                         raise self._corrupt(pointers.segment_id, position)
-                    if len(known) >= _METAS_MAX:
-                        known.clear()
-                    meta = known[packed, last_size] = self._decode(packed, last_size)
+                    meta = self._meta(packed, last_size)
             seed = meta.packed_hash ^ timestamp ^ (kind << 56) ^ (flags << 48)
             if xxh3_64_intdigest(body, seed) != digest or actual != length or kind != MESSAGE:
                 raise self._corrupt(pointers.segment_id, position)
