@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -114,24 +115,33 @@ async def _serve(settings: Settings) -> None:
     from qlog.server.app import open_broker
 
     logger = logging.getLogger("qlog")
-    with ExitStack() as until_stopped:
-        async with open_broker(settings) as broker:
-            # Received until all is written: a second signal does not break off what the first began.
-            signals = until_stopped.enter_context(
-                trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
-            )
-            # Printed whatever the log level: scripts and supervisors wait for this line.
-            print(f"Server startup complete, listening on {' '.join(broker.urls)}", file=sys.stderr)
-            async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as until_stopped, open_broker(settings) as broker:
+        # Received until all is written: a second signal does not break off what the first began.
+        signals = until_stopped.enter_context(
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
+        )
+        until_stopped.push_async_callback(_take_all, signals)
+        # Printed whatever the log level: scripts and supervisors wait for this line.
+        print(f"Server startup complete, listening on {' '.join(broker.urls)}", file=sys.stderr)
+        async with trio.open_nursery() as nursery:
 
-                async def on_signal() -> None:
-                    async for number in signals:
-                        logger.info("stopping signal=%s", signal.Signals(number).name)
-                        nursery.cancel_scope.cancel()
-
-                async def on_failure() -> None:
-                    await broker.failed.wait()
+            async def on_signal() -> None:
+                async for number in signals:
+                    logger.info("stopping signal=%s", signal.Signals(number).name)
                     nursery.cancel_scope.cancel()
 
-                nursery.start_soon(on_signal)
-                nursery.start_soon(on_failure)
+            async def on_failure() -> None:
+                await broker.failed.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(on_signal)
+            nursery.start_soon(on_failure)
+
+
+async def _take_all(signals: AsyncIterator[int]) -> None:
+    """Take signals that came while it stopped: trio would raise those again that nobody took."""
+    import trio
+
+    with trio.move_on_after(0.01):
+        async for _ in signals:
+            pass
