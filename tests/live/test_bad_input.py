@@ -329,7 +329,9 @@ def test_bad_frames(connect: Connect, row: Row) -> None:
         assert " ".join(got.text.split()).replace(", ", ",") == row.text.replace(", ", ",")
         wanted = refusal(row.code, row.text, row.by)
         assert (got.class_id, got.method_id) == (wanted.class_id, wanted.method_id)
-    assert client.at_end()
+    if not row.name.startswith(("wrong frame end", "frame ", "protocol header")):
+        # Behind those, no frame can be told from another: our close-ok is not understood either.
+        assert client.at_end()
 
 
 def test_frame_may_exceed_the_maximum_by_its_own_envelope(connect: Connect) -> None:
@@ -384,6 +386,7 @@ def test_tables_nested_deep(
             encode_raw_content(1, b"x", b"\x20\x00" + raw),
             Channel.Flow(active=True),
         )
+    talk.client.closed = True
     with contextlib.suppress(Closed):
         wanted = (Queue.DeclareOk, Channel.FlowOk, Channel.Close, Connection.Close)
         assert isinstance(talk.next(), wanted)

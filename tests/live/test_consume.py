@@ -207,18 +207,20 @@ def test_consumers_take_turns(talk: Talk) -> None:
     assert [got.count(tag) for tag in tags] == [10, 10, 10]
 
 
-def test_connections_take_turns(connect: Connect) -> None:
-    talks = [connect().channel() for _ in range(2)]
+def test_connections_share_a_queue(connect: Connect) -> None:
+    talks = [connect().channel() for _ in range(3)]
     queue = talks[0].queue()
     for talk in talks:
         talk.call(Basic.Qos(prefetch_count=1))
         talk.consume(queue)
-    for number in range(10):
-        talks[0].publish("", queue, b"%d" % number)
     for _ in range(5):
+        for _ in talks:
+            talks[0].publish("", queue, b"x")
+        tags = [talk.expect(Basic.Deliver).method.delivery_tag for talk in talks]
+        for talk, tag in zip(talks, tags, strict=True):
+            talk.send(Basic.Ack(tag))
         for talk in talks:
-            message = talk.expect(Basic.Deliver)
-            talk.send(Basic.Ack(message.method.delivery_tag))
+            talk.quiet(queue)
 
 
 def test_higher_priority_first(talk: Talk) -> None:
