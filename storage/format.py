@@ -108,11 +108,13 @@ class BatchHeader:
     digest: int
 
 
-def pack_batch(seed: int, count: int, epoch: int, base: int, durable: int, body: bytes) -> bytes:
-    """The header of a batch; the body is to be written right behind it."""
-    head = BATCH_HEADER.pack(BATCH_MAGIC, 0, len(body), count, epoch, base, durable, 0)[:-8]
+def pack_batch(seed: int, count: int, epoch: int, base: int, durable: int, *body: bytes) -> bytes:
+    """The header of a batch; the body (in any number of pieces) is to be written right behind it."""
+    size = sum(map(len, body))
+    head = BATCH_HEADER.pack(BATCH_MAGIC, 0, size, count, epoch, base, durable, 0)[:-8]
     digest = xxh3_64(head, seed)
-    digest.update(body)
+    for piece in body:
+        digest.update(piece)
     return head + struct.pack("<Q", digest.intdigest())
 
 

@@ -66,6 +66,9 @@ MESSAGE_BYTES_MAX = 128 * 1024 * 1024  # RabbitMQ 3's default; clients' suites s
 # RabbitMQ closes the connection, not the channel, over a body announced larger than this.
 BODY_BYTES_LIMIT = 512 * 1024 * 1024
 
+# A peer that sends octet by octet must not cost an object for each.
+REST_PIECES_MAX = 256
+
 # Protocol headers answered with a connection.start: 0-9-1, and as in RabbitMQ 0-9 and 0-8.
 _ACCEPTED_HEADERS = (PROTOCOL_HEADER, b"AMQP\x01\x01\x00\x09", b"AMQP\x01\x01\x08\x00")
 
@@ -224,7 +227,8 @@ class Connection:
         self._tune = spec.ConnectionTune(0, 0, 0)
         self._channels: dict[int, _Channel] = {}
         self._forms = PublishForms()
-        self._rest = bytearray()  # octets not yet understood
+        self._rest: list[bytes] = []  # octets not yet understood
+        self._rest_bytes = 0
         self._rest_bytes_min = 0  # as long as they are fewer, nothing new can be understood
         self._data = b""  # what is being understood now
         self._position = 0
@@ -271,10 +275,13 @@ class Connection:
             return
         rest = self._rest
         if rest:
-            rest += data
-            if len(rest) < self._rest_bytes_min:
+            rest.append(data)
+            self._rest_bytes += len(data)
+            if len(rest) > REST_PIECES_MAX or self._rest_bytes >= self._rest_bytes_min:
+                data = b"".join(rest)
+                rest[:] = [data]
+            if self._rest_bytes < self._rest_bytes_min:
                 return
-            data = bytes(rest)
             rest.clear()
         self._rest_bytes_min = 0
         self._data = data
@@ -283,8 +290,9 @@ class Connection:
             event = self._next_event()
             if event is not None:
                 yield event
-        if not self._ended():
-            rest += memoryview(data)[self._position :]
+        self._rest_bytes = len(data) - self._position
+        if self._rest_bytes and not self._ended():
+            rest.append(data[self._position :])
         self._data = b""
 
     def _ended(self) -> bool:

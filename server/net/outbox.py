@@ -12,10 +12,8 @@ OUTBOX_BYTES_MAX = 1024 * 1024
 # Beyond this, the client is not read either: what it asks for is not to pile up here. Far above what
 # a client that publishes now and reads later is owed, since for that one it would be a deadlock.
 OVERFULL_BYTES = 64 * OUTBOX_BYTES_MAX
-# Small buffers are joined up to this size: one copy is cheaper than many buffers in one sendmsg.
-JOIN_BYTES_MAX = 256 * 1024
 # Buffers a sendmsg; the kernel's limit is 1024.
-BUFFERS_MAX = 64
+BUFFERS_MAX = 256
 
 Buffer = bytes | memoryview
 
@@ -60,7 +58,7 @@ class Outbox:
         buffers = self._buffers
         while buffers:
             try:
-                sent = sock.sendmsg(self._next())
+                sent = sock.sendmsg(list(islice(buffers, BUFFERS_MAX)))
             except BlockingIOError:
                 return False
             self.bytes -= sent
@@ -72,16 +70,3 @@ class Outbox:
                 buffers.popleft()
                 sent -= size
         return True
-
-    def _next(self) -> list[Buffer]:
-        """The first buffers, small neighbours joined."""
-        buffers = self._buffers
-        if len(buffers) > 1 and len(buffers[0]) + len(buffers[1]) <= JOIN_BYTES_MAX:
-            size = 0
-            parts = []
-            while buffers and size + len(buffers[0]) <= JOIN_BYTES_MAX:
-                part = buffers.popleft()
-                parts.append(part)
-                size += len(part)
-            buffers.appendleft(b"".join(parts))
-        return list(islice(buffers, BUFFERS_MAX))
