@@ -164,7 +164,12 @@ class _ResourceWatch:
 
     def check(self) -> None:
         """Compare with the limits; changes are logged."""
-        self._set("low on memory", _resident_bytes() > self._memory_limit_bytes)
+        try:
+            resident_bytes = _resident_bytes()
+        except OSError as error:  # out of file descriptors: as before, then
+            logger.warning("cannot look at the memory error=%s", error)
+        else:
+            self._set("low on memory", resident_bytes > self._memory_limit_bytes)
         try:
             free_bytes = shutil.disk_usage(self._directory).free
         except OSError as error:  # gone, unmounted: nothing can be kept there

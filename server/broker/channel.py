@@ -85,6 +85,7 @@ class Channel:
         """Obey what the client sent. Raises AMQPError."""
         if self._held is not None:
             self._held.append(event)
+            self.client.held_events += 1
         elif isinstance(event, Publishes):
             self.publisher.publish(event.runs)
         elif isinstance(event, Acks):
@@ -371,6 +372,7 @@ class Channel:
         """What tx.commit did is on disk: answer, and go on with what came meanwhile."""
         held, self._held = self._held, None
         assert held is not None
+        self.client.held_events -= len(held)
         if self.closed:
             return
         self.send(spec.TxCommitOk())

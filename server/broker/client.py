@@ -68,6 +68,7 @@ class Client:
         self.properties: Table = {}
         self.heartbeat_s = 0
         self.blocked = False  # not read while an alarm is on
+        self.held_events = 0  # that wait for a tx.commit: not read either, so that they stay few
         self.closing = False
         self.authenticated = False
         self._user: User | None = None

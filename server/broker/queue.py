@@ -9,7 +9,7 @@ consumers of equal priority take turns; nothing here waits.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ class Queue:
         # Handed out by an earlier run of the broker, for all that is known: these are redeliveries.
         self._redelivered_below = lane.delivered
         self._cursor = 0
-        self._returned: list[tuple[int, int]] = []  # (first qseq, count), in order
+        self._returned: list[tuple[int, int]] = []  # (first qseq, count), in order, apart
         self._hungry: dict[int, deque[Consumer]] = {}  # by priority: consumers that can take more
 
     def __str__(self) -> str:
@@ -190,7 +190,14 @@ class Queue:
         self.unacked -= count
         if self.deleted:
             return
-        insort(self._returned, (qseq, count))
+        returned = self._returned
+        at = bisect_left(returned, (qseq, 0))
+        if at < len(returned) and returned[at][0] == qseq + count:
+            count += returned.pop(at)[1]  # joined with what lies behind
+        if at and sum(returned[at - 1]) == qseq:
+            qseq, before = returned.pop(at - 1)  # and before
+            at, count = at - 1, count + before
+        returned.insert(at, (qseq, count))
         self.wake()
 
     def purge(self) -> int:

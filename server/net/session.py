@@ -175,11 +175,12 @@ class Session:
             self.received_at_s = network.broker.now_s()
             client.handle_events(core.receive(data))
             network.end_tick()
-            while self._outbox.overfull or client.blocked or network.congested:
-                if client.closing or not (
-                    self._outbox.overfull or client.blocked or client.publishes
-                ):
-                    break
+            while not client.closing and (
+                client.blocked
+                or client.held_events
+                or (network.congested and client.publishes)
+                or self._outbox.overfull
+            ):
                 self._resume = trio.Event()
                 network.held_back.add(self)
                 await self._resume.wait()

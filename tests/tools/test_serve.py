@@ -218,3 +218,10 @@ def test_first_start_takes_the_names_of_rabbitmq(
             connect().channel().queue()
     finally:
         broker.kill()
+
+
+def test_names_of_clients_cannot_forge_log_lines(running: BrokerProcess) -> None:
+    with pytest.raises(AssertionError, match="Login was refused"):
+        Client(running.url.replace("guest:guest", "evil%0Aname%1B%5B31m:x"))
+    (line,) = (line for line in running.lines if "evil" in line)
+    assert r"evil\nname\x1b[31m" in line

@@ -334,3 +334,18 @@ def test_unexpected_error_costs_its_client_only(
     assert victim.sink.closed_after_s == 0.0
     peer.publish(1, "q", b"a")
     assert queue.ready == 1
+
+
+def test_what_came_back_one_by_one_is_one_range(bench: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    consume(peer, 1, "q", "c")
+    peer.publish(1, "q", *(b"%d" % number for number in range(10)))
+    peer.sink.full = True
+    for tag in (5, 3, 4, 1, 9, 2, 8):
+        peer.send(1, spec.BasicReject(tag, True))
+    assert queue._returned == [(0, 5), (7, 2)]
+    peer.take()
+    peer.sink.full = False
+    peer.client.drained()
+    bench.end_tick()
+    assert [body for *_, body in peer.deliveries()] == [b"0", b"1", b"2", b"3", b"4", b"7", b"8"]

@@ -450,3 +450,47 @@ async def test_gone_is_an_end(settings: Settings) -> None:
             assert await peer.stream.receive_some() == b"AMQP\0\0\x09\x01"
             with pytest.raises(Gone):
                 await peer.next()
+
+
+async def test_what_waits_for_a_commit_stays_little(settings: Settings) -> None:
+    disk = SlowDisk()
+    with deadline():
+        async with open_broker(settings, disk=disk) as broker, trio.open_nursery() as nursery:
+            peer = await connect(broker)
+            await declare(peer, "q")
+            await peer.ask(1, spec.TxSelect(), spec.TxSelectOk)
+            disk.go.clear()
+            try:
+                await peer.write(message(1, "q", b"first"))
+                await peer.send(1, spec.TxCommit())
+                session = session_of(broker, peer)
+
+                async def flood() -> None:
+                    for _ in range(100):
+                        await peer.write(message(1, "q", b"x" * 100_000))
+                    await peer.send(1, spec.TxCommit())
+
+                nursery.start_soon(flood)
+                await until(lambda: session in session._network.held_back, "held back")
+                assert session.client.held_events <= 2 * RECEIVE_BYTES / 100_000
+            finally:
+                disk.go.set()
+            await peer.expect(spec.TxCommitOk)
+            await peer.expect(spec.TxCommitOk)
+            assert session.client.held_events == 0
+            assert broker.broker.vhosts["/"].queues["q"].ready == 101
+
+
+async def test_no_file_descriptor_left_is_sat_out(
+    settings: Settings, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(settings) as broker:
+        peer = await connect(broker)
+
+        def fail() -> int:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(app, "_resident_bytes", fail)
+        await pass_time(mock_clock, 3)
+        await declare(peer, "q")
+        mock_clock.rate = 5
