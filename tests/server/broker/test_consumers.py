@@ -349,3 +349,21 @@ def test_what_came_back_one_by_one_is_one_range(bench: Bench, peer: Peer) -> Non
     peer.client.drained()
     bench.end_tick()
     assert [body for *_, body in peer.deliveries()] == [b"0", b"1", b"2", b"3", b"4", b"7", b"8"]
+
+
+def test_flipped_bit_on_disk_is_reported_and_never_delivered(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    peer.publish(1, "q", b"sound", b"flipped" * 100)
+    bench.disk()
+    bench.close()
+    for segment in (bench.directory / "log").glob("*.qseg"):
+        segment.write_bytes(segment.read_bytes().replace(b"flipped" * 3, b"fl1pped" * 3))
+    bench.open()
+    again = Peer(bench)
+    consume(again, 1, "q", "c")
+    said = again.take()
+    close = said[-1].method
+    assert isinstance(close, spec.ConnectionClose) and close.reply_code == 541
+    assert not [one.body for one in said if one.body and b"fl1pped" in one.body]
+    queue = bench.broker.vhosts["/"].queues["q"]
+    assert (queue.ready, queue.unacked) == (2, 0)
