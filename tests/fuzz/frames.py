@@ -480,6 +480,8 @@ def main() -> int:
         f"{time.monotonic() - begin:.0f} s; open files {figures.fds[0]} -> {figures.fds[1]}; "
         f"memory {figures.rss_bytes[0] >> 20} -> {figures.rss_bytes[1] >> 20} MiB"
     )
+    if broker is not None:
+        print(f"memory every {CHECK_FRAMES} frames, MiB:", *(b >> 20 for b in figures.samples))
     return 0
 
 
