@@ -90,7 +90,7 @@ async def open_broker(
 
         def on_loop() -> None:
             if network is not None:
-                network.disk_progress()
+                network.end_tick()
 
         def notify() -> None:  # called on the storage's threads
             token.run_sync_soon(on_loop, idempotent=True)

@@ -183,7 +183,7 @@ def pack_run(
     seed = record_seed(0, timestamp_ms, MESSAGE, flags)
     parts: list[bytes] = [b""] * (3 * count)
     meta_lengths: Iterable[int]
-    if metas.count(metas[0]) == count:
+    if metas[0] is metas[-1] and metas.count(metas[0]) == count:
         packed = metas[0].packed
         meta_lengths = repeat(len(packed))
         lengths = array("I", map((fixed + len(packed)).__add__, map(len, bodies)))

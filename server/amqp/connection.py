@@ -264,6 +264,11 @@ class Connection:
 
     # --- receiving
 
+    @property
+    def frame_bytes_awaited(self) -> int:
+        """The size of the frame that has begun to come, in octets; 0 when none has."""
+        return self._rest_bytes_min
+
     def receive(self, data: bytes) -> Iterator[Event]:
         """Understand more octets; yields what they mean, in their order.
 

@@ -82,7 +82,7 @@ class DeliveryEncoder:
         tags = struct.pack(f">{count}Q", *range(first_tag, first_tag + count))
         first = envelopes[0]
         before, after = self._around_tag(first, redelivered)
-        if envelopes.count(first) == count:
+        if first is envelopes[-1] and envelopes.count(first) == count:
             between = after + self._header(first) + self._body_head(first.body_size)
             pieces = [END] * (5 * count)
             pieces[0::5] = [before] * count
@@ -91,7 +91,9 @@ class DeliveryEncoder:
             pieces[3::5] = bodies
             return pieces
         pieces = [END] * (8 * count)
-        if all(e[1] == first[1] and e[0] == first[0] for e in envelopes):
+        keys = [envelope.routing_key for envelope in envelopes]
+        exchanges = [envelope.exchange for envelope in envelopes]
+        if keys.count(keys[0]) == exchanges.count(exchanges[0]) == count:
             pieces[0::8] = [before] * count
             pieces[2::8] = [after] * count
         else:

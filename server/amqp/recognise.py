@@ -185,25 +185,31 @@ def take_publishes(
     limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
     bytes_max = limits.body_bytes_max
     shapes = forms.shapes
+    shape_of = shapes.get
     end = len(data)
     startswith = data.startswith
     form: PublishForm | None = None
+    frame = b""
+    run: PublishRun | None = None
     while True:
         # The method frame is like the one before, or like one before that.
-        if form is None or not startswith(form.frame, position):
+        if form is None or not startswith(frame, position):
             form = _form_at(data, position, forms, limits)
             if form is None:
                 return position
+            frame = form.frame
+            frame_bytes = len(frame)
         # So is the header: only the body is new.
         if form.prefix and startswith(form.prefix, position):
             behind = _take_repeats(data, position, form, runs)
             if behind == position:
                 return position
             position = behind
+            run = None
             continue
         # Or it is of a known shape.
-        header_at = position + len(form.frame)
-        shape = shapes.get(data[header_at : header_at + SHAPE_HEAD_BYTES])
+        header_at = position + frame_bytes
+        shape = shape_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
         if shape is not None:
             layout, expected, traits, octets = shape
             body_at = header_at + octets
@@ -216,12 +222,22 @@ def take_publishes(
                     and body_end < end
                     and data[body_end] == FRAME_END
                 ):
-                    properties = data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES]
                     known = form.envelope
-                    envelope = form.envelope_of(properties, body_size, traits)
+                    envelope = form.envelope_of(
+                        data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES],
+                        body_size,
+                        traits,
+                    )
                     if envelope is known:
                         form.prefix = data[position:body_at]
-                    run_with(runs, traits).add(form.method, envelope, data[body_at:body_end])
+                    if run is None or run.traits is not traits:
+                        run = run_with(runs, traits)
+                        add_method = run.methods.append
+                        add_envelope = run.envelopes.append
+                        add_body = run.bodies.append
+                    add_method(form.method)
+                    add_envelope(envelope)
+                    add_body(data[body_at:body_end])
                     shapes.recognised += 1
                     position = body_end + 1
                     continue
@@ -229,6 +245,7 @@ def take_publishes(
         if behind == position:
             return position
         position = behind
+        run = None
 
 
 class _Limits(NamedTuple):

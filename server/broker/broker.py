@@ -81,6 +81,7 @@ class Broker:
         self.alarms: dict[str, bool] = {"low on memory": False, "low on disk": False}
         self._awake: dict[Queue, None] = {}
         self._unconfirmed: dict[Publisher, None] = {}
+        self._confirmed_lsn = store.durable_lsn
         self._syncing: deque[tuple[int, Channel]] = deque()
         self._load()
 
@@ -228,6 +229,9 @@ class Broker:
     def progress(self) -> None:
         """The disk got further: confirm what is durable, answer the commits that are."""
         durable_lsn = self.store.durable_lsn
+        if durable_lsn == self._confirmed_lsn and not self._syncing:
+            return
+        self._confirmed_lsn = durable_lsn
         for publisher in list(self._unconfirmed):
             if publisher.confirm_through(durable_lsn):
                 del self._unconfirmed[publisher]

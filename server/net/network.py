@@ -1,7 +1,8 @@
 """All sockets of a broker, and the rhythm that binds them to the disk.
 
-A tick ends with `end_tick`: deliver, hand the batch to the disk, send. The disk answers through
-`disk_progress`, once for each synced batch: confirm, send. Timers live here too.
+A tick ends with `end_tick`: deliver, take what the disk has finished and confirm it, hand over what
+came meanwhile, send. When nothing else happens, the disk's answer makes a tick of its own. Timers
+live here too.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ BACKLOG = 1024
 class Network:
     """The listeners and sessions of one broker.
 
-    Arguments: `broker` whose store notifies `disk_progress`; `check` is called once a second (resource
-    alarms are the composition root's to judge).
+    Arguments: `broker`, whose store's `notify` must lead to `end_tick`; `check` is called once a
+    second (resource alarms are the composition root's to judge).
     """
 
     def __init__(self, broker: Broker, check: Callable[[], None]) -> None:
@@ -52,20 +53,24 @@ class Network:
     def end_tick(self) -> None:
         """Deliver from the queues this tick touched, hand its messages to the disk, send."""
         self.broker.pump()
-        self.broker.store.commit()
+        self._exchange_with_disk()
         self._flush()
         if not self._wake_timer.is_set():
             self._wake_timer.set()
 
-    def disk_progress(self) -> None:
-        """The commit thread has finished something. Called on the loop."""
+    def _exchange_with_disk(self) -> None:
+        """Take what the disk has finished, and hand over what came meanwhile.
+
+        At the end of each tick, not only when the commit thread has woken the loop: a batch's wait
+        for the one before it is then not longer than a tick.
+        """
         store = self.broker.store
         store.advance()
         if store.failure is not None:
             self.failed.set()
             return
         self.broker.progress()
-        self.end_tick()
+        self.broker.pump()
         if self.held_back and not store.congested:
             self.resume_readers()
 

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("qlog.connection")
 
-# One read: large enough that a busy publisher's tick carries hundreds of messages.
+# One read: large enough that a busy publisher's tick carries hundreds of messages, small enough that
+# the others' turn comes within milliseconds. Of large messages, more fit in the same time.
 RECEIVE_BYTES = 256 * 1024
+RECEIVE_LARGE_BYTES = 1024 * 1024
+LARGE_FRAME_BYTES = 16 * 1024
 # A peer that has not finished its handshake by then is not a client (rabbit_reader).
 HANDSHAKE_S = 10.0
 
@@ -165,7 +168,8 @@ class Session:
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
-                data = sock.recv(RECEIVE_BYTES)
+                large = core.frame_bytes_awaited >= LARGE_FRAME_BYTES
+                data = sock.recv(RECEIVE_LARGE_BYTES if large else RECEIVE_BYTES)
             except BlockingIOError:
                 continue
             except OSError:
