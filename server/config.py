@@ -100,7 +100,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "consumer_timeout_s": (0, 10**9),
     "memory_high_watermark_bytes": (0, 2**62),
     "disk_free_limit_bytes": (0, 2**62),
-    "ack_flush_s": (0, 1),
+    "ack_flush_s": (0.001, 1),
     "ledger_sync_s": (0.001, 60),
     "checkpoint_interval_s": (0.01, 600),
     "segment_bytes_max": (64 * 1024, 2**31 - 1),

@@ -96,11 +96,6 @@ def unexpected_frame(text: str, class_id: int = 0, method_id: int = 0) -> HardEr
     return HardError(505, "UNEXPECTED_FRAME", text, class_id, method_id)
 
 
-def resource_error(text: str, class_id: int = 0, method_id: int = 0) -> HardError:
-    """506: the server lacks what it takes."""
-    return HardError(506, "RESOURCE_ERROR", text, class_id, method_id)
-
-
 def not_allowed(text: str, class_id: int = 0, method_id: int = 0) -> HardError:
     """530: against the rules of this server."""
     return HardError(530, "NOT_ALLOWED", text, class_id, method_id)

@@ -42,7 +42,7 @@ class Properties:
 class Traits(NamedTuple):
     """What the broker must know of every message before it is routed.
 
-    `persistent` is delivery mode 2. `special` says that priority, expiration, reply_to or user_id
+    `persistent` is delivery mode 2. `special` says that expiration, reply_to or user_id
     is set, that the delivery mode is none of the two, or that the headers may hold CC or BCC (the
     octets of the names occur somewhere): only then need the properties be decoded.
     """
@@ -62,7 +62,7 @@ _FIELDS = tuple(
     for position, field in enumerate(fields(Properties))
 )
 _U64 = struct.Struct(">Q")
-_SPECIAL_NAMES = ("priority", "expiration", "reply_to", "user_id")
+_SPECIAL_NAMES = ("expiration", "reply_to", "user_id")
 _SPECIAL = sum(bit for name, _, bit in _FIELDS if name in _SPECIAL_NAMES)
 _MORE_FLAGS = 1
 

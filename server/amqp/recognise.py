@@ -211,9 +211,9 @@ def take_publishes(
         header_at = position + frame_bytes
         shape = shape_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
         if shape is not None:
-            layout, expected, traits, octets = shape
+            layout, expected, traits, octets, number = shape
             body_at = header_at + octets
-            if body_at < end:
+            if body_at < end and number == channel:
                 body_size, *found, frame_size = layout(data, header_at + SHAPE_HEAD_BYTES)
                 body_end = body_at + body_size
                 if (

@@ -5,7 +5,8 @@ learnt from a frame that was walked: the octets that say what is where (flags, l
 must be the same again, all others may be anything. One `unpack_from` takes the former out of the
 data, one comparison of lists tells whether they are.
 
-Promises to accept only what `properties.scan` accepts, with the same traits. Learning costs more than
+Promises to accept only what `properties.scan` accepts, with the traits it gave the frame that was
+learnt (keys, which may make a message special, are part of the shape). Learning costs more than
 walking: it stops where shapes do not come back.
 """
 
@@ -30,12 +31,14 @@ class Shape(NamedTuple):
     """`unpack_from` takes out of what is behind the head: the body size, the octets that must be as
     `expected` (the frame end and the type and channel of the body's frame among them), and the size
     of the body's frame. `octets` is where the body begins, from the header frame's first octet.
+    The shape is of `channel` alone: content frames of several channels may stand in turn.
     """
 
     unpack_from: Callable[[bytes, int], tuple[Any, ...]]
     expected: list[bytes]
     traits: Traits
     octets: int
+    channel: int
 
 
 class Shapes(dict[bytes, Shape]):
@@ -56,11 +59,13 @@ class Shapes(dict[bytes, Shape]):
         if len(self) >= SHAPES_MAX:
             self.clear()
         # As if a body of no octets followed.
-        _, *expected, _ = layout.unpack(
-            frame[SHAPE_HEAD_BYTES:] + FRAME_HEAD.pack(BODY, int.from_bytes(frame[1:3], "big"), 0)
-        )
+        channel = int.from_bytes(frame[1:3], "big")
+        body_head = FRAME_HEAD.pack(BODY, channel, 0)
+        _, *expected, _ = layout.unpack(frame[SHAPE_HEAD_BYTES:] + body_head)
         octets = len(frame) + FRAME_HEAD.size
-        self[frame[:SHAPE_HEAD_BYTES]] = Shape(layout.unpack_from, expected, traits, octets)
+        self[frame[:SHAPE_HEAD_BYTES]] = Shape(
+            layout.unpack_from, expected, traits, octets, channel
+        )
 
 
 def _layout(frame: bytes) -> struct.Struct | None:

@@ -190,6 +190,11 @@ class Broker:
         self._awake.update(dict.fromkeys(targets.queues))
         return lsn
 
+    def consumer_timeout_of(self, queue: Queue) -> float:
+        """How long a delivery of this queue may stay unacknowledged, in seconds; 0: for ever."""
+        own_s = queue.arguments.consumer_timeout_s
+        return self.consumer_timeout_s if own_s is None else own_s
+
     def wake(self, queue: Queue) -> None:
         """The queue may have something to deliver: `pump` will look."""
         self._awake[queue] = None

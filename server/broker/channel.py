@@ -7,6 +7,7 @@ Each handler runs to completion. A handler that refuses raises `SoftError` (the 
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -30,12 +31,15 @@ from qlog.server.broker.consumer import Consumer
 from qlog.server.broker.publisher import Publisher
 from qlog.server.broker.reply_to import REPLY_TO
 from qlog.server.broker.unacked import Unacked, UnackedRun
+from qlog.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from qlog.server.broker.client import Client
     from qlog.server.broker.sink import Sink
 
-# What tx.commit will do to deliveries: (runs, requeue). None: acknowledge.
+logger = logging.getLogger("qlog.connection")
+
+# What tx.commit will do to deliveries: (runs, requeue); not to requeue is to acknowledge.
 Settlement = tuple[list[UnackedRun], bool]
 
 
@@ -101,13 +105,17 @@ class Channel:
     def close(self) -> None:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
         self.closed = True
-        for consumer in list(self.consumers.values()):
-            consumer.queue.remove_consumer(consumer)
-        self.consumers.clear()
         self._forget_reply_consumer()
         for runs, _ in self._settlements:
             self._requeue(runs)
         self._requeue(self.unacked.take_all())
+        for consumer in list(self.consumers.values()):
+            try:
+                consumer.queue.remove_consumer(consumer)
+            except StorageError:
+                # An auto-delete queue whose definition could not be deleted: the rest must still end.
+                logger.exception("cannot delete %s", consumer.queue)
+        self.consumers.clear()
 
     # -- consuming ---------------------------------------------------------------------------
 
@@ -138,7 +146,7 @@ class Channel:
         if isinstance(timeout_ms, int):
             timeout_s = timeout_ms / 1000
         else:
-            timeout_s = queue.arguments.consumer_timeout_s or self.client.broker.consumer_timeout_s
+            timeout_s = self.client.broker.consumer_timeout_of(queue)
         consumer = Consumer(
             self,
             queue,
@@ -235,9 +243,11 @@ class Channel:
 
     def _take_through(self, tag: int) -> list[UnackedRun]:
         if tag == 0:
+            self._lapsed.take_all()
             return self.unacked.take_all()
-        if tag not in self.unacked and not self._lapsed.take_range(tag, tag)[0]:
+        if tag not in self.unacked and tag not in self._lapsed:
             raise precondition_failed(f"unknown delivery tag {tag}")
+        self._lapsed.take_through(tag)
         return self.unacked.take_through(tag)
 
     def _settle(self, runs: list[UnackedRun]) -> None:
@@ -294,9 +304,7 @@ class Channel:
             if run.consumer is not None:
                 timeout_s = run.consumer.timeout_s
             else:
-                timeout_s = (
-                    queue.arguments.consumer_timeout_s or self.client.broker.consumer_timeout_s
-                )
+                timeout_s = self.client.broker.consumer_timeout_of(queue)
             if not timeout_s or now_s - run.delivered_at_s <= timeout_s:
                 continue
             if queue.arguments.timeout_requeues:
@@ -333,9 +341,9 @@ class Channel:
         return self._reply_address
 
     def deliver_replies(self, envelopes: list[Envelope], bodies: list[bytes]) -> None:
-        """Answers to this channel's requests."""
-        if self._reply_consumer is None:
-            return  # it left between a transaction's publish and its commit
+        """Answers to this channel's requests. Who does not read them loses them."""
+        if self._reply_consumer is None or self.sink.overfull:
+            return  # None: it left between a transaction's publish and its commit
         first_tag = self.take_tags(len(bodies))
         self.sink.write(self._reply_consumer.encode(first_tag, False, envelopes, bodies))
 

@@ -313,7 +313,10 @@ class Client:
         for number in list(self.channels):
             self._end_channel(number)
         for queue in list(self.exclusive_queues.values()):
-            queue.vhost.delete_queue(queue)
+            try:
+                queue.vhost.delete_queue(queue)
+            except StorageError:
+                logger.exception("cannot delete %s", queue)  # the others must still go
 
 
 def _plain(response: bytes) -> tuple[str, bytes]:

@@ -175,13 +175,13 @@ class Publisher:
 
         Checks in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
         """
+        if method.immediate:
+            raise not_implemented("immediate=true")
         exchange = self._vhost.exchange(method.exchange)
         if exchange.internal:
             raise access_refused(
                 f"cannot publish to internal {self._vhost.rs_exchange(exchange.name)}"
             )
-        if method.immediate:
-            raise not_implemented("immediate=true")
         keys = [method.routing_key]
         if special:
             envelope, more_keys = self._examine(envelope)

@@ -14,7 +14,12 @@ class Sink(Protocol):
 
     @property
     def full(self) -> bool:
-        """So much waits unsent that deliveries should stop; `Client.drained` is called after."""
+        """So much waits unsent that deliveries should stop. Who hears True is owed a call of
+        `Client.drained`."""
+
+    @property
+    def overfull(self) -> bool:
+        """So much waits unsent that even answers should be dropped or not be asked for."""
 
     @property
     def frame_max(self) -> int:

@@ -76,7 +76,7 @@ class Unacked:
     def take(self, tag: int) -> UnackedRun | None:
         """Take the run that starts at `tag` or the tail of the one that holds it, cut to begin there.
 
-        None: `tag` is not outstanding. The rest behind the caller's range is given back with `add_back`.
+        None: `tag` is not outstanding.
         """
         index = bisect_right(self._runs, tag, key=_first_tag) - 1
         if index < 0 or self._runs[index].end <= tag:

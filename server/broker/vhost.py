@@ -24,6 +24,7 @@ from qlog.server.amqp.values import Table
 from qlog.server.broker.arguments import QueueArguments, assert_equivalent_argument, assert_string
 from qlog.server.broker.queue import Queue
 from qlog.server.broker.targets import Targets
+from qlog.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from qlog.server.broker.broker import Broker
@@ -124,7 +125,11 @@ class VHost:
             raise precondition_failed(str(error)) from error
         if existing is None:
             if durable:
-                self.broker.definitions.save_exchange(self.name, exchange)
+                try:
+                    self.broker.definitions.save_exchange(self.name, exchange)
+                except StorageError:
+                    self.routing.delete_exchange(name)  # not declared: the next try finds it so
+                    raise
             return
         resource = self.rs_exchange(name)
         for key, received, current in (
@@ -175,7 +180,11 @@ class VHost:
             raise precondition_failed(str(error)) from error
         binding = Binding(source, kind, destination, key, arguments)
         if new and self._durable(binding):
-            self.broker.definitions.save_binding(self.name, binding)
+            try:
+                self.broker.definitions.save_binding(self.name, binding)
+            except StorageError:
+                self.routing.unbind(source, kind, destination, key, arguments)
+                raise
 
     def unbind(
         self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table

@@ -71,13 +71,13 @@ class Network:
             return
         self.broker.progress()
         self.broker.pump()
+        store.commit()  # what held-back events brought, if a tx.commit let them go on
         if self.held_back and not store.congested:
             self.resume_readers()
 
     def resume_readers(self) -> None:
-        """Let those who were held back look again."""
-        held_back, self.held_back = self.held_back, set()
-        for session in held_back:
+        """Let those go on who were held back and need not be any more."""
+        for session in [session for session in self.held_back if not session.must_wait]:
             session.resume()
 
     def _flush(self) -> None:

@@ -34,6 +34,8 @@ RECEIVE_LARGE_BYTES = 1024 * 1024
 LARGE_FRAME_BYTES = 16 * 1024
 # A peer that has not finished its handshake by then is not a client (rabbit_reader).
 HANDSHAKE_S = 10.0
+# How long a peer that reads slowly may take to read what was written before the end.
+LAST_WORDS_S = 5.0
 
 
 class Session:
@@ -66,6 +68,11 @@ class Session:
         return False
 
     @property
+    def overfull(self) -> bool:
+        """The outbox holds more than it ever should."""
+        return self._outbox.overfull
+
+    @property
     def frame_max(self) -> int:
         """Negotiated, in bytes."""
         return self._core.frame_max
@@ -86,9 +93,8 @@ class Session:
         self._mark()
 
     def disconnect(self, *, after_s: float = 0.0) -> None:
-        """Close when the outbox is empty, and at the latest after that many seconds.
-
-        With a delay the socket stays open for the peer's answer, or to make it wait.
+        """Close when what was written is out, at the latest LAST_WORDS_S from now; with a delay,
+        not before: the socket stays open for the peer's answer, or to make it wait.
         """
         self._closing_at_s = self._network.broker.now_s() + after_s
         self._resume.set()  # a reader that is held back reads the peer's answer
@@ -177,18 +183,31 @@ class Session:
             if not data:
                 return
             self.received_at_s = network.broker.now_s()
-            client.handle_events(core.receive(data))
+            for event in core.receive(data):
+                client.handle_events((event,))
+                if self._outbox.overfull:  # hundreds of basic.get may stand in one read
+                    network.end_tick()
+                    await self._wait_to_read()
             network.end_tick()
-            while not client.closing and (
-                client.blocked
-                or client.held_events
-                or (network.congested and client.publishes)
-                or self._outbox.overfull
-            ):
-                self._resume = trio.Event()
-                network.held_back.add(self)
-                await self._resume.wait()
-                network.held_back.discard(self)
+            await self._wait_to_read()
+
+    @property
+    def must_wait(self) -> bool:
+        """The client is not to be read: an alarm, a slow disk, a commit, or unread answers."""
+        client = self.client
+        return not client.closing and bool(
+            client.blocked
+            or client.held_events
+            or (self._network.congested and client.publishes)
+            or self._outbox.overfull
+        )
+
+    async def _wait_to_read(self) -> None:
+        while self.must_wait:
+            self._resume = trio.Event()
+            self._network.held_back.add(self)
+            await self._resume.wait()
+            self._network.held_back.discard(self)
 
     def cut(self) -> None:
         """Close the socket now."""
@@ -205,7 +224,8 @@ class Session:
         """Once a second: heartbeats, and deadlines that have passed."""
         client = self.client
         if self._closing_at_s is not None:
-            if self._closing_at_s <= now_s:
+            deadline_s = self._closing_at_s + (LAST_WORDS_S if self._outbox else 0)
+            if deadline_s <= now_s:
                 self._scope.cancel()
             return
         if client.vhost is None and now_s - self.started_at_s > HANDSHAKE_S:

@@ -22,7 +22,6 @@ from qlog.server.amqp.errors import AMQPError, HardError, SoftError
         (errors.command_invalid, 503, HardError),
         (errors.channel_error, 504, HardError),
         (errors.unexpected_frame, 505, HardError),
-        (errors.resource_error, 506, HardError),
         (errors.not_allowed, 530, HardError),
         (errors.not_implemented, 540, HardError),
         (errors.internal_error, 541, HardError),

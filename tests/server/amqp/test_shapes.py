@@ -5,6 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlog.server.amqp.connection import Publishes
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.properties import Properties, encode_properties, scan
 from qlog.server.amqp.shapes import (
@@ -15,6 +16,7 @@ from qlog.server.amqp.shapes import (
     Shapes,
 )
 from qlog.server.amqp.values import Table
+from tests.server.amqp.conversation import body, header, hear, message, method, publish, running
 
 TEXTS = st.text(max_size=9)
 HEADERS: st.SearchStrategy[Table] = st.dictionaries(
@@ -96,3 +98,23 @@ def test_learning_stops_where_shapes_do_not_come_back() -> None:
     shapes.recognised = RECOGNISED_PER_SHAPE
     shapes.learn(frames[100], traits)
     assert list(shapes) == [frames[100][:SHAPE_HEAD_BYTES]]
+
+
+def test_a_shape_is_of_one_channel() -> None:
+    """Content frames of two channels in turn, both of a known shape, stay with their publishes."""
+    connection = running()
+    hear(connection, method(2, 20, 10, b"\0"))
+    properties = encode_properties(Properties(message_id="abc", headers={"a": 1}))
+    for channel in (1, 2):
+        for text in (b"one", b"other"):  # two, so that the shape is learnt and recognised
+            hear(connection, message(text, properties, key="k", ch=channel))
+    first = publish(1, "to-first"), header(5, properties, channel=1), body(b"first", 1)
+    second = publish(2, "to-second"), header(6, properties, channel=2), body(b"second", 2)
+    data = second[0] + first[0] + second[1] + second[2] + first[1] + first[2]
+    told = [
+        (event.channel, run.methods[0].routing_key, run.bodies)
+        for event in hear(connection, data)
+        if isinstance(event, Publishes)
+        for run in event.runs
+    ]
+    assert told == [(2, "to-second", [b"second"]), (1, "to-first", [b"first"])]

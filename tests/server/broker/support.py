@@ -60,6 +60,7 @@ class ListSink:
 
     def __init__(self, core: Connection) -> None:
         self.full = False
+        self.overfull = False
         self.data = bytearray()
         self.closed_after_s: float | None = None
         self._core = core
