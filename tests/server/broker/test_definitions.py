@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 
+import pytest
+
 from qlog.server.amqp import spec
 from qlog.server.amqp.values import Table, decode_table, encode_table
+from qlog.storage.errors import DirectoryUnreadable
 from tests.server.broker.support import Bench, Peer, make
 
 # Every type that a field table can carry, by its letter, as octets: values keep theirs.
@@ -136,3 +139,30 @@ def test_first_start_makes_the_default_user_once(bench: Bench) -> None:
     bench.restart()
     assert bench.broker.users["guest"].password_hash == user.password_hash
     assert bench.broker.users["guest"].permissions == {"/": (".*", ".*", ".*")}
+
+
+def test_what_could_not_be_saved_is_not_there(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk refuses the definition; the next try is told the truth, and lasts."""
+    peer.declare("q")
+    declare = make(spec.ExchangeDeclare, exchange="e", type="direct", durable=True)
+    bind = make(spec.QueueBind, queue="q", exchange="e", routing_key="k")
+    for name, method, reply in (
+        ("save_exchange", declare, spec.ExchangeDeclareOk),
+        ("save_binding", bind, spec.QueueBindOk),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.broker.definitions, name, _fail)
+            failing = Peer(bench)
+            failing.send(1, method)
+            (close,) = failing.hear()
+            assert isinstance(close, spec.ConnectionClose) and close.reply_code == 541
+        Peer(bench).ask(1, method, reply)
+    bench.restart()
+    routing = bench.broker.vhosts["/"].routing
+    assert routing.route("e", ["k"], dict).queues == ("q",)
+
+
+def _fail(*_: object) -> None:
+    raise DirectoryUnreadable("the catalog cannot be written: no space")
