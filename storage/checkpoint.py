@@ -143,7 +143,11 @@ def write(
 
 
 def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
-    """Write the transients; those for which there is no space stay in memory."""
+    """Write the transients; those for which there is no space stay in memory.
+
+    The index gets no pointer for these: it is complete up to them only, so that a restart takes
+    the gaps for what they are.
+    """
     while snapshot.transients:
         transient = snapshot.transients[0]
         origin = transient.run.origin
@@ -155,6 +159,9 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
         except OSError as error:
             if not is_full(error):
                 raise
+            for left in snapshot.transients:
+                for update, first in left.owners:
+                    update.placed_upto = min(update.placed_upto, first)
             return
         snapshot.spilled.append((transient.run, segment_id, positions, lengths))
         for update, first in transient.owners:

@@ -614,6 +614,11 @@ class Store(Generic[M]):
             run.positions = positions
             run.lengths = lengths
             run.indexed = True
+        for transient in snapshot.transients:  # no space for them: again with the next one
+            for update, _ in transient.owners:
+                lane = self._lanes.get(update.lane_id)
+                if lane is not None:
+                    self._changes.dirty.add(lane)
         self._snapshot = None
         for run in snapshot.runs:
             run.indexed = True

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,58 @@ def test_transient_messages_leave_memory_and_do_not_survive(bench: Bench) -> Non
     assert lane.next_qseq == 54
     assert not contents(bench.store.lane(other.id))
     assert not list((bench.directory / "spill").iterdir())
+    bench.store.close()
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_transients_that_cannot_be_spilled_leave_their_queue_readable(
+    bench: Bench, attempts: int
+) -> None:
+    lane, other = new_lane(bench.store), new_lane(bench.store)
+    publish(bench.store, [lane], [b"kept"] * 5)
+    publish(bench.store, [other, lane], [b"gone"], persistent=False)
+    publish(bench.store, [lane], [b"gone too"], persistent=False)
+    publish(bench.store, [lane], [b"kept"] * 4)
+    written = bench.disk.write
+
+    def write(file: int, buffers: Sequence[bytes], offset: int) -> None:
+        if bench.disk.names_open[file].startswith("spill/"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(file, buffers, offset)
+
+    bench.disk.write = write  # type: ignore[method-assign]
+    for _ in range(attempts):
+        assert bench.store.checkpoint()
+    assert len(contents(lane)) == 11 and len(contents(other)) == 1
+    bench.restart()
+    lane = bench.store.lane(lane.id)
+    assert sorted(contents(lane)) == [0, 1, 2, 3, 4, 7, 8, 9, 10] and lane.alive == 9
+    assert set(contents(lane).values()) == {b"kept"}
+    assert not contents(bench.store.lane(other.id))
+    bench.store.close()
+
+
+def test_transients_are_spilled_when_there_is_space_again(bench: Bench) -> None:
+    lane, dropped = new_lane(bench.store), new_lane(bench.store)
+    publish(bench.store, [lane, dropped], [b"x" * 100] * 50, persistent=False)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    written = bench.disk.write
+
+    def write(file: int, buffers: Sequence[bytes], offset: int) -> None:
+        if bench.disk.names_open[file].startswith("spill/"):
+            raise full
+        written(file, buffers, offset)
+
+    bench.disk.write = write  # type: ignore[method-assign]
+    assert bench.store.checkpoint()
+    assert bench.store.cache_bytes > 5000
+    bench.store.drop(dropped)
+    assert bench.store.checkpoint()
+    bench.disk.write = written  # type: ignore[method-assign]
+    bench.tick(5.0)  # nothing happened to the lane: it is still to be written
+    run_all(bench)
+    assert bench.store.cache_bytes < 1000
+    assert list(contents(lane).values()) == [b"x" * 100] * 50
     bench.store.close()
 
 
