@@ -171,12 +171,19 @@ class Store(Generic[M]):
     # -- lanes
 
     def new_lane_id(self) -> int:
-        """An id that was never used in this directory. Sometimes a sync commit of the catalog."""
+        """An id that was never used in this directory. Sometimes a sync commit of the catalog.
+
+        Raises DirectoryUnreadable when that cannot be written.
+        """
         identity = self._identity
         if self._lane_id_next >= identity.lane_ids_reserved:
             self._lane_id_next = identity.lane_ids_reserved
             identity.lane_ids_reserved += _LANE_IDS_RESERVED
-            identity.save(self.catalog)
+            try:
+                identity.save(self.catalog)
+            except BaseException:  # an id that was not reserved must never be given
+                identity.lane_ids_reserved = self._lane_id_next
+                raise
         lane_id = self._lane_id_next
         self._lane_id_next += 1
         return lane_id

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlog.storage.errors import SyncFailed
+from qlog.storage.errors import DirectoryUnreadable, SyncFailed
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 from tests.storage.support import (
@@ -454,6 +454,24 @@ def test_metas_of_one_run_may_differ(bench: Bench) -> None:
     part = bench.store.lane(lane.id).read(0, 10, 10_000)
     assert part is not None and part.metas == metas and part.bodies == bodies
     abandon(bench.store)
+
+
+def test_a_lane_id_that_could_not_be_reserved_is_not_given(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(kind: str, name: str, value: bytes) -> None:
+        raise DirectoryUnreadable("the catalog cannot be written: No space left on device")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(bench.store.catalog, "put", put)
+        for _ in range(2):
+            with pytest.raises(DirectoryUnreadable):
+                bench.store.new_lane_id()
+    lane = new_lane(bench.store)
+    bench.restart()
+    assert bench.store.lane(lane.id).alive == 0
+    assert bench.store.new_lane_id() > lane.id
+    bench.store.close()
 
 
 def test_definitions_are_kept_and_undone_together(bench: Bench) -> None:
