@@ -26,7 +26,7 @@ from qlog.storage.datadir import Identity, mark_doubt
 from qlog.storage.disk import Disk, OSDisk
 from qlog.storage.errors import SyncFailed, is_full
 from qlog.storage.format import PERSISTENT, pack_run
-from qlog.storage.index import SPILL, IndexDoubt
+from qlog.storage.index import SPILL
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
 from qlog.storage.ledger import (
     DELIVERED,
@@ -303,14 +303,10 @@ class Store(Generic[M]):
         """Take what the store's threads have done, and give them more."""
         for result in self._commit_worker.take():
             self._committing = False
-            if isinstance(result, CommitResult):
-                self._committed(result)
-            else:
-                assert isinstance(result, BaseException)
-                self._fail(result)
+            self._take(self._committed, result)
         for result in self._maintenance.take():
             self._maintaining -= 1
-            self._maintained(result)
+            self._take(self._maintained, result)
         self.commit()
 
     def request_sync(self) -> int:
@@ -481,7 +477,18 @@ class Store(Generic[M]):
             self._committing = True
             self._commit_worker.submit(self._committer.bind(job))
 
-    def _committed(self, result: CommitResult) -> None:
+    def _take(self, take: Callable[[object], None], result: object) -> None:
+        """Whatever goes wrong with a result is final: what it had to say is lost."""
+        try:
+            take(result)
+        except Exception as error:  # noqa: BLE001 - latched: nothing is confirmed after it
+            self._fail(error)
+
+    def _committed(self, result: object) -> None:
+        if isinstance(result, BaseException):
+            self._fail(result)
+            return
+        assert isinstance(result, CommitResult)
         job = result.job
         log = self._log
         if result.written:
@@ -607,8 +614,8 @@ class Store(Generic[M]):
             self._fail(done.failure)
             return
         if done.doubt is not None:
-            self._doubt(done.doubt)
             self._fail(done.doubt)
+            mark_doubt(self._disk, self._paths)  # the next start is to rebuild the index
             return
         if done.full:
             self._checkpoint_full = True
@@ -720,10 +727,6 @@ class Store(Generic[M]):
         except (OSError, SyncFailed) as error:
             return _Unlinked([], error)
         return _Unlinked([*segment_ids, *spilled], None)
-
-    def _doubt(self, doubt: IndexDoubt) -> None:
-        """The index is wrong: the next start is to rebuild it."""
-        mark_doubt(self._disk, self._paths)
 
     def _quiesce(self, timeout_s: float) -> bool:
         """Block until no thread of the store is at work; False when that takes too long."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlog.storage.errors import DirectoryUnreadable, SyncFailed
+from qlog.storage.index import IndexDoubt
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 from tests.storage.support import (
@@ -471,6 +472,48 @@ def test_a_lane_id_that_could_not_be_reserved_is_not_given(
     bench.restart()
     assert bench.store.lane(lane.id).alive == 0
     assert bench.store.new_lane_id() > lane.id
+    bench.store.close()
+
+
+def test_a_doubt_that_cannot_be_marked_is_still_final(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"a"])
+    assert bench.store.settle_down()
+
+    def apply(*_: object) -> None:
+        raise IndexDoubt("a row is damaged")
+
+    monkeypatch.setattr(bench.store._index, "apply", apply)
+    bench.disk.fail = lambda asked: (
+        OSError(errno.EIO, "Input/output error") if asked == "sync_directory" else None
+    )
+    bench.tick(5.0)
+    run_all(bench)
+    assert isinstance(bench.store.failure, IndexDoubt)
+    assert not bench.store.settle_down()
+    bench.disk.fail = lambda asked: None
+    bench.store.close()
+
+
+def test_a_result_that_cannot_be_taken_is_final_and_the_others_are_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"a"])
+    bench.store.commit()
+    bench.commits.run_one()
+    bench.maintenance.wait()
+    error = RuntimeError("a bug")
+
+    def advance(durable_lsn: int) -> None:
+        raise error
+
+    monkeypatch.setattr(bench.store._cache, "advance", advance)
+    bench.store.advance()
+    assert bench.store.failure is error
+    assert not bench.store._committing and not bench.store._maintaining
     bench.store.close()
 
 
