@@ -453,11 +453,15 @@ class Store(Generic[M]):
             return
         batches = [] if self._log_held else self._log.take_batches()
         job = CommitJob(batches, self.durable_lsn)
-        if not self._log_held and not self._ledger_held:
+        snapshot = self._snapshot
+        # Until the ledger has what a snapshot has, it gets no more: what came after the snapshot
+        # must lie behind the position that the index remembers.
+        flushable = snapshot is None or snapshot.ledger is not None
+        if not self._log_held and not self._ledger_held and flushable:
             job.ticket = self._sync_requested
         if not self._ledger_held:
             job.ledger_sync = self._ledger_sync_due or job.ticket > self.synced
-            if (  # else acks gather: a confirm is to cost no more than its own write and sync
+            if flushable and (  # else acks gather: a confirm costs no more than its write and sync
                 self._acks_due
                 or job.ledger_sync
                 or self._checkpoint_wanted

@@ -361,6 +361,27 @@ def test_a_full_disk_holds_the_batch_until_there_is_space(bench: Bench) -> None:
     other.close()
 
 
+def test_acks_made_while_a_checkpoint_waits_for_space_stay(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 10)
+    assert bench.store.settle_down()
+    lane.settle(0, 1)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    bench.disk.fail = lambda asked: full if asked == "write" else None
+    bench.tick(5.0)  # a checkpoint is gathered, and the ledger cannot take its part
+    run_all(bench)
+    assert bench.store.full and bench.store._snapshot is not None
+    lane.settle(1, 1)
+    ticket = bench.store.request_sync()
+    bench.disk.fail = lambda asked: None
+    bench.tick(0.5)
+    run_all(bench)
+    assert bench.store.synced >= ticket and bench.store._snapshot is None
+    bench.restart()
+    assert sorted(contents(bench.store.lane(lane.id))) == list(range(2, 10))
+    bench.store.close()
+
+
 def test_space_comes_back_on_a_full_disk_when_messages_are_settled(bench: Bench) -> None:
     """No new segment can be made: checkpoints and unlinks go on without one."""
     lane = new_lane(bench.store)
