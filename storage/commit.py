@@ -22,9 +22,9 @@ from qlog.storage.ledger import LedgerPosition, LedgerWriter, Records
 from qlog.storage.log import PendingBatch
 from qlog.storage.segment import Nursery
 
-# Smaller pieces than this, on average, are joined: a copy is cheaper than many buffers. (The kernel
-# takes 1024 of them, which 4 MiB of larger ones never are.)
+# Smaller pieces than this, on average, are joined: a copy is cheaper than many buffers.
 _PIECE_BYTES_MIN = 8192
+_PIECES_MAX = 1000  # the kernel takes 1024 buffers, headers included
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class Committer:
             while end < len(batches) and batches[end].segment is segment:
                 batch = batches[end]
                 body = batch.parts
-                if batch.size < len(body) * _PIECE_BYTES_MIN:
+                if len(body) > _PIECES_MAX or batch.size < len(body) * _PIECE_BYTES_MIN:
                     body = [b"".join(body)]
                 seed = place_seed(self._uuid, segment.segment_id, batch.position)
                 header = pack_batch(
@@ -157,10 +157,12 @@ class Committer:
 
     def _open(self, segment_id: int, size: int) -> None:
         if segment_id != self._segment_id:
-            file = self._nursery.take(segment_id, size)
+            # The old file first, which is synced: on a full disk it may be the last that holds on to
+            # the space of an unlinked segment.
             if self._file >= 0:
-                self._disk.close(self._file)
-            self._file = file
+                file, self._file, self._segment_id = self._file, -1, -1
+                self._disk.close(file)
+            self._file = self._nursery.take(segment_id, size)
             self._segment_id = segment_id
 
 

@@ -30,6 +30,7 @@ from qlog.storage.lane import M, Pointers
 
 _FILES_MAX = 64
 _METAS_MAX = 4096
+_META_BYTES_MAX = 1024  # larger ones are not remembered: 4096 of them would be much
 _SPAN_BYTES_MAX = 1 << 20  # one read
 _GAP_BYTES_MAX = 16 << 10  # rather read so many bytes of others than make another call
 _AHEAD_BYTES = 1 << 20
@@ -95,9 +96,11 @@ class Reader(Generic[M]):
         known = self._metas
         meta = known.get((packed, body_bytes))
         if meta is None:
-            if len(known) >= _METAS_MAX:
-                known.clear()
-            meta = known[packed, body_bytes] = self._decode(packed, body_bytes)
+            meta = self._decode(packed, body_bytes)
+            if len(packed) <= _META_BYTES_MAX:
+                if len(known) >= _METAS_MAX:
+                    known.clear()
+                known[packed, body_bytes] = meta
         return meta
 
     def forget(self, segment_id: int) -> None:
@@ -204,7 +207,7 @@ class Reader(Generic[M]):
     def _corrupt(self, segment_id: int, position: int) -> CorruptLog:
         return CorruptLog(
             f"{self._path(segment_id)} is damaged at byte {position}: a message there is not what "
-            "was written; run `qlog inspect verify`"
+            "was written; run `qlog inspect segments`"
         )
 
 

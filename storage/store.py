@@ -25,7 +25,7 @@ from qlog.storage.commit import CommitJob, CommitResult, Committer
 from qlog.storage.datadir import Identity, mark_doubt
 from qlog.storage.disk import Disk, OSDisk
 from qlog.storage.errors import SyncFailed, is_full
-from qlog.storage.format import PERSISTENT, pack_run
+from qlog.storage.format import PERSISTENT, TARGET_BYTES, pack_run
 from qlog.storage.index import SPILL
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
 from qlog.storage.ledger import (
@@ -241,7 +241,8 @@ class Store(Generic[M]):
             return self._log.lsn
         settings = self.settings
         if count > 1 and (
-            count > settings.batch_records_max or sum(map(len, bodies)) > settings.batch_bytes_max
+            count > settings.batch_records_max
+            or sum(map(len, bodies)) + count * TARGET_BYTES * len(lanes) > settings.batch_bytes_max
         ):
             half = count // 2
             self.append(lanes, metas[:half], bodies[:half], persistent=persistent, now_ms=now_ms)
@@ -451,6 +452,13 @@ class Store(Generic[M]):
         """Give the commit thread all there is to write, if it is idle."""
         if self._committing or self.failure is not None:
             return
+        try:
+            self._submit_job()
+        except Exception as error:
+            self._fail(error)  # batches may have been taken: nothing behind them may be confirmed
+            raise
+
+    def _submit_job(self) -> None:
         batches = [] if self._log_held else self._log.take_batches()
         job = CommitJob(batches, self.durable_lsn)
         snapshot = self._snapshot

@@ -95,7 +95,7 @@ def _tune_interpreter() -> None:
     700 of them costs a tenth of the time. And the commit thread, back from the disk, should
     not wait the usual 5 ms for its turn: publishers wait for what it has to say."""
     gc.freeze()
-    gc.set_threshold(200_000, 20, 50)
+    gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.0005)
 
 
