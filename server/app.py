@@ -145,10 +145,12 @@ async def _close_clients(network: Network) -> None:
         reason = internal_error("the storage failed; nothing can be confirmed any more")
     else:
         reason = connection_forced("broker forced connection closure with reason 'shutdown'")
-    network.broker.close_clients(reason)
-    network.end_tick()
-    await network.drain(CLOSE_S)
-    network.cut()
+    try:
+        network.broker.close_clients(reason)
+        network.end_tick()
+        await network.drain(CLOSE_S)
+    finally:
+        network.cut()
 
 
 class _ResourceWatch:

@@ -53,7 +53,6 @@ class Traits(NamedTuple):
 
 TRANSIENT, PERSISTENT = 1, 2  # delivery modes
 
-NO_PROPERTIES = b"\x00\x00"
 
 _SHORTSTR, _TABLE, _OCTET, _TIMESTAMP = range(4)
 _KINDS = {"headers": _TABLE, "delivery_mode": _OCTET, "priority": _OCTET, "timestamp": _TIMESTAMP}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.errors import access_refused, not_implemented, precondition_failed
+from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, precondition_failed
 from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.recognise import PublishRun
 from qlog.server.amqp.values import Value, type_name
@@ -76,13 +76,20 @@ class Publisher:
                     self._sequence += len(bodies)
                     if not targets.queues:
                         self._past_queues(targets, methods, envelopes, bodies)
-        finally:
-            if batch is not None:
-                self._store(batch)
-            if self.confirming:
-                self._await_durability()
+        except AMQPError:
+            self._finish(batch)
+            raise
+        self._finish(batch)
 
     # -- storing -----------------------------------------------------------------------------
+
+    def _finish(self, batch: Batch | None) -> None:
+        """Store what is left and let it be confirmed. Not reached when storing failed: a batch must
+        not be stored twice, nor confirmed on the word of a second try."""
+        if batch is not None:
+            self._store(batch)
+        if self.confirming:
+            self._await_durability()
 
     def _store(self, batch: Batch) -> None:
         if not batch[0].queues:

@@ -122,11 +122,14 @@ def _declare_reply_to(channel: Channel, name: str, nowait: bool) -> None:
         channel.send(spec.QueueDeclareOk(name, 0, 1))
 
 
-def queue_bind(channel: Channel, method: spec.QueueBind) -> None:
+def _queue_and_key(channel: Channel, method: spec.QueueBind | spec.QueueUnbind) -> tuple[str, str]:
+    """With neither queue nor key given, the last declared queue stands for both."""
     name = queue_name(channel, method.queue)
-    key = method.routing_key
-    if not method.queue and not key:
-        key = name
+    return name, method.routing_key or ("" if method.queue else name)
+
+
+def queue_bind(channel: Channel, method: spec.QueueBind) -> None:
+    name, key = _queue_and_key(channel, method)
     _not_default(method.exchange)
     queue = channel.vhost.queues.get(name)
     if queue is not None:
@@ -137,10 +140,7 @@ def queue_bind(channel: Channel, method: spec.QueueBind) -> None:
 
 
 def queue_unbind(channel: Channel, method: spec.QueueUnbind) -> None:
-    name = queue_name(channel, method.queue)
-    key = method.routing_key
-    if not method.queue and not key:
-        key = name
+    name, key = _queue_and_key(channel, method)
     _not_default(method.exchange)
     channel.vhost.unbind(_clean(method.exchange), "queue", name, key, method.arguments)
     channel.send(spec.QueueUnbindOk())

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
+from qlog.server.amqp.frames import Buffer
+
 # Beyond this, deliveries stop until the client has read; RabbitMQ's writer keeps about as much.
 OUTBOX_BYTES_MAX = 1024 * 1024
 # Beyond this, the client is not read either: what it asks for is not to pile up here. Far above what
@@ -14,8 +16,6 @@ OUTBOX_BYTES_MAX = 1024 * 1024
 OVERFULL_BYTES = 64 * OUTBOX_BYTES_MAX
 # Buffers a sendmsg; the kernel's limit is 1024.
 BUFFERS_MAX = 256
-
-Buffer = bytes | memoryview
 
 
 class Outbox:

@@ -164,9 +164,11 @@ class Session:
                         self._nursery = None  # it closes: no writer can start any more
                     nursery.cancel_scope.cancel()
         finally:
-            self.client.lost()
-            self._outbox.clear()
-            self._socket.close()
+            try:
+                self.client.lost()
+            finally:
+                self._outbox.clear()
+                self._socket.close()
             self._network.end_tick()
 
     async def _read(self) -> None:

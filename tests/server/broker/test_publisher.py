@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qlog.server.amqp import spec
@@ -408,3 +410,27 @@ def test_queue_deleted_before_the_commit_gets_nothing(bench: Bench, transacting:
 def test_modes_exclude_each_other(peer: Peer, methods: list[spec.Method], text: str) -> None:
     peer.send(1, *methods)
     assert peer.refused() == ("channel", 406, f"PRECONDITION_FAILED - {text}")
+
+
+def test_what_could_not_be_stored_is_not_confirmed(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer.declare("q")
+    peer.ask(1, make(spec.ConfirmSelect), spec.ConfirmSelectOk)
+
+    append = bench.broker.store.append
+    calls: list[object] = []
+
+    def fail_once(*args: Any, **options: Any) -> int:
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeError("append failed")
+        return append(*args, **options)
+
+    monkeypatch.setattr(bench.broker.store, "append", fail_once)
+    # Two batches in one read: the first fails, and neither is it tried again nor anything confirmed.
+    peer.send(1, message(1, "q", b"lost"), message(1, "q", b"kept", persistent=False))
+    said = peer.hear()
+    assert len(calls) == 1
+    assert not [method for method in said if isinstance(method, spec.BasicAck)]
+    assert isinstance(said[-1], spec.ConnectionClose) and said[-1].reply_code == 541
