@@ -8,16 +8,27 @@ and never returned. The environment must not be used across a fork.
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from qlog.storage.environment import open_environment
 from qlog.storage.errors import DirectoryUnreadable
 
 _HASH = struct.Struct("<Q")
 _NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and hashed
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An entry. A damaged one has no value, and its name is what its key says (cut, when long)."""
+
+    kind: str
+    name: str
+    value: bytes | None
 
 
 class Catalog:
@@ -26,22 +37,16 @@ class Catalog:
     All methods raise DirectoryUnreadable on damage; those that write, when they cannot, too.
     """
 
-    def __init__(self, directory: Path, *, map_bytes: int, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, map_bytes: int, read_only: bool = False, lock: bool = True
+    ) -> None:
+        """`lock=False`: read without a lock file, see `open_environment`."""
         self._transaction: lmdb.Transaction | None = None
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
         try:
-            self._env = lmdb.open(
-                str(directory),
-                map_size=map_bytes,
-                max_dbs=4,
-                readonly=read_only,
-                create=not read_only,
-                sync=True,
-                metasync=True,
-                writemap=False,
-                readahead=False,
-                mode=0o640,
+            self._env = open_environment(
+                directory, map_bytes=map_bytes, dbs_max=4, read_only=read_only, lock=lock
             )
             self._entries = self._env.open_db(b"entries", create=not read_only)
         except lmdb.Error as error:
@@ -81,18 +86,18 @@ class Catalog:
         for key, row in rows:
             yield _check(key, row)
 
-    def rows(self) -> Iterator[tuple[str, str | None, bytes]]:
-        """Every row, damaged ones too: (kind, name, value), the name None where it is damaged."""
+    def rows(self) -> Iterator[Row]:
+        """Every entry, damaged ones too."""
         with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
             rows = [(bytes(key), bytes(value)) for key, value in cursor]
         for key, row in rows:
-            kind = key.partition(b"\0")[0].decode(errors="replace")
+            kind, _, key_name = (part.decode(errors="replace") for part in key.partition(b"\0"))
             try:
                 name, value = _check(key, row)
             except DirectoryUnreadable:
-                yield kind, None, row
+                yield Row(kind, key_name, None)
             else:
-                yield kind, name, value
+                yield Row(kind, name, value)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

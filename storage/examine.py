@@ -1,13 +1,15 @@
 """A look at a data directory that changes nothing: running, stopped, copied or damaged.
 
 Takes no lock, writes nothing, and gives everything that can be decoded together with a verdict of
-its checksums; what is damaged is returned as such, never left out. LMDB is opened read-only where
-it lies when a broker runs on it (its reader table keeps pages from being reused meanwhile), and
-from a copy when none does. What is written during the look may be seen or not.
+its checksums; what is damaged is returned as such, never left out. LMDB is opened read-only: with
+its lock file when a broker runs on it (its reader table keeps pages from being reused meanwhile),
+without when none does. What is written during the look may be seen or not.
 """
 
-import shutil
-import tempfile
+import fcntl
+import os
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,15 +92,8 @@ class Examination:
 
     @property
     def running(self) -> bool:
-        """Whether a broker holds the lock now. (To know, the lock is taken for an instant.)"""
-        try:
-            file = self._disk.open(self.paths.lock)
-        except FileNotFoundError:
-            return False
-        try:
-            return not self._disk.lock(file)
-        finally:
-            self._disk.close(file)
+        """Whether a broker has the directory open. Raises PermissionError."""
+        return is_open(self.paths.catalog)
 
     # -- log and ledger
 
@@ -164,22 +159,22 @@ class Examination:
     @contextmanager
     def catalog(self) -> Iterator[Catalog]:
         """The definitions, read-only."""
-        with self._readable(self.paths.catalog) as directory:
-            catalog = Catalog(directory, map_bytes=_MAP_BYTES, read_only=True)
-            try:
-                yield catalog
-            finally:
-                catalog.close()
+        catalog = Catalog(
+            self.paths.catalog, map_bytes=_MAP_BYTES, read_only=True, lock=self.running
+        )
+        try:
+            yield catalog
+        finally:
+            catalog.close()
 
     @contextmanager
     def index(self) -> Iterator[Index]:
         """The index, read-only; raises IndexDoubt when it is missing or cannot be opened."""
-        with self._readable(self.paths.index) as directory:
-            index = Index(directory, map_bytes=_MAP_BYTES, read_only=True)
-            try:
-                yield index
-            finally:
-                index.close()
+        index = Index(self.paths.index, map_bytes=_MAP_BYTES, read_only=True, lock=self.running)
+        try:
+            yield index
+        finally:
+            index.close()
 
     # -- inside
 
@@ -213,13 +208,25 @@ class Examination:
         if used < end:
             yield Stretch(used, end, Verdict.BLANK, None, None)
 
-    @contextmanager
-    def _readable(self, directory: Path) -> Iterator[Path]:
-        if not directory.is_dir() or self.running:
-            yield directory
-            return
-        with tempfile.TemporaryDirectory(prefix="qlog-") as copy:
-            target = Path(copy) / directory.name
-            target.mkdir()
-            shutil.copy(directory / "data.mdb", target)
-            yield target
+
+def is_open(environment: Path) -> bool:
+    """Whether another process has this LMDB environment open. Raises PermissionError.
+
+    All who have one open share a lock on its lock file. The system is asked whether anybody has;
+    nothing is locked for that, and nothing changed.
+    """
+    try:
+        file = os.open(environment / "lock.mdb", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *_FLOCK_ASKED))
+    finally:
+        os.close(file)
+    return int(struct.unpack(_FLOCK, answer)[_FLOCK_TYPE]) != fcntl.F_UNLCK
+
+
+# struct flock: type, whence, start, length, pid on Linux; elsewhere start, length, pid, type, whence
+# and perhaps a system's id
+_FLOCK, _FLOCK_TYPE = ("hhqqi", 0) if sys.platform == "linux" else ("qqihhi", 3)
+_FLOCK_ASKED = [fcntl.F_WRLCK if at == _FLOCK_TYPE else 0 for at in range(len(_FLOCK))]

@@ -25,6 +25,7 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest
 
+from qlog.storage.environment import open_environment
 from qlog.storage.format import FORMAT_VERSION
 from qlog.storage.lane import BLOCK, FULL, Pointers
 from qlog.storage.ledger import LedgerPosition
@@ -99,21 +100,15 @@ class Live:
 class Index:
     """An open index. All methods raise IndexDoubt on damage, lmdb.Error when the disk fails."""
 
-    def __init__(self, directory: Path, *, map_bytes: int, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, map_bytes: int, read_only: bool = False, lock: bool = True
+    ) -> None:
+        """`lock=False`: read without a lock file, see `open_environment`."""
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
         try:
-            self._env = lmdb.open(
-                str(directory),
-                map_size=map_bytes,
-                max_dbs=8,
-                readonly=read_only,
-                create=not read_only,
-                sync=True,
-                metasync=True,
-                writemap=False,
-                readahead=False,
-                mode=0o640,
+            self._env = open_environment(
+                directory, map_bytes=map_bytes, dbs_max=8, read_only=read_only, lock=lock
             )
             create = not read_only
             self._blocks = self._env.open_db(b"blocks", create=create)

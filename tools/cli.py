@@ -1,17 +1,44 @@
-"""The `qlog` command. Each subcommand imports what it needs when it runs, so that all start fast."""
+"""The `qlog` command. Each subcommand imports what it needs when it runs, so that all start fast.
+
+A wrong option ends with status 2 and two lines: what is wrong, and how to ask for help.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from qlog import __version__
 from qlog.tools.inspect import app as inspect
 from qlog.tools.serve import serve
 
+# What typer raises for wrong options; where the class is defined depends on its version.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+class _Commands(typer.core.TyperGroup):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, and end the process."""
+        try:
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except _UsageError as error:
+            message = error.format_message()
+            if not message or "\n" in message:  # no command was given: the message is the help
+                error.show()
+            else:
+                command = error.ctx.command_path if error.ctx else "qlog"
+                print(f"qlog: {message[0].lower()}{message[1:]}", file=sys.stderr)
+                print(f"see `{command} --help`", file=sys.stderr)
+            sys.exit(error.exit_code)
+        sys.exit(status)
+
+
 app = typer.Typer(
     name="qlog",
+    cls=_Commands,
     help="A durable message broker that speaks AMQP 0-9-1.",
     no_args_is_help=True,
     rich_markup_mode=None,  # errors as plain lines, also for those who read logs

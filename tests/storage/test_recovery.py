@@ -473,5 +473,20 @@ def test_an_examination_names_the_damage_and_changes_nothing(
     with examination.index() as index:
         assert index.checkpoint() is not None
     with examination.catalog() as catalog:
-        assert [kind for kind, _, _ in catalog.rows()] == ["storage"]
+        assert [row.kind for row in catalog.rows()] == ["storage"]
     assert image(directory) == before
+
+
+def test_a_catalog_cut_off_is_refused_and_an_index_is_rebuilt(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"kept"])
+    bench.store.close()
+    os.truncate(bench.directory / "index.lmdb" / "data.mdb", 8192)
+    bench.open()
+    assert "cut off" in bench.store.report.index_rebuilt
+    assert contents(bench.store.lane(lane.id)) == {0: b"kept"}
+    bench.store.close()
+    os.truncate(bench.directory / "catalog.lmdb" / "data.mdb", 8192)
+    with pytest.raises(DirectoryUnreadable, match="cut off"):
+        bench.open()

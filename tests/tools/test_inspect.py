@@ -15,6 +15,8 @@ import pika
 import pytest
 from typer.testing import CliRunner
 
+from qlog.storage.catalog import Catalog
+from qlog.storage.datadir import Paths
 from qlog.tools.cli import app
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (
@@ -288,6 +290,19 @@ def test_an_environment_full_of_flips_does_not_kill_the_process(tmp_path: Path) 
         inspect(directory, "messages", status=1)
 
 
+@pytest.mark.parametrize("name", ["orders", "o" * 500])
+def test_a_damaged_definition_is_named(name: str, tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data", 10)
+    catalog = Catalog(Paths(directory).catalog, map_bytes=1 << 24)
+    catalog.put("queue", json.dumps(["/", name]), b"damage me")
+    catalog.close()
+    path = directory / "catalog.lmdb" / "data.mdb"
+    data = path.read_bytes().replace(b"damage me", b"damaged..")
+    path.write_bytes(data)
+    (damage,) = inspect(directory, "queues", status=1)["damage"]
+    assert damage["file"] == "catalog.lmdb" and name[:300] in damage["what"]
+
+
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     directory = stopped(tmp_path / "data", settled=120)
     (path,) = (directory / "ledger").glob("*.qack")
@@ -321,6 +336,7 @@ def test_wrong_options_end_with_one_line(
     result = CliRunner().invoke(app, ["inspect", *arguments])
     assert result.exit_code == 2 and result.stdout == ""
     assert text in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
 
 
 # -- for people

@@ -38,7 +38,8 @@ from qlog.tools.inspect.environment import (
     IndexFacts,
     QueueFacts,
     Unreadable,
-    is_open,
+    entry_text,
+    is_in_use,
     read_catalog,
     read_index,
 )
@@ -85,7 +86,7 @@ class Directory(Examination):
             raise DirectoryUnreadable(
                 f"{root} is not a data directory: it has no catalog.lmdb, no log and no ledger"
             )
-        self.in_use = is_open(paths.catalog)
+        self.in_use = is_in_use(paths.catalog)
         self.catalog_facts = self._read_catalog()
         self.identity = self.catalog_facts.identity or self._identity_of_files()
         self.index_facts = self._read_index()
@@ -177,7 +178,7 @@ class Directory(Examination):
 
     @property
     def _names_known(self) -> bool:
-        return self.catalog_facts.identity is not None and not self.catalog_facts.damaged_kinds
+        return self.catalog_facts.identity is not None and not self.catalog_facts.damaged
 
     def _numbered(self, directory: Path, suffix: str) -> list[int]:
         try:
@@ -193,8 +194,10 @@ class Directory(Examination):
                 Damage("catalog.lmdb", f"{error}; the names of queues cannot be known")
             )
             return CatalogFacts()
-        for kind in facts.damaged_kinds:
-            self.damage.append(Damage("catalog.lmdb", f"an entry of kind '{kind}' is damaged"))
+        for kind, name in facts.damaged:
+            self.damage.append(
+                Damage("catalog.lmdb", f"the definition of {entry_text(kind, name)} is damaged")
+            )
         return facts
 
     def _read_index(self) -> IndexFacts | None:

@@ -11,12 +11,10 @@ done in a child, whose end is a finding like others. Knows nothing of log and le
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import pickle
 import signal
-import struct
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ from qlog.server.broker.definitions import Definitions
 from qlog.storage.catalog import Catalog
 from qlog.storage.datadir import Identity
 from qlog.storage.errors import DirectoryNewer, StorageError
+from qlog.storage.examine import is_open
 from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
 from qlog.storage.settings import StoreSettings
 
@@ -60,7 +59,7 @@ class CatalogFacts:
 
     identity: Identity | None = None
     queues: list[QueueFacts] = field(default_factory=list)
-    damaged_kinds: list[str] = field(default_factory=list)  # the kind of each damaged entry
+    damaged: list[tuple[str, str]] = field(default_factory=list)  # (kind, name by its key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +73,36 @@ class IndexFacts:
 
 def read_catalog(directory: Path) -> CatalogFacts:
     """Raises Unreadable, Forbidden, DirectoryNewer."""
-    return _read(directory, _catalog_facts)
+    return read(directory, _catalog_facts)
 
 
 def read_index(directory: Path) -> IndexFacts:
     """Raises Unreadable, Forbidden."""
-    return _read(directory, _index_facts)
+    return read(directory, _index_facts)
 
 
-def is_open(directory: Path) -> bool:
-    """Whether any process has this environment open. Changes nothing and takes no lock."""
+def entry_text(kind: str, name: str) -> str:
+    """A definition as people name it; `name` is the catalog's."""
     try:
-        file = os.open(directory / "lock.mdb", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+        parts = json.loads(name)
+    except ValueError:  # a long name is cut
+        return f"{kind} {name!r}"
+    match kind, parts:
+        case "vhost" | "user", [one]:
+            return f"{kind} '{one}'"
+        case "queue" | "exchange", [vhost, one]:
+            return f"{kind} '{one}' in vhost '{vhost}'"
+        case "binding", [vhost, source, to, destination, key, *_]:
+            return f"binding of {to} '{destination}' to '{source}' by '{key}' in vhost '{vhost}'"
+    return f"{kind} {name!r}"
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether any process has this environment open. Raises Forbidden."""
+    try:
+        return is_open(directory)
     except PermissionError as error:
         raise _forbidden(directory) from error
-    try:
-        return _is_locked(file)
-    finally:
-        os.close(file)
-
-
-def _is_locked(file: int) -> bool:
-    """Whether another process holds a lock on the file: LMDB's users share one."""
-    if sys.platform == "linux":
-        layout, kind_at = "hhqqi", 0
-    else:
-        layout, kind_at = "qqihhi", 3
-    values = [0] * 5 if sys.platform == "linux" else [0] * 6
-    values[kind_at] = fcntl.F_WRLCK
-    answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *values))
-    kind: int = struct.unpack(layout, answer)[kind_at]
-    return kind != fcntl.F_UNLCK
 
 
 def _forbidden(directory: Path) -> Forbidden:
@@ -115,14 +111,18 @@ def _forbidden(directory: Path) -> Forbidden:
     )
 
 
-def _read(directory: Path, work: Callable[[Path, bool], T]) -> T:
+def read(directory: Path, work: Callable[[Path, bool], T]) -> T:
+    """What `work(directory, lock)` finds, done in a child; its result is pickled.
+
+    Raises Unreadable, Forbidden, DirectoryNewer.
+    """
     data = directory / "data.mdb"
     for _ in range(_TRIES_MAX):
         if not data.exists():
             raise Unreadable("it is missing")
         if not os.access(data, os.R_OK):
             raise _forbidden(directory)
-        in_use = is_open(directory)
+        in_use = is_in_use(directory)
         if in_use and not os.access(directory / "lock.mdb", os.W_OK):
             raise Forbidden(
                 f"{directory} is in use by a broker, and reading it takes a place in its lock.mdb, "
@@ -186,56 +186,31 @@ def _clear_readers(directory: Path) -> None:
         raise Unreadable(str(error)) from error
 
 
-def _open(directory: Path, lock: bool, map_bytes: int, max_dbs: int) -> lmdb.Environment:
-    environment = lmdb.open(
-        str(directory),
-        map_size=map_bytes,
-        max_dbs=max_dbs,
-        readonly=True,
-        create=False,
-        readahead=False,
-        lock=lock,
-    )
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    size = (directory / "data.mdb").stat().st_size
-    if size < needed:
-        raise Unreadable(f"data.mdb is cut off: it has {size} bytes and needs {needed}")
-    return environment
-
-
-class _Catalog(Catalog):
-    """The catalog, with or without LMDB's lock file; damaged entries are left out of `items`."""
+class SoundEntries(Catalog):
+    """The catalog without its damaged entries: `rows` has those."""
 
     def __init__(self, directory: Path, lock: bool) -> None:
-        self._transaction = None
-        self._env = _open(directory, lock, StoreSettings().catalog_map_bytes, 4)
-        self._entries = self._env.open_db(b"entries", create=False)
+        super().__init__(
+            directory, map_bytes=StoreSettings().catalog_map_bytes, read_only=True, lock=lock
+        )
 
     def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        for row_kind, name, value in self.rows():
-            if row_kind == kind and name is not None:
-                yield name, value
+        for row in self.rows():
+            if row.kind == kind and row.value is not None:
+                yield row.name, row.value
 
 
-class _Index(Index):
-    """The index, with or without LMDB's lock file."""
-
-    def __init__(self, directory: Path, lock: bool) -> None:
-        self._env = _open(directory, lock, StoreSettings().index_map_bytes, 8)
-        self._blocks = self._env.open_db(b"blocks", create=False)
-        self._acked = self._env.open_db(b"acked", create=False)
-        self._lanes = self._env.open_db(b"lanes", create=False)
-        self._segments = self._env.open_db(b"segments", create=False)
-        self._checkpoint = self._env.open_db(b"checkpoint", create=False)
-        self._cached = {}
+def open_index(directory: Path, lock: bool) -> Index:
+    """The index, to be read."""
+    return Index(directory, map_bytes=StoreSettings().index_map_bytes, read_only=True, lock=lock)
 
 
 def _catalog_facts(directory: Path, lock: bool) -> CatalogFacts:
-    catalog = _Catalog(directory, lock)
+    catalog = SoundEntries(directory, lock)
     try:
         facts = CatalogFacts()
-        facts.damaged_kinds = [kind for kind, name, _ in catalog.rows() if name is None]
-        if "storage" not in facts.damaged_kinds:
+        facts.damaged = [(row.kind, row.name) for row in catalog.rows() if row.value is None]
+        if "storage" not in [kind for kind, _ in facts.damaged]:
             facts.identity = Identity.load(catalog)
         facts.queues = [
             QueueFacts(queue.vhost, queue.name, (queue.lane_id,))
@@ -247,7 +222,7 @@ def _catalog_facts(directory: Path, lock: bool) -> CatalogFacts:
 
 
 def _index_facts(directory: Path, lock: bool) -> IndexFacts:
-    index = _Index(directory, lock)
+    index = open_index(directory, lock)
     try:
         return IndexFacts(index.checkpoint(), index.lanes(), index.live())
     finally:

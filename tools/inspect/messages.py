@@ -58,7 +58,7 @@ def messages(
             if (owner.vhost, owner.name) == (vhost, queue)
         )
         if not lane_ids:
-            why = "; the catalog is damaged" if directory.catalog_facts.damaged_kinds else ""
+            why = "; the catalog is damaged" if directory.catalog_facts.damaged else ""
             stop(f"no durable queue '{queue}' in vhost '{vhost}'{why}; see `qlog inspect queues`")
     try:
         report = _report(directory, from_lsn, lane_ids, limit, body)
