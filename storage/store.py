@@ -511,7 +511,9 @@ class Store(Generic[M]):
             self._cache.advance(self.durable_lsn)
             self._seal_rolled()
             active = log.active
-            if active.log_end > active.capacity // 4:
+            # The next file comes after this one's, which has been written: a start takes a gap for a
+            # segment that is missing.
+            if active is last.segment and active.log_end > active.capacity // 4:
                 self._prepare_segment(active.segment_id + 1, self.settings.segment_bytes_max)
         if result.failure is not None:
             self._fail(result.failure)

@@ -111,6 +111,21 @@ def test_segments_are_unlinked_when_all_in_them_is_settled(bench: Bench) -> None
     bench.store.close()
 
 
+def test_a_segment_is_not_prepared_before_the_one_below_it(bench: Bench) -> None:
+    """A kill would leave a gap, which is what a missing segment looks like."""
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"first"])
+    bench.store.commit()
+    for _ in range(4):
+        publish(bench.store, [lane], [b"x" * bench.settings.segment_bytes_max])
+    assert bench.commits.run_one()
+    bench.store.advance()
+    while bench.maintenance.run_one():
+        pass
+    bench.restart()
+    assert contents(bench.store.lane(lane.id)) == {0: b"first"}
+
+
 def test_an_idle_active_segment_that_is_dead_is_given_back(bench: Bench) -> None:
     lane = new_lane(bench.store)
     publish(bench.store, [lane], [b"x" * 1000] * 10)
