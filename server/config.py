@@ -59,6 +59,7 @@ class Settings:
     ledger_sync_s: float = 1.0
     checkpoint_interval_s: float = 1.0
     segment_bytes_max: int = 64 * 1024 * 1024
+    ledger_bytes_max: int = 16 * 1024 * 1024
     cache_bytes_max: int = 32 * 1024 * 1024
 
     def broker_settings(self) -> BrokerSettings:
@@ -85,6 +86,7 @@ class Settings:
             ledger_sync_s=self.ledger_sync_s,
             checkpoint_interval_s=self.checkpoint_interval_s,
             segment_bytes_max=self.segment_bytes_max,
+            ledger_bytes_max=self.ledger_bytes_max,
             cache_bytes_max=self.cache_bytes_max,
         )
 
@@ -104,6 +106,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ledger_sync_s": (0.001, 60),
     "checkpoint_interval_s": (0.01, 600),
     "segment_bytes_max": (64 * 1024, 2**31 - 1),
+    "ledger_bytes_max": (64 * 1024, 2**31 - 1),
     "cache_bytes_max": (0, 2**40),
 }
 

@@ -1,14 +1,20 @@
 """What the oracle outside the broker knows: each message sent, confirmed, delivered, acknowledged.
 
 It promises: a message's body follows from its identity, so that any copy can be checked byte for
-byte; `verify` holds what a restarted broker delivers against what was promised before the kill.
+byte; `verify` holds what a restarted broker delivers against what was promised before the kill, and
+`delivered` what a running one does.
 
-Promises checked, by queue:
-* confirmed and never acknowledged: delivered;
-* acknowledged, with proof that the broker had read the ack `ACK_WINDOW_S` before the kill: not
-  delivered again;
-* delivered `ACK_WINDOW_S` before the kill: flagged as redelivered;
-* nothing twice, nothing that was not sent there, no transient message, each publisher's in order.
+Promises checked after a restart, by queue:
+* confirmed (or committed) and never acknowledged: delivered;
+* acknowledged, with proof that the broker had read the ack `window_s` before the kill: not
+  delivered again; acknowledged in a transaction that was committed: not delivered again, ever;
+* delivered `window_s` before the kill: flagged as redelivered;
+* never delivered: not flagged, but for as many as may have been on their way to a consumer;
+* nothing twice, nothing that was not sent there or was settled before, no transient message, each
+  publisher's in order.
+
+And between two restarts: a message comes once, and once more for each requeue; it is flagged when
+it comes again, and only then; what comes for the first time comes in each publisher's order.
 
 Times are seconds of `time.monotonic` in this process. It does not know sockets or processes.
 """
@@ -18,11 +24,13 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-# The broker promises 5 ms; the rest is room for a busy machine, where a thread with a timestamp in
-# its hand may wait for its turn.
+# The broker promises 5 ms, behind at most one batch that is being synced; confirms say how long that
+# takes. The rest is room for a busy machine, where a thread with a timestamp in its hand may wait for
+# its turn.
 ACK_WINDOW_S = 0.25
 
 # Most messages are small, some fill several frames.
@@ -75,9 +83,14 @@ class Delivery:
 
 @dataclass
 class QueueJournal:
-    """One queue: what went in and what came out."""
+    """One queue: what went in and what came out.
+
+    `on_its_way_max`: how many messages its consumers together may have been given unread.
+    """
 
     name: str
+    on_its_way_max: int = 0
+    # What may be there: sent since, or there at the last restart.
     routed: set[Identity] = field(default_factory=set)
     # When its consumer had it in hand, the last time.
     delivered_at: dict[Identity, float] = field(default_factory=dict)
@@ -85,6 +98,11 @@ class QueueJournal:
     ack_sent: set[Identity] = field(default_factory=set)
     # The broker answered a later question on the same channel at this time.
     ack_read_at: dict[Identity, float] = field(default_factory=dict)
+    # The ack was part of a transaction, and the broker said that it is done.
+    ack_committed: set[Identity] = field(default_factory=set)
+    # Since the restart.
+    deliveries: Counter[Identity] = field(default_factory=Counter)
+    requeues: Counter[Identity] = field(default_factory=Counter)
 
 
 @dataclass
@@ -95,72 +113,124 @@ class Figures:
     redelivered: int = 0
     owed: int = 0
     acks_repeated: int = 0
+    oldest_repeated_s: float = 0.0  # how long before the kill that ack had been read
     violations: list[str] = field(default_factory=list)
 
 
 class Journal:
-    """The books of all publishers and consumers; safe to use from many threads."""
+    """The books of all publishers and consumers; safe to use from many threads.
 
-    def __init__(self, queues: Iterable[str]) -> None:
+    Arguments: the queues, each with how many messages may be on their way to its consumers.
+    """
+
+    def __init__(self, queues: Mapping[str, int]) -> None:
         self.lock = threading.Lock()
-        self.queues = {name: QueueJournal(name) for name in queues}
+        self.queues = {name: QueueJournal(name, many) for name, many in queues.items()}
         self.confirmed: set[Identity] = set()
+        self.violations: list[str] = []  # of a running broker
+        self.confirmed_count = 0
+        self.acknowledged_count = 0
+        self.transactions_count = 0
+        self.slowest_confirm_s = 0.0  # since the restart
         self._next: dict[int, int] = {}
 
-    def sending(self, publisher: int, queues: Iterable[str], count: int) -> list[Identity]:
-        """Identities for the next `count` messages, noted before they are sent."""
+    def identities(self, publisher: int, count: int) -> list[Identity]:
+        """The next `count` messages of this publisher."""
         with self.lock:
             first = self._next.get(publisher, 0)
             self._next[publisher] = first + count
-            identities = [Identity(publisher, first + n) for n in range(count)]
+        return [Identity(publisher, first + n) for n in range(count)]
+
+    def sending(self, queues: Iterable[str], identities: Iterable[Identity]) -> None:
+        """These are about to be sent there, or a transaction that has them is about to end."""
+        with self.lock:
             for queue in queues:
                 self.queues[queue].routed.update(identities)
-        return identities
 
     @property
     def sent(self) -> int:
         """How many messages were sent so far."""
         return sum(self._next.values())
 
-    @property
-    def acknowledged(self) -> int:
-        """How many messages are settled, for all that is known."""
-        return sum(len(queue.ack_read_at) for queue in self.queues.values())
-
-    def confirm(self, identities: Iterable[Identity]) -> None:
+    def confirm(self, identities: Collection[Identity]) -> None:
         """The broker confirmed these."""
         with self.lock:
             self.confirmed.update(identities)
+            self.confirmed_count += len(identities)
 
-    def delivered(self, queue: str, identities: Iterable[Identity]) -> None:
-        """A consumer has these in hand."""
-        now = time.monotonic()
+    def confirm_took(self, seconds: float) -> None:
+        """So long a publisher waited."""
         with self.lock:
-            self.queues[queue].delivered_at.update(dict.fromkeys(identities, now))
+            self.slowest_confirm_s = max(self.slowest_confirm_s, seconds)
+
+    @property
+    def window_s(self) -> float:
+        """Acks older than this are kept through a kill, for all that a client can know."""
+        return ACK_WINDOW_S + self.slowest_confirm_s
+
+    def delivered(self, queue: str, delivery: Delivery, last: dict[int, int]) -> None:
+        """A consumer has this in hand. `last`: its own, each publisher's newest first delivery."""
+        now = time.monotonic()
+        identity = delivery.identity
+        wrong = self.violations
+        with self.lock:
+            book = self.queues[queue]
+            book.delivered_at[identity] = now
+            before = book.deliveries[identity]
+            book.deliveries[identity] += 1
+            if identity not in book.routed:
+                wrong.append(f"{queue}: {identity} is not expected here")
+            if delivery.body != identity.body:
+                wrong.append(f"{queue}: {identity} has another body")
+            if before > book.requeues[identity]:
+                wrong.append(f"{queue}: {identity} is delivered {before + 1} times")
+            if delivery.redelivered != bool(before):
+                flag = "" if delivery.redelivered else "not "
+                wrong.append(
+                    f"{queue}: {identity} is {flag}flagged, delivered {before} times before"
+                )
+            if not delivery.redelivered:
+                if identity.sequence < last.get(identity.publisher, -1):
+                    wrong.append(f"{queue}: {identity} out of order")
+                last[identity.publisher] = identity.sequence
+
+    def requeueing(self, queue: str, identities: Iterable[Identity]) -> None:
+        """These are about to be given back."""
+        with self.lock:
+            self.queues[queue].requeues.update(identities)
 
     def acking(self, queue: str, identities: Iterable[Identity]) -> None:
-        """Acks for these are about to be sent."""
+        """Acks for these are about to be sent, or the commit that makes them count."""
         with self.lock:
             self.queues[queue].ack_sent.update(identities)
 
-    def acks_read(self, queue: str, identities: Iterable[Identity]) -> None:
+    def acks_read(self, queue: str, identities: Collection[Identity]) -> None:
         """The broker answered something sent after these acks."""
         now = time.monotonic()
         with self.lock:
             self.queues[queue].ack_read_at.update(dict.fromkeys(identities, now))
+            self.acknowledged_count += len(identities)
+
+    def acks_committed(self, queue: str, identities: Collection[Identity]) -> None:
+        """The transaction that these acks were part of is done."""
+        with self.lock:
+            self.queues[queue].ack_committed.update(identities)
+            self.acknowledged_count += len(identities)
+            self.transactions_count += 1
 
     def verify(self, queue: str, deliveries: list[Delivery], killed_at: float) -> Figures:
         """Hold what a restarted broker has in `queue` against what was promised.
 
-        Messages that came back although they had been acknowledged, within the window, count as
-        not acknowledged from then on.
+        From then on this is what the queue has: what was acknowledged within the window and came
+        back counts as not acknowledged, and what is not there must never come.
         """
         book = self.queues[queue]
         figures = Figures(delivered=len(deliveries))
         wrong = figures.violations
-        horizon = killed_at - ACK_WINDOW_S
+        horizon = killed_at - self.window_s
         seen: set[Identity] = set()
         last: dict[int, int] = {}
+        on_its_way = 0
         for delivery in deliveries:
             identity = delivery.identity
             figures.redelivered += delivery.redelivered
@@ -168,7 +238,7 @@ class Journal:
                 wrong.append(f"{queue}: {identity} twice")
             seen.add(identity)
             if identity not in book.routed:
-                wrong.append(f"{queue}: {identity} was never sent here")
+                wrong.append(f"{queue}: {identity} is not expected here")
             if delivery.body != identity.body:
                 wrong.append(f"{queue}: {identity} has another body")
             if not identity.is_persistent:
@@ -178,20 +248,36 @@ class Journal:
             last[identity.publisher] = identity.sequence
             figures.acks_repeated += identity in book.ack_sent
             read_at = book.ack_read_at.get(identity)
-            if read_at is not None and read_at < horizon:
+            if read_at is not None:
                 early_s = killed_at - read_at
+                figures.oldest_repeated_s = max(figures.oldest_repeated_s, early_s)
+            if read_at is not None and read_at < horizon:
                 wrong.append(f"{queue}: {identity} came back, acked {early_s:.3f} s before")
+            if identity in book.ack_committed:
+                wrong.append(f"{queue}: {identity} came back, its ack was committed")
             had_at = book.delivered_at.get(identity)
-            if had_at is not None and had_at < horizon and not delivery.redelivered:
+            if had_at is None:
+                on_its_way += delivery.redelivered
+            elif had_at < horizon and not delivery.redelivered:
                 early_s = killed_at - had_at
                 wrong.append(
                     f"{queue}: {identity} not flagged, delivered {early_s:.3f} s before the kill"
                 )
-        # Owed is what was owed before the kill; from now on, so is what came back.
+        if on_its_way > book.on_its_way_max:
+            wrong.append(f"{queue}: {on_its_way} flagged that were never delivered")
         owed = {i for i in self.confirmed & book.routed if i.is_persistent} - book.ack_sent
         figures.owed = len(owed)
         wrong.extend(f"{queue}: {identity} is lost" for identity in sorted(owed - seen))
-        book.ack_sent -= seen
-        for identity in seen:
-            book.ack_read_at.pop(identity, None)
+        self.queues[queue] = QueueJournal(
+            queue,
+            book.on_its_way_max,
+            routed=seen,
+            delivered_at=dict.fromkeys(seen, time.monotonic()),
+            deliveries=Counter(seen),
+        )
         return figures
+
+    def restarted(self) -> None:
+        """All queues were verified: what is in none of them is no promise any more."""
+        self.confirmed &= set().union(*(book.routed for book in self.queues.values()))
+        self.slowest_confirm_s = 0.0

@@ -5,7 +5,8 @@
 A round: load on a running broker; SIGKILL at a random moment (sometimes right after the start, or
 in the middle of a recovery); restart on the same directory and port; everything in the queues is
 delivered and held against the journal; a part of it is acknowledged, the rest stays for the next
-round.
+round. Each start draws its own settings, so that files are often too small, and rolls, checkpoints
+and the giving back of files happen all the time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,21 @@ from pathlib import Path
 from pamqp.commands import Basic, Channel
 
 from tests.crash.journal import Figures, Identity, Journal
-from tests.crash.load import QUEUES, Load, declare, drain
+from tests.crash.load import BACKLOG, FANOUT, PASSER, QUEUES, Load, declare, drain, understood
+from tests.crash.passing import Passing
 from tests.live.conversation import Client
 from tests.live.server import BrokerProcess
 
 # Share of what a verification leaves in the queues for the next round.
 LEFT = 0.2
+LOAD_S_MAX = 1.5
+# One value of each is drawn for a start.
+SETTINGS = {
+    "QLOG_SEGMENT_BYTES_MAX": (128 << 10, 256 << 10, 1 << 20, 64 << 20),
+    "QLOG_LEDGER_BYTES_MAX": (64 << 10, 64 << 10, 16 << 20),
+    "QLOG_CHECKPOINT_INTERVAL_S": (0.02, 0.1, 1.0),
+    "QLOG_CACHE_BYTES_MAX": (0, 1 << 20, 32 << 20),
+}
 
 
 @dataclass
@@ -41,22 +51,21 @@ class Round:
     sent: int = 0
     confirmed: int = 0
     queues: dict[str, Figures] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
     @property
     def violations(self) -> list[str]:
         """All of this round, said with its number."""
-        return [
-            f"round {self.number}: {text}"
-            for figures in self.queues.values()
-            for text in figures.violations
-        ]
+        texts = [text for figures in self.queues.values() for text in figures.violations]
+        return [f"round {self.number}: {text}" for text in texts + self.others]
+
+    def total(self, name: str) -> int:
+        """The sum of a figure over all queues."""
+        return sum(getattr(figures, name) for figures in self.queues.values())
 
     def row(self) -> str:
         """A line of the summary."""
-        total = [
-            sum(getattr(figures, name) for figures in self.queues.values())
-            for name in ("delivered", "redelivered", "owed", "acks_repeated")
-        ]
+        total = map(self.total, ("delivered", "redelivered", "owed", "acks_repeated"))
         columns = [self.number, f"{self.load_s:.2f}", self.recovery_kills, f"{self.start_s:.2f}"]
         columns += [self.sent, self.confirmed, *total, len(self.violations)]
         return " ".join(f"{column!s:>11}" for column in columns)
@@ -74,25 +83,34 @@ HEADINGS = " ".join(
 class KillLoop:
     """One broker, one data directory, one journal, many rounds."""
 
-    def __init__(self, data_dir: Path, seed: int) -> None:
+    def __init__(self, data_dir: Path, seed: int, load_s_max: float = LOAD_S_MAX) -> None:
         self.broker = BrokerProcess(data_dir)
         self.journal = Journal(QUEUES)
+        self.passing = Passing(self.journal, PASSER, FANOUT, BACKLOG)
         self.generator = random.Random(seed)
+        self.load_s_max = load_s_max
         self.rounds: list[Round] = []
 
     def start(self) -> None:
         """Start the broker and declare what the load uses."""
-        self.broker.start()
+        self._launch()
+        self.broker.wait_until_ready()
         with Client(self.broker.url) as client:
             declare(client.channel())
+
+    def _launch(self) -> None:
+        for name, values in SETTINGS.items():
+            self.broker.settings[name] = str(self.generator.choice(values))
+        self.broker.launch()
 
     def kill_once(self) -> Round:
         """A whole round. Violations are in its result; raises when the broker does not come up."""
         number = len(self.rounds) + 1
         generator = self.generator
-        load_s = generator.choice([generator.uniform(0, 0.1), *[generator.uniform(0.2, 1.5)] * 4])
-        load = Load(self.broker.url, self.journal, generator.randrange(1 << 30))
-        sent, confirmed = self.journal.sent, len(self.journal.confirmed)
+        shortly = generator.random() < 0.2
+        load_s = generator.uniform(0, 0.1) if shortly else generator.uniform(0.1, self.load_s_max)
+        load = Load(self.broker.url, self.journal, self.passing, generator.randrange(1 << 30))
+        sent, confirmed = self.journal.sent, self.journal.confirmed_count
         load.start()
         time.sleep(load_s)
         killed_at = time.monotonic()
@@ -100,17 +118,22 @@ class KillLoop:
         load.join()
         recovery_kills = generator.choice((0, 0, 0, 1, 2))
         for _ in range(recovery_kills):
-            self.broker.launch()
-            time.sleep(generator.uniform(0, 0.6))
+            self._launch()
+            time.sleep(generator.uniform(0.1, 0.6))
             self.broker.kill()
         begin = time.monotonic()
-        self.broker.start()
+        self._launch()
+        self.broker.wait_until_ready()
         round_ = Round(number, load_s, recovery_kills, time.monotonic() - begin)
         round_.sent = self.journal.sent - sent
-        round_.confirmed = len(self.journal.confirmed) - confirmed
+        round_.confirmed = self.journal.confirmed_count - confirmed
         self.rounds.append(round_)
+        round_.others = self.passing.verify(self.broker.url, killed_at, understood)
         for queue in QUEUES:
             round_.queues[queue] = self._verify(queue, killed_at)
+        self.journal.restarted()
+        round_.others += self.journal.violations
+        self.journal.violations.clear()
         return round_
 
     def _verify(self, queue: str, killed_at: float) -> Figures:
@@ -119,16 +142,41 @@ class KillLoop:
             deliveries = drain(talk, queue)
             figures = self.journal.verify(queue, deliveries, killed_at)
             identities = [delivery.identity for delivery in deliveries]
-            self.journal.delivered(queue, identities)
+            left: list[Identity] = []
             gone: list[Identity] = []
+            acks: list[Basic.Ack] = []
             for tag, identity in enumerate(identities, 1):
-                if self.generator.random() > LEFT:
+                if self.generator.random() < LEFT:
+                    left.append(identity)
+                else:
                     gone.append(identity)
-                    self.journal.acking(queue, [identity])
-                    talk.send(Basic.Ack(tag))
+                    acks.append(Basic.Ack(tag))
+            self.journal.acking(queue, gone)
+            self.journal.requeueing(queue, left)
+            talk.send(*acks)
             talk.call(Channel.Flow(active=True))
             self.journal.acks_read(queue, gone)
         return figures
+
+    def summary(self) -> str:
+        """The figures of all rounds."""
+        rounds, journal = self.rounds, self.journal
+        oldest_s = max(f.oldest_repeated_s for r in rounds for f in r.queues.values())
+        figures = {
+            "kills": len(rounds),
+            "kills in recovery": sum(round_.recovery_kills for round_ in rounds),
+            "messages sent": journal.sent,
+            "confirmed": journal.confirmed_count,
+            "acknowledged": journal.acknowledged_count,
+            "of these again, within the window": sum(r.total("acks_repeated") for r in rounds),
+            "transactions": journal.transactions_count,
+            "changes to definitions": self.passing.changes_count,
+            "the oldest of them, ms before": round(1000 * oldest_s),
+            "redelivered after a restart": sum(r.total("redelivered") for r in rounds),
+            "owed after a restart": sum(r.total("owed") for r in rounds),
+            "violations": sum(len(round_.violations) for round_ in rounds),
+        }
+        return "\n".join(f"{name:>35} {value:,}" for name, value in figures.items())
 
     def stop(self) -> None:
         """End the broker as one should."""
@@ -159,10 +207,7 @@ def main() -> int:
     violations = [text for round_ in loop.rounds for text in round_.violations]
     for text in violations[:50]:
         print(text)
-    print(
-        f"{arguments.kills} kills, {loop.journal.sent} sent, {len(loop.journal.confirmed)} "
-        f"confirmed, {loop.journal.acknowledged} acknowledged, {len(violations)} violations"
-    )
+    print(loop.summary())
     return 1 if violations else 0
 
 

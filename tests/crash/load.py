@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pamqp.commands import Basic, Channel, Exchange, Queue
+from pamqp.commands import Basic, Channel, Exchange, Queue, Tx
 
 from tests.crash.journal import Delivery, Identity, Journal
-from tests.live.conversation import Client, Closed, Message, Talk, encode_content
+from tests.crash.passing import Passing, content
+from tests.live.conversation import Client, Closed, Message, Talk
 
 FANOUT = "crash.fanout"
-# Read by two consumers, by a hesitant one, through the fan-out alone, and by nobody.
-SHARED, HELD, FANNED, BACKLOG = QUEUES = tuple(
-    f"crash.{name}" for name in ("shared", "held", "fanned", "backlog")
+# Read by two consumers, by a hesitant one, through the fan-out alone, by nobody, in transactions.
+SHARED, HELD, FANNED, BACKLOG, TRADED = (
+    f"crash.{name}" for name in ("shared", "held", "fanned", "backlog", "traded")
 )
 ROUTES = {
     ("", SHARED): (SHARED,),
@@ -31,6 +33,11 @@ ROUTES = {
 }
 WINDOW = 300
 PREFETCH = 200
+# With how many messages may be on their way to consumers.
+QUEUES = {SHARED: 2 * PREFETCH, HELD: PREFETCH, FANNED: PREFETCH, BACKLOG: 0, TRADED: 1}
+PUBLISHERS = 3
+TRADER = PUBLISHERS  # the publishers that follow, as the journal numbers them
+PASSER = PUBLISHERS + 1
 
 
 def declare(talk: Talk) -> None:
@@ -40,14 +47,6 @@ def declare(talk: Talk) -> None:
         talk.call(Queue.Declare(queue=queue, durable=True))
     for queue in ROUTES[FANOUT, ""]:
         talk.call(Queue.Bind(queue=queue, exchange=FANOUT))
-
-
-def content(talk: Talk, identity: Identity) -> bytes:
-    """Header and body frames of a message."""
-    properties = Basic.Properties(
-        message_id=str(identity), delivery_mode=2 if identity.is_persistent else 1
-    )
-    return encode_content(talk.number, identity.body, properties)
 
 
 def understood(message: Message) -> Delivery:
@@ -62,6 +61,7 @@ class Load:
 
     url: str
     journal: Journal
+    passing: Passing
     seed: int
 
     def __post_init__(self) -> None:
@@ -72,11 +72,13 @@ class Load:
     def start(self) -> None:
         """Publishers on all routes, consumers on all queues but the backlog."""
         works: list[Callable[[Client, random.Random], None]] = [
-            *(self._publisher(number) for number in range(3)),
-            self._consumer(SHARED, hold=0.0),
+            *(self._publisher(number) for number in range(PUBLISHERS)),
+            self._consumer(SHARED, hold=0.0, together=7),
             self._consumer(SHARED, hold=0.1),
             self._consumer(HELD, hold=0.5),
             self._consumer(FANNED, hold=0.1),
+            self._trade,
+            self.passing.work,
         ]
         for number, work in enumerate(works):
             generator = random.Random(self.seed * 100 + number)
@@ -110,7 +112,7 @@ class Load:
             talk = client.channel()
             talk.confirm()
             # Sent and not yet confirmed, by delivery tag.
-            open_tags: dict[int, Identity] = {}
+            open_tags: dict[int, tuple[Identity, float]] = {}
             next_tag = 1
 
             def take_confirm() -> None:
@@ -118,41 +120,54 @@ class Load:
                 assert isinstance(value, Basic.Ack), value
                 tag = value.delivery_tag
                 tags = [t for t in open_tags if t <= tag] if value.multiple else [tag]
-                self.journal.confirm([open_tags.pop(t) for t in tags])
+                confirmed = [open_tags.pop(t) for t in tags]
+                self.journal.confirm([identity for identity, _ in confirmed])
+                self.journal.confirm_took(time.monotonic() - confirmed[0][1])
 
             try:
                 while True:
                     route = generator.choice(list(ROUTES))
                     count = generator.choice((1, 1, 5, 20, 60))
-                    identities = self.journal.sending(number, ROUTES[route], count)
+                    identities = self.journal.identities(number, count)
+                    self.journal.sending(ROUTES[route], identities)
                     exchange, key = route
                     method = Basic.Publish(exchange=exchange, routing_key=key)
                     pieces: list[Basic.Publish | bytes] = []
                     for identity in identities:
-                        open_tags[next_tag] = identity
+                        open_tags[next_tag] = identity, time.monotonic()
                         next_tag += 1
                         pieces += [method, content(talk, identity)]
                     talk.send(*pieces)
                     while len(open_tags) > generator.choice((0, WINDOW, WINDOW)):
                         take_confirm()
             except Closed:
+                if open_tags:
+                    self.journal.confirm_took(time.monotonic() - next(iter(open_tags.values()))[1])
                 # Confirms that were under way when the broker died are promises too.
                 while True:
                     take_confirm()
 
         return work
 
-    def _consumer(self, queue: str, hold: float) -> Callable[[Client, random.Random], None]:
-        """A consumer that keeps a share of `hold` of its messages, for a while at least."""
+    def _consumer(
+        self, queue: str, hold: float, together: int = 1
+    ) -> Callable[[Client, random.Random], None]:
+        """A consumer that keeps a share of `hold` of its messages, for a while at least.
+
+        With `together` acks of so many at a time are one: it must keep none.
+        """
+        assert together == 1 or not hold
 
         def work(client: Client, generator: random.Random) -> None:
             talk = client.channel()
             talk.call(Basic.Qos(prefetch_count=PREFETCH))
             talk.consume(queue)
             held: list[tuple[int, Identity]] = []
+            last: dict[int, int] = {}
             # Acks sent before each question that is not answered yet.
             asked: deque[list[Identity]] = deque()
             acked: list[Identity] = []
+            waiting: list[Identity] = []
             while True:
                 value = talk.next()
                 if isinstance(value, Channel.FlowOk):
@@ -160,14 +175,16 @@ class Load:
                     continue
                 assert isinstance(value, Message), value
                 tag, delivery = value.method.delivery_tag, understood(value)
-                assert delivery.body == delivery.identity.body, f"{delivery.identity} is corrupt"
-                self.journal.delivered(queue, [delivery.identity])
+                self.journal.delivered(queue, delivery, last)
                 if generator.random() < hold:
                     held.append((tag, delivery.identity))
                 else:
-                    self.journal.acking(queue, [delivery.identity])
-                    acked.append(delivery.identity)
-                    talk.send(Basic.Ack(tag))
+                    waiting.append(delivery.identity)
+                    if len(waiting) >= together:
+                        self.journal.acking(queue, waiting)
+                        talk.send(Basic.Ack(tag, multiple=together > 1))
+                        acked += waiting
+                        waiting = []
                 if len(held) >= PREFETCH // 2:
                     self._let_go(talk, queue, held, acked, generator)
                 if len(acked) >= 20 and len(asked) < 3:
@@ -191,11 +208,47 @@ class Load:
         generator.shuffle(gone)
         for tag, identity in gone:
             if generator.random() < 0.3:
+                self.journal.requeueing(queue, [identity])
                 talk.send(Basic.Nack(tag, requeue=True))
             else:
                 self.journal.acking(queue, [identity])
                 acked.append(identity)
                 talk.send(Basic.Ack(tag))
+
+    def _trade(self, client: Client, generator: random.Random) -> None:
+        """Transactions: messages taken from the queue and put into it, or not."""
+        talk = client.channel()
+        talk.call(Tx.Select())
+        routes = [(("", TRADED), (TRADED,)), ((FANOUT, ""), ROUTES[FANOUT, ""])]
+        held: list[tuple[int, Identity]] = []
+        last: dict[int, int] = {}
+        while True:
+            sent: list[tuple[tuple[str, ...], list[Identity]]] = []
+            for (exchange, key), queues in generator.sample(routes, 2):
+                identities = self.journal.identities(TRADER, generator.choice((1, 3, 20)))
+                sent.append((queues, identities))
+                method = Basic.Publish(exchange=exchange, routing_key=key)
+                talk.send(*(x for i in identities for x in (method, content(talk, i))))
+            for _ in range(generator.randrange(20)):
+                message = talk.get(TRADED)
+                if message is None:
+                    break
+                delivery = understood(message)
+                self.journal.delivered(TRADED, delivery, last)
+                held.append((message.method.delivery_tag, delivery.identity))
+            talk.send(*(Basic.Ack(tag) for tag, _ in held))
+            if generator.random() < 0.2:
+                talk.call(Tx.Rollback())  # what was published is gone, what was taken stays taken
+                continue
+            taken = [identity for _, identity in held]
+            for queues, identities in sent:
+                self.journal.sending(queues, identities)
+            self.journal.acking(TRADED, taken)
+            talk.call(Tx.Commit())
+            for _, identities in sent:
+                self.journal.confirm(identities)
+            self.journal.acks_committed(TRADED, taken)
+            held.clear()
 
 
 def drain(talk: Talk, queue: str) -> list[Delivery]:
