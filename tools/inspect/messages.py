@@ -1,11 +1,9 @@
-"""`qlog inspect messages`: the records of the log, decoded, from an offset on."""
+"""`qlog inspect messages`: the records of the log, decoded: all of them, or those asked for."""
 
 from __future__ import annotations
 
-import base64
-import math
+import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +12,8 @@ from qlog.tools.inspect.options import (
     DATA_DIR_DEFAULT,
     AsJson,
     DataDir,
+    OfVhost,
+    find_lanes,
     finish,
     look_at,
     stop,
@@ -22,56 +22,128 @@ from qlog.tools.inspect.options import (
 
 if TYPE_CHECKING:
     from qlog.storage.examine import FileView
-    from qlog.storage.format import Record
     from qlog.tools.inspect.directory import Directory
     from qlog.tools.inspect.log import Entry
-    from qlog.tools.inspect.report import Cell, Report
+    from qlog.tools.inspect.report import Report
+    from qlog.tools.inspect.selection import Selection
 
-_BODY_CHARACTERS_MAX = 160  # of a body in a table; JSON has all of it
+_LIMIT_DEFAULT = 20
 
 
 def messages(
     data_dir: DataDir = DATA_DIR_DEFAULT,
     from_lsn: Annotated[
-        int,
+        int | None,
         typer.Option("--from", metavar="LSN", min=0, help="Begin with this record of the log."),
-    ] = 0,
+    ] = None,
     queue: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only what went to this queue.")
     ] = None,
-    vhost: Annotated[str, typer.Option(help="The vhost of --queue.")] = "/",
-    limit: Annotated[int, typer.Option(min=1, help="Show so many at most.")] = 20,
+    vhost: OfVhost = "/",
+    offset: Annotated[
+        str | None,
+        typer.Option(metavar="N[-N]", help="Of --queue: this offset, or a range: 7-9, 7-, -9."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Published then or later: 2026-11-23T06:11 (UTC), or 10m (ago)."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Published before that time.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Routing key: as it is, or a topic's (order.#)."),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="With this header; may be given again."),
+    ] = None,
+    settled: Annotated[
+        bool | None,
+        typer.Option(
+            "--settled/--unsettled",
+            help="Only what nobody waits for any more, or only what waits. [default: both]",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Show so many at most. [default: 20; no limit with --follow]"),
+    ] = None,
     body: Annotated[bool, typer.Option("--body", help="Show the bodies too.")] = False,
+    body_limit: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="So many characters or octets of each body."),
+    ] = 160,
+    as_hex: Annotated[
+        bool, typer.Option("--hex", help="Bodies in hexadecimal, text or not.")
+    ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Show new messages as they become durable, until Ctrl-C."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode messages of the log, oldest first, settled ones too as long as they are there.
 
     #N behind a queue is the message's offset in it. Damaged messages are shown as far as they
-    decode. Transient messages are not in the log.
+    decode. Transient messages are not in the log. With --follow it begins with what comes from
+    now on, unless --from or --since say more; with --json each message is then a line.
     """
     directory = look_at(data_dir)
-    lane_ids = None
+    from qlog.tools.inspect.selection import (
+        KeyPattern,
+        Selection,
+        parse_header,
+        parse_offsets,
+        parse_time,
+    )
+
+    now_ms = time.time_ns() // 1_000_000
+    selection = Selection(settled=settled)
     if queue is not None:
-        lane_ids = frozenset(
-            lane_id
-            for lane_id, owner in directory.owners.items()
-            if (owner.vhost, owner.name) == (vhost, queue)
-        )
-        if not lane_ids:
-            why = "; the catalog is damaged" if directory.catalog_facts.damaged else ""
-            stop(f"no durable queue '{queue}' in vhost '{vhost}'{why}; see `qlog inspect queues`")
+        selection.lane_ids = find_lanes(directory, vhost, queue)
+    elif offset is not None:
+        stop("--offset counts the messages of a queue: give --queue too")
     try:
-        report = _report(directory, from_lsn, lane_ids, limit, body)
+        selection.offsets = None if offset is None else parse_offsets(offset)
+        selection.since_ms = None if since is None else parse_time(since, now_ms)
+        selection.until_ms = None if until is None else parse_time(until, now_ms)
+        selection.headers = [parse_header(text) for text in header or ()]
+    except ValueError as error:
+        stop(str(error))
+    selection.key = None if key is None else KeyPattern(key)
+    body_max = body_limit if body or as_hex else None
+    try:
+        if follow:
+            from qlog.tools.inspect.follow import follow_log
+
+            start = from_lsn if from_lsn is not None or since is None else 0
+            follow_log(directory, start, selection, limit, body_max, as_hex=as_hex, as_json=as_json)
+        else:
+            report = _report(
+                directory, from_lsn or 0, selection, limit or _LIMIT_DEFAULT, body_max, as_hex
+            )
+            finish(report, as_json=as_json)
     except PermissionError as error:
         stop_for_rights(error)
-    finish(report, as_json=as_json)
 
 
 def _report(
-    directory: Directory, from_lsn: int, lane_ids: frozenset[int] | None, limit: int, body: bool
+    directory: Directory,
+    from_lsn: int,
+    selection: Selection,
+    limit: int,
+    body_max: int | None,
+    as_hex: bool,
 ) -> Report:
+    from qlog.tools.inspect.decode import add_body, body_lines, decoded, row_of
     from qlog.tools.inspect.log import survey, views_of
-    from qlog.tools.inspect.report import Column, Damage, Report, counted
+    from qlog.tools.inspect.report import Column, Damage, Report, counted, progress
 
     views = views_of(directory)
     report = Report("messages", str(directory.root), directory.in_use)
@@ -86,28 +158,35 @@ def _report(
     report.damage = list(directory.damage)
     items: list[dict[str, Any]] = []
     next_lsn: int | None = None
-    for view, entry in _walk(directory, views, from_lsn, lane_ids):
-        if len(items) == limit:
-            next_lsn = entry.lsn
-            break
-        file = directory.relative(view.path)
-        item, row = _shown(directory, file, entry, body)
-        items.append(item)
-        report.rows.append(row)
-        if item["damage"] is not None:
-            report.damage.append(
-                Damage(
-                    file,
-                    f"LSN {entry.lsn}: {item['damage']}",
-                    entry.position,
-                    entry.position + entry.length,
-                    entry.lsn,
-                    entry.lsn_end,
-                    None if entry.lsn_end is None else entry.lsn_end - entry.lsn,
+    with progress("searching", sum(view.size for view in views)) as bar:
+        for view, entry in walk(directory, views, from_lsn, selection.lane_ids):
+            bar.advance(entry.length)
+            if entry.record is not None and not selection.takes(directory, entry.record):
+                continue
+            if len(items) == limit:
+                next_lsn = entry.lsn
+                break
+            file = directory.relative(view.path)
+            item = decoded(directory, file, entry)
+            more: list[str] = []
+            if body_max is not None and entry.record is not None:
+                add_body(item, entry.record)
+                more = body_lines(entry.record.body, body_max, as_hex=as_hex)
+            items.append(item)
+            report.rows.append(row_of(item, more))
+            if item["damage"] is not None:
+                report.damage.append(
+                    Damage(
+                        file,
+                        f"LSN {entry.lsn}: {item['damage']}",
+                        entry.position,
+                        entry.position + entry.length,
+                        entry.lsn,
+                        entry.lsn_end,
+                        None if entry.lsn_end is None else entry.lsn_end - entry.lsn,
+                    )
                 )
-            )
-    else:
-        # Walked to the end: what is not there at all is told too.
+    if next_lsn is None:  # walked to the end: what is not there at all is told too
         found = survey(directory, views, verify=False, advance=lambda size: None)
         shown = {(item.file, item.position) for item in report.damage}
         report.damage += [
@@ -121,18 +200,20 @@ def _report(
     in_use = ", in use by a broker" if directory.in_use else ""
     report.summary = f"{directory.root}{in_use}: {counted(len(items), 'message')}"
     if not items:
-        report.summary = f"{directory.root}{in_use}: no messages from LSN {from_lsn} on"
+        such = "messages" if selection == type(selection)() else "such messages"
+        report.summary = f"{directory.root}{in_use}: no {such} from LSN {from_lsn} on"
     if next_lsn is not None:
         report.summary += f"; there are more: --from {next_lsn}"
     return report
 
 
-def _walk(
+def walk(
     directory: Directory,
     views: list[FileView],
     from_lsn: int,
     lane_ids: frozenset[int] | None,
 ) -> Iterator[tuple[FileView, Entry]]:
+    """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too."""
     from qlog.tools.inspect.log import entries
 
     for view, following in zip(views, [*views[1:], None], strict=True):
@@ -146,142 +227,3 @@ def _walk(
                 yield view, entry
         except FileNotFoundError:  # given up by a running broker
             continue
-
-
-def _shown(
-    directory: Directory, file: str, entry: Entry, body: bool
-) -> tuple[dict[str, Any], tuple[Cell, ...]]:
-    """A message for JSON and for the table."""
-    from qlog.server.amqp.envelope import Envelope
-    from qlog.server.amqp.errors import AMQPError
-    from qlog.tools.inspect.report import Bytes
-
-    record = entry.record
-    item: dict[str, Any] = {
-        "lsn": entry.lsn,
-        "lsn_end": entry.lsn_end,
-        "file": file,
-        "position": entry.position,
-        "stored_bytes": entry.length,
-        "damage": entry.damage,
-    }
-    if record is None:
-        row = (str(entry.lsn), None, Bytes(entry.length), f"DAMAGED: {entry.damage}", None)
-        return item, row
-    lines: list[str] = []
-    if entry.damage is not None:
-        lines.append(f"DAMAGED: {entry.damage}")
-    item["time"] = _time(record.timestamp_ms)
-    item["timestamp_ms"] = record.timestamp_ms
-    item["body_bytes"] = len(record.body)
-    try:
-        envelope = Envelope.unpack(record.meta, len(record.body))
-        properties = _properties(envelope)
-    except (ValueError, TypeError, AMQPError):
-        item["damage"] = entry.damage or "its exchange, routing key and properties do not decode"
-        item["exchange"] = item["routing_key"] = item["properties"] = None
-        if entry.damage is None:
-            lines.append(f"DAMAGED: {item['damage']}")
-    else:
-        item["exchange"] = _text(envelope.exchange)
-        item["routing_key"] = _text(envelope.routing_key)
-        item["properties"] = {name: _value(value) for name, value in properties.items()}
-        lines.append(f"{envelope.exchange or '(default)'} / {envelope.routing_key}")
-        lines += (f"{name}={_brief(value)}" for name, value in item["properties"].items())
-    item["targets"], targets = _targets(directory, record)
-    if body:
-        _add_body(item, record.body)
-        encoding = "" if item["body_encoding"] == "utf-8" else "in base64 "
-        lines.append(f"body {encoding}{_brief_body(item['body'])}")
-    time = str(item["time"] or "?").removesuffix("Z").split("T")
-    return item, (str(entry.lsn), time, Bytes(len(record.body)), lines, targets)
-
-
-def _targets(directory: Directory, record: Record) -> tuple[list[dict[str, Any]], list[str]]:
-    items = []
-    lines = []
-    for lane_id, qseq in zip(record.targets[0::2], record.targets[1::2], strict=True):
-        queue = directory.queue_of(lane_id)
-        if directory.is_gone(lane_id):
-            state = "deleted"  # with its queue
-        else:
-            state = "unsettled" if directory.unsettled(lane_id, qseq, 1) else "settled"
-        items.append(
-            {
-                "vhost": None if queue is None else queue.vhost,
-                "queue": None if queue is None else queue.name,
-                "lane": lane_id,
-                "offset": qseq,
-                "state": state,
-            }
-        )
-        name = f"lane {lane_id}" if queue is None else queue.name
-        where = "" if queue is None or queue.vhost == "/" else f"{queue.vhost}: "
-        lines.append(f"{where}{name} #{qseq} {state}")
-    return items, lines
-
-
-def _time(timestamp_ms: int) -> str | None:
-    try:
-        time = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
-    except (OverflowError, ValueError, OSError):  # of a damaged message
-        return None
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _properties(envelope: Any) -> dict[str, Any]:
-    from dataclasses import fields
-
-    properties = envelope.decoded_properties()
-    pairs = ((field.name, getattr(properties, field.name)) for field in fields(properties))
-    return {name: value for name, value in pairs if value is not None}
-
-
-def _text(text: str) -> str:
-    from qlog.tools.inspect.report import well_formed
-
-    return well_formed(text)
-
-
-def _value(value: Any) -> Any:
-    """A property for JSON: what JSON has no type for becomes text."""
-    match value:
-        case bool():
-            return value
-        case int():
-            return int(value)
-        case float():
-            return float(value) if math.isfinite(value) else str(value)
-        case str():
-            return _text(value)
-        case bytes() | bytearray() | memoryview():
-            return {"base64": base64.b64encode(value).decode()}
-        case dict():
-            return {_text(name): _value(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_value(item) for item in value]
-        case None:
-            return None
-        case _:
-            return _text(str(value))
-
-
-def _brief(value: Any) -> str:
-    import json
-
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _add_body(item: dict[str, Any], body: bytes) -> None:
-    try:
-        item["body"] = body.decode()
-        item["body_encoding"] = "utf-8"
-    except UnicodeDecodeError:
-        item["body"] = base64.b64encode(body).decode()
-        item["body_encoding"] = "base64"
-
-
-def _brief_body(body: str) -> str:
-    if len(body) <= _BODY_CHARACTERS_MAX:
-        return body
-    return f"{body[:_BODY_CHARACTERS_MAX]}… ({len(body)} characters, all with --json)"

@@ -6,6 +6,8 @@ option or a directory that cannot be inspected (one line on stderr says why).
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -24,6 +26,7 @@ DataDir = Annotated[
         help="The data directory of a running or stopped broker, or a copy of one.",
     ),
 ]
+OfVhost = Annotated[str, typer.Option("--vhost", help="The vhost of the queue.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DATA_DIR_DEFAULT = Path("qlog-data")
 
@@ -42,9 +45,30 @@ def look_at(data_dir: Path) -> Directory:
         stop_for_rights(error)
 
 
+def find_lanes(directory: Directory, vhost: str, queue: str) -> frozenset[int]:
+    """The lanes of a queue, or end with status 2."""
+    lane_ids = frozenset(
+        lane_id
+        for lane_id, owner in directory.owners.items()
+        if (owner.vhost, owner.name) == (vhost, queue)
+    )
+    if not lane_ids:
+        facts = directory.catalog_facts
+        why = "; the catalog is damaged" if facts.damaged or facts.identity is None else ""
+        others = sorted(owner.vhost for owner in facts.queues if owner.name == queue)
+        if others:
+            why += f" (but there is one in '{others[0]}': give --vhost)"
+        stop(f"no durable queue '{queue}' in vhost '{vhost}'{why}; see `qlog inspect queues`")
+    return lane_ids
+
+
 def finish(report: Report, *, as_json: bool) -> None:
     """Print the report and end with the status that it deserves."""
-    report.show(as_json=as_json)
+    try:
+        report.show(as_json=as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        stop_for_pipe()
     if report.damage:
         raise typer.Exit(1)
 
@@ -52,6 +76,12 @@ def finish(report: Report, *, as_json: bool) -> None:
 def stop_for_rights(error: PermissionError) -> NoReturn:
     """End because a file may not be read."""
     stop(f"{error.filename} cannot be read with these rights; run as the broker's user")
+
+
+def stop_for_pipe() -> NoReturn:
+    """End as programs do whose reader has gone (`| head`): that is neither sound nor damage."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(128 + signal.SIGPIPE)
 
 
 def stop(message: str) -> NoReturn:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PROGRESS_BYTES_MIN = 128 << 20  # less is read before a bar could be looked at
+_ALIGNED_MAX = 60  # characters in a pipe; what is longer moves what stands behind it
 _NAME_WIDTH_MIN = 12  # a name in narrower pieces cannot be read
 
 
@@ -62,8 +63,15 @@ class Bytes:
         return f"{size:.1f} TiB"
 
 
+@dataclass(frozen=True, slots=True)
+class Time:
+    """A time in ISO 8601: on a terminal, day and time are two lines."""
+
+    text: str
+
+
 # A list is several lines on a terminal.
-Cell = str | int | Bytes | Sequence[str] | None
+Cell = str | int | Bytes | Time | Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +84,25 @@ class Column:
 
 
 @dataclass(slots=True)
+class Table:
+    """Rows of the same kind, under a title."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: list[Sequence[Cell]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Facts:
+    """Things of different kinds, each with its name, under a title."""
+
+    title: str
+    rows: list[tuple[str, Cell]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Report:
-    """What one command found."""
+    """What one command found. `columns` and `rows` are a table in front of all `sections`."""
 
     kind: str  # the command
     data_dir: str
@@ -85,6 +110,7 @@ class Report:
     content: dict[str, Any] = field(default_factory=dict)  # for JSON
     columns: Sequence[Column] = ()
     rows: list[Sequence[Cell]] = field(default_factory=list)
+    sections: list[Table | Facts] = field(default_factory=list)
     summary: str = ""
     notes: list[str] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
@@ -107,13 +133,23 @@ class Report:
         else:
             self._print()
 
+    @property
+    def _filled(self) -> list[Table | Facts]:
+        sections = [Table("", self.columns, self.rows), *self.sections]
+        return [section for section in sections if section.rows]
+
     def _draw(self) -> None:
         from rich.console import Console
         from rich.text import Text
 
         console = Console(highlight=False)
-        if self.rows:
-            self._draw_rows(console)
+        for section in self._filled:
+            if section.title:
+                console.print(Text(section.title, "bold"))
+            if isinstance(section, Facts):
+                _draw_facts(console, section)
+            else:
+                _draw_table(console, section)
             console.print()
         console.print(Text(printable(self.summary)))
         for note in self.notes:
@@ -121,57 +157,79 @@ class Report:
         for item in self.damage:
             console.print(Text(f"damaged: {printable(str(item))}", "red"))
 
-    def _draw_rows(self, console: Console) -> None:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        rows = [[_drawn(cell) for cell in row] for row in self.rows]
-        width = 2 * len(self.columns)  # between them
-        for at, column in enumerate(self.columns):
-            lines = [
-                line
-                for text in (column.title, *(row[at] for row in rows))
-                for line in text.split("\n")
-            ]
-            longest = max(map(len, lines))
-            width += min(longest, _NAME_WIDTH_MIN) if column.name else longest
-        if width > console.width:  # no table fits: one line a value
-            for row in rows:
-                for column, text in zip(self.columns, row, strict=True):
-                    title = _one_line(column.title)
-                    console.print(Text(f"{title}: " + text.replace("\n", "\n  ")))
-                console.print()
-            return
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        for column in self.columns:
-            table.add_column(
-                column.title,
-                justify="right" if column.right else "left",
-                no_wrap=not column.name,
-                overflow="fold",
-            )
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
-
     def _print(self) -> None:
-        if self.rows:
-            titles = [_one_line(column.title) for column in self.columns]
-            table = [titles, *([_plain(cell) for cell in row] for row in self.rows)]
-            widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-            for cells in table:
-                aligned = (
-                    cell.rjust(width) if column.right else cell.ljust(width)
-                    for cell, width, column in zip(cells, widths, self.columns, strict=True)
-                )
-                print("  ".join(aligned).rstrip())
+        for section in self._filled:
+            if section.title:
+                print(section.title)
+            if isinstance(section, Facts):
+                width = max(len(name) for name, _ in section.rows)
+                for name, cell in section.rows:
+                    print(f"{name.ljust(width)}  {_plain(cell)}")
+            else:
+                _print_table(section)
             print()
         print(printable(self.summary))
         for note in self.notes:
             print(f"note: {printable(note)}")
         for item in self.damage:
             print(f"damaged: {printable(str(item))}")
+
+
+def _draw_facts(console: Console, facts: Facts) -> None:
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=console.width >= 3 * _NAME_WIDTH_MIN, overflow="fold")
+    grid.add_column(overflow="fold")
+    for name, cell in facts.rows:
+        grid.add_row(Text(name), Text(_drawn(cell)))
+    console.print(grid)
+
+
+def _draw_table(console: Console, table: Table) -> None:
+    from rich import box
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    rows = [[_drawn(cell) for cell in row] for row in table.rows]
+    width = 2 * len(table.columns)  # between them
+    for at, column in enumerate(table.columns):
+        lines = [
+            line for text in (column.title, *(row[at] for row in rows)) for line in text.split("\n")
+        ]
+        longest = max(map(len, lines))
+        width += min(longest, _NAME_WIDTH_MIN) if column.name else longest
+    if width > console.width:  # no table fits: one line a value
+        for row in rows:
+            for column, text in zip(table.columns, row, strict=True):
+                title = _one_line(column.title)
+                console.print(Text(f"{title}: " + text.replace("\n", "\n  ")))
+            console.print()
+        return
+    drawn = Drawn(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in table.columns:
+        drawn.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=not column.name,
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    console.print(drawn)
+
+
+def _print_table(table: Table) -> None:
+    titles = [_one_line(column.title) for column in table.columns]
+    rows = [titles, *([_plain(cell) for cell in row] for row in table.rows)]
+    widths = [min(max(map(len, cells)), _ALIGNED_MAX) for cells in zip(*rows, strict=True)]
+    for cells in rows:
+        aligned = (
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, table.columns, strict=True)
+        )
+        print("  ".join(aligned).rstrip())
 
 
 def _is_terminal() -> bool:
@@ -188,6 +246,8 @@ def _drawn(cell: Cell) -> str:
             return "-"
         case Bytes():
             return cell.human()
+        case Time():
+            return cell.text.removesuffix("Z").replace("T", "\n")
         case int():
             return str(cell)
         case str():
@@ -202,6 +262,8 @@ def _plain(cell: Cell) -> str:
             return "-"
         case Bytes():
             return str(cell.count)
+        case Time():
+            return cell.text
         case int():
             return str(cell)
         case str():
