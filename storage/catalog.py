@@ -17,6 +17,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from qlog.storage.environment import open_environment
 from qlog.storage.errors import DirectoryUnreadable
+from qlog.storage.lmdb_file import Implausible, check
 
 _HASH = struct.Struct("<Q")
 _NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and hashed
@@ -44,6 +45,13 @@ class Catalog:
         self._transaction: lmdb.Transaction | None = None
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
+            try:
+                check(directory / "data.mdb", thorough=True)
+            except Implausible as error:
+                raise DirectoryUnreadable(
+                    f"the catalog {directory} is damaged: {error}; restore it from a copy, or see "
+                    "what is left with `qlog inspect repair`"
+                ) from error
         try:
             self._env = open_environment(
                 directory, map_bytes=map_bytes, dbs_max=4, read_only=read_only, lock=lock
@@ -99,6 +107,13 @@ class Catalog:
             else:
                 yield Row(kind, name, value)
 
+    def verify(self) -> None:
+        """Look at every row: one whose key is damaged is found by nobody who asks for it."""
+        with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
+            rows = [(bytes(key), bytes(value)) for key, value in cursor]
+        for key, row in rows:
+            _check(key, row)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything in the block is one commit; an exception undoes all of it."""
@@ -153,7 +168,8 @@ def _check(key: bytes, row: bytes) -> tuple[str, bytes]:
         kind, _, name = key.partition(b"\0")
         raise DirectoryUnreadable(
             f"the catalog's entry {name.decode(errors='replace')!r} of kind "
-            f"{kind.decode(errors='replace')!r} is damaged; restore catalog.lmdb from a copy"
+            f"{kind.decode(errors='replace')!r} is damaged; restore catalog.lmdb from a copy, "
+            "or see what is left with `qlog inspect repair`"
         )
     name_and_value = msgpack.unpackb(data)
     return name_and_value[0], name_and_value[1]

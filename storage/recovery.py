@@ -292,6 +292,7 @@ class _Recovery(Generic[M]):
         paths = self.paths
         self.catalog = Catalog(paths.catalog, map_bytes=self.settings.catalog_map_bytes)
         self.opened.append(self.catalog.close)
+        self.catalog.verify()
         identity = Identity.load(self.catalog)
         if identity is None:
             if numbered(self.disk, paths.ledger, ".qack"):

@@ -1,0 +1,129 @@
+"""What LMDB may be let loose on: everything that it writes itself, and nothing that ends it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from qlog.storage.catalog import Catalog
+from qlog.storage.errors import DirectoryUnreadable
+from qlog.storage.index import Index, IndexDoubt
+from qlog.storage.lmdb_file import Implausible, check
+
+Keys = dict[bytes, list[tuple[bytes, int]]]
+
+
+def filled(directory: Path, seed: int, transactions: int) -> Path:
+    """An environment with a history: trees that grew and shrank, large values, free pages."""
+    choice = random.Random(seed)
+    directory.mkdir()
+    with lmdb.open(str(directory), map_size=64 << 20, max_dbs=4, sync=False) as environment:
+        trees = [environment.open_db(name) for name in (b"first", b"second", b"third")]
+        for _ in range(transactions):
+            with environment.begin(write=True) as transaction:
+                for _ in range(choice.choice((0, 1, 30, 600))):
+                    key = b"key%d" % choice.randrange(800)
+                    tree = choice.choice(trees)
+                    if choice.random() < 0.4:
+                        transaction.delete(key, db=tree)
+                    else:
+                        size = choice.choice((0, 40, 40, 40, 2000, 4080, 9000))
+                        transaction.put(key, b"\1" * size, db=tree)
+                if choice.random() < 0.1:
+                    transaction.drop(trees[2], delete=False)
+                if choice.random() < 0.1:
+                    transaction.abort()
+            check(directory / "data.mdb", thorough=True)
+            check(directory / "data.mdb", thorough=False)
+    return directory / "data.mdb"
+
+
+def keys(directory: Path) -> Keys | str:
+    """What LMDB finds, in a process of its own; else how that ended."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            found: Keys = {}
+            environment = lmdb.open(str(directory), map_size=64 << 20, max_dbs=4)
+            with environment.begin() as transaction:
+                for name, _ in transaction.cursor():
+                    tree = environment.open_db(bytes(name), transaction, create=False)
+                    rows = transaction.cursor(db=tree)
+                    found[bytes(name)] = [(bytes(key), len(value)) for key, value in rows]
+            with os.fdopen(into, "wb") as stream:
+                pickle.dump(found, stream)
+        finally:
+            os._exit(0)
+    os.close(into)
+    with os.fdopen(out, "rb") as stream:
+        data = stream.read()
+    _, status = os.waitpid(child, 0)
+    return pickle.loads(data) if data else f"ended by {status}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_lmdb_wrote_is_plausible(tmp_path: Path, seed: int) -> None:
+    filled(tmp_path / "env", seed, 25)
+
+
+def test_new_and_missing_files_are_plausible(tmp_path: Path) -> None:
+    check(tmp_path / "data.mdb", thorough=True)
+    (tmp_path / "data.mdb").touch()
+    check(tmp_path / "data.mdb", thorough=True)
+    lmdb.open(str(tmp_path)).close()
+    check(tmp_path / "data.mdb", thorough=True)
+
+
+def test_what_is_plausible_can_be_read_whole(tmp_path: Path) -> None:
+    """Bits flipped, sectors zeroed, the end cut: it is noticed, or no key is out of reach."""
+    whole = filled(tmp_path / "env", 5, 25).read_bytes()
+    due = keys(tmp_path / "env")
+    choice = random.Random(6)
+    (tmp_path / "damaged").mkdir()
+    path = tmp_path / "damaged" / "data.mdb"
+    noticed = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        page = choice.choice((0, 1, *range(2, len(data) // 4096)))
+        position = page * 4096 + choice.randrange(choice.choice((200, 4096)))
+        match choice.choice(("flip", "flip", "flip", "zero", "cut")):
+            case "flip":
+                data[position] ^= 1 << choice.randrange(8)
+            case "zero":
+                data[position : position + 512] = bytes(len(data[position : position + 512]))
+            case _:
+                del data[position:]
+        path.write_bytes(data)
+        (path.parent / "lock.mdb").unlink(missing_ok=True)
+        try:
+            check(path, thorough=True)
+        except Implausible as error:
+            assert "\n" not in str(error)
+            noticed += 1
+        else:
+            found = keys(path.parent)
+            assert isinstance(found, dict) and isinstance(due, dict)
+            names = {name: [key for key, _ in rows] for name, rows in found.items()}
+            if names != {name: [key for key, _ in rows] for name, rows in due.items()}:
+                # A key's own bytes may be others, which its row's hash tells.
+                assert {name: len(rows) for name, rows in found.items()} == {
+                    name: len(rows) for name, rows in due.items()
+                }
+    assert noticed > 5
+
+
+def test_a_file_that_was_cut_is_refused_and_not_mapped(tmp_path: Path) -> None:
+    """LMDB would end the process with SIGBUS."""
+    path = filled(tmp_path / "env", 7, 10)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DirectoryUnreadable, match="cut off"):
+        Catalog(tmp_path / "env", map_bytes=64 << 20)
+    with pytest.raises(IndexDoubt, match="cut off"):
+        Index(tmp_path / "env", map_bytes=64 << 20)
