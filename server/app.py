@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -101,6 +102,7 @@ async def open_broker(
             notify=notify,
             settings=settings.store_settings(),
             disk=disk,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
         )
         try:
             broker = Broker(store, settings.broker_settings(), now_s=trio.current_time)

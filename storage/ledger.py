@@ -37,6 +37,7 @@ LANE = 4  # lane, next qseq, floor, delivered, block, bits, block, bits, …: a 
 SEGMENTS = 5  # next id, its base LSN, id, id, …: in a snapshot, the segments that must exist
 SEGMENT_DROPPED = 6  # id, end LSN: all in it is settled; the file may be gone
 SNAPSHOT_END = 7  # what comes before in this file is complete
+TIME = 8  # ms since 1970: handed over then was this batch, and within a second those without a time
 
 Record = list[Any]
 Records = Sequence[Record]

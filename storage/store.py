@@ -32,6 +32,7 @@ from qlog.storage.ledger import (
     DELIVERED,
     LANE_DELETED,
     SEGMENT_DROPPED,
+    TIME,
     Record,
     Records,
     ack_record,
@@ -47,6 +48,7 @@ from qlog.storage.worker import ThreadWorker, Worker
 _LANE_IDS_RESERVED = 1024  # so many ids for one commit of the catalog
 _FULL_RETRY_S = 0.2
 _IDLE_S = 60.0
+_LEDGER_TIME_MS = 1000  # a batch of the ledger has its time, unless the last one was so near
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Store(Generic[M]):
         *,
         notify: Callable[[], None],
         new_worker: Callable[[str, Callable[[], None]], Worker],
+        clock_ms: Callable[[], int] | None,
     ) -> None:
         """Use `open`."""
         self.catalog: Catalog = recovered.catalog
@@ -89,6 +92,7 @@ class Store(Generic[M]):
         self._disk = recovered.disk
         self._identity: Identity = recovered.identity
         self._notify = notify
+        self._clock_ms = clock_ms
         self._log = recovered.log
         self._lanes = recovered.lanes
         self._cache = recovered.cache
@@ -117,6 +121,7 @@ class Store(Generic[M]):
         self._ledger_unsynced = False
         self._ledger_sync_due = False
         self._ledger_wants_roll = False
+        self._ledger_time_ms: int | None = None  # the last in the ledger's file
         self._log_held = False
         self._ledger_held = False
         # timers, on the owner's clock
@@ -155,18 +160,20 @@ class Store(Generic[M]):
         settings: StoreSettings | None = None,
         disk: Disk | None = None,
         new_worker: Callable[[str, Callable[[], None]], Worker] = ThreadWorker,
+        clock_ms: Callable[[], int] | None = None,
     ) -> Self:
         """Lock, verify and recover a data directory, or make a new one.
 
         `decode` makes a meta of its bytes and the size of its body. `notify` is called from the
         store's threads, and from `Lane.settle` when a timer starts; the owner then calls `advance`
-        and `tick`. Raises StorageError: DirectoryLocked, DirectoryNewer, DirectoryUnreadable,
+        and `tick`. `clock_ms`: the wall clock, for the times of settlements in the ledger, which are
+        for people alone. Raises StorageError: DirectoryLocked, DirectoryNewer, DirectoryUnreadable,
         CorruptLog.
         """
         recovered = recovery.recover(
             directory, decode, settings or StoreSettings(), disk or OSDisk()
         )
-        return cls(recovered, notify=notify, new_worker=new_worker)
+        return cls(recovered, notify=notify, new_worker=new_worker, clock_ms=clock_ms)
 
     # -- lanes
 
@@ -446,7 +453,18 @@ class Store(Generic[M]):
         self._acks_since_s = None
         self._acks_due = False
         if records:
+            self._add_time(records)
             self._chunks.append(records)
+
+    def _add_time(self, records: list[Record]) -> None:
+        """Let a ledger batch say when it was made, about once a second."""
+        if self._clock_ms is None:
+            return
+        now_ms = self._clock_ms()
+        last_ms = self._ledger_time_ms
+        if last_ms is None or not 0 <= now_ms - last_ms < _LEDGER_TIME_MS:
+            records.insert(0, [TIME, now_ms])
+            self._ledger_time_ms = now_ms
 
     def _hand_over(self) -> None:
         """Give the commit thread all there is to write, if it is idle."""
@@ -483,6 +501,7 @@ class Store(Generic[M]):
                 self._snapshot = self._gather()
                 if self._ledger_wants_roll:
                     job.snapshot = self._ledger_snapshot()
+                    self._ledger_time_ms = None
             if self._snapshot is not None and self._snapshot.ledger is None:
                 job.ledger_sync = True
         if job.batches or job.ledger or job.ledger_sync:

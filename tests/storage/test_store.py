@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from qlog.storage.errors import DirectoryUnreadable, SyncFailed
+from qlog.storage.examine import Examination
 from qlog.storage.index import IndexDoubt
+from qlog.storage.ledger import ACK, TIME, unpack_body
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 from tests.storage.support import (
@@ -569,3 +571,28 @@ def test_definitions_are_kept_and_undone_together(bench: Bench) -> None:
     assert catalog.get("queue", "b") is None and catalog.get("exchange", "a") is None
     assert catalog.delete("queue", "a") and not catalog.delete("queue", "a")
     bench.store.close()
+
+
+def test_the_ledger_has_the_time_of_a_settlement_to_the_second(tmp_path: Path) -> None:
+    now_ms = 5_000
+    store: Store[Envelope] = Store.open(
+        tmp_path, decode=decode, notify=ignore, clock_ms=lambda: now_ms
+    )
+    lane = store.lane(store.new_lane_id())
+    publish(store, [lane], [b"body"] * 5)
+    for qseq, now_ms in enumerate((5_000, 5_999, 6_000, 9_000, 2_000)):  # noqa: B007 - the clock
+        lane.settle(qseq, 1)
+        assert store.settle_down()
+    store.close()
+    examination = Examination(tmp_path)
+    view = examination.ledger_file(examination.ledger_ids()[-1])
+    batches = [stretch.batch for stretch in examination.stretches(view)]
+    records = [unpack_body(batch.body)[1] for batch in batches if batch is not None]
+    acks = [kinds for kinds in records if any(record[0] == ACK for record in kinds)]
+    assert [[record[1] for record in kinds if record[0] == TIME] for kinds in acks] == [
+        [5_000],
+        [],
+        [6_000],
+        [9_000],
+        [2_000],
+    ]
