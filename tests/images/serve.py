@@ -1,0 +1,27 @@
+"""`qlog serve` with everything small: python -m tests.images.serve --data-dir DIR --port 0
+
+The real command, but that files are full after a few dozen messages: within seconds segments roll
+and are sealed and given back, the ledger rolls, checkpoints are written.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from qlog.server.config import Settings
+from qlog.storage.settings import StoreSettings
+from qlog.tools.cli import app
+
+LEDGER_SYNC_S = 0.1
+SMALL = StoreSettings(
+    segment_bytes_max=128 * 1024,
+    ledger_bytes_max=6 * 1024,
+    batch_bytes_max=64 * 1024,
+    cache_bytes_max=64 * 1024,
+    checkpoint_interval_s=0.2,
+    ledger_sync_s=LEDGER_SYNC_S,
+)
+
+if __name__ == "__main__":
+    Settings.store_settings = lambda self: SMALL  # type: ignore[method-assign]
+    app(["serve", *sys.argv[1:]])
