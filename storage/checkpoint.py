@@ -6,16 +6,22 @@ the ledger is synced by the commit thread; the rest is done here, on the checkpo
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
 import lmdb
 
 from qlog.storage.errors import SyncFailed, is_full
-from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Placed
+from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Move, Placed
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
-from qlog.storage.ledger import SEGMENTS, LedgerPosition, Record, lane_record
+from qlog.storage.ledger import (
+    SEGMENT_REPLACED,
+    SEGMENTS,
+    LedgerPosition,
+    Record,
+    lane_record,
+)
 from qlog.storage.spill import SpillWriter
 
 
@@ -44,6 +50,7 @@ class Snapshot(Generic[M]):
     dropped: list[int] = field(default_factory=list)
     unlinked: list[int] = field(default_factory=list)  # segments that are gone
     condemned: list[int] = field(default_factory=list)  # their end is in the ledger by then
+    moves: list[Move] = field(default_factory=list)  # what was compacted; the ledger has it by then
     spilled: "list[tuple[Run[M], int, array[int], array[int]]]" = field(default_factory=list)
     ledger: LedgerPosition | None = None
 
@@ -92,15 +99,21 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
 
 
 def snapshot_records(
-    lanes: Iterable[Lane[M]], segments: Iterable[int], following: int, following_lsn: int
+    lanes: Iterable[Lane[M]],
+    segments: Iterable[int],
+    replaced: Mapping[int, int],
+    following: int,
+    following_lsn: int,
 ) -> list[Record]:
     """What a new ledger file has to begin with.
 
     `segments` must exist from now on; those of ids from `following` on, whose records begin at
-    `following_lsn`, must exist when there is one above them.
+    `following_lsn`, must exist when there is one above them. `replaced`: those of them that
+    are still there although what is alive in them is in another one.
     """
     return [
         [SEGMENTS, following, following_lsn, *segments],
+        *([SEGMENT_REPLACED, new, old] for old, new in replaced.items()),
         *(
             lane_record(lane.id, lane.next_qseq, lane.floor, lane.delivered, lane.acked)
             for lane in lanes
@@ -128,7 +141,9 @@ def write(
             snapshot.ledger,
             spill.next_id,
         )
-        done.live = index.apply(snapshot.updates, snapshot.dropped, checkpoint, snapshot.unlinked)
+        done.live = index.apply(
+            snapshot.updates, snapshot.dropped, checkpoint, snapshot.unlinked, snapshot.moves
+        )
     except IndexDoubt as doubt:
         done.doubt = doubt
     except lmdb.Error as error:

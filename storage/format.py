@@ -36,6 +36,8 @@ SEGMENT_MAGIC = b"QLOGSEG\n"
 LEDGER_MAGIC = b"QLOGACK\n"
 SPILL_MAGIC = b"QLOGSPL\n"
 
+SPARSE = 1  # file header flag: LSNs are missing between batches, not within one
+
 # magic u32, flags u32, body length u32, record count u32, epoch u64, base u64, durable u64, xxh3 u64
 # (over this header without the hash, and the body). `base` is the LSN of the first record (in the
 # ledger: the number of the batch); all below `durable` had been synced when this batch was written.
@@ -79,11 +81,19 @@ class FileHeader:
     file_id: int
     base: int
     epoch: int
+    flags: int = 0
+
+    @property
+    def sparse(self) -> bool:
+        """LSNs are missing between batches: what was there is settled, or lost and reported."""
+        return bool(self.flags & SPARSE)
 
 
-def pack_file_header(magic: bytes, uuid: bytes, file_id: int, base: int, epoch: int) -> bytes:
+def pack_file_header(
+    magic: bytes, uuid: bytes, file_id: int, base: int, epoch: int, flags: int = 0
+) -> bytes:
     head = FILE_HEADER.pack(
-        magic, FORMAT_VERSION, FILE_HEADER_BYTES, 0, uuid, file_id, 0, base, epoch, 0
+        magic, FORMAT_VERSION, FILE_HEADER_BYTES, flags, uuid, file_id, 0, base, epoch, 0
     )[:-8]
     return head + struct.pack("<Q", xxh3_64_intdigest(head, file_id))
 
@@ -92,10 +102,10 @@ def unpack_file_header(data: bytes) -> FileHeader | None:
     """The header at the start of `data`; None when it is damaged, or is none."""
     if len(data) < FILE_HEADER_BYTES:
         return None
-    magic, version, _, _, uuid, file_id, _, base, epoch, digest = FILE_HEADER.unpack_from(data)
+    magic, version, _, flags, uuid, file_id, _, base, epoch, digest = FILE_HEADER.unpack_from(data)
     if xxh3_64_intdigest(data[: FILE_HEADER_BYTES - 8], file_id) != digest:
         return None
-    return FileHeader(magic, version, uuid, file_id, base, epoch)
+    return FileHeader(magic, version, uuid, file_id, base, epoch, flags)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import struct
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -26,7 +27,7 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from qlog.storage.environment import open_environment
-from qlog.storage.format import FORMAT_VERSION
+from qlog.storage.format import FORMAT_VERSION, Columns
 from qlog.storage.lane import BLOCK, FULL, Pointers
 from qlog.storage.ledger import LedgerPosition
 from qlog.storage.lmdb_file import Implausible, check
@@ -88,6 +89,15 @@ class LaneUpdate:
     delivered: int
     bitmaps: dict[int, int] = field(default_factory=dict)  # block -> bits, of those that changed
     placed: list[Placed] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Messages that a compaction copied: pointers to the `sources` become such to the segment."""
+
+    segment_id: int
+    sources: frozenset[int]
+    columns: Columns  # of the segment
 
 
 @dataclass(slots=True)
@@ -217,6 +227,12 @@ class Index:
                             found.append((base + at, base + at + 1))
         return found
 
+    @contextmanager
+    def settlements(self) -> Iterator["Settlements"]:
+        """What is settled by the last checkpoint, for many questions at once."""
+        with self._env.begin() as transaction:
+            yield Settlements(transaction, self._lanes, self._acked)
+
     def spilled(self, lane_id: int) -> list[int]:
         """The qseqs of a lane that point to spill/."""
         found = []
@@ -243,11 +259,12 @@ class Index:
         dropped: Iterable[int],
         checkpoint: Checkpoint | None,
         unlinked: Iterable[int] = (),
+        moves: Iterable[Move] = (),
     ) -> dict[int, Live]:
         """One transaction, synced. The live counts of the segments that changed.
 
-        `unlinked`: segments that are gone. Applied twice it gives the same. Without a checkpoint
-        the index stays unfinished (a rebuild in steps).
+        `unlinked`: segments that are gone. `moves` come after the updates. Applied twice it gives
+        the same. Without a checkpoint the index stays unfinished (a rebuild in steps).
         """
         tally = _Tally()
         with self._env.begin(write=True) as transaction:
@@ -255,6 +272,8 @@ class Index:
                 self._drop(transaction, lane_id, tally)
             for update in updates:
                 self._update(transaction, update, tally)
+            for move in moves:
+                self._move(transaction, move, tally)
             live = {}
             for segment_id in tally.counts.keys() | tally.sizes.keys():
                 key = struct.pack(">I", segment_id)
@@ -395,6 +414,68 @@ class Index:
         )
         transaction.put(lane_key, _close_row(lane_key, lane_row), db=self._lanes)
 
+    def _move(self, transaction: lmdb.Transaction, move: Move, tally: "_Tally") -> None:
+        by_lane: dict[int, list[Placed]] = {}
+        for lane_ids, firsts, positions, lengths in move.columns.runs():
+            for lane_id, first in zip(lane_ids, firsts, strict=True):
+                placed = Placed(first, move.segment_id, positions, lengths)
+                by_lane.setdefault(lane_id, []).append(placed)
+        for lane_id, runs in by_lane.items():
+            row = transaction.get(struct.pack(">I", lane_id), db=self._lanes)
+            if row is None:
+                continue
+            floor = LaneRow(*msgpack.unpackb(_open_row(struct.pack(">I", lane_id), row))).floor
+            for block, pieces in _pieces(runs, floor).items():
+                key = _KEY.pack(lane_id, block * BLOCK)
+                row = transaction.get(key, db=self._blocks)
+                if row is None:  # all of it was settled
+                    continue
+                columns = _open_block(key, row)
+                settled = transaction.get(key, db=self._acked)
+                bits = 0 if settled is None else int.from_bytes(_open_row(key, settled), "little")
+                if block == floor // BLOCK:
+                    bits |= (1 << (floor - block * BLOCK)) - 1
+                tally.add(columns, bits, -1)
+                for piece in pieces:
+                    _write_moved(columns, block, piece, move.sources)
+                transaction.put(key, _close_block(key, columns), db=self._blocks)
+                tally.add(columns, bits, 1)
+
+
+class Settlements:
+    """See `Index.settlements`."""
+
+    def __init__(
+        self, transaction: lmdb.Transaction, lanes: lmdb._Database, acked: lmdb._Database
+    ) -> None:
+        self._transaction = transaction
+        self._lanes = lanes
+        self._acked = acked
+        self._floors: dict[int, int | None] = {}  # None: there is no such lane
+
+    def unsettled(self, lane_id: int, first: int, count: int) -> int:
+        """Bits: which of `count` messages from qseq `first` on are not settled."""
+        if lane_id not in self._floors:
+            key = struct.pack(">I", lane_id)
+            row = self._transaction.get(key, db=self._lanes)
+            self._floors[lane_id] = (
+                None if row is None else LaneRow(*msgpack.unpackb(_open_row(key, row))).floor
+            )
+        floor = self._floors[lane_id]
+        if floor is None or first + count <= floor:
+            return 0
+        bits = (1 << count) - 1
+        if floor > first:
+            bits = bits >> (floor - first) << (floor - first)
+        for block in range(max(first, floor) // BLOCK, (first + count - 1) // BLOCK + 1):
+            key = _KEY.pack(lane_id, block * BLOCK)
+            row = self._transaction.get(key, db=self._acked)
+            if row is not None:
+                settled = int.from_bytes(_open_row(key, row), "little")
+                shift = block * BLOCK - first
+                bits &= ~(settled << shift if shift >= 0 else settled >> -shift)
+        return bits
+
 
 class _Tally:
     """Changes of the segments' live counts."""
@@ -464,6 +545,18 @@ def _write_piece(columns: "array[int]", block: int, piece: Placed) -> None:
     columns[start:end:4] = array("I", [piece.segment_id]) * count
     columns[start + 1 : end : 4] = piece.positions
     columns[start + 2 : end : 4] = piece.lengths
+
+
+def _write_moved(columns: "array[int]", block: int, piece: Placed, sources: frozenset[int]) -> None:
+    """As `_write_piece`, for those pointers only that are to one of the sources."""
+    start = 4 * (piece.first - block * BLOCK)
+    for slot, position, length in zip(
+        range(start, len(columns), 4), piece.positions, piece.lengths, strict=False
+    ):
+        if columns[slot] in sources:
+            columns[slot] = piece.segment_id
+            columns[slot + 1] = position
+            columns[slot + 2] = length
 
 
 def _range(

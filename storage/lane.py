@@ -8,7 +8,7 @@ it is settled, and as it was published. It knows nothing of durability: that is 
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from typing import Generic, Protocol, TypeVar
@@ -497,6 +497,22 @@ class Lane(Generic[M]):
             self._firsts = [first for _, first, _ in kept]
             self._runs = [run for _, _, run in kept]
         return bool(kept)
+
+    def forget_segments(self, segment_ids: Collection[int]) -> None:
+        """What is in memory of these is to be read from where the index says."""
+        firsts = self._firsts
+        runs = self._runs
+        read_runs = self._read_runs
+        self._firsts = []
+        self._runs = []
+        for place, (first, run) in enumerate(zip(firsts, runs, strict=True)):
+            if run.segment_id in segment_ids:
+                assert run.indexed
+                self._cache.was_settled(run)
+                self._read_runs -= place < read_runs
+            else:
+                self._firsts.append(first)
+                self._runs.append(run)
 
     def forget(self) -> None:
         """The lane is deleted: everything in memory goes."""

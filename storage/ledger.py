@@ -38,6 +38,7 @@ SEGMENTS = 5  # next id, its base LSN, id, id, …: in a snapshot, the segments 
 SEGMENT_DROPPED = 6  # id, end LSN: all in it is settled; the file may be gone
 SNAPSHOT_END = 7  # what comes before in this file is complete
 TIME = 8  # ms since 1970: handed over then was this batch, and within a second those without a time
+SEGMENT_REPLACED = 9  # id, old id, …: what was alive in the old ones is in this one, too
 
 Record = list[Any]
 Records = Sequence[Record]

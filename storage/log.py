@@ -24,11 +24,12 @@ class Segment:
 
     segment_id: int
     base_lsn: int
-    capacity: int
+    capacity: int  # the file's size
     end_lsn: int
     log_end: int = FILE_HEADER_BYTES
     columns: Columns | None = None  # None: sealed
     footer_bytes: int = TRAILER_BYTES
+    sealed_s: float = 0.0  # when, on the owner's clock; 0: before the start
 
     @property
     def sealed(self) -> bool:

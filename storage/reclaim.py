@@ -5,7 +5,7 @@ message in it and covers all of it; the ledger says that it is given up; that is
 the file goes. So a segment that is missing without such a record is damage, and is noticed, and the
 index can be rebuilt from what is left at any time.
 
-Only whole segments go here; rewriting those that are mostly dead has its place beside this.
+Only whole segments go here; compact.py rewrites those that are mostly dead.
 """
 
 from collections.abc import Collection, Mapping
@@ -28,7 +28,8 @@ def dead_segments(
 
     None above one that is not sealed yet: where that one ends is then known from the next.
     """
-    sealed = takewhile(lambda segment: segment.sealed, map(segments.__getitem__, sorted(segments)))
+    in_order = sorted(segments.values(), key=lambda segment: (segment.base_lsn, segment.segment_id))
+    sealed = takewhile(lambda segment: segment.sealed, in_order)
     return [
         segment.segment_id
         for segment in sealed

@@ -1,9 +1,7 @@
 """Opening a directory: lock, verify, bring everything to one consistent state, make it durable.
 
-The tail rule. At the first bad byte of the log, at LSN p: if anything that is whole (a later batch,
-a later segment, a batch of the ledger, the checkpoint, the catalog) says that the log had been
-synced beyond p, then confirmed data is damaged, and the start is refused. Otherwise the bytes are
-what a crash left of a write that nobody was told of, and are cut. The same goes for the ledger.
+What the log says is judged by the tail rule (scan.py), and the same goes for the ledger: bytes at
+its end that are not whole are cut, unless anything whole says that it had been synced beyond them.
 
 The orphan rule. A settlement can be on disk while its message never became so. The next qseq of a
 lane is therefore behind everything that log, index or ledger ever named, and what lies between
@@ -29,13 +27,11 @@ from qlog.storage.catalog import Catalog
 from qlog.storage.checkpoint import Snapshot, gather, snapshot_records
 from qlog.storage.datadir import Identity, Paths, numbered, prepare
 from qlog.storage.disk import Disk
-from qlog.storage.errors import CorruptLog, DirectoryNewer, DirectoryUnreadable
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable
+from qlog.storage.fold import LaneFacts, SegmentFacts
 from qlog.storage.format import (
-    BATCH_HEADER_BYTES,
     FILE_HEADER_BYTES,
-    FORMAT_VERSION,
     Columns,
-    unpack_batch_header,
 )
 from qlog.storage.index import (
     SPILL,
@@ -45,31 +41,20 @@ from qlog.storage.index import (
     LaneRow,
     LaneUpdate,
     Live,
+    Move,
 )
 from qlog.storage.lane import Cache, Changes, Lane, M, Run
-from qlog.storage.ledger import (
-    ACK,
-    DELIVERED,
-    LANE,
-    LANE_DELETED,
-    SEGMENT_DROPPED,
-    SEGMENTS,
-    SNAPSHOT_END,
-    LedgerWriter,
-    Record,
-    ack_ranges,
-    lane_bitmaps,
-    unpack_body,
-)
+from qlog.storage.ledger import LedgerWriter, Record, unpack_body
 from qlog.storage.log import Log, Segment
 from qlog.storage.reader import DiskShelf, Reader
-from qlog.storage.segment import BatchFile, Nursery, columns_of, seal
+from qlog.storage.scan import ADVICE, LogScan, check_version
+from qlog.storage.scan import scan as scan_log
+from qlog.storage.segment import BatchFile, Nursery, seal
 from qlog.storage.settings import StoreSettings
 from qlog.storage.spill import SpillWriter
 
 _REBUILD_POINTERS = 200_000  # so many go to the index in one transaction
 _REWRITE_BYTES = 1 << 20
-_ADVICE = "restore it from a copy, or see what is left with `qlog inspect repair --accept-loss`"
 
 
 @dataclass(slots=True)
@@ -107,6 +92,8 @@ class Recovered(Generic[M]):
     spill: SpillWriter[M]
     nursery: Nursery
     ledger: LedgerWriter
+    replaced: dict[int, int]  # segments whose unsettled messages are in another one, too
+    compacted_id_next: int
 
 
 def recover(
@@ -134,35 +121,14 @@ def recover(
 
 
 @dataclass(slots=True)
-class _LedgerState:
-    """What the ledger's current file says."""
+class _LedgerFile:
+    """The ledger's current file."""
 
     file_id: int = 0
     number: int = 0  # of the next batch
     log_durable: int = 0
     records: list[Record] = field(default_factory=list)  # to be replayed
-    segments: set[int] | None = None  # those that must exist, of the ids below `segments_end`
-    segments_end: int = 0
-    segments_end_lsn: int = 0  # where the records of the segments below `segments_end` end
-    dropped: dict[int, int] = field(default_factory=dict)  # id -> end LSN
-
-    def dropped_lsn(self, segment_id: int) -> int:
-        """Where the log ends if all segments above this one were given up; 0 if none was."""
-        ends = [end for dropped, end in self.dropped.items() if dropped > segment_id]
-        below = self.segments_end - 1
-        if below > segment_id and below not in (self.segments or ()):
-            ends.append(self.segments_end_lsn)
-        return max(ends, default=0)
-
-
-@dataclass(slots=True)
-class _Found:
-    """A segment, as its file shows it."""
-
-    segment: Segment
-    used_end: int  # behind it there are only zeros
-    sealed: bool
-    torn_records: int = 0  # by the header of the first batch that is not whole
+    segments: SegmentFacts = field(default_factory=SegmentFacts)
 
 
 class _Recovery(Generic[M]):
@@ -189,6 +155,7 @@ class _Recovery(Generic[M]):
         self.named_upto: dict[int, int] = {}  # lane -> above every qseq that anything names
         self.deleted: set[int] = set()
         self.segments: dict[int, Segment] = {}
+        self.replaced: dict[int, int] = {}
         self.lsn = 0
         self.attested_lsn = 0  # by the index
         self.index: Index | None = None
@@ -205,11 +172,11 @@ class _Recovery(Generic[M]):
         disk = self.disk
         self._open_catalog()
         checkpoint = self._open_index()
-        ledger_state = self._read_ledger(checkpoint)
+        ledger_file = self._read_ledger(checkpoint)
         if checkpoint is not None:
             self._load_lanes()
-        self._replay_ledger(ledger_state)
-        found = self._read_log(checkpoint, ledger_state)
+        self._replay_ledger(ledger_file)
+        found = self._read_log(checkpoint, ledger_file)
         for lane_id, lane in self.lanes.items():
             placed_upto = self.placed_upto.get(lane_id, 0)
             named_upto = self.named_upto.get(lane_id, 0)
@@ -221,6 +188,10 @@ class _Recovery(Generic[M]):
         # From here on the directory is changed: it was judged to be sound.
         uuid = self.identity.uuid
         self._finish_log(found, checkpoint)
+        self.replaced = {
+            segment.segment_id: ledger_file.segments.replaced[segment.segment_id]
+            for segment in found.replaced
+        }
         self.identity.epoch = epoch = self.report.epoch = self.epoch_seen + 1
         lane_ids = max([*self.lanes, *self.deleted], default=0) + 1
         self.identity.lane_ids_reserved = max(self.identity.lane_ids_reserved, lane_ids)
@@ -230,15 +201,16 @@ class _Recovery(Generic[M]):
         ledger = LedgerWriter(disk, paths, uuid, epoch, file_bytes=settings.ledger_bytes_max)
         self.opened.append(ledger.close)
         segments = self.segments
-        segment_id = 1 + max([*segments, *ledger_state.dropped, ledger_state.segments_end - 1, 0])
+        segment_id = found.segment_id_next
         ledger.roll(
-            snapshot_records(self.lanes.values(), segments, segment_id, self.lsn),
+            snapshot_records(self.lanes.values(), segments, self.replaced, segment_id, self.lsn),
             self.lsn,
-            above=ledger_state.file_id,
-            number=ledger_state.number,
+            above=ledger_file.file_id,
+            number=ledger_file.number,
         )
         ledger.remove_older()
         ledger.reserve_if_possible()
+        self._remove_leftover(found)
         for name in disk.names(paths.spill):
             disk.unlink(paths.spill / name)
         spill_next = SPILL if checkpoint is None else checkpoint.spill_next
@@ -247,6 +219,7 @@ class _Recovery(Generic[M]):
                 uuid, epoch, self.lsn, segment_id, FILE_HEADER_BYTES, ledger.position, spill_next
             ),
             rebuild=checkpoint is None,
+            moves=[] if checkpoint is None else self._moves(ledger_file.segments),
         )
         self.cache.advance(self.lsn)
         self.changes.dirty.clear()
@@ -284,6 +257,8 @@ class _Recovery(Generic[M]):
             ),
             nursery=Nursery(disk, paths),
             ledger=ledger,
+            replaced=self.replaced,
+            compacted_id_next=found.compacted_id_next,
         )
 
     # -- opening
@@ -356,204 +331,82 @@ class _Recovery(Generic[M]):
 
     # -- the ledger
 
-    def _read_ledger(self, checkpoint: Checkpoint | None) -> _LedgerState:
+    def _read_ledger(self, checkpoint: Checkpoint | None) -> _LedgerFile:
         """Read and judge the newest ledger file. Raises CorruptLog."""
-        state = _LedgerState()
+        ledger = _LedgerFile()
         paths = self.paths
         ids = numbered(self.disk, paths.ledger, ".qack")
         if not ids:
             if self.attested_lsn or self.identity.closed_lsn:
                 raise CorruptLog(f"the ledger {paths.ledger} is missing; restore it from a copy")
-            return state
-        state.file_id = ids[-1]
-        path = paths.ledger_file(state.file_id)
-        file = BatchFile(self.disk, path, self.identity.uuid, state.file_id)
+            return ledger
+        ledger.file_id = ids[-1]
+        path = paths.ledger_file(ledger.file_id)
+        file = BatchFile(self.disk, path, self.identity.uuid, ledger.file_id)
         try:
-            self._check_version(file)
+            check_version(file)
             if not file.header_belongs_here or file.header is None:
-                raise CorruptLog(f"{path} is damaged at byte 0: {_ADVICE}")
+                raise CorruptLog(f"{path} is damaged at byte 0: {ADVICE}")
             self.epoch_seen = max(self.epoch_seen, file.header.epoch)
             replayed_from = FILE_HEADER_BYTES
-            if checkpoint is not None and checkpoint.ledger.file_id == state.file_id:
+            if checkpoint is not None and checkpoint.ledger.file_id == ledger.file_id:
                 replayed_from = checkpoint.ledger.position
             position = FILE_HEADER_BYTES
-            state.number = file.header.base
-            complete = False
+            ledger.number = file.header.base
             for batch in file.batches():
-                if batch.header.base != state.number:
+                if batch.header.base != ledger.number:
                     break
                 position = batch.end
-                state.number += 1
+                ledger.number += 1
                 log_durable, records = unpack_body(batch.body)
-                state.log_durable = max(state.log_durable, log_durable)
+                ledger.log_durable = max(ledger.log_durable, log_durable)
                 for record in records:
-                    if record[0] == SEGMENTS:
-                        _, state.segments_end, state.segments_end_lsn, *segments = record
-                        state.segments = set(segments)
-                    elif record[0] == SEGMENT_DROPPED:
-                        state.dropped[record[1]] = record[2]
-                    elif record[0] == SNAPSHOT_END:
-                        complete = True
+                    ledger.segments.apply(record)
                 if batch.position >= replayed_from:
-                    state.records += records
+                    ledger.records += records
             attested = max(
                 (batch.header.durable for batch in file.whole_batches_after(position)),
                 default=0,
             )
-            if checkpoint is not None and checkpoint.ledger.file_id >= state.file_id:
+            if checkpoint is not None and checkpoint.ledger.file_id >= ledger.file_id:
                 attested = max(attested, checkpoint.ledger.number)
-            if not complete or attested > state.number:
+            if not ledger.segments.complete or attested > ledger.number:
                 raise CorruptLog(
                     f"{path} is damaged at byte {position}: acks that were on disk are lost; "
-                    f"{_ADVICE}"
+                    f"{ADVICE}"
                 )
             self.report.ledger_bytes_cut = file.used_end(position) - position
         finally:
             file.close()
-        return state
+        return ledger
 
-    def _replay_ledger(self, state: _LedgerState) -> None:
-        for record in state.records:
-            kind = record[0]
-            if kind not in (ACK, LANE, DELIVERED, LANE_DELETED):
-                continue
-            lane_id = record[1]
-            if kind == LANE_DELETED:
-                self.deleted.add(lane_id)
-                self.lanes.pop(lane_id, None)
-                continue
-            if lane_id in self.deleted:
-                continue
-            lane = self._lane(lane_id)
-            named = 0
-            if kind == ACK:
-                for first, end in ack_ranges(record):
-                    lane.mark(first, end)
-                    named = max(named, end)
-            elif kind == DELIVERED:
-                named = record[2]
-                lane.delivered = max(lane.delivered, named)
-            else:
-                _, _, named, floor, delivered, *_ = record
-                lane.delivered = max(lane.delivered, delivered)
-                for block, bits in lane_bitmaps(record).items():
-                    lane.add_settled(block, bits)
-                lane.mark(0, floor)
-            self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), named)
+    def _replay_ledger(self, ledger: _LedgerFile) -> None:
+        facts = LaneFacts(self._lane, self.deleted, self.named_upto)
+        for record in ledger.records:
+            facts.apply(record)
+        for lane_id in self.deleted:
+            self.lanes.pop(lane_id, None)
 
     # -- the log
 
-    def _read_log(self, checkpoint: Checkpoint | None, ledger: _LedgerState) -> list[_Found]:
-        """Read and judge the log, and replay what is behind the checkpoint. Raises CorruptLog."""
-        attested = max(self.attested_lsn, ledger.log_durable, self.identity.closed_lsn)
-        replayed_from = 0 if checkpoint is None else checkpoint.lsn
-        found: list[_Found] = []
-        headless: list[_Found] = []
-        before: _Found | None = None
-        self.lsn = replayed_from
-        ids = numbered(self.disk, self.paths.log, ".qseg")
-        self._check_missing(ids, ledger)
-        for segment_id in ids:
-            path = self.paths.segment(segment_id)
-            file = BatchFile(self.disk, path, self.identity.uuid, segment_id)
-            try:
-                self._check_version(file)
-                if not file.header_belongs_here or file.header is None:
-                    headless.append(
-                        _Found(Segment(segment_id, 0, 0, 0, log_end=0), file.used_end(0), False)
-                    )
-                    attested = max(
-                        [attested, *(b.header.durable for b in file.whole_batches_after(0))]
-                    )
-                    continue
-                if headless:
-                    damaged = self.paths.segment(headless[0].segment.segment_id)
-                    raise CorruptLog(f"{damaged} is damaged at byte 0: {_ADVICE}")
-                base = file.header.base
-                self.epoch_seen = max(self.epoch_seen, file.header.epoch)
-                if before is not None:
-                    self._check_chain(before, segment_id, base)
-                before = self._read_segment(file, base, replayed_from, checkpoint is None)
-                found.append(before)
-                attested = max(
-                    [attested, base]
-                    + [
-                        batch.header.durable
-                        for batch in file.whole_batches_after(before.segment.log_end)
-                        if not before.sealed
-                    ]
-                )
-            finally:
-                file.close()
-        dropped_lsn = ledger.dropped_lsn(0 if before is None else before.segment.segment_id)
-        if before is not None and not (dropped_lsn and before.sealed):
-            self.lsn = before.segment.end_lsn
-        else:
-            self.lsn = max(dropped_lsn, 0 if before is None else before.segment.end_lsn)
-        if attested > self.lsn:
-            last = before or next(iter(headless), None)
-            where = (
-                f"the log {self.paths.log} is missing"
-                if last is None
-                else f"{self.paths.segment(last.segment.segment_id)} is damaged at byte "
-                f"{last.segment.log_end}"
-            )
-            raise CorruptLog(
-                f"{where}: messages {self.lsn} to {attested - 1} had been confirmed and are not "
-                f"there; {_ADVICE}"
-            )
-        for item in found[-1:] + headless:
-            if not item.sealed:
-                self.report.log_bytes_cut += item.used_end - item.segment.log_end
-                self.report.log_records_cut += item.torn_records
-        return found + headless
-
-    def _read_segment(
-        self, file: BatchFile, base_lsn: int, replayed_from: int, rebuild: bool
-    ) -> _Found:
-        """One segment: its limits, and its messages if they are to be replayed."""
-        segment = Segment(file.file_id, base_lsn, file.size, base_lsn)
-        trailer = file.trailer()
-        if trailer is not None and trailer.base_lsn == base_lsn:
-            segment.log_end = trailer.log_end
-            segment.end_lsn = trailer.end_lsn
-            if trailer.end_lsn <= replayed_from:
-                return _Found(segment, file.size, True)
-            columns = file.columns(trailer)
-            if rebuild and columns is not None:
-                self._adopt(columns, segment)
-                return _Found(segment, file.size, True)
-            sealed_end: int | None = trailer.log_end
-            if columns is None:
-                sealed_end = None
-        else:
-            sealed_end = None
-        columns = Columns()
-        segment.log_end = FILE_HEADER_BYTES
-        segment.end_lsn = base_lsn
-        for batch in file.batches():
-            if batch.header.base != segment.end_lsn:
-                break
-            if sealed_end is not None and batch.end > sealed_end:
-                break
-            of_batch = columns_of(batch)
-            segment.log_end = batch.end
-            segment.end_lsn += batch.header.count
-            if segment.end_lsn > replayed_from:
-                self._adopt(of_batch, segment)
-            columns.extend(of_batch)
-        if sealed_end is not None:
-            if segment.log_end != sealed_end:
-                raise CorruptLog(
-                    f"{file.path} is damaged at byte {segment.log_end}: messages from "
-                    f"{segment.end_lsn} on had been confirmed; {_ADVICE}"
-                )
-            return _Found(segment, file.size, True)
-        segment.columns = columns
-        torn = unpack_batch_header(file.read(BATCH_HEADER_BYTES, segment.log_end))
-        return _Found(
-            segment, file.used_end(segment.log_end), False, 0 if torn is None else torn.count
+    def _read_log(self, checkpoint: Checkpoint | None, ledger: _LedgerFile) -> LogScan:
+        """Judge the log, and replay what is behind the checkpoint. Raises CorruptLog."""
+        found = scan_log(
+            self.disk,
+            self.paths,
+            self.identity.uuid,
+            ledger.segments,
+            attested=max(self.attested_lsn, ledger.log_durable, self.identity.closed_lsn),
+            replayed_from=0 if checkpoint is None else checkpoint.lsn,
+            by_footers=checkpoint is None,
+            needed=(id_ for id_, live in self.live_before.items() if live.count and id_ < SPILL),
+            adopt=self._adopt,
         )
+        self.epoch_seen = max(self.epoch_seen, found.epoch)
+        self.lsn = found.lsn
+        self.report.log_bytes_cut = found.bytes_cut
+        self.report.log_records_cut = found.records_cut
+        return found
 
     def _adopt(self, columns: Columns, segment: Segment) -> None:
         """The messages go to the lanes that they were routed to."""
@@ -571,42 +424,14 @@ class _Recovery(Generic[M]):
                 if first + count > lane.floor:
                     lane.adopt(first, run)
 
-    def _check_chain(self, before: _Found, segment_id: int, base: int) -> None:
-        segment = before.segment
-        gap = segment_id != segment.segment_id + 1  # what was between was given up
-        if segment.end_lsn > base or (segment.end_lsn < base and not (gap and before.sealed)):
-            raise CorruptLog(
-                f"{self.paths.segment(segment.segment_id)} is damaged at byte {segment.log_end}: "
-                f"messages {segment.end_lsn} to {base - 1} had been confirmed; {_ADVICE}"
-            )
-
-    def _check_missing(self, ids: list[int], ledger: _LedgerState) -> None:
-        expected = set(ledger.segments or ())
-        expected.update(range(max(ledger.segments_end, 1), max(ids, default=0)))
-        expected.update(
-            segment_id
-            for segment_id, live in self.live_before.items()
-            if live.count and segment_id < SPILL
-        )
-        missing = sorted(expected - ledger.dropped.keys() - set(ids))
-        if missing:
-            raise CorruptLog(f"{self.paths.segment(missing[0])} is missing: {_ADVICE}")
-
-    def _check_version(self, file: BatchFile) -> None:
-        if file.header is not None and file.header.version > FORMAT_VERSION:
-            raise DirectoryNewer(
-                f"{file.path} has format {file.header.version}, this qlog reads up to "
-                f"{FORMAT_VERSION}; start it with the newer qlog that wrote it"
-            )
-
     # -- making it lasting
 
-    def _finish_log(self, found: list[_Found], checkpoint: Checkpoint | None) -> None:
+    def _finish_log(self, scan: LogScan, checkpoint: Checkpoint | None) -> None:
         """Seal every segment, cut the torn tail, and have all that was replayed on disk."""
         disk = self.disk
         synced_lsn = 0 if checkpoint is None else checkpoint.lsn
         unlinked = False
-        for item in found:
+        for item in scan.found:
             segment = item.segment
             path = self.paths.segment(segment.segment_id)
             if segment.end_lsn == segment.base_lsn:  # nothing whole in it
@@ -630,11 +455,34 @@ class _Recovery(Generic[M]):
                 )
                 segment.columns = None
             self.segments[segment.segment_id] = segment
-        leftovers = [name for name in disk.names(self.paths.log) if name.endswith(".new")]
-        for name in leftovers:
-            disk.unlink(self.paths.log / name)
-        if unlinked or leftovers:
+        self.segments.update((segment.segment_id, segment) for segment in scan.replaced)
+        if unlinked:
             disk.sync_directory(self.paths.log)
+
+    def _remove_leftover(self, scan: LogScan) -> None:
+        """Unlink what the ledger gave up (which is synced by now) and what was not made to the end."""
+        disk = self.disk
+        log = self.paths.log
+        names = [self.paths.segment(segment_id).name for segment_id in scan.leftover]
+        names += [name for name in disk.names(log) if name.endswith(".new")]
+        for name in names:
+            disk.unlink(log / name)
+        if names:
+            disk.sync_directory(log)
+
+    def _moves(self, facts: SegmentFacts) -> list[Move]:
+        """Pointers that a crash may have kept from being moved to a compacted segment."""
+        moves = []
+        for segment_id in sorted(set(self.replaced.values()) & self.segments.keys()):
+            path = self.paths.segment(segment_id)
+            file = BatchFile(self.disk, path, self.identity.uuid, segment_id)
+            try:
+                columns = file.records()
+            finally:
+                file.close()
+            if columns is not None:
+                moves.append(Move(segment_id, frozenset(facts.sources(segment_id)), columns))
+        return moves
 
     def _rewrite(self, path: Path, start: int, end: int) -> None:
         """Write the same bytes again, and the file header, and sync."""
@@ -650,7 +498,9 @@ class _Recovery(Generic[M]):
         finally:
             disk.close(file)
 
-    def _update_index(self, checkpoint: Checkpoint, *, rebuild: bool) -> dict[int, Live]:
+    def _update_index(
+        self, checkpoint: Checkpoint, *, rebuild: bool, moves: list[Move]
+    ) -> dict[int, Live]:
         """The first checkpoint; the live counts after it."""
         paths = self.paths
         if rebuild:
@@ -667,7 +517,7 @@ class _Recovery(Generic[M]):
         gone = [segment_id for segment_id in self.live_before if segment_id not in self.segments]
         for part in _parts(snapshot.updates):
             index.apply(part, (), None)
-        index.apply((), self.deleted, checkpoint, gone)
+        index.apply((), self.deleted, checkpoint, gone, moves)
         if paths.index_doubt.name in self.disk.names(paths.root):
             self.disk.unlink(paths.index_doubt)
             self.disk.sync_directory(paths.root)

@@ -197,6 +197,18 @@ class BatchFile:
         data = self.read(self.size - trailer.log_end, trailer.log_end)
         return unpack_columns(data, trailer, self._uuid)
 
+    def records(self) -> Columns | None:
+        """What the footer says, or the batches where it is damaged; None when it is not sealed."""
+        trailer = self.trailer()
+        if trailer is None:
+            return None
+        columns = self.columns(trailer)
+        if columns is None:
+            columns = Columns()
+            for batch in self.batches():
+                columns.extend(columns_of(batch))
+        return columns
+
 
 def seal(
     disk: Disk, path: Path, uuid: bytes, columns: Columns, base_lsn: int, end_lsn: int, log_end: int

@@ -22,16 +22,18 @@ from qlog.storage import checkpoint, recovery
 from qlog.storage.catalog import Catalog
 from qlog.storage.checkpoint import CheckpointDone, Snapshot, snapshot_records
 from qlog.storage.commit import CommitJob, CommitResult, Committer
+from qlog.storage.compact import Compaction, CompactionStep, choose
 from qlog.storage.datadir import Identity, mark_doubt
 from qlog.storage.disk import Disk, OSDisk
 from qlog.storage.errors import SyncFailed, is_full
 from qlog.storage.format import PERSISTENT, TARGET_BYTES, pack_run
-from qlog.storage.index import SPILL
+from qlog.storage.index import SPILL, IndexDoubt, Move
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
 from qlog.storage.ledger import (
     DELIVERED,
     LANE_DELETED,
     SEGMENT_DROPPED,
+    SEGMENT_REPLACED,
     TIME,
     Record,
     Records,
@@ -49,6 +51,8 @@ _LANE_IDS_RESERVED = 1024  # so many ids for one commit of the catalog
 _FULL_RETRY_S = 0.2
 _IDLE_S = 60.0
 _LEDGER_TIME_MS = 1000  # a batch of the ledger has its time, unless the last one was so near
+_COMPACT_LOOK_S = 2.0  # between two looks for something to compact
+_CLOSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,18 @@ class Store(Generic[M]):
         self._dropped: list[int] = []
         self._condemned: set[int] = set()  # segments given up
         self._unlinked: list[int] = []
+        # compaction
+        self._compaction: Compaction | None = None
+        self._compacting = False  # a step of it is under way
+        self._compact_s = 0.0  # the next step, or the next look for something to compact
+        self._compacted_id_next = recovered.compacted_id_next
+        self._replaced = recovered.replaced  # segments whose unsettled messages are copied
+        self._moves: list[Move] = []  # pointers to the copies, for the next checkpoint
+        self._compacted: list[Segment] = []  # and the segments that count from then on
+        self._unfit: set[int] = set()  # segments that could not be read to compact them
         self._maintaining = 0  # jobs under way
         self._prepared_id = 0
+        self._dead_at_start = bool(dead_segments(self._log.segments, self._live, self._log.lsn, ()))
         self._closed = False
         self._commit_worker = new_worker("qlog-commit", notify)
         self._maintenance = new_worker("qlog-checkpoint", notify)
@@ -348,7 +362,7 @@ class Store(Generic[M]):
                 self._ledger_sync_due = True
                 self._hand_over()
             wait_s = min(wait_s, max(due_s - now_s, 0.01))
-        if acks.dirty or self._dropped or self._condemned:
+        if acks.dirty or self._dropped or self._condemned or self._moves or self._dead_at_start:
             due_s = self._checkpoint_s + settings.checkpoint_interval_s
             if (
                 now_s >= due_s
@@ -358,6 +372,7 @@ class Store(Generic[M]):
             ):
                 self._begin_checkpoint()
             wait_s = min(wait_s, max(due_s - now_s, 0.01))
+        wait_s = min(wait_s, self._compact())
         self._acks_awaited = wait_s <= settings.ack_flush_s
         return wait_s
 
@@ -389,6 +404,10 @@ class Store(Generic[M]):
         if self._closed:
             return
         self._closed = True
+        if self._compaction is not None:
+            self._quiesce(_CLOSE_S)
+            if self._compaction is not None and not self._compacting:
+                self._compaction.abandon()
         if self.failure is None and self.settle_down():
             self._log.roll()
             self._seal_rolled()
@@ -565,11 +584,16 @@ class Store(Generic[M]):
                 self._checkpointed(result)
             case _Sealed(segment, error):
                 if error is None:
+                    assert segment.columns is not None
+                    segment.capacity = segment.log_end + segment.columns.packed_bytes
                     segment.columns = None
+                    segment.sealed_s = self._now_s
                 elif is_full(error):
                     self._log.rolled.append(segment)  # again with the next commit
                 else:
                     self._fail(error)
+            case CompactionStep():
+                self._compacted_further(result)
             case _Unlinked(segment_ids, error):
                 if error is not None:
                     self._fail(error)
@@ -590,6 +614,7 @@ class Store(Generic[M]):
     def _begin_checkpoint(self) -> None:
         if self._snapshot is None and self.failure is None:
             self._checkpoint_wanted = True
+            self._dead_at_start = False
             self._checkpoint_s = self._now_s
             self._hand_over()
 
@@ -606,6 +631,8 @@ class Store(Generic[M]):
         snapshot.dropped = self._dropped
         snapshot.unlinked = self._unlinked
         snapshot.condemned = list(self._condemned)
+        snapshot.moves = self._moves
+        self._moves = []
         self._dropped = []
         self._unlinked = []
         return snapshot
@@ -619,7 +646,8 @@ class Store(Generic[M]):
         )
         ids = [segment.segment_id for segment in written]
         kept = [segment_id for segment_id in ids if segment_id not in self._condemned]
-        return snapshot_records(self._lanes.values(), kept, following, self.durable_lsn)
+        replaced = {old: new for old, new in self._replaced.items() if old not in self._condemned}
+        return snapshot_records(self._lanes.values(), kept, replaced, following, self.durable_lsn)
 
     def _resume_checkpoint(self) -> None:
         """Write the snapshot if its part of the ledger is synced."""
@@ -671,6 +699,7 @@ class Store(Generic[M]):
             run.indexed = True
         self._index.forget_cached()
         self._lanes_with_runs.update(snapshot.lanes)
+        self._take_over(snapshot.moves)
         self._lanes_with_runs = {lane for lane in self._lanes_with_runs if lane.forget_indexed()}
         self._live.update(done.live)
         self._checkpoint_lsn = snapshot.lsn
@@ -687,6 +716,7 @@ class Store(Generic[M]):
         for segment_id in going:
             self._condemned.remove(segment_id)
             del self._log.segments[segment_id]
+            self._replaced.pop(segment_id, None)
         for segment_id in [*going, *spilled]:
             self._reader.forget(segment_id)
             self._live.pop(segment_id, None)
@@ -704,6 +734,80 @@ class Store(Generic[M]):
         ):
             self._log.roll()
             self._seal_rolled()
+
+    # -- compaction
+
+    def _compact(self) -> float:
+        """Do the next step of a compaction, or look for one, if it is time; seconds until then."""
+        if self._compacting or self.failure is not None or self._closed:
+            return _IDLE_S
+        if self._now_s >= self._compact_s:
+            self._compact_s = self._now_s + _COMPACT_LOOK_S
+            if self._compaction is None:
+                self._compaction = self._begin_compaction()
+            if self._compaction is not None:
+                self._compacting = True
+                self._maintain(self._compaction.step)
+                return _IDLE_S  # its result brings the owner back
+        return max(self._compact_s - self._now_s, 0.01) if self._live else _IDLE_S
+
+    def _begin_compaction(self) -> Compaction | None:
+        if self.full or self._snapshot is not None or self._moves:
+            return None
+        sources = choose(
+            self._log.segments.values(),
+            self._live,
+            self.settings,
+            checkpoint_lsn=self._checkpoint_lsn,
+            now_s=self._now_s,
+            excluded=self._condemned | self._replaced.keys() | self._unfit,
+        )
+        if not sources:
+            return None
+        segment_id = self._compacted_id_next
+        self._compacted_id_next += 1
+        identity = self._identity
+        return Compaction(
+            self._disk,
+            self._paths,
+            self._index,
+            identity.uuid,
+            identity.epoch,
+            sources,
+            segment_id,
+        )
+
+    def _compacted_further(self, step: CompactionStep) -> None:
+        self._compacting = False
+        self._compact_s = self._now_s + step.bytes_done / self.settings.compact_bytes_per_s
+        if step.failure is not None:
+            self._fail(step.failure)
+            if isinstance(step.failure, IndexDoubt):
+                mark_doubt(self._disk, self._paths)  # the next start is to rebuild the index
+        if step.unfit is not None:
+            self._unfit.add(step.unfit)
+        if not step.finished:
+            self._notify()
+            return
+        self._compaction = None
+        if step.segment is not None and step.move is not None:
+            old_ids = [source.segment_id for source in step.compaction.sources]
+            new_id = step.segment.segment_id
+            step.segment.sealed_s = self._now_s
+            self._records.append([SEGMENT_REPLACED, new_id, *old_ids])
+            self._replaced.update(dict.fromkeys(old_ids, new_id))
+            self._moves.append(step.move)
+            self._compacted.append(step.segment)
+            self._await_acks()
+
+    def _take_over(self, moves: Sequence[Move]) -> None:
+        """The index has these moves: memory must not know better."""
+        for move in moves:
+            for lane in self._lanes_with_runs:
+                lane.forget_segments(move.sources)
+            segment = self._compacted.pop(0)
+            assert segment.segment_id == move.segment_id
+            self._log.segments[segment.segment_id] = segment
 
     # -- maintenance
 

@@ -1,0 +1,322 @@
+"""Compaction: space comes back from mostly dead segments, and nothing else changes."""
+
+import errno
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qlog.storage.compact import choose
+from qlog.storage.errors import CorruptLog
+from qlog.storage.fold import COMPACTED
+from qlog.storage.format import Columns
+from qlog.storage.index import Live
+from qlog.storage.lane import Lane
+from qlog.storage.log import Segment
+from tests.storage.support import (
+    SMALL,
+    Bench,
+    Envelope,
+    FaultyDisk,
+    Killed,
+    contents,
+    new_lane,
+    publish,
+)
+
+EAGER = replace(SMALL, compact_age_s=0.0, compact_bytes_per_s=1 << 40)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, EAGER)
+
+
+def settle_down(bench: Bench, seconds: float = 30.0) -> None:
+    """Let time pass until nothing happens any more."""
+    end_s = bench.now_s + seconds
+    while bench.now_s < end_s:
+        bench.tick(0.5)
+        bench.store.commit()
+        for worker in bench.workers:
+            worker.wait()
+        bench.store.advance()
+    assert bench.store.failure is None
+
+
+def segment_ids(bench: Bench) -> list[int]:
+    return sorted(int(path.stem) for path in (bench.directory / "log").glob("*.qseg"))
+
+
+def fill(bench: Bench, lane: Lane[Envelope], keep: int, count: int = 400) -> dict[int, bytes]:
+    """Messages of some 200 bytes, of which one in `keep` stays."""
+    first = lane.next_qseq
+    bodies = [f"{first + at}:".encode() + b"x" * (at % 200) for at in range(count)]
+    for start in range(0, count, 10):
+        publish(bench.store, [lane], bodies[start : start + 10], packed=b"key%d" % (start % 3))
+    assert bench.store.settle_down()
+    for at in range(count):
+        if at % keep:
+            lane.settle(first + at, 1)
+    return {first + at: body for at, body in enumerate(bodies) if not at % keep}
+
+
+def test_one_message_does_not_keep_a_segment(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    left: dict[int, bytes] = {}
+    for _ in range(5):
+        left |= fill(bench, lane, keep=100)
+        settle_down(bench)
+    assert contents(lane) == left and len(left) == 20
+    size = sum(path.stat().st_size for path in (bench.directory / "log").glob("*.qseg"))
+    reserved = 2 * EAGER.segment_bytes_max  # the active one, and the next
+    assert size < 2 * bench.store.live_bytes + reserved + 2000
+    assert any(segment_id >= COMPACTED for segment_id in segment_ids(bench))
+    bench.restart()
+    assert contents(bench.store.lane(lane.id)) == left
+    bench.reopen()
+    assert contents(bench.store.lane(lane.id)) == left
+    bench.store.close()
+
+
+def test_mixed_lifetimes_take_less_than_twice_what_is_alive(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    choice = random.Random(7)
+    alive: dict[int, bytes] = {}
+    for _ in range(40):
+        first = lane.next_qseq
+        bodies = [b"%d:" % (first + at) + b"x" * choice.randrange(2000) for at in range(40)]
+        publish(bench.store, [lane], bodies)
+        alive.update((first + at, body) for at, body in enumerate(bodies))
+        for qseq in [qseq for qseq in alive if choice.random() < 0.25]:
+            lane.settle(qseq, 1)
+            del alive[qseq]
+        settle_down(bench, 20.0)
+        size = sum(path.stat().st_size for path in (bench.directory / "log").glob("*.qseg"))
+        assert size <= 2 * bench.store.live_bytes + 2 * EAGER.segment_bytes_max + 4096
+    assert contents(lane) == alive
+    bench.store.close()
+
+
+def test_many_small_segments_become_one(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    for number in range(20):
+        publish(bench.store, [lane], [b"%d" % number])
+        bench.reopen()  # seals the segment
+        lane = bench.store.lane(lane.id)
+    settle_down(bench)
+    assert len(segment_ids(bench)) < 12
+    assert contents(lane) == {number: b"%d" % number for number in range(20)}
+    bench.store.close()
+
+
+def test_what_is_in_memory_follows(bench: Bench) -> None:
+    """Runs that are still cached point into segments that are about to go."""
+    bench.store.close()
+    bench.settings = replace(EAGER, cache_bytes_max=1 << 20)
+    bench.generation += 1
+    bench.open()
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=10)
+    settle_down(bench)
+    assert contents(lane) == left
+    for qseq in left:
+        lane.settle(qseq, 1)
+    settle_down(bench)
+    assert bench.store.segment_count <= 2 and bench.store.live_bytes == 0
+    bench.store.close()
+
+
+def test_a_message_in_several_lanes_stays_for_each(bench: Bench) -> None:
+    lanes = [new_lane(bench.store) for _ in range(3)]
+    bodies = [b"%d" % at + b"x" * 100 for at in range(600)]
+    for start in range(0, 600, 10):
+        publish(bench.store, lanes, bodies[start : start + 10])
+    lanes[0].settle(0, 600)
+    lanes[1].settle(0, 590)
+    for qseq in range(600):
+        if qseq % 50:
+            lanes[2].settle(qseq, 1)
+    settle_down(bench)
+    assert any(segment_id >= COMPACTED for segment_id in segment_ids(bench))
+    for again in range(2):
+        assert contents(bench.store.lane(lanes[0].id)) == {}
+        assert sorted(contents(bench.store.lane(lanes[1].id))) == list(range(590, 600))
+        assert sorted(contents(bench.store.lane(lanes[2].id))) == list(range(0, 600, 50))
+        bench.kill()
+        if again:
+            shutil.rmtree(bench.directory / "index.lmdb")
+        bench.open()
+    bench.store.close()
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_crash_at_any_operation_changes_nothing(tmp_path: Path, rebuild: bool) -> None:
+    """Die at the n-th disk operation of a compaction, for every n, restart, and go on with it."""
+    after = 0
+    finished = False
+    while not finished:
+        bench = Bench(tmp_path / str(after), EAGER)
+        lane = new_lane(bench.store)
+        left = fill(bench, lane, keep=40)
+        settle_until_sealed(bench)
+        finished = not die_while_compacting(bench, after)
+        if rebuild:
+            shutil.rmtree(bench.directory / "index.lmdb")
+        bench.open()
+        assert contents(bench.store.lane(lane.id)) == left, f"after {after} operations"
+        settle_down(bench)
+        assert contents(bench.store.lane(lane.id)) == left
+        assert bench.store.segment_count <= 3
+        bench.store.close()
+        shutil.rmtree(tmp_path / str(after))
+        after += 1
+    assert after > 10
+
+
+def settle_until_sealed(bench: Bench) -> None:
+    """Checkpoint and seal, without the time for a compaction."""
+    for _ in range(3):
+        assert bench.store.checkpoint()
+    assert not any(segment_id >= COMPACTED for segment_id in segment_ids(bench))
+
+
+def die_while_compacting(bench: Bench, after: int) -> bool:
+    """Whether there were so many operations."""
+    left = after
+
+    def fail(operation: str) -> BaseException | None:
+        nonlocal left
+        left -= 1
+        return Killed() if left < 0 else None
+
+    bench.disk.fail = fail
+    for _ in range(40):
+        bench.tick(0.5)
+        bench.store.commit()
+        for worker in bench.workers:
+            worker.wait()
+        if left < 0:
+            break
+        bench.store.advance()
+    died = left < 0
+    bench.kill()
+    return died
+
+
+def test_a_damaged_segment_is_left_as_it_is(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=50)
+    settle_until_sealed(bench)
+    path = bench.directory / "log" / "0000000001.qseg"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"50:xx")
+    data[at + 4] ^= 1
+    path.write_bytes(data)
+    settle_down(bench)
+    assert path.exists() and 1 in segment_ids(bench)
+    for qseq, body in left.items():
+        if qseq == 50:
+            with pytest.raises(CorruptLog, match="0000000001.qseg is damaged at byte"):
+                lane.read(qseq, 1, 1000)
+        else:
+            found = lane.read(qseq, 1, 1000)
+            assert found is not None and found.bodies == [body]
+    bench.store.close()
+
+
+def test_a_full_disk_is_no_failure(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=50)
+    settle_until_sealed(bench)
+    maintenance = bench.maintenance
+    full = True
+
+    def fail(operation: str) -> BaseException | None:
+        return OSError(errno.ENOSPC, "full") if full and operation == "write" else None
+
+    bench.disk.fail = fail
+    for _ in range(10):
+        bench.tick(2.0)
+        maintenance.wait()
+        bench.store.advance()
+    full = False
+    assert bench.store.failure is None
+    assert not list((bench.directory / "log").glob("*.new"))
+    settle_down(bench)
+    assert any(segment_id >= COMPACTED for segment_id in segment_ids(bench))
+    assert contents(lane) == left
+    bench.store.close()
+
+
+@pytest.mark.parametrize("operation", ["sync_data", "sync_directory"])
+def test_a_failed_sync_is_final(bench: Bench, operation: str) -> None:
+    lane = new_lane(bench.store)
+    fill(bench, lane, keep=50)
+    settle_until_sealed(bench)
+    bench.disk.fail = lambda asked: OSError(errno.EIO, "bad") if asked == operation else None
+    for _ in range(10):
+        bench.tick(2.0)
+        bench.maintenance.wait()
+        bench.store.advance()
+    assert bench.store.failure is not None
+    bench.disk = FaultyDisk()
+    bench.store.close()
+
+
+def segment(number: int, size: int, sealed: bool = True) -> Segment:
+    base = 100 * number
+    return Segment(number, base, size, base + 100, size, columns=None if sealed else Columns())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "alive", "chosen"),
+    [
+        ([16_000, 16_000], [16_000, 16_000], []),
+        ([16_000, 16_000], [4_000, 16_000], [0]),  # under the share
+        ([16_000, 16_000], [7_000, 16_000], []),  # half dead, but there is space enough
+        ([16_000, 16_000], [7_000, 7_000], [0, 1]),  # half dead, and more than twice in all
+        ([16_000, 16_000, 16_000], [1, 16_000, 0], [0]),  # what is dead goes by itself
+        ([16_000, 16_000, 16_000], [1, 1, 1], [0, 1, 2]),
+        ([16_000, 16_000, 16_000], [4_000, 16_000, 1_000], [2]),  # the greater gain
+        ([250], [1], []),  # not worth it
+        ([500] * 8, [490] * 8, list(range(8))),  # small ones
+        ([500] * 7, [490] * 7, []),
+    ],
+)
+def test_what_is_chosen(sizes: list[int], alive: list[int], chosen: list[int]) -> None:
+    segments = [segment(number, size) for number, size in enumerate(sizes)]
+    live = {number: Live(1, size) for number, size in enumerate(alive)}
+    found = choose(
+        [*segments, segment(len(sizes), 10, sealed=False)],
+        live,
+        EAGER,
+        checkpoint_lsn=10_000,
+        now_s=100.0,
+        excluded=(),
+    )
+    assert [one.segment_id for one in found] == chosen
+
+
+def test_what_is_young_excluded_or_not_in_the_index_is_not_chosen() -> None:
+    settings = replace(SMALL, compact_age_s=60.0)
+    one = segment(0, 16_000)
+    one.sealed_s = 50.0
+    live = {0: Live(1, 10)}
+
+    def found(now_s: float, checkpoint_lsn: int = 1000, excluded: tuple[int, ...] = ()) -> bool:
+        return bool(
+            choose(
+                [one],
+                live,
+                settings,
+                checkpoint_lsn=checkpoint_lsn,
+                now_s=now_s,
+                excluded=excluded,
+            )
+        )
+
+    assert not found(109.0) and found(110.0)
+    assert not found(110.0, excluded=(0,)) and not found(110.0, checkpoint_lsn=99)
