@@ -30,15 +30,18 @@ class Routed(NamedTuple):
 
 
 class Removed(list[str]):
-    """The auto-delete exchanges that a removal took with it, by name, in the order they went.
+    """The auto-delete exchanges that a removal takes with it, by name, in the order they go.
 
-    `bindings` are all the bindings that went, the implicit one of a queue (source "") included.
+    `queue` or `exchange` is what was to be removed; `bindings` are all the bindings that go, the
+    implicit one of a queue (source "") included.
     """
 
-    __slots__ = ("bindings",)
+    __slots__ = ("bindings", "exchange", "queue")
 
-    def __init__(self) -> None:
+    def __init__(self, *, queue: str | None = None, exchange: str | None = None) -> None:
         super().__init__()
+        self.queue = queue
+        self.exchange = exchange
         self.bindings: list[Binding] = []
 
 
@@ -59,6 +62,9 @@ class RoutingTable:
 
     The default exchange "" is a direct exchange to which `add_queue` binds each queue by its
     name; these implicit bindings are listed like all others, with source "".
+
+    A removal is worked out first (`removal_of_…`), and done by `remove`, so that it can be written
+    down in between. The table must not change meanwhile.
     """
 
     def __init__(self) -> None:
@@ -75,10 +81,15 @@ class RoutingTable:
             self._queues.add(name)
             self._attach(Binding("", "queue", name, name))
 
+    def removal_of_queue(self, name: str) -> Removed:
+        """What goes with a queue; nothing when it is unknown."""
+        removed = Removed(queue=name)
+        self._cascade(removed, self._incoming.get(("queue", name), ()))
+        return removed
+
     def remove_queue(self, name: str) -> Removed:
         """Forget a queue and its bindings; unknown: no effect."""
-        self._queues.discard(name)
-        return self._remove(self._incoming.get(("queue", name), ()))
+        return self.remove(self.removal_of_queue(name))
 
     # Exchanges
 
@@ -108,8 +119,8 @@ class RoutingTable:
             self.version += 1
         return source.exchange
 
-    def delete_exchange(self, name: str) -> Removed:
-        """Forget an exchange with all bindings from it and to it; unknown: no effect.
+    def removal_of_exchange(self, name: str) -> Removed:
+        """What goes with an exchange: all bindings from it and to it; nothing when it is unknown.
 
         The result names further exchanges only. Raises DefaultExchangeForbidden.
         """
@@ -118,14 +129,16 @@ class RoutingTable:
         source = self._sources.get(name)
         if source is None:
             return Removed()
-        outgoing = list(source.bindings)
-        for binding in outgoing:
-            self._detach(binding)
-        del self._sources[name]
-        self.version += 1
-        removed = self._remove(self._incoming.get(("exchange", name), ()))
-        removed.bindings[:0] = outgoing
+        removed = Removed(exchange=name)
+        self._cascade(removed, [*source.bindings, *self._incoming.get(("exchange", name), ())])
         return removed
+
+    def delete_exchange(self, name: str) -> Removed:
+        """Forget an exchange and what goes with it; unknown: no effect.
+
+        Raises DefaultExchangeForbidden.
+        """
+        return self.remove(self.removal_of_exchange(name))
 
     def exchange(self, name: str) -> Exchange | None:
         """Return the exchange of this name, None when there is none."""
@@ -170,6 +183,26 @@ class RoutingTable:
         self._attach(binding)
         return True
 
+    def removal_of_binding(
+        self,
+        source: str,
+        kind: DestinationKind,
+        destination: str,
+        routing_key: str,
+        arguments: Mapping[str, object] = NO_ARGUMENTS,
+    ) -> Removed:
+        """What goes with a binding; nothing when there is none, or an end is unknown.
+
+        Raises DefaultExchangeForbidden.
+        """
+        if source == "" or (kind == "exchange" and destination == ""):
+            raise DefaultExchangeForbidden
+        binding = Binding(source, kind, destination, routing_key, arguments)
+        known = source in self._sources and binding in self._sources[source].bindings
+        removed = Removed()
+        self._cascade(removed, [binding] if known else ())
+        return removed
+
     def unbind(
         self,
         source: str,
@@ -178,15 +211,13 @@ class RoutingTable:
         routing_key: str,
         arguments: Mapping[str, object] = NO_ARGUMENTS,
     ) -> Removed:
-        """Remove a binding; when there is none, or an end is unknown, no effect.
+        """Remove a binding and what goes with it; no effect when there is none.
 
         Raises DefaultExchangeForbidden.
         """
-        if source == "" or (kind == "exchange" and destination == ""):
-            raise DefaultExchangeForbidden
-        binding = Binding(source, kind, destination, routing_key, arguments)
-        known = source in self._sources and binding in self._sources[source].bindings
-        return self._remove([binding] if known else ())
+        return self.remove(
+            self.removal_of_binding(source, kind, destination, routing_key, arguments)
+        )
 
     def bindings(self) -> Iterator[Binding]:
         """Iterate over all bindings, the implicit ones (source "") included."""
@@ -218,22 +249,37 @@ class RoutingTable:
             del self._incoming[binding.kind, binding.destination]
         self.version += 1
 
-    def _remove(self, bindings: Iterable[Binding]) -> Removed:
-        """Remove bindings, every auto-delete exchange left without any, its bindings, and so on.
+    def _cascade(self, removed: Removed, bindings: Iterable[Binding]) -> None:
+        """Add bindings, every auto-delete exchange left without any, its bindings, and so on.
 
         An exchange goes only with the last binding that had it as source: one that never had any
         stays (RabbitMQ).
         """
-        removed = Removed()
-        going = list(bindings)
-        for binding in going:
+        going = dict.fromkeys(bindings)
+        todo = list(going)
+        left: dict[str, int] = {}
+        for binding in todo:  # grows while it is walked
+            name = binding.source
+            source = self._sources[name]
+            left[name] = left.get(name, len(source.bindings)) - 1
+            if source.exchange.auto_delete and not left[name] and name != removed.exchange:
+                removed.append(name)
+                further = [b for b in self._incoming.get(("exchange", name), ()) if b not in going]
+                going.update(dict.fromkeys(further))
+                todo += further
+        removed.bindings = todo
+
+    def remove(self, removed: Removed) -> Removed:
+        """Forget what a removal takes with it."""
+        for binding in removed.bindings:
             self._detach(binding)
-            source = self._sources[binding.source]
-            if source.exchange.auto_delete and not source.bindings:
-                del self._sources[binding.source]
-                removed.append(binding.source)
-                going += self._incoming.get(("exchange", binding.source), ())
-        removed.bindings = going
+        gone = [name for name in (removed.exchange, *removed) if name is not None]
+        for name in gone:
+            del self._sources[name]
+        if gone:
+            self.version += 1
+        if removed.queue is not None:
+            self._queues.discard(removed.queue)
         return removed
 
     # Routing

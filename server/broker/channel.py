@@ -112,9 +112,9 @@ class Channel:
         for consumer in list(self.consumers.values()):
             try:
                 consumer.queue.remove_consumer(consumer)
-            except StorageError:
-                # An auto-delete queue whose definition could not be deleted: the rest must still end.
-                logger.exception("cannot delete %s", consumer.queue)
+            except StorageError as error:
+                # An auto-delete queue whose definition could not be deleted stays; the rest must end.
+                logger.error("cannot delete %s error=%s", consumer.queue, error)
         self.consumers.clear()
 
     # -- consuming ---------------------------------------------------------------------------

@@ -313,10 +313,7 @@ class Client:
         for number in list(self.channels):
             self._end_channel(number)
         for queue in list(self.exclusive_queues.values()):
-            try:
-                queue.vhost.delete_queue(queue)
-            except StorageError:
-                logger.exception("cannot delete %s", queue)  # the others must still go
+            queue.vhost.delete_queue(queue)
 
 
 def _plain(response: bytes) -> tuple[str, bytes]:

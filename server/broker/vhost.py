@@ -1,11 +1,13 @@
 """One vhost: its exchanges, bindings and queues, and the rules for declaring and deleting them.
 
-Durable definitions are in the catalog, synced, before these methods return: a Declare-Ok is a promise.
+Durable definitions are in the catalog, synced, before these methods return: a Declare-Ok is a promise,
+and so is a Delete-Ok. When the catalog cannot be written, all is as before.
 Texts and the order of checks are RabbitMQ's (rabbit_channel, rabbit_exchange, rabbit_amqqueue).
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,8 @@ from qlog.storage.errors import StorageError
 if TYPE_CHECKING:
     from qlog.server.broker.broker import Broker
     from qlog.server.broker.client import Client
+
+logger = logging.getLogger("qlog.broker")
 
 RESERVED_PREFIX = "amq."
 # Remembered sets of queues; with many bindings there can be more of them than memory is for.
@@ -158,10 +162,11 @@ class VHost:
             return
         if if_unused and self.routing.in_use(name):
             raise precondition_failed(f"{self.rs_exchange(name)} in use")
-        removed = self.routing.delete_exchange(name)
+        removed = self.routing.removal_of_exchange(name)
         with self.broker.definitions.transaction():
             self.broker.definitions.delete_exchange(self.name, name)
             self._forget(removed)
+        self.routing.remove(removed)
 
     # -- bindings ----------------------------------------------------------------------------
 
@@ -190,9 +195,10 @@ class VHost:
         self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
     ) -> None:
         """queue.unbind, exchange.unbind: unknown names and bindings are no error."""
-        removed = self.routing.unbind(source, kind, destination, key, arguments)
+        removed = self.routing.removal_of_binding(source, kind, destination, key, arguments)
         with self.broker.definitions.transaction():
             self._forget(removed)
+        self.routing.remove(removed)
 
     def _durable(self, binding: Binding) -> bool:
         if binding.kind == "queue":
@@ -202,7 +208,7 @@ class VHost:
         return destination_durable and self.exchange(binding.source).durable
 
     def _forget(self, removed: Removed) -> None:
-        """Take from the catalog what a removal in the table took with it."""
+        """Take from the catalog what a removal takes from the table."""
         for name in removed:
             self.broker.definitions.delete_exchange(self.name, name)
         for binding in removed.bindings:
@@ -267,16 +273,25 @@ class VHost:
         """Delete a queue with its bindings and messages.
 
         Returns how many messages were ready. `Queue.cancel_consumers` is the caller's to call: a
-        client that deletes hears of its success first.
+        client that deletes hears of its success first. Raises StorageError when the catalog cannot
+        be written: the queue is there as before, unless it is exclusive, which goes with its client.
         """
         ready = queue.ready
+        removed = self.routing.removal_of_queue(queue.name)
+        try:
+            with self.broker.definitions.transaction():
+                if queue.durable:
+                    self.broker.definitions.delete_queue(queue)
+                self._forget(removed)
+        except StorageError as error:
+            if queue.owner is None:
+                raise
+            # Of an exclusive queue nothing is in the catalog: what could not be deleted is the
+            # auto-delete exchange that lost its last binding. A restart finds it, unbound.
+            logger.error("cannot delete %s error=%s", ", ".join(removed), error)
+        self.routing.remove(removed)
         queue.deleted = True
         del self.queues[queue.name]
-        removed = self.routing.remove_queue(queue.name)
-        with self.broker.definitions.transaction():
-            if queue.durable:
-                self.broker.definitions.delete_queue(queue)
-            self._forget(removed)
         if queue.owner is not None:
             queue.owner.exclusive_queues.pop(queue.name, None)
         self.broker.store.drop(queue.lane)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -162,6 +164,82 @@ def test_what_could_not_be_saved_is_not_there(
     bench.restart()
     routing = bench.broker.vhosts["/"].routing
     assert routing.route("e", ["k"], dict).queues == ("q",)
+
+
+def test_what_could_not_be_deleted_is_still_there(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk refuses the deletion; everything works as before, and lasts."""
+    peer.declare("q")
+    peer.declare("a", auto_delete=True)
+    peer.ask(
+        1,
+        make(spec.ExchangeDeclare, exchange="e", type="direct", durable=True),
+        spec.ExchangeDeclareOk,
+    )
+    auto_delete = make(
+        spec.ExchangeDeclare, exchange="x", type="fanout", durable=True, auto_delete=True
+    )
+    peer.ask(1, auto_delete, spec.ExchangeDeclareOk)
+    for exchange in ("e", "x"):
+        bind = make(spec.QueueBind, queue="q", exchange=exchange, routing_key="k")
+        peer.ask(1, bind, spec.QueueBindOk)
+    peer.publish(1, "k", b"before", exchange="e")
+    bench.disk()
+    consuming = Peer(bench)
+    consuming.ask(1, make(spec.BasicConsume, queue="a", consumer_tag="c"), spec.BasicConsumeOk)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.broker.definitions, "transaction", _failing_commit(bench))
+        for method in (
+            make(spec.QueueDelete, queue="q"),
+            make(spec.ExchangeDelete, exchange="e"),
+            make(spec.QueueUnbind, queue="q", exchange="x", routing_key="k"),
+        ):
+            failing = Peer(bench)
+            failing.send(1, method)
+            (close,) = failing.hear()
+            assert isinstance(close, spec.ConnectionClose) and close.reply_code == 541
+        consuming.client.lost()  # the last consumer of an auto-delete queue
+    for restarted in (False, True):
+        if restarted:
+            bench.restart()
+        vhost = bench.broker.vhosts["/"]
+        for exchange in ("e", "x"):
+            assert vhost.routing.route(exchange, ["k"], dict).queues == ("q",)
+        assert vhost.queues["q"].ready == 1 and not vhost.queues["q"].deleted
+        assert vhost.queues["a"].consumers == []
+    peer = Peer(bench)
+    peer.ask(1, make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk)
+    bench.restart()
+    assert "q" not in bench.broker.vhosts["/"].queues
+    assert bench.broker.vhosts["/"].routing.exchange("x") is None
+
+
+def test_exclusive_queue_goes_with_its_client_whatever_the_disk_says(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer.declare("mine", durable=False, exclusive=True)
+    auto_delete = make(
+        spec.ExchangeDeclare, exchange="x", type="fanout", durable=True, auto_delete=True
+    )
+    peer.ask(1, auto_delete, spec.ExchangeDeclareOk)
+    peer.ask(1, make(spec.QueueBind, queue="mine", exchange="x"), spec.QueueBindOk)
+    monkeypatch.setattr(bench.broker.definitions, "transaction", _failing_commit(bench))
+    peer.client.lost()
+    vhost = bench.broker.vhosts["/"]
+    assert "mine" not in vhost.queues and vhost.routing.exchange("x") is None
+
+
+def _failing_commit(bench: Bench) -> Callable[[], AbstractContextManager[None]]:
+    transaction = bench.broker.definitions.transaction
+
+    @contextmanager
+    def failing() -> Iterator[None]:
+        with transaction():
+            yield
+            raise DirectoryUnreadable("the catalog cannot be written: no space")
+
+    return failing
 
 
 def _fail(*_: object) -> None:
