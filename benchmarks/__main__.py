@@ -1,9 +1,11 @@
-"""The command line: `python -m benchmarks run` and `python -m benchmarks report`."""
+"""The command line: `python -m benchmarks run`, `report`, `recovery` and `plot`."""
 
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,11 @@ from rich.table import Table
 from benchmarks import wire
 from benchmarks.brokers import Broker, BrokerFailed
 from benchmarks.harness import Session, file_system, run_session
+from benchmarks.recovery.cases import PATTERNS, sweep
+from benchmarks.recovery.latency import IN_FLIGHT
+from benchmarks.recovery.page import tables, write_page
+from benchmarks.recovery.session import Peer, RecoverySession, run_recovery
+from benchmarks.recovery.session import Settings as RecoverySettings
 from benchmarks.report import markdown, print_session
 from benchmarks.scenarios import SCENARIOS, select
 from benchmarks.scenarios.scenario import Settings
@@ -57,14 +64,12 @@ def run(
         return
     progress = Console(stderr=True)
     settings = Settings(
-        directory=directory or Path(tempfile.gettempdir()),
+        directory=_on_disk(directory),
         seconds=seconds,
         warm_up_s=warm_up,
         scale=scale,
         runs=runs,
     )
-    if file_system(settings.directory) in MEMORY_FILE_SYSTEMS:
-        raise typer.BadParameter(f"{settings.directory} is memory, not a disk: give --directory")
     try:
         chosen = select(scenarios or [])
         subject_broker = _running("broker", broker, broker_pid)
@@ -91,6 +96,138 @@ def run(
     print_session(session, Console())
     if any(result.errors for result in session.results):
         raise typer.Exit(1)
+
+
+@app.command()
+def recovery(
+    messages: Annotated[
+        str, typer.Option(help="Sizes of backlogs, in messages of 1 KiB.")
+    ] = "10000,100000,1000000",
+    queues: Annotated[
+        str, typer.Option(help="Numbers of queues to compare; at --across messages.")
+    ] = "1,100,10000",
+    acks: Annotated[
+        str, typer.Option(help=f"Patterns to compare, of {', '.join(PATTERNS)}; at --across.")
+    ] = ",".join(PATTERNS),
+    across: Annotated[
+        int, typer.Option(min=1, help="Size of the backlog for numbers of queues and patterns.")
+    ] = 100_000,
+    in_flight: Annotated[
+        str, typer.Option(help="Numbers of unconfirmed messages for latencies.")
+    ] = ",".join(map(str, IN_FLIGHT)),
+    peer: Annotated[
+        str | None, typer.Option(help="amqp:// address of the broker to compare with.")
+    ] = None,
+    peer_restart: Annotated[
+        str | None,
+        typer.Option(help="Command that starts it in the foreground; it gets kill -9."),
+    ] = None,
+    peer_messages_max: Annotated[
+        int, typer.Option(help="Larger backlogs are not given to the peer.")
+    ] = 1_000_000,
+    runs: Annotated[int, typer.Option(min=1, help="Kills of each kind, for each case.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Length of a measure of latency; 0 for none.")
+    ] = 3.0,
+    cold: Annotated[
+        bool, typer.Option(help="Also restart with dropped page caches, where root may do so.")
+    ] = True,
+    directory: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Where data is put.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write results here.")] = None,
+) -> None:
+    """Fill backlogs, kill -9, and measure what it takes to deliver again; confirms beside fdatasync."""
+    console = Console(stderr=True)
+    settings = RecoverySettings(
+        directory=_on_disk(directory),
+        runs=runs,
+        seconds=seconds,
+        cold=cold,
+        peer_messages_max=peer_messages_max,
+    )
+    try:
+        if (peer is None) != (peer_restart is None):
+            raise ValueError("--peer and --peer-restart belong together")
+        beside = Peer(wire.Address.parse(peer), peer_restart) if peer and peer_restart else None
+        cases = sweep(_numbers(messages), _numbers(queues), _patterns(acks), across)
+        windows = _numbers(in_flight)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    begun_s = time.monotonic()
+
+    def tell(line: str) -> None:
+        passed_s = time.monotonic() - begun_s
+        console.print(
+            f"{passed_s:7.1f} {line}", style="dim", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def keep(session: RecoverySession) -> None:
+        if json_file:
+            json_file.write_text(json.dumps(session.as_json(), indent=1) + "\n")
+
+    # A stop from outside is Ctrl-C: brokers are killed and directories removed on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        session = run_recovery(cases, windows, settings, peer=beside, tell=tell, keep=keep)
+    except (BrokerFailed, wire.Refused, OSError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("stopped; all brokers are killed, all data is removed", style="red")
+        raise typer.Exit(130) from None
+    print(tables([session]), end="")
+    if session.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plot(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            exists=True, dir_okay=False, help="Written by recovery --json; later ones count more."
+        ),
+    ],
+    page: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="The page whose figures are replaced.")
+    ] = Path("docs/recovery.md"),
+) -> None:
+    """Put the figures of recovery into its page, and the plots into a directory of the same name."""
+    sessions = []
+    for file in files:
+        try:
+            sessions.append(RecoverySession.from_json(json.loads(file.read_text())))
+        except (ValueError, KeyError, TypeError) as error:
+            raise typer.BadParameter(f"{file} does not hold results: {error}") from None
+    try:
+        written = write_page(page, sessions)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for path in written:
+        print(path)
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part.replace("_", "")) for part in text.split(",") if part]
+    if any(number < 1 for number in numbers):
+        raise ValueError(f"numbers from 1 on, not {text}")
+    return numbers
+
+
+def _patterns(text: str) -> list[str]:
+    names = [part for part in text.split(",") if part]
+    for name in names:
+        if name not in PATTERNS:
+            raise ValueError(f"no pattern {name}; there are {', '.join(PATTERNS)}")
+    return names
+
+
+def _on_disk(directory: Path | None) -> Path:
+    directory = directory or Path(tempfile.gettempdir())
+    if file_system(directory) in MEMORY_FILE_SYSTEMS:
+        raise typer.BadParameter(f"{directory} is memory, not a disk: give --directory")
+    return directory
 
 
 def _running(label: str, url: str | None, pid: int | None) -> Broker | None:

@@ -104,6 +104,20 @@ def status_kib(pid: int, name: str) -> int:
     return int(found[1]) if found else 0
 
 
+def io_bytes(pid: int) -> dict[str, int]:
+    """What a process and its children have read and written so far, by the names of /proc/PID/io.
+
+    `rchar` is what they asked to read, `read_bytes` what came from the disk, `write_bytes` what
+    they gave the disk to write. Pages of mapped files count in `read_bytes` alone.
+    """
+    totals: dict[str, int] = {}
+    for one in process_tree(pid):
+        for line in Path(f"/proc/{one}/io").read_text().splitlines():
+            name, _, value = line.partition(": ")
+            totals[name] = totals.get(name, 0) + int(value)
+    return totals
+
+
 @contextmanager
 def own_broker(parent: Path) -> Iterator[Broker]:
     """A qlog on a free port and an empty directory below `parent`, removed at the end.
@@ -114,13 +128,11 @@ def own_broker(parent: Path) -> Iterator[Broker]:
     directory = Path(tempfile.mkdtemp(prefix="qlog-benchmark-", dir=parent))
     log_path = directory / "log"
     data = directory / "data"
-    command = [sys.executable, "-m", "qlog", "serve", "--data-dir", str(data), "--port", "0"]
     try:
-        with log_path.open("wb") as log:
-            begun_s = time.monotonic()
-            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        begun_s = time.monotonic()
+        process = spawn(data, log_path)
         try:
-            address = _wait_for_start(process, log_path)
+            address = wait_for_start(process, log_path)
             yield Broker("qlog", address, process.pid, data, time.monotonic() - begun_s)
             _stop(process, log_path)
         finally:
@@ -130,8 +142,18 @@ def own_broker(parent: Path) -> Iterator[Broker]:
         shutil.rmtree(directory)
 
 
-def _wait_for_start(process: subprocess.Popen[bytes], log_path: Path) -> wire.Address:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def spawn(data: Path, log_path: Path) -> subprocess.Popen[bytes]:
+    """Start a qlog on a free port and the directory `data`; its log begins anew."""
+    command = [sys.executable, "-m", "qlog", "serve", "--data-dir", str(data), "--port", "0"]
+    with log_path.open("wb") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+
+def wait_for_start(
+    process: subprocess.Popen[bytes], log_path: Path, timeout_s: float = START_TIMEOUT_S
+) -> wire.Address:
+    """Where a spawned qlog listens, as soon as it says so; BrokerFailed when it does not."""
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for line in log_path.read_text(errors="replace").splitlines(keepends=True):
             if START_LINE in line and line.endswith("\n"):
@@ -140,9 +162,9 @@ def _wait_for_start(process: subprocess.Popen[bytes], log_path: Path) -> wire.Ad
                     raise BrokerFailed(f"no address in the broker's line: {line.strip()}")
                 return wire.Address(listener[1].strip("[]"), int(listener[2]))
         if process.poll() is not None:
-            raise BrokerFailed(f"the broker ended with {process.returncode}:\n{_tail(log_path)}")
+            raise BrokerFailed(f"the broker ended with {process.returncode}:\n{log_tail(log_path)}")
         time.sleep(START_POLL_S)
-    raise BrokerFailed(f"no {START_LINE!r} within {START_TIMEOUT_S:.0f} s:\n{_tail(log_path)}")
+    raise BrokerFailed(f"no {START_LINE!r} within {timeout_s:.0f} s:\n{log_tail(log_path)}")
 
 
 def _stop(process: subprocess.Popen[bytes], log_path: Path) -> None:
@@ -152,8 +174,9 @@ def _stop(process: subprocess.Popen[bytes], log_path: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise BrokerFailed(f"no end within {STOP_TIMEOUT_S:.0f} s of SIGTERM") from error
     if code != 0:
-        raise BrokerFailed(f"the broker ended with {code}:\n{_tail(log_path)}")
+        raise BrokerFailed(f"the broker ended with {code}:\n{log_tail(log_path)}")
 
 
-def _tail(log_path: Path) -> str:
+def log_tail(log_path: Path) -> str:
+    """The last lines of a broker's log, for messages of errors."""
     return "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])

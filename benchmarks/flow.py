@@ -155,6 +155,27 @@ def expect_ready(process: LoadProcess) -> None:
     assert answer == load.READY, answer
 
 
+def publish(
+    broker: Broker, plan: load.PublisherPlan, seconds: float
+) -> load.Report[load.Published]:
+    """Publish alone, until the plan's count is reached or the time is over; all is confirmed then.
+
+    Raises:
+        LoadFailed: not all was confirmed.
+    """
+    process = LoadProcess(load.publish, broker.address, (plan,), None)
+    try:
+        expect_ready(process)
+        process.send(load.Go(time.monotonic_ns() + int(seconds * 1e9)))
+        report: load.Report[load.Published] = process.receive()
+    finally:
+        process.end()
+    begun, confirmed = report.work[0].begun, report.work[0].confirmed
+    if confirmed.count != begun.count:
+        raise LoadFailed(f"{begun.count} published, {confirmed.count} confirmed")
+    return report
+
+
 def run_flow(broker: Broker, flow: Flow, warm_up_s: float, seconds: float) -> Figures:
     """Run a flow and return its figures.
 

@@ -87,6 +87,12 @@ def file_system(directory: Path) -> str:
     return found[1]
 
 
+def allow_descriptors() -> None:
+    """Thousands of files and connections are opened, here and in brokers, which inherit this."""
+    _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
+
+
 @contextmanager
 def _fresh(subject: Broker | None, directory: Path) -> Iterator[Broker]:
     """The running broker that was given, or a new one of our own."""
@@ -119,9 +125,7 @@ def run_session(
     Raises:
         BrokerFailed: the broker of our own does not start or stop.
     """
-    # Thousands of connections are opened, here and in a broker of our own, which inherits this.
-    _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
+    allow_descriptors()
     with _fresh(subject, settings.directory) as steady:
         brokers = {SUBJECT: steady} | ({PEER: peer} if peer else {})
         session = Session(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import signal
 import socket
 import struct
 import time
@@ -379,6 +380,8 @@ def consume(
 def _guarded(control: Pipe, work: Callable[[], None]) -> None:
     # A collection in the middle of a run would be a pause of the load, and there are no cycles.
     gc.disable()
+    # Ctrl-C reaches all processes of a terminal; the harness ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         work()
     except (wire.Refused, OSError) as error:

@@ -12,7 +12,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle
 
 from benchmarks import wire
 
@@ -39,6 +39,7 @@ class Traffic:
         varied: distinct ids, headers and timestamps, and sizes from half to one and a half of
             `body_bytes`; otherwise all messages with the same key are the same bytes.
         persistent: delivery mode 2 rather than 1.
+        distinct_bodies: of messages that are not varied: this many bodies of the same size.
     """
 
     exchange: str
@@ -46,6 +47,7 @@ class Traffic:
     body_bytes: int
     varied: bool = False
     persistent: bool = True
+    distinct_bodies: int = 1
 
 
 class Stream:
@@ -83,10 +85,12 @@ def encode(traffic: Traffic, frame_bytes_max: int) -> Stream:
     if traffic.varied:
         return Stream(_varied(traffic, frame_bytes_max, chance))
     properties = _uniform_properties(traffic)
-    body = chance.randbytes(traffic.body_bytes)
+    # All keys have their turn equally often in a block.
+    keys = traffic.routing_keys * -(-traffic.distinct_bodies // len(traffic.routing_keys))
+    bodies = [chance.randbytes(traffic.body_bytes) for _ in range(traffic.distinct_bodies)]
     messages = [
         wire.publish_frames(traffic.exchange, key, properties, body, frame_bytes_max)
-        for key in traffic.routing_keys
+        for key, body in zip(keys, cycle(bodies), strict=False)
     ]
     size = sum(map(len, messages))
     return Stream(messages * max(1, UNIFORM_BLOCK_BYTES // size))

@@ -261,6 +261,12 @@ class Connection:
         arguments = b"\x00\x00" + shortstr(name) + bytes([durable << 1]) + table({})
         self.call(QUEUE_DECLARE, arguments, QUEUE_DECLARE_OK)
 
+    def count_messages(self, name: str) -> int:
+        """How many messages of a queue are ready."""
+        arguments = b"\x00\x00" + shortstr(name) + b"\x01" + table({})
+        reply = self.call(QUEUE_DECLARE, arguments, QUEUE_DECLARE_OK)
+        return int(struct.unpack_from(">I", reply, METHOD.size + len(shortstr(name)))[0])
+
     def delete_queue(self, name: str) -> int:
         """Delete a queue and return how many messages were in it."""
         reply = self.call(QUEUE_DELETE, b"\x00\x00" + shortstr(name) + b"\x00", QUEUE_DELETE_OK)

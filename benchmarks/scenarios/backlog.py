@@ -14,6 +14,7 @@ from benchmarks.flow import (
     declared,
     expect_ready,
     fresh_name,
+    publish,
 )
 from benchmarks.measure import Span, latencies, quantile_ms
 from benchmarks.scenarios.scenario import Scenario, Settings
@@ -30,16 +31,8 @@ NEVER_S = 3600.0
 def fill(broker: Broker, queue: str, messages: int, body_bytes: int = 1024) -> Figures:
     """Publish so many messages with confirms; all are confirmed when this returns."""
     plan = load.PublisherPlan(Traffic("", (queue,), body_bytes), WINDOW, messages_max=messages)
-    process = LoadProcess(load.publish, broker.address, (plan,), None)
-    try:
-        expect_ready(process)
-        process.send(load.Go(time.monotonic_ns() + int(NEVER_S * 1e9)))
-        report: load.Report[load.Published] = process.receive()
-    finally:
-        process.end()
+    report = publish(broker, plan, NEVER_S)
     begun, confirmed = report.work[0].begun, report.work[0].confirmed
-    if confirmed.count != messages:
-        raise LoadFailed(f"{messages} published, {confirmed.count} confirmed")
     span = Span(begun.times_ns[0], confirmed.times_ns[-1])
     samples = latencies(begun, confirmed, span, report.work[0].confirmed_early_ns)
     return {

@@ -18,6 +18,7 @@ ADDRESS = Address("127.0.0.1", 4567)
 def pretend(root: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `python -m qlog` be this code."""
     (root / "qlog").mkdir()
+    (root / "qlog" / "__init__.py").touch()
     (root / "qlog" / "__main__.py").write_text("import signal, sys\n" + code)
     monkeypatch.setattr(brokers, "ROOT", root)
 
