@@ -17,7 +17,6 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from qlog.storage.environment import open_environment
 from qlog.storage.errors import DirectoryUnreadable
-from qlog.storage.lmdb_file import Implausible, check
 
 _HASH = struct.Struct("<Q")
 _NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and hashed
@@ -45,21 +44,20 @@ class Catalog:
         self._transaction: lmdb.Transaction | None = None
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
-            try:
-                check(directory / "data.mdb", thorough=True)
-            except Implausible as error:
-                raise DirectoryUnreadable(
-                    f"the catalog {directory} is damaged: {error}; restore it from a copy, or see "
-                    "what is left with `qlog inspect repair`"
-                ) from error
         try:
             self._env = open_environment(
-                directory, map_bytes=map_bytes, dbs_max=4, read_only=read_only, lock=lock
+                directory,
+                map_bytes=map_bytes,
+                dbs_max=4,
+                read_only=read_only,
+                lock=lock,
+                thorough=True,
             )
             self._entries = self._env.open_db(b"entries", create=not read_only)
         except lmdb.Error as error:
             raise DirectoryUnreadable(
-                f"the catalog {directory} cannot be opened: {error}"
+                f"the catalog {directory} cannot be opened: {error}; restore it from a copy, or see "
+                "what is left with `qlog inspect repair`"
             ) from error
 
     def get(self, kind: str, name: str) -> bytes | None:

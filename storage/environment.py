@@ -1,7 +1,7 @@
 """How LMDB's files are opened: its own settings in one place, and one check that it does not make.
 
-LMDB maps its file and trusts it: a page behind the file's end would end the process with SIGBUS. So
-a file that is shorter than its own account of itself is refused here.
+LMDB maps its file and trusts it: a damaged one would end the process with SIGBUS or SIGSEGV. So what
+is to be written, by the only process that has it open, is looked at before (lmdb_file.py).
 """
 
 from __future__ import annotations
@@ -10,17 +10,31 @@ from pathlib import Path
 
 import lmdb
 
+from qlog.storage.lmdb_file import Implausible, check
+
 
 def open_environment(
-    directory: Path, *, map_bytes: int, dbs_max: int, read_only: bool, lock: bool
+    directory: Path,
+    *,
+    map_bytes: int,
+    dbs_max: int,
+    read_only: bool,
+    lock: bool,
+    thorough: bool = False,
 ) -> lmdb.Environment:
     """Open, or make, the environment in a directory.
 
     `lock=False` uses no lock file: for one that is read where nobody can have it open for writing.
-    Raises lmdb.Error.
+    `thorough`: see `check`. Who opens one that is damaged `read_only` should do so in a child
+    process. Raises lmdb.Error, OSError.
     """
     assert lock or read_only
-    environment = lmdb.open(
+    if not read_only:
+        try:
+            check(directory / "data.mdb", thorough=thorough)
+        except Implausible as error:
+            raise lmdb.CorruptedError(str(error)) from error
+    return lmdb.open(
         str(directory),
         map_size=map_bytes,
         max_dbs=dbs_max,
@@ -33,9 +47,3 @@ def open_environment(
         lock=lock,
         mode=0o640,
     )
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    size = (directory / "data.mdb").stat().st_size
-    if size < needed:
-        environment.close()
-        raise lmdb.CorruptedError(f"data.mdb is cut off: it has {size} bytes and needs {needed}")
-    return environment

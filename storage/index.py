@@ -30,7 +30,6 @@ from qlog.storage.environment import open_environment
 from qlog.storage.format import FORMAT_VERSION, Columns
 from qlog.storage.lane import BLOCK, FULL, Pointers
 from qlog.storage.ledger import LedgerPosition
-from qlog.storage.lmdb_file import Implausible, check
 
 SPILL = 1 << 31  # segment ids from here on are files of spill/
 
@@ -117,10 +116,6 @@ class Index:
         """`lock=False`: read without a lock file, see `open_environment`."""
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
-            try:
-                check(directory / "data.mdb", thorough=False)
-            except Implausible as error:
-                raise IndexDoubt(str(error)) from error
         try:
             self._env = open_environment(
                 directory, map_bytes=map_bytes, dbs_max=8, read_only=read_only, lock=lock

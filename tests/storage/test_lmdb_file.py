@@ -127,3 +127,24 @@ def test_a_file_that_was_cut_is_refused_and_not_mapped(tmp_path: Path) -> None:
         Catalog(tmp_path / "env", map_bytes=64 << 20)
     with pytest.raises(IndexDoubt, match="cut off"):
         Index(tmp_path / "env", map_bytes=64 << 20)
+
+
+def test_pages_that_were_never_written_are_no_damage(tmp_path: Path) -> None:
+    """What one transaction puts and deletes can leave the file shorter than LMDB's own count."""
+    choice = random.Random(0)
+    path = tmp_path / "env" / "data.mdb"
+    shorter = 0
+    for step in range(10):
+        catalog = Catalog(tmp_path / "env", map_bytes=64 << 20)
+        names = [f"{step}-{number}" for number in range(choice.randrange(100))]
+        with catalog.transaction():
+            for name in names:
+                catalog.put("queue", name, bytes(choice.choice((10, 3500))))
+            for name in choice.sample(names, len(names) // 2):
+                catalog.delete("queue", name)
+        catalog.close()
+        with lmdb.open(str(tmp_path / "env"), readonly=True, lock=False) as environment:
+            pages = environment.info()["last_pgno"] + 1
+        shorter += path.stat().st_size < pages * 4096
+    assert shorter
+    Catalog(tmp_path / "env", map_bytes=64 << 20).close()
