@@ -7,7 +7,8 @@ as small as varints. A file begins with a snapshot of everything that counts; wh
 next one takes over whole: written, synced, renamed, and only then is the old one unlinked.
 
 The next file is reserved beforehand and writes stay within reserved space, so that acks go on when
-the disk is full. It does not know what lanes mean.
+the disk is full. What is reserved is never given back, also not between two runs: somebody else
+would take it. It does not know what lanes mean.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,6 +45,7 @@ Record = list[Any]
 Records = Sequence[Record]
 
 _SNAPSHOT_RECORDS_A_BATCH = 1000
+_ZEROS = bytes(1 << 20)
 
 
 def ack_record(lane_id: int, ranges: Sequence[int]) -> Record:
@@ -119,7 +121,7 @@ class LedgerWriter:
         self._position = 0
         self._number = 0
         self._synced_number = 0
-        self._spare = False
+        self._spare_bytes = 0  # of the file that comes next; 0: it is not ready
 
     @property
     def position(self) -> LedgerPosition:
@@ -157,8 +159,7 @@ class LedgerWriter:
         for start in range(0, len(records), _SNAPSHOT_RECORDS_A_BATCH):
             chunk = records[start : start + _SNAPSHOT_RECORDS_A_BATCH]
             bodies.append((chunk, msgpack.packb([durable_lsn, *chunk])))
-        size = sum(len(body) + BATCH_HEADER_BYTES for _, body in bodies)
-        capacity = max(self._file_bytes, 2 * size)
+        size = FILE_HEADER_BYTES + sum(len(body) + BATCH_HEADER_BYTES for _, body in bodies)
         self.reserve()
         file_id = max(self._file_id, above) + 1
         self._number = max(self._number, number)
@@ -166,8 +167,8 @@ class LedgerWriter:
         path = self._paths.ledger_file(file_id)
         file = self._disk.open(self._spare_path, write=True, create=True)
         try:
-            if capacity > self._file_bytes:
-                self._disk.allocate(file, capacity)
+            capacity = self._room_for(size, file)
+            self._spare_bytes = 0  # from here on it is not blank
             header = pack_file_header(LEDGER_MAGIC, self._uuid, file_id, self._number, self._epoch)
             self._disk.write(file, [header], 0)
             position = FILE_HEADER_BYTES
@@ -179,7 +180,6 @@ class LedgerWriter:
             self._disk.sync_directory(path.parent)
         except BaseException:
             self._number = saved_number
-            self._spare = False  # it has half a snapshot in it
             self._disk.close(file)
             raise
         if self._file >= 0:
@@ -189,18 +189,38 @@ class LedgerWriter:
         self._capacity = capacity
         self._position = position
         self._synced_number = self._number
-        self._spare = False
+
+    def _room_for(self, size: int, file: int) -> int:
+        """What the next file, which is the spare, is to hold: the snapshot and as much again."""
+        wanted = max(self._file_bytes, 2 * size)
+        if wanted > self._spare_bytes:
+            try:
+                self._disk.allocate(file, wanted)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self._disk.truncate(file, self._spare_bytes)  # whatever of it there was space for
+                if size > self._spare_bytes // 4 * 3:
+                    raise
+                return self._spare_bytes
+        return wanted
 
     def reserve(self) -> None:
-        """Have the next file's space reserved."""
-        if not self._spare:
-            file = self._disk.open(self._spare_path, write=True, create=True)
-            try:
-                self._disk.truncate(file, 0)  # whatever an earlier run left in it
-                self._disk.allocate(file, self._file_bytes)
-            finally:
-                self._disk.close(file)
-            self._spare = True
+        """Have the next file's space reserved: as much as this one has."""
+        if self._spare_bytes:
+            return
+        wanted = max(self._file_bytes, self._capacity)
+        file = self._disk.open(self._spare_path, write=True, create=True)
+        try:
+            left = self._disk.size(file)  # an earlier run's, or half a snapshot: it must be blank
+            for at in range(0, left, len(_ZEROS)):
+                part = self._disk.read(file, min(len(_ZEROS), left - at), at)
+                if part != _ZEROS[: len(part)]:
+                    self._disk.write(file, [_ZEROS[: len(part)]], at)
+            self._disk.allocate(file, wanted)
+        finally:
+            self._disk.close(file)
+        self._spare_bytes = wanted
 
     def reserve_if_possible(self) -> None:
         """As `reserve`; when the disk is full now, a later roll will ask again."""

@@ -1,6 +1,7 @@
 """Records of the ledger, its files, and what a full disk does to them."""
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -113,4 +114,86 @@ def test_a_roll_without_space_leaves_the_old_file_in_use(tmp_path: Path, operati
     assert records_of(writer, tmp_path)[1:] == [(0, [[3, 1, 1]]), (0, [[3, 1, 2]])]
     writer.roll([[1, 1, 1]], 0, above=0)
     assert records_of(writer, tmp_path) == [(0, [[1, 1, 1], [SNAPSHOT_END]])]
+    writer.close()
+
+
+class FullDisk(FaultyDisk):
+    """As a real one that is full: what is reserved can be written to, and no more is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+        self.fail = lambda operation: None
+
+    def allocate(self, file: int, size: int) -> None:
+        if self.full and size > self.size(file):
+            super().allocate(file, self.size(file) + 1000)  # there was a little left
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().allocate(file, size)
+
+    def write(self, file: int, buffers: Sequence[bytes], offset: int) -> None:
+        assert not self.full or offset + sum(map(len, buffers)) <= self.size(file), "not reserved"
+        super().write(file, buffers, offset)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> tuple[FullDisk, LedgerWriter]:
+    """A writer with two files' space, its snapshots so far small; then the disk is full."""
+    disk = FullDisk()
+    disk.make_directory(Paths(tmp_path).ledger)
+    writer = LedgerWriter(disk, Paths(tmp_path), UUID, 1, file_bytes=8192)
+    writer.roll([], 0, above=0)
+    writer.reserve()
+    disk.full = True
+    return disk, writer
+
+
+def spare_bytes(tmp_path: Path) -> int:
+    return (tmp_path / "ledger" / "next.new").stat().st_size
+
+
+def test_a_snapshot_that_just_fits_takes_what_is_reserved(
+    full: tuple[FullDisk, LedgerWriter], tmp_path: Path
+) -> None:
+    _, writer = full
+    writer.roll([[1, 1, b"x" * 5000]], 0, above=0)
+    assert not writer.wants_roll
+    assert records_of(writer, tmp_path) == [(0, [[1, 1, b"x" * 5000], [SNAPSHOT_END]])]
+    writer.append([[1, 2, 3]], 0)
+    writer.close()
+
+
+def test_a_snapshot_too_large_for_what_is_reserved_leaves_it_reserved(
+    full: tuple[FullDisk, LedgerWriter], tmp_path: Path
+) -> None:
+    disk, writer = full
+    with pytest.raises(OSError, match="No space"):
+        writer.roll([[1, 1, b"x" * 9000]], 0, above=0)
+    assert spare_bytes(tmp_path) == 8192
+    writer.append([[1, 2, 3]], 0)
+    writer.roll([[1, 1, b"x" * 100]], 0, above=0)  # it has become smaller
+    assert len(records_of(writer, tmp_path)) == 1
+    disk.full = False
+    writer.roll([[1, 1, b"x" * 9000]], 0, above=0)
+    writer.reserve()
+    assert spare_bytes(tmp_path) >= 18_000  # as much again
+    writer.close()
+
+
+def test_what_an_earlier_run_reserved_is_kept_and_blank(
+    full: tuple[FullDisk, LedgerWriter], tmp_path: Path
+) -> None:
+    disk, writer = full
+    # Killed in the middle of a roll: what it wrote would be valid where it stands.
+    disk.fail = lambda operation: OSError(errno.EIO, "gone") if operation == "rename" else None
+    with pytest.raises(OSError, match="gone"):
+        writer.roll([[1, 7, 7], [1, 8, b"x" * 3000]], 0, above=0)
+    disk.fail = lambda operation: None
+    writer.close()
+    writer = LedgerWriter(disk, Paths(tmp_path), UUID, 1, file_bytes=8192)
+    writer.roll([[1, 1, 1]], 0, above=1)
+    assert records_of(writer, tmp_path) == [(0, [[1, 1, 1], [SNAPSHOT_END]])]
+    current = Paths(tmp_path).ledger_file(writer.position.file_id)
+    assert not current.read_bytes()[writer.position.position :].strip(b"\0")
+    assert current.stat().st_size == 8192
     writer.close()
