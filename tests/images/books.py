@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 import time
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -81,12 +80,14 @@ class Promises:
     def __init__(self, books: Books, steps: Sequence[Step]) -> None:
         self._books = books
         self._at_s: list[float] = []
+        self._ended_s: dict[int, float] = {}  # by process
         latest_s = 0.0
         for step in steps:
             latest_s = max(latest_s, step.at_s)
             self._at_s.append(latest_s)
+            self._ended_s[step.call.process] = latest_s
         self.confirmed: list[tuple[int, Entry]] = []  # from this step on
-        self._acked: list[tuple[int, Entry]] = []  # read by the broker
+        self._acked: list[tuple[int, int, Entry]] = []  # read by the broker of this process
         self._settled: list[tuple[int, Entry]] = []  # synced
         self._declared: list[tuple[int, str]] = []
         self._bound: list[tuple[int, str]] = []
@@ -119,7 +120,8 @@ class Promises:
                     self._confirm(place, identity, queues)
                 return int(tag)
             case replies.FLOW_OK:
-                self._acked += [(place, entry) for entry in client.flows[count]]
+                process = reply.client[0]
+                self._acked += [(place, process, entry) for entry in client.flows[count]]
             case replies.COMMIT_OK:
                 identities, entries, queues = client.commits[count]
                 self._settled += [(place, entry) for entry in entries]
@@ -164,8 +166,9 @@ class Promises:
             ):
                 wrong.append(f"{queue}: {identity} is lost, confirmed at step {at}")
         settled = [entry for at, entry in self._settled if at <= place]
-        horizon = bisect_right(self._at_s, now_s - ack_window_s)
-        settled += [entry for at, entry in self._acked if at < horizon]
+        for at, process, entry in self._acked:
+            if self._at_s[at] + ack_window_s < min(now_s, self._ended_s[process]):
+                settled.append(entry)
         for queue, identity in settled:
             if identity in has.get(queue, ()):
                 wrong.append(f"{queue}: {identity} is back although its ack was synced")
