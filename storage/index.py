@@ -17,10 +17,11 @@ import struct
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import msgpack
@@ -107,6 +108,16 @@ class Live:
     size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The index's file, in pages. Those that no database has are free, or LMDB's own."""
+
+    page_bytes: int
+    pages: int
+    used: dict[str, int]  # by database
+    map_bytes: int
+
+
 class Index:
     """An open index. All methods raise IndexDoubt on damage, lmdb.Error when the disk fails."""
 
@@ -141,13 +152,7 @@ class Index:
             row = transaction.get(_CHECKPOINT, db=self._checkpoint)
         if row is None:
             return None
-        version, *rest = msgpack.unpackb(_open_row(_CHECKPOINT, row))
-        if version != FORMAT_VERSION:
-            raise IndexDoubt(f"format {version}")
-        uuid, epoch, lsn, segment_id, position, ledger, spill_next = rest
-        return Checkpoint(
-            uuid, epoch, lsn, segment_id, position, LedgerPosition(*ledger), spill_next
-        )
+        return unpack_checkpoint(_open_row(_CHECKPOINT, row))
 
     def lanes(self) -> dict[int, LaneRow]:
         with self._env.begin() as transaction:
@@ -241,6 +246,40 @@ class Index:
                 found += [base + slot for slot, segment in enumerate(segments) if segment >= SPILL]
                 at = cursor.next()
         return found
+
+    def rows(self) -> Iterator[tuple[str, bytes, bytes | None]]:
+        """(database, key, value) of every row as of one moment; a damaged one has no value.
+
+        A block's value is its columns; the hash in it is 0.
+        """
+        with self._env.begin() as transaction:
+            for name, database in self._databases().items():
+                for key, row in transaction.cursor(db=database):
+                    key = bytes(key)
+                    value: bytes | None = None
+                    with suppress(IndexDoubt):
+                        opened = name == "blocks"
+                        value = _open_block(key, row).tobytes() if opened else _open_row(key, row)
+                    yield name, key, value
+
+    def usage(self) -> Usage:
+        """How much of the file is used, and by what."""
+        with self._env.begin() as transaction:
+            pages = {}
+            for name, database in self._databases().items():
+                stat = transaction.stat(database)
+                pages[name] = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        info = self._env.info()
+        return Usage(self._env.stat()["psize"], info["last_pgno"] + 1, pages, info["map_size"])
+
+    def _databases(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self._checkpoint,
+            "lanes": self._lanes,
+            "segments": self._segments,
+            "acked": self._acked,
+            "blocks": self._blocks,
+        }
 
     def forget_cached(self) -> None:
         """A checkpoint changed the blocks."""
@@ -511,6 +550,15 @@ class _Tally:
                 else:
                     logged += many
         return sign * logged, sign * spilled
+
+
+def unpack_checkpoint(row: bytes) -> Checkpoint:
+    """Raises IndexDoubt for another format."""
+    version, *rest = msgpack.unpackb(row)
+    if version != FORMAT_VERSION:
+        raise IndexDoubt(f"format {version}")
+    uuid, epoch, lsn, segment_id, position, ledger, spill_next = rest
+    return Checkpoint(uuid, epoch, lsn, segment_id, position, LedgerPosition(*ledger), spill_next)
 
 
 def _pieces(placed: Iterable[Placed], floor: int) -> dict[int, list[Placed]]:

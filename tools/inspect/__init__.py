@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import typer
 
+from qlog.tools.inspect.index import index
+from qlog.tools.inspect.ledger import ledger
 from qlog.tools.inspect.messages import messages
 from qlog.tools.inspect.queues import queues
 from qlog.tools.inspect.segments import segments
@@ -17,5 +19,5 @@ app = typer.Typer(
     epilog="Exit status: 0 sound, 1 damage found, 2 wrong option or no such directory.",
     no_args_is_help=True,
 )
-for command in (segments, queues, messages):
+for command in (segments, queues, messages, ledger, index):
     app.command()(command)

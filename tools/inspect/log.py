@@ -452,7 +452,7 @@ def tally(
             if not bits:
                 continue
             lane.unsettled += bits.bit_count()
-            lane.stored_bytes += _selected_bytes(lengths, bits)
+            lane.stored_bytes += selected_bytes(lengths, bits)
             lowest = first + (bits & -bits).bit_length() - 1
             if lane.first_qseq is None or lowest < lane.first_qseq:
                 lane.first_qseq = lowest
@@ -461,11 +461,12 @@ def tally(
                 lane.handed_out += (bits & ((1 << (state.delivered - first)) - 1)).bit_count()
         if live:
             result.live += live.bit_count()
-            result.live_bytes += _selected_bytes(lengths, live)
+            result.live_bytes += selected_bytes(lengths, live)
     return result
 
 
-def _selected_bytes(lengths: array[int], bits: int) -> int:
+def selected_bytes(lengths: array[int], bits: int) -> int:
+    """The sum of the lengths at these bits."""
     many = len(lengths)
     if bits.bit_count() == many:
         return sum(lengths)
