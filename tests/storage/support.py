@@ -1,6 +1,8 @@
-"""What the storage tests share: metas, workers that run when told to, disks that fail."""
+"""What the storage tests share: metas, workers that run when told to, disks that fail.
 
-import random
+A disk that forgets what was not synced is in tests/simulation/disk.py.
+"""
+
 import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,8 +16,6 @@ from qlog.storage.errors import SyncFailed
 from qlog.storage.lane import Lane
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
-
-SECTOR_BYTES = 512
 
 SMALL = StoreSettings(
     segment_bytes_max=16 << 10,
@@ -92,32 +92,11 @@ class FaultyDisk(OSDisk):
         self.fail: Callable[[str], BaseException | None] = lambda operation: None
         self.operations = 0
         self.names_open: dict[int, str] = {}
-        self.unsynced: dict[str, list[tuple[int, bytes]]] = {}  # what was there before
 
     def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
         file = super().open(path, write=write, create=create)
         self.names_open[file] = f"{path.parent.name}/{path.name}"
         return file
-
-    def _remember(self, file: int, size: int, offset: int) -> None:
-        before = super().read(file, size, offset).ljust(size, b"\0")
-        self.unsynced.setdefault(self.names_open[file], []).append((offset, before))
-
-    def lose_unsynced(self, directory: Path, choice: random.Random) -> None:
-        """Undo any of the sectors that were written and not synced, in a copy of the directory."""
-        for name, writes in self.unsynced.items():
-            path = directory / name
-            if not path.exists():
-                continue
-            data = bytearray(path.read_bytes())
-            for offset, before in reversed(writes):
-                at = 0
-                while at < len(before):
-                    end = min(len(before), at + SECTOR_BYTES - (offset + at) % SECTOR_BYTES)
-                    if choice.random() < 0.5 and offset + end <= len(data):
-                        data[offset + at : offset + end] = before[at:end]
-                    at = end
-            path.write_bytes(data)
 
     def _ask(self, operation: str) -> None:
         self.operations += 1
@@ -126,7 +105,6 @@ class FaultyDisk(OSDisk):
             raise error
 
     def write(self, file: int, buffers: Sequence[bytes], offset: int) -> None:
-        self._remember(file, sum(map(len, buffers)), offset)
         try:
             self._ask("write")
         except BaseException:  # half of it was written
@@ -149,7 +127,6 @@ class FaultyDisk(OSDisk):
         except OSError as error:
             raise SyncFailed(f"a sync failed: {error.strerror}") from error
         super().sync_data(file)
-        self.unsynced.pop(self.names_open[file], None)
 
     def sync_directory(self, path: Path) -> None:
         self._ask("sync_directory")
@@ -158,12 +135,6 @@ class FaultyDisk(OSDisk):
     def rename(self, source: Path, target: Path) -> None:
         self._ask("rename")
         super().rename(source, target)
-        old, new = (f"{path.parent.name}/{path.name}" for path in (source, target))
-        for file, name in self.names_open.items():
-            if name == old:
-                self.names_open[file] = new
-        if old in self.unsynced:
-            self.unsynced[new] = self.unsynced.pop(old)
 
     def unlink(self, path: Path) -> None:
         self._ask("unlink")
@@ -221,12 +192,6 @@ class Bench:
         abandon(self.store)
         shutil.rmtree(old)
         self.disk = FaultyDisk()
-
-    def lose_power(self, choice: random.Random) -> None:
-        """As `kill`, and what was not synced is there in part."""
-        disk = self.disk
-        self.kill()
-        disk.lose_unsynced(self.directory, choice)
 
     def restart(self) -> None:
         self.kill()

@@ -1,0 +1,230 @@
+"""Random lives of a data directory: steps, crashes and restarts from one seed each.
+
+The same seed gives the same life. Each life has settings of its own and its own taste (which steps
+it takes often), so that rare mixtures come up; what is checked stands in world.py.
+"""
+
+import random
+import shutil
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.disk import LMDB_NAMES, CrashCounts
+from tests.simulation.world import LANES, Fate, World
+from tests.storage.support import SMALL
+
+ROUNDS_A_LIFE = 25
+
+_STEPS = {  # and how often, before taste
+    "publish": 30,
+    "settle": 6,
+    "settle_some": 14,
+    "purge": 1,
+    "read": 3,
+    "read_all": 3,
+    "delete_lane": 1,
+    "tick": 18,
+    "work": 30,
+    "request_sync": 4,
+    "drive": 8,
+    "settle_down": 3,
+    "checkpoint": 6,
+    "reopen": 2,
+    "arm": 8,
+    "crash": 4,
+    "fill_disk": 1.5,
+    "free_disk": 2,
+    "fail": 1,
+}
+
+
+class Violation(Exception):
+    """A life in which something did not hold; the text says how to live it again."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What lives were made of."""
+
+    counts: Counter[str]
+    crashes: CrashCounts
+
+    def add(self, other: "Tally") -> None:
+        self.counts.update(other.counts)
+        for name in CrashCounts.__slots__:
+            total = getattr(self.crashes, name) + getattr(other.crashes, name)
+            setattr(self.crashes, name, total)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory for LMDB, in memory where there is such a place."""
+    memory = Path("/dev/shm")
+    parent = memory if memory.is_dir() else None
+    base = Path(tempfile.mkdtemp(prefix="qlog-simulation-", dir=parent))
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base)
+
+
+class Life:
+    """One directory from its first start on."""
+
+    def __init__(
+        self,
+        base: Path,
+        seed: int,
+        rounds: int = ROUNDS_A_LIFE,
+        prepare: Callable[[World], None] = lambda world: None,
+    ) -> None:
+        """`prepare` may change the world before its first start."""
+        self.choice = random.Random(seed)
+        self.rounds = rounds
+        choice = self.choice
+        segment_bytes = choice.choice((4 << 10, 8 << 10, 16 << 10))
+        self.world = World(
+            base / "world",
+            replace(
+                SMALL,
+                segment_bytes_max=segment_bytes,
+                ledger_bytes_max=choice.choice((1 << 10, 4 << 10, 16 << 10)),
+                batch_bytes_max=segment_bytes // 4,
+                batch_records_max=choice.choice((4, 16, 64)),
+                cache_bytes_max=choice.choice((0, 8 << 10)),
+                ack_flush_count=choice.choice((4, 1024)),
+                compact_share_max=choice.choice((0.3, 0.9)),
+                compact_age_s=choice.choice((0.0, 0.0, 60.0)),
+                compact_bytes_per_s=choice.choice((4 << 10, 1 << 20)),
+                index_map_bytes=16 << 20,
+                catalog_map_bytes=1 << 20,
+            ),
+            seed,
+        )
+        prepare(self.world)
+        self.weights = [weight * choice.choice((0.2, 1, 1, 1, 3)) for weight in _STEPS.values()]
+        self.story: list[str] = []
+
+    def live(self) -> None:
+        """Raises whatever did not hold."""
+        world = self.world
+        choice = self.choice
+        world.begin(crash_after=choice.randrange(60) if choice.random() < 0.5 else None)
+        names = list(_STEPS)
+        while world.counts["rounds"] < self.rounds:
+            name = choice.choices(names, self.weights)[0]
+            step = getattr(self, f"_{name}", None)
+            arguments = () if step is None else step()
+            self.story.append(f"{name}{arguments}")
+            world.perform(getattr(world, "settle" if name == "purge" else name), *arguments)
+
+    # -- what the steps are given
+
+    def _publish(self) -> tuple[Any, ...]:
+        choice = self.choice
+        lanes = choice.sample(range(LANES), choice.choice((1, 1, 1, 2, LANES)))
+        return (
+            sorted(lanes),
+            choice.choice((1, 1, 2, 5, 20, 60)),
+            choice.choice((0, 1, 30, 30, 200, 700, 3000)),
+            choice.random() < 0.75,
+            choice.random() < 0.3,
+        )
+
+    def _settle(self) -> tuple[Any, ...]:
+        choice = self.choice
+        return choice.randrange(LANES), choice.random(), choice.choice((1, 3, 10, 100))
+
+    def _settle_some(self) -> tuple[Any, ...]:
+        choice = self.choice
+        return choice.randrange(LANES), choice.choice((1, 1, 2, 3, 7)), choice.randint(1, 40)
+
+    def _purge(self) -> tuple[Any, ...]:
+        return self.choice.randrange(LANES), 0.0, 1 << 30
+
+    def _read(self) -> tuple[Any, ...]:
+        choice = self.choice
+        return (
+            choice.randrange(LANES),
+            choice.random(),
+            choice.randint(1, 100),
+            choice.choice((1, 100, 5000)),
+        )
+
+    def _read_all(self) -> tuple[Any, ...]:
+        return self.choice.randrange(LANES), self.choice.random() < 0.5
+
+    def _delete_lane(self) -> tuple[Any, ...]:
+        return (self.choice.randrange(LANES),)
+
+    def _tick(self) -> tuple[Any, ...]:
+        return (self.choice.choice((0.001, 0.01, 0.01, 1.1, 2.5)),)
+
+    def _work(self) -> tuple[Any, ...]:
+        return self.choice.randrange(2), self.choice.random() < 0.7
+
+    def _drive(self) -> tuple[Any, ...]:
+        return (self.choice.choice((0.01, 0.01, 1.1, 2.5, 2.5, 61.0)),)
+
+    def _reopen(self) -> tuple[Any, ...]:
+        return (self.fate(),)
+
+    def _arm(self) -> tuple[Any, ...]:
+        return self.choice.choice((0, 1, 2, 3, 5, 8, 13, 21)), self.fate()
+
+    def _crash(self) -> tuple[Any, ...]:
+        return (self.fate(),)
+
+    def _fill_disk(self) -> tuple[Any, ...]:
+        return (
+            self.choice.choice((0, 100, 5000, 20_000)),
+            self.choice.choice(((), ("catalog.lmdb",), ("index.lmdb",), LMDB_NAMES)),
+        )
+
+    def _fail(self) -> tuple[Any, ...]:
+        return (self.choice.randrange(12),)
+
+    def fate(self) -> Fate:
+        choice = self.choice
+        inside: list[tuple[int, bool]] = []
+        while choice.random() < 0.4 and len(inside) < 4:
+            inside.append((choice.randrange(45), choice.random() < 0.7))
+        return Fate(
+            power=choice.random() < 0.7,
+            inside=tuple(inside),
+            errors=(choice.randrange(25),) if choice.random() < 0.05 else (),
+            full=choice.random() < 0.03,
+            remove_index=choice.random() < 0.1,
+            compare=choice.random() < 0.1,
+            seed=choice.getrandbits(32),
+        )
+
+
+def live(
+    seed: int,
+    rounds: int = ROUNDS_A_LIFE,
+    prepare: Callable[[World], None] = lambda world: None,
+) -> Tally:
+    """One life. Raises Violation."""
+    with scratch() as base:
+        life = Life(base, seed, rounds, prepare)
+        try:
+            life.live()
+        except Exception as error:
+            told = "\n  ".join(life.story[-40:])
+            raise Violation(
+                f"{traceback.format_exc()}\nthe last steps:\n  {told}\n"
+                f"{type(error).__name__}: {error}\n"
+                f"again with: python -m tests.simulation --life {seed} --rounds {rounds}"
+            ) from error
+        finally:
+            life.world.end()
+        counts = life.world.counts
+        counts["compactions"] = life.world.disk.syncs["SparseWriter.finish: log"]
+        return Tally(counts, life.world.disk.counts)

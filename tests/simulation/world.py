@@ -1,0 +1,628 @@
+"""A store on a simulated disk beside a model of it: steps, crashes, and what must hold after each.
+
+The steps are methods that take plain values, so that Hypothesis (tests/storage/test_store_machine.py)
+and a seeded driver (lives.py) can share them. A crash in any of them, at any operation of the disk,
+ends in `restart`. Anything but a crash that comes out of a step is a violation. Checked, by the
+numbers of the invariants in the project's design:
+
+1. what was confirmed and never settled is there after any crash;  2. what is there was published,
+byte for byte;  3. a settlement that was synced holds after a power loss, and one that was written
+after a kill;  4. qseqs, LSNs and epochs only grow;  5. what a recovery found is what each later one
+finds, with crashes inside recovery too;  6. a copy of the image without its index gives the same;
+7. live counts are those of the unsettled pointers, and each points to a file that is there;
+10. after an error nothing is confirmed any more, a full disk takes acks, and goes on when there is
+space;  11. nothing changes what a lane holds but publishing and settling.
+
+Beside these: an orderly stop leaves nothing to replay and no file open, promised times are kept, a
+high-water mark of deliveries that was synced holds, and a start is never refused.
+"""
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from qlog.storage import recovery
+from qlog.storage.errors import StorageError
+from qlog.storage.index import SPILL, Live
+from qlog.storage.lane import BLOCK, Lane
+from qlog.storage.settings import StoreSettings
+from qlog.storage.store import Store
+from tests.simulation.disk import LMDB_NAMES, Crash, SimulatedDisk
+from tests.storage.support import Envelope, ManualWorker, abandon, contents, decode, ignore, publish
+
+LANES = 3
+
+
+class Worker(ManualWorker):
+    """Runs jobs when told to; a crash inside of one is not its result."""
+
+    def run_one(self) -> bool:
+        if not self.jobs:
+            return False
+        result: object
+        try:
+            result = self.jobs.popleft()()
+        except Crash:
+            raise
+        except BaseException as error:  # noqa: BLE001 - as the real one does
+            result = error
+        self.results.append(result)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """How a crash goes on."""
+
+    power: bool = True
+    inside: Sequence[tuple[int, bool]] = ()  # crashes in recovery: (after operations, power)
+    errors: Sequence[int] = ()  # starts that fail with EIO: after operations
+    full: bool = False  # a start without space comes first
+    remove_index: bool = False
+    compare: bool = False  # with what comes of the image without its index
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Model:
+    """One lane as it should be."""
+
+    lane_id: int
+    alive: dict[int, bytes] = field(default_factory=dict)  # unsettled
+    lsns: dict[int, int] = field(default_factory=dict)  # of the persistent: durable from here on
+    settled: dict[int, tuple[bytes, int]] = field(default_factory=dict)  # and in which step
+    next_qseq: int = 0
+    delivered: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # (step, upto)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A lane as a recovery gives it."""
+
+    messages: dict[int, bytes]
+    next_qseq: int
+    delivered: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a recovery makes of a directory."""
+
+    views: dict[int, View]
+    places: dict[tuple[int, int], tuple[int, int, int]]  # of the unsettled: segment, from, length
+    lsn: int
+
+
+class World:
+    """See the head of this file. `base`: a directory of its own, better in memory."""
+
+    def __init__(self, base: Path, settings: StoreSettings, seed: int = 0) -> None:
+        self.base = base
+        self.settings = settings
+        self.counts: Counter[str] = Counter()
+        self.fate = Fate()
+        self.now_s = 0.0
+        self.serial = 0
+        self.step = 0  # settlements and deliveries are dated by it
+        self.written_step = 0  # up to here they survive a kill
+        self.synced_step = 0  # and a power loss
+        self.tickets: list[tuple[int, int]] = []  # (of request_sync, step)
+        self.lsn_durable = 0  # the highest that was ever confirmed
+        self.epoch = 0
+        self.was_full = False  # in this process
+        self.store: Store[Envelope] | None = None
+        self.workers: list[Worker] = []
+        self.models: list[Model] = []
+        self.dropped: set[int] = set()  # ids of lanes: they may come back, and nobody asks for them
+        (base / "disk").mkdir(parents=True)
+        self.disk = SimulatedDisk(base / "disk")
+        self.disk.use(random.Random(seed))
+
+    # -- starting
+
+    def begin(self, *, crash_after: int | None = None) -> None:
+        """A new directory; the first start may crash."""
+        self.disk.crash_in = crash_after
+        try:
+            self._open()
+        except Crash:
+            self.restart()
+        self.disk.crash_in = None
+        self.models = [self._new_model() for _ in range(LANES)]
+
+    def end(self) -> None:
+        """Let go of everything."""
+        if self.store is not None:
+            abandon(self.store)
+        shutil.rmtree(self.base)
+
+    def _open(self) -> None:
+        self.workers = []
+        self.was_full = False
+        with _hooked(self.disk):
+            self.store = Store.open(
+                self.disk.root,
+                decode=decode,
+                notify=ignore,
+                settings=self.settings,
+                disk=self.disk,
+                new_worker=self._new_worker,
+            )
+
+    def _new_worker(self, name: str, notify: Callable[[], None]) -> Worker:
+        worker = Worker()
+        self.workers.append(worker)
+        return worker
+
+    def _new_model(self) -> Model:
+        return Model(self.running.new_lane_id())
+
+    @property
+    def running(self) -> Store[Envelope]:
+        assert self.store is not None
+        return self.store
+
+    def perform(self, step: Callable[..., None], *arguments: Any) -> None:
+        """One step; if the process dies in it, what follows up to a sound start."""
+        self.counts[step.__name__] += 1
+        try:
+            step(*arguments)
+            self._check_failure()
+        except Crash:
+            self.counts["crashes inside an operation"] += 1
+            self.restart()
+
+    # -- steps: traffic
+
+    def publish(
+        self, lanes: Sequence[int], count: int, size: int, persistent: bool, varied: bool
+    ) -> None:
+        store = self.running
+        count = min(count, 1 + 20_000 // (size + 1))
+        bodies = [b"%d:" % (self.serial + at) + b"x" * size for at in range(count)]
+        self.serial += count
+        self.counts["messages"] += count
+        models = [self.models[at] for at in lanes]
+        before = store.lsn
+        publish(
+            store,
+            [store.lane(model.lane_id) for model in models],
+            bodies,
+            persistent=persistent,
+            packed=b"key%d" % (self.serial if varied else 0),
+        )
+        for model in models:
+            for at, body in enumerate(bodies):
+                model.alive[model.next_qseq + at] = body
+                if persistent:
+                    model.lsns[model.next_qseq + at] = before + at + 1
+            model.next_qseq += count
+
+    def settle(self, lane: int, start: float, count: int) -> None:
+        """A range, settled in part perhaps; all of it is a purge."""
+        model = self.models[lane]
+        first = int(start * model.next_qseq)
+        going = [qseq for qseq in model.alive if first <= qseq < first + count]
+        fresh = self.running.lane(model.lane_id).settle(first, count)
+        assert fresh == len(going)
+        self._settled(model, going)
+
+    def settle_some(self, lane: int, every: int, count: int) -> None:
+        """The oldest, or scattered ones."""
+        model = self.models[lane]
+        going = sorted(model.alive)[::every][:count]
+        for qseq in going:
+            assert self.running.lane(model.lane_id).settle(qseq, 1) == 1
+        self._settled(model, going)
+
+    def _settled(self, model: Model, going: Sequence[int]) -> None:
+        self.step += 1
+        for qseq in going:
+            model.settled[qseq] = (model.alive.pop(qseq), self.step)
+
+    def read(self, lane: int, start: float, count: int, size: int) -> None:
+        model = self.models[lane]
+        qseq = int(start * model.next_qseq)
+        found = self.running.lane(model.lane_id).read(qseq, count, size)
+        first = min((known for known in model.alive if known >= qseq), default=None)
+        if first is None:
+            assert found is None
+            return
+        assert found is not None and found.first_qseq == first
+        assert 1 <= len(found.bodies) <= count
+        for at, body in enumerate(found.bodies):
+            assert model.alive[first + at] == body
+
+    def read_all(self, lane: int, deliver: bool) -> None:
+        model = self.models[lane]
+        handle = self.running.lane(model.lane_id)
+        assert contents(handle) == model.alive
+        if deliver:
+            self.step += 1
+            handle.note_delivered(model.next_qseq)
+            model.delivered.append((self.step, model.next_qseq))
+
+    def delete_lane(self, lane: int) -> None:
+        store = self.running
+        if self.disk.lmdb_full:  # there could be no other in its place
+            return
+        lane_id = self.models[lane].lane_id
+        self.dropped.add(lane_id)
+        store.drop(store.lane(lane_id))
+        # Should the process die here, the lane is one of those that nothing names any more.
+        self.models[lane] = Model(-1)
+        self.models[lane] = self._new_model()
+
+    # -- steps: the store's rhythm
+
+    def tick(self, seconds: float) -> None:
+        self.running.commit()
+        self._tick(seconds)
+
+    def work(self, worker: int, advance: bool) -> None:
+        self.workers[worker].run_one()
+        if advance:
+            self._advance()
+
+    def request_sync(self) -> None:
+        self.tickets.append((self.running.request_sync(), self.step))
+
+    def drive(self, seconds: float) -> None:
+        """Let time pass in a broker that is not busy: what was promised for then has happened."""
+        store = self.running
+        step = self.step
+        lsn = store.lsn
+        self._tick(0.001)
+        self._tick(0.01)
+        self._run_all()
+        self._tick(seconds)
+        self._run_all()
+        self._tick(0.01)
+        self._run_all()
+        if store.failure is not None:
+            return
+        if not store._ledger_held:
+            self.written_step = step
+            if seconds > self.settings.ledger_sync_s:
+                self.synced_step = step
+        if self.disk.space_bytes is None and not store._log_held:
+            assert store.durable_lsn >= lsn, "not durable, and nobody is at work on it"
+            assert not store.full
+
+    def settle_down(self) -> None:
+        step = self.step
+        if self.running.settle_down():
+            self._synced(step)
+            self._seen()
+        else:
+            self._expect_trouble()
+
+    def checkpoint(self) -> None:
+        store = self.running
+        lsn = store.durable_lsn
+        step = self.step
+        if store.checkpoint():
+            self._synced(step)
+            self._seen()
+            self.counts["checkpoints done"] += 1
+            assert lsn <= store._checkpoint_lsn
+            self._check_live(strict=False)
+        else:
+            self._expect_trouble()
+
+    def reopen(self, fate: Fate) -> None:
+        """An orderly stop and start."""
+        store = self.running
+        step = self.step
+        store.close()
+        self.store = None
+        disk = self.disk
+        sound = store.failure is None and disk.space_bytes is None and not disk.lmdb_full
+        if sound:
+            assert store._identity.closed_lsn == store.lsn
+            assert store.durable_lsn == store.lsn
+            self._synced(step)
+        self.lsn_durable = max(self.lsn_durable, store.durable_lsn)
+        assert not disk.open_files
+        self.counts["orderly stops"] += 1
+        self.fate = fate
+        self.restart()
+        if sound and not (fate.power or fate.inside or fate.remove_index):
+            report = self.running.report
+            assert not report.index_rebuilt, report
+            assert report.records_replayed == report.log_bytes_cut == 0, report
+
+    # -- steps: faults
+
+    def arm(self, after: int, fate: Fate) -> None:
+        """The process is to die within the next operations of the disk."""
+        self.fate = fate
+        self.disk.crash_in = after
+        self.disk.use(random.Random(fate.seed))
+
+    def crash(self, fate: Fate) -> None:
+        """It dies now."""
+        self.fate = fate
+        self.restart()
+
+    def fill_disk(self, left_bytes: int, lmdb_too: Sequence[str]) -> None:
+        self.was_full = True
+        self.disk.space_bytes = self.disk.used_bytes + left_bytes
+        self.disk.lmdb_full = lmdb_too
+
+    def free_disk(self) -> None:
+        self.disk.space_bytes = None
+        self.disk.lmdb_full = ()
+
+    def fail(self, after: int) -> None:
+        """An operation is to fail with EIO."""
+        self.disk.fail_in = after
+
+    # -- what the steps share
+
+    def _tick(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.running.tick(self.now_s)
+
+    def _advance(self) -> None:
+        store = self.running
+        before = store.durable_lsn
+        store.advance()
+        assert store.durable_lsn >= before
+        self._seen()
+
+    def _run_all(self) -> None:
+        for _ in range(1000):
+            ran = False
+            for worker in self.workers:
+                ran |= worker.run_one()
+            self._advance()
+            if not ran:
+                return
+        raise AssertionError("the store's threads do not come to rest")
+
+    def _seen(self) -> None:
+        """What the owner was told."""
+        store = self.running
+        self.lsn_durable = max(self.lsn_durable, store.durable_lsn)
+        while self.tickets and self.tickets[0][0] <= store.synced:
+            self._synced(self.tickets.pop(0)[1])
+
+    def _synced(self, step: int) -> None:
+        self.synced_step = max(self.synced_step, step)
+        self.written_step = max(self.written_step, step)
+
+    def _expect_trouble(self) -> None:
+        """Something could not be done: there must be a reason."""
+        disk = self.disk
+        assert self.running.failure is not None or disk.space_bytes is not None or disk.lmdb_full
+
+    def _check_failure(self) -> None:
+        """An error of the disk is never forgotten (10)."""
+        store = self.store
+        if store is None:
+            return
+        if store.failure is not None:
+            assert self.disk.failed, f"failed for no reason: {store.failure!r}"
+        elif self.disk.failed and not self.was_full:  # else a clean-up may have met it
+            assert any(worker.results for worker in self.workers), (
+                f"an error in {self.disk.failed} was forgotten"
+            )
+        for model in self.models:
+            lane = store._lanes.get(model.lane_id)
+            assert (0 if lane is None else lane.alive) == len(model.alive)
+
+    # -- restarts
+
+    def restart(self) -> None:
+        """The process is gone: crash, start (and crash in that, perhaps), check."""
+        fate = self.fate
+        disk = self.disk
+        self.counts["rounds"] += 1
+        choice = random.Random(fate.seed)
+        if self.store is not None:
+            self.lsn_durable = max(self.lsn_durable, self.store.durable_lsn)
+            abandon(self.store)
+            self.store = None
+        power = fate.power
+        disk.crash(choice, power=fate.power)
+        for after_operations in fate.errors:
+            disk.fail_in = after_operations
+            self._start_in_vain()
+            disk.crash(choice, power=False)
+        if fate.full:
+            disk.space_bytes = disk.used_bytes + choice.choice((0, 5000))
+            disk.lmdb_full = choice.choice(((), LMDB_NAMES))
+            self._start_in_vain()
+            disk.crash(choice, power=False)
+        for after_operations, power_too in fate.inside:
+            power |= power_too
+            disk.use(choice)
+            disk.crash_in = after_operations
+            self._start_in_vain()
+            disk.crash(choice, power=power_too)
+        if fate.remove_index:
+            self.counts["indexes removed"] += 1
+            disk.remove_index()
+        without = self._image_without_index() if fate.compare else None
+        disk.use(choice)
+        self._open()
+        self.tickets = []
+        self._check_recovered(self.synced_step if power else self.written_step, without)
+        self.fate = Fate(seed=fate.seed + 1)
+
+    def _start_in_vain(self) -> None:
+        try:
+            self._open()
+        except Crash:
+            self.counts["crashes inside recovery"] += 1
+        except StorageError as error:
+            if not self.disk.failed and self.disk.space_bytes is None:
+                raise
+            assert "\n" not in str(error)
+            self.counts["starts with an error"] += 1
+        if self.store is not None:
+            abandon(self.store)
+            self.store = None
+
+    def _image_without_index(self) -> Image:
+        """What a start on a copy without the index gives."""
+        self.counts["indexes compared"] += 1
+        base = self.base / "copy"
+        base.mkdir()
+        disk = self.disk
+        self.disk = disk.clone(base)
+        try:
+            self.disk.remove_index()
+            self._open()
+            return self._image(self._views(self.running))
+        finally:
+            if self.store is not None:
+                abandon(self.store)
+            self.store = None
+            self.disk = disk
+            shutil.rmtree(base)
+
+    @staticmethod
+    def _views(store: Store[Envelope]) -> dict[int, View]:
+        return {
+            lane.id: View(contents(lane), lane.next_qseq, lane.delivered)
+            for lane in store._lanes.values()
+        }
+
+    # -- checks
+
+    def _check_recovered(self, step: int, without: Image | None) -> None:
+        """`step`: what was settled up to it must be."""
+        store = self.running
+        views = self._views(store)
+        if without is not None:
+            self._check_same(self._image(views), without)
+        assert store.report.epoch > self.epoch, "an epoch came twice"
+        self.epoch = store.report.epoch
+        assert store.lsn >= self.lsn_durable, f"LSN {store.lsn} after {self.lsn_durable}"
+        assert store.durable_lsn == store.lsn
+        if store.report.index_rebuilt:
+            self.counts["indexes rebuilt"] += 1
+        self.counts["records replayed"] += store.report.records_replayed
+        self.counts["torn tails"] += store.report.log_bytes_cut > 0
+        self._check_live(strict=True)
+        for model in self.models:
+            self._check_lane(model, store._lanes.get(model.lane_id), views, step)
+        named = {model.lane_id for model in self.models}
+        assert views.keys() <= named | self.dropped, "a lane came from nowhere"
+        # Those that the catalog names stay. The process may have died between two of its commits:
+        # then one is not made yet.
+        store.retain(named)
+        self.lsn_durable = store.lsn
+        self.models = [model if model.lane_id >= 0 else self._new_model() for model in self.models]
+
+    def _check_lane(
+        self, model: Model, lane: Lane[Envelope] | None, views: dict[int, View], step: int
+    ) -> None:
+        view = views.get(model.lane_id, View({}, 0, 0))
+        name = f"lane {model.lane_id}"
+        found = view.messages
+        for qseq, body in found.items():  # 2, 3
+            assert qseq in model.lsns, f"{name}: {qseq} was never persistent"
+            if qseq in model.alive:
+                assert body == model.alive[qseq], f"{name}: {qseq} is not what was published"
+                continue
+            assert qseq in model.settled, f"{name}: {qseq} is back after a restart without it"
+            settled_body, settled_step = model.settled[qseq]
+            assert body == settled_body, f"{name}: {qseq} is not what was published"
+            assert settled_step > step, f"{name}: {qseq} is back, its settlement was safe"
+        for qseq in model.alive:  # 1
+            if model.lsns.get(qseq, self.lsn_durable + 1) <= self.lsn_durable:
+                assert qseq in found, f"{name}: {qseq} is lost"
+        named = max(
+            [upto for dated, upto in model.delivered if dated <= step]
+            + [qseq + 1 for qseq, (_, dated) in model.settled.items() if dated <= step]
+            + [qseq + 1 for qseq, lsn in model.lsns.items() if lsn <= self.lsn_durable]
+        )
+        assert named <= view.next_qseq <= model.next_qseq, (  # 4
+            f"{name}: the next qseq is {view.next_qseq}, "
+            f"{named} were named and {model.next_qseq} given"
+        )
+        delivered = max(upto for dated, upto in model.delivered if dated <= step)
+        assert delivered <= view.delivered <= max(upto for _, upto in model.delivered), (
+            f"{name}: delivered up to {view.delivered}, {delivered} was safe"
+        )
+        assert (0 if lane is None else lane.alive) == len(found)
+        model.alive = found
+        model.settled = {}
+        model.lsns = dict.fromkeys(found, 0)
+        if view.next_qseq:
+            model.lsns[view.next_qseq - 1] = 0  # so many were named
+        model.next_qseq = view.next_qseq
+        model.delivered = [(0, view.delivered)]
+
+    def _image(self, views: dict[int, View]) -> Image:
+        """All that must not depend on the index, of the lanes that the catalog names."""
+        store = self.running
+        named = {model.lane_id: views.get(model.lane_id, View({}, 0, 0)) for model in self.models}
+        places = {
+            (lane_id, qseq): (segment_id, position, length)
+            for lane_id, qseq, segment_id, position, length in store._index.all_pointers()
+            if lane_id in named and qseq in named[lane_id].messages
+        }
+        return Image(named, places, store.lsn)
+
+    def _check_same(self, image: Image, without: Image) -> None:
+        """Checkpoint and replay give what a rebuild gives (6)."""
+        assert image.places == without.places
+        assert image.lsn == without.lsn
+        for lane_id, view in image.views.items():
+            other = without.views[lane_id]
+            assert view.messages == other.messages, f"lane {lane_id} differs without the index"
+            assert view.delivered == other.delivered, f"lane {lane_id}: deliveries without index"
+            # Transient messages that the index had seen are forgotten with it.
+            assert view.next_qseq >= other.next_qseq
+
+    def _check_live(self, *, strict: bool) -> None:
+        """Live counts are those of the pointers; each points to a file that is there (7).
+
+        Strict: the index has all there is.
+        """
+        store = self.running
+        index = store._index
+        bitmaps = {(lane_id, block): bits for lane_id, block, bits in index.bitmaps()}
+        rows = index.lanes()
+        counted: dict[int, Live] = {}
+        placed: Counter[int] = Counter()
+        for lane_id, qseq, segment_id, _, length in index.all_pointers():
+            block, slot = divmod(qseq, BLOCK)
+            if qseq < rows[lane_id].floor or bitmaps.get((lane_id, block), 0) >> slot & 1:
+                continue
+            live = counted.setdefault(segment_id, Live())
+            live.count += 1
+            live.size += length
+            placed[lane_id] += segment_id < SPILL
+        assert {key: live for key, live in index.live().items() if live.count} == counted
+        if strict:
+            assert counted == _counted(store)
+            for lane_id, lane in store._lanes.items():
+                assert placed[lane_id] == lane.alive, f"pointers of lane {lane_id}"
+        names = set(self.disk.names(store._paths.log))
+        for segment_id in counted:
+            if segment_id < SPILL:
+                assert store._paths.segment(segment_id).name in names, (
+                    f"a pointer to segment {segment_id}, which is gone"
+                )
+
+
+def _counted(store: Store[Envelope]) -> dict[int, Live]:
+    return {segment_id: live for segment_id, live in store._live.items() if live.count}
+
+
+@contextmanager
+def _hooked(disk: SimulatedDisk) -> Iterator[None]:
+    """Environments that are opened in here belong to this disk."""
+    with patch("lmdb.open", disk.lmdb_open), patch.object(recovery, "_REBUILD_POINTERS", 50):
+        yield
