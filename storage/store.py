@@ -12,6 +12,7 @@ A process that forks must not use the store in the child.
 
 from array import array
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -25,7 +26,7 @@ from qlog.storage.commit import CommitJob, CommitResult, Committer
 from qlog.storage.compact import Compaction, CompactionStep, choose
 from qlog.storage.datadir import Identity, mark_doubt
 from qlog.storage.disk import Disk, OSDisk
-from qlog.storage.errors import SyncFailed, is_full
+from qlog.storage.errors import DirectoryUnreadable, SyncFailed, is_full
 from qlog.storage.format import PERSISTENT, TARGET_BYTES, pack_run
 from qlog.storage.index import SPILL, IndexDoubt, Move
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
@@ -391,6 +392,8 @@ class Store(Generic[M]):
 
     def checkpoint(self, timeout_s: float = 60.0) -> bool:
         """Block until the index has all that is durable now; False when it cannot (yet)."""
+        self._checkpoint_full = False
+        self._resume_checkpoint()
         if not self._quiesce(timeout_s):
             return False
         self._begin_checkpoint()
@@ -413,7 +416,8 @@ class Store(Generic[M]):
             self._seal_rolled()
             if self.checkpoint():
                 self._identity.closed_lsn = self.durable_lsn
-                self._identity.save(self.catalog)
+                with suppress(DirectoryUnreadable):  # no space: the next start looks for itself
+                    self._identity.save(self.catalog)
         self._commit_worker.stop()
         self._maintenance.stop()
         self._committer.close()
