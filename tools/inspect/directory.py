@@ -10,28 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from qlog.storage.datadir import Identity, Paths, numbered
 from qlog.storage.disk import OSDisk
 from qlog.storage.errors import DirectoryNewer, DirectoryUnreadable
 from qlog.storage.examine import Examination, FileView, Verdict
+from qlog.storage.fold import COMPACTED, LaneFacts, SegmentFacts
 from qlog.storage.format import FILE_HEADER_BYTES, FORMAT_VERSION, unpack_file_header
 from qlog.storage.index import SPILL
-from qlog.storage.ledger import (
-    ACK,
-    DELIVERED,
-    LANE,
-    LANE_DELETED,
-    SEGMENT_DROPPED,
-    SEGMENTS,
-    SNAPSHOT_END,
-    Record,
-    ack_ranges,
-    lane_bitmaps,
-    unpack_body,
-)
+from qlog.storage.ledger import Record, unpack_body
 from qlog.storage.segment import BatchFile
 from qlog.tools.inspect.environment import (
     CatalogFacts,
@@ -49,18 +37,32 @@ from qlog.tools.inspect.settled import Settled
 _TRIES_MAX = 5  # a running broker may unlink what was just listed, but not so often
 
 
-@dataclass(slots=True)
 class LedgerFacts:
     """What the ledger's current file says; `lanes` are what is settled."""
 
-    lanes: dict[int, Settled] = field(default_factory=dict)
-    deleted: set[int] = field(default_factory=set)
-    log_durable: int = 0  # the log had been synced up to this LSN
-    segments: set[int] = field(default_factory=set)  # must exist, of the ids below `segments_end`
-    segments_end: int = 0
-    segments_end_lsn: int = 0  # where the records of the segments below `segments_end` end
-    dropped: dict[int, int] = field(default_factory=dict)  # id -> end LSN
-    damage: list[Damage] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.lanes: dict[int, Settled] = {}
+        self.segments = SegmentFacts()
+        self.log_durable = 0  # the log had been synced up to this LSN
+        self.damage: list[Damage] = []
+        self._lane_facts: LaneFacts[Settled] = LaneFacts(self._lane)
+
+    @property
+    def deleted(self) -> set[int]:
+        """Lanes whose queues were deleted."""
+        return self._lane_facts.deleted
+
+    def next_qseq(self, lane_id: int) -> int:
+        """Above all messages of a lane that the ledger names."""
+        return self._lane_facts.named_upto.get(lane_id, 0)
+
+    def apply(self, record: Record) -> None:
+        """Take in one record, in their order."""
+        self.segments.apply(record)
+        self._lane_facts.apply(record)
+
+    def _lane(self, lane_id: int) -> Settled:
+        return self.lanes.setdefault(lane_id, Settled())
 
 
 class Directory(Examination):
@@ -126,20 +128,12 @@ class Directory(Examination):
             0 if index is None or index.checkpoint is None else index.checkpoint.lsn,
         )
 
-    def dropped_lsn(self, segment_id: int) -> int:
-        """Where the records end that were given up behind this segment; 0 when none were."""
-        ledger = self.ledger
-        ends = [end for dropped, end in ledger.dropped.items() if dropped > segment_id]
-        below = ledger.segments_end - 1
-        if below > segment_id and below not in ledger.segments:
-            ends.append(ledger.segments_end_lsn)
-        return max(ends, default=0)
-
     def missing_segments(self, present: list[int]) -> list[int]:
         """The ids of segments that were never given up and have no file."""
         missing = self._missing(present)
-        if missing and self.in_use:  # given up since the ledger was read?
+        if missing and self.in_use:  # given up since ledger and index were read?
             self.refresh()
+            self.index_facts = self._read_index()
             missing = self._missing(present)
         return missing
 
@@ -148,16 +142,21 @@ class Directory(Examination):
         self.ledger = self._read_ledger()
 
     def _missing(self, present: list[int]) -> list[int]:
-        ledger = self.ledger
-        expected = set(ledger.segments)
-        expected.update(range(max(ledger.segments_end, 1), max(present, default=0)))
-        if self.index_facts is not None:
-            expected.update(
-                segment_id
-                for segment_id, live in self.index_facts.live.items()
-                if live.count and segment_id < SPILL
-            )
-        return sorted(expected - ledger.dropped.keys() - set(present))
+        live = {} if self.index_facts is None else self.index_facts.live
+        needed = (id_ for id_, item in live.items() if item.count and id_ < SPILL)
+        return self.ledger.segments.missing(present, needed)
+
+    def standings(self, present: list[int]) -> dict[int, str]:
+        """The segments that do not count: `given up`; `replaced` by one that compaction made; or
+        `unfinished`, made by one that did not come to its end."""
+        segments = self.ledger.segments
+        found = dict.fromkeys(segments.replaced.keys() & set(present), "replaced")
+        for segment_id in segments.given_up(present) - found.keys():
+            if segment_id in segments.dropped or segment_id < COMPACTED:
+                found[segment_id] = "given up"
+            elif segments.complete:  # else nobody knows
+                found[segment_id] = "unfinished"
+        return found
 
     def segment_ids(self) -> list[int]:
         """Of the segments that have a file."""
@@ -270,7 +269,6 @@ class Directory(Examination):
             number = view.header.base
         else:
             facts.damage.append(Damage(name, "the file's header is not this file's", 0))
-        complete = False
         bad: tuple[int, int] | None = None  # where the unbroken sequence ended
         damaged = False
         for stretch in self.stretches(view):
@@ -288,8 +286,8 @@ class Directory(Examination):
             log_durable, records = unpack_body(batch.body)
             facts.log_durable = max(facts.log_durable, log_durable)
             for record in records:
-                complete = complete or record[0] == SNAPSHOT_END
-                self._apply(record, facts)
+                facts.apply(record)
+        complete = facts.segments.complete
         index = self.index_facts
         if index is not None and index.checkpoint is not None and number is not None:
             position = index.checkpoint.ledger
@@ -309,34 +307,6 @@ class Directory(Examination):
                 "the next start cuts them"
             )
         return facts
-
-    def _apply(self, record: Record, facts: LedgerFacts) -> None:
-        kind = record[0]
-        if kind == SEGMENTS:
-            _, facts.segments_end, facts.segments_end_lsn, *segments = record
-            facts.segments = set(segments)
-        elif kind == SEGMENT_DROPPED:
-            facts.dropped[record[1]] = record[2]
-        elif kind == LANE_DELETED:
-            facts.deleted.add(record[1])
-            facts.lanes.pop(record[1], None)
-        elif kind in (ACK, LANE, DELIVERED) and record[1] not in facts.deleted:
-            lane = facts.lanes.setdefault(record[1], Settled())
-            named = 0
-            if kind == ACK:
-                for first, end in ack_ranges(record):
-                    lane.mark(first, end)
-                    named = end
-            elif kind == DELIVERED:
-                named = record[2]
-                lane.delivered = max(lane.delivered, named)
-            else:
-                _, _, named, floor, delivered, *_ = record
-                lane.delivered = max(lane.delivered, delivered)
-                for block, bits in lane_bitmaps(record).items():
-                    lane.merge(block, bits)
-                lane.mark(0, floor)
-            lane.next_qseq = max(lane.next_qseq, named)
 
     def queue_of(self, lane_id: int) -> QueueFacts | None:
         """The queue that a lane belongs to; None when it is gone, or cannot be known."""

@@ -24,6 +24,7 @@ import typer
 
 from qlog.storage.datadir import Identity
 from qlog.storage.examine import FileView, Verdict
+from qlog.storage.fold import COMPACTED
 from qlog.storage.format import FILE_HEADER_BYTES
 from qlog.storage.segment import Batch
 from qlog.tools.inspect.decode import add_body, body_lines, decoded, lines_of, queue_text
@@ -41,8 +42,6 @@ from qlog.tools.inspect.messages import walk
 from qlog.tools.inspect.options import stop, stop_for_pipe
 from qlog.tools.inspect.report import counted, printable
 from qlog.tools.inspect.selection import Selection
-
-_COMPACTED = 1 << 30  # segments from this id on have what stood in older ones
 
 _POLL_S = 0.1
 _ASK_S = (
@@ -241,7 +240,7 @@ class _Tail:
         current = self._view
         best: FileView | None = None
         for segment_id in directory.segment_ids():
-            if segment_id >= _COMPACTED or (current is not None and segment_id <= current.file_id):
+            if segment_id >= COMPACTED or (current is not None and segment_id <= current.file_id):
                 continue
             try:
                 view = directory.segment(segment_id)

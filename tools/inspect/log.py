@@ -4,16 +4,21 @@ A sealed segment's footer says where each record is; without one the batches are
 a batch is damaged, its records one by one as far as their lengths hold together. The tail rule is
 recovery's: bytes that do not verify are damage when anything whole says that the log had been
 synced beyond them, and else what a crash left of a write that nobody was told of.
+
+Segments are in the order of their LSNs. Those that compaction wrote are sparse: between their
+batches LSNs are missing, of messages that were settled. What they replace is still there for a
+while, but does not count, no more than what was given up.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import compress, count
 
 from qlog.storage.examine import FileView, Verdict
+from qlog.storage.fold import COMPACTED
 from qlog.storage.format import (
     BATCH_HEADER_BYTES,
     BATCH_MAGIC_BYTES,
@@ -53,7 +58,9 @@ class Segment:
 
     segment_id: int
     file: str
-    state: str  # sealed, active, reserved (nothing written yet), blank, damaged or missing
+    # sealed, compacted, active, reserved (nothing written yet), blank, damaged, missing; or of no
+    # account any more: given up, replaced, unfinished
+    state: str
     size_bytes: int = 0
     used_bytes: int = 0  # of them by messages and headers
     base_lsn: int | None = None
@@ -63,6 +70,7 @@ class Segment:
     columns: Columns = field(default_factory=Columns)
     damage: list[Damage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    counts: bool = True  # else nothing in it is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +83,19 @@ class Survey:
 
 
 def views_of(directory: Directory) -> list[FileView]:
-    """The segments that have a file, in order. Raises DirectoryNewer."""
-    views = []
+    """The segments that have a file, in the order of their LSNs. Raises DirectoryNewer."""
+    placed = []
+    base = 0
     for segment_id in directory.segment_ids():
         try:
             view = directory.segment(segment_id)
         except FileNotFoundError:  # given up since it was listed
             continue
         directory.check_version(view)
-        views.append(view)
-    return views
+        if view.header_verdict is Verdict.WHOLE and view.header is not None:
+            base = view.header.base
+        placed.append((base, segment_id, view))  # one without a header comes behind its neighbour
+    return [view for _, _, view in sorted(placed, key=lambda item: item[:2])]
 
 
 def survey(
@@ -95,12 +106,18 @@ def survey(
     damage: list[Damage] = []
     notes: list[str] = []
     attested = directory.attested_lsn
+    present = [view.file_id for view in views]
+    missing = directory.missing_segments(present)
+    standings = directory.standings(present)
+    followers = _followers(view for view in views if view.file_id not in standings)
     due: int | None = None  # the LSN that a segment without a header should begin with
-    for at, view in enumerate(views):
-        written = (other for other in views[at + 1 :] if other.header_verdict is not Verdict.BLANK)
-        following = next(written, None)
+    for view in views:
+        standing = standings.get(view.file_id)
+        following = followers.get(view.file_id)
         try:
-            segment = _survey_one(directory, view, following, attested, due, verify, advance)
+            segment = _survey_one(
+                directory, view, following, 0 if standing else attested, due, verify, advance
+            )
             for _ in range(_LOOKS_MAX if directory.in_use else 0):
                 if not segment.damage:
                     break  # else the broker may have gone on with the file since it was looked at
@@ -116,24 +133,29 @@ def survey(
             segment = Segment(view.file_id, directory.relative(view.path), "damaged", view.size)
             segment.damage.append(Damage(segment.file, f"it cannot be read: {error.strerror}"))
         segments.append(segment)
+        if standing is not None:
+            segment.state = standing
+            segment.counts = False
+            notes += [f"{item} (but it is {standing}: nothing is lost)" for item in segment.damage]
+            segment.damage.clear()
+            continue
         damage += segment.damage
         notes += segment.notes
         due = segment.end_lsn
-    missing = directory.missing_segments([view.file_id for view in views])
     for segment_id in missing:
         file = directory.relative(directory.paths.segment(segment_id))
         item = Damage(file, "the file is missing, and it was never given up")
         damage.append(item)
-        segments.append(Segment(segment_id, file, "missing", damage=[item]))
-    segments.sort(key=lambda segment: segment.segment_id)
+        place = sum(other.segment_id < segment_id for other in segments)
+        segments.insert(place, Segment(segment_id, file, "missing", damage=[item]))
     # The last file that is sealed says nothing of what should come behind it; others were judged.
-    written_last = next((item for item in reversed(segments) if item.state != "reserved"), None)
-    last_id = 0 if written_last is None else written_last.segment_id
-    end_lsn = max(due or 0, directory.dropped_lsn(last_id))
-    if attested > end_lsn and directory.in_use:
+    last = [item for item in segments if item.counts and item.state != "reserved"]
+    given_up_lsn = directory.ledger.segments.end_lsn
+    if attested > max(due or 0, given_up_lsn) and directory.in_use:
         directory.refresh()  # given up since the ledger was read?
-        end_lsn = max(end_lsn, directory.dropped_lsn(last_id))
-    sealed_last = written_last is None or written_last.state == "sealed"
+        given_up_lsn = directory.ledger.segments.end_lsn
+    end_lsn = max(due or 0, given_up_lsn)
+    sealed_last = not last or last[-1].state in ("sealed", "compacted")
     if attested > end_lsn and not missing and sealed_last:
         damage.append(
             Damage(
@@ -149,6 +171,18 @@ def survey(
     return Survey(segments, damage, notes)
 
 
+def _followers(views: Iterable[FileView]) -> dict[int, FileView]:
+    """Of each segment the next that was written to."""
+    found = {}
+    following: FileView | None = None
+    for view in reversed(list(views)):
+        if following is not None:
+            found[view.file_id] = following
+        if view.header_verdict is not Verdict.BLANK:
+            following = view
+    return found
+
+
 def _survey_one(
     directory: Directory,
     view: FileView,
@@ -161,8 +195,9 @@ def _survey_one(
     segment = Segment(view.file_id, directory.relative(view.path), "active", view.size)
     trailer = view.trailer
     footer = None
+    sparse = _is_sparse(view)
     if trailer is not None:
-        segment.state = "sealed"
+        segment.state = "compacted" if sparse else "sealed"
         segment.used_bytes = trailer.log_end
         footer = directory.columns(view)
         if footer is None:
@@ -196,6 +231,13 @@ def _survey_one(
         segment.end_lsn = trailer.end_lsn
     segment.records = len(segment.columns.positions)
     return segment
+
+
+def _is_sparse(view: FileView) -> bool:
+    """LSNs may be missing between its batches."""
+    if view.header_verdict is Verdict.WHOLE and view.header is not None:
+        return view.header.sparse
+    return view.file_id >= COMPACTED
 
 
 def _base_lsn(view: FileView, footer: Columns | None) -> int | None:
@@ -245,6 +287,8 @@ def _judge(
         segment.damage.append(gap.damage(segment.file, lsn_end))
         if gap.lsn_end is None:
             segment.columns.extend(_columns_of_entries(gap.entries))
+    if walk.sparse:
+        return  # what comes last in it may be anywhere before its end
     end = walk.lsn if walk.lsn is not None else 0
     if end_due is not None and end < end_due and not (walk.gaps and walk.gaps[-1].lsn_end is None):
         segment.damage.append(
@@ -287,12 +331,18 @@ class _Gap:
     lsn_first: int
     lsn_end: int | None
     entries: list[Entry]
+    sparse: bool = False
 
     def damage(self, file: str, lsn_end: int | None) -> Damage:
         """How it is reported. `lsn_end`: by whatever says it."""
         broken = [entry for entry in self.entries if entry.damage is not None]
         whole = len(self.entries) - len(broken)
-        lost = None if lsn_end is None else lsn_end - self.lsn_first - whole
+        total = None if lsn_end is None else lsn_end - self.lsn_first
+        if self.sparse:  # of what is between two LSNs, only so much was there
+            total = len(self.entries)
+            if any(entry.record is None for entry in broken):
+                total = None
+        lost = None if total is None else total - whole
         if self.end == self.position:
             what = f"messages {self.lsn_first} to {(lsn_end or 0) - 1} are not there"
         elif lost == 0:
@@ -301,9 +351,9 @@ class _Gap:
             one = [entry for entry in broken if entry.record is not None]
             named = ", ".join(f"{entry.lsn} at byte {entry.position}" for entry in one[:5])
             named += ", …" if len(one) > 5 else ""
-            total = "?" if lsn_end is None else lsn_end - self.lsn_first
             many = "?" if lost is None else lost
-            what = f"a checksum is wrong; {many} of {total} messages from LSN {self.lsn_first} on "
+            of = "?" if total is None else total
+            what = f"a checksum is wrong; {many} of {of} messages from LSN {self.lsn_first} on "
             what += "cannot be read whole"
             what += f": LSN {named}" if named else ""
         return Damage(file, what, self.position, self.end, self.lsn_first, lsn_end, lost)
@@ -320,6 +370,7 @@ class _Walk:
         self.first_lsn: int | None = None  # None: no batch and no other bytes were found
         self.durable = 0  # the log had been synced up to here, by the batches
         self.used_end = FILE_HEADER_BYTES
+        self.sparse = _is_sparse(view)
         self._directory = directory
         self._view = view
         self._due = due
@@ -348,6 +399,8 @@ class _Walk:
                 self.lsn = header.base if bad is None or self._due is None else self._due
             if self.first_lsn is None:
                 self.first_lsn = self.lsn
+            if bad is None and self.sparse and header.base > self.lsn:
+                self.lsn = header.base
             if bad is not None or header.base != self.lsn:
                 position, end = bad or (batch.position, batch.position)
                 yield self._gap(position, end, header.base)
@@ -367,14 +420,19 @@ class _Walk:
         assert self.lsn is not None
         with self._directory.opened(self._view) as file:
             data = file.read(end - position, position)
-        entries = list(_salvage(data, position, self.lsn, lsn_end)) if data else []
-        gap = _Gap(position, end, self.lsn, lsn_end, entries)
+        entries = list(_salvage(data, position, self.lsn, lsn_end, self.sparse)) if data else []
+        gap = _Gap(position, end, self.lsn, lsn_end, entries, self.sparse)
         self.gaps.append(gap)
         return gap
 
 
-def _salvage(data: bytes, position: int, lsn: int, lsn_end: int | None) -> Iterator[Entry]:
+def _salvage(
+    data: bytes, position: int, lsn: int, lsn_end: int | None, sparse: bool
+) -> Iterator[Entry]:
     """The records of damaged batches, which stand at `position`; the last entry is the rest."""
+    first = unpack_batch_header(data) if sparse else None
+    if first is not None and lsn <= first.base and (lsn_end is None or first.base < lsn_end):
+        lsn = first.base
     offset = BATCH_HEADER_BYTES
     while offset < len(data) and (lsn_end is None or lsn < lsn_end):
         if data.startswith(BATCH_MAGIC_BYTES, offset):
@@ -492,7 +550,7 @@ def entries(
     footer = directory.columns(view)
     found = (
         _entries_walked(directory, view, from_lsn, lane_ids, attested_lsn)
-        if footer is None or view.trailer is None
+        if footer is None or view.trailer is None or _is_sparse(view)
         else _entries_by_footer(directory, view, footer, view.trailer.base_lsn, from_lsn, lane_ids)
     )
     yield from found

@@ -216,6 +216,7 @@ def walk(
     """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too."""
     from qlog.tools.inspect.log import entries
 
+    views = _readable(directory, views)
     for view, following in zip(views, [*views[1:], None], strict=True):
         attested_lsn = directory.attested_lsn
         if following is not None and following.header is not None:
@@ -227,3 +228,28 @@ def walk(
                 yield view, entry
         except FileNotFoundError:  # given up by a running broker
             continue
+
+
+def _readable(directory: Directory, views: list[FileView]) -> list[FileView]:
+    """Those to be read: what was given up too, unless another segment has it again."""
+    from qlog.storage.fold import COMPACTED
+
+    standings = directory.standings([view.file_id for view in views])
+    compacted_end = max(
+        (
+            view.trailer.end_lsn
+            for view in views
+            if view.file_id >= COMPACTED and view.file_id not in standings and view.trailer
+        ),
+        default=0,
+    )
+    return [
+        view
+        for view in views
+        if view.file_id not in standings
+        or (
+            standings[view.file_id] == "given up"
+            and view.header is not None
+            and view.header.base >= compacted_end
+        )
+    ]

@@ -55,7 +55,8 @@ def _report(directory: Directory, vhost: str | None) -> Report:
     tallies: dict[int, LaneTally] = {}
     with progress("counting", sum(segment.size_bytes for segment in found.segments)) as bar:
         for segment in found.segments:
-            tally(directory, segment.columns, tallies)
+            if segment.counts:
+                tally(directory, segment.columns, tallies)
             bar.advance(segment.size_bytes)
     report = Report("queues", str(directory.root), directory.in_use)
     report.columns = (
@@ -84,7 +85,7 @@ def _report(directory: Directory, vhost: str | None) -> Report:
         row = indexed.get(lane_id)
         next_qseq = max(
             lane.next_qseq,
-            0 if state is None else state.next_qseq,
+            directory.ledger.next_qseq(lane_id),
             0 if row is None else row.next_qseq,
         )
         first_qseq = lane.first_qseq

@@ -40,7 +40,7 @@ def segments(
 
 
 def _report(directory: Directory, *, verify: bool) -> Report:
-    from qlog.tools.inspect.log import survey, tally, views_of
+    from qlog.tools.inspect.log import SegmentTally, survey, tally, views_of
     from qlog.tools.inspect.report import Bytes, Column, Report, counted, progress
 
     views = views_of(directory)
@@ -60,7 +60,7 @@ def _report(directory: Directory, *, verify: bool) -> Report:
     items = []
     totals = {"size_bytes": 0, "records": 0, "live": 0, "dead": 0, "live_bytes": 0}
     for segment in found.segments:
-        alive = tally(directory, segment.columns)
+        alive = tally(directory, segment.columns) if segment.counts else SegmentTally()
         checks = "damaged" if segment.damage else "good" if segment.verified else "not read"
         if segment.state == "reserved":
             checks = "-"

@@ -12,13 +12,12 @@ from qlog.storage.lane import BLOCK
 class Settled:
     """A lane by the ledger's account."""
 
-    __slots__ = ("blocks", "delivered", "floor", "next_qseq")
+    __slots__ = ("blocks", "delivered", "floor")
 
     def __init__(self) -> None:
         self.floor = 0
         self.blocks: dict[int, int] = {}  # block of qseqs -> bits of those settled
         self.delivered = 0  # everything below was handed to a consumer once
-        self.next_qseq = 0  # above all that the ledger names
 
     def mark(self, first: int, end: int) -> None:
         """[first, end) is settled."""
@@ -28,10 +27,10 @@ class Settled:
         while first < end:
             block, slot = divmod(first, BLOCK)
             stop = min(end - block * BLOCK, BLOCK)
-            self.merge(block, (1 << stop) - (1 << slot))
+            self.add_settled(block, (1 << stop) - (1 << slot))
             first = block * BLOCK + stop
 
-    def merge(self, block: int, bits: int) -> None:
+    def add_settled(self, block: int, bits: int) -> None:
         """These of a block are settled too."""
         self.blocks[block] = self.blocks.get(block, 0) | bits
 

@@ -19,6 +19,7 @@ from qlog.storage.ledger import (
     LANE,
     LANE_DELETED,
     SEGMENT_DROPPED,
+    SEGMENT_REPLACED,
     SEGMENTS,
     SNAPSHOT_END,
     TIME,
@@ -28,8 +29,6 @@ from qlog.storage.ledger import (
     unpack_body,
 )
 from qlog.tools.inspect.directory import Directory
-
-SEGMENT_REPLACED = 9
 
 
 @dataclass(slots=True)
