@@ -20,7 +20,7 @@ from qlog.storage.ledger import (
     SEGMENTS,
     LedgerPosition,
     Record,
-    lane_record,
+    lane_records,
 )
 from qlog.storage.spill import SpillWriter
 
@@ -73,15 +73,17 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
     for lane in lanes:
         if lane.dropped:
             continue
-        bitmaps = {block: lane.acked[block] for block in lane.dirty_blocks if block in lane.acked}
-        lane.dirty_blocks.clear()
+        settled = lane.settled
+        bitmaps = {block: bits for block in settled.dirty if (bits := settled.bits_of(block))}
+        settled.dirty.clear()
         update = LaneUpdate(
             lane.id,
             lane.next_qseq,
             lane.durable_upto(durable_lsn),
-            lane.floor,
-            lane.delivered,
+            settled.floor,
+            settled.delivered,
             bitmaps,
+            settled.full[:],
         )
         for first, run in lane.unindexed(durable_lsn):
             if run.segment_id != IN_MEMORY:
@@ -115,8 +117,9 @@ def snapshot_records(
         [SEGMENTS, following, following_lsn, *segments],
         *([SEGMENT_REPLACED, new, old] for old, new in replaced.items()),
         *(
-            lane_record(lane.id, lane.next_qseq, lane.floor, lane.delivered, lane.acked)
+            record
             for lane in lanes
+            for record in lane_records(lane.id, lane.next_qseq, lane.settled)
         ),
     ]
 

@@ -3,8 +3,9 @@
     blocks      (lane u32, first qseq u64) big-endian -> up to 255 pointers of 16 bytes
                 (segment u32, position u32, length u32, flags u32): 4080 bytes fill one overflow page
     acked       the same key -> hash, 32 bytes of bits: what is settled in a block that is not below
-                the floor
-    lanes       lane -> hash, [next qseq, placed upto, floor, delivered, alive, spilled]
+                the floor, and not settled as a whole
+    lanes       lane -> hash, [next qseq, placed upto, floor, delivered, alive, spilled, ranges of
+                blocks above the floor that are settled]
     segments    segment -> hash, [pointers to unsettled messages, their bytes]
     checkpoint  -> hash, up to where log and ledger are in here
 
@@ -29,8 +30,9 @@ from xxhash import xxh3_64_intdigest
 
 from qlog.storage.environment import open_environment
 from qlog.storage.format import FORMAT_VERSION, Columns
-from qlog.storage.lane import BLOCK, FULL, Pointers
+from qlog.storage.lane import Pointers
 from qlog.storage.ledger import LedgerPosition
+from qlog.storage.settled import BLOCK, FULL, contains
 
 SPILL = 1 << 31  # segment ids from here on are files of spill/
 
@@ -66,6 +68,7 @@ class LaneRow:
     delivered: int
     alive: int = 0  # unsettled messages with a pointer to the log
     spilled: int = 0  # and to spill/
+    full: list[int] = field(default_factory=list)  # ranges of blocks above the floor all settled
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class LaneUpdate:
     floor: int
     delivered: int
     bitmaps: dict[int, int] = field(default_factory=dict)  # block -> bits, of those that changed
+    full: list[int] = field(default_factory=list)  # ranges of blocks that are settled
     placed: list[Placed] = field(default_factory=list)
 
 
@@ -410,8 +414,14 @@ class Index:
             row = transaction.get(key, db=self._blocks)
             old_row = transaction.get(key, db=self._acked)
             old_bits = 0 if old_row is None else int.from_bytes(_open_row(key, old_row), "little")
+            if contains(lane.full, block):
+                old_bits = FULL
             bits = update.bitmaps.get(block, old_bits) | old_bits
-            if bits != old_bits:
+            if contains(update.full, block):
+                bits = FULL
+                if old_row is not None:
+                    transaction.delete(key, db=self._acked)
+            elif bits != old_bits:
                 transaction.put(key, _close_row(key, bits.to_bytes(32, "little")), db=self._acked)
             columns = array("I") if row is None else _open_block(key, row)
             if block == old_floor_block:
@@ -444,6 +454,7 @@ class Index:
                 max(update.delivered, lane.delivered),
                 lane.alive,
                 lane.spilled,
+                update.full,
             ]
         )
         transaction.put(lane_key, _close_row(lane_key, lane_row), db=self._lanes)
@@ -485,18 +496,21 @@ class Settlements:
         self._transaction = transaction
         self._lanes = lanes
         self._acked = acked
-        self._floors: dict[int, int | None] = {}  # None: there is no such lane
+        self._rows: dict[int, LaneRow | None] = {}  # None: there is no such lane
 
     def unsettled(self, lane_id: int, first: int, count: int) -> int:
         """Bits: which of `count` messages from qseq `first` on are not settled."""
-        if lane_id not in self._floors:
+        if lane_id not in self._rows:
             key = struct.pack(">I", lane_id)
             row = self._transaction.get(key, db=self._lanes)
-            self._floors[lane_id] = (
-                None if row is None else LaneRow(*msgpack.unpackb(_open_row(key, row))).floor
+            self._rows[lane_id] = (
+                None if row is None else LaneRow(*msgpack.unpackb(_open_row(key, row)))
             )
-        floor = self._floors[lane_id]
-        if floor is None or first + count <= floor:
+        lane = self._rows[lane_id]
+        if lane is None:
+            return 0
+        floor = lane.floor
+        if first + count <= floor:
             return 0
         bits = (1 << count) - 1
         if floor > first:
@@ -504,8 +518,10 @@ class Settlements:
         for block in range(max(first, floor) // BLOCK, (first + count - 1) // BLOCK + 1):
             key = _KEY.pack(lane_id, block * BLOCK)
             row = self._transaction.get(key, db=self._acked)
-            if row is not None:
-                settled = int.from_bytes(_open_row(key, row), "little")
+            settled = 0 if row is None else int.from_bytes(_open_row(key, row), "little")
+            if contains(lane.full, block):
+                settled = FULL
+            if settled:
                 shift = block * BLOCK - first
                 bits &= ~(settled << shift if shift >= 0 else settled >> -shift)
         return bits

@@ -1,7 +1,6 @@
 """The messages of one queue at one priority, by a dense sequence number (qseq).
 
-A lane knows which of its messages are settled (a floor, and bitmaps above it), and where the others
-are: in memory as runs, or in the index as pointers. It promises that a message is returned until
+A lane knows which of its messages are settled (settled.py), and where the others are: in memory as runs, or in the index as pointers. It promises that a message is returned until
 it is settled, and as it was published. It knows nothing of durability: that is the store's.
 """
 
@@ -14,11 +13,10 @@ from heapq import merge
 from typing import Generic, Protocol, TypeVar
 
 from qlog.storage.format import Meta
+from qlog.storage.settled import Settled
 
 M = TypeVar("M", bound=Meta)
 
-BLOCK = 255  # messages a block: 255 pointers of 16 bytes fill one overflow page of LMDB
-FULL = (1 << BLOCK) - 1
 IN_MEMORY = 0  # the segment id of a run that is nowhere else
 
 _RUN_OVERHEAD_BYTES = 600  # what the objects of a run take
@@ -190,12 +188,9 @@ class Lane(Generic[M]):
     def __init__(self, lane_id: int, shelf: Shelf[M], cache: Cache[M], changes: Changes[M]) -> None:
         self.id = lane_id
         self.next_qseq = 0
-        self.floor = 0  # everything below is settled
+        self.settled = Settled()
         self.alive = 0  # messages not settled
-        self.delivered = 0  # everything below was handed to a consumer once
-        self.acked: dict[int, int] = {}  # block -> bits of what is settled at or above the floor
         self.dropped = False
-        self.dirty_blocks: set[int] = set()  # whose bits the index does not have
         self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
         self.delivered_unwritten = False
         self._shelf = shelf
@@ -204,6 +199,11 @@ class Lane(Generic[M]):
         self._firsts: list[int] = []  # the first qseq of each run in memory
         self._runs: list[Run[M]] = []
         self._read_runs = 0  # so many of them were read to their end
+
+    @property
+    def delivered(self) -> int:
+        """Everything below was handed to a consumer once."""
+        return self.settled.delivered
 
     # -- appending
 
@@ -224,7 +224,7 @@ class Lane(Generic[M]):
         message at least; None when there is nothing. Raises CorruptLog when what is on disk is
         not what was written.
         """
-        start, stop = self._unsettled(qseq, count_max)
+        start, stop = self.settled.stretch(qseq, self.next_qseq, count_max)
         if start == stop:
             return None
         firsts = self._firsts
@@ -272,29 +272,6 @@ class Lane(Generic[M]):
         self._was_read(at)
         return Slice(start, metas, bodies)
 
-    def _unsettled(self, qseq: int, count_max: int) -> tuple[int, int]:
-        """The first stretch of unsettled messages at or after `qseq`: (start, stop)."""
-        start = max(qseq, self.floor)
-        acked = self.acked
-        if not acked:
-            return min(start, self.next_qseq), max(min(start + count_max, self.next_qseq), 0)
-        while start < self.next_qseq:
-            block, slot = divmod(start, BLOCK)
-            bits = acked.get(block, 0) >> slot
-            if not bits & 1:
-                break
-            start += _trailing_ones(bits)
-        stop = min(start + count_max, self.next_qseq)
-        at = start
-        while at < stop:
-            block, slot = divmod(at, BLOCK)
-            bits = acked.get(block, 0) >> slot
-            if bits:
-                stop = min(stop, at + (bits & -bits).bit_length() - 1)
-                break
-            at += BLOCK - slot
-        return start, max(stop, start)
-
     def _was_read(self, upto: int) -> None:
         firsts = self._firsts
         runs = self._runs
@@ -315,13 +292,14 @@ class Lane(Generic[M]):
         end = min(first + count, self.next_qseq)
         if end <= first:
             return 0
-        if first <= self.floor and not self.acked:  # in order: nothing but the floor moves
-            fresh = end - self.floor
+        settled = self.settled
+        if first <= settled.floor and not settled.bits and not settled.full:  # in order
+            fresh = end - settled.floor
             if fresh <= 0:
                 return 0
-            self.floor = end
+            settled.floor = end
         else:
-            fresh = self.mark(first, end)
+            fresh = settled.mark(first, end)
             if not fresh:
                 return 0
         self.alive -= fresh
@@ -339,45 +317,19 @@ class Lane(Generic[M]):
         changes.operations += fresh
         changes.dirty.add(self)
         runs = self._runs
-        if runs and self._firsts[0] + runs[0].count <= self.floor:
+        if runs and self._firsts[0] + runs[0].count <= settled.floor:
             self._forget_settled()
         return fresh
 
     def note_delivered(self, upto: int) -> None:
         """Everything below `upto` was handed to a consumer once; lasting with the next acks."""
-        if upto > self.delivered:
-            self.delivered = upto
+        if upto > self.settled.delivered:
+            self.settled.delivered = upto
             if not self.delivered_unwritten:
                 self.delivered_unwritten = True
                 self._changes.delivered.append(self)
                 self._changes.dirty.add(self)
                 self._changes.await_acks()
-
-    def mark(self, first: int, end: int) -> int:
-        """Set the bits of [first, end); how many of them were not set. Part of settling."""
-        fresh = 0
-        acked = self.acked
-        if first <= self.floor:  # the floor jumps; bits below it mean nothing any more
-            if end <= self.floor:
-                return 0
-            fresh = end - self.floor - self.acked_between(self.floor, end)
-            for block in [block for block in acked if (block + 1) * BLOCK <= end]:
-                del acked[block]
-            self.floor = end
-        else:
-            at = first
-            while at < end:
-                block, slot = divmod(at, BLOCK)
-                stop = min(end - block * BLOCK, BLOCK)
-                old = acked.get(block, 0)
-                new = old | ((1 << stop) - (1 << slot))
-                if new != old:
-                    fresh += (new ^ old).bit_count()
-                    acked[block] = new
-                    self.dirty_blocks.add(block)
-                at = block * BLOCK + stop
-        self._raise_floor()
-        return fresh
 
     def recovered(
         self, placed_upto: int, next_qseq: int, placed: Iterable[tuple[int, int]]
@@ -393,48 +345,18 @@ class Lane(Generic[M]):
         ]
         for first, end in merge(runs, placed):
             if first > at:
-                self.mark(at, first)
+                self.settled.mark(at, first)
             at = max(at, end)
         self.next_qseq = max(next_qseq, at)
         if self.next_qseq > at:
-            self.mark(at, self.next_qseq)
-        self._raise_floor()
+            self.settled.mark(at, self.next_qseq)
+        self.settled.mark(0, 0)  # the floor may rise over what was added
         self._forget_settled()
         self._changes.dirty.add(self)
 
-    def _raise_floor(self) -> None:
-        """Move the floor over what is settled right above it."""
-        acked = self.acked
-        while acked:
-            block, slot = divmod(self.floor, BLOCK)
-            bits = acked.get(block)
-            if bits is None:
-                return
-            self.floor += _trailing_ones(bits >> slot)
-            if self.floor == (block + 1) * BLOCK:
-                del acked[block]  # and look at the next
-                continue
-            if not bits >> (self.floor - block * BLOCK):
-                del acked[block]  # nothing settled above the floor in this block
-            return
-
-    def acked_between(self, first: int, end: int) -> int:
-        """How many at or above the floor are settled in [first, end), by the bitmaps."""
-        count = 0
-        first_block, first_slot = divmod(first, BLOCK)
-        end_block, end_slot = divmod(end, BLOCK)
-        for block, bits in self.acked.items():
-            if first_block <= block <= end_block:
-                if block == end_block:
-                    bits &= (1 << end_slot) - 1
-                if block == first_block:
-                    bits = bits >> first_slot << first_slot
-                count += bits.bit_count()
-        return count
-
     def _forget_settled(self) -> None:
         """Give up the runs that lie below the floor."""
-        floor = self.floor
+        floor = self.settled.floor
         count = 0
         for first, run in zip(self._firsts, self._runs, strict=True):
             if first + run.count > floor:
@@ -458,12 +380,6 @@ class Lane(Generic[M]):
     def runs(self) -> list[tuple[int, Run[M]]]:
         """The runs in memory with their first qseqs, in order."""
         return list(zip(self._firsts, self._runs, strict=True))
-
-    def add_settled(self, block: int, bits: int) -> None:
-        """A bitmap says that these are settled; the floor follows with `mark`."""
-        if (block + 1) * BLOCK > self.floor:
-            self.acked[block] = self.acked.get(block, 0) | bits
-            self.dirty_blocks.add(block)
 
     def durable_upto(self, durable_lsn: int) -> int:
         """The first qseq that is not on disk."""
@@ -522,13 +438,8 @@ class Lane(Generic[M]):
         self._runs = []
         self._read_runs = 0
         self.alive = 0
-        self.acked = {}
-        self.dirty_blocks = set()
+        self.settled = Settled(self.next_qseq)
         self.dropped = True
-
-
-def _trailing_ones(bits: int) -> int:
-    return (~bits & (bits + 1)).bit_length() - 1
 
 
 def _within(

@@ -29,6 +29,7 @@ from qlog.storage.format import (
     pack_file_header,
     place_seed,
 )
+from qlog.storage.settled import BLOCK, Settled
 
 # A record is a list that begins with one of these.
 ACK = 1  # lane, gap, count, gap, count, …: each gap counts from the end of the run before (from 0)
@@ -68,13 +69,14 @@ def ack_ranges(record: Record) -> Iterator[tuple[int, int]]:
         at += count
 
 
-def lane_record(
-    lane_id: int, next_qseq: int, floor: int, delivered: int, acked: dict[int, int]
-) -> Record:
-    record: Record = [LANE, lane_id, next_qseq, floor, delivered]
-    for block, bits in acked.items():
+def lane_records(lane_id: int, next_qseq: int, settled: Settled) -> Iterator[Record]:
+    """All that is settled in a lane, for a snapshot."""
+    record: Record = [LANE, lane_id, next_qseq, settled.floor, settled.delivered]
+    for block, bits in settled.bits.items():
         record += (block, bits.to_bytes(32, "little"))
-    return record
+    yield record
+    if settled.full:
+        yield ack_record(lane_id, [block * BLOCK for block in settled.full])
 
 
 def lane_bitmaps(record: Record) -> dict[int, int]:

@@ -51,6 +51,7 @@ from qlog.storage.scan import ADVICE, LogScan, check_version
 from qlog.storage.scan import scan as scan_log
 from qlog.storage.segment import BatchFile, Nursery, seal
 from qlog.storage.settings import StoreSettings
+from qlog.storage.settled import Settled
 from qlog.storage.spill import SpillWriter
 
 _REBUILD_POINTERS = 200_000  # so many go to the index in one transaction
@@ -311,23 +312,27 @@ class _Recovery(Generic[M]):
         assert self.index is not None
         for lane_id, row in self.lane_rows.items():
             lane = self._lane(lane_id)
-            lane.floor = row.floor
-            lane.delivered = row.delivered
+            lane.settled.floor = row.floor
+            lane.settled.delivered = row.delivered
+            lane.settled.full = row.full
             self.placed_upto[lane_id] = row.placed_upto
             self.named_upto[lane_id] = row.next_qseq
         for lane_id, block, bits in self.bitmaps:
-            self._lane(lane_id).acked[block] = bits
+            self._lane(lane_id).settled.bits[block] = bits
         for lane_id, row in self.lane_rows.items():
             lane = self._lane(lane_id)
             if row.spilled:  # transient messages do not survive
                 for qseq in self.index.spilled(lane_id):
-                    lane.mark(qseq, qseq + 1)
+                    lane.settled.mark(qseq, qseq + 1)
 
     def _lane(self, lane_id: int) -> Lane[M]:
         lane = self.lanes.get(lane_id)
         if lane is None:
             lane = self.lanes[lane_id] = Lane(lane_id, self.shelf, self.cache, self.changes)
         return lane
+
+    def _settled(self, lane_id: int) -> Settled:
+        return self._lane(lane_id).settled
 
     # -- the ledger
 
@@ -381,7 +386,7 @@ class _Recovery(Generic[M]):
         return ledger
 
     def _replay_ledger(self, ledger: _LedgerFile) -> None:
-        facts = LaneFacts(self._lane, self.deleted, self.named_upto)
+        facts = LaneFacts(self._settled, self.deleted, self.named_upto)
         for record in ledger.records:
             facts.apply(record)
         for lane_id in self.deleted:
@@ -421,7 +426,7 @@ class _Recovery(Generic[M]):
                     continue
                 lane = self._lane(lane_id)
                 self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), first + count)
-                if first + count > lane.floor:
+                if first + count > lane.settled.floor:
                     lane.adopt(first, run)
 
     # -- making it lasting

@@ -30,8 +30,9 @@ from unittest.mock import patch
 from qlog.storage import recovery
 from qlog.storage.errors import StorageError
 from qlog.storage.index import SPILL, Live
-from qlog.storage.lane import BLOCK, Lane
+from qlog.storage.lane import Lane
 from qlog.storage.settings import StoreSettings
+from qlog.storage.settled import BLOCK, contains
 from qlog.storage.store import Store
 from tests.simulation.disk import LMDB_NAMES, Crash, SimulatedDisk
 from tests.storage.support import Envelope, ManualWorker, abandon, contents, decode, ignore, publish
@@ -598,7 +599,12 @@ class World:
         placed: Counter[int] = Counter()
         for lane_id, qseq, segment_id, _, length in index.all_pointers():
             block, slot = divmod(qseq, BLOCK)
-            if qseq < rows[lane_id].floor or bitmaps.get((lane_id, block), 0) >> slot & 1:
+            row = rows[lane_id]
+            if (
+                qseq < row.floor
+                or contains(row.full, block)
+                or bitmaps.get((lane_id, block), 0) >> slot & 1
+            ):
                 continue
             live = counted.setdefault(segment_id, Live())
             live.count += 1

@@ -5,7 +5,8 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlog.storage.lane import BLOCK, Cache, Changes, Lane, Pointers, Run
+from qlog.storage.lane import Cache, Changes, Lane, Pointers, Run
+from qlog.storage.settled import BLOCK
 from tests.storage.support import Envelope, envelope, ignore
 
 
@@ -56,7 +57,7 @@ def test_settled_messages_are_not_read_again(
         assert lane.settle(first, count) == len(going)
         left -= going
         assert lane.alive == len(left)
-        assert lane.floor == min(left, default=900)
+        assert lane.settled.floor == min(left, default=900)
     part = lane.read(qseq, count_max, 1 << 20)
     expected = sorted(known for known in left if known >= qseq)
     if not expected:
@@ -77,11 +78,11 @@ def test_bitmaps_stay_small(settled: list[tuple[int, int]]) -> None:
     lane = lane_of(900)
     for first, count in settled:
         lane.settle(first, count)
-        assert len(lane.acked) <= 900 // BLOCK + 1
-        assert all(bits >> (lane.floor - block * BLOCK if block == lane.floor // BLOCK else 0)
-                   for block, bits in lane.acked.items())  # fmt: skip
+        assert len(lane.settled.bits) <= 900 // BLOCK + 1
+        assert all(bits >> (lane.settled.floor - block * BLOCK if block == lane.settled.floor // BLOCK else 0)
+                   for block, bits in lane.settled.bits.items())  # fmt: skip
     lane.settle(0, 900)
-    assert not lane.acked and lane.floor == 900 and not lane.runs()
+    assert lane.settled.in_order and lane.settled.floor == 900 and not lane.runs()
 
 
 def test_bytes_are_limited_but_one_message_comes_always() -> None:
@@ -96,7 +97,7 @@ def test_a_million_are_settled_in_one_step() -> None:
     lane.next_qseq = lane.alive = 1_000_000
     assert lane.settle(1000, 1) == 1
     assert lane.settle(0, 1_000_000) == 999_999
-    assert lane.alive == 0 and not lane.acked
+    assert lane.alive == 0 and lane.settled.in_order
     assert lane.unwritten == [1000, 1001, 0, 1_000_000]
 
 

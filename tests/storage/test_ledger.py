@@ -1,25 +1,28 @@
 """Records of the ledger, its files, and what a full disk does to them."""
 
 import errno
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qlog.storage.datadir import Paths, numbered
+from qlog.storage.fold import LaneFacts
 from qlog.storage.ledger import (
     SNAPSHOT_END,
     LedgerWriter,
     Record,
     ack_ranges,
     ack_record,
-    lane_bitmaps,
-    lane_record,
+    lane_records,
     unpack_body,
 )
 from qlog.storage.segment import BatchFile
+from qlog.storage.settled import Settled
 from tests.storage.support import FaultyDisk
 
 UUID = b"u" * 16
@@ -37,10 +40,19 @@ def test_ack_ranges_come_back_in_their_order(ranges: list[tuple[int, int]]) -> N
     assert list(ack_ranges(record)) == ranges
 
 
-@given(st.dictionaries(st.integers(0, 2**50), st.integers(0, 2**255 - 1), max_size=5))
-def test_bitmaps_come_back(acked: dict[int, int]) -> None:
-    record = lane_record(1, 2, 3, 4, acked)
-    assert record[1:5] == [1, 2, 3, 4] and lane_bitmaps(record) == acked
+@given(pairs.map(lambda ranges: [(a % 5000, a % 5000 + (b - a) % 2000) for a, b in ranges]))
+def test_a_lane_comes_back_from_a_snapshot(ranges: list[tuple[int, int]]) -> None:
+    settled = Settled()
+    for first, end in ranges:
+        settled.mark(first, end)
+    settled.delivered = 9
+    lanes: dict[int, Settled] = defaultdict(Settled)
+    facts = LaneFacts(lanes.__getitem__)
+    for record in lane_records(1, 7777, settled):
+        facts.apply(msgpack.unpackb(msgpack.packb(record)))
+    again = lanes[1]
+    assert (again.floor, again.bits, again.full) == (settled.floor, settled.bits, settled.full)
+    assert again.delivered == 9 and facts.named_upto[1] >= 7777
 
 
 @pytest.fixture

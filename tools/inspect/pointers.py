@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 
 from qlog.storage.index import SPILL, Checkpoint, LaneRow, Live, Usage, unpack_checkpoint
-from qlog.storage.lane import BLOCK
+from qlog.storage.settled import BLOCK, FULL, contains
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import open_index, read
 from qlog.tools.inspect.log import Segment, selected_bytes
@@ -44,6 +44,8 @@ class IndexContents:
         """Which messages of a block are settled, by the index."""
         bits = self.settled.get((lane_id, block), 0)
         lane = self.lanes.get(lane_id)
+        if lane is not None and contains(lane.full, block):
+            return FULL
         if lane is not None and lane.floor > block * BLOCK:
             bits |= (1 << min(lane.floor - block * BLOCK, BLOCK)) - 1
         return bits

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlog.storage.examine import FileView, Verdict
-from qlog.storage.lane import BLOCK
 from qlog.storage.ledger import (
     ACK,
     DELIVERED,
@@ -28,6 +27,7 @@ from qlog.storage.ledger import (
     lane_bitmaps,
     unpack_body,
 )
+from qlog.storage.settled import BLOCK
 from qlog.tools.inspect.directory import Directory
 
 

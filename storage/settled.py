@@ -1,0 +1,205 @@
+"""Which messages of a lane are settled: a floor, bits above it, and ranges of blocks above it.
+
+Everything below the floor is settled. Above it a block of 255 has an integer of bits, unless none
+or all of it is settled: whole blocks are kept as ranges, so that one message which nobody
+acknowledges costs no memory for the millions behind it. Knows qseqs only.
+"""
+
+from bisect import bisect_left, bisect_right
+
+BLOCK = 255  # messages a block: 255 pointers of 16 bytes fill one overflow page of LMDB
+FULL = (1 << BLOCK) - 1
+
+
+class Settled:
+    """See the head of this file. Ranges are flat: start, end, start, end, … in ascending order."""
+
+    __slots__ = ("bits", "delivered", "dirty", "floor", "full")
+
+    def __init__(self, floor: int = 0) -> None:
+        self.floor = floor
+        self.bits: dict[int, int] = {}  # block -> what is settled in it, if not all
+        self.full: list[int] = []  # ranges of blocks that are settled
+        self.dirty: set[int] = set()  # blocks that changed; the owner clears it
+        self.delivered = 0  # everything below was handed to a consumer once
+
+    @property
+    def in_order(self) -> bool:
+        """Nothing above the floor is settled."""
+        return not self.bits and not self.full
+
+    def mark(self, first: int, end: int) -> int:
+        """[first, end) is settled; how many of them were not."""
+        if first > self.floor:
+            fresh = self._mark_above(first, end)
+        elif end <= self.floor:
+            return 0
+        else:  # the floor jumps; bits below it mean nothing any more
+            fresh = end - self.floor - self._between(self.floor, end)
+            self._raise(end)
+        self._settle_floor()
+        return fresh
+
+    def add_settled(self, block: int, bits: int) -> None:
+        """These of a block are settled; `mark` is to follow, which lets the floor rise."""
+        if (block + 1) * BLOCK > self.floor and not contains(self.full, block):
+            self._set(block, self.bits.get(block, 0) | bits)
+
+    def bits_of(self, block: int) -> int:
+        """What is settled in a block that is not below the floor."""
+        return FULL if contains(self.full, block) else self.bits.get(block, 0)
+
+    def unsettled(self, first: int, count: int) -> int:
+        """Bits: which of `count` messages from qseq `first` on are not settled."""
+        if self.floor >= first + count:
+            return 0
+        bits = (1 << count) - 1
+        if self.floor > first:
+            bits = bits >> (self.floor - first) << (self.floor - first)
+        if not self.in_order:
+            for block in range(max(first, self.floor) // BLOCK, (first + count - 1) // BLOCK + 1):
+                settled = self.bits_of(block)
+                shift = block * BLOCK - first
+                bits &= ~(settled << shift if shift >= 0 else settled >> -shift)
+        return bits
+
+    def stretch(self, qseq: int, end: int, count_max: int) -> tuple[int, int]:
+        """The first that are not settled at or after `qseq`: (start, stop), empty at `end`."""
+        start = max(qseq, self.floor)
+        if self.in_order:
+            return min(start, end), min(start + count_max, end)
+        bits_of = self.bits.get
+        full = self.full
+        while start < end:
+            block, slot = divmod(start, BLOCK)
+            place = bisect_right(full, block)
+            if place & 1:
+                start = full[place] * BLOCK
+                continue
+            bits = bits_of(block, 0) >> slot
+            if not bits & 1:
+                break
+            start += _trailing_ones(bits)
+        start = min(start, end)
+        stop = min(start + count_max, end)
+        place = bisect_right(full, start // BLOCK)
+        if place < len(full):
+            stop = min(stop, full[place] * BLOCK)
+        at = start
+        while at < stop:
+            block, slot = divmod(at, BLOCK)
+            bits = bits_of(block, 0) >> slot
+            if bits:
+                stop = min(stop, at + (bits & -bits).bit_length() - 1)
+                break
+            at += BLOCK - slot
+        return start, max(stop, start)
+
+    def _mark_above(self, first: int, end: int) -> int:
+        """Settle what lies above the floor."""
+        fresh = 0
+        at = first
+        while at < end:
+            block, slot = divmod(at, BLOCK)
+            whole = end // BLOCK
+            if not slot and whole > block + 1:  # many at once
+                fresh += (whole - block) * BLOCK - self._between(at, whole * BLOCK)
+                for known in _keys(self.bits, block, whole):
+                    del self.bits[known]
+                self.dirty.update(range(block, whole))
+                add(self.full, block, whole)
+                at = whole * BLOCK
+                continue
+            stop = min(end - block * BLOCK, BLOCK)
+            old = self.bits_of(block)
+            new = old | ((1 << stop) - (1 << slot))
+            if new != old:
+                fresh += (new ^ old).bit_count()
+                self._set(block, new)
+            at = block * BLOCK + stop
+        return fresh
+
+    def _set(self, block: int, bits: int) -> None:
+        if bits == FULL:
+            self.bits.pop(block, None)
+            add(self.full, block, block + 1)
+        else:
+            self.bits[block] = bits
+        self.dirty.add(block)
+
+    def _between(self, first: int, end: int) -> int:
+        """How many at or above the floor are settled in [first, end)."""
+        if self.in_order:
+            return 0
+        count = 0
+        first_block, first_slot = divmod(first, BLOCK)
+        end_block, end_slot = divmod(end, BLOCK)
+        for block in _keys(self.bits, first_block, end_block + 1):
+            bits = self.bits[block]
+            if block == end_block:
+                bits &= (1 << end_slot) - 1
+            if block == first_block:
+                bits = bits >> first_slot << first_slot
+            count += bits.bit_count()
+        full = self.full
+        for place in range(bisect_right(full, first_block) & ~1, len(full), 2):
+            if full[place] > end_block:
+                break
+            low = max(full[place] * BLOCK, first)
+            high = min(full[place + 1] * BLOCK, end)
+            count += max(high - low, 0)
+        return count
+
+    def _raise(self, floor: int) -> None:
+        """Everything below is settled; forget what was known of it."""
+        self.floor = floor
+        block = floor // BLOCK
+        for known in _keys(self.bits, 0, block):
+            del self.bits[known]
+        full = self.full
+        place = bisect_right(full, block)
+        full[:place] = [block] if place & 1 else []
+
+    def _settle_floor(self) -> None:
+        """Move the floor over what is settled right above it."""
+        while self.bits or self.full:
+            block, slot = divmod(self.floor, BLOCK)
+            if self.full and self.full[0] == block:
+                self._raise(self.full[1] * BLOCK)
+                continue
+            bits = self.bits.get(block)
+            if bits is None:
+                return
+            self.floor += _trailing_ones(bits >> slot)
+            if self.floor == (block + 1) * BLOCK:
+                del self.bits[block]  # and look at the next
+                continue
+            if not bits >> (self.floor - block * BLOCK):
+                del self.bits[block]  # nothing settled above the floor in this block
+            return
+
+
+def add(ranges: list[int], start: int, end: int) -> None:
+    """Put [start, end) into the ranges."""
+    low = bisect_left(ranges, start)
+    high = bisect_right(ranges, end)
+    ends = [] if low & 1 else [start]
+    if not high & 1:
+        ends.append(end)
+    ranges[low:high] = ends
+
+
+def contains(ranges: list[int], value: int) -> bool:
+    """Whether a value lies in one of the ranges."""
+    return bool(bisect_right(ranges, value) & 1)
+
+
+def _keys(bits: dict[int, int], first: int, end: int) -> list[int]:
+    """The blocks in [first, end) that have bits."""
+    if end - first < len(bits):
+        return [block for block in range(first, end) if block in bits]
+    return [block for block in bits if first <= block < end]
+
+
+def _trailing_ones(bits: int) -> int:
+    return (~bits & (bits + 1)).bit_length() - 1
