@@ -26,6 +26,7 @@ from qlog.storage.format import (
 from qlog.storage.log import Segment
 
 _BATCH_BYTES_MAX = 1 << 20
+_UNSYNCED_BYTES_MAX = 8 << 20  # one sync of it all would hold up those that confirms wait for
 
 
 class SparseWriter:
@@ -53,6 +54,7 @@ class SparseWriter:
         self._count = 0
         self._lsn = base_lsn  # of the open batch's first record
         self._end = FILE_HEADER_BYTES  # of what is written
+        self._synced_end = 0
         self._file = disk.open(self._temporary, write=True, create=True)
         try:
             disk.truncate(self._file, 0)
@@ -122,6 +124,9 @@ class SparseWriter:
         header = pack_batch(seed, self._count, self._epoch, self._lsn, self._durable_lsn, body)
         self._disk.write(self._file, [header, body], self._end)
         self._end += len(header) + len(body)
+        if self._end - self._synced_end > _UNSYNCED_BYTES_MAX:
+            self._disk.sync_data(self._file)
+            self._synced_end = self._end
         self._lsn += self._count
         self._parts = []
         self._size = 0

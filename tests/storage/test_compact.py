@@ -160,14 +160,14 @@ def test_a_crash_at_any_operation_changes_nothing(tmp_path: Path, rebuild: bool)
     while not finished:
         bench = Bench(tmp_path / str(after), EAGER)
         lane = new_lane(bench.store)
-        left = fill(bench, lane, keep=40)
+        left = fill(bench, lane, keep=40, count=200)
         settle_until_sealed(bench)
         finished = not die_while_compacting(bench, after)
         if rebuild:
             shutil.rmtree(bench.directory / "index.lmdb")
         bench.open()
         assert contents(bench.store.lane(lane.id)) == left, f"after {after} operations"
-        settle_down(bench)
+        settle_down(bench, 10.0)
         assert contents(bench.store.lane(lane.id)) == left
         assert bench.store.segment_count <= 3
         bench.store.close()
@@ -320,3 +320,27 @@ def test_what_is_young_excluded_or_not_in_the_index_is_not_chosen() -> None:
 
     assert not found(109.0) and found(110.0)
     assert not found(110.0, excluded=(0,)) and not found(110.0, checkpoint_lsn=99)
+
+
+def test_the_index_stays_in_proportion(tmp_path: Path) -> None:
+    """What comes and goes, in any order, leaves no more and more of it in the index's file."""
+    bench = Bench(tmp_path, EAGER)
+    lane = new_lane(bench.store)
+    choice = random.Random(3)
+    alive: list[int] = []
+    sizes = []
+    for _ in range(12):
+        first = lane.next_qseq
+        for _ in range(40):
+            publish(bench.store, [lane], [b"x" * 20] * 50)
+        alive += range(first, lane.next_qseq)
+        assert bench.store.checkpoint()
+        choice.shuffle(alive)
+        for qseq in alive[500:]:
+            lane.settle(qseq, 1)
+        del alive[500:]
+        settle_down(bench, 6.0)
+        sizes.append((bench.directory / "index.lmdb" / "data.mdb").stat().st_size)
+    assert max(sizes) <= 1.3 * sizes[2], sizes
+    assert sorted(contents(lane)) == sorted(alive)
+    bench.store.close()
