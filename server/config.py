@@ -61,6 +61,9 @@ class Settings:
     segment_bytes_max: int = 64 * 1024 * 1024
     ledger_bytes_max: int = 16 * 1024 * 1024
     cache_bytes_max: int = 32 * 1024 * 1024
+    compact_share_max: float = 0.3
+    compact_age_s: float = 60.0
+    compact_bytes_per_s: int = 32 * 1024 * 1024
 
     def broker_settings(self) -> BrokerSettings:
         """What the broker's rules need of them."""
@@ -88,6 +91,9 @@ class Settings:
             segment_bytes_max=self.segment_bytes_max,
             ledger_bytes_max=self.ledger_bytes_max,
             cache_bytes_max=self.cache_bytes_max,
+            compact_share_max=self.compact_share_max,
+            compact_age_s=self.compact_age_s,
+            compact_bytes_per_s=self.compact_bytes_per_s,
         )
 
 
@@ -108,6 +114,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "segment_bytes_max": (64 * 1024, 2**31 - 1),
     "ledger_bytes_max": (64 * 1024, 2**31 - 1),
     "cache_bytes_max": (0, 2**40),
+    "compact_share_max": (0, 1),
+    "compact_age_s": (0, 10**9),
+    "compact_bytes_per_s": (1, 2**40),
 }
 
 

@@ -2,8 +2,10 @@
 
 Start with store.py, the face. A message goes down through format.py (its bytes), log.py (its place),
 commit.py (the disk), and comes back through lane.py, index.py and reader.py; what was settled goes
-to ledger.py; checkpoint.py brings the index up to date, reclaim.py gives space back, and recovery.py
-puts all of it together at a start. examine.py looks without touching.
+to ledger.py; checkpoint.py brings the index up to date, reclaim.py gives space back, with compact.py
+(which writes by sparse.py) when only a little is alive. At a start recovery.py puts all of it
+together: fold.py says what the ledger means, scan.py judges the log. examine.py looks without
+touching.
 
 Some choices, and why:
 
@@ -21,6 +23,11 @@ Some choices, and why:
   consumer may already have. Acks and checkpoints go on: the ledger's space is reserved.
 - The index's checkpoint covers what was durable when it was gathered; acks in it may be ahead of
   the messages that they belong to, which the orphan rule makes harmless.
+- What a compaction wrote has an id of its own and stands beside its sources until the ledger says
+  that it replaces them and the index's pointers are moved: old pointers are good all the time. So
+  segments are in the order of their first LSNs, not of their ids.
+- A message that went to several queues counts as alive for each of them, so such segments are
+  compacted later than they could be; it saves a look at every record.
 - Segments are reserved before they are needed, footers included: neither a confirm nor the sealing
   of a segment waits for space.
 """
