@@ -47,6 +47,10 @@ class Implausible(Exception):
     """LMDB must not open this file; `str()` says what is wrong, and where."""
 
 
+class CutOff(Implausible):
+    """The file ends before its data does: LMDB would die of reading it."""
+
+
 @dataclass(slots=True)
 class _Tree:
     """A tree as the file describes it; what stands behind `numbered` is what was found."""
@@ -145,7 +149,7 @@ class _Walk:
     def _meta(self, number: int, offset: int) -> _Meta:
         data = os.pread(self._file, _META_BYTES, offset)
         if len(data) < _META_BYTES:
-            raise Implausible(f"the file is cut off: it has {self._file_bytes} bytes")
+            raise CutOff(f"the file is cut off: it has {self._file_bytes} bytes")
         found, _, flags, _, _ = _PAGE.unpack_from(data)
         magic, version, _, _ = _META.unpack_from(data, _PAGE.size)
         page_bytes, free_flags, *_ = _TREE.unpack_from(data, _TREES_AT)
@@ -258,7 +262,7 @@ class _Walk:
         if count and not 2 <= number <= self._page_end - count:
             raise Implausible(f"{self._name(tree, number)} is not in use")
         if (number + count) * self._page_bytes > self._file_bytes:
-            raise Implausible(
+            raise CutOff(
                 f"the file is cut off: it has {self._file_bytes} bytes, and "
                 f"{self._name(tree, number)} is not there"
             )

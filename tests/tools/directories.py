@@ -49,6 +49,7 @@ def fill(store: Store[Envelope], count: int, *, settled: int = 0) -> None:
     for name, lane in zip(("orders", "audit"), lanes, strict=True):
         value = {"lane": lane.id, "auto_delete": False, "arguments": encode_table({})}
         store.catalog.put("queue", json.dumps(["/", name]), msgpack.packb(value))
+    store.catalog.put("vhost", json.dumps(["/"]), msgpack.packb({}))
     properties = encode_properties(
         Properties(content_type="text/plain", delivery_mode=2, headers={"n": 1, "raw": b"\xff"})
     )

@@ -13,11 +13,12 @@ from qlog.tools.inspect.ledger import ledger
 from qlog.tools.inspect.messages import messages
 from qlog.tools.inspect.queues import queues
 from qlog.tools.inspect.segments import segments
+from qlog.tools.inspect.verify import verify
 
 app = typer.Typer(
     help="Look into a data directory without changing it.",
     epilog="Exit status: 0 sound, 1 damage found, 2 wrong option or no such directory.",
     no_args_is_help=True,
 )
-for command in (segments, queues, messages, ledger, index):
+for command in (segments, queues, messages, ledger, index, verify):
     app.command()(command)

@@ -20,6 +20,7 @@ from qlog.storage.fold import COMPACTED, LaneFacts, SegmentFacts
 from qlog.storage.format import FILE_HEADER_BYTES, FORMAT_VERSION, unpack_file_header
 from qlog.storage.index import SPILL
 from qlog.storage.ledger import Record, unpack_body
+from qlog.storage.lmdb_file import Implausible, check
 from qlog.storage.segment import BatchFile
 from qlog.tools.inspect.environment import (
     CatalogFacts,
@@ -185,7 +186,17 @@ class Directory(Examination):
         except FileNotFoundError:
             return []
 
+    def _check_file(self, directory: Path) -> None:
+        """Note what LMDB would not say of a file, and could fail on."""
+        if self.in_use:
+            return  # a broker goes on writing, and looked itself when it started
+        try:
+            check(directory / "data.mdb", thorough=True)
+        except Implausible as error:
+            self.damage.append(Damage(f"{directory.name}/data.mdb", str(error)))
+
     def _read_catalog(self) -> CatalogFacts:
+        self._check_file(self.paths.catalog)
         try:
             facts = read_catalog(self.paths.catalog)
         except Unreadable as error:
@@ -204,6 +215,7 @@ class Directory(Examination):
             if self.ledger_ids():
                 self.notes.append("index.lmdb is missing; the next start builds it anew")
             return None
+        self._check_file(self.paths.index)
         try:
             facts = read_index(self.paths.index)
         except Unreadable as error:

@@ -11,6 +11,7 @@ done in a child, whose end is a finding like others. Knows nothing of log and le
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import pickle
@@ -28,6 +29,7 @@ from qlog.storage.datadir import Identity
 from qlog.storage.errors import DirectoryNewer, StorageError
 from qlog.storage.examine import is_open
 from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
+from qlog.storage.lmdb_file import CutOff, Implausible, check
 from qlog.storage.settings import StoreSettings
 
 T = TypeVar("T")
@@ -129,6 +131,13 @@ def read(directory: Path, work: Callable[[Path, bool], T]) -> T:
                 "which cannot be written here; run as the broker's user, or inspect a copy"
             )
         try:
+            if not in_use:
+                check(data, thorough=False)
+        except CutOff as error:
+            raise Unreadable(str(error)) from error
+        except Implausible:
+            pass  # LMDB may find more in it, or die; Directory notes it
+        try:
             found = _isolated(lambda: work(directory, in_use))  # noqa: B023 - called at once
         except Unreadable:
             if in_use == is_open(directory):
@@ -150,6 +159,7 @@ def _isolated(work: Callable[[], T]) -> T:
         status = 1
         try:
             os.close(out)
+            faulthandler.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB's last words
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(_READ_S_MAX)

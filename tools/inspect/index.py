@@ -58,12 +58,12 @@ def _report(directory: Directory, compare: bool) -> Report:
     contents = None
     comparison = None
     try:
-        contents, comparison = _look(directory, compare)
+        contents, comparison = look(directory, compare)
         for _ in range(_LOOKS_MAX - 1 if directory.in_use else 0):
             if comparison is None or not (comparison.differences or comparison.counts):
                 break  # else a checkpoint or a compaction may have come in between
             directory = type(directory)(directory.root)
-            contents, comparison = _look(directory, compare)
+            contents, comparison = look(directory, compare)
     except Forbidden as error:
         stop(str(error))
     except Unreadable:
@@ -89,7 +89,7 @@ def _report(directory: Directory, compare: bool) -> Report:
     return report
 
 
-def _look(directory: Directory, compare: bool) -> tuple[IndexContents, Comparison | None]:
+def look(directory: Directory, compare: bool) -> tuple[IndexContents, Comparison | None]:
     """The index first: ledger and log, read after it, then know at least as much."""
     from qlog.tools.inspect.log import survey, views_of
     from qlog.tools.inspect.pointers import compare as compare_pointers
@@ -239,7 +239,7 @@ def _show_comparison(
 ) -> None:
     from qlog.tools.inspect.report import Damage
 
-    items = [_item(directory, difference) for difference in comparison.differences]
+    items = [described(directory, difference) for difference in comparison.differences]
     report.content["comparison"] = {
         "pointers": comparison.pointers,
         "spilled": comparison.spilled,
@@ -256,7 +256,8 @@ def _show_comparison(
         report.notes.append(f"the index is derived: no message is lost by this; {_REBUILD}")
 
 
-def _item(directory: Directory, difference: Difference) -> dict[str, Any]:
+def described(directory: Directory, difference: Difference) -> dict[str, Any]:
+    """A difference for JSON; its `text` is for people."""
     from qlog.tools.inspect.decode import queue_text
 
     queue = directory.queue_of(difference.lane_id)

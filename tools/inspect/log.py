@@ -227,6 +227,9 @@ def _survey_one(
         segment.end_lsn = due if walk.lsn is None else walk.lsn
         segment.used_bytes = segment.used_bytes or walk.used_end
     if trailer is not None and footer is not None:
+        if segment.verified and not segment.damage and not _same(footer, segment.columns):
+            what = "the footer is whole, and is not of these messages"
+            segment.damage.append(Damage(segment.file, what, trailer.log_end, view.size))
         segment.columns = footer
         segment.end_lsn = trailer.end_lsn
     segment.records = len(segment.columns.positions)
@@ -238,6 +241,31 @@ def _is_sparse(view: FileView) -> bool:
     if view.header_verdict is Verdict.WHOLE and view.header is not None:
         return view.header.sparse
     return view.file_id >= COMPACTED
+
+
+def _same(footer: Columns, walked: Columns) -> bool:
+    """Whether they place the same messages; what one calls two runs may be one run to the other."""
+    return (
+        footer.positions == walked.positions
+        and footer.lengths == walked.lengths
+        and _joined(footer) == _joined(walked)
+    )
+
+
+def _joined(columns: Columns) -> list[tuple[array[int], array[int], int]]:
+    """(lanes, first qseqs, count) of runs as long as they can be."""
+    runs: list[tuple[array[int], array[int], int]] = []
+    for lanes, firsts, positions, _ in columns.runs():
+        count = len(positions)
+        if runs:
+            before_lanes, before_firsts, before_count = runs[-1]
+            if before_lanes == lanes and firsts == array(
+                "Q", [first + before_count for first in before_firsts]
+            ):
+                runs[-1] = (lanes, before_firsts, before_count + count)
+                continue
+        runs.append((lanes, firsts, count))
+    return runs
 
 
 def _base_lsn(view: FileView, footer: Columns | None) -> int | None:

@@ -26,12 +26,40 @@ _NAME_WIDTH_MIN = 12  # a name in narrower pieces cannot be read
 
 
 @dataclass(frozen=True, slots=True)
+class Concern:
+    """A queue that a damage concerns: messages that cannot be read, of them not yet settled.
+
+    Their offsets lie between the first and the end (exclusive). `queue` is None when the lane's name
+    is not known.
+    """
+
+    vhost: str | None
+    queue: str | None
+    lane: int
+    messages: int
+    unsettled: int
+    offset_first: int
+    offset_end: int
+
+    def __str__(self) -> str:
+        name = f"lane {self.lane}" if self.queue is None else f"'{self.queue}'"
+        if self.vhost not in (None, "/"):
+            name += f" in '{self.vhost}'"
+        offsets = f"#{self.offset_first}"
+        if self.offset_end > self.offset_first + 1:
+            offsets += f" to #{self.offset_end - 1}"
+        return (
+            f"{counted(self.messages, 'message')} of {name} ({offsets}, {self.unsettled} unsettled)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Damage:
     """Something that is not what was written. `file` is relative to the data directory.
 
     `position` and `end` are bytes in the file; `lsn_first` and `lsn_end` (exclusive) the messages it
     concerns; `messages_lost` how many of them cannot be decoded whole. None: does not apply, or
-    cannot be known.
+    cannot be known. `queues`: those that lose messages by it, where that was looked for.
     """
 
     file: str
@@ -41,10 +69,12 @@ class Damage:
     lsn_first: int | None = None
     lsn_end: int | None = None
     messages_lost: int | None = None
+    queues: tuple[Concern, ...] = ()
 
     def __str__(self) -> str:
         place = self.file if self.position is None else f"{self.file} at byte {self.position}"
-        return f"{place}: {self.what}"
+        concerned = f"; {', '.join(map(str, self.queues))}" if self.queues else ""
+        return f"{place}: {self.what}{concerned}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,140 @@
+"""What is left of damaged batches: every message that can be told from the next, whole or not.
+
+Where messages lie is known from a segment's footer, from pointers of the index, and from the lengths
+that the records themselves have. Where a length is damaged, the next record is looked for: its hash
+says that it is one. Hashes of records do not cover where a message went; those who put one back
+must compare that with what else is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from qlog.storage.format import (
+    BATCH_HEADER_BYTES,
+    BATCH_MAGIC_BYTES,
+    MESSAGE,
+    RECORD_HEADER_BYTES,
+    Record,
+    unpack_batch_header,
+    unpack_record,
+)
+
+Target = tuple[int, int]  # lane, qseq
+
+# Where a record begins there are kind, flags and two zeros eight bytes later.
+_KIND_AT = 8
+_KINDS = re.compile(rb"(?=\x01[\x00\x01]\x00\x00)")
+assert MESSAGE == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A message by a footer, or by the index (some of its targets, then)."""
+
+    length: int
+    targets: tuple[Target, ...]
+    lsn: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Casualty:
+    """A message in damaged bytes, or bytes in which none can be told.
+
+    `record` is what decodes of it; `whole`: all of it is right, as far as anything knows. `lsn` is
+    None when it cannot be known. `found`: the message had to be looked for.
+    """
+
+    position: int
+    length: int
+    lsn: int | None
+    targets: tuple[Target, ...]
+    record: Record | None
+    whole: bool
+    found: bool = False
+
+
+def pairs(targets: Sequence[int]) -> tuple[Target, ...]:
+    """(lane, qseq) of each, from lane, qseq, lane, qseq, …"""
+    return tuple(zip(targets[0::2], targets[1::2], strict=True))
+
+
+def salvage(
+    data: bytes, position: int, known: Mapping[int, Known], lsn: int | None, lsn_end: int | None
+) -> Iterator[Casualty]:
+    """The messages of damaged batches that stand at `position` of a file, and fill `data`.
+
+    `known`: by position in the file. `lsn`: of the first message; `lsn_end`: behind the last.
+    """
+    offset = 0
+    places = sorted(place - position for place in known if position <= place)
+    places = [place for place in places if place < len(data)]
+    if places and not data.startswith(BATCH_MAGIC_BYTES):
+        offset = min(places[0], BATCH_HEADER_BYTES)
+    elif not data.startswith(BATCH_MAGIC_BYTES):
+        offset = BATCH_HEADER_BYTES  # a damaged header: the first record stands behind it
+    found = False
+    while offset < len(data):
+        header = unpack_batch_header(data, offset)
+        if header is not None and position + offset not in known:
+            if (lsn is None or header.base >= lsn) and (lsn_end is None or header.base < lsn_end):
+                lsn = header.base
+            offset += BATCH_HEADER_BYTES
+            continue
+        record = unpack_record(data, offset)
+        fact = known.get(position + offset)
+        if fact is not None:
+            whole = (
+                record is not None
+                and record.whole
+                and record.length == fact.length
+                and set(fact.targets) <= set(pairs(record.targets))
+            )
+            targets = pairs(record.targets) if whole and record is not None else fact.targets
+            lsn = fact.lsn if fact.lsn is not None else lsn
+            yield Casualty(position + offset, fact.length, lsn, targets, record, whole)
+            offset += fact.length
+        elif record is not None and (
+            record.whole or _is_boundary(data, offset + record.length, position, known)
+        ):
+            targets = pairs(record.targets)
+            yield Casualty(
+                position + offset, record.length, lsn, targets, record, record.whole, found
+            )
+            offset += record.length
+        else:  # a damaged length, or bytes that are no message at all
+            end = _next(data, offset + 1, position, known)
+            yield Casualty(position + offset, end - offset, lsn, (), record, False)
+            offset = end
+            lsn = None  # how many there were cannot be known
+            found = True
+            continue
+        lsn = None if lsn is None else lsn + 1
+        found = False
+
+
+def _is_boundary(data: bytes, offset: int, position: int, known: Mapping[int, Known]) -> bool:
+    """Whether a record ends here."""
+    if offset == len(data) or position + offset in known:
+        return True
+    if unpack_batch_header(data, offset) is not None:
+        return True
+    record = unpack_record(data, offset)
+    return record is not None and record.whole
+
+
+def _next(data: bytes, start: int, position: int, known: Mapping[int, Known]) -> int:
+    """Where the next record or batch begins that can be told; the end when there is none."""
+    ends = [place - position for place in known if place - position >= start]
+    end = min([*ends, len(data)])
+    magic = data.find(BATCH_MAGIC_BYTES, start, end)
+    if magic >= 0:
+        end = magic
+    for match in _KINDS.finditer(data, start + _KIND_AT, end + _KIND_AT):
+        offset = match.start() - _KIND_AT
+        record = unpack_record(data, offset)
+        if record is not None and record.whole and record.length >= RECORD_HEADER_BYTES:
+            return offset
+    return end
