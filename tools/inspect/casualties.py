@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from qlog.storage.examine import FileView, Verdict
 from qlog.storage.format import BATCH_HEADER_BYTES, unpack_batch_header
-from qlog.storage.lane import BLOCK
+from qlog.storage.settled import BLOCK
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import Unreadable
 from qlog.tools.inspect.pointers import read_contents
