@@ -187,16 +187,15 @@ class Directory(Examination):
             return []
 
     def _check_file(self, directory: Path) -> None:
-        """Note what LMDB would not say of a file, and could fail on."""
+        """Note what LMDB does not say of a file that it could read."""
         if self.in_use:
             return  # a broker goes on writing, and looked itself when it started
         try:
             check(directory / "data.mdb", thorough=True)
         except Implausible as error:
-            self.damage.append(Damage(f"{directory.name}/data.mdb", str(error)))
+            self.damage.append(Damage(directory.name, str(error)))
 
     def _read_catalog(self) -> CatalogFacts:
-        self._check_file(self.paths.catalog)
         try:
             facts = read_catalog(self.paths.catalog)
         except Unreadable as error:
@@ -204,6 +203,7 @@ class Directory(Examination):
                 Damage("catalog.lmdb", f"{error}; the names of queues cannot be known")
             )
             return CatalogFacts()
+        self._check_file(self.paths.catalog)
         for kind, name in facts.damaged:
             self.damage.append(
                 Damage("catalog.lmdb", f"the definition of {entry_text(kind, name)} is damaged")
@@ -215,12 +215,12 @@ class Directory(Examination):
             if self.ledger_ids():
                 self.notes.append("index.lmdb is missing; the next start builds it anew")
             return None
-        self._check_file(self.paths.index)
         try:
             facts = read_index(self.paths.index)
         except Unreadable as error:
             self.damage.append(Damage("index.lmdb", f"{error}; the next start builds it anew"))
             return None
+        self._check_file(self.paths.index)
         checkpoint = facts.checkpoint
         if checkpoint is not None and checkpoint.uuid != self.identity.uuid:
             self.damage.append(
