@@ -48,7 +48,9 @@ from qlog.storage.segment import BatchFile
 from qlog.storage.settings import StoreSettings
 from qlog.storage.sparse import SparseWriter
 
-_STEP_BYTES = 1 << 20  # read at once
+_STEP_BYTES = 1 << 20  # gone through in a step, unless it is so many records first
+_STEP_RECORDS = 4000
+_READ_BYTES_MAX = 1 << 20
 _RUNS_AT_ONCE = 1000  # looked up in one transaction
 _GAP_BYTES_MAX = 32 << 10  # rather read so much that is dead than make another call
 _SMALL_SHARE = 8  # a segment of less than this part of the usual size is small,
@@ -226,13 +228,15 @@ class Compaction:
         for source in self.sources:
             done = 0
             with self._reading(source) as (file, columns, lsn_of):
+                records = 0
                 for window in _windows(_alive_pieces(columns, lsn_of, self._index)):
-                    if window:
-                        self._copy(file, window)
-                        yield window[-1].end - done
-                        done = window[-1].end
-                    else:
-                        yield 0
+                    self._copy(file, window)
+                    at = window[-1].end if window else done
+                    records += sum(len(piece.lengths) for piece in window) or _RUNS_AT_ONCE
+                    if at - done >= _STEP_BYTES or records >= _STEP_RECORDS:
+                        yield at - done
+                        done = at
+                        records = 0
             yield source.log_end - done
         if self._writer is None:
             return None
@@ -261,6 +265,8 @@ class Compaction:
             file.close()
 
     def _copy(self, file: BatchFile, pieces: Sequence[_Piece]) -> None:
+        if not pieces:
+            return
         base = pieces[0].positions[0]
         try:
             data = file.read(pieces[-1].end - base, base)
@@ -374,7 +380,7 @@ def _windows(pieces: Iterable[_Piece | None]) -> Iterator[list[_Piece]]:
             continue
         if window and (
             piece.positions[0] - window[-1].end > _GAP_BYTES_MAX
-            or piece.end - window[0].positions[0] > _STEP_BYTES
+            or piece.end - window[0].positions[0] > _READ_BYTES_MAX
         ):
             yield window
             window = []
