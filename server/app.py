@@ -167,7 +167,9 @@ class _ResourceWatch:
         self._disk_limit_bytes = settings.disk_free_limit_bytes
 
     def check(self) -> None:
-        """Compare with the limits; changes are logged."""
+        """Compare with the limits; changes are logged, and so is damage that storage found."""
+        for finding in self._broker.store.take_findings():
+            logger.error("%s", finding)
         try:
             resident_bytes = _resident_bytes()
         except OSError as error:  # out of file descriptors: as before, then

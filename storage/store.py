@@ -157,6 +157,7 @@ class Store(Generic[M]):
         self._moves: list[Move] = []  # pointers to the copies, for the next checkpoint
         self._compacted: list[Segment] = []  # and the segments that count from then on
         self._unfit: set[int] = set()  # segments that could not be read to compact them
+        self._findings: list[str] = []
         self._maintaining = 0  # jobs under way
         self._prepared_id = 0
         self._dead_at_start = bool(dead_segments(self._log.segments, self._live, self._log.lsn, ()))
@@ -443,6 +444,11 @@ class Store(Generic[M]):
     def live_bytes(self) -> int:
         """What of it is unsettled, as of the last checkpoint."""
         return sum(live.size for live in self._live.values())
+
+    def take_findings(self) -> list[str]:
+        """Damage that was come upon since the last time, a line each for the operator."""
+        findings, self._findings = self._findings, []
+        return findings
 
     @property
     def cache_bytes(self) -> int:
@@ -790,6 +796,10 @@ class Store(Generic[M]):
                 mark_doubt(self._disk, self._paths)  # the next start is to rebuild the index
         if step.unfit is not None:
             self._unfit.add(step.unfit)
+            path = self._paths.segment(step.unfit)
+            self._findings.append(
+                f"{path} is damaged and is not compacted; run `qlog inspect verify`"
+            )
         if not step.finished:
             self._notify()
             return

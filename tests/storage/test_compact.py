@@ -217,6 +217,8 @@ def test_a_damaged_segment_is_left_as_it_is(bench: Bench) -> None:
     path.write_bytes(data)
     settle_down(bench)
     assert path.exists() and 1 in segment_ids(bench)
+    findings = bench.store.take_findings()
+    assert len(findings) == 1 and str(path) in findings[0] and not bench.store.take_findings()
     for qseq, body in left.items():
         if qseq == 50:
             with pytest.raises(CorruptLog, match="0000000001.qseg is damaged at byte"):
