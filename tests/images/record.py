@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from qlog.storage.fold import COMPACTED
 from tests.images import trace
 from tests.images.books import Books, Promises
 from tests.images.directory import Directory
@@ -121,9 +122,8 @@ class Recording:
             step = self.steps[place]
             phase = "first run" if place < self.killed_at else "second run"
             if name:
-                suffix = Path(name).suffix or Path(name).name
                 when = "after" if step.ends else "in"
-                found[f"{phase}, {when} {step.call.name} {suffix}"].append(place)
+                found[f"{phase}, {when} {step.call.name} {_kind(name)}"].append(place)
             elif place in told:
                 found[f"{phase}, a reply"].append(place)
         return found
@@ -135,6 +135,14 @@ class Recording:
                 directory.settle(self.copies[0])
             yield directory.follow(step)
         directory.settle(self.copies[1])
+
+
+def _kind(name: str) -> str:
+    """What kind of file a name stands for."""
+    number, _, suffix = Path(name).name.partition(".")
+    if number.isdecimal():
+        return "compacted" if int(number) >= COMPACTED and "qseg" in suffix else f".{suffix}"
+    return name if "lmdb" in name else Path(name).name
 
 
 def record(directory: Path, *, seconds: float, seed: int) -> Recording:
