@@ -6,7 +6,7 @@ and never returned. The environment must not be used across a fork.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from qlog.storage.environment import open_environment
+from qlog.storage.environment import is_full, open_environment
 from qlog.storage.errors import DirectoryUnreadable
 
 _HASH = struct.Struct("<Q")
@@ -34,13 +34,16 @@ class Row:
 class Catalog:
     """The definitions of one data directory.
 
-    All methods raise DirectoryUnreadable on damage; those that write, when they cannot, too.
+    All methods raise DirectoryUnreadable on damage; those that write, when they cannot, too: if it is
+    not for lack of space, `on_failure` is told before, since the disk is not to be trusted then (and
+    LMDB may have come to rely on its not having failed).
     """
 
     def __init__(
         self, directory: Path, *, map_bytes: int, read_only: bool = False, lock: bool = True
     ) -> None:
         """`lock=False`: read without a lock file, see `open_environment`."""
+        self.on_failure: Callable[[BaseException], None] = _ignore
         self._transaction: lmdb.Transaction | None = None
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
@@ -145,7 +148,14 @@ class Catalog:
                 finally:
                     self._transaction = None
         except lmdb.Error as error:
-            raise DirectoryUnreadable(f"the catalog cannot be written: {error}") from error
+            failure = DirectoryUnreadable(f"the catalog cannot be written: {error}")
+            if not (is_full(error) or isinstance(error, lmdb.MapFullError)):
+                self.on_failure(failure)
+            raise failure from error
+
+
+def _ignore(failure: BaseException) -> None:
+    """Nobody cares."""
 
 
 def _key(kind: str, name: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import Generic
 
 import lmdb
 
+from qlog.storage import environment
 from qlog.storage.errors import SyncFailed, is_full
 from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Move, Placed
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
@@ -150,7 +151,7 @@ def write(
     except IndexDoubt as doubt:
         done.doubt = doubt
     except lmdb.Error as error:
-        if _lmdb_is_full(error):
+        if environment.is_full(error):
             done.full = True
         else:
             done.failure = error
@@ -185,8 +186,3 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
         for update, first in transient.owners:
             update.placed.append(Placed(first, segment_id, positions, lengths))
         del snapshot.transients[0]
-
-
-def _lmdb_is_full(error: lmdb.Error) -> bool:
-    """LMDB passes the system's error on as text only."""
-    return any(text in str(error) for text in ("No space left", "disk space", "too large", "quota"))

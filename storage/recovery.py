@@ -116,7 +116,7 @@ def recover(
             raise DirectoryUnreadable(
                 f"{error.filename or paths.root}: {error.strerror}; check the disk and the rights"
             ) from error
-        if isinstance(error, lmdb.Error):
+        if isinstance(error, (lmdb.Error, IndexDoubt)):
             raise DirectoryUnreadable(f"{paths.index}: {error}; check the disk") from error
         raise
 

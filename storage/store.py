@@ -69,7 +69,8 @@ class _Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Unlinked:
-    segment_ids: list[int]
+    gone: list[int]
+    left: list[int]  # no space to unlink them: some file systems need a little
     error: BaseException | None
 
 
@@ -92,6 +93,7 @@ class Store(Generic[M]):
         self.synced = 0
         self.full = False
         self.failure: BaseException | None = None
+        self.catalog.on_failure = self._fail
         self._recovered = recovered
         self._paths = recovered.paths
         self._disk = recovered.disk
@@ -148,6 +150,7 @@ class Store(Generic[M]):
         self._dropped: list[int] = []
         self._condemned: set[int] = set()  # segments given up
         self._unlinked: list[int] = []
+        self._unlink_again: list[int] = []  # after the next checkpoint
         # compaction
         self._compaction: Compaction | None = None
         self._compacting = False  # a step of it is under way
@@ -604,10 +607,11 @@ class Store(Generic[M]):
                     self._fail(error)
             case CompactionStep():
                 self._compacted_further(result)
-            case _Unlinked(segment_ids, error):
+            case _Unlinked(gone, left, error):
                 if error is not None:
                     self._fail(error)
-                self._unlinked += segment_ids
+                self._unlinked += gone
+                self._unlink_again += left
             case _Prepared(error):
                 if error is not None and not is_full(error):
                     self._fail(error)
@@ -730,8 +734,10 @@ class Store(Generic[M]):
         for segment_id in [*going, *spilled]:
             self._reader.forget(segment_id)
             self._live.pop(segment_id, None)
-        if going or spilled:
-            self._maintain(lambda: self._unlink(going, spilled))
+        unlinking = [*self._unlink_again, *going, *spilled]
+        self._unlink_again = []
+        if unlinking:
+            self._maintain(lambda: self._unlink(unlinking))
         dead = dead_segments(self._log.segments, self._live, self._checkpoint_lsn, self._condemned)
         for segment_id in dead:
             self._condemned.add(segment_id)
@@ -866,18 +872,26 @@ class Store(Generic[M]):
             return _Prepared(error)
         return _Prepared(None)
 
-    def _unlink(self, segment_ids: list[int], spilled: list[int]) -> _Unlinked:
+    def _unlink(self, segment_ids: list[int]) -> _Unlinked:
         paths = self._paths
+        gone: list[int] = []
+        left: list[int] = []
         try:
             for segment_id in segment_ids:
-                self._disk.unlink(paths.segment(segment_id))
-            if segment_ids:
+                spilled = segment_id >= SPILL
+                try:
+                    self._disk.unlink((paths.spill_file if spilled else paths.segment)(segment_id))
+                except OSError as error:
+                    if not is_full(error):
+                        raise
+                    left.append(segment_id)
+                else:
+                    gone.append(segment_id)
+            if any(segment_id < SPILL for segment_id in gone):
                 self._disk.sync_directory(paths.log)
-            for segment_id in spilled:
-                self._disk.unlink(paths.spill_file(segment_id))
         except (OSError, SyncFailed) as error:
-            return _Unlinked([], error)
-        return _Unlinked([*segment_ids, *spilled], None)
+            return _Unlinked([], [], error)
+        return _Unlinked(gone, left, None)
 
     def _quiesce(self, timeout_s: float) -> bool:
         """Block until no thread of the store is at work; False when that takes too long."""

@@ -16,7 +16,7 @@ from qlog.storage.errors import (
 )
 from qlog.storage.examine import Examination, Verdict
 from qlog.storage.format import FILE_HEADER_BYTES
-from qlog.storage.index import Live
+from qlog.storage.index import IndexDoubt, Live
 from qlog.storage.lane import Lane
 from qlog.storage.store import Store
 from tests.storage.support import (
@@ -490,3 +490,18 @@ def test_a_catalog_cut_off_is_refused_and_an_index_is_rebuilt(tmp_path: Path) ->
     os.truncate(bench.directory / "catalog.lmdb" / "data.mdb", 8192)
     with pytest.raises(DirectoryUnreadable, match="cut off"):
         bench.open()
+
+
+def test_an_index_that_cannot_be_made_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB's own reasons are not told apart: a damaged index looks like one without space."""
+
+    def no_space(directory: Path, *, map_bytes: int) -> None:
+        raise IndexDoubt(f"{directory}: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("qlog.storage.recovery.Index", no_space)
+        with pytest.raises(DirectoryUnreadable, match=r"^.*index\.lmdb.*check the disk$"):
+            start(tmp_path / "data")
+    start(tmp_path / "data").close()

@@ -1,6 +1,7 @@
 """The store in good health, and what it does when the disk is not."""
 
 import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -422,6 +423,45 @@ def test_space_comes_back_on_a_full_disk_when_messages_are_settled(bench: Bench)
     run_all(bench)
     assert not bench.store.full and bench.store.durable_lsn == bench.store.lsn
     assert len(contents(lane)) == 40
+    bench.store.close()
+
+
+def test_files_that_could_not_be_unlinked_for_lack_of_space_go_later(bench: Bench) -> None:
+    """Some file systems need a little space to unlink a file."""
+    lane = new_lane(bench.store)
+    for _ in range(60):
+        publish(bench.store, [lane], [b"x" * 1000])
+    assert bench.store.checkpoint()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    bench.disk.fail = lambda asked: full if asked == "unlink" else None
+    lane.settle(0, 55)
+    for _ in range(4):
+        assert bench.store.checkpoint()
+    log = bench.directory / "log"
+    assert bench.store.segment_count <= 2 and len(list(log.glob("*.qseg"))) >= 4
+    bench.disk.fail = lambda asked: None
+    lane.settle(55, 1)
+    assert bench.store.checkpoint()
+    assert len(list(log.glob("*.qseg"))) <= 3
+    assert len(contents(lane)) == 4
+    bench.store.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds its own files in /proc")
+def test_a_catalog_that_cannot_be_written_is_a_failure(bench: Bench) -> None:
+    """Its writes are LMDB's own: the file is taken from under it."""
+    store = bench.store
+    store.catalog.put("kind", "before", b"1")
+    path = bench.directory / "catalog.lmdb" / "data.mdb"
+    with path.open("rb") as unwritable:
+        for link in Path("/proc/self/fd").iterdir():
+            if int(link.name) != unwritable.fileno() and os.path.realpath(link) == str(path):
+                os.dup2(unwritable.fileno(), int(link.name))
+    with pytest.raises(DirectoryUnreadable, match="cannot be written"):
+        store.catalog.put("kind", "after", b"2")
+    assert isinstance(store.failure, DirectoryUnreadable)
+    bench.reopen()
+    assert [name for name, _ in bench.store.catalog.items("kind")] == ["before"]
     bench.store.close()
 
 
