@@ -172,6 +172,13 @@ class Directory:
         name: str = method(call, step.ends)
         return name
 
+    def about(self, call: Call) -> str:
+        """The file or directory that a call is about, whether it failed or not."""
+        if call.name.startswith(("open", "mkdir", "rename", "unlink", "rmdir")):
+            return next((name for name in self._paths(call, at=True) if name), ".")
+        descriptor = self._of(call)
+        return "" if descriptor is None else descriptor.name or "."
+
     def _path(self, process: int, directory: int | None, raw: bytes) -> str | None:
         """The name below the root; None for all others."""
         if directory is not None and not raw.startswith(b"/"):

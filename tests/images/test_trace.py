@@ -62,6 +62,7 @@ def test_calls_overlap(tmp_path: Path) -> None:
     assert steps[0].call.strings() == [b"ab"]
     assert steps[0].call.numbers() == [3, 2, 10]
     assert steps[3].call.failed and not steps[1].call.failed
+    assert [step.call.injected for step in steps] == [False, False, False, True, True, False]
 
 
 def images(lines: Sequence[str], tmp_path: Path, kept: str) -> set[bytes | None]:

@@ -28,7 +28,7 @@ _DATA_BYTES_MAX = 1 << 26
 
 _LINE = re.compile(rb"(\d+) +(\d+\.\d+) (.*)", re.DOTALL)
 _RESUMED = re.compile(rb"<\.\.\. (\w+) resumed>(.*)", re.DOTALL)
-_RESULT = re.compile(rb"^(.*)\) += (-?\d+|0x[0-9a-f]+|\?)(?: .*)?$", re.DOTALL)
+_RESULT = re.compile(rb"^(.*)\) += (-?\d+|0x[0-9a-f]+|\?)( .*)?$", re.DOTALL)
 _STRING = re.compile(rb'"([^"]*)"(\.\.\.)?')
 _UNFINISHED = b" <unfinished ...>"
 
@@ -64,6 +64,7 @@ class Call:
     arguments: bytes
     at_s: float  # of the real-time clock, when it began
     result: int | None = None
+    injected: bool = False  # strace answered in the kernel's place
 
     @property
     def failed(self) -> bool:
@@ -81,7 +82,7 @@ class Call:
     def numbers(self) -> list[int]:
         """The numbers among the plain arguments, in order; text and structures are left out."""
         plain = re.sub(rb"\"[^\"]*\"|\{[^}]*\}|\[[^]]*\]", b"", self.arguments)
-        return [int(word, 0) for word in re.findall(rb"(?<![\w-])-?\d+(?!\w)", plain)]
+        return [int(word) for word in re.findall(rb"(?<![\w-])-?\d+(?!\w)", plain)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,4 +127,5 @@ def _steps(lines: Iterable[bytes], process: int) -> Iterator[Step]:
         call.arguments += ended[1]
         if ended[2] != b"?":
             call.result = int(ended[2], 0)
+            call.injected = b"(INJECTED)" in (ended[3] or b"")
             yield Step(call, True, at_s)

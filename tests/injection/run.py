@@ -1,0 +1,191 @@
+"""One run of the script, with an error from the system at one call; and what came of it.
+
+It promises: only calls on files of the data directory fail, LMDB's included, and only the one that
+was asked for (or it and all after it); the directory that is left is opened three times, without
+errors: as it is, as a power loss could have left it, and with everything gone that was not synced.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qlog.storage.fold import COMPACTED
+from qlog.storage.index import SPILL
+from tests.images import trace
+from tests.images.check import open_image
+from tests.images.directory import Directory, write
+from tests.images.record import TracedBroker
+from tests.injection.script import Notes, Script
+
+# What a broker's directory is made and changed with. Reads are another matter.
+CALLS = (
+    *("openat", "mkdir", "write", "pwrite64", "writev", "pwritev2", "fdatasync", "fsync"),
+    *("rename", "unlink", "unlinkat", "ftruncate", "fallocate"),
+)
+SYNCS = ("fdatasync", "fsync")
+ERRORS = ("EIO", "ENOSPC")
+EXIT_STOPPED, EXIT_NO_START, EXIT_DISK = 0, 1, 74
+
+_SHOWN = 5  # of the violations of a directory
+_FILES = 80  # of each kind; a run has fewer
+
+
+def paths(root: Path) -> list[Path]:
+    """Every file and directory that a run may use: strace knows no wildcards."""
+    ids = range(1, _FILES)
+    segments = [*ids, *(COMPACTED + number for number in range(_FILES))]
+    return [
+        *(root, root / "LOCK", root / "index.doubt"),
+        *(root / name for name in ("log", "ledger", "spill", "catalog.lmdb", "index.lmdb")),
+        *(
+            root / f"{name}.lmdb/{kind}.mdb"
+            for name in ("catalog", "index")
+            for kind in ("data", "lock")
+        ),
+        *(root / f"log/{number:010d}.qseg{new}" for number in segments for new in ("", ".new")),
+        *(root / f"ledger/{number:010d}.qack" for number in ids),
+        root / "ledger/next.new",
+        *(root / f"spill/{SPILL + number:010d}.qspl" for number in range(_FILES)),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The `nth` call of this name fails; with `onwards` all after it, too."""
+
+    call: str
+    error: str
+    nth: int
+    onwards: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.error} at {self.call} {self.nth}{'+' * self.onwards}"
+
+    @property
+    def option(self) -> str:
+        """For strace."""
+        return f"inject={self.call}:error={self.error}:when={self.nth}{'+' * self.onwards}"
+
+
+@dataclass
+class Result:
+    """What came of a run."""
+
+    fault: Fault | None
+    reaction: str = ""
+    where: str = ""  # what the call that failed was about
+    violations: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # calls on the directory
+    seconds: float = 0.0
+
+
+def run(fault: Fault | None, workspace: Path) -> Result:
+    """A broker, the script, the end, and three starts. `workspace` stays when something is wrong."""
+    shutil.rmtree(workspace, ignore_errors=True)
+    workspace.mkdir(parents=True)
+    begin = time.monotonic()
+    data_dir = workspace / "data"
+    log = workspace / "trace"
+    tracer = trace.command(log)
+    for path in paths(data_dir):
+        tracer += ("-P", str(path))
+    if fault is not None:
+        tracer += ("-e", fault.option)
+    broker = TracedBroker(data_dir, tracer)
+    outcome = Outcome()
+    try:
+        try:
+            broker.start()
+            outcome.started = True
+        except RuntimeError:  # it ended, or took too long and was killed
+            assert broker.process is not None
+            outcome.code = broker.process.returncode
+        if outcome.started:
+            outcome.notes = Script(broker.url, lambda: broker.broker is not None).run()
+            outcome.stopped_itself = broker.broker is None
+            with suppress(subprocess.TimeoutExpired):
+                outcome.code, _ = broker.terminate()
+    finally:
+        broker.kill()
+    outcome.said = broker.lines
+    result = Result(fault)
+    directory = Directory(data_dir)
+    reached = False
+    for step in trace.read(log):
+        call = step.call
+        if call.injected and not reached:
+            reached = True
+            result.where = directory.about(call)
+        result.counts[call.name] += step.ends
+        directory.follow(step)
+    result.reaction = outcome.reaction if reached or fault is None else "not reached"
+    result.violations = outcome.violations
+    for kept in ("all", "some", "none"):
+        target = workspace / kept
+        if kept == "all":
+            directory.settle(data_dir)
+            shutil.copytree(data_dir, target)
+        else:
+            write(directory.image(random.Random(str(fault)), kept), target)
+        try:
+            wrong = outcome.notes.violations(open_image(target))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the directory did not open
+            wrong = [f"it does not open: {type(error).__name__}: {error}"]
+        result.violations += [f"of the unsynced {kept}: {text}" for text in wrong[:_SHOWN]]
+    if result.violations:
+        result.violations += [f"    | {line}" for line in outcome.said[-12:]]
+    else:
+        shutil.rmtree(workspace)
+    result.seconds = time.monotonic() - begin
+    return result
+
+
+@dataclass
+class Outcome:
+    """How broker and script ended."""
+
+    started: bool = False
+    code: int | None = None  # None: it hung
+    stopped_itself: bool = False  # while the script was at work
+    notes: Notes = field(default_factory=Notes)
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def reaction(self) -> str:
+        """In a few words."""
+        if not self.started:
+            return f"did not start, {self.code}"
+        words = [] if self.code == EXIT_STOPPED else [f"ended with {self.code}"]
+        if self.notes.refusals and not self.stopped_itself:
+            words.append("refused with 541")
+        return ", ".join(words) or "went on"
+
+    @property
+    def violations(self) -> list[str]:
+        """What no error from the system excuses."""
+        notes = self.notes
+        wrong = list(notes.trouble)
+        if any("Traceback" in line for line in self.said):
+            wrong.append("a traceback")
+        wrong += [f"refused: {error}" for error in notes.refusals if error.code != 541]
+        if not self.started:
+            if self.code not in (EXIT_NO_START, EXIT_DISK):
+                wrong.append(f"no start, but exit status {self.code}")
+            if len(self.said) != 1 or not self.said[0].startswith("qlog: "):
+                wrong.append(f"{len(self.said)} lines instead of one")
+        elif self.code not in (EXIT_STOPPED, EXIT_DISK):
+            wrong.append("it hangs" if self.code is None else f"exit status {self.code}")
+        if self.stopped_itself and self.code == EXIT_STOPPED:
+            wrong.append("it stopped by itself, with status 0")
+        if self.stopped_itself and not notes.refusals:
+            wrong.append("it stopped without telling its client")
+        if notes.cut:
+            wrong.append("a connection was cut without a word")
+        return wrong
