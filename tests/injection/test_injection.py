@@ -17,7 +17,7 @@ from tests.injection.run import Fault, run
     [
         (Fault("pwrite64", "EIO", 8), "did not start, 1"),
         (Fault("fdatasync", "EIO", 22), "ended with 74"),
-        (Fault("fdatasync", "EIO", 10, onwards=True), "ended with 74"),
+        (Fault("fdatasync", "EIO", 16, onwards=True), "ended with 74"),
         (Fault("pwritev2", "ENOSPC", 20), "went on"),
     ],
     ids=str,
