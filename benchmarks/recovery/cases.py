@@ -26,6 +26,10 @@ def _sparse(tags: range) -> Iterator[int]:
     return (tag for tag in tags if tag % SPARSE_STEP == 0)
 
 
+def _most(tags: range) -> Iterator[int]:
+    return (tag for tag in tags if tag % SPARSE_STEP)
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """Which messages of a backlog were acknowledged before the kill.
@@ -47,6 +51,7 @@ PATTERNS = {
     "in-order": Pattern("the first half, in order", _all, 0.5),
     "random": Pattern("every other one, at random", _random_half),
     "sparse": Pattern(f"every {SPARSE_STEP}th", _sparse),
+    "most": Pattern(f"all but every {SPARSE_STEP}th", _most),
 }
 
 

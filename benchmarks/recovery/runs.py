@@ -1,7 +1,7 @@
 """One case on one broker: fill, acknowledge, kill, start, deliver; what each of it cost.
 
-Promises that no figure is given for a broker that lost something: after the fill, the acks and each
-restart the queue that is consumed must hold exactly what was confirmed and not acknowledged.
+Promises that figures end where a broker lost something: after the fill, the acks and each restart the
+queue that is consumed must hold exactly what was confirmed and not acknowledged.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ Tell = Callable[[str], None]
 class Backlog:
     """The queues of a case on one broker, and how many messages have to be in the first."""
 
-    def __init__(self, daemon: Daemon, case: Case, tell: Tell) -> None:
+    def __init__(self, daemon: Daemon, case: Case, samples: Samples, tell: Tell) -> None:
         self.daemon = daemon
         self.case = case
+        self.samples = samples
         self.tell = tell
-        self.samples: Samples = {}
         self.queues = tuple(
             flow.fresh_name("recovery") + f".{number}" for number in range(case.queues)
         )
@@ -207,7 +207,9 @@ def close_among_deliveries(connection: wire.Connection) -> None:
         seen += data
 
 
-def run_case(daemon: Daemon, case: Case, runs: int, cold: bool, tell: Tell) -> Samples:
+def run_case(
+    daemon: Daemon, case: Case, runs: int, cold: bool, samples: Samples, tell: Tell
+) -> None:
     """Everything that is measured of one case on one broker.
 
     Args:
@@ -215,13 +217,14 @@ def run_case(daemon: Daemon, case: Case, runs: int, cold: bool, tell: Tell) -> S
         case: the backlog.
         runs: kills of each kind.
         cold: do it with dropped page caches too.
+        samples: gets the figures, also when a later step fails.
         tell: gets a line for each step.
 
     Raises:
         LoadFailed: messages are missing or surplus.
         BrokerFailed: the broker does not start.
     """
-    backlog = Backlog(daemon, case, tell)
+    backlog = Backlog(daemon, case, samples, tell)
     backlog.declare()
     backlog.fill()
     backlog.acknowledge()
@@ -241,7 +244,6 @@ def run_case(daemon: Daemon, case: Case, runs: int, cold: bool, tell: Tell) -> S
             backlog.note(verify_s=verify_s, verify_mib_s=log_bytes / MIB / verify_s)
     else:
         backlog.delete()
-    return backlog.samples
 
 
 def verify(data: Path, tell: Tell) -> float | None:

@@ -162,7 +162,8 @@ def run_recovery(
                 tell(f"{where}: {line}")
 
             try:
-                result.samples[part] = _run_case(case, settings, cold, peer, part, told)
+                samples = result.samples.setdefault(part, {})
+                _run_case(case, settings, cold, peer, part, samples, told)
             except (LoadFailed, BrokerFailed, wire.Refused, OSError) as error:
                 result.errors.append(f"{case}, {part}: {error}")
                 tell(result.errors[-1])
@@ -174,8 +175,14 @@ def run_recovery(
 
 
 def _run_case(
-    case: Case, settings: Settings, cold: bool, peer: Peer | None, part: str, tell: Tell
-) -> Samples:
+    case: Case,
+    settings: Settings,
+    cold: bool,
+    peer: Peer | None,
+    part: str,
+    samples: Samples,
+    tell: Tell,
+) -> None:
     free_bytes = shutil.disk_usage(settings.directory).free
     if free_bytes < case.disk_bytes:
         raise LoadFailed(
@@ -183,9 +190,10 @@ def _run_case(
         )
     if part == SUBJECT:
         with OwnDaemon(settings.directory) as own:
-            return run_case(own, case, settings.runs, cold, tell)
+            run_case(own, case, settings.runs, cold, samples, tell)
+        return
     with _peer_daemon(settings, peer) as daemon:
-        return run_case(daemon, case, settings.runs, cold, tell)
+        run_case(daemon, case, settings.runs, cold, samples, tell)
 
 
 @contextmanager

@@ -37,7 +37,9 @@ def test_a_sweep_has_each_case_once() -> None:
     assert cases == [Case(100), Case(1000), Case(1000, 10), Case(1000, 1, "sparse")]
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("random", 400, 600), ("sparse", 100, 100)])
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("random", 400, 600), ("sparse", 100, 100), ("most", 900, 900)]
+)
 def test_patterns_select_their_share(name: str, least: int, most: int) -> None:
     tags = range(1, 1001)
     selected = list(PATTERNS[name].select(tags))
@@ -52,8 +54,9 @@ def test_a_case_is_filled_killed_and_rebuilt(
     monkeypatch.setattr(runs, "PORTIONS", 2)
     monkeypatch.setattr(runs, "verify", lambda data, tell: None)
     told: list[str] = []
+    samples: Samples = {}
     with OwnDaemon(tmp_path) as daemon:
-        samples = run_case(daemon, Case(60, 2, "in-order"), 1, cold=False, tell=told.append)
+        run_case(daemon, Case(60, 2, "in-order"), 1, cold=False, samples=samples, tell=told.append)
     assert samples["acked"] == [15]
     for figure in ("warm_delivery_s", "warm_asked_mib", "rebuild_delivery_s", "written_per_byte"):
         assert len(samples[figure]) == 1 and samples[figure][0] > 0
@@ -75,7 +78,7 @@ def test_a_peer_is_killed_with_all_that_its_command_started(tmp_path: Path) -> N
     launcher = f"cd {shlex.quote(str(ROOT))}; {shlex.join([*serve, '--data-dir', str(tmp_path / 'data')])}; :"
     address = wire.Address("127.0.0.1", port)
     with PeerDaemon(shlex.join(["sh", "-c", launcher]), address, tmp_path / "log") as daemon:
-        backlog = Backlog(daemon, Case(10), lambda line: None)
+        backlog = Backlog(daemon, Case(10), {}, lambda line: None)
         assert backlog.broker.memory().anonymous_bytes > 0
         with (
             pytest.raises(BrokerFailed, match="listens on port"),
