@@ -800,7 +800,7 @@ class Store(Generic[M]):
             self._fail(step.failure)
             if isinstance(step.failure, IndexDoubt):
                 mark_doubt(self._disk, self._paths)  # the next start is to rebuild the index
-        if step.unfit is not None:
+        if step.unfit is not None and step.unfit in self._log.segments:  # else it died meanwhile
             self._unfit.add(step.unfit)
             path = self._paths.segment(step.unfit)
             self._findings.append(
@@ -815,7 +815,8 @@ class Store(Generic[M]):
             new_id = step.segment.segment_id
             step.segment.sealed_s = self._now_s
             self._records.append([SEGMENT_REPLACED, new_id, *old_ids])
-            self._replaced.update(dict.fromkeys(old_ids, new_id))
+            there = [id_ for id_ in old_ids if id_ in self._log.segments]  # some may have died
+            self._replaced.update(dict.fromkeys(there, new_id))
             self._moves.append(step.move)
             self._compacted.append(step.segment)
             self._await_acks()

@@ -5,13 +5,14 @@ The random search that finds such things again is `python -m tests.simulation`.
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.lives import scratch
 from tests.simulation.world import Fate, World
-from tests.storage.support import SMALL, Bench, new_lane, publish
+from tests.storage.support import SMALL, Bench, contents, new_lane, publish
 
 INDEX = ("index.lmdb",)
 CATALOG = ("catalog.lmdb",)
@@ -72,4 +73,44 @@ def test_lsns_go_on_when_all_segments_at_the_top_were_given_up(
         assert bench.store.lsn == 40
         epochs.append(bench.store.report.epoch)
     assert epochs == sorted(set(epochs))
+    bench.store.close()
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["not read yet", "being read"])
+def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
+    tmp_path: Path, opened: bool
+) -> None:
+    """It was named as replaced for ever, and its copy was missed when that had died too."""
+    bench = Bench(tmp_path, replace(SMALL, compact_age_s=0.0, compact_bytes_per_s=1 << 40))
+    lane = new_lane(bench.store)
+    for at in range(60):
+        publish(bench.store, [lane], [b"%d" % at + b"x" * 1000])
+    assert bench.store.settle_down()
+    for at in range(60):
+        if at % 10:
+            lane.settle(at, 1)
+    assert bench.store.checkpoint()
+    bench.tick(2.5)  # begins to compact
+    assert bench.store._compaction is not None
+    dying = [source.segment_id for source in bench.store._compaction.sources][0 if opened else 1]
+    bench.maintenance.run_one()
+    bench.store.advance()
+    assert bench.store._compaction is not None
+    lane.settle(0 if opened else 10, 11)
+    assert bench.store.checkpoint() and bench.store.checkpoint()
+    names = bench.disk.names(bench.directory / "log")
+    assert f"{dying:010d}.qseg" not in names
+    for _ in range(20):
+        bench.tick(1.1)
+        assert bench.store.checkpoint()
+    assert bench.store._compaction is None and not bench.store.take_findings()
+    lane.settle(0, 60)
+    for _ in range(4):
+        assert bench.store.checkpoint()
+        bench.tick()
+        bench.tick()
+    bench.store._ledger_wants_roll = True
+    assert bench.store.checkpoint()
+    bench.restart()
+    assert bench.store.lsn == 60 and not contents(bench.store.lane(lane.id))
     bench.store.close()
