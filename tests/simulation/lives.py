@@ -9,10 +9,11 @@ import shutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.simulation.disk import LMDB_NAMES, CrashCounts
@@ -41,11 +42,16 @@ _STEPS = {  # and how often, before taste
     "fill_disk": 1.5,
     "free_disk": 2,
     "fail": 1,
+    "doubt": 0.5,
 }
 
 
 class Violation(Exception):
     """A life in which something did not hold; the text says how to live it again."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -83,8 +89,9 @@ class Life:
         seed: int,
         rounds: int = ROUNDS_A_LIFE,
         prepare: Callable[[World], None] = lambda world: None,
+        taste: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """`prepare` may change the world before its first start."""
+        """`prepare` may change the world before its first start, `taste` how often steps come."""
         self.choice = random.Random(seed)
         self.rounds = rounds
         choice = self.choice
@@ -108,7 +115,10 @@ class Life:
             seed,
         )
         prepare(self.world)
-        self.weights = [weight * choice.choice((0.2, 1, 1, 1, 3)) for weight in _STEPS.values()]
+        self.weights = [
+            weight * taste.get(name, 1) * choice.choice((0.2, 1, 1, 1, 3))
+            for name, weight in _STEPS.items()
+        ]
         self.story: list[str] = []
 
     def live(self) -> None:
@@ -210,18 +220,20 @@ def live(
     seed: int,
     rounds: int = ROUNDS_A_LIFE,
     prepare: Callable[[World], None] = lambda world: None,
+    taste: Mapping[str, float] = MappingProxyType({}),
 ) -> Tally:
     """One life. Raises Violation."""
     with scratch() as base:
-        life = Life(base, seed, rounds, prepare)
+        life = Life(base, seed, rounds, prepare, taste)
         try:
             life.live()
         except Exception as error:
             told = "\n  ".join(life.story[-40:])
+            reason = f"{type(error).__name__}: {error}"
             raise Violation(
-                f"{traceback.format_exc()}\nthe last steps:\n  {told}\n"
-                f"{type(error).__name__}: {error}\n"
-                f"again with: python -m tests.simulation --life {seed} --rounds {rounds}"
+                f"{traceback.format_exc()}\nthe last steps:\n  {told}\n{reason}\n"
+                f"again with: python -m tests.simulation --life {seed} --rounds {rounds}",
+                reason,
             ) from error
         finally:
             life.world.end()

@@ -28,6 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 from qlog.storage import recovery
+from qlog.storage.datadir import mark_doubt
 from qlog.storage.errors import StorageError
 from qlog.storage.index import SPILL, Live
 from qlog.storage.lane import Lane
@@ -117,6 +118,7 @@ class World:
         self.lsn_durable = 0  # the highest that was ever confirmed
         self.epoch = 0
         self.was_full = False  # in this process
+        self.in_doubt = False  # the same
         self.store: Store[Envelope] | None = None
         self.workers: list[Worker] = []
         self.models: list[Model] = []
@@ -145,7 +147,7 @@ class World:
 
     def _open(self) -> None:
         self.workers = []
-        self.was_full = False
+        self.was_full = self.in_doubt = False
         with _hooked(self.disk):
             self.store = Store.open(
                 self.disk.root,
@@ -333,8 +335,9 @@ class World:
         assert not disk.open_files
         self.counts["orderly stops"] += 1
         self.fate = fate
+        in_doubt = self.in_doubt
         self.restart()
-        if sound and not (fate.power or fate.inside or fate.remove_index):
+        if sound and not (in_doubt or fate.power or fate.inside or fate.remove_index):
             report = self.running.report
             assert not report.index_rebuilt, report
             assert report.records_replayed == report.log_bytes_cut == 0, report
@@ -364,6 +367,12 @@ class World:
     def fail(self, after: int) -> None:
         """An operation is to fail with EIO."""
         self.disk.fail_in = after
+
+    def doubt(self) -> None:
+        """The next start is to rebuild the index, as after damage in it was seen."""
+        if self.disk.space_bytes is None and self.disk.fail_in is None:
+            mark_doubt(self.disk, self.running._paths)
+            self.in_doubt = True
 
     # -- what the steps share
 
@@ -415,6 +424,7 @@ class World:
             assert any(worker.results for worker in self.workers), (
                 f"an error in {self.disk.failed} was forgotten"
             )
+        assert not store.take_findings()  # nothing is damaged
         for model in self.models:
             lane = store._lanes.get(model.lane_id)
             assert (0 if lane is None else lane.alive) == len(model.alive)

@@ -1,0 +1,253 @@
+"""What the simulation must notice: storage with one thing done wrong, and that it does.
+
+Two tables. `MUTATIONS` breaks a promise each, among them every sync that is left out; `find` lives
+mutated lives until one is caught. `REDUNDANT` has the syncs whose absence breaks none, each with the
+reason; lives without all of them at once must go well. Together they name every sync in storage.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import qlog.storage
+from qlog.storage.commit import CommitJob, CommitResult, Committer
+from qlog.storage.errors import SyncFailed
+from qlog.storage.lane import Lane
+from qlog.storage.recovery import _Recovery
+from qlog.storage.store import Store
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.lives import ROUNDS_A_LIFE, Violation, live
+from tests.simulation.world import World
+
+Patches = Callable[[], list[AbstractContextManager[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One thing done wrong."""
+
+    name: str
+    breaks: str  # how it comes out
+    without: str = ""  # this sync: who calls for it, and of what
+    patches: Patches = list
+    taste: dict[str, float] = field(default_factory=dict)  # steps that are taken more often
+
+
+# -- syncs that may be missing
+
+REDUNDANT = {
+    "prepare: data": "the names in the root are synced again before the first ledger is written, "
+    "and nothing is promised before that",
+    "create: file": "the first commit to a segment syncs its size too, and a segment without a "
+    "commit may be any size; what it is for is speed: space that is there costs no journal later",
+    "LedgerWriter.remove_older: ledger": "an older file that is back is not looked at",
+    "_Recovery._finish_log: log": "an empty segment that is back is empty again, and the next "
+    "segment's creation syncs the directory before it is written to",
+    "_Recovery._remove_leftover: log": "a file that the ledger gave up is given up again",
+    "_Recovery._update_index: data": "a mark of doubt that is back rebuilds the index once more",
+    "Store._unlink: log": "the ledger gave the segment up, and no later ledger file lists it",
+    "mark_doubt: data": "damage in the index is found again; the mark only spares the way there",
+}
+
+
+# -- other mistakes
+
+
+def _confirm_early() -> list[AbstractContextManager[Any]]:
+    original = Store._submit_job
+
+    def submit(self: Store[Any]) -> None:
+        original(self)
+        if self._committing:
+            self.durable_lsn = self._log.lsn
+
+    return [patch.object(Store, "_submit_job", submit)]
+
+
+def _confirm_despite_failure() -> list[AbstractContextManager[Any]]:
+    original = Committer._write_log
+
+    def write(self: Committer, job: CommitJob, result: CommitResult) -> None:
+        try:
+            original(self, job, result)
+        except SyncFailed:
+            result.written = len(job.batches)
+            raise
+
+    return [patch.object(Committer, "_write_log", write)]
+
+
+def _sync_again() -> list[AbstractContextManager[Any]]:
+    original = SimulatedDisk.sync_data
+
+    def sync(self: SimulatedDisk, file: int) -> None:
+        try:
+            original(self, file)
+        except SyncFailed:
+            original(self, file)
+            self.failed = ""  # so it looks
+
+    return [patch.object(SimulatedDisk, "sync_data", sync)]
+
+
+def _index_first() -> list[AbstractContextManager[Any]]:
+    original = Store._submit_job
+
+    def submit(self: Store[Any]) -> None:
+        original(self)
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.ledger is None:
+            snapshot.ledger = self._committer._ledger.position
+            self._resume_checkpoint()
+
+    return [patch.object(Store, "_submit_job", submit)]
+
+
+def _unlink_first() -> list[AbstractContextManager[Any]]:
+    original = Store._reclaim
+
+    def reclaim(self: Store[Any], condemned: list[int], spill_current: int) -> None:
+        original(self, condemned, spill_current)
+        original(self, list(self._condemned), spill_current)
+
+    return [patch.object(Store, "_reclaim", reclaim)]
+
+
+def _checkpoint_ahead() -> list[AbstractContextManager[Any]]:
+    original = Store._gather
+
+    def gather(self: Store[Any]) -> Any:
+        durable_lsn = self.durable_lsn
+        self.durable_lsn = self._log.lsn
+        try:
+            return original(self)
+        finally:
+            self.durable_lsn = durable_lsn
+
+    return [patch.object(Store, "_gather", gather)]
+
+
+def _tail_as_it_is() -> list[AbstractContextManager[Any]]:
+    return [patch.object(_Recovery, "_rewrite", lambda *arguments: None)]
+
+
+def _orphans_hit() -> list[AbstractContextManager[Any]]:
+    original = Lane.recovered
+
+    def recovered(self: Lane[Any], placed_upto: int, next_qseq: int, placed: Any) -> None:
+        original(self, placed_upto, placed_upto, placed)
+
+    return [patch.object(Lane, "recovered", recovered)]
+
+
+def _forget_full() -> list[AbstractContextManager[Any]]:
+    original = Store._committed
+
+    def committed(self: Store[Any], result: object) -> None:
+        if isinstance(result, CommitResult) and result.full:
+            result.written = len(result.job.batches)
+        original(self, result)
+
+    return [patch.object(Store, "_committed", committed)]
+
+
+MUTATIONS = [
+    Mutation("no sync of the parent", "the directory is gone", "prepare: parent"),
+    Mutation("no sync of the catalog's name", "the catalog is gone", "_Recovery.run: catalog.lmdb"),
+    Mutation("no sync of the root", "the catalog is gone", "_Recovery.run: data"),
+    Mutation("no sync of a segment's name", "the segment is gone", "create: log"),
+    Mutation("no sync of a commit", "confirmed messages are gone", "Committer._write_log: file"),
+    Mutation("no sync of a footer", "torn, with a gap behind it", "seal: file"),
+    Mutation("no sync of the ledger", "acks come back", "LedgerWriter.sync: file"),
+    Mutation("no sync of a new ledger", "its snapshot is torn", "LedgerWriter.roll: file"),
+    Mutation("no sync of a ledger's name", "the first is gone", "LedgerWriter.roll: ledger"),
+    Mutation(
+        "no sync of a tail written again",
+        "the footer of a seal that failed is torn, with a gap behind it; all else is synced with "
+        "the footer that recovery writes",
+        "_Recovery._rewrite: file",
+    ),
+    Mutation("no sync of a compacted segment", "it is torn", "SparseWriter.finish: file"),
+    Mutation("no sync of its name", "the segment is gone", "SparseWriter.finish: log"),
+    Mutation("confirm before the sync", "confirmed messages are gone", patches=_confirm_early),
+    Mutation(
+        "confirm after a sync that failed",
+        "confirmed messages are gone",
+        patches=_confirm_despite_failure,
+        taste={"fail": 8},
+    ),
+    Mutation(
+        "a failed sync is tried again",
+        "it succeeds, and wrote nothing",
+        patches=_sync_again,
+        taste={"fail": 8},
+    ),
+    Mutation("index before ledger", "the ledger is behind", patches=_index_first),
+    Mutation("index before log", "the log is behind", patches=_checkpoint_ahead),
+    Mutation("unlink before the ledger knows", "a segment is missing", patches=_unlink_first),
+    Mutation(
+        "the tail is not written again",
+        "after a failed sync it is in memory only",
+        patches=_tail_as_it_is,
+        taste={"fail": 8},
+    ),
+    Mutation("no orphan rule", "a qseq is given twice", patches=_orphans_hit),
+    Mutation("a full disk drops a batch", "it is not there", patches=_forget_full),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """By which life, after how many, and what it said."""
+
+    seed: int
+    rounds: int
+    text: str
+
+
+def find(mutation: Mutation, seed: int, rounds_max: int) -> Caught | None:
+    """Live mutated lives until one is caught; None when none is in so many rounds."""
+    rounds = 0
+
+    def prepare(world: World) -> None:
+        if mutation.without:
+            world.disk.left_out = (mutation.without,)
+
+    with ExitStack() as stack:
+        for context in mutation.patches():
+            stack.enter_context(context)
+        for life in count(seed):
+            if rounds >= rounds_max:
+                return None
+            try:
+                live(life, prepare=prepare, taste=mutation.taste)
+            except Violation as violation:
+                return Caught(life, rounds, violation.reason)
+            rounds += ROUNDS_A_LIFE
+    raise AssertionError
+
+
+def syncs() -> set[str]:
+    """The functions of storage that call for a sync."""
+    found = set()
+    for path in Path(qlog.storage.__path__[0]).glob("*.py"):
+        if path.name == "disk.py":
+            continue
+        for function, node in _functions(ast.parse(path.read_text())):
+            for call in ast.walk(node):
+                if isinstance(call, ast.Attribute) and call.attr.startswith("sync_d"):
+                    found.add(function)
+    return found
+
+
+def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef):
+            yield prefix + node.name, node
