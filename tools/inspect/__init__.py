@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import typer
 
+from qlog.tools.inspect.catalog import catalog
+from qlog.tools.inspect.history import history
 from qlog.tools.inspect.index import index
 from qlog.tools.inspect.ledger import ledger
+from qlog.tools.inspect.message import message
 from qlog.tools.inspect.messages import messages
 from qlog.tools.inspect.queues import queues
 from qlog.tools.inspect.segments import segments
+from qlog.tools.inspect.summary import summary
 from qlog.tools.inspect.verify import verify
 
 app = typer.Typer(
@@ -20,5 +24,17 @@ app = typer.Typer(
     epilog="Exit status: 0 sound, 1 damage found, 2 wrong option or no such directory.",
     no_args_is_help=True,
 )
-for command in (segments, queues, messages, ledger, index, verify):
+_COMMANDS = (
+    summary,
+    segments,
+    queues,
+    messages,
+    message,
+    history,
+    ledger,
+    index,
+    catalog,
+    verify,
+)
+for command in _COMMANDS:
     app.command()(command)

@@ -35,7 +35,7 @@ def index(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Show the index, and compare it with log and ledger.
+    """Show the index; compare it with the log.
 
     The index says where the messages are; it is derived from log and ledger, and can be made anew
     at any time. Every message that waits must have a pointer to its record, and every pointer its

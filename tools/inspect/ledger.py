@@ -44,7 +44,7 @@ def ledger(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the ledger: what was acknowledged and delivered, and which segments were given up.
+    """Show acks, deliveries, segments given up.
 
     A file begins with a snapshot of all that counts, so the newest one is enough; batches of
     what came since follow. A batch without a time was written within a second of the time before.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -88,9 +89,9 @@ def messages(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Decode messages of the log, oldest first, settled ones too as long as they are there.
+    """Decode messages: all, or those asked for.
 
-    #N behind a queue is the message's offset in it. Damaged messages are shown as far as they
+    Oldest first; settled ones too, as long as they are there. #N behind a queue is the message's offset in it. Damaged messages are shown as far as they
     decode. Transient messages are not in the log. With --follow it begins with what comes from
     now on, unless --from or --since say more; with --json each message is then a line.
     """
@@ -217,7 +218,7 @@ def walk(
     from qlog.tools.inspect.log import entries
 
     views = _readable(directory, views)
-    for view, following in zip(views, [*views[1:], None], strict=True):
+    for view, following in zip_longest(views, views[1:]):
         attested_lsn = directory.attested_lsn
         if following is not None and following.header is not None:
             if following.header.base <= from_lsn:

@@ -31,7 +31,7 @@ def queues(
     vhost: Annotated[str | None, typer.Option(help="Of this vhost only. [default: all]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the durable queues: what waits in them, and at which offsets.
+    """Show what waits in which queue.
 
     Unsettled: not acknowledged yet. Handed out: of those, at or below the delivered high-water, so
     given to a consumer at least once. Which of them a consumer holds now, only the running broker

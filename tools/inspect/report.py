@@ -95,7 +95,7 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """A time in ISO 8601: on a terminal, day and time are two lines."""
+    """A time in ISO 8601, perhaps with something behind it; two lines on a terminal."""
 
     text: str
 
@@ -277,7 +277,7 @@ def _drawn(cell: Cell) -> str:
         case Bytes():
             return cell.human()
         case Time():
-            return cell.text.removesuffix("Z").replace("T", "\n")
+            return cell.text.replace("Z", "", 1).replace("T", "\n", 1)
         case int():
             return str(cell)
         case str():

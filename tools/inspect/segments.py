@@ -27,7 +27,7 @@ def segments(
         bool, typer.Option("--quick", help="Read footers only; verify no message.")
     ] = False,
 ) -> None:
-    """Show the files of the log, and verify their checksums.
+    """Show the log's files; verify checksums.
 
     Live: messages that some queue still has to settle; a segment without any is given back.
     """
