@@ -1,0 +1,69 @@
+"""Some damage of every sort; `python -m tests.damage` tries as many as one likes."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qlog.storage.examine import Verdict as Checksum
+from qlog.tools.inspect import log
+from qlog.tools.inspect.directory import Directory
+from tests.damage.directories import KINDS, Facts, make, new_place
+from tests.damage.judge import try_one
+from tests.damage.outcome import Crash, in_child
+
+CASES = 20  # of each kind
+
+
+@pytest.fixture(scope="module")
+def root() -> Iterator[Path]:
+    place = new_place()
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def sources(root: Path) -> dict[str, Facts]:
+    return {kind: make(kind, root / kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_named_and_nothing_is_lost_silently(
+    sources: dict[str, Facts], kind: str, root: Path
+) -> None:
+    outcomes = Counter[str]()
+    for seed in range(CASES):
+        verdict = try_one(sources[kind], root / f"{kind}-{seed}", seed)
+        if verdict is not None:
+            assert verdict.mistake is None, f"seed {seed}: {verdict.strike}: {verdict.mistake}"
+            outcomes[verdict.outcome] += 1
+    assert outcomes["refused"] and outcomes["no effect"]
+
+
+def test_the_judge_notices_what_verify_does_not(
+    sources: dict[str, Facts], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were damage taken for blank space, many cases would fail."""
+    stretches = Directory.stretches
+
+    def blind(self: Directory, view: object) -> object:
+        return (item for item in stretches(self, view) if item.verdict is not Checksum.DAMAGED)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Directory, "stretches", blind)
+    monkeypatch.setattr(log, "_judge", lambda *arguments: None)
+    mistakes = 0
+    for seed in range(CASES):
+        verdict = try_one(sources["stopped"], root / f"blind-{seed}", seed)
+        mistakes += verdict is not None and verdict.mistake is not None
+    assert mistakes > 2
+
+
+def test_a_crash_is_noticed() -> None:
+    with pytest.raises(Crash, match="signal 6"):
+        in_child(lambda: __import__("os").abort())
+    with pytest.raises(Crash, match="ZeroDivisionError"):
+        in_child(lambda: 1 // 0)
