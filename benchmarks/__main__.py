@@ -110,8 +110,8 @@ def recovery(
         str, typer.Option(help=f"Patterns to compare, of {', '.join(PATTERNS)}; at --across.")
     ] = ",".join(PATTERNS),
     across: Annotated[
-        int, typer.Option(min=1, help="Size of the backlog for numbers of queues and patterns.")
-    ] = 100_000,
+        str, typer.Option(help="Sizes of backlogs at which queues and patterns are compared.")
+    ] = "100000",
     in_flight: Annotated[
         str, typer.Option(help="Numbers of unconfirmed messages for latencies.")
     ] = ",".join(map(str, IN_FLIGHT)),
@@ -150,7 +150,7 @@ def recovery(
         if (peer is None) != (peer_restart is None):
             raise ValueError("--peer and --peer-restart belong together")
         beside = Peer(wire.Address.parse(peer), peer_restart) if peer and peer_restart else None
-        cases = sweep(_numbers(messages), _numbers(queues), _patterns(acks), across)
+        cases = sweep(_numbers(messages), _numbers(queues), _patterns(acks), _numbers(across))
         windows = _numbers(in_flight)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -92,12 +92,12 @@ class Chart:
             *self._grid(across, up),
             *self._legend(lines),
         ]
+        for line in lines:
+            parts += _drawn(line, across, up)
         for target in self.targets:
             y = up.place(target.y)
             parts.append(_segment(LEFT, y, WIDTH - RIGHT, y, "#b91c1c", dashes="2 4"))
             parts.append(_text(WIDTH - RIGHT, y - 5, target.label, "end", color="#b91c1c"))
-        for line in lines:
-            parts += _drawn(line, across, up)
         return "\n".join([*parts, "</svg>"]) + "\n"
 
     def _grid(self, across: Axis, up: Axis) -> Iterable[str]:
@@ -149,7 +149,7 @@ class Axis:
     def ticks(self) -> list[float]:
         """Powers of ten inside, and 2 and 5 times these where there is room."""
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        steps = (1, 2, 5) if self.high / self.low < 1500 else (1,)
+        steps = (1, 2, 5) if self.high / self.low < 150 else (1,)
         ticks = [step * 10.0**decade for decade in decades for step in steps]
         return [tick for tick in ticks if self.low <= tick <= self.high]
 
@@ -198,5 +198,6 @@ def _text(
 ) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
-        f' font-weight="{weight}" fill="{color}">{escape(text)}</text>'
+        f' font-weight="{weight}" fill="{color}" stroke="#ffffff" stroke-width="3"'
+        f' paint-order="stroke">{escape(text)}</text>'
     )

@@ -80,17 +80,17 @@ class Case:
 
 
 def sweep(
-    messages: Sequence[int], queues: Sequence[int], acks: Sequence[str], across: int
+    messages: Sequence[int], queues: Sequence[int], acks: Sequence[str], across: Sequence[int]
 ) -> list[Case]:
-    """The cases of a session: every size alone, and at one size all numbers of queues and patterns.
+    """The cases of a session: every size alone, and at some all numbers of queues and patterns.
 
     Args:
         messages: sizes of backlogs, in one queue and without acks.
-        queues: numbers of queues, with `across` messages and without acks.
-        acks: names of patterns, with `across` messages in one queue.
-        across: the size of backlog at which queues and patterns are compared.
+        queues: numbers of queues, without acks, at each size of `across`.
+        acks: names of patterns, in one queue, at each size of `across`.
+        across: the sizes of backlogs at which queues and patterns are compared.
     """
     cases = [Case(count) for count in messages]
-    cases += [Case(across, count) for count in queues]
-    cases += [Case(across, 1, pattern) for pattern in acks]
+    cases += [Case(size, count) for size in across for count in queues]
+    cases += [Case(size, 1, pattern) for size in across for pattern in acks]
     return list(dict.fromkeys(cases))

@@ -120,14 +120,14 @@ def tables(sessions: Sequence[RecoverySession]) -> str:
         lines += _table([f"target for {FULL_SIZE:,}", "", "measured", "met"], rows)
         lines += ["Restarts by backlog:", "", *_cases_table("messages", sizes, RESTARTS)]
         lines += ["Fill, size and check:", "", *_cases_table("messages", sizes, FILLS)]
-    by_queues = [(f"{result.queues:,}", result) for result in over_queues(cases)]
-    if by_queues:
-        lines += [f"Restarts by queues, {by_queues[0][1].messages:,} messages:", ""]
-        lines += _cases_table("queues", by_queues, RESTARTS)
-    by_acks = sorted(over_acks(cases), key=lambda result: list(PATTERNS).index(result.acks))
-    if by_acks:
-        lines += [f"Restarts by what was acknowledged, of {by_acks[0].messages:,} messages:", ""]
-        named = [(PATTERNS[result.acks].text, result) for result in by_acks]
+    for size, results in over_queues(cases).items():
+        named = [(f"{result.queues:,}", result) for result in results]
+        lines += [f"Restarts by queues, {size:,} messages:", ""]
+        lines += _cases_table("queues", named, (*RESTARTS, *FILLS[:3]))
+    for size, results in over_acks(cases).items():
+        ordered = sorted(results, key=lambda result: list(PATTERNS).index(result.acks))
+        named = [(PATTERNS[result.acks].text, result) for result in ordered]
+        lines += [f"Restarts by what was acknowledged, of {size:,} messages:", ""]
         lines += _cases_table("acknowledged", named, RESTARTS)
     if latencies:
         lines += ["Confirms:", "", *_latency_table(latencies)]

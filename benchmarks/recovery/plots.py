@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.chart import Chart, Line, Point, Target
+from benchmarks.chart import Chart, Line, Point, Target, short
 from benchmarks.harness import PEER, SUBJECT
-from benchmarks.recovery.cases import NONE
+from benchmarks.recovery.cases import NONE, PATTERNS
 from benchmarks.recovery.session import RAW, RAW_ALLOCATED, CaseResult, LatencyResult
 from benchmarks.report import Summary
 
@@ -26,18 +26,18 @@ def over_messages(cases: Sequence[CaseResult]) -> list[CaseResult]:
     return [result for result in cases if result.queues == 1 and result.acks == NONE]
 
 
-def over_queues(cases: Sequence[CaseResult]) -> list[CaseResult]:
-    """The cases that differ in queues alone, at the largest backlog there is."""
-    many = [result for result in cases if result.queues > 1 and result.acks == NONE]
-    size = max((result.messages for result in many), default=0)
-    return [result for result in cases if result.acks == NONE and result.messages == size]
+def over_queues(cases: Sequence[CaseResult]) -> dict[int, list[CaseResult]]:
+    """By size of the backlog, the cases that differ in queues alone."""
+    plain = [result for result in cases if result.acks == NONE]
+    sizes = sorted({result.messages for result in plain if result.queues > 1})
+    return {size: [result for result in plain if result.messages == size] for size in sizes}
 
 
-def over_acks(cases: Sequence[CaseResult]) -> list[CaseResult]:
-    """The cases that differ in acknowledgements alone, at the largest backlog there is."""
-    acked = [result for result in cases if result.acks != NONE]
-    size = max((result.messages for result in acked), default=0)
-    return [result for result in cases if result.messages == size and result.queues == 1]
+def over_acks(cases: Sequence[CaseResult]) -> dict[int, list[CaseResult]]:
+    """By size of the backlog, the cases that differ in acknowledgements alone."""
+    single = [result for result in cases if result.queues == 1]
+    sizes = sorted({result.messages for result in single if result.acks != NONE})
+    return {size: [result for result in single if result.messages == size] for size in sizes}
 
 
 def _line(
@@ -77,7 +77,6 @@ def charts(
 ) -> Iterator[tuple[str, Chart]]:
     """File names without ending, and what is in them; some may have nothing to draw."""
     sizes = over_messages(cases)
-    spread = over_queues(cases)
 
     def grows(label: str, color: str, part: str, figure: str, dashed: bool = False) -> Line:
         return _line(label, color, sizes, part, figure, _messages, dashed)
@@ -140,21 +139,49 @@ def charts(
         ),
     )
 
-    def by_queues(label: str, color: str, part: str, figure: str, dashed: bool = False) -> Line:
-        return _line(label, color, spread, part, figure, _queues, dashed)
+    spread = over_queues(cases)
 
-    size = f"{spread[0].messages:,}" if spread else "no"
+    def by_queues(label: str, color: str, part: str, figure: str, dashed: bool = False) -> Line:
+        """At the largest backlog that was measured of this broker with more than one queue."""
+        sizes = [
+            size
+            for size, results in spread.items()
+            if any(result.queues > 1 and summary(result, part, figure) for result in results)
+        ]
+        size = max(sizes, default=0)
+        label = f"{label}, {short(size)} messages"
+        return _line(label, color, spread.get(size, []), part, figure, _queues, dashed)
+
     yield (
         "queues",
         Chart(
-            f"{size} messages over many queues: from kill -9 to the first delivery",
+            "A backlog over many queues: from kill -9 to the first delivery",
             "queues",
-            "seconds",
+            "seconds, process start included",
             [
                 by_queues("qlog", BLUE, SUBJECT, "warm_delivery_s"),
-                by_queues("qlog, dropped", SKY, SUBJECT, "cold_delivery_s", True),
-                by_queues("qlog, index rebuilt", GREEN, SUBJECT, "rebuild_delivery_s", True),
+                by_queues("index rebuilt", GREEN, SUBJECT, "rebuild_delivery_s", True),
                 by_queues("RabbitMQ", ORANGE, PEER, "warm_delivery_s"),
+            ],
+        ),
+    )
+
+    yield (
+        "acks",
+        Chart(
+            "By what was acknowledged: from kill -9 to the first delivery",
+            "messages of 1 KiB published",
+            "seconds, process start included",
+            [
+                _line(
+                    PATTERNS[acks].text,
+                    color,
+                    [result for result in cases if result.queues == 1 and result.acks == acks],
+                    SUBJECT,
+                    "warm_delivery_s",
+                    _messages,
+                )
+                for acks, color in zip(PATTERNS, (BLUE, SKY, ORANGE, GREEN, GREY), strict=True)
             ],
         ),
     )

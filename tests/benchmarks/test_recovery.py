@@ -33,7 +33,7 @@ from benchmarks.recovery.session import (
 
 
 def test_a_sweep_has_each_case_once() -> None:
-    cases = sweep([100, 1000], [1, 10], ["none", "sparse"], 1000)
+    cases = sweep([100, 1000], [1, 10], ["none", "sparse"], [1000])
     assert cases == [Case(100), Case(1000), Case(1000, 10), Case(1000, 1, "sparse")]
 
 
@@ -194,7 +194,7 @@ def test_a_page_is_written_again_the_same_by_command(tmp_path: Path) -> None:
     text, _ = versions[0]
     assert text.startswith("# Before\n") and text.endswith("\n\nAfter\n") and "old" not in text
     assert [plot.name for plot in plots] == [
-        f"{name}.svg" for name in ("confirms", "memory", "queues", "rebuild", "restart")
+        f"{name}.svg" for name in ("acks", "confirms", "memory", "queues", "rebuild", "restart")
     ]
     assert "(recovery/restart.svg)" in text
 
