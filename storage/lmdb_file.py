@@ -134,7 +134,9 @@ class _Walk:
     def _newest_meta(self) -> _Meta:
         first = self._meta(0, 0)
         second = self._meta(1, first.page_bytes)
-        older, newer = sorted((first, second), key=lambda meta: meta.transaction)
+        older, newer = first, second
+        if first.transaction >= second.transaction:  # LMDB takes the first of two that are new
+            older, newer = second, first
         if newer.page_bytes != older.page_bytes or (
             # Commits take turns: transaction n goes to meta page n & 1.
             newer.transaction

@@ -43,6 +43,17 @@ def filled(directory: Path, seed: int, transactions: int) -> Path:
     return directory / "data.mdb"
 
 
+def test_of_two_new_meta_pages_the_first_counts(tmp_path: Path) -> None:
+    """A first transaction whose end could not be written leaves the second with trees of no pages."""
+    lmdb.open(str(tmp_path), map_size=1 << 20).close()
+    path = tmp_path / "data.mdb"
+    data = bytearray(path.read_bytes())
+    data[4096 + 128 : 4096 + 136] = (2).to_bytes(8, "little")  # the root of the list of trees
+    path.write_bytes(data)
+    check(path, thorough=True)
+    assert keys(tmp_path) == {}
+
+
 def keys(directory: Path) -> Keys | str:
     """What LMDB finds, in a process of its own; else how that ended."""
     out, into = os.pipe()
