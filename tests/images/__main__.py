@@ -1,6 +1,6 @@
 """Record a real broker's system calls, and open its directory as a crash could have left it.
 
-    python -m tests.images --seconds 10 --images 500
+    python -m tests.images --seconds 10 --images 500 --recoveries 20
 
 The recording has a run that ends in kill -9, the recovery from it, and a run that is stopped in
 good order. Exit status 1 when an image did not open, or a promise was broken in it.
@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.images import trace
 from tests.images.record import record
-from tests.images.sweep import chosen, in_memory, sweep
+from tests.images.sweep import Image, chosen, in_memory, sweep, sweep_recoveries
 
+IMAGES_EACH = 15  # of a recovery
 PROGRESS_S = 10.0
 
 
@@ -28,6 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10, help="of load")
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument(
+        "--recoveries", type=int, default=20, help="images whose recovery is recorded, and crashes"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--keep", type=Path, help="where the recording and bad images stay")
     arguments = parser.parse_args()
@@ -38,28 +43,34 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=in_memory()) as temporary:
         workspace = arguments.keep or Path(temporary)
         workspace.mkdir(parents=True, exist_ok=True)
-        return run(workspace, arguments.seconds, arguments.images, arguments.seed)
+        choice = random.Random(arguments.seed)
+        begin = time.monotonic()
+        recording = record(workspace, seconds=arguments.seconds, seed=arguments.seed)
+        places = recording.kinds
+        print(
+            f"recorded in {time.monotonic() - begin:.1f} s: {sum(map(len, places.values()))} crash "
+            f"points of {len(places)} kinds; promised: {recording.promises.summary}",
+            flush=True,
+        )
+        picked = chosen(places, arguments.images, choice)
+        bad = report("images", sweep(recording, picked, workspace, choice), len(picked))
+        picked = chosen(places, arguments.recoveries, choice)
+        images = sweep_recoveries(recording, picked, workspace, choice, IMAGES_EACH)
+        bad += report("images of recoveries", images, len(picked) * IMAGES_EACH)
+    return 1 if bad else 0
 
 
-def run(workspace: Path, seconds: float, count: int, seed: int) -> int:
-    """Record, sweep, report. Exit status."""
-    choice = random.Random(seed)
-    begin = time.monotonic()
-    recording = record(workspace, seconds=seconds, seed=seed)
-    places = recording.kinds
-    print(
-        f"recorded in {time.monotonic() - begin:.1f} s: {sum(map(len, places.values()))} crash points"
-        f" of {len(places)} kinds; promised: {recording.promises.summary}",
-        flush=True,
-    )
-    picked = chosen(places, count, choice)
+def report(what: str, images: Iterator[Image], count: int) -> int:
+    """Print how it goes; how many were bad."""
     begin = shown = time.monotonic()
     bad = done = messages = 0
     kept: Counter[str] = Counter()
-    for image in sweep(recording, picked, workspace, choice):
+    kinds: set[str] = set()
+    for image in images:
         done += 1
         messages += image.messages
         kept[image.kept] += 1
+        kinds.add(image.kind)
         if image.violations:
             bad += 1
             print(f"BAD {image}")
@@ -67,12 +78,13 @@ def run(workspace: Path, seconds: float, count: int, seed: int) -> int:
                 print(f"    {text}")
         if time.monotonic() - shown > PROGRESS_S:
             shown = time.monotonic()
-            print(f"{done} of {len(picked)} images, {bad} bad", flush=True)
+            print(f"{done} of {count} {what}, {bad} bad", flush=True)
     print(
-        f"{done} images of {len(set(picked.values()))} kinds in {time.monotonic() - begin:.1f} s, "
-        f"unsynced kept: {dict(kept)}; {messages} messages read; {bad} bad"
+        f"{done} {what} of {len(kinds)} kinds in {time.monotonic() - begin:.1f} s, "
+        f"unsynced kept: {dict(kept)}; {messages} messages read; {bad} bad",
+        flush=True,
     )
-    return 1 if bad else 0
+    return bad
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Start a broker on an image, without a network, and see what it has.
 
+    python -m tests.images.check DIR
+
 It promises: the recovery is the real one, the definitions are read by the real broker, and every
 message is read from where a consumer would get it. What it should have is not known here.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from qlog.server.amqp.envelope import Envelope
@@ -54,3 +57,7 @@ def _messages(lane: Lane[Envelope]) -> list[tuple[str, bytes]]:
             found.append((envelope.decoded_properties().message_id or "", body))
         qseq = part.first_qseq + len(part.bodies)
     return found
+
+
+if __name__ == "__main__":
+    open_image(Path(sys.argv[1]))

@@ -145,17 +145,26 @@ class _Descriptor:
 
 
 class Directory:
-    """See the head of this file. `root` is where the traced programs had it; empty at first.
+    """See the head of this file. `root` is where the traced programs had it, `before` what was there
+    and on disk when the trace began.
 
     Syncs of files and directories whose names `lies` accepts count as if they had not been made:
     so it can be shown that their absence would be noticed.
     """
 
-    def __init__(self, root: Path, lies: Callable[[str], bool] = lambda name: False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        lies: Callable[[str], bool] = lambda name: False,
+        before: Image | None = None,
+    ) -> None:
         self._root = os.fsencode(root)
         self._lies = lies
-        self._durable: Names = {}
-        self._current: Names = {}
+        self._durable: Names = {
+            name: None if content is None else File(bytearray(content), name=name)
+            for name, content in (before or {}).items()
+        }
+        self._current = dict(self._durable)
         self._namings: list[Naming] = []
         self._descriptors: dict[tuple[int, int], _Descriptor] = {}
         # What a sync will make durable when it returns: all that had ended when it began.

@@ -123,7 +123,7 @@ class Recording:
             phase = "first run" if place < self.killed_at else "second run"
             if name:
                 when = "after" if step.ends else "in"
-                found[f"{phase}, {when} {step.call.name} {_kind(name)}"].append(place)
+                found[f"{phase}, {when} {step.call.name} {kind_of(name)}"].append(place)
             elif place in told:
                 found[f"{phase}, a reply"].append(place)
         return found
@@ -137,7 +137,7 @@ class Recording:
         directory.settle(self.copies[1])
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """What kind of file a name stands for."""
     number, _, suffix = Path(name).name.partition(".")
     if number.isdecimal():

@@ -10,14 +10,18 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.images import trace
 from tests.images.check import open_image
 from tests.images.directory import Directory, write
-from tests.images.record import Recording
+from tests.images.record import Recording, kind_of
 from tests.images.serve import LEDGER_SYNC_S
+from tests.live.server import ROOT
 
 MEMORY = Path("/dev/shm")
 KEPT = ("some", "none", "some", "all")
@@ -31,15 +35,15 @@ def in_memory() -> Path | None:
     return MEMORY if os.access(MEMORY, os.W_OK) else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Image:
     """One image and what came of it."""
 
     place: int  # it has the steps up to here
     kind: str
     kept: str
-    messages: int
-    violations: list[str]
+    messages: int = 0
+    violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"step {self.place} ({self.kind}), of the unsynced {self.kept}"
@@ -77,15 +81,65 @@ def sweep(
         kept = choice.choice(KEPT)
         path = workspace / f"image.{place}"
         write(directory.image(choice, kept), path)
-        messages = 0
-        try:
-            found = open_image(path)
-            messages = sum(map(len, found.queues.values()))
-            wrong = recording.promises.violations(place, found, ack_window_s)
-            if choice.random() < 0.2 and open_image(path) != found:
-                wrong.append("a second start finds something else")
-        except Exception as error:  # noqa: BLE001 - whatever it is, the image did not open
-            wrong = [f"it does not open: {type(error).__name__}: {error}"]
-        if not wrong:
-            shutil.rmtree(path)
-        yield Image(place, picked[place], kept, messages, wrong)
+        again = choice.random() < 0.2
+        yield _judge(recording, Image(place, picked[place], kept), path, ack_window_s, again)
+
+
+def sweep_recoveries(
+    recording: Recording,
+    picked: dict[int, str],
+    workspace: Path,
+    choice: random.Random,
+    images_each: int,
+) -> Iterator[Image]:
+    """Recover an image at each place, recording that, and sweep the images of the recovery.
+
+    What is lost first by the one crash and then by another must still not be what was promised.
+    """
+    directory = Directory(recording.data_dir)
+    for place, _ in enumerate(recording.follow(directory)):
+        if place not in picked:
+            continue
+        kept = choice.choice(("none", "some"))
+        image = directory.image(choice, kept)
+        path = workspace / f"recovered.{place}"
+        write(image, path)
+        log = workspace / "trace.recovery"
+        subprocess.run(
+            [*trace.command(log), sys.executable, "-m", "tests.images.check", str(path)],
+            cwd=ROOT,
+            check=True,
+        )
+        steps = trace.read(log)
+        names = Directory(path, before=image)
+        places = [at for at, step in enumerate(steps) if names.follow(step)]
+        stops = set(choice.sample(places, min(images_each, len(places))))
+        second = Directory(path, before=image)
+        for at, step in enumerate(steps):
+            name = second.follow(step)
+            if at not in stops:
+                continue
+            kept_then = choice.choice(KEPT)
+            target = workspace / f"image.{place}.{at}"
+            write(second.image(choice, kept_then), target)
+            kind = f"{picked[place]}, then in its recovery, {step.call.name} {kind_of(name)}"
+            result = Image(place, kind, f"{kept}, then {kept_then}")
+            yield _judge(recording, result, target, ACK_WINDOW_S, again=False)
+        shutil.rmtree(path)
+
+
+def _judge(
+    recording: Recording, image: Image, path: Path, ack_window_s: float, again: bool
+) -> Image:
+    """Open the image at `path`; what is wrong with it. It is removed if nothing is."""
+    try:
+        found = open_image(path)
+        image.messages = sum(map(len, found.queues.values()))
+        image.violations = recording.promises.violations(image.place, found, ack_window_s)
+        if again and open_image(path) != found:
+            image.violations.append("a second start finds something else")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the image did not open
+        image.violations.append(f"it does not open: {type(error).__name__}: {error}")
+    if not image.violations:
+        shutil.rmtree(path)
+    return image

@@ -29,6 +29,14 @@ MARGIN = 3  # calls that only some runs have
 PROGRESS_S = 20.0
 
 
+def attempt(fault: Fault, workspace: Path) -> Result:
+    """A run; what goes wrong with it in an unforeseen way is a violation."""
+    try:
+        return run(fault, workspace / str(fault).replace(" ", "."))
+    except Exception as error:  # noqa: BLE001 - the sweep goes on
+        return Result(fault, "?", violations=[f"{type(error).__name__}: {error}"])
+
+
 def faults(counts: Counter[str], calls: Sequence[str], errors: Sequence[str]) -> list[Fault]:
     """Every call of the counted run, with every error."""
     found = []
@@ -81,10 +89,7 @@ def main() -> int:
         results: list[Result] = []
         bad = 0
         with ThreadPoolExecutor(arguments.workers) as pool:
-            jobs = [
-                pool.submit(run, fault, workspace / str(fault).replace(" ", "."))
-                for fault in chosen
-            ]
+            jobs = [pool.submit(attempt, fault, workspace) for fault in chosen]
             for job in jobs:
                 result = job.result()
                 results.append(result)
@@ -96,7 +101,7 @@ def main() -> int:
                     bad += 1
                     print("BAD", line)
                     for text in result.violations:
-                        print(f"    {text}")
+                        print(f"    {text}", flush=True)
                 if time.monotonic() - shown > PROGRESS_S:
                     shown = time.monotonic()
                     print(f"{len(results)} of {len(chosen)} runs, {bad} bad", flush=True)

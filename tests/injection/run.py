@@ -127,6 +127,9 @@ def run(fault: Fault | None, workspace: Path) -> Result:
         directory.follow(step)
     result.reaction = outcome.reaction if reached or fault is None else "not reached"
     result.violations = outcome.violations
+    if outcome.notes.blocked and not (fault is not None and fault.onwards):
+        result.violations.append("publishers are blocked, and nothing fails any more")
+    data_dir.mkdir(exist_ok=True)  # it may not even have come to that
     for kept in ("all", "some", "none"):
         target = workspace / kept
         if kept == "all":
@@ -163,6 +166,8 @@ class Outcome:
         if not self.started:
             return f"did not start, {self.code}"
         words = [] if self.code == EXIT_STOPPED else [f"ended with {self.code}"]
+        if self.notes.blocked:
+            words.append("blocked publishers")
         if self.notes.refusals and not self.stopped_itself:
             words.append("refused with 541")
         return ", ".join(words) or "went on"
