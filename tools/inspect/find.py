@@ -33,25 +33,10 @@ def by_lsn(directory: Directory, lsn: int) -> Found | None:
 def by_offset(directory: Directory, lane_ids: frozenset[int], offset: int) -> Found | None:
     """The message at an offset of a queue; a damaged one if its targets can be read or told."""
     selection = Selection(lane_ids=lane_ids, offsets=(offset, offset + 1))
-    for view, entry in walk(directory, _views_with(directory, lane_ids, offset), 0, lane_ids):
+    for view, entry in walk(directory, views_of(directory), 0, lane_ids, selection.offsets):
         if entry.record is not None and selection.takes(directory, entry.record):
             return Found(view, entry)
     return None
-
-
-def _views_with(directory: Directory, lane_ids: frozenset[int], offset: int) -> list[FileView]:
-    """The segments that can have it: by their footers, where they have one."""
-    found = []
-    for view in views_of(directory):
-        columns = directory.columns(view)
-        if columns is None or any(
-            first <= offset < first + len(positions)
-            for lanes, firsts, positions, _ in columns.runs()
-            for lane_id, first in zip(lanes, firsts, strict=True)
-            if lane_id in lane_ids
-        ):
-            found.append(view)
-    return found
 
 
 def batch_position(directory: Directory, found: Found) -> tuple[int | None, bool]:

@@ -165,7 +165,8 @@ class _Tail:
                 self._durable_lsn = max(self._durable_lsn, batch.header.durable)
                 yield from self._durable()
             if self._waiting and not (moved and alive):
-                self._ask()
+                if not alive or time.monotonic() >= self._asked_s + _ASK_S:
+                    self._ask()
                 yield from self._durable()
             if not alive and not moved:
                 break
@@ -188,10 +189,8 @@ class _Tail:
                     yield file, Entry(lsn, lsn + 1, position, record.length, record)
 
     def _ask(self) -> None:
-        """Learn from catalog and index how far the log is durable, but not too often."""
+        """Learn from catalog and index how far the log is durable."""
         paths = self._directory.paths
-        if time.monotonic() < self._asked_s + _ASK_S:
-            return
         self._asked_s = time.monotonic()
         for where, work in ((paths.index, _checkpoint_lsn), (paths.catalog, _closed_lsn)):
             with suppress(Unreadable):

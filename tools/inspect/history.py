@@ -150,7 +150,7 @@ def _report(
     report.notes = list(directory.notes)
     report.damage = list(directory.damage)
     with progress("searching", sum(view.size for view in views)) as bar:
-        for view, entry in walk(directory, views, 0, lane_ids):
+        for view, entry in walk(directory, views, 0, lane_ids, selection.offsets):
             bar.advance(entry.length)
             record = entry.record
             if record is None or not selection.takes(directory, record):

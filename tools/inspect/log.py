@@ -569,17 +569,20 @@ def entries(
     from_lsn: int,
     lane_ids: frozenset[int] | None,
     attested_lsn: int,
+    offsets: tuple[int, int] | None = None,
 ) -> Iterator[Entry]:
     """The messages of a segment in order, from an LSN on; of these lanes only, or of all.
 
-    Damaged ones are among them; with `lane_ids` as far as they can be known to go there. A torn
+    With `offsets` (first, end), those with others may be left out. Damaged ones are among them; with `lane_ids` as far as they can be known to go there. A torn
     tail, beyond `attested_lsn`, is not.
     """
     footer = directory.columns(view)
     found = (
         _entries_walked(directory, view, from_lsn, lane_ids, attested_lsn)
         if footer is None or view.trailer is None or _is_sparse(view)
-        else _entries_by_footer(directory, view, footer, view.trailer.base_lsn, from_lsn, lane_ids)
+        else _entries_by_footer(
+            directory, view, footer, view.trailer.base_lsn, from_lsn, lane_ids, offsets
+        )
     )
     yield from found
 
@@ -591,11 +594,15 @@ def _entries_by_footer(
     lsn: int,
     from_lsn: int,
     lane_ids: frozenset[int] | None,
+    offsets: tuple[int, int] | None,
 ) -> Iterator[Entry]:
     with directory.opened(view) as file:
         for lanes, firsts, positions, lengths in footer.runs():
             skipped = max(from_lsn - lsn, 0)
             ours = lane_ids is None or not lane_ids.isdisjoint(lanes)
+            if ours and offsets is not None:
+                wanted, end = offsets
+                ours = any(first < end and first + len(positions) > wanted for first in firsts)
             if ours and skipped < len(positions):
                 for at in range(skipped, len(positions)):
                     targets = [

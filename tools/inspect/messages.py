@@ -160,7 +160,7 @@ def _report(
     items: list[dict[str, Any]] = []
     next_lsn: int | None = None
     with progress("searching", sum(view.size for view in views)) as bar:
-        for view, entry in walk(directory, views, from_lsn, selection.lane_ids):
+        for view, entry in walk(directory, views, from_lsn, selection.lane_ids, selection.offsets):
             bar.advance(entry.length)
             if entry.record is not None and not selection.takes(directory, entry.record):
                 continue
@@ -213,8 +213,12 @@ def walk(
     views: list[FileView],
     from_lsn: int,
     lane_ids: frozenset[int] | None,
+    offsets: tuple[int, int] | None = None,
 ) -> Iterator[tuple[FileView, Entry]]:
-    """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too."""
+    """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too.
+
+    With `offsets` (first, end), those with others may be left out.
+    """
     from qlog.tools.inspect.log import entries
 
     views = _readable(directory, views)
@@ -225,7 +229,7 @@ def walk(
                 continue
             attested_lsn = max(attested_lsn, following.header.base)
         try:
-            for entry in entries(directory, view, from_lsn, lane_ids, attested_lsn):
+            for entry in entries(directory, view, from_lsn, lane_ids, attested_lsn, offsets):
                 yield view, entry
         except FileNotFoundError:  # given up by a running broker
             continue

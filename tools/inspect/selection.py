@@ -17,6 +17,7 @@ from qlog.storage.format import Record
 from qlog.tools.inspect.decode import brief, properties_of
 from qlog.tools.inspect.directory import Directory
 
+_KNOWN_MAX = 4096
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 
@@ -85,6 +86,7 @@ class Selection:
     headers: list[tuple[str, str]] = field(default_factory=list)
     message_id: str | None = None
     settled: bool | None = None  # None: both
+    _known: dict[bytes, bool] = field(default_factory=dict, compare=False, repr=False)  # by meta
 
     def takes(self, directory: Directory, record: Record) -> bool:
         """Whether it is one of these; a damaged message of these queues may be any."""
@@ -109,12 +111,28 @@ class Selection:
                 return False
         if self.key is None and not self.headers and self.message_id is None:
             return True
+        known = self._known.get(record.meta)
+        if known is None:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
+            known = self._known[record.meta] = self._takes_meta(record)
+        return known
+
+    def _takes_meta(self, record: Record) -> bool:
+        """Whether exchange, key and properties are what is asked for."""
+        meta = record.meta
+        texts = [name for name, _ in self.headers]
+        texts += [] if self.message_id is None else [self.message_id]
+        if any(
+            text.encode("utf-8", "surrogateescape") not in meta
+            for text in texts
+            if "\\x" not in text  # octets that are no text are shown so
+        ):
+            return False  # as are most, which are not decoded for it
         try:
-            envelope = Envelope.unpack(record.meta, len(record.body))
+            envelope = Envelope.unpack(meta, len(record.body))
             if self.key is not None and not self.key.matches(envelope.routing_key):
                 return False
-            if not self.headers and self.message_id is None:
-                return True
             properties = properties_of(envelope)
         except (ValueError, TypeError, AttributeError, AMQPError):
             return True  # damaged as well, though its checksum is right
