@@ -19,6 +19,13 @@ from qlog.storage.environment import is_full, open_environment
 from qlog.storage.errors import DirectoryUnreadable
 
 _HASH = struct.Struct("<Q")
+# All else that LMDB says about a file that it cannot open is the system's word.
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
 _NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and hashed
 
 
@@ -58,9 +65,11 @@ class Catalog:
             )
             self._entries = self._env.open_db(b"entries", create=not read_only)
         except lmdb.Error as error:
+            advice = "check the disk and the rights"
+            if isinstance(error, _DAMAGE):
+                advice = "restore it from a copy, or see what is left with `qlog inspect repair`"
             raise DirectoryUnreadable(
-                f"the catalog {directory} cannot be opened: {error}; restore it from a copy, or see "
-                "what is left with `qlog inspect repair`"
+                f"the catalog {directory} cannot be opened: {error}; {advice}"
             ) from error
 
     def get(self, kind: str, name: str) -> bytes | None:

@@ -60,7 +60,8 @@ class TracedBroker(BrokerProcess):
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.settings},
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader.start()
 
     @property
     def broker(self) -> psutil.Process | None:
@@ -80,6 +81,7 @@ class TracedBroker(BrokerProcess):
         if (broker := self.broker) is not None:
             broker.kill()
         self.process.wait(STOP_S_MAX)
+        self._reader.join(STOP_S_MAX)  # `lines` has all it said
 
     def terminate(self) -> tuple[int, float]:
         """SIGTERM: exit code and how many seconds it took. Killed if it takes too long."""

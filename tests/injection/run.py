@@ -185,6 +185,8 @@ class Outcome:
                 wrong.append(f"no start, but exit status {self.code}")
             if len(self.said) != 1 or not self.said[0].startswith("qlog: "):
                 wrong.append(f"{len(self.said)} lines instead of one")
+            if any("restore it" in line for line in self.said):
+                wrong.append("nothing is damaged that would have to be restored")
         elif self.code not in (EXIT_STOPPED, EXIT_DISK):
             wrong.append("it hangs" if self.code is None else f"exit status {self.code}")
         if self.stopped_itself and self.code == EXIT_STOPPED:
