@@ -118,6 +118,7 @@ class BatchFile:
         self._uuid = uuid
         self._file = disk.open(path)
         self.size = disk.size(self._file)
+        self._zeros_from = self.size  # to the end of the file, as far as was looked
         self.header: FileHeader | None = unpack_file_header(
             disk.read(self._file, FILE_HEADER_BYTES, 0)
         )
@@ -170,14 +171,14 @@ class BatchFile:
 
     def used_end(self, position: int) -> int:
         """Where the zeros begin that fill the file to its end, but not before `position`."""
-        end = self.size
-        while end > position:
-            start = max(position, end - _WINDOW_BYTES)
-            data = self.read(end - start, start)
+        while self._zeros_from > position:
+            start = max(position, self._zeros_from - _WINDOW_BYTES)
+            data = self.read(self._zeros_from - start, start)
             if data != _ZEROS[: len(data)]:  # far faster than stripping zeros off
-                return start + len(data.rstrip(b"\0"))
-            end = start
-        return position
+                self._zeros_from = start + len(data.rstrip(b"\0"))
+                break
+            self._zeros_from = start
+        return max(position, self._zeros_from)
 
     def trailer(self) -> Trailer | None:
         """What a sealed segment ends in, by its looks; None when it is not sealed."""
