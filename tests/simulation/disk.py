@@ -132,6 +132,7 @@ class SimulatedDisk:
         self.operations = 0
         self.syncs: Counter[str] = Counter()  # by the function that called for it
         self.left_out: Collection[str] = ()  # syncs that are not done
+        self.crash_at = ""  # the sync before which the process dies
         self.crash_in: int | None = None  # operations
         self.fail_in: int | None = None  # operations; then one fails with EIO
         self.failed = ""  # the operation that did
@@ -309,7 +310,7 @@ class SimulatedDisk:
         node = directory.entries.get(path.name)
         if node is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        self._begin("unlink")
+        self._begin("removal of a temporary file" if path.suffix == ".new" else "unlink")
         assert isinstance(node, _File)
         self._look_for_environments(directory)
         self._change(directory, _Change(None, path.name, node))
@@ -438,6 +439,9 @@ class SimulatedDisk:
         """Whether the sync of this is not to be done, by who called for it."""
         site = f"{sys._getframe(2).f_code.co_qualname}: {what}"
         self.syncs[site] += 1
+        if site == self.crash_at:
+            self._dead = True
+            raise Crash
         return site in self.left_out
 
     # -- inside: files
@@ -553,7 +557,7 @@ class SimulatedDisk:
             old.rename(self._mountpoint)
         self._dead = self._dies_after = False
         self.crash_in = self.fail_in = self.space_bytes = None
-        self.failed = ""
+        self.failed = self.crash_at = ""
         self.lmdb_full = ()
         self._choice = random.Random(0)
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tests.simulation.disk import LMDB_NAMES, CrashCounts
-from tests.simulation.world import LANES, Fate, World
+from tests.simulation.world import LANES, Fate, World, small_steps
 from tests.storage.support import SMALL
 
 ROUNDS_A_LIFE = 25
@@ -70,12 +70,13 @@ class Tally:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory for LMDB, in memory where there is such a place."""
+    """A directory for LMDB, in memory where there is such a place, and small steps."""
     memory = Path("/dev/shm")
     parent = memory if memory.is_dir() else None
     base = Path(tempfile.mkdtemp(prefix="qlog-simulation-", dir=parent))
     try:
-        yield base
+        with small_steps():
+            yield base
     finally:
         shutil.rmtree(base)
 
@@ -225,18 +226,25 @@ def live(
     """One life. Raises Violation."""
     with scratch() as base:
         life = Life(base, seed, rounds, prepare, taste)
+        again = f"again with: python -m tests.simulation --life {seed} --rounds {rounds}"
         try:
-            life.live()
-        except Exception as error:
-            told = "\n  ".join(life.story[-40:])
-            reason = f"{type(error).__name__}: {error}"
-            raise Violation(
-                f"{traceback.format_exc()}\nthe last steps:\n  {told}\n{reason}\n"
-                f"again with: python -m tests.simulation --life {seed} --rounds {rounds}",
-                reason,
-            ) from error
+            with judged(life.story, again):
+                life.live()
         finally:
             life.world.end()
         counts = life.world.counts
         counts["compactions"] = life.world.disk.syncs["SparseWriter.finish: log"]
         return Tally(counts, life.world.disk.counts)
+
+
+@contextmanager
+def judged(story: Sequence[str], again: str) -> Iterator[None]:
+    """Whatever comes out of this is a violation."""
+    try:
+        yield
+    except Exception as error:
+        told = "\n  ".join(story[-40:])
+        reason = f"{type(error).__name__}: {error}"
+        raise Violation(
+            f"{traceback.format_exc()}\nthe last steps:\n  {told}\n{reason}\n{again}", reason
+        ) from error

@@ -6,23 +6,27 @@ reason; lives without all of them at once must go well. Together they name every
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakKeyDictionary, WeakSet
 
 import qlog.storage
 from qlog.storage.commit import CommitJob, CommitResult, Committer
 from qlog.storage.errors import SyncFailed
 from qlog.storage.lane import Lane
+from qlog.storage.ledger import LedgerWriter
 from qlog.storage.recovery import _Recovery
 from qlog.storage.store import Store
 from tests.simulation.disk import SimulatedDisk
-from tests.simulation.lives import ROUNDS_A_LIFE, Violation, live
-from tests.simulation.world import World
+from tests.simulation.lives import Violation, judged, live, scratch
+from tests.simulation.world import Fate, World
+from tests.storage.support import SMALL
 
 Patches = Callable[[], list[AbstractContextManager[Any]]]
 
@@ -36,6 +40,7 @@ class Mutation:
     without: str = ""  # this sync: who calls for it, and of what
     patches: Patches = list
     taste: dict[str, float] = field(default_factory=dict)  # steps that are taken more often
+    script: Callable[[World], None] | None = None  # in place of random lives
 
 
 # -- syncs that may be missing
@@ -50,6 +55,7 @@ REDUNDANT = {
     "segment's creation syncs the directory before it is written to",
     "_Recovery._remove_leftover: log": "a file that the ledger gave up is given up again",
     "_Recovery._update_index: data": "a mark of doubt that is back rebuilds the index once more",
+    "SparseWriter._flush: file": "it spreads the work; all is synced before the segment's name",
     "Store._unlink: log": "the ledger gave the segment up, and no later ledger file lists it",
     "mark_doubt: data": "damage in the index is found again; the mark only spares the way there",
 }
@@ -96,16 +102,24 @@ def _sync_again() -> list[AbstractContextManager[Any]]:
 
 
 def _index_first() -> list[AbstractContextManager[Any]]:
-    original = Store._submit_job
+    """The ledger's sync comes with the next job, when the index may have been written."""
+    original = Committer._write_ledger
+    owing: WeakSet[LedgerWriter] = WeakSet()
+    tickets: WeakKeyDictionary[LedgerWriter, int] = WeakKeyDictionary()
 
-    def submit(self: Store[Any]) -> None:
-        original(self)
-        snapshot = self._snapshot
-        if snapshot is not None and snapshot.ledger is None:
-            snapshot.ledger = self._committer._ledger.position
-            self._resume_checkpoint()
+    def write(self: Committer, job: CommitJob, result: CommitResult) -> None:
+        ledger = self._ledger
+        if ledger in owing:
+            ledger.sync()
+            owing.discard(ledger)
+        if job.ticket > tickets.get(ledger, 0):  # somebody waits for it
+            tickets[ledger] = job.ticket
+            original(self, job, result)
+        else:
+            with patch.object(ledger, "sync", lambda: owing.add(ledger)):
+                original(self, job, result)
 
-    return [patch.object(Store, "_submit_job", submit)]
+    return [patch.object(Committer, "_write_ledger", write)]
 
 
 def _unlink_first() -> list[AbstractContextManager[Any]]:
@@ -156,6 +170,27 @@ def _forget_full() -> list[AbstractContextManager[Any]]:
     return [patch.object(Store, "_committed", committed)]
 
 
+# -- lives that do not come about at random
+
+
+def _footer_cut_off(world: World) -> None:
+    """A process dies while it seals a segment; all behind that goes; then the power."""
+    world.begin()
+    world.publish([0], 5, 700, True, False)
+    world.publish([1], 40, 700, True, False)
+    world.disk.crash_at = "seal: file"
+    world.fate = Fate(power=False)
+    world.perform(world.drive, 0.01)
+    assert world.counts["rounds"] == 1
+    world.settle(1, 0.0, 100)
+    for _ in range(4):
+        world.drive(1.1)
+    assert len(world.running._log.segments) == 2
+    world.publish([2], 1, 30, True, False)
+    world.settle_down()
+    world.crash(Fate(seed=world.seed))
+
+
 MUTATIONS = [
     Mutation("no sync of the parent", "the directory is gone", "prepare: parent"),
     Mutation("no sync of the catalog's name", "the catalog is gone", "_Recovery.run: catalog.lmdb"),
@@ -168,9 +203,10 @@ MUTATIONS = [
     Mutation("no sync of a ledger's name", "the first is gone", "LedgerWriter.roll: ledger"),
     Mutation(
         "no sync of a tail written again",
-        "the footer of a seal that failed is torn, with a gap behind it; all else is synced with "
-        "the footer that recovery writes",
+        "the footer of a seal that did not end is torn, with a gap behind it; all else is synced "
+        "with the footer that recovery writes",
         "_Recovery._rewrite: file",
+        script=_footer_cut_off,
     ),
     Mutation("no sync of a compacted segment", "it is torn", "SparseWriter.finish: file"),
     Mutation("no sync of its name", "the segment is gone", "SparseWriter.finish: log"),
@@ -207,17 +243,13 @@ class Caught:
 
     seed: int
     rounds: int
-    text: str
+    reason: str
 
 
 def find(mutation: Mutation, seed: int, rounds_max: int) -> Caught | None:
     """Live mutated lives until one is caught; None when none is in so many rounds."""
     rounds = 0
-
-    def prepare(world: World) -> None:
-        if mutation.without:
-            world.disk.left_out = (mutation.without,)
-
+    prepare = partial(leave_out, (mutation.without,))
     with ExitStack() as stack:
         for context in mutation.patches():
             stack.enter_context(context)
@@ -225,11 +257,34 @@ def find(mutation: Mutation, seed: int, rounds_max: int) -> Caught | None:
             if rounds >= rounds_max:
                 return None
             try:
-                live(life, prepare=prepare, taste=mutation.taste)
+                if mutation.script is None:
+                    rounds += live(life, prepare=prepare, taste=mutation.taste).counts["rounds"]
+                else:
+                    rounds += follow(mutation.script, life, prepare)
             except Violation as violation:
                 return Caught(life, rounds, violation.reason)
-            rounds += ROUNDS_A_LIFE
     raise AssertionError
+
+
+def follow(
+    script: Callable[[World], None],
+    seed: int,
+    prepare: Callable[[World], None] = lambda world: None,
+) -> int:
+    """One life by a script; its rounds. Raises Violation."""
+    with scratch() as base, judged([], f"script {script.__name__}, seed {seed}"):
+        world = World(base / "world", replace(SMALL, segment_bytes_max=4 << 10), seed)
+        prepare(world)
+        try:
+            script(world)
+        finally:
+            world.end()
+        return world.counts["rounds"]
+
+
+def leave_out(syncs: Collection[str], world: World) -> None:
+    """For `prepare`: these are not done."""
+    world.disk.left_out = syncs
 
 
 def syncs() -> set[str]:

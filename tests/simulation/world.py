@@ -21,13 +21,15 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from qlog.storage import recovery
+from qlog.storage import compact, ledger, recovery, segment, sparse
+from qlog.storage import store as store_module
 from qlog.storage.datadir import mark_doubt
 from qlog.storage.errors import StorageError
 from qlog.storage.index import SPILL, Live
@@ -106,6 +108,7 @@ class World:
 
     def __init__(self, base: Path, settings: StoreSettings, seed: int = 0) -> None:
         self.base = base
+        self.seed = seed
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self.fate = Fate()
@@ -418,13 +421,13 @@ class World:
         store = self.store
         if store is None:
             return
+        assert not store.take_findings(), "something is damaged"
         if store.failure is not None:
             assert self.disk.failed, f"failed for no reason: {store.failure!r}"
-        elif self.disk.failed and not self.was_full:  # else a clean-up may have met it
+        elif self.disk.failed and not (self.was_full or "temporary" in self.disk.failed):
             assert any(worker.results for worker in self.workers), (
                 f"an error in {self.disk.failed} was forgotten"
             )
-        assert not store.take_findings()  # nothing is damaged
         for model in self.models:
             lane = store._lanes.get(model.lane_id)
             assert (0 if lane is None else lane.alive) == len(model.alive)
@@ -519,11 +522,15 @@ class World:
         self.epoch = store.report.epoch
         assert store.lsn >= self.lsn_durable, f"LSN {store.lsn} after {self.lsn_durable}"
         assert store.durable_lsn == store.lsn
+        assert not store.take_findings(), "something is damaged"
         if store.report.index_rebuilt:
             self.counts["indexes rebuilt"] += 1
         self.counts["records replayed"] += store.report.records_replayed
         self.counts["torn tails"] += store.report.log_bytes_cut > 0
         self._check_live(strict=True)
+        assert store._identity.lane_ids_reserved > max(
+            [0, *(model.lane_id for model in self.models), *self.dropped]
+        ), "lanes would get ids that others had"
         for model in self.models:
             self._check_lane(model, store._lanes.get(model.lane_id), views, step)
         named = {model.lane_id for model in self.models}
@@ -637,8 +644,34 @@ def _counted(store: Store[Envelope]) -> dict[int, Live]:
     return {segment_id: live for segment_id, live in store._live.items() if live.count}
 
 
+_SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
+    (compact, "_STEP_BYTES", 2000),
+    (compact, "_STEP_RECORDS", 10),
+    (compact, "_READ_BYTES_MAX", 1500),
+    (compact, "_RUNS_AT_ONCE", 3),
+    (compact, "_GAP_BYTES_MAX", 500),
+    (compact, "_SMALL_COUNT_MIN", 3),
+    (ledger, "_SNAPSHOT_RECORDS_A_BATCH", 2),
+    (recovery, "_REBUILD_POINTERS", 50),
+    (recovery, "_REWRITE_BYTES", 1000),
+    (segment, "_WINDOW_BYTES", 700),
+    (sparse, "_BATCH_BYTES_MAX", 1500),
+    (sparse, "_UNSYNCED_BYTES_MAX", 2000),
+    (store_module, "_LANE_IDS_RESERVED", 4),
+]
+
+
+@contextmanager
+def small_steps() -> Iterator[None]:
+    """What storage does in steps of many bytes or records takes several of them in here."""
+    with ExitStack() as stack:
+        for module, name, value in _SMALL_STEPS:
+            stack.enter_context(patch.object(module, name, value))
+        yield
+
+
 @contextmanager
 def _hooked(disk: SimulatedDisk) -> Iterator[None]:
     """Environments that are opened in here belong to this disk."""
-    with patch("lmdb.open", disk.lmdb_open), patch.object(recovery, "_REBUILD_POINTERS", 50):
+    with patch("lmdb.open", disk.lmdb_open):
         yield
