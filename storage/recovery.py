@@ -25,7 +25,7 @@ import lmdb
 
 from qlog.storage.catalog import Catalog
 from qlog.storage.checkpoint import Snapshot, gather, snapshot_records
-from qlog.storage.datadir import Identity, Paths, numbered, prepare
+from qlog.storage.datadir import Identity, Paths, mark_doubt, numbered, prepare
 from qlog.storage.disk import Disk
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable
 from qlog.storage.fold import LaneFacts, SegmentFacts
@@ -108,7 +108,15 @@ def recover(
     lock = prepare(disk, paths)
     opened: list[Callable[[], None]] = [lambda: disk.close(lock)]
     try:
-        return _Recovery(paths, lock, decode, settings, disk, opened).run()
+        try:
+            return _Recovery(paths, lock, decode, settings, disk, opened).run()
+        except IndexDoubt as doubt:  # found when it was used: once more, without it
+            while len(opened) > 1:
+                opened.pop()()
+            mark_doubt(disk, paths)
+            recovered = _Recovery(paths, lock, decode, settings, disk, opened).run()
+            recovered.report.index_rebuilt = str(doubt)
+            return recovered
     except BaseException as error:
         for close in reversed(opened):
             close()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from qlog.storage.errors import (
     StorageError,
 )
 from qlog.storage.examine import Examination, Verdict
-from qlog.storage.format import FILE_HEADER_BYTES
+from qlog.storage.format import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
 from qlog.storage.index import IndexDoubt, Live
 from qlog.storage.lane import Lane
 from qlog.storage.store import Store
@@ -490,6 +491,32 @@ def test_a_catalog_cut_off_is_refused_and_an_index_is_rebuilt(tmp_path: Path) ->
     os.truncate(bench.directory / "catalog.lmdb" / "data.mdb", 8192)
     with pytest.raises(DirectoryUnreadable, match="cut off"):
         bench.open()
+
+
+# The index's pointer to the first record of the log, as it lies in LMDB's file.
+_POINTER = struct.pack("<II", 1, FILE_HEADER_BYTES + BATCH_HEADER_BYTES)
+
+
+def test_an_index_found_damaged_while_it_is_used_is_rebuilt(tmp_path: Path) -> None:
+    """A start looks at a block of pointers only when the log goes on behind it."""
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"first"])
+    assert bench.store.checkpoint()
+    publish(bench.store, [lane], [b"second"])
+    assert bench.store.settle_down()
+    bench.kill()
+    path = bench.directory / "index.lmdb" / "data.mdb"
+    data = path.read_bytes()
+    assert data.count(_POINTER) == 1
+    at = data.index(_POINTER) + len(_POINTER)  # the message's length
+    path.write_bytes(data[:at] + b"\1" + data[at + 1 :])
+    bench.open()
+    assert "is damaged" in bench.store.report.index_rebuilt
+    assert contents(bench.store.lane(lane.id)) == {0: b"first", 1: b"second"}
+    assert not (bench.directory / "index.doubt").exists()
+    bench.reopen()
+    assert bench.store.report.index_rebuilt == ""
 
 
 def test_an_index_that_cannot_be_made_is_said_in_one_line(
