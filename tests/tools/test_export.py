@@ -1,0 +1,279 @@
+"""`qlog inspect export` and `import`: out of a directory and into a broker, octet for octet."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pika
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.properties import Properties, encode_properties
+from qlog.server.amqp.values import Int8, LongStr, Timestamp
+from qlog.tools.cli import app
+from qlog.tools.inspect.exported import (
+    SCHEMA,
+    Message,
+    as_json,
+    as_msgpack,
+    item_of,
+    read_messages,
+)
+from tests.live.server import BrokerProcess
+from tests.server.amqp.strategies import PROPERTIES
+from tests.tools.directories import body, fingerprint, flip, killed, segments_of, stopped
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["inspect", *arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def exported(directory: Path, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
+    """The messages of a JSON Lines export, which changes nothing."""
+    before = fingerprint(directory)
+    result = run("export", "--data-dir", str(directory), *arguments, status=status)
+    assert fingerprint(directory) == before
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def read(data: bytes) -> Iterator[tuple[int, Message]]:
+    return read_messages(io.BufferedReader(io.BytesIO(data)))
+
+
+# -- the format
+
+
+@given(properties=PROPERTIES, payload=st.binary(max_size=50), packed=st.booleans())
+def test_whatever_amqp_can_carry_comes_back(
+    properties: Properties, payload: bytes, packed: bool
+) -> None:
+    raw = encode_properties(properties)
+    item = item_of(Envelope.pack("exchange", "key", raw, len(payload)), payload)
+    assert "properties_raw" not in item
+    item |= {"schema": SCHEMA, "queues": [{"vhost": "/", "queue": "q", "state": "unsettled"}]}
+    data = (as_msgpack if packed else as_json)(item) * 2
+    for number, (position, message) in enumerate(read(data), 1):
+        assert position == number * len(data) // 2
+        assert message.envelope.properties == raw and message.body == payload
+        assert message.queues == (("/", "q"),)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x20\x00\0\0\0\x08\x01at\x07\x01at\x01",  # a key twice, and a true that is 7
+        b"\x20\x00\0\0\0\x0c\x01ad\x7f\xf8\0\0\0\0\0\x01",  # a NaN of its own
+        encode_properties(Properties(correlation_id="\udcff\udc80")),  # octets that are no text
+        b"\xff\xff",  # malformed
+    ],
+)
+def test_what_json_cannot_say_exactly_is_there_raw(raw: bytes) -> None:
+    item = item_of(Envelope.pack("", "key", raw, 0), b"")
+    item |= {"schema": SCHEMA, "queues": []}
+    read = json.loads(as_json(item))
+    if raw == encode_properties(Properties(correlation_id="\udcff\udc80")):
+        assert "properties_raw" not in read  # escapes say it
+    else:
+        assert base64.b64decode(read["properties_raw"]["base64"]) == raw
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{}\n",
+        b"{\n",
+        b'{"schema": "else/1"}\n',
+        b"\xc1",
+        b"\x80",
+        b'{"schema":"qlog.message/1"}\n',
+    ],
+)
+def test_a_file_of_something_else_is_refused_in_one_line(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(data)
+    result = run("import", str(tmp_path / "file"), status=1)
+    assert "Traceback" not in result.output and "the first 0 messages" in result.stderr
+
+
+# -- export
+
+
+@pytest.mark.parametrize("make", [stopped, killed])
+def test_what_waits_is_exported_with_all_that_belongs_to_it(make: Any, tmp_path: Path) -> None:
+    directory = make(tmp_path / "data", settled=120)
+    found = exported(directory, "--queue", "orders")
+    assert [item["lsn"] for item in found] == list(range(120, 200))
+    first = found[0]
+    assert first["schema"] == "qlog.message/1"
+    assert first["body"] == body(120).decode() and first["body_encoding"] == "utf-8"
+    assert (first["exchange"], first["routing_key"]) == ("amq.topic", "orders.new")
+    assert first["properties"] == {
+        "content_type": "text/plain",
+        "headers": {"n": ["I", 1], "raw": ["x", {"base64": "/w=="}]},
+        "delivery_mode": 2,
+    }
+    assert first["queues"] == [
+        {
+            "vhost": "/",
+            "queue": "orders",
+            "lane": 1,
+            "offset": 120,
+            "state": "unsettled",
+            "redelivered": True,
+        }
+    ]
+    assert not found[1]["queues"][0]["redelivered"]
+    both = exported(directory)
+    assert len(both) == 200 and [len(item["queues"]) for item in both] == [1] * 120 + [2] * 80
+    states = [item["queues"][0]["state"] for item in exported(directory, "--settled")]
+    assert states == ["settled"] * 120 + ["unsettled"] * 80
+
+
+def test_msgpack_has_octets_as_octets(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data", 20)
+    file = tmp_path / "out"
+    run("export", "--data-dir", str(directory), "--format", "msgpack", "-o", str(file))
+    items = list(msgpack.Unpacker(io.BytesIO(file.read_bytes())))
+    assert [item["body"] for item in items] == [body(number) for number in range(20)]
+    assert items[0]["properties"]["headers"]["raw"] == ["x", b"\xff"]
+    again = run("export", "--data-dir", str(directory), "-o", str(file), status=2)
+    assert "exists" in again.output
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_there(tmp_path: Path) -> None:
+    directory = killed(tmp_path / "data")
+    path = segments_of(directory)[0]
+    flip(path, path.read_bytes().index(b"message 7 ") + 20)
+    result = run("export", "--data-dir", str(directory), status=1)
+    lsns = [json.loads(line)["lsn"] for line in result.stdout.splitlines()]
+    assert lsns == [lsn for lsn in range(200) if lsn != 7]
+    assert "LSN 7 is not exported: the message's checksum is wrong" in result.stderr
+
+
+def test_without_a_catalog_messages_are_exported_with_their_lanes(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    shutil.rmtree(directory / "catalog.lmdb")
+    found = exported(directory, status=1)
+    assert len(found) == 200
+    assert {(item["queue"], item["lane"]) for item in found[0]["queues"]} == {(None, 1), (None, 2)}
+
+
+# -- and back
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Any:
+    running = BrokerProcess(tmp_path / "broker").start()
+    yield running
+    assert running.terminate()[0] == 0
+
+
+PROPERTIES_OF_ALL_SORTS = [
+    Properties(delivery_mode=2),
+    Properties(
+        content_type="text/plain",
+        headers={"a": Int8(1), "b": LongStr(b"\xff"), "c": {"d": [None, True, 2.5, 1 << 40]}},
+        delivery_mode=2,
+        priority=3,
+        correlation_id="id",
+        timestamp=Timestamp(1),
+        type="t",
+        app_id="app",
+    ),
+    Properties(delivery_mode=2, headers={"CC": ["other"]}),  # a copy went there when it was new
+    Properties(delivery_mode=2, content_encoding="\udcff", message_id="ü"),
+]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "msgpack"])
+def test_export_and_import_are_a_round_trip(
+    broker: BrokerProcess, tmp_path: Path, format: str
+) -> None:
+    """A broker's messages, exported while it runs, and imported twice: by name, and to one queue."""
+    bodies = [b"", b"text", bytes(range(256)), b"x" * 300_000]
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    for name in ("source", "other", "copy"):
+        channel.queue_declare(name, durable=True)
+    raws = [encode_properties(properties) for properties in PROPERTIES_OF_ALL_SORTS]
+    first = tmp_path / "first"
+    with first.open("wb") as stream:
+        for raw, payload in zip(raws, bodies, strict=True):
+            item = item_of(Envelope.pack("", "source", raw, len(payload)), payload)
+            queue = {"vhost": "/", "queue": "source", "state": "unsettled"}
+            stream.write(as_msgpack(item | {"schema": SCHEMA, "queues": [queue]}))
+    assert "4 messages published" in run("import", str(first), "--url", broker.url).stdout
+    exports: list[list[tuple[bytes, bytes]]] = []
+    for name, into in (("source", None), ("source", "copy"), ("copy", None)):
+        file = tmp_path / f"{len(exports)}.{format}"
+        arguments = ["export", "--data-dir", str(broker.data_dir), "--queue", name]
+        run(*arguments, "--format", format, "-o", str(file))
+        with file.open("rb") as stream:
+            messages = [message for _, message in read_messages(stream)]
+        exports.append([(one.envelope.properties, one.body) for one in messages])
+        if into is not None:
+            done = run("import", str(file), "--url", broker.url, "--queue", into)
+            assert done.stdout == "4 messages published and confirmed\n"
+    assert exports == [list(zip(raws, bodies, strict=True))] * 3
+    counts = {
+        name: channel.queue_declare(name, passive=True).method.message_count
+        for name in ("source", "other", "copy")
+    }
+    assert counts == {"source": 4, "other": 0, "copy": 4}
+    connection.close()
+
+
+def test_an_import_that_is_refused_says_where_to_go_on(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    connection.channel().queue_declare("here", durable=True)
+    file = tmp_path / "file"
+    with file.open("wb") as stream:
+        for number in range(2500):
+            item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x")
+            queue = "here" if number < 2400 else "missing"
+            target = {"vhost": "/", "queue": queue, "state": "unsettled"}
+            stream.write(as_json(item | {"schema": SCHEMA, "queues": [target]}))
+    result = run("import", str(file), "--url", broker.url, status=1)
+    assert "message 2401: the broker refused: NOT_FOUND - no queue 'missing'" in result.stderr
+    assert "--skip 2400" in result.stderr
+    connection.channel().queue_declare("missing", durable=True)
+    result = run("import", str(file), "--url", broker.url, "--skip", "2400")
+    assert result.stdout == "100 messages published and confirmed\n"
+    count = connection.channel().queue_declare("here", passive=True).method.message_count
+    assert count == 2400
+    connection.close()
+
+
+def test_no_broker_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x")
+    target = {"vhost": "/", "queue": "q", "state": "unsettled"}
+    file.write_bytes(as_json(item | {"schema": SCHEMA, "queues": [target]}))
+    result = run("import", str(file), "--url", "amqp://localhost:1", status=1)
+    assert "no broker answers at localhost:1" in result.stderr
+    run("import", str(file), "--url", "http://x", status=2)
+    run("import", str(tmp_path / "none"), status=2)
+
+
+def test_the_wrong_password_is_one_line(broker: BrokerProcess, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x")
+    target = {"vhost": "/", "queue": "q", "state": "unsettled"}
+    file.write_bytes(as_json(item | {"schema": SCHEMA, "queues": [target]}))
+    url = broker.url.replace("guest:guest", "guest:wrong")
+    result = run("import", str(file), "--url", url, status=1)
+    assert "ACCESS_REFUSED" in result.stderr

@@ -1,0 +1,268 @@
+"""A message in a file of `qlog inspect export`: one JSON document a line, or one msgpack map.
+
+Promises that what is read back has the same body and the same properties, octet for octet. Values of
+headers are pairs of their AMQP type (the letter of the field table grammar) and themselves. In JSON,
+octets that are no UTF-8 are `{"base64": …}`; in msgpack octets are octets. Where properties
+would not come back exactly, `properties_raw` has them as they were.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from datetime import datetime
+from io import BufferedReader
+from typing import Any, BinaryIO
+
+import msgpack
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import AMQPError
+from qlog.server.amqp.properties import (
+    Properties,
+    decode_properties,
+    encode_properties,
+)
+from qlog.server.amqp.values import (
+    DecimalValue,
+    Float32,
+    Int8,
+    Int16,
+    Int64,
+    Int64Capital,
+    LongStr,
+    Timestamp,
+    UInt8,
+    UInt16,
+    UInt32,
+    Value,
+    encode_value,
+)
+
+SCHEMA = "qlog.message/1"
+JSON_LINES, MSGPACK = "jsonl", "msgpack"
+
+_NUMBERS: dict[str, type[int | float]] = {
+    "b": Int8,
+    "B": UInt8,
+    "s": Int16,
+    "u": UInt16,
+    "i": UInt32,
+    "I": int,
+    "L": Int64Capital,
+    "T": Timestamp,
+    "f": Float32,
+    "d": float,
+}
+
+
+class Malformed(Exception):
+    """What was read is no exported message; `str()` says why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What an import needs of one. `queues` are (vhost, queue), in the order of the file."""
+
+    queues: tuple[tuple[str, str], ...]
+    envelope: Envelope
+    body: bytes
+
+
+def item_of(envelope: Envelope, body: bytes) -> dict[str, Any]:
+    """Exchange, routing key, properties and body, with octets as octets."""
+    item: dict[str, Any] = {
+        "exchange": envelope.exchange,
+        "routing_key": envelope.routing_key,
+        "properties": None,
+        "body": body,
+    }
+    try:
+        item["properties"] = _plain_properties(decode_properties(envelope.properties))
+        back = _properties_of(_from_json(json.loads(as_json(item))["properties"]))
+        exact = encode_properties(back) == envelope.properties
+    except (AMQPError, ValueError):
+        exact = False
+    if not exact:
+        item["properties_raw"] = envelope.properties
+    return item
+
+
+def as_json(item: dict[str, Any]) -> bytes:
+    """One line."""
+    plain = {name: _for_json(value) for name, value in item.items()}
+    body: bytes = item["body"]
+    try:
+        plain |= {"body": body.decode(), "body_encoding": "utf-8"}
+    except UnicodeDecodeError:
+        plain |= {"body": base64.b64encode(body).decode(), "body_encoding": "base64"}
+    return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
+
+
+def as_msgpack(item: dict[str, Any]) -> bytes:
+    """One map."""
+    return msgpack.packb(item, unicode_errors="surrogateescape")
+
+
+def read_messages(stream: BufferedReader) -> Iterator[tuple[int, Message]]:
+    """(how many bytes were read, message) of each. Raises Malformed."""
+    first = stream.peek(1)[:1]
+    if not first:
+        return
+    items = _json_items(stream) if first == b"{" else _msgpack_items(stream)
+    for number, (position, item) in enumerate(items, 1):
+        try:
+            yield position, _message(item)
+        except (KeyError, TypeError, ValueError, AMQPError, struct.error) as error:
+            raise Malformed(
+                f"message {number} is not one of `qlog inspect export`: {error!r}"
+            ) from error
+
+
+def _json_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    position = 0
+    for line in stream:
+        position += len(line)
+        if line.strip():
+            try:
+                yield position, _from_json(json.loads(line))
+            except ValueError as error:
+                raise Malformed(f"before byte {position} there is no JSON: {error}") from error
+
+
+def _msgpack_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    unpacker = msgpack.Unpacker(stream, unicode_errors="surrogateescape", max_buffer_size=1 << 31)
+    while True:
+        try:
+            item = unpacker.unpack()
+        except msgpack.OutOfData:
+            return
+        except ValueError as error:
+            raise Malformed(f"at byte {unpacker.tell()} there is no msgpack: {error}") from error
+        yield unpacker.tell(), item
+
+
+def _message(item: dict[str, Any]) -> Message:
+    if item["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {item['schema']!r}, and not {SCHEMA!r}")
+    raw = item.get("properties_raw")
+    if raw is None:
+        raw = encode_properties(_properties_of(item["properties"]))
+    body = item["body"]
+    if not isinstance(body, bytes):
+        in_base64 = item["body_encoding"] == "base64"
+        body = base64.b64decode(body, validate=True) if in_base64 else body.encode()
+    envelope = Envelope.pack(item["exchange"], item["routing_key"], raw, len(body))
+    envelope.decoded_properties()
+    queues = tuple(
+        (target["vhost"], target["queue"])
+        for target in item["queues"]
+        if target["queue"] is not None and target["state"] != "deleted"
+    )
+    return Message(queues, envelope, body)
+
+
+# -- values
+
+
+def _plain_properties(properties: Properties) -> dict[str, Any]:
+    plain = {}
+    for field in fields(properties):
+        value = getattr(properties, field.name)
+        if value is None:
+            continue
+        if field.name == "headers":
+            value = {key: _plain(one) for key, one in value.items()}
+        plain[field.name] = int(value) if isinstance(value, int) else value
+    return plain
+
+
+def _properties_of(plain: dict[str, Any]) -> Properties:
+    properties = Properties()
+    for field in fields(properties):
+        value = plain.get(field.name)
+        if value is None:
+            continue
+        if field.name == "headers":
+            setattr(properties, field.name, {key: _value(one) for key, one in value.items()})
+        else:
+            setattr(
+                properties, field.name, Timestamp(value) if field.name == "timestamp" else value
+            )
+    return properties
+
+
+def _plain(value: Value) -> list[Any]:
+    """A header's value as [type, value]."""
+    match value:
+        case dict():
+            return ["F", {key: _plain(one) for key, one in value.items()}]
+        case list() | tuple():
+            return ["A", [_plain(one) for one in value]]
+        case DecimalValue():
+            return ["D", [value.scale, value.unscaled]]
+        case datetime():
+            return ["T", int(value.timestamp())]
+    letter = encode_value(value)[:1].decode()
+    match value:
+        case bool() | None | str():
+            return [letter, value]
+        case int():
+            return [letter, int(value)]
+        case float():
+            return [letter, float(value) if math.isfinite(value) else str(float(value))]
+        case bytes():
+            return [letter, bytes(value)]
+        case _:
+            raise ValueError(f"no type for {value!r}")
+
+
+def _value(plain: list[Any]) -> Value:
+    letter, value = plain
+    match letter:
+        case "F":
+            return {key: _value(one) for key, one in value.items()}
+        case "A":
+            return [_value(one) for one in value]
+        case "D":
+            return DecimalValue(*value)
+        case "S":
+            return LongStr(value) if isinstance(value, bytes) else str(value)
+        case "x":
+            return bytes(value)
+        case "t":
+            return bool(value)
+        case "V":
+            return None
+        case "l":
+            return Int64(value) if -(2**31) <= value < 2**31 else int(value)
+    return _NUMBERS[letter](value)
+
+
+def _for_json(value: Any) -> Any:
+    """Octets as JSON has them."""
+    match value:
+        case bytes():
+            return {"base64": base64.b64encode(value).decode()}
+        case dict():
+            return {key: _for_json(one) for key, one in value.items()}
+        case list():
+            return [_for_json(one) for one in value]
+        case _:
+            return value
+
+
+def _from_json(value: Any) -> Any:
+    match value:
+        case {"base64": str(text), **rest} if not rest:
+            return base64.b64decode(text, validate=True)
+        case dict():
+            return {key: _from_json(one) for key, one in value.items()}
+        case list():
+            return [_from_json(one) for one in value]
+        case _:
+            return value

@@ -1,0 +1,138 @@
+"""`qlog inspect import`: publish an exported file into a running broker, with publisher confirms.
+
+Each message goes to the queues that it waited in, by the default exchange: body and properties are
+what they were; exchange, routing key and time are those of the import. It ends at the first
+message that is refused, and says how many before it are confirmed, so that it can go on from there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qlog.tools.inspect.options import stop
+
+if TYPE_CHECKING:
+    from qlog.tools.inspect.exported import Message
+    from qlog.tools.inspect.publisher import Address, Publisher
+
+_COPIES_MAX = 10_000  # messages whose confirms are looked after
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `qlog inspect export` wrote.")],
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="The broker; a vhost in it stands for all others.")
+    ] = "amqp://guest:guest@localhost:5672",
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Publish all of them to this queue.")
+    ] = None,
+    skip: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Leave out the first N messages of the file.")
+    ] = 0,
+) -> None:
+    """Publish exported messages into a running broker, to the queues that they were in.
+
+    The queues must exist. Needs the right to write to the default exchange.
+    """
+    from qlog.tools.inspect.exported import Malformed
+    from qlog.tools.inspect.publisher import Address, PublishFailed
+    from qlog.tools.inspect.report import counted, printable, progress
+
+    try:
+        address = Address.parse(url)
+    except ValueError as error:
+        stop(str(error))
+    importing = _Import(address, queue, skip)
+    try:
+        with file.open("rb") as stream, progress("importing", file.stat().st_size) as bar:
+            importing.run(stream, bar.advance)
+    except OSError as error:
+        stop(f"{file} cannot be read: {error.strerror}")
+    except (PublishFailed, Malformed) as error:
+        confirmed = importing.confirmed
+        print(f"qlog: {printable(str(error))}", file=sys.stderr)
+        print(
+            f"qlog: the first {counted(confirmed, 'message')} of {file} are confirmed; go on with "
+            f"--skip {confirmed}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1) from error
+    print(f"{counted(importing.confirmed - skip, 'message')} published and confirmed")
+
+
+class _Import:
+    """The messages of a file, on their way to one connection a vhost."""
+
+    def __init__(self, address: Address, queue: str | None, skip: int) -> None:
+        self._address = address
+        self._queue = queue
+        self._skip = skip
+        self._publishers: dict[str, Publisher] = {}
+        self._copies: deque[list[tuple[Publisher, int]]] = deque()  # of each, not known confirmed
+        self._done = 0  # messages before those
+
+    @property
+    def confirmed(self) -> int:
+        """All copies of so many messages, the first ones, are confirmed."""
+        self._forget_confirmed()
+        return self._done
+
+    def _forget_confirmed(self) -> None:
+        while self._copies and all(
+            number <= publisher.confirmed for publisher, number in self._copies[0]
+        ):
+            self._copies.popleft()
+            self._done += 1
+
+    def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
+        """Raises PublishFailed, Malformed, OSError."""
+        from qlog.tools.inspect.exported import read_messages
+        from qlog.tools.inspect.publisher import PublishFailed
+
+        before = 0
+        with ExitStack() as connections:
+            for number, (position, message) in enumerate(read_messages(stream), 1):
+                advance(position - before)
+                before = position
+                copies: list[tuple[Publisher, int]] = []
+                if number > self._skip:
+                    for vhost, queue in self._queues_of(number, message):
+                        publisher = self._publisher(vhost, connections)
+                        try:
+                            publisher.publish(queue, message.envelope, message.body)
+                        except PublishFailed as error:
+                            raise PublishFailed(f"message {number}: {error}") from error
+                        copies.append((publisher, publisher.published))
+                self._copies.append(copies)
+                if len(self._copies) > _COPIES_MAX:
+                    self._forget_confirmed()
+            for publisher in self._publishers.values():
+                publisher.wait()
+
+    def _queues_of(self, number: int, message: Message) -> list[tuple[str, str]]:
+        from qlog.tools.inspect.publisher import PublishFailed
+
+        vhost = self._address.vhost
+        if self._queue is not None:
+            return [(vhost if vhost is not None else "/", self._queue)]
+        if not message.queues:
+            raise PublishFailed(
+                f"message {number} has no queue: its definition was lost; give one with --queue"
+            )
+        return [(own if vhost is None else vhost, queue) for own, queue in message.queues]
+
+    def _publisher(self, vhost: str, connections: ExitStack) -> Publisher:
+        from qlog.tools.inspect.publisher import Publisher
+
+        if vhost not in self._publishers:
+            publisher = Publisher(self._address, vhost)
+            self._publishers[vhost] = connections.enter_context(publisher)
+        return self._publishers[vhost]

@@ -1,0 +1,286 @@
+"""A publisher over AMQP 0-9-1: one connection, publisher confirms, no more.
+
+Promises that what it says to be confirmed was confirmed by the broker. It waits in its calls; a
+broker that says nothing for a minute is taken for gone. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import secrets
+import select
+import socket
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from qlog import __version__
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.frames import (
+    FRAME_END,
+    FRAME_HEAD,
+    METHOD,
+    PROTOCOL_HEADER,
+    Buffer,
+    body_frames,
+    header_frame,
+    method_frame,
+)
+from qlog.server.amqp.spec import (
+    BasicAck,
+    BasicNack,
+    BasicPublish,
+    BasicReturn,
+    ChannelClose,
+    ChannelOpen,
+    ChannelOpenOk,
+    ConfirmSelect,
+    ConfirmSelectOk,
+    ConnectionBlocked,
+    ConnectionClose,
+    ConnectionCloseOk,
+    ConnectionOpen,
+    ConnectionOpenOk,
+    ConnectionStart,
+    ConnectionStartOk,
+    ConnectionTune,
+    ConnectionTuneOk,
+    ConnectionUnblocked,
+    ExchangeDeclare,
+    ExchangeDeclareOk,
+    ExchangeDelete,
+    ExchangeDeleteOk,
+    Method,
+    QueueBind,
+    QueueBindOk,
+    QueueDeclare,
+    QueueDeclareOk,
+    decode_method,
+)
+from qlog.server.amqp.values import Table
+
+_PUBLISHING, _ASKING = 1, 2  # channels
+_WAITING_MAX = 1000  # messages that are not confirmed yet
+_WAITING_BYTES_MAX = 8 << 20
+_SILENCE_S_MAX = 60.0
+_READ_BYTES = 1 << 16
+
+
+class PublishFailed(Exception):
+    """The broker did not take it; `str()` is one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where and as whom to connect. `vhost` is None when the URL names none."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    vhost: str | None
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """From `amqp://user:password@host:port/vhost`. Raises ValueError."""
+        parts = urlsplit(url)
+        if parts.scheme != "amqp":
+            raise ValueError(f"{url!r} is not an address such as amqp://guest:guest@localhost:5672")
+        return cls(
+            parts.hostname or "localhost",
+            parts.port or 5672,
+            unquote(parts.username or "guest"),
+            unquote(parts.password or "guest"),
+            unquote(parts.path[1:]) if len(parts.path) > 1 else None,
+        )
+
+
+class Publisher:
+    """A connection to one vhost. All methods raise PublishFailed; use it as a context."""
+
+    def __init__(self, address: Address, vhost: str) -> None:
+        self.confirmed = 0  # so many of the messages, the first ones, are
+        self.published = 0
+        self._vhost = vhost
+        self._waiting: OrderedDict[int, int] = OrderedDict()  # delivery tag -> bytes
+        self._waiting_bytes = 0
+        self._blocked = False
+        self._data = bytearray()
+        self._replies: deque[Method] = deque()
+        self._frame_max = 0
+        self._queues: dict[str, str | None] = {}  # known queues, with an exchange of their own
+        try:
+            self._socket = socket.create_connection(
+                (address.host, address.port), timeout=_SILENCE_S_MAX
+            )
+        except OSError as error:
+            raise PublishFailed(
+                f"no broker answers at {address.host}:{address.port}: {error.strerror or error}"
+            ) from error
+        self._socket.setblocking(False)
+        try:
+            self._open(address)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        try:
+            if kind is None:
+                for exchange in filter(None, self._queues.values()):
+                    self._ask(_ASKING, ExchangeDelete(exchange, False, False), ExchangeDeleteOk)
+                self._ask(0, ConnectionClose(200, "", 0, 0), ConnectionCloseOk)
+        finally:
+            self._socket.close()
+
+    def publish(self, queue: str, envelope: Envelope, body: bytes) -> None:
+        """Send a message to a queue; it need not be confirmed when this returns."""
+        if queue not in self._queues:
+            passive = QueueDeclare(queue, True, False, False, False, False, {})
+            self._ask(_ASKING, passive, QueueDeclareOk)
+            self._queues[queue] = None
+        exchange = ""
+        if "CC" in (envelope.decoded_properties().headers or {}):
+            exchange = self._exchange_of(queue)
+        while (
+            self._blocked
+            or len(self._waiting) >= _WAITING_MAX
+            or self._waiting_bytes > _WAITING_BYTES_MAX
+        ):
+            self._receive(wait=True)
+        publish = BasicPublish(exchange, queue, True, False)
+        self._send(
+            method_frame(_PUBLISHING, publish),
+            header_frame(_PUBLISHING, envelope),
+            *body_frames(_PUBLISHING, body, self._frame_max),
+        )
+        self.published += 1
+        self._waiting[self.published] = len(body)
+        self._waiting_bytes += len(body)
+
+    def wait(self) -> None:
+        """Until all that was published is confirmed."""
+        while self._waiting:
+            self._receive(wait=True)
+
+    # -- inside
+
+    def _open(self, address: Address) -> None:
+        self._send(PROTOCOL_HEADER)
+        self._expect(ConnectionStart)
+        product: Table = {
+            "product": "qlog inspect import",
+            "version": __version__,
+            "capabilities": {
+                "publisher_confirms": True,
+                "connection.blocked": True,
+                "authentication_failure_close": True,
+            },
+        }
+        response = f"\0{address.user}\0{address.password}".encode()
+        self._send(method_frame(0, ConnectionStartOk(product, "PLAIN", response, "en_US")))
+        tune = self._expect(ConnectionTune)
+        assert isinstance(tune, ConnectionTune)
+        self._frame_max = tune.frame_max or 131072
+        self._send(method_frame(0, ConnectionTuneOk(tune.channel_max, self._frame_max, 0)))
+        self._ask(0, ConnectionOpen(self._vhost), ConnectionOpenOk)
+        for channel in (_PUBLISHING, _ASKING):
+            self._ask(channel, ChannelOpen(), ChannelOpenOk)
+        self._ask(_PUBLISHING, ConfirmSelect(False), ConfirmSelectOk)
+
+    def _exchange_of(self, queue: str) -> str:
+        """An exchange that leads to this queue alone, whatever other keys a message has."""
+        exchange = self._queues[queue]
+        if exchange is None:
+            exchange = f"qlog.import.{secrets.token_hex(8)}"
+            declare = ExchangeDeclare(exchange, "fanout", False, False, False, False, False, {})
+            self._ask(_ASKING, declare, ExchangeDeclareOk)
+            self._queues[queue] = exchange
+            self._ask(_ASKING, QueueBind(queue, exchange, "", False, {}), QueueBindOk)
+        return exchange
+
+    def _ask(self, channel: int, method: Method, reply: type[Method]) -> None:
+        self._send(method_frame(channel, method))
+        self._expect(reply)
+
+    def _expect(self, kind: type[Method]) -> Method:
+        while not self._replies:
+            self._receive(wait=True)
+        reply = self._replies.popleft()
+        if not isinstance(reply, kind):
+            raise PublishFailed(f"the broker answered with {reply.NAME}, and not {kind.NAME}")
+        return reply
+
+    def _send(self, *buffers: Buffer) -> None:
+        """All of it; what comes meanwhile is taken, so that the two never wait for each other."""
+        rest = memoryview(b"".join(buffers))
+        while rest:
+            readable, writable, _ = select.select(
+                (self._socket,), (self._socket,), (), _SILENCE_S_MAX
+            )
+            if readable:
+                self._receive(wait=False)
+            if writable:
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                except OSError as error:
+                    self._receive(wait=False)  # it may have said why
+                    raise PublishFailed(f"the connection broke: {error.strerror}") from error
+            if not readable and not writable and not self._blocked:
+                raise PublishFailed(f"the broker has taken nothing for {_SILENCE_S_MAX:.0f} s")
+
+    def _receive(self, *, wait: bool) -> None:
+        """Take what the broker has sent; with `wait`, until there is something."""
+        if wait and not select.select((self._socket,), (), (), _SILENCE_S_MAX)[0]:
+            if self._blocked:
+                return
+            raise PublishFailed(f"the broker has said nothing for {_SILENCE_S_MAX:.0f} s")
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise PublishFailed(f"the connection broke: {error.strerror}") from error
+        if not data:
+            raise PublishFailed("the broker closed the connection")
+        self._data += data
+        while len(self._data) >= FRAME_HEAD.size:
+            kind, _, size = FRAME_HEAD.unpack_from(self._data)
+            end = FRAME_HEAD.size + size + 1
+            if len(self._data) < end:
+                return
+            payload = bytes(self._data[FRAME_HEAD.size : end - 1])
+            if self._data[end - 1] != FRAME_END:
+                raise PublishFailed("this is no broker that speaks AMQP 0-9-1")
+            del self._data[:end]
+            if kind == METHOD:
+                self._handle(decode_method(payload))
+
+    def _handle(self, method: Method) -> None:
+        match method:
+            case BasicAck():
+                self._settle(method.delivery_tag, method.multiple)
+            case BasicNack():
+                raise PublishFailed("the broker could not keep a message (basic.nack)")
+            case BasicReturn():
+                raise PublishFailed(
+                    f"no queue '{method.routing_key}' in vhost '{self._vhost}' took the message: "
+                    f"{method.reply_text}"
+                )
+            case ConnectionBlocked():
+                self._blocked = True
+            case ConnectionUnblocked():
+                self._blocked = False
+            case ConnectionClose() | ChannelClose():
+                raise PublishFailed(f"the broker refused: {method.reply_text}")
+            case _:
+                self._replies.append(method)
+
+    def _settle(self, tag: int, multiple: bool) -> None:
+        tags = [one for one in self._waiting if one <= tag] if multiple else [tag]
+        for one in tags:
+            self._waiting_bytes -= self._waiting.pop(one, 0)
+        self.confirmed = next(iter(self._waiting), self.published + 1) - 1
