@@ -15,8 +15,9 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from qlog.storage.environment import is_full, open_environment
+from qlog.storage.environment import open_environment
 from qlog.storage.errors import DirectoryUnreadable
+from qlog.storage.headroom import Headroom
 
 _HASH = struct.Struct("<Q")
 # All else that LMDB says about a file that it cannot open is the system's word.
@@ -47,9 +48,18 @@ class Catalog:
     """
 
     def __init__(
-        self, directory: Path, *, map_bytes: int, read_only: bool = False, lock: bool = True
+        self,
+        directory: Path,
+        *,
+        map_bytes: int,
+        reserve_bytes: int = 0,
+        read_only: bool = False,
+        lock: bool = True,
     ) -> None:
-        """`lock=False`: read without a lock file, see `open_environment`."""
+        """`reserve_bytes` of the disk are kept for writing when it is full.
+
+        `lock=False`: read without a lock file, see `open_environment`.
+        """
         self.on_failure: Callable[[BaseException], None] = _ignore
         self._transaction: lmdb.Transaction | None = None
         if not read_only:
@@ -63,6 +73,7 @@ class Catalog:
                 lock=lock,
                 thorough=True,
             )
+            self._headroom = Headroom(self._env, directory, reserve_bytes)
             self._entries = self._env.open_db(b"entries", create=not read_only)
         except lmdb.Error as error:
             advice = "check the disk and the rights"
@@ -149,6 +160,7 @@ class Catalog:
         if self._transaction is not None:
             yield self._transaction
             return
+        self._grow()
         try:
             with self._env.begin(write=True) as transaction:
                 self._transaction = transaction
@@ -157,9 +169,18 @@ class Catalog:
                 finally:
                     self._transaction = None
         except lmdb.Error as error:
-            failure = DirectoryUnreadable(f"the catalog cannot be written: {error}")
-            if not (is_full(error) or isinstance(error, lmdb.MapFullError)):
+            full = self._headroom.full(error)
+            failure = DirectoryUnreadable(f"the catalog cannot be written: {full or error}")
+            if full is None and not isinstance(error, lmdb.MapFullError):
                 self.on_failure(failure)
+            raise failure from error
+
+    def _grow(self) -> None:
+        try:
+            self._headroom.grow()
+        except OSError as error:
+            failure = DirectoryUnreadable(f"the catalog cannot be written: {error}")
+            self.on_failure(failure)
             raise failure from error
 
 

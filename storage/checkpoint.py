@@ -12,7 +12,6 @@ from typing import Generic
 
 import lmdb
 
-from qlog.storage import environment
 from qlog.storage.errors import SyncFailed, is_full
 from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Move, Placed
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
@@ -150,12 +149,12 @@ def write(
         )
     except IndexDoubt as doubt:
         done.doubt = doubt
-    except lmdb.Error as error:
-        if environment.is_full(error):
+    except OSError as error:
+        if is_full(error):
             done.full = True
         else:
             done.failure = error
-    except (OSError, SyncFailed) as error:
+    except (lmdb.Error, SyncFailed) as error:
         done.failure = error
     done.spill_current = spill.current_id
     return done

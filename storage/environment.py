@@ -13,11 +13,6 @@ import lmdb
 from qlog.storage.lmdb_file import Implausible, check
 
 
-def is_full(error: lmdb.Error) -> bool:
-    """Whether there is no space now, and may be later. LMDB gives the system's error as text only."""
-    return any(text in str(error) for text in ("No space left", "disk space", "too large", "quota"))
-
-
 def open_environment(
     directory: Path,
     *,

@@ -30,6 +30,7 @@ from xxhash import xxh3_64_intdigest
 
 from qlog.storage.environment import open_environment
 from qlog.storage.format import FORMAT_VERSION, Columns
+from qlog.storage.headroom import Headroom
 from qlog.storage.lane import Pointers
 from qlog.storage.ledger import LedgerPosition
 from qlog.storage.settled import BLOCK, FULL, contains
@@ -123,10 +124,19 @@ class Usage:
 
 
 class Index:
-    """An open index. All methods raise IndexDoubt on damage, lmdb.Error when the disk fails."""
+    """An open index. All methods raise IndexDoubt on damage, lmdb.Error when the disk fails.
+
+    `reserve_bytes` of the disk are kept for writing when it is full.
+    """
 
     def __init__(
-        self, directory: Path, *, map_bytes: int, read_only: bool = False, lock: bool = True
+        self,
+        directory: Path,
+        *,
+        map_bytes: int,
+        reserve_bytes: int = 0,
+        read_only: bool = False,
+        lock: bool = True,
     ) -> None:
         """`lock=False`: read without a lock file, see `open_environment`."""
         if not read_only:
@@ -143,6 +153,7 @@ class Index:
             self._checkpoint = self._env.open_db(b"checkpoint", create=create)
         except lmdb.Error as error:
             raise IndexDoubt(str(error)) from error
+        self._headroom = Headroom(self._env, directory, reserve_bytes)
         self._cached: dict[tuple[int, int], array[int]] = {}
 
     def close(self) -> None:
@@ -302,8 +313,26 @@ class Index:
         """One transaction, synced. The live counts of the segments that changed.
 
         `unlinked`: segments that are gone. `moves` come after the updates. Applied twice it gives
-        the same. Without a checkpoint the index stays unfinished (a rebuild in steps).
+        the same. Without a checkpoint the index stays unfinished (a rebuild in steps). Raises the
+        OSError of a full disk when there is no space even so: nothing was changed then.
         """
+        self._headroom.grow()
+        try:
+            return self._apply(updates, dropped, checkpoint, unlinked, moves)
+        except lmdb.Error as error:
+            full = self._headroom.full(error)
+            if full is None:
+                raise
+            raise full from error
+
+    def _apply(
+        self,
+        updates: Iterable[LaneUpdate],
+        dropped: Iterable[int],
+        checkpoint: Checkpoint | None,
+        unlinked: Iterable[int],
+        moves: Iterable[Move],
+    ) -> dict[int, Live]:
         tally = _Tally()
         with self._env.begin(write=True) as transaction:
             for lane_id in dropped:

@@ -27,7 +27,7 @@ from qlog.storage.catalog import Catalog
 from qlog.storage.checkpoint import Snapshot, gather, snapshot_records
 from qlog.storage.datadir import Identity, Paths, mark_doubt, numbered, prepare
 from qlog.storage.disk import Disk
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable, is_full
 from qlog.storage.fold import LaneFacts, SegmentFacts
 from qlog.storage.format import (
     FILE_HEADER_BYTES,
@@ -121,8 +121,9 @@ def recover(
         for close in reversed(opened):
             close()
         if isinstance(error, OSError):
+            advice = "make some" if is_full(error) else "check the disk and the rights"
             raise DirectoryUnreadable(
-                f"{error.filename or paths.root}: {error.strerror}; check the disk and the rights"
+                f"{error.filename or paths.root}: {error.strerror}; {advice}"
             ) from error
         if isinstance(error, (lmdb.Error, IndexDoubt)):
             raise DirectoryUnreadable(f"{paths.index}: {error}; check the disk") from error
@@ -274,7 +275,11 @@ class _Recovery(Generic[M]):
 
     def _open_catalog(self) -> None:
         paths = self.paths
-        self.catalog = Catalog(paths.catalog, map_bytes=self.settings.catalog_map_bytes)
+        self.catalog = Catalog(
+            paths.catalog,
+            map_bytes=self.settings.catalog_map_bytes,
+            reserve_bytes=self.settings.catalog_reserve_bytes,
+        )
         self.opened.append(self.catalog.close)
         self.catalog.verify()
         identity = Identity.load(self.catalog)
@@ -295,7 +300,11 @@ class _Recovery(Generic[M]):
                 self.report.index_rebuilt = "it was missing"
             return None
         try:
-            index = Index(paths.index, map_bytes=self.settings.index_map_bytes)
+            index = Index(
+                paths.index,
+                map_bytes=self.settings.index_map_bytes,
+                reserve_bytes=self.settings.index_reserve_bytes,
+            )
             self.opened.append(index.close)
             self.index = index
             checkpoint = index.checkpoint()
@@ -521,7 +530,11 @@ class _Recovery(Generic[M]):
                 self.index.close()
             if paths.index.exists():
                 shutil.rmtree(paths.index)
-            self.index = Index(paths.index, map_bytes=self.settings.index_map_bytes)
+            self.index = Index(
+                paths.index,
+                map_bytes=self.settings.index_map_bytes,
+                reserve_bytes=self.settings.index_reserve_bytes,
+            )
             self.opened.append(self.index.close)
         assert self.index is not None
         index = self.shelf.index = self.index

@@ -20,7 +20,9 @@ class StoreSettings:
     ack_flush_count: int = 1024
     ledger_sync_s: float = 1.0  # and acks younger than this after a power loss
     index_map_bytes: int = 64 << 30  # address space, not disk: 160 MB are 10 million messages
+    index_reserve_bytes: int = 16 << 20  # of the disk, for when it is full
     catalog_map_bytes: int = 1 << 30
+    catalog_reserve_bytes: int = 1 << 20
     compact_share_max: float = 0.3  # sealed segments with less alive than this are compacted,
     compact_age_s: float = 60.0  # when they are older than this,
     compact_bytes_per_s: int = 32 << 20  # and at most so many bytes of them in a second

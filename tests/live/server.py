@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STARTUP_LINE = "Server startup complete"
@@ -28,15 +28,22 @@ ROOT = Path(__file__).resolve().parents[2]
 class BrokerProcess:
     """One broker on one directory; may be started several times, one after the other.
 
-    Settings go by the environment: QLOG_… and its value.
+    Settings go by the environment: QLOG_… and its value. `launcher` is a command that runs the
+    command given behind it, as `nice` does.
     """
 
     def __init__(
-        self, data_dir: Path, *, port: int = 0, settings: Mapping[str, str] | None = None
+        self,
+        data_dir: Path,
+        *,
+        port: int = 0,
+        settings: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = (),
     ) -> None:
         self.data_dir = data_dir
         self.port = port
         self.settings = dict(settings or {})
+        self.launcher = launcher
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[str] = []
         self._started = threading.Event()
@@ -63,6 +70,7 @@ class BrokerProcess:
         self._started.clear()
         self.lines = []
         command = [
+            *self.launcher,
             sys.executable,
             *("-m", "qlog", "serve", "--data-dir", str(self.data_dir)),
             *("--port", str(self.port), "--log-level", "warning"),

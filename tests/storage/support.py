@@ -26,7 +26,9 @@ SMALL = StoreSettings(
     pending_bytes_max=64 << 10,
     checkpoint_operations=1000,
     index_map_bytes=64 << 20,
+    index_reserve_bytes=256 << 10,
     catalog_map_bytes=16 << 20,
+    catalog_reserve_bytes=64 << 10,
 )
 
 

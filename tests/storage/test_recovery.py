@@ -524,7 +524,7 @@ def test_an_index_that_cannot_be_made_is_said_in_one_line(
 ) -> None:
     """LMDB's own reasons are not told apart: a damaged index looks like one without space."""
 
-    def no_space(directory: Path, *, map_bytes: int) -> None:
+    def no_space(directory: Path, *, map_bytes: int, reserve_bytes: int) -> None:
         raise IndexDoubt(f"{directory}: No space left on device")
 
     with monkeypatch.context() as patched:
