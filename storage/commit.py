@@ -35,7 +35,7 @@ class CommitJob:
     durable_lsn: int  # all below had been synced when the job was made
     ledger: list[Records] = field(default_factory=list)  # one batch each
     ledger_sync: bool = False
-    snapshot: Records | None = None  # begin a new ledger file with this
+    snapshot: Records | None = None  # begin a new ledger file with this: all that is settled now
     ticket: int = 0  # what a `request_sync` waits for
 
 
@@ -47,7 +47,7 @@ class CommitResult:
     written: int = 0  # batches that are durable
     ledger_written: int = 0
     ledger_synced: bool = False
-    ledger_position: LedgerPosition | None = None
+    ledger_position: LedgerPosition | None = None  # what comes after this job is behind it
     ledger_wants_roll: bool = False
     full: bool = False
     failure: BaseException | None = None
@@ -91,7 +91,8 @@ class Committer:
             except SyncFailed as error:
                 result.failure = error
                 break
-        result.ledger_position = self._ledger.position
+        if result.ledger_position is None:
+            result.ledger_position = self._ledger.position
         result.ledger_wants_roll = self._ledger.wants_roll
         return result
 
@@ -143,17 +144,23 @@ class Committer:
         if result.written:
             last = job.batches[result.written - 1]
             durable_lsn = last.base_lsn + last.count
-        for records in job.ledger:
-            ledger.append(records, durable_lsn)
-            result.ledger_written += 1
-        if job.ledger_sync:
-            if ledger.dirty:
-                ledger.sync()
+        try:
+            for records in job.ledger:
+                ledger.append(records, durable_lsn)
+                result.ledger_written += 1
+            if job.ledger_sync:
+                if ledger.dirty:
+                    ledger.sync()
+                result.ledger_synced = True
+        except OSError as error:
+            # No room left in the file, and none on the disk: the snapshot has all of it, too.
+            if job.snapshot is None or not is_full(error):
+                raise
+        if job.snapshot is not None:  # when there is no space for it, the old file goes on
+            result.ledger_position = ledger.roll(job.snapshot, durable_lsn, above=0)
+            result.ledger_written = len(job.ledger)
             result.ledger_synced = True
-        if job.snapshot is not None:  # last: when there is no space for it, the old file goes on
-            ledger.roll(job.snapshot, durable_lsn, above=0)
             ledger.remove_older()
-            ledger.reserve_if_possible()
 
     def _open(self, segment_id: int, size: int) -> None:
         if segment_id != self._segment_id:

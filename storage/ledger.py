@@ -151,10 +151,11 @@ class LedgerWriter:
 
     def roll(
         self, snapshot: Iterable[Record], durable_lsn: int, *, above: int, number: int = 0
-    ) -> None:
-        """Go on in a new file that begins with this snapshot; then the old files go.
+    ) -> LedgerPosition:
+        """Go on in a new file that begins with this snapshot; where it begins.
 
         `above`: the new file's id is higher than this. `number`: the first batch's, at least.
+        `remove_older` is to be called next.
         """
         bodies = []
         records = [*snapshot, [SNAPSHOT_END]]
@@ -191,6 +192,7 @@ class LedgerWriter:
         self._capacity = capacity
         self._position = position
         self._synced_number = self._number
+        return LedgerPosition(file_id, FILE_HEADER_BYTES, saved_number)
 
     def _room_for(self, size: int, file: int) -> int:
         """What the next file, which is the spare, is to hold: the snapshot and as much again."""
@@ -224,21 +226,24 @@ class LedgerWriter:
             self._disk.close(file)
         self._spare_bytes = wanted
 
-    def reserve_if_possible(self) -> None:
-        """As `reserve`; when the disk is full now, a later roll will ask again."""
+    def remove_older(self) -> None:
+        """Unlink the files that the current one took over from, and have the next one reserved.
+
+        When there is no space for it, an old file is taken: its space is ours already.
+        """
+        names = self._disk.names(self._paths.ledger)
+        current = self._paths.ledger_file(self._file_id).name
+        older = [name for name in names if name.endswith(".qack") and name < current]
         try:
             self.reserve()
         except OSError as error:
             if not is_full(error):
                 raise
-
-    def remove_older(self) -> None:
-        """Unlink the files that the current one took over from."""
-        names = self._disk.names(self._paths.ledger)
-        current = self._paths.ledger_file(self._file_id).name
-        older = [name for name in names if name.endswith(".qack") and name < current]
+            if older:
+                self._disk.rename(self._paths.ledger / older[-1], self._spare_path)
         for name in older:
-            self._disk.unlink(self._paths.ledger / name)
+            if self._spare_bytes or name != older[-1]:
+                self._disk.unlink(self._paths.ledger / name)
         if older:
             self._disk.sync_directory(self._paths.ledger)
 

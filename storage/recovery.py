@@ -219,7 +219,6 @@ class _Recovery(Generic[M]):
             number=ledger_file.number,
         )
         ledger.remove_older()
-        ledger.reserve_if_possible()
         self._remove_leftover(found)
         for name in disk.names(paths.spill):
             disk.unlink(paths.spill / name)

@@ -128,6 +128,7 @@ class Store(Generic[M]):
         self._ledger_unsynced = False
         self._ledger_sync_due = False
         self._ledger_wants_roll = False
+        self._ledger_overflowed = False
         self._ledger_time_ms: int | None = None  # the last in the ledger's file
         self._log_held = False
         self._ledger_held = False
@@ -533,7 +534,10 @@ class Store(Generic[M]):
                 self._snapshot = self._gather()
                 if self._ledger_wants_roll:
                     job.snapshot = self._ledger_snapshot()
-                    self._ledger_time_ms = None
+            if self._ledger_overflowed:  # between two checkpoints, on a full disk
+                job.snapshot = self._ledger_snapshot()
+            if job.snapshot is not None:
+                self._ledger_time_ms = None
             if self._snapshot is not None and self._snapshot.ledger is None:
                 job.ledger_sync = True
         if job.batches or job.ledger or job.ledger_sync:
@@ -576,6 +580,7 @@ class Store(Generic[M]):
             self._ledger_sync_due = False
             self._ledger_synced_s = self._now_s
         self._ledger_wants_roll = result.ledger_wants_roll
+        self._ledger_overflowed = result.full and result.ledger_written < len(job.ledger)
         log.put_back(job.batches[result.written :])
         self._chunks = job.ledger[result.ledger_written :] + self._chunks
         self.full = result.full or self._log_held or self._ledger_held

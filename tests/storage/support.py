@@ -3,6 +3,7 @@
 A disk that forgets what was not synced is in tests/simulation/disk.py.
 """
 
+import errno
 import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -141,6 +142,26 @@ class FaultyDisk(OSDisk):
     def unlink(self, path: Path) -> None:
         self._ask("unlink")
         super().unlink(path)
+
+
+class FullDisk(FaultyDisk):
+    """As a real one that is full: what is reserved can be written to, and no more is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+        self.fail = lambda operation: None
+
+    def allocate(self, file: int, size: int) -> None:
+        if self.full and size > self.size(file):
+            super().allocate(file, self.size(file) + 1000)  # there was a little left
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().allocate(file, size)
+
+    def write(self, file: int, buffers: Sequence[bytes], offset: int) -> None:
+        if self.full and offset + sum(map(len, buffers)) > self.size(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(file, buffers, offset)
 
 
 class Bench:

@@ -2,7 +2,6 @@
 
 import errno
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgpack
@@ -23,7 +22,7 @@ from qlog.storage.ledger import (
 )
 from qlog.storage.segment import BatchFile
 from qlog.storage.settled import Settled
-from tests.storage.support import FaultyDisk
+from tests.storage.support import FaultyDisk, FullDisk
 
 UUID = b"u" * 16
 
@@ -129,25 +128,6 @@ def test_a_roll_without_space_leaves_the_old_file_in_use(tmp_path: Path, operati
     writer.close()
 
 
-class FullDisk(FaultyDisk):
-    """As a real one that is full: what is reserved can be written to, and no more is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.full = False
-        self.fail = lambda operation: None
-
-    def allocate(self, file: int, size: int) -> None:
-        if self.full and size > self.size(file):
-            super().allocate(file, self.size(file) + 1000)  # there was a little left
-            raise OSError(errno.ENOSPC, "No space left on device")
-        super().allocate(file, size)
-
-    def write(self, file: int, buffers: Sequence[bytes], offset: int) -> None:
-        assert not self.full or offset + sum(map(len, buffers)) <= self.size(file), "not reserved"
-        super().write(file, buffers, offset)
-
-
 @pytest.fixture
 def full(tmp_path: Path) -> tuple[FullDisk, LedgerWriter]:
     """A writer with two files' space, its snapshots so far small; then the disk is full."""
@@ -208,4 +188,22 @@ def test_what_an_earlier_run_reserved_is_kept_and_blank(
     current = Paths(tmp_path).ledger_file(writer.position.file_id)
     assert not current.read_bytes()[writer.position.position :].strip(b"\0")
     assert current.stat().st_size == 8192
+    writer.close()
+
+
+def test_the_old_file_is_the_next_one_when_there_is_no_space(
+    full: tuple[FullDisk, LedgerWriter], tmp_path: Path
+) -> None:
+    _, writer = full
+    for number in range(3):
+        start = writer.roll([[1, number, 1]], 0, above=0)
+        writer.remove_older()
+        assert start.file_id == writer.position.file_id
+        assert start.number == writer.position.number - 1
+        writer.append([[3, number, 1]], 0)
+        assert [records for _, records in records_of(writer, tmp_path)] == [
+            [[1, number, 1], [SNAPSHOT_END]],
+            [[3, number, 1]],
+        ]
+        assert sorted(path.suffix for path in Paths(tmp_path).ledger.iterdir()) == [".new", ".qack"]
     writer.close()

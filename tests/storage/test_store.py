@@ -18,6 +18,7 @@ from tests.storage.support import (
     SMALL,
     Bench,
     Envelope,
+    FullDisk,
     abandon,
     contents,
     decode,
@@ -304,6 +305,34 @@ def test_the_first_ack_after_a_rest_asks_for_a_tick(tmp_path: Path) -> None:
     lane.settle(1, 1)
     assert len(notices) == before + 1
     store.close()
+
+
+def test_a_ledger_that_is_full_before_the_next_checkpoint_rolls_on_a_full_disk(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path)
+    lane_id = new_lane(bench.store).id
+    bench.kill()
+    disk = bench.disk = FullDisk()
+    bench.open()
+    store = bench.store
+    lane = store.lane(lane_id)
+    publish(store, [lane], [b"x"] * 600)
+    assert store.settle_down()
+    disk.full = True
+    for qseq in range(0, 600, 2):  # nothing runs on the checkpoint thread meanwhile
+        lane.settle(qseq, 1)
+        bench.tick(bench.settings.ack_flush_s)
+        bench.tick(bench.settings.ack_flush_s)
+        if qseq % 100 == 0:
+            bench.tick(1.0)  # a checkpoint is due, and acks wait for its part of the ledger
+        while bench.commits.run_one():
+            store.advance()
+    ledger = bench.directory / "ledger"
+    assert max(ledger.glob("*.qack")).stem > f"{2:010d}"
+    assert store.settle_down() and not store.full
+    bench.restart()
+    assert list(contents(bench.store.lane(lane_id))) == list(range(1, 600, 2))
 
 
 @pytest.mark.parametrize("operation", ["write", "sync_data"])
