@@ -13,8 +13,6 @@ A process that forks must not use the store in the child.
 from array import array
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Generic, Self
@@ -23,10 +21,11 @@ from qlog.storage import checkpoint, recovery
 from qlog.storage.catalog import Catalog
 from qlog.storage.checkpoint import CheckpointDone, Snapshot, snapshot_records
 from qlog.storage.commit import CommitJob, CommitResult, Committer
-from qlog.storage.compact import Compaction, CompactionStep, choose
+from qlog.storage.compact import CompactionStep
+from qlog.storage.compactor import Compactor
 from qlog.storage.datadir import Identity, mark_doubt
 from qlog.storage.disk import Disk, OSDisk
-from qlog.storage.errors import DirectoryUnreadable, SyncFailed, is_full
+from qlog.storage.errors import DirectoryUnreadable, is_full
 from qlog.storage.format import PERSISTENT, TARGET_BYTES, pack_run
 from qlog.storage.index import SPILL, IndexDoubt, Move
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
@@ -34,44 +33,23 @@ from qlog.storage.ledger import (
     DELIVERED,
     LANE_DELETED,
     SEGMENT_DROPPED,
-    SEGMENT_REPLACED,
     TIME,
     Record,
     Records,
     ack_record,
 )
-from qlog.storage.log import Segment
 from qlog.storage.reader import Reader
 from qlog.storage.reclaim import dead_segments, is_worth_rolling
-from qlog.storage.segment import seal
 from qlog.storage.settings import StoreSettings
 from qlog.storage.spill import SpillWriter
+from qlog.storage.upkeep import Prepared, Sealed, Unlinked, Upkeep
 from qlog.storage.worker import ThreadWorker, Worker
 
 _LANE_IDS_RESERVED = 1024  # so many ids for one commit of the catalog
 _FULL_RETRY_S = 0.2
 _IDLE_S = 60.0
 _LEDGER_TIME_MS = 1000  # a batch of the ledger has its time, unless the last one was so near
-_COMPACT_LOOK_S = 2.0  # between two looks for something to compact
 _CLOSE_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    segment: Segment
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Unlinked:
-    gone: list[int]
-    left: list[int]  # no space to unlink them: some file systems need a little
-    error: BaseException | None
 
 
 class Store(Generic[M]):
@@ -152,23 +130,28 @@ class Store(Generic[M]):
         self._condemned: set[int] = set()  # segments given up
         self._unlinked: list[int] = []
         self._unlink_again: list[int] = []  # after the next checkpoint
-        # compaction
-        self._compaction: Compaction | None = None
-        self._compacting = False  # a step of it is under way
-        self._compact_s = 0.0  # the next step, or the next look for something to compact
-        self._compacted_id_next = recovered.compacted_id_next
-        self._replaced = recovered.replaced  # segments whose unsettled messages are copied
-        self._moves: list[Move] = []  # pointers to the copies, for the next checkpoint
-        self._compacted: list[Segment] = []  # and the segments that count from then on
-        self._unfit: set[int] = set()  # segments that could not be read to compact them
-        self._findings: list[str] = []
-        self._maintaining = 0  # jobs under way
-        self._prepared_id = 0
         self._dead_at_start = bool(dead_segments(self._log.segments, self._live, self._log.lsn, ()))
         self._closed = False
         self._commit_worker = new_worker("qlog-commit", notify)
-        self._maintenance = new_worker("qlog-checkpoint", notify)
-        self._prepare_segment(self._log.active.segment_id, self._log.active.capacity)
+        self._upkeep = Upkeep(
+            new_worker("qlog-checkpoint", notify),
+            recovered.disk,
+            recovered.paths,
+            recovered.identity.uuid,
+            recovered.nursery,
+        )
+        self._compactor = Compactor(
+            recovered.disk,
+            recovered.paths,
+            recovered.index,
+            recovered.identity,
+            recovered.settings,
+            self._log.segments,
+            recovered.replaced,
+            next_id=recovered.compacted_id_next,
+            submit=self._upkeep.submit,
+        )
+        self._upkeep.prepare(self._log.active.segment_id, self._log.active.capacity)
 
     @classmethod
     def open(
@@ -332,9 +315,8 @@ class Store(Generic[M]):
         for result in self._commit_worker.take():
             self._committing = False
             self._take(self._committed, result)
-        for result in self._maintenance.take():
-            self._maintaining -= 1
-            self._take(self._maintained, result)
+        for result in self._upkeep.take():
+            self._take(self._kept_up, result)
         self.commit()
 
     def request_sync(self) -> int:
@@ -368,7 +350,13 @@ class Store(Generic[M]):
                 self._ledger_sync_due = True
                 self._hand_over()
             wait_s = min(wait_s, max(due_s - now_s, 0.01))
-        if acks.dirty or self._dropped or self._condemned or self._moves or self._dead_at_start:
+        if (
+            acks.dirty
+            or self._dropped
+            or self._condemned
+            or self._compactor.moves
+            or self._dead_at_start
+        ):
             due_s = self._checkpoint_s + settings.checkpoint_interval_s
             if (
                 now_s >= due_s
@@ -378,7 +366,15 @@ class Store(Generic[M]):
             ):
                 self._begin_checkpoint()
             wait_s = min(wait_s, max(due_s - now_s, 0.01))
-        wait_s = min(wait_s, self._compact())
+        if self.failure is None and not self._closed:
+            compact_s = self._compactor.tick(
+                now_s,
+                self._live,
+                self._checkpoint_lsn,
+                self._condemned,
+                may_begin=not self.full and self._snapshot is None,
+            )
+            wait_s = min(wait_s, compact_s)
         self._acks_awaited = wait_s <= settings.ack_flush_s
         return wait_s
 
@@ -412,10 +408,9 @@ class Store(Generic[M]):
         if self._closed:
             return
         self._closed = True
-        if self._compaction is not None:
+        if self._compactor.working:
             self._quiesce(_CLOSE_S)
-            if self._compaction is not None and not self._compacting:
-                self._compaction.abandon()
+            self._compactor.abandon()
         if self.failure is None and self.settle_down():
             self._log.roll()
             self._seal_rolled()
@@ -424,7 +419,7 @@ class Store(Generic[M]):
                 with suppress(DirectoryUnreadable):  # no space: the next start looks for itself
                     self._identity.save(self.catalog)
         self._commit_worker.stop()
-        self._maintenance.stop()
+        self._upkeep.stop()
         self._committer.close()
         self._nursery.close()
         self._spill.close()
@@ -451,8 +446,7 @@ class Store(Generic[M]):
 
     def take_findings(self) -> list[str]:
         """Damage that was come upon since the last time, a line each for the operator."""
-        findings, self._findings = self._findings, []
-        return findings
+        return self._compactor.take_findings()
 
     @property
     def cache_bytes(self) -> int:
@@ -569,7 +563,7 @@ class Store(Generic[M]):
             # The next file comes after this one's, which has been written: a start takes a gap for a
             # segment that is missing.
             if active is last.segment and active.log_end > active.capacity // 4:
-                self._prepare_segment(active.segment_id + 1, self.settings.segment_bytes_max)
+                self._upkeep.prepare(active.segment_id + 1, self.settings.segment_bytes_max)
         if result.failure is not None:
             self._fail(result.failure)
             return
@@ -596,11 +590,11 @@ class Store(Generic[M]):
             snapshot.ledger = result.ledger_position
             self._resume_checkpoint()
 
-    def _maintained(self, result: object) -> None:
+    def _kept_up(self, result: object) -> None:
         match result:
             case CheckpointDone():
                 self._checkpointed(result)
-            case _Sealed(segment, error):
+            case Sealed(segment, error):
                 if error is None:
                     assert segment.columns is not None
                     segment.capacity = segment.log_end + segment.columns.packed_bytes
@@ -611,13 +605,13 @@ class Store(Generic[M]):
                 else:
                     self._fail(error)
             case CompactionStep():
-                self._compacted_further(result)
-            case _Unlinked(gone, left, error):
+                self._compacted(result)
+            case Unlinked(gone, left, error):
                 if error is not None:
                     self._fail(error)
                 self._unlinked += gone
                 self._unlink_again += left
-            case _Prepared(error):
+            case Prepared(error):
                 if error is not None and not is_full(error):
                     self._fail(error)
             case BaseException():
@@ -650,8 +644,7 @@ class Store(Generic[M]):
         snapshot.dropped = self._dropped
         snapshot.unlinked = self._unlinked
         snapshot.condemned = list(self._condemned)
-        snapshot.moves = self._moves
-        self._moves = []
+        snapshot.moves = self._compactor.take_moves()
         self._dropped = []
         self._unlinked = []
         return snapshot
@@ -665,7 +658,9 @@ class Store(Generic[M]):
         )
         ids = [segment.segment_id for segment in written]
         kept = [segment_id for segment_id in ids if segment_id not in self._condemned]
-        replaced = {old: new for old, new in self._replaced.items() if old not in self._condemned}
+        replaced = {
+            old: new for old, new in self._compactor.replaced.items() if old not in self._condemned
+        }
         return snapshot_records(self._lanes.values(), kept, replaced, following, self.durable_lsn)
 
     def _resume_checkpoint(self) -> None:
@@ -683,7 +678,7 @@ class Store(Generic[M]):
         identity = self._identity
         index = self._index
         spill = self._spill
-        self._maintain(
+        self._upkeep.submit(
             lambda: checkpoint.write(snapshot, index, spill, identity.uuid, identity.epoch)
         )
 
@@ -735,14 +730,14 @@ class Store(Generic[M]):
         for segment_id in going:
             self._condemned.remove(segment_id)
             del self._log.segments[segment_id]
-            self._replaced.pop(segment_id, None)
+            self._compactor.replaced.pop(segment_id, None)
         for segment_id in [*going, *spilled]:
             self._reader.forget(segment_id)
             self._live.pop(segment_id, None)
         unlinking = [*self._unlink_again, *going, *spilled]
         self._unlink_again = []
         if unlinking:
-            self._maintain(lambda: self._unlink(unlinking))
+            self._upkeep.unlink(unlinking)
         dead = dead_segments(self._log.segments, self._live, self._checkpoint_lsn, self._condemned)
         for segment_id in dead:
             self._condemned.add(segment_id)
@@ -758,152 +753,38 @@ class Store(Generic[M]):
 
     # -- compaction
 
-    def _compact(self) -> float:
-        """Do the next step of a compaction, or look for one, if it is time; seconds until then."""
-        if self._compacting or self.failure is not None or self._closed:
-            return _IDLE_S
-        if self._now_s >= self._compact_s:
-            self._compact_s = self._now_s + _COMPACT_LOOK_S
-            if self._compaction is None:
-                self._compaction = self._begin_compaction()
-            if self._compaction is not None:
-                self._compacting = True
-                self._maintain(self._compaction.step)
-                return _IDLE_S  # its result brings the owner back
-        return max(self._compact_s - self._now_s, 0.01) if self._live else _IDLE_S
-
-    def _begin_compaction(self) -> Compaction | None:
-        if self.full or self._snapshot is not None or self._moves:
-            return None
-        sources = choose(
-            self._log.segments.values(),
-            self._live,
-            self.settings,
-            checkpoint_lsn=self._checkpoint_lsn,
-            now_s=self._now_s,
-            excluded=self._condemned | self._replaced.keys() | self._unfit,
-        )
-        if not sources:
-            return None
-        segment_id = self._compacted_id_next
-        self._compacted_id_next += 1
-        identity = self._identity
-        return Compaction(
-            self._disk,
-            self._paths,
-            self._index,
-            identity.uuid,
-            identity.epoch,
-            sources,
-            segment_id,
-        )
-
-    def _compacted_further(self, step: CompactionStep) -> None:
-        self._compacting = False
-        self._compact_s = self._now_s + step.bytes_done / self.settings.compact_bytes_per_s
+    def _compacted(self, step: CompactionStep) -> None:
         if step.failure is not None:
             self._fail(step.failure)
             if isinstance(step.failure, IndexDoubt):
                 mark_doubt(self._disk, self._paths)  # the next start is to rebuild the index
-        if step.unfit is not None and step.unfit in self._log.segments:  # else it died meanwhile
-            self._unfit.add(step.unfit)
-            path = self._paths.segment(step.unfit)
-            self._findings.append(
-                f"{path} is damaged and is not compacted; run `qlog inspect verify`"
-            )
+        record = self._compactor.stepped(step, self._now_s)
+        if record is not None:
+            self._records.append(record)
+            self._await_acks()
         if not step.finished:
             self._notify()
-            return
-        self._compaction = None
-        if step.segment is not None and step.move is not None:
-            old_ids = [source.segment_id for source in step.compaction.sources]
-            new_id = step.segment.segment_id
-            step.segment.sealed_s = self._now_s
-            self._records.append([SEGMENT_REPLACED, new_id, *old_ids])
-            there = [id_ for id_ in old_ids if id_ in self._log.segments]  # some may have died
-            self._replaced.update(dict.fromkeys(there, new_id))
-            self._moves.append(step.move)
-            self._compacted.append(step.segment)
-            self._await_acks()
 
     def _take_over(self, moves: Sequence[Move]) -> None:
         """The index has these moves: memory must not know better."""
         for move in moves:
             for lane in self._lanes_with_runs:
                 lane.forget_segments(move.sources)
-            segment = self._compacted.pop(0)
-            assert segment.segment_id == move.segment_id
-            self._log.segments[segment.segment_id] = segment
+            self._log.segments[move.segment_id] = self._compactor.moved(move)
 
     # -- maintenance
-
-    def _maintain(self, job: Callable[[], object]) -> None:
-        self._maintaining += 1
-        self._maintenance.submit(job)
 
     def _seal_rolled(self) -> None:
         """Have the full segments sealed whose records are all durable."""
         rolled = self._log.rolled
         while rolled and rolled[0].end_lsn <= self.durable_lsn:
-            segment = rolled.pop(0)
-            self._maintain(partial(self._seal, segment))
-
-    def _seal(self, segment: Segment) -> _Sealed:
-        columns = segment.columns
-        assert columns is not None
-        try:
-            seal(
-                self._disk,
-                self._paths.segment(segment.segment_id),
-                self._identity.uuid,
-                columns,
-                segment.base_lsn,
-                segment.end_lsn,
-                segment.log_end,
-            )
-        except (OSError, SyncFailed) as error:
-            return _Sealed(segment, error)
-        return _Sealed(segment, None)
-
-    def _prepare_segment(self, segment_id: int, size: int) -> None:
-        """Have the space of a segment reserved before it is needed."""
-        if segment_id > self._prepared_id:
-            self._prepared_id = segment_id
-            self._maintain(lambda: self._prepare(segment_id, size))
-
-    def _prepare(self, segment_id: int, size: int) -> _Prepared:
-        try:
-            self._nursery.prepare(segment_id, size)
-        except (OSError, SyncFailed) as error:
-            return _Prepared(error)
-        return _Prepared(None)
-
-    def _unlink(self, segment_ids: list[int]) -> _Unlinked:
-        paths = self._paths
-        gone: list[int] = []
-        left: list[int] = []
-        try:
-            for segment_id in segment_ids:
-                spilled = segment_id >= SPILL
-                try:
-                    self._disk.unlink((paths.spill_file if spilled else paths.segment)(segment_id))
-                except OSError as error:
-                    if not is_full(error):
-                        raise
-                    left.append(segment_id)
-                else:
-                    gone.append(segment_id)
-            if any(segment_id < SPILL for segment_id in gone):
-                self._disk.sync_directory(paths.log)
-        except (OSError, SyncFailed) as error:
-            return _Unlinked([], [], error)
-        return _Unlinked(gone, left, None)
+            self._upkeep.seal(rolled.pop(0))
 
     def _quiesce(self, timeout_s: float) -> bool:
         """Block until no thread of the store is at work; False when that takes too long."""
-        while self._committing or self._maintaining:
-            worker = self._commit_worker if self._committing else self._maintenance
-            if not worker.wait(timeout_s):
+        while self._committing or self._upkeep.jobs:
+            busy = self._commit_worker if self._committing else self._upkeep
+            if not busy.wait(timeout_s):
                 return False
             self.advance()
         return self.failure is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from qlog.server.config import Settings
-from qlog.storage import store
+from qlog.storage import compactor
 from qlog.storage.settings import StoreSettings
 from qlog.tools.cli import app
 
@@ -27,5 +27,5 @@ SMALL = StoreSettings(
 
 if __name__ == "__main__":
     Settings.store_settings = lambda self: SMALL  # type: ignore[method-assign]
-    store._COMPACT_LOOK_S = COMPACT_LOOK_S
+    compactor._LOOK_S = COMPACT_LOOK_S
     app(["serve", *sys.argv[1:]])

@@ -91,11 +91,13 @@ def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
             lane.settle(at, 1)
     assert bench.store.checkpoint()
     bench.tick(2.5)  # begins to compact
-    assert bench.store._compaction is not None
-    dying = [source.segment_id for source in bench.store._compaction.sources][0 if opened else 1]
+    assert bench.store._compactor._compaction is not None
+    dying = [source.segment_id for source in bench.store._compactor._compaction.sources][
+        0 if opened else 1
+    ]
     bench.maintenance.run_one()
     bench.store.advance()
-    assert bench.store._compaction is not None
+    assert bench.store._compactor._compaction is not None
     lane.settle(0 if opened else 10, 11)
     assert bench.store.checkpoint() and bench.store.checkpoint()
     names = bench.disk.names(bench.directory / "log")
@@ -103,7 +105,7 @@ def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
     for _ in range(20):
         bench.tick(1.1)
         assert bench.store.checkpoint()
-    assert bench.store._compaction is None and not bench.store.take_findings()
+    assert bench.store._compactor._compaction is None and not bench.store.take_findings()
     lane.settle(0, 60)
     for _ in range(4):
         assert bench.store.checkpoint()

@@ -620,7 +620,7 @@ def test_a_result_that_cannot_be_taken_is_final_and_the_others_are_taken(
     monkeypatch.setattr(bench.store._cache, "advance", advance)
     bench.store.advance()
     assert bench.store.failure is error
-    assert not bench.store._committing and not bench.store._maintaining
+    assert not bench.store._committing and not bench.store._upkeep.jobs
     bench.store.close()
 
 
