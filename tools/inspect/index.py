@@ -200,8 +200,8 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
             "",
             (
                 Column("segment", right=True),
-                Column("unsettled", right=True),
-                Column("their size", right=True),
+                Column("pointers", right=True),
+                Column("size", right=True),
             ),
             [(str(segment_id), item.count, Bytes(item.size)) for segment_id, item in live],
         )
@@ -246,13 +246,14 @@ def _show_comparison(
         "differences": items,
         "wrong_counts": comparison.counts,
     }
+    elsewhere = any(item.file != "index.lmdb" for item in report.damage)
     texts = [str(item["text"]) for item in items] + comparison.counts
     for text in texts[:_DIFFERENCES_SHOWN_MAX]:
         report.damage.append(Damage("index.lmdb", text))
     more = len(texts) - _DIFFERENCES_SHOWN_MAX
     if more > 0:
         report.damage.append(Damage("index.lmdb", f"{more} more differences (all with --json)"))
-    if texts:
+    if texts and not elsewhere:
         report.notes.append(f"the index is derived: no message is lost by this; {_REBUILD}")
 
 

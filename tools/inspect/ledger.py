@@ -194,29 +194,27 @@ def _item(directory: Directory, file: str, batch: LedgerBatch, full: bool) -> di
 
 
 def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tuple[Any, ...]]:
-    """What a batch says, for people: a line each."""
-    from qlog.tools.inspect.decode import queue_text, time_cell, time_text
+    """What a batch says, for people: a row for each queue."""
+    from qlog.tools.inspect.decode import queue_text, time_text
     from qlog.tools.inspect.settlements import lane_of
 
     number = "?" if batch.number is None else str(batch.number)
-    time = None if batch.time_ms is None else time_cell(time_text(batch.time_ms))
+    time = None if batch.time_ms is None else time_text(batch.time_ms)
     if batch.damage is not None:
         size = batch.end - batch.position
         yield number, None, None, f"DAMAGED: {size} bytes from {batch.position}: {batch.damage}"
         return
-    if batch.is_snapshot and not full:
-        lanes = sum(lane_of(record) is not None for record in batch.records)
-        others = ", ".join(
-            text for record in batch.records if lane_of(record) is None and (text := _text(record))
-        )
-        noun = "1 lane" if lanes == 1 else f"{lanes:,} lanes"
-        yield number, time, None, f"snapshot: {noun}{'; ' if others else ''}{others}"
-        return
+    lines: dict[int | None, list[str]] = {}
     for record in batch.records:
         text = _text(record)
-        if not text:
-            continue
         lane_id = lane_of(record)
+        if text and (full or not batch.is_snapshot or lane_id is None):
+            lines.setdefault(lane_id, []).append(text)
+    if batch.is_snapshot and not full:
+        lanes = sum(lane_of(record) is not None for record in batch.records)
+        noun = "1 lane" if lanes == 1 else f"{lanes:,} lanes"
+        lines = {None: [f"snapshot of {noun} (--full shows them)", *lines.get(None, [])]}
+    for lane_id, texts in lines.items():
         name = None
         if lane_id is not None:
             owner = directory.queue_of(lane_id)
@@ -225,7 +223,7 @@ def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tupl
                 None if owner is None else owner.name,
                 lane_id,
             )
-        yield number, time, name, text
+        yield number, time, name, texts
 
 
 def _text(record: Record) -> str:
