@@ -20,8 +20,8 @@ from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.log import Entry
 from qlog.tools.inspect.report import Bytes, Cell, Time, well_formed
 
-BODY_SHOWN_MAX = 160  # characters of a text, or octets of a dump
 DUMP_OCTETS = 16  # a line
+_DUMP_OCTETS_NARROW = 8  # in a column of a table
 
 
 def decoded(directory: Directory, file: str, entry: Entry) -> dict[str, Any]:
@@ -165,10 +165,10 @@ def body_lines(body: bytes, shown_max: int, *, as_hex: bool) -> list[str]:
         if len(text) <= shown_max:
             return [f"body {text}"]
         return [f"body {text[:shown_max]}… ({len(text)} characters)"]
-    lines = dump(body[:shown_max])
+    lines = [line.replace("  ", " ", 1) for line in dump(body[:shown_max], _DUMP_OCTETS_NARROW)]
     if len(body) > shown_max:
         lines.append(f"… ({len(body)} octets)")
-    return [f"body {lines[0]}", *lines[1:]] if lines else ["body (empty)"]
+    return ["body in hexadecimal", *lines]
 
 
 def dump(data: bytes, octets: int = DUMP_OCTETS) -> list[str]:

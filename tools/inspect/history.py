@@ -259,7 +259,7 @@ def _row(story: dict[str, Any]) -> tuple[Cell, ...]:
     if published["exchange"] is not None:
         what.append(f"{published['exchange'] or '(default)'} / {published['routing_key']}")
     if story["message_id"] is not None:
-        what.append(f"message_id={story['message_id']}")
+        what.append(f"id {story['message_id']}")
     return (
         str(story["offset"]),
         str(story["lsn"]),

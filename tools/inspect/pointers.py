@@ -297,7 +297,7 @@ def _note_missing(columns: array[int] | None, run: _Run, offset: int, result: Co
     if columns is not None and len(columns) > 4 * slot and columns[4 * slot]:
         if columns[4 * slot] != run.segment_id:
             return  # to a copy elsewhere, which is judged where it lies
-        what = f"a pointer to byte {columns[4 * slot + 1]}, where the record is not"
+        what = "a pointer to another place in the segment"
     _note(run, offset, what, result)
 
 

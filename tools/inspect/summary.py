@@ -292,8 +292,8 @@ def _next_start(directory: Directory, found: Survey, end_lsn: int) -> dict[str, 
     if directory.in_use:
         texts.append("were the broker killed now:")
     if stopping:
-        texts.append("will probably be refused, for what is damaged;")
-    if rebuild is not None and (found.segments or directory.ledger_ids()):
+        texts.append("will probably be refused, for what is damaged")
+    elif rebuild is not None and (found.segments or directory.ledger_ids()):
         texts.append(f"rebuilds the index, since {rebuild}")
     elif rebuild is not None:
         texts.append("begins with nothing")
