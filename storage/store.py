@@ -336,20 +336,6 @@ class Store(Generic[M]):
                 self._resume_checkpoint()
             wait_s = _FULL_RETRY_S
         acks = self._changes
-        if acks.acked or acks.delivered or self._records:
-            if self._acks_since_s is None:
-                self._acks_since_s = now_s
-            due_s = self._acks_since_s + settings.ack_flush_s
-            if now_s >= due_s:
-                self._acks_due = True
-                self.commit()
-            wait_s = min(wait_s, max(due_s - now_s, settings.ack_flush_s))
-        if self._ledger_unsynced:
-            due_s = self._ledger_synced_s + settings.ledger_sync_s
-            if now_s >= due_s and not self._ledger_held:
-                self._ledger_sync_due = True
-                self._hand_over()
-            wait_s = min(wait_s, max(due_s - now_s, 0.01))
         if (
             acks.dirty
             or self._dropped
@@ -365,6 +351,19 @@ class Store(Generic[M]):
                 or self._cache.transient_bytes > settings.cache_bytes_max
             ):
                 self._begin_checkpoint()
+            wait_s = min(wait_s, max(due_s - now_s, 0.01))
+        if acks.acked or acks.delivered or self._records:
+            assert self._acks_since_s is not None
+            due_s = self._acks_since_s + settings.ack_flush_s
+            if now_s >= due_s:
+                self._acks_due = True
+                self.commit()
+            wait_s = min(wait_s, max(due_s - now_s, settings.ack_flush_s))
+        if self._ledger_unsynced:
+            due_s = self._ledger_synced_s + settings.ledger_sync_s
+            if now_s >= due_s and not self._ledger_held:
+                self._ledger_sync_due = True
+                self._hand_over()
             wait_s = min(wait_s, max(due_s - now_s, 0.01))
         if self.failure is None and not self._closed:
             compact_s = self._compactor.tick(
@@ -457,6 +456,8 @@ class Store(Generic[M]):
 
     def _await_acks(self) -> None:
         """Make sure that tick is called in time to flush the ledger."""
+        if self._acks_since_s is None:  # since the tick before, at least: rather early than late
+            self._acks_since_s = self._now_s
         if not self._acks_awaited:
             self._acks_awaited = True
             self._notify()

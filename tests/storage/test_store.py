@@ -289,6 +289,22 @@ def test_acks_are_written_soon_and_synced_later(bench: Bench) -> None:
     bench.store.close()
 
 
+def test_an_ack_waits_no_longer_than_it_may_whenever_the_tick_comes(bench: Bench) -> None:
+    """It came between two ticks: its time counts from the one before."""
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 10)
+    assert bench.store.settle_down() and bench.store.checkpoint()
+    bench.tick(5.0)
+    run_all(bench)
+    lane.settle(0, 3)
+    bench.tick(SMALL.ack_flush_s)
+    assert bench.commits.run_one()
+    bench.store.advance()
+    bench.restart()
+    assert len(contents(bench.store.lane(lane.id))) == 7
+    bench.store.close()
+
+
 def test_the_first_ack_after_a_rest_asks_for_a_tick(tmp_path: Path) -> None:
     notices: list[int] = []
     store: Store[Envelope] = Store.open(
