@@ -5,8 +5,8 @@
 A round: load on a running broker; SIGKILL at a random moment (sometimes right after the start, or
 in the middle of a recovery); restart on the same directory and port; everything in the queues is
 delivered and held against the journal; a part of it is acknowledged, the rest stays for the next
-round. Each start draws its own settings, so that files are often too small, and rolls, checkpoints
-and the giving back of files happen all the time.
+round. Each start draws its own settings, so that files are often too small, and rolls, checkpoints,
+compactions and the giving back of files happen all the time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pamqp.commands import Basic, Channel
 
+from qlog.storage.fold import COMPACTED
 from tests.crash.journal import Figures, Identity, Journal
 from tests.crash.load import BACKLOG, FANOUT, PASSER, QUEUES, Load, declare, drain, understood
 from tests.crash.passing import Passing
@@ -31,12 +32,16 @@ from tests.live.server import BrokerProcess
 # Share of what a verification leaves in the queues for the next round.
 LEFT = 0.2
 LOAD_S_MAX = 1.5
+_COMPACTED = f"{COMPACTED:010d}"
 # One value of each is drawn for a start.
 SETTINGS = {
     "QLOG_SEGMENT_BYTES_MAX": (128 << 10, 256 << 10, 1 << 20, 64 << 20),
     "QLOG_LEDGER_BYTES_MAX": (64 << 10, 64 << 10, 16 << 20),
     "QLOG_CHECKPOINT_INTERVAL_S": (0.02, 0.1, 1.0),
     "QLOG_CACHE_BYTES_MAX": (0, 1 << 20, 32 << 20),
+    "QLOG_COMPACT_AGE_S": (0, 0, 60),
+    "QLOG_COMPACT_SHARE_MAX": (0.3, 0.9),
+    "QLOG_COMPACT_BYTES_PER_S": (1 << 20, 32 << 20),
 }
 
 
@@ -84,12 +89,14 @@ class KillLoop:
     """One broker, one data directory, one journal, many rounds."""
 
     def __init__(self, data_dir: Path, seed: int, load_s_max: float = LOAD_S_MAX) -> None:
+        self.data_dir = data_dir
         self.broker = BrokerProcess(data_dir)
         self.journal = Journal(QUEUES)
         self.passing = Passing(self.journal, PASSER, FANOUT, BACKLOG)
         self.generator = random.Random(seed)
         self.load_s_max = load_s_max
         self.rounds: list[Round] = []
+        self.compacted: set[str] = set()
 
     def start(self) -> None:
         """Start the broker and declare what the load uses."""
@@ -115,6 +122,7 @@ class KillLoop:
         time.sleep(load_s)
         killed_at = time.monotonic()
         self.broker.kill()
+        self.compacted.update(name for name in self._files("log") if name >= _COMPACTED)
         load.join()
         recovery_kills = generator.choice((0, 0, 0, 1, 2))
         for _ in range(recovery_kills):
@@ -158,6 +166,12 @@ class KillLoop:
             self.journal.acks_read(queue, gone)
         return figures
 
+    def _files(self, directory: str) -> list[str]:
+        """The names there, without those that are not finished."""
+        return [
+            path.name for path in (self.data_dir / directory).iterdir() if path.suffix != ".new"
+        ]
+
     def summary(self) -> str:
         """The figures of all rounds."""
         rounds, journal = self.rounds, self.journal
@@ -174,6 +188,11 @@ class KillLoop:
             "the oldest of them, ms before": round(1000 * oldest_s),
             "redelivered after a restart": sum(r.total("redelivered") for r in rounds),
             "owed after a restart": sum(r.total("owed") for r in rounds),
+            "segments written, at least": max(
+                int(Path(name).stem) for name in self._files("log") if name < _COMPACTED
+            ),
+            "of compactions, seen at a kill": len(self.compacted),
+            "files of the ledger": max(int(Path(name).stem) for name in self._files("ledger")),
             "violations": sum(len(round_.violations) for round_ in rounds),
         }
         return "\n".join(f"{name:>35} {value:,}" for name, value in figures.items())
@@ -202,12 +221,14 @@ def main() -> int:
         loop = KillLoop(data_dir, arguments.seed)
         stack.callback(loop.stop)
         loop.start()
+        begin = time.monotonic()
         for _ in range(arguments.kills):
             print(loop.kill_once().row(), flush=True)
-    violations = [text for round_ in loop.rounds for text in round_.violations]
-    for text in violations[:50]:
-        print(text)
-    print(loop.summary())
+        violations = [text for round_ in loop.rounds for text in round_.violations]
+        for text in violations[:50]:
+            print(text)
+        print(loop.summary())
+        print(f"{time.monotonic() - begin:.0f} s")
     return 1 if violations else 0
 
 
