@@ -4,7 +4,9 @@
 
 A first run without errors counts the calls on the data directory. Then one run for each of them
 and each error; and for writes and syncs some in which everything fails from that call on. Each
-directory that is left is opened without errors and held against what clients had been told. Exit
+directory that is left is opened without errors and held against what clients had been told.
+
+Storage works on one thread meanwhile, since strace counts the calls of each thread by itself. Exit
 status 1 when a promise was broken or the reaction is none that is documented.
 """
 
@@ -29,10 +31,10 @@ MARGIN = 3  # calls that only some runs have
 PROGRESS_S = 20.0
 
 
-def attempt(fault: Fault, workspace: Path) -> Result:
+def attempt(fault: Fault, workspace: Path, threads: bool) -> Result:
     """A run; what goes wrong with it in an unforeseen way is a violation."""
     try:
-        return run(fault, workspace / str(fault).replace(" ", "."))
+        return run(fault, workspace / str(fault).replace(" ", "."), threads=threads)
     except Exception as error:  # noqa: BLE001 - the sweep goes on
         return Result(fault, "?", violations=[f"{type(error).__name__}: {error}"])
 
@@ -72,6 +74,9 @@ def main() -> int:
     parser.add_argument("--errors", default=",".join(ERRORS))
     parser.add_argument("--calls", default=",".join(CALLS))
     parser.add_argument("--every", type=int, default=1, help="only each such fault")
+    parser.add_argument(
+        "--threads", action="store_true", help="with storage's threads: faults are less exact"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="where the directories of bad runs stay")
     parser.add_argument("--log", type=Path, help="a line for each run")
@@ -81,7 +86,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(dir=in_memory()) as temporary:
         workspace = arguments.keep or Path(temporary)
-        counted = run(None, workspace / "counted")
+        counted = run(None, workspace / "counted", threads=arguments.threads)
         print(f"calls: {dict(counted.counts)}; {counted.reaction} {counted.violations}", flush=True)
         chosen = faults(counted.counts, arguments.calls.split(","), arguments.errors.split(","))
         chosen = chosen[:: arguments.every]
@@ -89,7 +94,7 @@ def main() -> int:
         results: list[Result] = []
         bad = 0
         with ThreadPoolExecutor(arguments.workers) as pool:
-            jobs = [pool.submit(attempt, fault, workspace) for fault in chosen]
+            jobs = [pool.submit(attempt, fault, workspace, arguments.threads) for fault in chosen]
             for job in jobs:
                 result = job.result()
                 results.append(result)

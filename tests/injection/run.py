@@ -22,6 +22,7 @@ from tests.images import trace
 from tests.images.check import open_image
 from tests.images.directory import Directory, write
 from tests.images.record import TracedBroker
+from tests.images.serve import ONE_THREAD
 from tests.injection.script import Notes, Script
 
 # What a broker's directory is made and changed with. Reads are another matter.
@@ -86,8 +87,12 @@ class Result:
     seconds: float = 0.0
 
 
-def run(fault: Fault | None, workspace: Path) -> Result:
-    """A broker, the script, the end, and three starts. `workspace` stays when something is wrong."""
+def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Result:
+    """A broker, the script, the end, and three starts. `workspace` stays when something is wrong.
+
+    With `threads` storage has its own, as it should; strace counts the calls of each by itself, so
+    that a fault may strike several times.
+    """
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir(parents=True)
     begin = time.monotonic()
@@ -98,7 +103,7 @@ def run(fault: Fault | None, workspace: Path) -> Result:
         tracer += ("-P", str(path))
     if fault is not None:
         tracer += ("-e", fault.option)
-    broker = TracedBroker(data_dir, tracer)
+    broker = TracedBroker(data_dir, tracer, {} if threads else {ONE_THREAD: "1"})
     outcome = Outcome()
     try:
         try:
@@ -127,6 +132,8 @@ def run(fault: Fault | None, workspace: Path) -> Result:
         directory.follow(step)
     result.reaction = outcome.reaction if reached or fault is None else "not reached"
     result.violations = outcome.violations
+    if fault is not None and reached and outcome.started:
+        result.violations += undocumented(fault, result.where, outcome)
     if outcome.notes.blocked and not (fault is not None and fault.onwards):
         result.violations.append("publishers are blocked, and nothing fails any more")
     data_dir.mkdir(exist_ok=True)  # it may not even have come to that
@@ -148,6 +155,21 @@ def run(fault: Fault | None, workspace: Path) -> Result:
         shutil.rmtree(workspace)
     result.seconds = time.monotonic() - begin
     return result
+
+
+def undocumented(fault: Fault, where: str, outcome: Outcome) -> list[str]:
+    """How a running broker's reaction differs from what docs/durability.md says."""
+    stopped = outcome.code == EXIT_DISK
+    in_lmdb = "lmdb" in where
+    if fault.error == "EIO":
+        # A file that cannot be opened to be read from is its consumers' matter.
+        return [] if stopped or fault.call == "openat" else ["an error of the disk was passed over"]
+    if fault.call in SYNCS and not in_lmdb:
+        return [] if stopped else ["a failed sync was passed over"]
+    # LMDB's meta pages are the exception: it does not write again after one has failed.
+    if stopped and not fault.onwards and not (in_lmdb and fault.call == "pwrite64"):
+        return ["lack of space, which passes, ended it"]
+    return []
 
 
 @dataclass

@@ -16,7 +16,7 @@ from tests.injection.run import Fault, run
     ("fault", "reaction"),
     [
         (Fault("pwrite64", "EIO", 4), "did not start, 1"),
-        (Fault("fdatasync", "EIO", 22), "ended with 74"),
+        (Fault("fdatasync", "EIO", 30), "ended with 74"),
         (Fault("fdatasync", "EIO", 16, onwards=True), "ended with 74"),
         (Fault("pwritev2", "ENOSPC", 20), "went on"),
     ],
