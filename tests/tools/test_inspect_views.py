@@ -108,20 +108,21 @@ def noise_in_segment(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("make", "damage"),
     [
-        damaged_catalog,
-        cut_catalog,
-        cut_index,
-        no_ledger,
-        no_log,
-        zeroed_segment,
-        zeroed_ledger,
-        cut_segment,
-        noise_in_segment,
+        (stopped, damaged_catalog),
+        (killed, cut_catalog),
+        (stopped, cut_index),
+        (killed, no_ledger),
+        (stopped, no_log),
+        (killed, no_log),
+        (stopped, zeroed_segment),
+        (killed, zeroed_segment),
+        (stopped, zeroed_ledger),
+        (killed, cut_segment),
+        (stopped, noise_in_segment),
     ],
 )
-@pytest.mark.parametrize("make", [stopped, killed])
 def test_no_view_fails_on_damage(make: Any, damage: Any, tmp_path: Path) -> None:
     directory = make(tmp_path / "data", 120, settled=60)
     damage(directory)

@@ -180,9 +180,8 @@ def _report(
     if not stories and selection.offsets is not None and selection.message_id is None:
         first, end = selection.offsets
         if end == first + 1:
-            (lane_id,) = lane_ids
-            target = {"lane": lane_id, "offset": first}
-            stories.append(_story(directory, None, target, events))
+            targets = ({"lane": lane_id, "offset": first} for lane_id in sorted(lane_ids))
+            stories += [_story(directory, None, target, events) for target in targets]
     report.content = {"vhost": vhost, "queue": queue, "messages": stories, "more": more}
     in_use = ", in use by a broker" if directory.in_use else ""
     report.summary = f"{directory.root}{in_use}: {counted(len(stories), 'message')} of '{queue}'"

@@ -72,7 +72,7 @@ def _report(directory: Directory, compare: bool) -> Report:
     report.notes = list(directory.notes)
     report.damage = list(directory.damage)
     in_use = ", in use by a broker" if directory.in_use else ""
-    report.content = {"index": None, "lanes": [], "segments": [], "comparison": None}
+    report.content = {"index": None, "lanes": [], "segments": [], "spill": None, "comparison": None}
     if contents is None:
         report.summary = f"{directory.root}{in_use}: no index"
         return report
@@ -111,8 +111,9 @@ def look(directory: Directory, compare: bool) -> tuple[IndexContents, Comparison
 
 
 def _show(directory: Directory, report: Report, contents: IndexContents) -> None:
+    from qlog.storage.index import SPILL, Live
     from qlog.tools.inspect.decode import queue_text
-    from qlog.tools.inspect.report import Bytes, Cell, Column, Damage, Facts, Table
+    from qlog.tools.inspect.report import Bytes, Cell, Column, Damage, Facts, Table, counted
 
     usage = contents.usage
     checkpoint = contents.checkpoint
@@ -133,15 +134,10 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
                 f"file {at.file_id}, batch {at.number}, byte {at.position}",
             ),
         ]
+    by_database = ", ".join(f"{name} {pages:,}" for name, pages in usage.used.items())
     facts += [
-        (
-            "file",
-            [
-                Bytes(contents.file_bytes).human(),
-                f"{usage.pages:,} pages of which {used:,} hold data",
-            ],
-        ),
-        ("", ", ".join(f"{name} {pages:,}" for name, pages in usage.used.items())),
+        ("file", Bytes(contents.file_bytes)),
+        ("  pages", [f"{usage.pages:,}, of which {used:,} hold data:", by_database]),
     ]
     report.sections.append(Facts("", facts))
     lanes = []
@@ -194,7 +190,12 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
             rows,
         )
     )
-    live = sorted(contents.live.items())
+    live = sorted(item for item in contents.live.items() if item[0] < SPILL)
+    paged = [item for segment_id, item in contents.live.items() if segment_id >= SPILL]
+    spill = Live(sum(item.count for item in paged), sum(item.size for item in paged))
+    rows = [(str(segment_id), item.count, Bytes(item.size)) for segment_id, item in live]
+    if spill.count:
+        rows.append((f"spill/ ({counted(len(paged), 'file')})", spill.count, Bytes(spill.size)))
     report.sections.append(
         Table(
             "",
@@ -203,7 +204,7 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
                 Column("pointers", right=True),
                 Column("size", right=True),
             ),
-            [(str(segment_id), item.count, Bytes(item.size)) for segment_id, item in live],
+            rows,
         )
     )
     report.content |= {
@@ -229,6 +230,11 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
             {"id": segment_id, "unsettled": item.count, "unsettled_bytes": item.size}
             for segment_id, item in live
         ],
+        "spill": {
+            "files": len(paged),
+            "unsettled": spill.count,
+            "unsettled_bytes": spill.size,
+        },
     }
     for text in contents.damaged:
         report.damage.append(Damage("index.lmdb", f"{text}; {_REBUILD}"))

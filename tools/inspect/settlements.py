@@ -84,7 +84,7 @@ def lane_of(record: Record) -> int | None:
 def settled_ranges(record: Record) -> list[tuple[int, int]]:
     """The (first, end) of the messages of its lane that a record settles."""
     if record[0] == ACK:
-        return list(ack_ranges(record))
+        return sorted(ack_ranges(record))
     if record[0] != LANE:
         return []
     floor = record[3]
