@@ -130,7 +130,7 @@ class Store(Generic[M]):
         self._condemned: set[int] = set()  # segments given up
         self._unlinked: list[int] = []
         self._unlink_again: list[int] = []  # after the next checkpoint
-        self._dead_at_start = bool(dead_segments(self._log.segments, self._live, self._log.lsn, ()))
+        self._dead_left = self._any_dead()  # segments for the next checkpoint to give up
         self._closed = False
         self._commit_worker = new_worker("qlog-commit", notify)
         self._upkeep = Upkeep(
@@ -341,7 +341,8 @@ class Store(Generic[M]):
             or self._dropped
             or self._condemned
             or self._compactor.moves
-            or self._dead_at_start
+            or self._dead_left
+            or self._checkpoint_lsn < self.durable_lsn
         ):
             due_s = self._checkpoint_s + settings.checkpoint_interval_s
             if (
@@ -601,6 +602,9 @@ class Store(Generic[M]):
                     segment.capacity = segment.log_end + segment.columns.packed_bytes
                     segment.columns = None
                     segment.sealed_s = self._now_s
+                    if not self._dead_left and self._any_dead():
+                        self._dead_left = True
+                        self._notify()  # when nothing else happens, the next tick is far away
                 elif is_full(error):
                     self._log.rolled.append(segment)  # again with the next commit
                 else:
@@ -628,7 +632,7 @@ class Store(Generic[M]):
     def _begin_checkpoint(self) -> None:
         if self._snapshot is None and self.failure is None:
             self._checkpoint_wanted = True
-            self._dead_at_start = False
+            self._dead_left = False
             self._checkpoint_s = self._now_s
             self._hand_over()
 
@@ -751,6 +755,11 @@ class Store(Generic[M]):
         ):
             self._log.roll()
             self._seal_rolled()
+
+    def _any_dead(self) -> bool:
+        return bool(
+            dead_segments(self._log.segments, self._live, self._checkpoint_lsn, self._condemned)
+        )
 
     # -- compaction
 

@@ -301,6 +301,21 @@ class World:
             assert store.durable_lsn >= lsn, "not durable, and nobody is at work on it"
             assert not store.full
 
+    def drain(self) -> None:
+        """All is settled: the space comes back."""
+        for lane in range(LANES):
+            self.settle(lane, 0.0, 1 << 40)
+        for _ in range(6):
+            self.drive(2.5)
+        store = self.running
+        disk = self.disk
+        if store.failure is None and disk.space_bytes is None and not disk.lmdb_full:
+            assert store.segment_count == 1, "dead segments stay"
+            names = set(disk.names(store._paths.log))
+            active = store._log.active.segment_id
+            ahead = {store._paths.segment(active + at).name for at in range(2)}
+            assert names <= ahead, f"files that nobody needs: {names - ahead}"
+
     def settle_down(self) -> None:
         step = self.step
         if self.running.settle_down():
@@ -633,6 +648,12 @@ class World:
             for lane_id, lane in store._lanes.items():
                 assert placed[lane_id] == lane.alive, f"pointers of lane {lane_id}"
         names = set(self.disk.names(store._paths.log))
+        if strict:
+            active = store._log.active
+            known = [one for one in store._log.segments.values() if one is not active]
+            assert names == {store._paths.segment(one.segment_id).name for one in known}
+            assert not self.disk.names(store._paths.spill)
+            assert len(set(self.disk.names(store._paths.ledger)) - {"next.new"}) == 1
         for segment_id in counted:
             if segment_id < SPILL:
                 assert store._paths.segment(segment_id).name in names, (

@@ -83,10 +83,10 @@ def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
     """It was named as replaced for ever, and its copy was missed when that had died too."""
     bench = Bench(tmp_path, replace(SMALL, compact_age_s=0.0, compact_bytes_per_s=1 << 40))
     lane = new_lane(bench.store)
-    for at in range(60):
+    for at in range(61):
         publish(bench.store, [lane], [b"%d" % at + b"x" * 1000])
     assert bench.store.settle_down()
-    for at in range(60):
+    for at in range(61):
         if at % 10:
             lane.settle(at, 1)
     assert bench.store.checkpoint()
@@ -106,7 +106,7 @@ def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
         bench.tick(1.1)
         assert bench.store.checkpoint()
     assert bench.store._compactor._compaction is None and not bench.store.take_findings()
-    lane.settle(0, 60)
+    lane.settle(0, 61)
     for _ in range(4):
         assert bench.store.checkpoint()
         bench.tick()
@@ -114,5 +114,19 @@ def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
     bench.store._ledger_wants_roll = True
     assert bench.store.checkpoint()
     bench.restart()
-    assert bench.store.lsn == 60 and not contents(bench.store.lane(lane.id))
+    assert bench.store.lsn == 61 and not contents(bench.store.lane(lane.id))
     bench.store.close()
+
+
+def test_an_idle_store_gives_back_what_it_sealed_last(world: World) -> None:
+    """No lane had changed since, so that no checkpoint came to look at the dead segment."""
+    world.publish([0], 4, 700, True, False)
+    world.drain()  # says whether anything stays
+
+
+def test_an_idle_store_gives_back_what_was_settled_before_it_was_durable(world: World) -> None:
+    """The last checkpoint did not reach the end of the log, and no lane had changed since."""
+    world.publish([0], 60, 700, True, False)
+    world.settle(0, 0.0, 100)
+    world._tick(1.1)  # begins a checkpoint of what is durable: nothing
+    world.drain()

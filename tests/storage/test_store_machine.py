@@ -111,6 +111,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.world.perform(self.world.drive, seconds)
 
     @rule()
+    def drain(self) -> None:
+        self.world.perform(self.world.drain)
+
+    @rule()
+    def doubt(self) -> None:
+        self.world.perform(self.world.doubt)
+
+    @rule()
     def request_sync(self) -> None:
         self.world.perform(self.world.request_sync)
 
