@@ -25,6 +25,7 @@ RESTARTS = (
     ("first delivery, s", SUBJECT, "warm_delivery_s"),
     ("page cache dropped, s", SUBJECT, "cold_delivery_s"),
     ("index rebuilt, s", SUBJECT, "rebuild_delivery_s"),
+    ("processor time, s", SUBJECT, "warm_cpu_s"),
     ("read, MiB", SUBJECT, "warm_asked_mib"),
     ("from disk when dropped, MiB", SUBJECT, "cold_disk_mib"),
     ("anonymous memory after, MiB", SUBJECT, "warm_anonymous_mib"),

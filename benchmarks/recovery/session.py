@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -143,7 +144,8 @@ def run_recovery(
         versions = {part: broker.version() for part, broker in brokers.items()}
     session = RecoverySession(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=environment(settings.directory),
+        environment=environment(settings.directory)
+        | {"load average before": f"{os.getloadavg()[0]:.1f}"},
         settings={
             "runs": settings.runs,
             "seconds": settings.seconds,
