@@ -127,13 +127,15 @@ class OSDisk:
             raise SyncFailed(f"a sync failed: {error.strerror}; check the disk") from error
 
     def sync_directory(self, path: Path) -> None:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        # One that cannot even be opened is not synced either: what was renamed in it is in doubt.
         try:
-            os.fsync(file)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
         except OSError as error:
             raise SyncFailed(f"syncing {path} failed: {error.strerror}; check the disk") from error
-        finally:
-            os.close(file)
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)

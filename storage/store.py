@@ -579,7 +579,6 @@ class Store(Generic[M]):
         self._ledger_overflowed = result.full and result.ledger_written < len(job.ledger)
         log.put_back(job.batches[result.written :])
         self._chunks = job.ledger[result.ledger_written :] + self._chunks
-        self.full = result.full or self._log_held or self._ledger_held
         if result.full:
             self._retry_s = self._now_s + _FULL_RETRY_S
             self._log_held = result.written < len(job.batches)
@@ -587,6 +586,8 @@ class Store(Generic[M]):
             self._notify()  # the owner's next tick may be too far away
         elif result.ledger_synced:
             self.synced = max(self.synced, job.ticket)
+        # With nothing held, old ledger files could not be removed: they go with the next.
+        self.full = self._log_held or self._ledger_held
         snapshot = self._snapshot
         if result.ledger_synced and snapshot is not None and snapshot.ledger is None:
             snapshot.ledger = result.ledger_position

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qlog.storage.disk import OSDisk
 from qlog.storage.errors import DirectoryUnreadable, SyncFailed
 from qlog.storage.examine import Examination
 from qlog.storage.index import IndexDoubt
@@ -490,6 +491,30 @@ def test_files_that_could_not_be_unlinked_for_lack_of_space_go_later(bench: Benc
     assert len(list(log.glob("*.qseg"))) <= 3
     assert len(contents(lane)) == 4
     bench.store.close()
+
+
+def test_old_ledger_files_that_cannot_be_removed_hold_nobody_up(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 600)
+    assert bench.store.checkpoint()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    bench.disk.fail = lambda asked: full if asked == "unlink" else None
+    ledger = bench.directory / "ledger"
+    for qseq in range(0, 600, 2):
+        lane.settle(qseq, 1)
+        bench.tick()
+        run_all(bench)
+        if len(list(ledger.glob("*.qack"))) > 1:
+            break
+    assert len(list(ledger.glob("*.qack"))) == 2
+    assert not bench.store.full
+    bench.disk.fail = lambda asked: None
+    bench.store.close()
+
+
+def test_a_directory_that_cannot_be_opened_is_not_synced(tmp_path: Path) -> None:
+    with pytest.raises(SyncFailed, match="No such file"):
+        OSDisk().sync_directory(tmp_path / "missing")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds its own files in /proc")
