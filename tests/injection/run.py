@@ -109,6 +109,7 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
         try:
             broker.start()
             outcome.started = True
+            outcome.started_at_s = time.time()
         except RuntimeError:  # it ended, or took too long and was killed
             assert broker.process is not None
             outcome.code = broker.process.returncode
@@ -122,18 +123,19 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
     outcome.said = broker.lines
     result = Result(fault)
     directory = Directory(data_dir)
-    reached = False
+    reached = at_start = False
     for step in trace.read(log):
         call = step.call
         if call.injected and not reached:
             reached = True
+            at_start = call.at_s < outcome.started_at_s
             result.where = directory.about(call)
         result.counts[call.name] += step.ends
         directory.follow(step)
     result.reaction = outcome.reaction if reached or fault is None else "not reached"
     result.violations = outcome.violations
     if fault is not None and reached and outcome.started:
-        result.violations += undocumented(fault, result.where, outcome)
+        result.violations += undocumented(fault, result.where, at_start, outcome)
     if outcome.notes.blocked and not (fault is not None and fault.onwards):
         result.violations.append("publishers are blocked, and nothing fails any more")
     data_dir.mkdir(exist_ok=True)  # it may not even have come to that
@@ -157,13 +159,18 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
     return result
 
 
-def undocumented(fault: Fault, where: str, outcome: Outcome) -> list[str]:
-    """How a running broker's reaction differs from what docs/durability.md says."""
+def undocumented(fault: Fault, where: str, at_start: bool, outcome: Outcome) -> list[str]:
+    """How the reaction of a broker that did start differs from what docs/durability.md says."""
     stopped = outcome.code == EXIT_DISK
     in_lmdb = "lmdb" in where
+    if fault.call == "openat":
+        # To read from, a file that cannot be opened is its consumers' matter; a directory that
+        # cannot is one that cannot be synced.
+        return []
+    if at_start and "index.lmdb" in where:  # it is deleted and made again
+        return []
     if fault.error == "EIO":
-        # A file that cannot be opened to be read from is its consumers' matter.
-        return [] if stopped or fault.call == "openat" else ["an error of the disk was passed over"]
+        return [] if stopped else ["an error of the disk was passed over"]
     if fault.call in SYNCS and not in_lmdb:
         return [] if stopped else ["a failed sync was passed over"]
     # LMDB's meta pages are the exception: it does not write again after one has failed.
@@ -177,6 +184,7 @@ class Outcome:
     """How broker and script ended."""
 
     started: bool = False
+    started_at_s: float = 0.0
     code: int | None = None  # None: it hung
     stopped_itself: bool = False  # while the script was at work
     notes: Notes = field(default_factory=Notes)
@@ -213,7 +221,7 @@ class Outcome:
             wrong.append("it hangs" if self.code is None else f"exit status {self.code}")
         if self.stopped_itself and self.code == EXIT_STOPPED:
             wrong.append("it stopped by itself, with status 0")
-        if self.stopped_itself and not notes.refusals:
+        if self.stopped_itself and notes.connected and not notes.refusals:
             wrong.append("it stopped without telling its client")
         if notes.cut:
             wrong.append("a connection was cut without a word")

@@ -74,8 +74,9 @@ class Notes:
     bound: set[str] = field(default_factory=set)
     deleting: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
+    connected: bool = False
     refusals: list[Refused] = field(default_factory=list)
-    cut: int = 0  # connections that ended without a word
+    cut: int = 0  # connections that ended without a word, once they were open
     notices: Counter[str] = field(default_factory=Counter)
     trouble: list[str] = field(default_factory=list)  # what no disk excuses
 
@@ -157,7 +158,7 @@ class Script:
         except Refused as error:
             self.notes.refusals.append(error)
         except Closed:
-            self.notes.cut += 1
+            self.notes.cut += self._talk is not None
         except ConnectionRefusedError:
             return False
         except AssertionError as error:  # silence, or an answer that should not be
@@ -181,6 +182,7 @@ class Script:
         caller.notices = self.notes.notices
         self._caller = caller
         caller.handshake()
+        self.notes.connected = True
         self._talk = talk = caller.channel()
         talk.confirm()
         self._tags = {}
