@@ -157,7 +157,7 @@ class Committer:
             if job.snapshot is None or not is_full(error):
                 raise
         if job.snapshot is not None:  # when there is no space for it, the old file goes on
-            result.ledger_position = ledger.roll(job.snapshot, durable_lsn, above=0)
+            result.ledger_position = ledger.roll(job.snapshot, durable_lsn)
             result.ledger_written = len(job.ledger)
             result.ledger_synced = True
             ledger.remove_older()

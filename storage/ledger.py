@@ -106,11 +106,22 @@ class LedgerWriter:
     """Appends to the ledger. Used by one thread at a time: recovery first, then the commit thread.
 
     All methods raise OSError and SyncFailed; after an OSError of a full disk the same call may be
-    made again.
+    made again. It begins with `remove_older` and `roll`.
+
+    Arguments: `file_id` of the file that an earlier run went on with, 0 for none, and the `number`
+    of the batch behind its last.
     """
 
     def __init__(
-        self, disk: Disk, paths: Paths, uuid: bytes, epoch: int, *, file_bytes: int
+        self,
+        disk: Disk,
+        paths: Paths,
+        uuid: bytes,
+        epoch: int,
+        *,
+        file_bytes: int,
+        file_id: int = 0,
+        number: int = 0,
     ) -> None:
         self._disk = disk
         self._paths = paths
@@ -118,10 +129,10 @@ class LedgerWriter:
         self._epoch = epoch
         self._file_bytes = file_bytes
         self._file = -1
-        self._file_id = 0
+        self._file_id = file_id
         self._capacity = 0
         self._position = 0
-        self._number = 0
+        self._number = number
         self._synced_number = 0
         self._spare_bytes = 0  # of the file that comes next; 0: it is not ready
 
@@ -149,12 +160,9 @@ class LedgerWriter:
         self._disk.sync_data(self._file)
         self._synced_number = self._number
 
-    def roll(
-        self, snapshot: Iterable[Record], durable_lsn: int, *, above: int, number: int = 0
-    ) -> LedgerPosition:
+    def roll(self, snapshot: Iterable[Record], durable_lsn: int) -> LedgerPosition:
         """Go on in a new file that begins with this snapshot; where it begins.
 
-        `above`: the new file's id is higher than this. `number`: the first batch's, at least.
         `remove_older` is to be called next.
         """
         bodies = []
@@ -164,8 +172,7 @@ class LedgerWriter:
             bodies.append((chunk, msgpack.packb([durable_lsn, *chunk])))
         size = FILE_HEADER_BYTES + sum(len(body) + BATCH_HEADER_BYTES for _, body in bodies)
         self.reserve()
-        file_id = max(self._file_id, above) + 1
-        self._number = max(self._number, number)
+        file_id = self._file_id + 1
         saved_number = self._number
         path = self._paths.ledger_file(file_id)
         file = self._disk.open(self._spare_path, write=True, create=True)

@@ -208,15 +208,22 @@ class _Recovery(Generic[M]):
         self.identity.save(self.catalog)
         disk.sync_directory(paths.catalog)  # LMDB syncs its file, and not the name of it
         disk.sync_directory(paths.root)
-        ledger = LedgerWriter(disk, paths, uuid, epoch, file_bytes=settings.ledger_bytes_max)
+        ledger = LedgerWriter(
+            disk,
+            paths,
+            uuid,
+            epoch,
+            file_bytes=settings.ledger_bytes_max,
+            file_id=ledger_file.file_id,
+            number=ledger_file.number,
+        )
         self.opened.append(ledger.close)
         segments = self.segments
         segment_id = found.segment_id_next
+        ledger.remove_older()  # a kill may have come between a roll and this
         ledger.roll(
             snapshot_records(self.lanes.values(), segments, self.replaced, segment_id, self.lsn),
             self.lsn,
-            above=ledger_file.file_id,
-            number=ledger_file.number,
         )
         ledger.remove_older()
         self._remove_leftover(found)

@@ -1,12 +1,14 @@
 """Kill -9 a broker under load, again and again, and hold it to its word each time.
 
     python -m tests.crash.kill_loop --kills 50
+    python -m tests.crash.kill_loop --kills 50 --full-disk
 
 A round: load on a running broker; SIGKILL at a random moment (sometimes right after the start, or
 in the middle of a recovery); restart on the same directory and port; everything in the queues is
 delivered and held against the journal; a part of it is acknowledged, the rest stays for the next
 round. Each start draws its own settings, so that files are often too small, and rolls, checkpoints,
-compactions and the giving back of files happen all the time.
+compactions and the giving back of files happen all the time. With `--full-disk` somebody else
+fills the disk and gives it back at random moments, kills and starts included.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import random
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +29,7 @@ from qlog.storage.fold import COMPACTED
 from tests.crash.journal import Figures, Identity, Journal
 from tests.crash.load import BACKLOG, FANOUT, PASSER, QUEUES, Load, declare, drain, understood
 from tests.crash.passing import Passing
+from tests.crash.small_disk import SmallDisk
 from tests.live.conversation import Client
 from tests.live.server import BrokerProcess
 
@@ -42,6 +46,13 @@ SETTINGS = {
     "QLOG_COMPACT_AGE_S": (0, 0, 60),
     "QLOG_COMPACT_SHARE_MAX": (0.3, 0.9),
     "QLOG_COMPACT_BYTES_PER_S": (1 << 20, 32 << 20),
+}
+# On a small disk nothing is large, and the writes are to find out that it is full.
+SMALL_DISK_BYTES = 96 << 20
+SMALL_DISK_SETTINGS = {
+    "QLOG_SEGMENT_BYTES_MAX": (128 << 10, 256 << 10, 1 << 20),
+    "QLOG_LEDGER_BYTES_MAX": (64 << 10, 256 << 10),
+    "QLOG_DISK_FREE_LIMIT_BYTES": (0,),
 }
 
 
@@ -85,12 +96,50 @@ HEADINGS = " ".join(
 )
 
 
-class KillLoop:
-    """One broker, one data directory, one journal, many rounds."""
+class Filler:
+    """Somebody else who fills a disk, and gives it back, at random moments."""
 
-    def __init__(self, data_dir: Path, seed: int, load_s_max: float = LOAD_S_MAX) -> None:
-        self.data_dir = data_dir
-        self.broker = BrokerProcess(data_dir)
+    def __init__(self, disk: SmallDisk, generator: random.Random) -> None:
+        self._disk = disk
+        self._generator = generator
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._generator.uniform(0, 0.3)):
+            self._disk.fill()
+            self._stop.wait(self._generator.uniform(0, 0.7))
+            self._disk.relieve()
+
+    def stop(self) -> None:
+        """The disk is as it was."""
+        self._stop.set()
+        self._thread.join()
+
+
+class KillLoop:
+    """One broker, one data directory, one journal, many rounds.
+
+    Arguments: `data_dir`, or a small `disk` which is full now and then.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        seed: int,
+        load_s_max: float = LOAD_S_MAX,
+        disk: SmallDisk | None = None,
+    ) -> None:
+        self.disk = disk
+        self.settings: dict[str, tuple[float, ...]] = dict(SETTINGS)
+        if disk is None:
+            self.data_dir = data_dir
+            self.broker = BrokerProcess(data_dir)
+        else:
+            self.data_dir = disk.outside / "data"
+            self.broker = BrokerProcess(disk.inside / "data", launcher=disk.launcher)
+            self.settings.update(SMALL_DISK_SETTINGS)
         self.journal = Journal(QUEUES)
         self.passing = Passing(self.journal, PASSER, FANOUT, BACKLOG)
         self.generator = random.Random(seed)
@@ -106,7 +155,7 @@ class KillLoop:
             declare(client.channel())
 
     def _launch(self) -> None:
-        for name, values in SETTINGS.items():
+        for name, values in self.settings.items():
             self.broker.settings[name] = str(self.generator.choice(values))
         self.broker.launch()
 
@@ -118,6 +167,9 @@ class KillLoop:
         load_s = generator.uniform(0, 0.1) if shortly else generator.uniform(0.1, self.load_s_max)
         load = Load(self.broker.url, self.journal, self.passing, generator.randrange(1 << 30))
         sent, confirmed = self.journal.sent, self.journal.confirmed_count
+        filler = None
+        if self.disk is not None:
+            filler = Filler(self.disk, random.Random(generator.randrange(1 << 30)))
         load.start()
         time.sleep(load_s)
         killed_at = time.monotonic()
@@ -132,6 +184,8 @@ class KillLoop:
         begin = time.monotonic()
         self._launch()
         self.broker.wait_until_ready()
+        if filler is not None:
+            filler.stop()
         round_ = Round(number, load_s, recovery_kills, time.monotonic() - begin)
         round_.sent = self.journal.sent - sent
         round_.confirmed = self.journal.confirmed_count - confirmed
@@ -211,6 +265,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--data-dir", type=Path, help="kept afterwards; default: a temporary one")
+    parser.add_argument(
+        "--full-disk", action="store_true", help="on a small disk, now and then full"
+    )
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
     print(HEADINGS)
@@ -218,7 +275,10 @@ def main() -> int:
         data_dir = arguments.data_dir
         if data_dir is None:
             data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "data"
-        loop = KillLoop(data_dir, arguments.seed)
+        disk = None
+        if arguments.full_disk:
+            disk = stack.enter_context(SmallDisk(data_dir, SMALL_DISK_BYTES))
+        loop = KillLoop(data_dir, arguments.seed, disk=disk)
         stack.callback(loop.stop)
         loop.start()
         begin = time.monotonic()

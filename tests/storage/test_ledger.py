@@ -73,7 +73,7 @@ def records_of(writer: LedgerWriter, tmp_path: Path) -> list[tuple[int, list[Rec
 
 
 def test_a_file_begins_with_a_snapshot(writer: LedgerWriter, tmp_path: Path) -> None:
-    writer.roll([[1, 2, 3]], 77, above=0)
+    writer.roll([[1, 2, 3]], 77)
     writer.append([[3, 1, 5]], 80)
     assert records_of(writer, tmp_path) == [
         (77, [[1, 2, 3], [SNAPSHOT_END]]),
@@ -86,14 +86,14 @@ def test_a_file_begins_with_a_snapshot(writer: LedgerWriter, tmp_path: Path) -> 
 
 
 def test_the_next_file_takes_over_whole(writer: LedgerWriter, tmp_path: Path) -> None:
-    writer.roll([], 0, above=4)
+    writer.roll([], 0)
     while not writer.wants_roll:
         writer.append([[3, 1, 5]], 0)
     number = writer.position.number
-    writer.roll([[1, 1, 1]], 9, above=0)
-    assert numbered(FaultyDisk(), tmp_path / "ledger", ".qack") == [5, 6]
+    writer.roll([[1, 1, 1]], 9)
+    assert numbered(FaultyDisk(), tmp_path / "ledger", ".qack") == [1, 2]
     writer.remove_older()
-    assert numbered(FaultyDisk(), tmp_path / "ledger", ".qack") == [6]
+    assert numbered(FaultyDisk(), tmp_path / "ledger", ".qack") == [2]
     assert writer.position.number == number + 1
     assert records_of(writer, tmp_path) == [(9, [[1, 1, 1], [SNAPSHOT_END]])]
     writer.close()
@@ -102,7 +102,7 @@ def test_the_next_file_takes_over_whole(writer: LedgerWriter, tmp_path: Path) ->
 def test_a_snapshot_larger_than_a_file_gets_a_larger_one(
     writer: LedgerWriter, tmp_path: Path
 ) -> None:
-    writer.roll([[1, at, b"x" * 100] for at in range(2500)], 0, above=0)
+    writer.roll([[1, at, b"x" * 100] for at in range(2500)], 0)
     assert not writer.wants_roll
     assert sum(len(records) for _, records in records_of(writer, tmp_path)) == 2501
     writer.close()
@@ -114,16 +114,16 @@ def test_a_roll_without_space_leaves_the_old_file_in_use(tmp_path: Path, operati
     disk = FaultyDisk()
     disk.make_directory(paths.ledger)
     writer = LedgerWriter(disk, paths, UUID, 1, file_bytes=4096)
-    writer.roll([], 0, above=0)
+    writer.roll([], 0)
     writer.append([[3, 1, 1]], 0)
     full = OSError(errno.ENOSPC, "No space left on device")
     disk.fail = lambda asked: full if asked == operation else None
     with pytest.raises(OSError, match="No space"):
-        writer.roll([[1, 1, 1]], 0, above=0)
+        writer.roll([[1, 1, 1]], 0)
     disk.fail = lambda asked: None
     writer.append([[3, 1, 2]], 0)
     assert records_of(writer, tmp_path)[1:] == [(0, [[3, 1, 1]]), (0, [[3, 1, 2]])]
-    writer.roll([[1, 1, 1]], 0, above=0)
+    writer.roll([[1, 1, 1]], 0)
     assert records_of(writer, tmp_path) == [(0, [[1, 1, 1], [SNAPSHOT_END]])]
     writer.close()
 
@@ -134,7 +134,7 @@ def full(tmp_path: Path) -> tuple[FullDisk, LedgerWriter]:
     disk = FullDisk()
     disk.make_directory(Paths(tmp_path).ledger)
     writer = LedgerWriter(disk, Paths(tmp_path), UUID, 1, file_bytes=8192)
-    writer.roll([], 0, above=0)
+    writer.roll([], 0)
     writer.reserve()
     disk.full = True
     return disk, writer
@@ -148,7 +148,7 @@ def test_a_snapshot_that_just_fits_takes_what_is_reserved(
     full: tuple[FullDisk, LedgerWriter], tmp_path: Path
 ) -> None:
     _, writer = full
-    writer.roll([[1, 1, b"x" * 5000]], 0, above=0)
+    writer.roll([[1, 1, b"x" * 5000]], 0)
     assert not writer.wants_roll
     assert records_of(writer, tmp_path) == [(0, [[1, 1, b"x" * 5000], [SNAPSHOT_END]])]
     writer.append([[1, 2, 3]], 0)
@@ -160,13 +160,13 @@ def test_a_snapshot_too_large_for_what_is_reserved_leaves_it_reserved(
 ) -> None:
     disk, writer = full
     with pytest.raises(OSError, match="No space"):
-        writer.roll([[1, 1, b"x" * 9000]], 0, above=0)
+        writer.roll([[1, 1, b"x" * 9000]], 0)
     assert spare_bytes(tmp_path) == 8192
     writer.append([[1, 2, 3]], 0)
-    writer.roll([[1, 1, b"x" * 100]], 0, above=0)  # it has become smaller
+    writer.roll([[1, 1, b"x" * 100]], 0)  # it has become smaller
     assert len(records_of(writer, tmp_path)) == 1
     disk.full = False
-    writer.roll([[1, 1, b"x" * 9000]], 0, above=0)
+    writer.roll([[1, 1, b"x" * 9000]], 0)
     writer.reserve()
     assert spare_bytes(tmp_path) >= 18_000  # as much again
     writer.close()
@@ -179,11 +179,12 @@ def test_what_an_earlier_run_reserved_is_kept_and_blank(
     # Killed in the middle of a roll: what it wrote would be valid where it stands.
     disk.fail = lambda operation: OSError(errno.EIO, "gone") if operation == "rename" else None
     with pytest.raises(OSError, match="gone"):
-        writer.roll([[1, 7, 7], [1, 8, b"x" * 3000]], 0, above=0)
+        writer.roll([[1, 7, 7], [1, 8, b"x" * 3000]], 0)
     disk.fail = lambda operation: None
     writer.close()
-    writer = LedgerWriter(disk, Paths(tmp_path), UUID, 1, file_bytes=8192)
-    writer.roll([[1, 1, 1]], 0, above=1)
+    writer = LedgerWriter(disk, Paths(tmp_path), UUID, 1, file_bytes=8192, file_id=1, number=1)
+    writer.remove_older()
+    writer.roll([[1, 1, 1]], 0)
     assert records_of(writer, tmp_path) == [(0, [[1, 1, 1], [SNAPSHOT_END]])]
     current = Paths(tmp_path).ledger_file(writer.position.file_id)
     assert not current.read_bytes()[writer.position.position :].strip(b"\0")
@@ -196,7 +197,7 @@ def test_the_old_file_is_the_next_one_when_there_is_no_space(
 ) -> None:
     _, writer = full
     for number in range(3):
-        start = writer.roll([[1, number, 1]], 0, above=0)
+        start = writer.roll([[1, number, 1]], 0)
         writer.remove_older()
         assert start.file_id == writer.position.file_id
         assert start.number == writer.position.number - 1
@@ -206,4 +207,29 @@ def test_the_old_file_is_the_next_one_when_there_is_no_space(
             [[3, number, 1]],
         ]
         assert sorted(path.suffix for path in Paths(tmp_path).ledger.iterdir()) == [".new", ".qack"]
+    writer.close()
+
+
+def test_a_kill_right_after_a_roll_leaves_a_reserve(
+    full: tuple[FullDisk, LedgerWriter], tmp_path: Path
+) -> None:
+    disk, writer = full
+    writer.roll([[1, 1, 1]], 0)
+    position = writer.position
+    writer.close()
+    assert not (tmp_path / "ledger" / "next.new").exists()
+    writer = LedgerWriter(
+        disk,
+        Paths(tmp_path),
+        UUID,
+        2,
+        file_bytes=8192,
+        file_id=position.file_id,
+        number=position.number,
+    )
+    writer.remove_older()
+    writer.roll([[1, 2, 2]], 0)
+    writer.remove_older()
+    assert writer.position.file_id == position.file_id + 1
+    assert records_of(writer, tmp_path) == [(0, [[1, 2, 2], [SNAPSHOT_END]])]
     writer.close()
