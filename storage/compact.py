@@ -10,13 +10,14 @@ It promises that nothing observable changes, at whatever step a crash comes:
 4. Nothing alive is left in the old segments, so they go as dead segments always do (reclaim.py).
 
 Records keep their LSNs, lanes and sequence numbers. Each one is verified before it is copied: damage
-is never given a new checksum. A segment that cannot be read is left as it is, for `qlog inspect`.
+is never given a new checksum. A segment that cannot be read is left as it is, for `qlog inspect`, and
+so is one of which fewer messages were found than the index counts.
 
 The work is cut into steps, so that the thread which does it is free for others in between.
 """
 
+import errno
 from array import array
-from bisect import bisect_right
 from collections.abc import (
     Callable,
     Collection,
@@ -27,35 +28,31 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 import lmdb
 
 from qlog.storage.datadir import Paths
 from qlog.storage.disk import Disk
 from qlog.storage.errors import SyncFailed, is_full
-from qlog.storage.format import (
-    BATCH_HEADER_BYTES,
-    FILE_HEADER_BYTES,
-    Columns,
-    unpack_batch_header,
-    unpack_record,
-)
+from qlog.storage.format import BATCH_HEADER_BYTES, FILE_HEADER_BYTES, unpack_record
 from qlog.storage.index import Index, IndexDoubt, Live, Move
 from qlog.storage.log import Segment
-from qlog.storage.segment import BatchFile
+from qlog.storage.segment import BatchFile, columns_of
 from qlog.storage.settings import StoreSettings
 from qlog.storage.sparse import SparseWriter
 
 _STEP_BYTES = 1 << 20  # gone through in a step, unless it is so many records first
 _STEP_RECORDS = 4000
 _READ_BYTES_MAX = 1 << 20
-_RUNS_AT_ONCE = 1000  # looked up in one transaction
 _GAP_BYTES_MAX = 32 << 10  # rather read so much that is dead than make another call
+_MOVE_RECORDS = 20_000  # so many pointers are moved in one checkpoint
 _SMALL_SHARE = 8  # a segment of less than this part of the usual size is small,
 _SMALL_COUNT_MIN = 8  # and so many small neighbours are put together
 _GAIN_SHARE = 64  # nothing is done for less than this part of a segment
+_STRAY_BYTES = BATCH_HEADER_BYTES + 28  # around a record that stands alone: its batch, the footer
+_UNREADABLE = frozenset({errno.EIO, errno.ENOENT})  # else the fault may not be the file's
 
 
 def choose(
@@ -71,15 +68,16 @@ def choose(
 
     Segments that are mostly dead, and when all of them together take more than twice what is
     alive, those that are half dead, too: where most is to be gained first. Also small ones, when
-    there are many in a row.
+    there are many in a row. `segments` are all there are; none behind one that is not sealed is
+    chosen.
     """
-    sealed = sorted(
-        (one for one in segments if one.sealed and one.end_lsn <= checkpoint_lsn),
-        key=lambda one: one.base_lsn,
-    )
-    alive = {one.segment_id: _alive(live, one.segment_id) for one in sealed}
-    used_bytes = sum(one.capacity for one in sealed)
-    share_max = 0.5 if used_bytes > 2 * sum(alive.values()) else settings.compact_share_max
+    in_order = sorted(segments, key=lambda one: (one.base_lsn, one.segment_id))
+    sealed = list(takewhile(lambda one: one.sealed and one.end_lsn <= checkpoint_lsn, in_order))
+    alive = {one.segment_id: _needed_bytes(live, one.segment_id) for one in sealed}
+    counted = [one for one in sealed if one.segment_id not in excluded]
+    used_bytes = sum(one.capacity for one in counted)
+    alive_bytes = sum(alive[one.segment_id] for one in counted)
+    share_max = 0.5 if used_bytes > 2 * alive_bytes else settings.compact_share_max
 
     def is_ripe(one: Segment) -> bool:
         return (
@@ -128,9 +126,10 @@ def _groups(
         yield group
 
 
-def _alive(live: Mapping[int, Live], segment_id: int) -> int:
+def _needed_bytes(live: Mapping[int, Live], segment_id: int) -> int:
+    """What the messages that are alive would take, each for itself; 0 when none is."""
     known = live.get(segment_id)
-    return 0 if known is None else known.size
+    return 0 if known is None else known.size + _STRAY_BYTES * known.count
 
 
 @dataclass(slots=True)
@@ -141,7 +140,7 @@ class CompactionStep:
     bytes_done: int = 0  # of the sources
     finished: bool = False  # no further step
     segment: Segment | None = None  # what came out of it, then; None when nothing did
-    move: Move | None = None  # and what the index has to do
+    moves: list[Move] = field(default_factory=list)  # and what the index has to do, part by part
     unfit: int | None = None  # this source could not be read as it was written
     failure: BaseException | None = None
 
@@ -155,11 +154,11 @@ class _Unfit(Exception):
 
 @dataclass(slots=True)
 class _Piece:
-    """Records to be kept: they stand one behind the other, and so do their LSNs and qseqs."""
+    """Records that stand one behind the other, and so do their LSNs and qseqs."""
 
     lsn: int
     lanes: "array[int]"
-    firsts: list[int]
+    firsts: Sequence[int]
     positions: "array[int]"
     lengths: "array[int]"
 
@@ -189,12 +188,13 @@ class Compaction:
         self._epoch = epoch
         self._segment_id = segment_id
         self._writer: SparseWriter | None = None
+        self._found = 0  # pointers to what was alive in the current source
         self._work = self._run()
 
     def step(self) -> CompactionStep:
         """Do a part of it. Raises nothing: the result says what went wrong.
 
-        On a full disk it is given up, to be begun again some time.
+        Where there is no space, or no file descriptor, it is given up, to be begun again some time.
         """
         step = CompactionStep(self)
         try:
@@ -203,15 +203,17 @@ class Compaction:
             step.finished = True
             step.segment = stop.value
             if self._writer is not None:
-                sources = frozenset(source.segment_id for source in self.sources)
-                step.move = Move(self._segment_id, sources, self._writer.columns)
+                step.moves = self._moves(self._writer)
         except _Unfit as unfit:
             step.finished = True
             step.unfit = unfit.segment_id
             self.abandon()
+        except _GivenUp:
+            step.finished = True
+            self.abandon()
         except (OSError, SyncFailed, IndexDoubt, lmdb.Error) as error:
             step.finished = True
-            if not (isinstance(error, OSError) and is_full(error)):
+            if not self._is_harmless(error):
                 step.failure = error
             self.abandon()
         return step
@@ -223,55 +225,120 @@ class Compaction:
             self._writer.abandon()
             self._writer = None
 
+    def _is_harmless(self, error: BaseException) -> bool:
+        """There is no space, be it that only a sync finds out: nothing depends on the file yet."""
+        if isinstance(error, SyncFailed) and error.__cause__ is not None:
+            return is_full(error.__cause__) and not (self._writer and self._writer.named)
+        return is_full(error)
+
+    def _moves(self, writer: SparseWriter) -> list[Move]:
+        sources = frozenset(source.segment_id for source in self.sources)
+        moves = [Move(self._segment_id, sources)]
+        records = 0
+        for run in writer.columns.runs():
+            if records >= _MOVE_RECORDS:
+                moves.append(Move(self._segment_id, sources))
+                records = 0
+            moves[-1].runs.append(run)
+            records += len(run[2])
+        return moves
+
     def _run(self) -> Generator[int, None, Segment | None]:
         """Yields how many bytes of the sources were gone through since the last time."""
         for source in self.sources:
+            if not self._alive(source):  # it died meanwhile, and may be gone
+                yield 0
+                continue
             done = 0
-            with self._reading(source) as (file, columns, lsn_of):
-                records = 0
-                for window in _windows(_alive_pieces(columns, lsn_of, self._index)):
-                    self._copy(file, window)
-                    at = window[-1].end if window else done
-                    records += sum(len(piece.lengths) for piece in window) or _RUNS_AT_ONCE
+            records = 0
+            self._found = 0
+            with self._reading(source) as file:
+                for window in _windows(self._alive_pieces(_pieces(file, source))):
+                    if window:
+                        self._copy(file, window)
+                        at = window[-1].end
+                        records += sum(len(piece.lengths) for piece in window)
+                    else:  # so many were looked at
+                        at = done
+                        records += _STEP_RECORDS
                     if at - done >= _STEP_BYTES or records >= _STEP_RECORDS:
                         yield at - done
                         done = at
                         records = 0
+            if self._alive(source) > self._found:
+                raise _Unfit(source.segment_id)
             yield source.log_end - done
         if self._writer is None:
             return None
         return self._writer.finish(self.sources[-1].end_lsn)
 
+    def _alive(self, source: Segment) -> int:
+        """How many pointers to it the index has now."""
+        return self._index.live_of(source.segment_id).count
+
     @contextmanager
-    def _reading(
-        self, source: Segment
-    ) -> Iterator[tuple[BatchFile, Columns, Callable[[int], int]]]:
-        """The open file, where its records are, and the LSN of the n-th of them."""
+    def _reading(self, source: Segment) -> Iterator[BatchFile]:
+        """The open file; what reading raises is told from what writing does."""
         path = self._paths.segment(source.segment_id)
         try:
             file = BatchFile(self._disk, path, self._uuid, source.segment_id)
         except OSError as error:
-            raise _Unfit(source.segment_id) from error
+            raise _reading_failed(source.segment_id, error) from error
         try:
-            try:
-                columns = file.records()
-                lsn_of = _lsns(file, source.base_lsn)
-            except OSError as error:
-                raise _Unfit(source.segment_id) from error
-            if columns is None:
-                raise _Unfit(source.segment_id)
-            yield file, columns, lsn_of
+            yield file
         finally:
             file.close()
 
+    def _alive_pieces(self, pieces: Iterable[_Piece]) -> Iterator[_Piece | None]:
+        """What is alive of them by the last checkpoint; None now and then."""
+        chunk: list[_Piece] = []
+        records = 0
+        for piece in pieces:
+            chunk.append(piece)
+            records += len(piece.lengths)
+            if records >= _STEP_RECORDS:
+                yield from self._select(chunk)
+                yield None
+                chunk = []
+                records = 0
+        yield from self._select(chunk)
+
+    def _select(self, pieces: Iterable[_Piece]) -> list[_Piece]:
+        selected = []
+        with self._index.settlements() as settlements:
+            for piece in pieces:
+                count = len(piece.lengths)
+                alive = 0
+                for lane_id, first in zip(piece.lanes, piece.firsts, strict=True):
+                    bits = settlements.unsettled(lane_id, first, count)
+                    self._found += bits.bit_count()
+                    alive |= bits
+                start = 0
+                while alive:
+                    skip = (alive & -alive).bit_length() - 1
+                    alive >>= skip
+                    many = (~alive & (alive + 1)).bit_length() - 1
+                    alive >>= many
+                    start += skip
+                    end = start + many
+                    selected.append(
+                        _Piece(
+                            piece.lsn + start,
+                            piece.lanes,
+                            [first + start for first in piece.firsts],
+                            piece.positions[start:end],
+                            piece.lengths[start:end],
+                        )
+                    )
+                    start = end
+        return selected
+
     def _copy(self, file: BatchFile, pieces: Sequence[_Piece]) -> None:
-        if not pieces:
-            return
         base = pieces[0].positions[0]
         try:
             data = file.read(pieces[-1].end - base, base)
         except OSError as error:
-            raise _Unfit(file.file_id) from error
+            raise _reading_failed(file.file_id, error) from error
         writer = self._writer
         if writer is None:
             writer = self._writer = SparseWriter(
@@ -281,6 +348,7 @@ class Compaction:
                 self._epoch,
                 base_lsn=self.sources[0].base_lsn,
                 durable_lsn=self.sources[-1].end_lsn,
+                reserved_bytes=self._needed_bytes(),
             )
         for piece in pieces:
             _verify(file, piece, data, base)
@@ -291,6 +359,64 @@ class Compaction:
                 piece.lengths,
                 data[piece.positions[0] - base : piece.end - base],
             )
+
+    def _needed_bytes(self) -> int:
+        """What the new segment takes at most."""
+        ids = [source.segment_id for source in self.sources]
+        live = {segment_id: self._index.live_of(segment_id) for segment_id in ids}
+        return sum(_needed_bytes(live, segment_id) for segment_id in ids) + 4096
+
+
+class _GivenUp(Exception):
+    """It cannot be done now, for no fault of the files."""
+
+
+def _reading_failed(segment_id: int, error: OSError) -> Exception:
+    return _Unfit(segment_id) if error.errno in _UNREADABLE else _GivenUp()
+
+
+def _pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
+    """All records of a segment, in order. Raises _Unfit when it is not as it was written."""
+    try:
+        if file.header is None or not file.header_belongs_here:
+            raise _Unfit(file.file_id)
+        yield from _stray_pieces(file) if file.header.sparse else _dense_pieces(file, source)
+    except OSError as error:
+        raise _reading_failed(file.file_id, error) from error
+
+
+def _dense_pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
+    """By the footer: LSNs follow on each other."""
+    columns = file.records()
+    if columns is None:
+        raise _Unfit(file.file_id)
+    lsn = source.base_lsn
+    for lanes, firsts, positions, lengths in columns.runs():
+        yield _Piece(lsn, lanes, firsts, positions, lengths)
+        lsn += len(positions)
+    if lsn != source.end_lsn:
+        raise _Unfit(file.file_id)
+
+
+def _stray_pieces(file: BatchFile) -> Iterator[_Piece]:
+    """By the batches, since they say where LSNs go on."""
+    trailer = file.trailer()
+    if trailer is None:
+        raise _Unfit(file.file_id)
+    lsn = trailer.base_lsn
+    end = FILE_HEADER_BYTES
+    for batch in file.batches():
+        if batch.end > trailer.log_end or batch.header.base < lsn:
+            raise _Unfit(file.file_id)
+        lsn = batch.header.base
+        for lanes, firsts, positions, lengths in columns_of(batch).runs():
+            yield _Piece(lsn, lanes, firsts, positions, lengths)
+            lsn += len(positions)
+        end = batch.end
+        if end == trailer.log_end:
+            break
+    if end != trailer.log_end or lsn > trailer.end_lsn:
+        raise _Unfit(file.file_id)
 
 
 def _verify(file: BatchFile, piece: _Piece, data: bytes, base: int) -> None:
@@ -307,76 +433,16 @@ def _verify(file: BatchFile, piece: _Piece, data: bytes, base: int) -> None:
             raise _Unfit(file.file_id)
 
 
-def _alive_pieces(
-    columns: Columns, lsn_of: Callable[[int], int], index: Index
-) -> Iterator[_Piece | None]:
-    """What is alive in a segment by the last checkpoint, in order; None now and then."""
-    runs = columns.runs()
-    ordinal = 0
-    while some := list(islice(runs, _RUNS_AT_ONCE)):
-        pieces = []
-        with index.settlements() as settlements:
-            for lanes, firsts, positions, lengths in some:
-                count = len(positions)
-                alive = 0
-                for lane_id, first in zip(lanes, firsts, strict=True):
-                    alive |= settlements.unsettled(lane_id, first, count)
-                start = 0
-                while alive:
-                    skip = (alive & -alive).bit_length() - 1
-                    alive >>= skip
-                    many = (~alive & (alive + 1)).bit_length() - 1
-                    alive >>= many
-                    start += skip
-                    end = start + many
-                    pieces.append(
-                        _Piece(
-                            lsn_of(ordinal + start),
-                            lanes,
-                            [first + start for first in firsts],
-                            positions[start:end],
-                            lengths[start:end],
-                        )
-                    )
-                    start = end
-                ordinal += count
-        yield from pieces
-        yield None
-
-
-def _lsns(file: BatchFile, base_lsn: int) -> Callable[[int], int]:
-    """The LSN of the n-th record of a segment."""
-    if file.header is None or not file.header.sparse:
-        return base_lsn.__add__
-    starts = []
-    bases = []
-    ordinal = 0
-    position = FILE_HEADER_BYTES
-    trailer = file.trailer()
-    end = file.size if trailer is None else trailer.log_end
-    while position < end:
-        header = unpack_batch_header(file.read(BATCH_HEADER_BYTES, position))
-        if header is None:
-            raise _Unfit(file.file_id)
-        starts.append(ordinal)
-        bases.append(header.base)
-        ordinal += header.count
-        position += BATCH_HEADER_BYTES + header.body_bytes
-
-    def lsn_of(ordinal: int) -> int:
-        batch = bisect_right(starts, ordinal) - 1
-        return bases[batch] + ordinal - starts[batch]
-
-    return lsn_of
-
-
 def _windows(pieces: Iterable[_Piece | None]) -> Iterator[list[_Piece]]:
     """Pieces that are read together; an empty list now and then."""
     window: list[_Piece] = []
     for piece in pieces:
         if piece is None:
-            if not window:
+            if window:
                 yield window
+                window = []
+            else:
+                yield []
             continue
         if window and (
             piece.positions[0] - window[-1].end > _GAP_BYTES_MAX

@@ -16,6 +16,7 @@ from qlog.storage.log import Segment
 from qlog.storage.settings import StoreSettings
 
 _LOOK_S = 2.0  # between two looks for something to compact
+_PAUSE_S = 60.0  # after one that came to nothing
 _NEVER_S = 60.0
 
 
@@ -48,9 +49,14 @@ class Compactor:
         self._compaction: Compaction | None = None
         self._stepping = False
         self._due_s = 0.0  # the next step, or the next look
-        self._made: list[Segment] = []  # they count when the index has their moves
+        self._made: Segment | None = None  # it counts when the index has all its moves
         self._unfit: set[int] = set()  # segments that could not be read as they were written
         self._findings: list[str] = []
+
+    @property
+    def moving(self) -> bool:
+        """Pointers of the last compaction are still to be moved."""
+        return self._made is not None
 
     @property
     def working(self) -> bool:
@@ -71,7 +77,7 @@ class Compactor:
             return _NEVER_S  # its result brings the owner back
         if now_s >= self._due_s:
             self._due_s = now_s + _LOOK_S
-            if self._compaction is None and may_begin and not self.moves:
+            if self._compaction is None and may_begin and not self.moving:
                 self._begin(now_s, live, checkpoint_lsn, condemned)
             if self._compaction is not None:
                 self._stepping = True
@@ -83,6 +89,8 @@ class Compactor:
         """Take the result of a step; what the ledger has to say when it was the last."""
         self._stepping = False
         self._due_s = now_s + step.bytes_done / self._settings.compact_bytes_per_s
+        if step.finished and step.segment is None:  # damage, no space: not at once again
+            self._due_s = now_s + _PAUSE_S
         if step.unfit is not None and step.unfit in self._segments:  # else it died meanwhile
             self._unfit.add(step.unfit)
             path = self._paths.segment(step.unfit)
@@ -92,27 +100,30 @@ class Compactor:
         if not step.finished:
             return None
         self._compaction = None
-        if step.segment is None or step.move is None:
+        if step.segment is None:
             return None
         old_ids = [source.segment_id for source in step.compaction.sources]
         new_id = step.segment.segment_id
         step.segment.sealed_s = now_s
         there = [id_ for id_ in old_ids if id_ in self._segments]  # some may have died
         self.replaced.update(dict.fromkeys(there, new_id))
-        self.moves.append(step.move)
-        self._made.append(step.segment)
+        self.moves += step.moves
+        self._made = step.segment
         return [SEGMENT_REPLACED, new_id, *old_ids]
 
     def take_moves(self) -> list[Move]:
         """What the next checkpoint has to move."""
-        moves, self.moves = self.moves, []
+        moves = self.moves[:1]
+        del self.moves[:1]
         return moves
 
-    def moved(self, move: Move) -> Segment:
-        """The index has this move: the segment that counts from now on."""
-        segment = self._made.pop(0)
-        assert segment.segment_id == move.segment_id
-        return segment
+    def moved(self) -> Segment | None:
+        """The index has the last moves taken: the segment that counts from now on, if it was all."""
+        made = self._made
+        if self.moves:
+            return None
+        self._made = None
+        return made
 
     def abandon(self) -> None:
         """Give up what is not finished, unless a step of it is under way."""

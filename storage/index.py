@@ -29,7 +29,7 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from qlog.storage.environment import open_environment
-from qlog.storage.format import FORMAT_VERSION, Columns
+from qlog.storage.format import FORMAT_VERSION
 from qlog.storage.headroom import Headroom
 from qlog.storage.lane import Pointers
 from qlog.storage.ledger import LedgerPosition
@@ -102,7 +102,10 @@ class Move:
 
     segment_id: int
     sources: frozenset[int]
-    columns: Columns  # of the segment
+    # lanes, first qseqs, positions and lengths in the segment; a part of what it has
+    runs: list[tuple["array[int]", "array[int]", "array[int]", "array[int]"]] = field(
+        default_factory=list
+    )
 
 
 @dataclass(slots=True)
@@ -191,6 +194,13 @@ class Index:
                 struct.unpack(">I", key)[0]: Live(*msgpack.unpackb(_open_row(key, row)))
                 for key, row in transaction.cursor(db=self._segments)
             }
+
+    def live_of(self, segment_id: int) -> Live:
+        """The unsettled messages of one segment."""
+        key = struct.pack(">I", segment_id)
+        with self._env.begin() as transaction:
+            row = transaction.get(key, db=self._segments)
+        return Live() if row is None else Live(*msgpack.unpackb(_open_row(key, row)))
 
     def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
         """The pointers from `qseq` on that lie in one block and one segment; at least one."""
@@ -490,7 +500,7 @@ class Index:
 
     def _move(self, transaction: lmdb.Transaction, move: Move, tally: "_Tally") -> None:
         by_lane: dict[int, list[Placed]] = {}
-        for lane_ids, firsts, positions, lengths in move.columns.runs():
+        for lane_ids, firsts, positions, lengths in move.runs:
             for lane_id, first in zip(lane_ids, firsts, strict=True):
                 placed = Placed(first, move.segment_id, positions, lengths)
                 by_lane.setdefault(lane_id, []).append(placed)

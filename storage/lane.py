@@ -350,7 +350,7 @@ class Lane(Generic[M]):
         self.next_qseq = max(next_qseq, at)
         if self.next_qseq > at:
             self.settled.mark(at, self.next_qseq)
-        self.settled.mark(0, 0)  # the floor may rise over what was added
+        self.settled.mark(0, 0)  # lets the floor rise over what was added
         self._forget_settled()
         self._changes.dirty.add(self)
 

@@ -508,8 +508,10 @@ class _Recovery(Generic[M]):
                 columns = file.records()
             finally:
                 file.close()
-            if columns is not None:
-                moves.append(Move(segment_id, frozenset(facts.sources(segment_id)), columns))
+            if columns is None:
+                raise CorruptLog(f"{path} is damaged: {ADVICE}")
+            sources = frozenset(facts.sources(segment_id))
+            moves.append(Move(segment_id, sources, list(columns.runs())))
         return moves
 
     def _rewrite(self, path: Path, start: int, end: int) -> None:

@@ -155,10 +155,11 @@ class _Scan:
             [facts.next_id, *(segment_id + 1 for segment_id in present if segment_id < COMPACTED)]
         )
         result.compacted_id_next = max([facts.next_compacted_id, *(id_ + 1 for id_ in present)])
-        missing = facts.missing(present, needed)
+        needed = set(needed)
+        given_up = facts.given_up(present)
+        missing = facts.missing(present, needed) or sorted(given_up & needed)
         if missing:
             raise CorruptLog(f"{self.paths.segment(missing[0])} is missing: {ADVICE}")
-        given_up = facts.given_up(present)
         result.leftover = sorted(given_up)
         bases: dict[int, int] = {}
         blank: list[int] = []
@@ -169,7 +170,10 @@ class _Scan:
             try:
                 check_version(file)
                 if file.header is None or not file.header_belongs_here:
-                    blank.append(segment_id)
+                    if segment_id in facts.replaced and segment_id not in needed:
+                        result.leftover.append(segment_id)  # all that counts is in another
+                    else:
+                        blank.append(segment_id)
                     continue
                 bases[segment_id] = file.header.base
             finally:

@@ -117,11 +117,14 @@ class BatchFile:
         self._disk = disk
         self._uuid = uuid
         self._file = disk.open(path)
-        self.size = disk.size(self._file)
+        try:
+            self.size = disk.size(self._file)
+            head = disk.read(self._file, FILE_HEADER_BYTES, 0)
+        except BaseException:
+            disk.close(self._file)
+            raise
         self._zeros_from = self.size  # to the end of the file, as far as was looked
-        self.header: FileHeader | None = unpack_file_header(
-            disk.read(self._file, FILE_HEADER_BYTES, 0)
-        )
+        self.header: FileHeader | None = unpack_file_header(head)
 
     def close(self) -> None:
         self._disk.close(self._file)
@@ -199,15 +202,22 @@ class BatchFile:
         return unpack_columns(data, trailer, self._uuid)
 
     def records(self) -> Columns | None:
-        """What the footer says, or the batches where it is damaged; None when it is not sealed."""
+        """What the footer of a sealed segment says, or its batches where that is damaged.
+
+        None when the segment is not sealed, or not all of its batches are whole.
+        """
         trailer = self.trailer()
         if trailer is None:
             return None
         columns = self.columns(trailer)
         if columns is None:
             columns = Columns()
+            end = FILE_HEADER_BYTES
             for batch in self.batches():
                 columns.extend(columns_of(batch))
+                end = batch.end
+            if end != trailer.log_end:
+                return None
         return columns
 
 

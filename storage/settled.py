@@ -33,7 +33,7 @@ class Settled:
         if first > self.floor:
             fresh = self._mark_above(first, end)
         elif end <= self.floor:
-            return 0
+            fresh = 0
         else:  # the floor jumps; bits below it mean nothing any more
             fresh = end - self.floor - self._between(self.floor, end)
             self._raise(end)

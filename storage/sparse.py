@@ -26,6 +26,7 @@ from qlog.storage.format import (
 from qlog.storage.log import Segment
 
 _BATCH_BYTES_MAX = 1 << 20
+_WRITE_BYTES = 1 << 20
 _UNSYNCED_BYTES_MAX = 8 << 20  # one sync of it all would hold up those that confirms wait for
 
 
@@ -33,12 +34,22 @@ class SparseWriter:
     """Writes one segment at `path`, whose name is its id. All methods raise OSError, SyncFailed.
 
     `base_lsn`: the segment stands for the log from here. `durable_lsn`: what its batches attest,
-    all below which had been synced.
+    all below which had been synced. `reserved_bytes`: so much is reserved, so that a full disk is
+    found before anything is done.
     """
 
     def __init__(
-        self, disk: Disk, path: Path, uuid: bytes, epoch: int, *, base_lsn: int, durable_lsn: int
+        self,
+        disk: Disk,
+        path: Path,
+        uuid: bytes,
+        epoch: int,
+        *,
+        base_lsn: int,
+        durable_lsn: int,
+        reserved_bytes: int = 0,
     ) -> None:
+        self.named = False  # it may have got its name
         self.log_end = FILE_HEADER_BYTES  # with what is not written yet
         self.columns = Columns()
         self._disk = disk
@@ -53,11 +64,15 @@ class SparseWriter:
         self._size = 0
         self._count = 0
         self._lsn = base_lsn  # of the open batch's first record
+        self._batches: list[bytes] = []  # to be written at `_end`
+        self._batches_bytes = 0
         self._end = FILE_HEADER_BYTES  # of what is written
         self._synced_end = 0
         self._file = disk.open(self._temporary, write=True, create=True)
         try:
             disk.truncate(self._file, 0)
+            if reserved_bytes:
+                disk.allocate(self._file, reserved_bytes)
             header = pack_file_header(
                 SEGMENT_MAGIC, uuid, self._segment_id, base_lsn, epoch, SPARSE
             )
@@ -97,13 +112,16 @@ class SparseWriter:
     def finish(self, end_lsn: int) -> Segment:
         """Seal it, and give it its name. `end_lsn`: the segment stands for the log up to here."""
         self._flush()
+        self._write()
         assert self._end == self.log_end and self._lsn <= end_lsn
         footer = pack_footer(
             self.columns, self._uuid, self._segment_id, self._base_lsn, end_lsn, self.log_end
         )
         disk = self._disk
         disk.write(self._file, [footer], self.log_end)
+        disk.truncate(self._file, self.log_end + len(footer))
         disk.sync_data(self._file)
+        self.named = True
         disk.rename(self._temporary, self._path)
         disk.sync_directory(self._path.parent)
         disk.close(self._file)
@@ -117,17 +135,27 @@ class SparseWriter:
             self._disk.unlink(self._temporary)
 
     def _flush(self) -> None:
+        """End the open batch."""
         if not self._count:
             return
         body = b"".join(self._parts)
-        seed = place_seed(self._uuid, self._segment_id, self._end)
+        seed = place_seed(self._uuid, self._segment_id, self._end + self._batches_bytes)
         header = pack_batch(seed, self._count, self._epoch, self._lsn, self._durable_lsn, body)
-        self._disk.write(self._file, [header, body], self._end)
-        self._end += len(header) + len(body)
-        if self._end - self._synced_end > _UNSYNCED_BYTES_MAX:
-            self._disk.sync_data(self._file)
-            self._synced_end = self._end
+        self._batches += (header, body)
+        self._batches_bytes += len(header) + len(body)
         self._lsn += self._count
         self._parts = []
         self._size = 0
         self._count = 0
+        if self._batches_bytes >= _WRITE_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._batches:
+            self._disk.write(self._file, [b"".join(self._batches)], self._end)
+            self._end += self._batches_bytes
+            self._batches = []
+            self._batches_bytes = 0
+        if self._end - self._synced_end > _UNSYNCED_BYTES_MAX:
+            self._disk.sync_data(self._file)
+            self._synced_end = self._end

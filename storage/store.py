@@ -116,6 +116,7 @@ class Store(Generic[M]):
         self._acks_due = False
         self._acks_awaited = False  # tick will be called in time for them
         self._retry_s = 0.0
+        self._seal_s = 0.0
         self._ledger_synced_s = 0.0
         self._checkpoint_s = 0.0
         # checkpoints
@@ -366,13 +367,17 @@ class Store(Generic[M]):
                 self._ledger_sync_due = True
                 self._hand_over()
             wait_s = min(wait_s, max(due_s - now_s, 0.01))
+        if self._log.rolled and self._log.rolled[0].end_lsn <= self.durable_lsn:
+            if now_s >= self._seal_s:
+                self._seal_rolled()
+            wait_s = min(wait_s, _FULL_RETRY_S)
         if self.failure is None and not self._closed:
             compact_s = self._compactor.tick(
                 now_s,
                 self._live,
                 self._checkpoint_lsn,
                 self._condemned,
-                may_begin=not self.full and self._snapshot is None,
+                may_begin=not self.full,
             )
             wait_s = min(wait_s, compact_s)
         self._acks_awaited = wait_s <= settings.ack_flush_s
@@ -393,10 +398,11 @@ class Store(Generic[M]):
 
     def checkpoint(self, timeout_s: float = 60.0) -> bool:
         """Block until the index has all that is durable now; False when it cannot (yet)."""
-        self._checkpoint_full = False
-        self._resume_checkpoint()
-        if not self._quiesce(timeout_s):
-            return False
+        for _ in range(2):  # one that was full may be under way, and then be tried again
+            self._checkpoint_full = False
+            self._resume_checkpoint()
+            if not self._quiesce(timeout_s):
+                return False
         self._begin_checkpoint()
         return self._quiesce(timeout_s) and self._snapshot is None
 
@@ -584,7 +590,8 @@ class Store(Generic[M]):
             self._log_held = result.written < len(job.batches)
             self._ledger_held = bool(self._chunks) or (job.ledger_sync and not result.ledger_synced)
             self._notify()  # the owner's next tick may be too far away
-        elif result.ledger_synced:
+        self.full = self._log_held or self._ledger_held  # a roll of the ledger can wait
+        if result.ledger_synced and not self.full:
             self.synced = max(self.synced, job.ticket)
         # With nothing held, old ledger files could not be removed: they go with the next.
         self.full = self._log_held or self._ledger_held
@@ -607,7 +614,9 @@ class Store(Generic[M]):
                         self._dead_left = True
                         self._notify()  # when nothing else happens, the next tick is far away
                 elif is_full(error):
-                    self._log.rolled.append(segment)  # again with the next commit
+                    self._log.rolled.insert(0, segment)  # again soon
+                    self._seal_s = self._now_s + _FULL_RETRY_S
+                    self._notify()
                 else:
                     self._fail(error)
             case CompactionStep():
@@ -778,10 +787,14 @@ class Store(Generic[M]):
 
     def _take_over(self, moves: Sequence[Move]) -> None:
         """The index has these moves: memory must not know better."""
-        for move in moves:
-            for lane in self._lanes_with_runs:
-                lane.forget_segments(move.sources)
-            self._log.segments[move.segment_id] = self._compactor.moved(move)
+        if not moves:
+            return
+        sources = frozenset().union(*(move.sources for move in moves))
+        for lane in self._lanes_with_runs:
+            lane.forget_segments(sources)
+        segment = self._compactor.moved()
+        if segment is not None:
+            self._log.segments[segment.segment_id] = segment
 
     # -- maintenance
 

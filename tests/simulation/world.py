@@ -671,7 +671,7 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (compact, "_STEP_BYTES", 2000),
     (compact, "_STEP_RECORDS", 10),
     (compact, "_READ_BYTES_MAX", 1500),
-    (compact, "_RUNS_AT_ONCE", 3),
+    (compact, "_MOVE_RECORDS", 5),
     (compact, "_GAP_BYTES_MAX", 500),
     (compact, "_SMALL_COUNT_MIN", 3),
     (ledger, "_SNAPSHOT_RECORDS_A_BATCH", 2),
@@ -680,6 +680,7 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (segment, "_WINDOW_BYTES", 700),
     (sparse, "_BATCH_BYTES_MAX", 1500),
     (sparse, "_UNSYNCED_BYTES_MAX", 2000),
+    (sparse, "_WRITE_BYTES", 1000),
     (store_module, "_LANE_IDS_RESERVED", 4),
 ]
 

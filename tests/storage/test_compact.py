@@ -247,7 +247,7 @@ def test_a_full_disk_is_no_failure(bench: Bench) -> None:
     full = False
     assert bench.store.failure is None
     assert not list((bench.directory / "log").glob("*.new"))
-    settle_down(bench)
+    settle_down(bench, 90.0)  # it waits a minute before it tries again
     assert any(segment_id >= COMPACTED for segment_id in segment_ids(bench))
     assert contents(lane) == left
     bench.store.close()
@@ -265,6 +265,175 @@ def test_a_failed_sync_is_final(bench: Bench, operation: str) -> None:
         bench.store.advance()
     assert bench.store.failure is not None
     bench.disk = FaultyDisk()
+    bench.store.close()
+
+
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_footer_and_a_damaged_batch_are_no_short_segment(bench: Bench) -> None:
+    """What lies behind the damage must not count as dead."""
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=50)
+    settle_until_sealed(bench)
+    path = bench.directory / "log" / "0000000001.qseg"
+    damage(path, path.stat().st_size - 70)
+    damage(path, path.read_bytes().index(b"30:xx") + 4)
+    settle_down(bench)
+    assert path.exists() and len(bench.store.take_findings()) == 1
+    assert contents(lane) == left
+    bench.store.close()
+
+
+def test_a_segment_that_has_no_footer_yet_is_not_passed_over(bench: Bench) -> None:
+    """A compacted segment stands for all LSNs between its first and its last."""
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=40)
+    settle_until_sealed(bench)
+    segments = sorted(bench.store._log.segments.values(), key=lambda one: one.base_lsn)
+    segments[1].columns = Columns()  # as when there was no space for its footer
+    chosen = choose(
+        segments,
+        bench.store._live,
+        EAGER,
+        checkpoint_lsn=bench.store.lsn,
+        now_s=100.0,
+        excluded=(),
+    )
+    assert [one.segment_id for one in chosen] == [1]
+    segments[1].columns = None
+    settle_down(bench)
+    bench.restart()
+    assert contents(bench.store.lane(lane.id)) == left
+    bench.store.close()
+
+
+def test_a_footer_for_which_there_was_no_space_is_written_without_traffic(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=40)
+    full = True
+    bench.disk.fail = lambda operation: (
+        OSError(errno.ENOSPC, "full") if full and operation == "truncate" else None
+    )
+    settle_down(bench, 3.0)
+    assert bench.store._log.rolled
+    full = False
+    settle_down(bench)
+    assert not bench.store._log.rolled
+    assert bench.store.segment_count <= 3 and contents(lane) == left
+    bench.store.close()
+
+
+def test_a_damaged_batch_header_of_a_compacted_segment_is_no_failure(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=20) | fill(bench, lane, keep=2)
+    settle_down(bench)
+    path = bench.directory / "log" / f"{segment_ids(bench)[-1]}.qseg"
+    assert int(path.stem) >= COMPACTED
+    damage(path, 64 + 24 + 2)  # the LSN that the first batch begins at
+    for qseq in [qseq for qseq in left if 0 < qseq and qseq % 100]:
+        assert lane.settle(qseq, 1)
+        del left[qseq]
+    settle_down(bench)
+    assert path.exists() and len(bench.store.take_findings()) == 1
+    assert contents(lane) == left  # each record is whole, wherever its batch says it belongs
+    bench.store.close()
+
+
+def test_small_messages_are_not_compacted_again_and_again(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    for start in range(0, 2000, 20):
+        publish(bench.store, [lane], [b"%d" % at for at in range(start, start + 20)])
+    for qseq in range(2000):
+        if qseq % 4:
+            lane.settle(qseq, 1)
+    settle_down(bench, 30.0)
+    before = segment_ids(bench)
+    settle_down(bench, 60.0)
+    assert segment_ids(bench) == before
+    bench.store.close()
+
+
+def test_a_full_disk_is_not_tried_all_the_time(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    fill(bench, lane, keep=50)
+    settle_until_sealed(bench)
+    tried = 0
+
+    def fail(operation: str) -> BaseException | None:
+        nonlocal tried
+        tried += operation == "allocate"
+        return OSError(errno.ENOSPC, "full") if operation == "allocate" else None
+
+    bench.disk.fail = fail
+    for _ in range(500):
+        bench.tick(0.01)
+        bench.maintenance.wait()
+        bench.store.advance()
+    assert tried == 1
+    bench.disk.fail = lambda operation: None
+    bench.store.close()
+
+
+def test_no_file_descriptor_is_no_damage(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=50)
+    settle_until_sealed(bench)
+    opened = bench.disk.open
+    tries = 0
+
+    def fail(path: Path, *, write: bool = False, create: bool = False) -> int:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        return opened(path, write=write, create=create)
+
+    monkeypatch.setattr(bench.disk, "open", fail)
+    settle_down(bench, 90.0)
+    assert not bench.store.take_findings() and segment_ids(bench)[-1] >= COMPACTED
+    assert contents(lane) == left
+    bench.store.close()
+
+
+def test_no_space_at_the_sync_of_a_nameless_file_is_no_failure(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=50)
+    settle_until_sealed(bench)
+    full = True
+    bench.disk.fail = lambda operation: (
+        OSError(errno.ENOSPC, "full") if full and operation == "sync_data" else None
+    )
+    for _ in range(5):
+        bench.tick(2.0)
+        bench.maintenance.wait()
+        bench.store.advance()
+    assert bench.store.failure is None
+    full = False
+    settle_down(bench, 90.0)
+    assert segment_ids(bench)[-1] >= COMPACTED and contents(lane) == left
+    bench.store.close()
+
+
+def test_a_replaced_segment_may_be_damaged(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    left = fill(bench, lane, keep=40)
+    settle_until_sealed(bench)
+    while not bench.store._compactor.replaced:
+        bench.tick(0.5)
+        bench.maintenance.wait()
+        bench.store.advance()
+    assert bench.store.checkpoint()
+    replaced = sorted(bench.store._compactor.replaced)
+    assert replaced
+    damage(bench.directory / "log" / f"{replaced[0]:010d}.qseg", 20)
+    bench.restart()
+    assert contents(bench.store.lane(lane.id)) == left
+    settle_down(bench)
+    assert contents(bench.store.lane(lane.id)) == left
     bench.store.close()
 
 
@@ -290,7 +459,7 @@ def segment(number: int, size: int, sealed: bool = True) -> Segment:
 )
 def test_what_is_chosen(sizes: list[int], alive: list[int], chosen: list[int]) -> None:
     segments = [segment(number, size) for number, size in enumerate(sizes)]
-    live = {number: Live(1, size) for number, size in enumerate(alive)}
+    live = {number: Live(min(size, 1), size) for number, size in enumerate(alive)}
     found = choose(
         [*segments, segment(len(sizes), 10, sealed=False)],
         live,
