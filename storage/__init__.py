@@ -20,7 +20,8 @@ Some choices, and why:
 - The ledger names the segments that must exist and those given up: a file that is missing is damage,
   unless it was given up. So the index can be rebuilt at any time, and nothing is lost silently.
 - A full disk holds the batch and tries again, and says so (`full`), instead of refusing what a
-  consumer may already have. Acks and checkpoints go on: the ledger's space is reserved.
+  consumer may already have. Acks and checkpoints go on: the ledger's space is reserved, and the
+  index's (headroom.py).
 - The index's checkpoint covers what was durable when it was gathered; acks in it may be ahead of
   the messages that they belong to, which the orphan rule makes harmless.
 - What a compaction wrote has an id of its own and stands beside its sources until the ledger says

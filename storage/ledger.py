@@ -171,7 +171,7 @@ class LedgerWriter:
             chunk = records[start : start + _SNAPSHOT_RECORDS_A_BATCH]
             bodies.append((chunk, msgpack.packb([durable_lsn, *chunk])))
         size = FILE_HEADER_BYTES + sum(len(body) + BATCH_HEADER_BYTES for _, body in bodies)
-        self.reserve()
+        self.reserve(at_least=2 * size)
         file_id = self._file_id + 1
         saved_number = self._number
         path = self._paths.ledger_file(file_id)
@@ -216,8 +216,8 @@ class LedgerWriter:
                 return self._spare_bytes
         return wanted
 
-    def reserve(self) -> None:
-        """Have the next file's space reserved: as much as this one has."""
+    def reserve(self, at_least: int | None = None) -> None:
+        """Have the next file's space reserved: as much as this one has, or `at_least` so much."""
         if self._spare_bytes:
             return
         wanted = max(self._file_bytes, self._capacity)
@@ -228,7 +228,14 @@ class LedgerWriter:
                 part = self._disk.read(file, min(len(_ZEROS), left - at), at)
                 if part != _ZEROS[: len(part)]:
                     self._disk.write(file, [_ZEROS[: len(part)]], at)
-            self._disk.allocate(file, wanted)
+            while True:
+                try:
+                    self._disk.allocate(file, wanted)
+                    break
+                except OSError as error:
+                    if at_least is None or wanted // 2 < at_least or not is_full(error):
+                        raise
+                wanted //= 2
         finally:
             self._disk.close(file)
         self._spare_bytes = wanted

@@ -13,6 +13,7 @@ KILLS = 10
 LOAD_S_MAX = 0.7
 
 
+@pytest.mark.timeout(60 + 15 * KILLS)
 @pytest.mark.parametrize("seed", [20_240_301, 20_240_302])
 def test_promises_survive_kills(tmp_path: Path, seed: int) -> None:
     """Two brokers of ten kills each, so that they can run side by side."""

@@ -233,3 +233,21 @@ def test_a_kill_right_after_a_roll_leaves_a_reserve(
     assert writer.position.file_id == position.file_id + 1
     assert records_of(writer, tmp_path) == [(0, [[1, 2, 2], [SNAPSHOT_END]])]
     writer.close()
+
+
+def test_a_start_without_a_reserve_makes_do_with_less(tmp_path: Path) -> None:
+    class NearlyFullDisk(FaultyDisk):
+        def allocate(self, file: int, size: int) -> None:
+            if size > 3000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().allocate(file, size)
+
+    disk = NearlyFullDisk()
+    disk.make_directory(Paths(tmp_path).ledger)
+    writer = LedgerWriter(disk, Paths(tmp_path), UUID, 1, file_bytes=8192)
+    with pytest.raises(OSError, match="No space"):
+        writer.roll([[1, 1, b"x" * 2000]], 0)
+    writer.roll([[1, 1, 1]], 0)
+    assert not writer.wants_roll
+    assert records_of(writer, tmp_path) == [(0, [[1, 1, 1], [SNAPSHOT_END]])]
+    writer.close()
