@@ -43,7 +43,7 @@ def test_not_while_a_broker_runs(tmp_path: Path) -> None:
 
 def test_not_where_a_broker_would_be_refused(tmp_path: Path) -> None:
     directory = killed(tmp_path / "data")
-    path = segments_of(directory)[-2]
-    flip(path, path.read_bytes().index(b"message 175 "))
+    (path,) = [one for one in segments_of(directory) if b"message 170 " in one.read_bytes()]
+    flip(path, path.read_bytes().index(b"message 170 "))
     assert "is damaged at byte" in rebuild(directory, status=1).stderr
     rebuild(tmp_path, status=2)
