@@ -117,22 +117,17 @@ class Catalog:
 
     def rows(self) -> Iterator[Row]:
         """Every entry, damaged ones too."""
+        for key, row in self.raw_rows():
+            yield unpack_row(key, row)
+
+    def raw_rows(self) -> list[tuple[bytes, bytes]]:
+        """Every entry as it lies there; `unpack_row` says what it is."""
         with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
-            rows = [(bytes(key), bytes(value)) for key, value in cursor]
-        for key, row in rows:
-            kind, _, key_name = (part.decode(errors="replace") for part in key.partition(b"\0"))
-            try:
-                name, value = _check(key, row)
-            except DirectoryUnreadable:
-                yield Row(kind, key_name, None)
-            else:
-                yield Row(kind, name, value)
+            return [(bytes(key), bytes(value)) for key, value in cursor]
 
     def verify(self) -> None:
         """Look at every row: one whose key is damaged is found by nobody who asks for it."""
-        with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
-            rows = [(bytes(key), bytes(value)) for key, value in cursor]
-        for key, row in rows:
+        for key, row in self.raw_rows():
             _check(key, row)
 
     @contextmanager
@@ -186,6 +181,16 @@ class Catalog:
 
 def _ignore(failure: BaseException) -> None:
     """Nobody cares."""
+
+
+def unpack_row(key: bytes, row: bytes) -> Row:
+    """An entry from the octets that the environment has."""
+    kind, _, key_name = (part.decode(errors="replace") for part in key.partition(b"\0"))
+    try:
+        name, value = _check(key, row)
+    except DirectoryUnreadable:
+        return Row(kind, key_name, None)
+    return Row(kind, name, value)
 
 
 def _key(kind: str, name: str) -> bytes:

@@ -115,8 +115,11 @@ class Identity:
     def load(cls, catalog: Catalog) -> "Identity | None":
         """What is kept; None in a new directory. Raises DirectoryNewer."""
         row = catalog.get(_KIND, _NAME)
-        if row is None:
-            return None
+        return None if row is None else cls.unpack(row)
+
+    @classmethod
+    def unpack(cls, row: bytes) -> "Identity":
+        """From the catalog's value. Raises DirectoryNewer."""
         version, *rest = msgpack.unpackb(row)
         if version > FORMAT_VERSION:
             raise DirectoryNewer(

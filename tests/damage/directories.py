@@ -23,7 +23,7 @@ from qlog.server.amqp.values import encode_table
 from qlog.storage.disk import OSDisk
 from qlog.storage.format import FILE_HEADER_BYTES
 from qlog.storage.ledger import ACK, LANE, Record, ack_ranges, unpack_body
-from qlog.storage.segment import BatchFile
+from qlog.storage.segment import BatchFile, columns_of
 from qlog.storage.settings import StoreSettings
 from qlog.storage.settled import Settled
 from qlog.storage.store import Store
@@ -68,6 +68,7 @@ class Facts:
     directory: Path
     messages: dict[Place, tuple[int, bytes]] = field(default_factory=dict)
     settled: set[Place] = field(default_factory=set)
+    records: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # LSN -> file, bytes
     log: list[BatchFact] = field(default_factory=list)
     ledger: list[BatchFact] = field(default_factory=list)
     sealed: set[str] = field(default_factory=set)  # files
@@ -207,6 +208,14 @@ def _read_back(facts: Facts) -> None:
             facts.sealed.add(name)
         for batch in file.batches():
             header = batch.header
+            columns = columns_of(batch)
+            for lsn, at, size in zip(
+                range(header.base, header.base + header.count),
+                columns.positions,
+                columns.lengths,
+                strict=True,
+            ):
+                facts.records[lsn] = (name, at, at + size)
             facts.log.append(
                 BatchFact(
                     name, batch.position, batch.end, header.base, header.count, header.durable

@@ -5,6 +5,8 @@ What must be:
 - `verify` changes nothing, and has a finding for every damage below the durable point.
 - A start ends neither by a signal nor with a traceback. If it is refused, one line says so, and
   `verify` has findings too.
+- A repair ends with a directory on which a broker starts and `verify` has no finding. Whatever was not
+  hit is there; what is not there, it has named.
 - If it starts: everything that was confirmed and not settled is there, byte for byte, or reading it
   says that it is damaged, and then `verify` says so too. Nothing is there that was not published, and
   nothing whose settlement had been synced.
@@ -17,12 +19,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlog.storage.disk import OSDisk
 from qlog.storage.errors import StorageError
 from qlog.storage.format import FILE_HEADER_BYTES
 from qlog.tools.inspect.directory import Directory
+from qlog.tools.inspect.repair_act import act
+from qlog.tools.inspect.repair_plan import make_plan
 from qlog.tools.inspect.report import Report
 from qlog.tools.inspect.verify import verified
-from tests.damage.directories import QUEUES, BatchFact, Facts, Place
+from tests.damage.directories import MESSAGES, QUEUES, BatchFact, Facts, Place
 from tests.damage.outcome import Outcome, start
 from tests.damage.strike import Strike, strike
 
@@ -56,7 +61,15 @@ def try_one(facts: Facts, directory: Path, seed: int) -> Verdict | None:
     must = must_be_found(facts, done)
     if must and not findings and not (must == "footer" and notes):
         return Verdict(done, "unnoticed", f"verify has no finding: {must}")
-    outcome = start(directory, 1 + _QSEQ_MARGIN + max(qseq for _, qseq in facts.messages))
+    mended = directory.with_name(directory.name + "-mended")
+    shutil.copytree(directory, mended)
+    try:
+        mistake = _mistake_of_repair(facts, done, mended)
+    finally:
+        shutil.rmtree(mended)
+    if mistake is not None:
+        return Verdict(done, "repaired", f"after a repair, {mistake}")
+    outcome = start(directory, _qseq_end(facts))
     return Verdict(done, _word(facts, outcome), _mistake(facts, done, outcome, findings))
 
 
@@ -122,6 +135,56 @@ def _mistake(facts: Facts, done: Strike, outcome: Outcome, findings: list[str]) 
         return f"{sorted(strange)} were never published"
     back = outcome.messages.keys() & _settled(facts, done)
     return f"{sorted(back)} had been settled" if back else None
+
+
+def _qseq_end(facts: Facts) -> int:
+    return 1 + _QSEQ_MARGIN + max(qseq for _, qseq in facts.messages)
+
+
+def _mistake_of_repair(facts: Facts, done: Strike, directory: Path) -> str | None:
+    was = Directory(directory)
+    plan = make_plan(was, lambda size: None)
+    if plan.needed:
+        act(plan, was, OSDisk(), {})
+    findings = [str(item) for item in verified(Directory(directory)).damage]
+    if findings:
+        return f"verify has findings: {findings}"
+    outcome = start(directory, _qseq_end(facts))
+    if outcome.refused:
+        return f"the start is refused: {outcome.refused}"
+    if outcome.unread.keys() & facts.waiting:
+        return f"some cannot be read: {outcome.unread}"
+    if set(outcome.queues.values()) != {1, 2}:
+        return f"the queues are {outcome.queues}"
+    named = {target for loss in plan.losses for target in loss.targets}
+    unnamed = sum(loss.count or MESSAGES for loss in plan.losses if not loss.targets)
+    durable = durable_upto(facts, done)
+    for place in sorted(facts.waiting):
+        lsn, body = facts.messages[place]
+        file, position, end = facts.records[lsn]
+        found = outcome.messages.get(place)
+        hit = file == done.file and position < done.end and done.position < end
+        if found is not None and found != body:
+            return f"{place} is not what was published"
+        if found is None and (done.what != "log" or lsn < durable):
+            if not hit:
+                return f"{place}, LSN {lsn}, was not hit, and is gone"
+            if place not in named and not unnamed:
+                return f"{place}, LSN {lsn}, is gone, and was not named"
+        if found is not None and place in named:
+            return f"{place}, LSN {lsn}, is there, and was said to be lost"
+    strange = outcome.messages.keys() - facts.messages.keys()
+    if strange:
+        return f"{sorted(strange)} were never published"
+    back = outcome.messages.keys() & facts.settled
+    if back and done.what != "ledger":
+        return f"{sorted(back)} had been settled"
+    if back - outcome.redelivered:
+        return f"{sorted(back - outcome.redelivered)} came back as if new"
+    for (lane_id, qseq), (lsn, _) in facts.messages.items():
+        if lsn < durable and outcome.next_qseqs[lane_id] <= qseq:
+            return f"qseq {qseq} of lane {lane_id} would be given again"
+    return None
 
 
 def _settled(facts: Facts, done: Strike) -> set[Place]:

@@ -1,7 +1,7 @@
 """`qlog inspect`: what is in a data directory, sound or damaged, running, stopped or copied.
 
-Promises to change nothing in it, but for `rebuild-index` (and `repair`), which need that no broker
-runs: no lock is taken, no file is written. One file a command; each imports what it needs when it
+Promises to change nothing in it, but for `repair --accept-loss` and `rebuild-index`, which need that
+no broker runs: no lock is taken, no file is written. One file a command; each imports what it needs when it
 runs. What is found damaged is named, never left out.
 """
 
@@ -19,6 +19,7 @@ from qlog.tools.inspect.message import message
 from qlog.tools.inspect.messages import messages
 from qlog.tools.inspect.queues import queues
 from qlog.tools.inspect.rebuild_index import rebuild_index
+from qlog.tools.inspect.repair import repair
 from qlog.tools.inspect.segments import segments
 from qlog.tools.inspect.summary import summary
 from qlog.tools.inspect.verify import verify
@@ -39,6 +40,7 @@ _COMMANDS = (
     index,
     catalog,
     verify,
+    repair,
     rebuild_index,
     export,
 )

@@ -1,0 +1,174 @@
+"""Doing what a repair plan says: originals are moved to quarantine/, and nothing is deleted.
+
+A crash in the middle leaves a directory that can be repaired again: originals are linked into the
+quarantine before anything takes their place, each file is replaced in one rename, and the new ledger,
+which says what counts, comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qlog.storage.catalog import unpack_row
+from qlog.storage.datadir import Paths, numbered
+from qlog.storage.disk import Disk
+from qlog.storage.ledger import SEGMENTS, LedgerWriter, Record, lane_records
+from qlog.storage.settings import StoreSettings
+from qlog.storage.sparse import SparseWriter
+from qlog.tools.inspect.definitions_left import write as write_catalog
+from qlog.tools.inspect.directory import Directory
+from qlog.tools.inspect.repair_plan import Kept, Plan, Rewrite
+
+
+def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -> Path:
+    """Repair the directory, whose lock is held; where the originals are now.
+
+    `account` is kept with them: what was done and lost. Raises OSError, StorageError.
+    """
+    paths = directory.paths
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    quarantine = _Quarantine(disk, paths, paths.root / "quarantine" / name)
+    quarantine.write("repair.json", json.dumps(account, indent=2).encode())
+    entries = [
+        {"key": key.hex(), "row": row.hex(), "kind": entry.kind, "name": entry.name}
+        for key, row in plan.catalog.damaged
+        for entry in (unpack_row(key, row),)
+    ]
+    if entries:
+        lines = (json.dumps(entry) + "\n" for entry in entries)
+        quarantine.write("catalog-entries.jsonl", "".join(lines).encode())
+    for rewrite in plan.rewrites:
+        quarantine.keep(rewrite.view.path)
+    for rewrite in plan.rewrites:
+        _rewrite(plan, rewrite, disk)
+    if plan.catalog.needed:
+        _replace_catalog(plan, paths, disk, quarantine)
+    if plan.moves_index:
+        quarantine.take(paths.index)
+    if plan.mends_log:
+        _write_ledger(plan, directory, disk)
+        for view in plan.discarded:
+            quarantine.take(view.path)
+        for file_id in numbered(disk, paths.ledger, ".qack")[:-1]:
+            quarantine.take(paths.ledger_file(file_id))
+    disk.sync_directory(paths.root)
+    return quarantine.place
+
+
+class _Quarantine:
+    """A directory of its own, with the files under their own names."""
+
+    def __init__(self, disk: Disk, paths: Paths, place: Path) -> None:
+        self.place = place
+        self._disk = disk
+        self._root = paths.root
+        place.mkdir(parents=True)
+        disk.sync_directory(place.parent)
+        disk.sync_directory(paths.root)
+
+    def write(self, name: str, data: bytes) -> None:
+        file = self._disk.open(self.place / name, write=True, create=True)
+        try:
+            self._disk.write(file, [data], 0)
+            self._disk.sync_data(file)
+        finally:
+            self._disk.close(file)
+        self._disk.sync_directory(self.place)
+
+    def keep(self, path: Path) -> None:
+        """Have the file here too, before another one takes its name."""
+        target = self._target(path)
+        try:
+            os.link(path, target)
+        except OSError:  # a file system without links
+            shutil.copy2(path, target)
+        self._disk.sync_directory(target.parent)
+
+    def take(self, path: Path) -> None:
+        """Move a file or a directory here."""
+        if path.exists():
+            target = self._target(path)
+            self._disk.rename(path, target)
+            self._disk.sync_directory(target.parent)
+            self._disk.sync_directory(path.parent)
+
+    def _target(self, path: Path) -> Path:
+        target = self.place / path.relative_to(self._root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+
+def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
+    """The segment again, with what is whole of it, under its own id.
+
+    Its trailer says that it stands for the log up to where the next segment begins, so that the chain of
+    LSNs holds; the flag SPARSE in its header says that not all of them are there. Its batches
+    attest nothing that was not attested before: `durable` is the segment's own beginning.
+    """
+    writer = SparseWriter(
+        disk,
+        rewrite.view.path,
+        plan.uuid,
+        plan.epoch,
+        base_lsn=rewrite.base_lsn,
+        durable_lsn=rewrite.base_lsn,
+    )
+    try:
+        for part in rewrite.parts():
+            if isinstance(part, Kept):
+                writer.add(part.lsn, part.lanes, part.firsts, part.lengths, part.data)
+    except BaseException:
+        writer.abandon()
+        raise
+    writer.finish(rewrite.end_lsn)
+
+
+def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
+    """The snapshot that says what counts from now on.
+
+    What had attested that the log was durable up to some LSN is satisfied like this:
+
+    - the index's checkpoint: the index is moved out, and is made anew;
+    - the catalog's closed_lsn, batches of the old ledger, batches that followed on those that are
+      lost: `following_lsn` in SEGMENTS is not below any of them, and says that the log goes on
+      there. It counts because the id below `next id` is not among the segments listed (one id is left
+      out for that), and because the last segment is sealed: a start takes the LSNs between its end
+      and `following_lsn` for given up.
+    - the ledger's own batches: the new file's first number is above all of them.
+
+    Segments that are not listed here are given up: neither missing files nor gaps are damage.
+    """
+    records: list[Record] = [[SEGMENTS, plan.next_segment_id, plan.end_lsn, *plan.segment_ids]]
+    for lane_id, (next_qseq, settled) in plan.lanes.items():
+        records += lane_records(lane_id, next_qseq, settled)
+    paths = directory.paths
+    ids = numbered(disk, paths.ledger, ".qack")
+    facts = directory.index_facts
+    if facts is not None and facts.checkpoint is not None:
+        ids.append(facts.checkpoint.ledger.file_id)
+    size = StoreSettings().ledger_bytes_max
+    ledger = LedgerWriter(disk, paths, plan.uuid, plan.epoch, file_bytes=size)
+    try:
+        ledger.roll(records, plan.end_lsn, above=max(ids, default=0), number=plan.ledger_number)
+    finally:
+        ledger.close()
+
+
+def _replace_catalog(plan: Plan, paths: Paths, disk: Disk, quarantine: _Quarantine) -> None:
+    """A new file takes the place of the old one, which is kept."""
+    fresh = paths.root / "catalog.lmdb.new"
+    if fresh.exists():  # of a repair that did not come to its end
+        shutil.rmtree(fresh)
+    write_catalog(plan.catalog, fresh)
+    disk.make_directory(paths.catalog)
+    data = paths.catalog / "data.mdb"
+    if data.exists():
+        quarantine.keep(data)
+    disk.rename(fresh / "data.mdb", data)
+    disk.sync_directory(paths.catalog)
+    shutil.rmtree(fresh)

@@ -1,0 +1,597 @@
+"""What a repair would do, and what would be lost: found out by reading alone.
+
+Kept are all segments that are sound, every whole batch of those that are not, and every whole message of
+a damaged batch. The rest is lost, and is named message by message as far as anything knows of it: a
+footer, the index, or what decodes of the message itself.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.storage.datadir import Identity
+from qlog.storage.examine import FileView, Verdict
+from qlog.storage.fold import COMPACTED
+from qlog.storage.segment import Batch, columns_of
+from qlog.storage.settled import BLOCK
+from qlog.storage.settled import Settled as StoredSettled
+from qlog.tools.inspect.casualties import Pointers, known_of, missing, pointers_into
+from qlog.tools.inspect.decode import state_of
+from qlog.tools.inspect.definitions_left import CatalogMend, collect, give_back
+from qlog.tools.inspect.directory import Directory
+from qlog.tools.inspect.environment import Unreadable
+from qlog.tools.inspect.log import Segment, survey, views_of
+from qlog.tools.inspect.pointers import IndexContents, read_contents
+from qlog.tools.inspect.report import Damage, counted, well_formed
+from qlog.tools.inspect.salvage import Casualty, Known, Target, salvage
+
+_QSEQ_MARGIN = 4096  # what a damaged message may name above all others
+_LANE_IDS_MARGIN = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A message that is lost, or several of which no more is known than how many they may be."""
+
+    file: str
+    position: int | None
+    count: int | None  # None: cannot be known
+    lsn: int | None
+    body_bytes: int | None
+    exchange: str | None
+    routing_key: str | None
+    targets: tuple[Target, ...]
+
+    def item(self, directory: Directory) -> dict[str, Any]:
+        """For JSON."""
+        queues = []
+        for lane_id, qseq in self.targets:
+            owner = directory.queue_of(lane_id)
+            queues.append(
+                {
+                    "vhost": None if owner is None else owner.vhost,
+                    "queue": None if owner is None else owner.name,
+                    "lane": lane_id,
+                    "offset": qseq,
+                    "state": state_of(directory, lane_id, qseq),
+                }
+            )
+        return {
+            "file": self.file,
+            "position": self.position,
+            "messages": self.count,
+            "lsn": self.lsn,
+            "body_bytes": self.body_bytes,
+            "exchange": self.exchange,
+            "routing_key": self.routing_key,
+            "queues": queues,
+        }
+
+    def waits(self, directory: Directory) -> bool:
+        """Somebody still waited for it, as far as can be known."""
+        if not self.targets:
+            return True
+        return any(state_of(directory, *target) == "unsettled" for target in self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Messages that stay: consecutive LSNs, records as they are."""
+
+    lsn: int
+    lanes: tuple[int, ...]
+    firsts: tuple[int, ...]
+    lengths: array[int]
+    data: bytes
+
+
+@dataclass(slots=True)
+class Rewrite:
+    """A segment that is written again, with what is left of it."""
+
+    view: FileView
+    base_lsn: int
+    end_lsn: int
+    known: dict[int, Known]
+    sparse: bool
+    parts: Callable[[], Iterator[Kept | Loss]] = field(default=lambda: iter(()))
+    kept: int = 0
+
+
+@dataclass(slots=True)
+class Plan:
+    """All that a repair does. `actions` are for people, in the order in which it is done."""
+
+    actions: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    settled_losses: int = 0  # messages that nobody waited for any more
+    notes: list[str] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)  # why
+    rewrites: list[Rewrite] = field(default_factory=list)
+    discarded: list[FileView] = field(default_factory=list)
+    segment_ids: list[int] = field(default_factory=list)  # that count afterwards
+    next_segment_id: int = 1
+    end_lsn: int = 0
+    lanes: dict[int, tuple[int, StoredSettled]] = field(default_factory=dict)  # next qseq, settled
+    mends_log: bool = False  # segments or ledger: then there is a new ledger, and no index
+    moves_index: bool = False
+    ledger_number: int = 0
+    catalog: CatalogMend = field(default_factory=CatalogMend)
+    uuid: bytes = b""
+    epoch: int = 0
+
+    @property
+    def needed(self) -> bool:
+        return self.mends_log or self.moves_index or self.catalog.needed
+
+
+def make_plan(directory: Directory, advance: Callable[[int], None]) -> Plan:
+    """Look at everything once. Raises DirectoryNewer, Forbidden, PermissionError."""
+    return _Planner(directory).run(advance)
+
+
+class _Planner:
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.plan = Plan()
+        self.contents: IndexContents | None = None
+        self.pointers: Pointers = {}
+        self.placed: dict[int, list[tuple[int, int]]] = {}  # lane -> (first, end) of whole messages
+        self.next_qseqs: dict[int, int] = {}
+        self.waiting: dict[int, int] = {}  # lane -> the highest LSN, or above, of one that waits
+        self.lost_count = 0  # messages of which nothing says where they went
+
+    def run(self, advance: Callable[[int], None]) -> Plan:
+        directory, plan = self.directory, self.plan
+        plan.catalog = collect(directory)
+        if directory.index_facts is not None:
+            try:
+                self.contents = read_contents(directory.paths.index)
+            except Unreadable:
+                pass
+        views = views_of(directory)
+        found = survey(directory, views, verify=True, advance=advance)
+        segments = {segment.segment_id: segment for segment in found.segments}
+        ledger_damaged = bool(directory.ledger.damage)
+        plan.mends_log = bool(found.damage or ledger_damaged)
+        self._note_what_is_known(found.segments)
+        plan.damage = directory.damage + found.damage
+        if plan.mends_log:
+            damaged = [one.segment_id for one in found.segments if one.damage]
+            self.pointers = pointers_into(directory, damaged)
+            self._plan_log(self._counting(views, segments), segments)
+            if ledger_damaged:
+                self._plan_ledger()
+            self._fold_lanes(ledger_damaged)
+        index_damage = [item for item in directory.damage if item.file.startswith("index.lmdb")]
+        if index_damage or (self.contents is not None and self.contents.damaged):
+            plan.actions.append(
+                "move the index out: it is damaged, and the next start makes it anew"
+            )
+            plan.moves_index = True
+        elif plan.mends_log and directory.paths.index.exists():
+            plan.actions.append("move the index out: the next start makes it anew")
+            plan.moves_index = True
+        self._plan_catalog()
+        plan.actions += plan.catalog.actions
+        return plan
+
+    # -- what is known
+
+    def _note_what_is_known(self, segments: list[Segment]) -> None:
+        directory, plan = self.directory, self.plan
+        facts = directory.ledger.segments
+        ends = [directory.attested_lsn, facts.listed_end_lsn, *facts.dropped.values()]
+        plan.uuid = directory.identity.uuid
+        epochs = [directory.identity.epoch]
+        views = [directory.ledger_file(one) for one in directory.ledger_ids()]
+        for segment in segments:
+            ends.append(segment.end_lsn or 0)
+            if segment.state != "missing":
+                views.append(directory.segment(segment.segment_id))
+            whole = not segment.damage or (views[-1].footer_verdict is Verdict.WHOLE)
+            for lanes, firsts, positions, _ in segment.columns.runs():
+                for lane_id, first in zip(lanes, firsts, strict=True):
+                    end = first + len(positions)
+                    self._name(lane_id, end)
+                    if whole and segment.counts:
+                        self.placed.setdefault(lane_id, []).append((first, end))
+                    if directory.unsettled(lane_id, first, len(positions)):
+                        self.waiting[lane_id] = segment.end_lsn or 0
+        for view in views:
+            for stretch in directory.stretches(view) if view.path.suffix == ".qack" else ():
+                if stretch.batch is not None:
+                    epochs.append(stretch.batch.header.epoch)
+                    number = stretch.batch.header.base + 1
+                    plan.ledger_number = max(plan.ledger_number, number)
+            if view.header is not None and view.header_verdict is Verdict.WHOLE:
+                epochs.append(view.header.epoch)
+        plan.epoch = max(epochs) + 1
+        for runs in self.placed.values():
+            runs.sort()
+        for lane_id in directory.ledger.lanes:
+            self._name(lane_id, directory.ledger.next_qseq(lane_id))
+        if self.contents is not None:
+            for lane_id, row in self.contents.lanes.items():
+                self._name(lane_id, row.next_qseq)
+            if self.contents.checkpoint is not None:
+                ends.append(self.contents.checkpoint.lsn)
+                number = self.contents.checkpoint.ledger.number
+                plan.ledger_number = max(plan.ledger_number, number)
+        plan.end_lsn = max(ends)
+
+    def _name(self, lane_id: int, end: int) -> None:
+        """All qseqs of the lane below this one were given, as far as is known."""
+        self.next_qseqs[lane_id] = max(self.next_qseqs.get(lane_id, 0), end)
+
+    def _index_knows(self, lsn_end: int) -> bool:
+        """Every message below it that waits has a pointer in the index."""
+        contents = self.contents
+        if contents is None or contents.checkpoint is None or contents.damaged:
+            return False
+        return contents.checkpoint.lsn >= lsn_end
+
+    # -- segments
+
+    def _counting(self, views: list[FileView], segments: Mapping[int, Segment]) -> list[FileView]:
+        """Those whose messages count; of a message that is in two of them, one."""
+        directory, plan = self.directory, self.plan
+        facts = directory.ledger.segments
+        standings = directory.standings([view.file_id for view in views])
+        by_id = {view.file_id: view for view in views}
+        for segment_id in sorted(set(facts.replaced.values())):
+            sources = {one for one, into in facts.replaced.items() if into == segment_id}
+            lost = segment_id not in by_id or bool(segments[segment_id].damage)
+            if (
+                lost
+                and sources <= by_id.keys()
+                and all(map(self._is_whole, map(by_id.get, sources)))
+            ):
+                plan.notes.append(
+                    f"what had been put together in segment {segment_id} is still there in those "
+                    "that it was made of"
+                )
+                standings[segment_id] = "damaged"
+                for source in sources:
+                    standings.pop(source, None)
+        counting = [view for view in views if view.file_id not in standings]
+        if not facts.complete:  # which of them replace which is not known: the whole ones, then
+            for view in [one for one in counting if one.file_id >= COMPACTED]:
+                segment = segments[view.file_id]
+                for other in list(counting):
+                    base = None if other.header is None else other.header.base
+                    if (
+                        other.file_id < COMPACTED
+                        and base is not None
+                        and not segment.damage
+                        and (segment.base_lsn or 0) <= base < (segment.end_lsn or 0)
+                    ):
+                        counting.remove(other)
+        plan.discarded += [view for view in views if view not in counting]
+        return counting
+
+    def _is_whole(self, view: FileView | None) -> bool:
+        return (
+            view is not None
+            and view.header_verdict is Verdict.WHOLE
+            and view.footer_verdict is Verdict.WHOLE
+            and all(one.verdict is Verdict.WHOLE for one in self.directory.stretches(view))
+        )
+
+    def _plan_log(self, counting: list[FileView], segments: Mapping[int, Segment]) -> None:
+        directory, plan = self.directory, self.plan
+        lsn = 0
+        kept: list[tuple[FileView, int, int, bool]] = []  # base and end LSN, sealed
+        for view, following in zip_longest(counting, counting[1:]):
+            segment = segments[view.file_id]
+            if segment.state == "reserved":
+                continue
+            sealed = view.footer_verdict is Verdict.WHOLE
+            if not segment.damage:
+                lsn = segment.end_lsn or lsn
+                kept.append((view, segment.base_lsn or 0, lsn, sealed))
+                continue
+            base = lsn
+            if view.header is not None and view.header_verdict is Verdict.WHOLE:
+                base = view.header.base
+            end = plan.end_lsn
+            if sealed and view.trailer is not None:
+                base, end = view.trailer.base_lsn, view.trailer.end_lsn
+            elif following is not None and following.header is not None:
+                end = following.header.base
+            rewrite = self._rewrite(view, base, end)
+            losses = self._take(rewrite)
+            if rewrite.kept:
+                plan.rewrites.append(rewrite)
+                kept.append((view, base, end, True))
+                plan.actions.append(
+                    f"write {segment.file} again with the {counted(rewrite.kept, 'message')} that "
+                    f"are whole{_lost_text(losses)}; the damaged file is moved out"
+                )
+            else:
+                plan.discarded.append(view)
+                plan.actions.append(
+                    f"give {segment.file} up: no message in it is whole{_lost_text(losses)}; the "
+                    "file is moved out"
+                )
+            lsn = end
+        self._plan_missing(segments)
+        self._seal(kept)
+        last_end = kept[-1][2] if kept else 0
+        sealed_ends = [rewrite.end_lsn for rewrite in plan.rewrites]
+        gone = plan.end_lsn - max([last_end, *sealed_ends, directory.ledger.segments.end_lsn])
+        if gone > 0 and not any(one.state == "missing" for one in segments.values()):
+            self._lose(Loss("log", None, gone, plan.end_lsn - gone, None, None, None, ()))
+        plan.segment_ids = sorted(view.file_id for view, _, _, _ in kept)
+        plain = [id_ for id_ in segments if id_ < COMPACTED]
+        # One id is left out, so that `following_lsn` says where the log goes on: see repair_act.py.
+        plan.next_segment_id = 2 + max([*plain, directory.ledger.segments.next_id])
+
+    def _rewrite(self, view: FileView, base: int, end: int) -> Rewrite:
+        known = known_of(self.directory, view, self.pointers.get(view.file_id, ()))
+        sparse = view.file_id >= COMPACTED or (view.header is not None and view.header.sparse)
+        rewrite = Rewrite(view, base, end, known, sparse)
+        rewrite.parts = lambda: pieces(
+            self.directory, rewrite, self._is_credible, self._index_knows
+        )
+        return rewrite
+
+    def _take(self, rewrite: Rewrite) -> list[Loss]:
+        """Find out what a segment still has, and note what it has not."""
+        losses = []
+        for part in rewrite.parts():
+            if isinstance(part, Kept):
+                rewrite.kept += len(part.lengths)
+            else:
+                self._lose(part)
+                losses.append(part)
+        return losses
+
+    def _lose(self, loss: Loss) -> None:
+        for lane_id, qseq in loss.targets:
+            if qseq < self.next_qseqs.get(lane_id, -_QSEQ_MARGIN) + _QSEQ_MARGIN:
+                self._name(lane_id, qseq + 1)
+        if not loss.targets:
+            self.lost_count += loss.count or 0
+        if loss.waits(self.directory):
+            self.plan.losses.append(loss)
+        else:
+            self.plan.settled_losses += loss.count or 0
+
+    def _is_credible(self, casualty: Casualty) -> bool:
+        """A message's hash does not say where it went: whether that can be, by all else."""
+        for lane_id, qseq in casualty.targets:
+            runs = self.placed.get(lane_id, [])
+            at = bisect_right(runs, (qseq, 1 << 64)) - 1
+            if lane_id not in self.next_qseqs or (at >= 0 and runs[at][1] > qseq):
+                return False
+            if qseq >= self.next_qseqs[lane_id] + _QSEQ_MARGIN:
+                return False
+        return bool(casualty.targets)
+
+    def _plan_missing(self, segments: Mapping[int, Segment]) -> None:
+        plan = self.plan
+        for segment in segments.values():
+            if segment.state != "missing":
+                continue
+            losses = []
+            for casualty in missing(self.pointers.get(segment.segment_id, ())):
+                losses.append(_loss_of(segment.file, casualty))
+            if not self._index_knows(plan.end_lsn):
+                losses.append(Loss(segment.file, None, None, None, None, None, None, ()))
+            for loss in losses:
+                self._lose(loss)
+            plan.actions.append(f"give {segment.file} up, which is missing{_lost_text(losses)}")
+
+    def _seal(self, kept: list[tuple[FileView, int, int, bool]]) -> None:
+        """A start takes a gap in the LSNs only behind a segment that is sealed."""
+        plan = self.plan
+        rewritten = {rewrite.view.file_id for rewrite in plan.rewrites}
+        for at, (view, base, end, sealed) in enumerate(kept):
+            following = kept[at + 1] if at + 1 < len(kept) else None
+            next_base = plan.end_lsn if following is None else following[1]
+            next_to_it = following is not None and following[0].file_id == view.file_id + 1
+            if view.file_id in rewritten or end >= next_base or (sealed and not next_to_it):
+                continue
+            if sealed and following is None:
+                continue
+            rewrite = self._rewrite(view, base, next_base if next_to_it else end)
+            rewrite.kept = sum(
+                len(part.lengths) for part in rewrite.parts() if isinstance(part, Kept)
+            )
+            plan.rewrites.append(rewrite)
+            plan.actions.append(
+                f"seal {self.directory.relative(view.path)}: messages behind it are lost"
+            )
+
+    # -- ledger, lanes, catalog
+
+    def _plan_ledger(self) -> None:
+        plan = self.plan
+        source = "what is left of it"
+        if self.contents is not None and self.contents.checkpoint is not None:
+            source += " and from the index, which has what was settled until its last checkpoint"
+        plan.actions.append(f"write a new ledger from {source}; the damaged one is moved out")
+        plan.notes.append(
+            "settlements are lost: messages that had been acknowledged come back, marked as "
+            "redelivered, and so are all others that wait"
+        )
+
+    def _fold_lanes(self, ledger_damaged: bool) -> None:
+        directory, plan = self.directory, self.plan
+        contents = self.contents
+        lane_ids = self.next_qseqs.keys() | plan.catalog.lanes.keys()
+        for lane_id in sorted(lane_ids - directory.ledger.deleted):
+            settled = StoredSettled()
+            known = directory.ledger.lanes.get(lane_id)
+            if known is not None:
+                for block, bits in known.blocks.items():
+                    settled.add_settled(block, bits)
+                settled.mark(0, known.floor)
+                settled.delivered = known.delivered
+            # No qseq is given twice: all that any file names counts, and each message that is lost
+            # without a trace may have had one more.
+            next_qseq = self.next_qseqs.get(lane_id, 0) + self.lost_count
+            if ledger_damaged:
+                if contents is not None and lane_id in contents.lanes:
+                    row = contents.lanes[lane_id]
+                    for block, bits in (
+                        (b, v) for (o, b), v in contents.settled.items() if o == lane_id
+                    ):
+                        settled.add_settled(block, bits)
+                    for start, end in zip(row.full[0::2], row.full[1::2], strict=True):
+                        settled.mark(start * BLOCK, end * BLOCK)
+                    settled.mark(0, row.floor)
+                settled.delivered = next_qseq
+            plan.lanes[lane_id] = (next_qseq, settled)
+
+    def _plan_catalog(self) -> None:
+        directory, plan = self.directory, self.plan
+        mend = plan.catalog
+        if not mend.needed and mend.identity is not None:
+            return
+        orphans = set()
+        lost_names = mend.unusable or any(key.startswith(b"queue\0") for key, _ in mend.damaged)
+        if lost_names:
+            facts = directory.ledger.segments
+            for lane_id, lsn in self.waiting.items():
+                # A lane that the ledger's snapshot does not have, and that has nothing newer, was
+                # deleted before.
+                current = (
+                    lane_id in directory.ledger.lanes
+                    or lsn > facts.listed_end_lsn
+                    or bool(directory.ledger.damage)
+                )
+                if current and lane_id not in mend.lanes:
+                    orphans.add(lane_id)
+        lane_end = max([*self.next_qseqs, *mend.lanes, *directory.ledger.deleted, 0]) + 1
+        if mend.unusable or mend.identity is None:
+            lane_end += _LANE_IDS_MARGIN  # some may have been given, and never used
+        identity = Identity(plan.uuid, plan.epoch, lane_end, 0)
+        give_back(mend, orphans, identity, lane_end=lane_end)
+
+
+# -- a damaged segment, piece by piece
+
+
+def pieces(
+    directory: Directory,
+    rewrite: Rewrite,
+    is_credible: Callable[[Casualty], bool],
+    index_knows: Callable[[int], bool],
+) -> Iterator[Kept | Loss]:
+    """What is kept of a segment and what is lost, in order."""
+    view = rewrite.view
+    lsn = rewrite.base_lsn
+    bad: tuple[int, int] | None = None
+    end = 0
+    gaps = _Gaps(directory, rewrite, is_credible, index_knows)
+    for stretch in directory.stretches(view):
+        if stretch.verdict is Verdict.DAMAGED:
+            bad = stretch.position, stretch.end
+        batch = stretch.batch
+        if batch is None or batch.header.base < lsn:
+            continue
+        if bad is not None or (batch.header.base > lsn and not rewrite.sparse):
+            yield from gaps.between(
+                *(bad or (batch.position, batch.position)), lsn, batch.header.base
+            )
+        bad = None
+        yield from _whole(batch)
+        lsn = batch.header.base + batch.header.count
+        end = batch.end
+    if lsn < rewrite.end_lsn and (bad is not None or not rewrite.sparse):
+        yield from gaps.between(*(bad or (end, end)), lsn, rewrite.end_lsn)
+
+
+def _whole(batch: Batch) -> Iterator[Kept]:
+    lsn = batch.header.base
+    start = batch.end - len(batch.body)
+    for lanes, firsts, positions, lengths in columns_of(batch).runs():
+        data = batch.body[positions[0] - start : positions[-1] + lengths[-1] - start]
+        yield Kept(lsn, tuple(lanes), tuple(firsts), lengths, data)
+        lsn += len(lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gaps:
+    """The parts of a segment that do not verify."""
+
+    directory: Directory
+    rewrite: Rewrite
+    is_credible: Callable[[Casualty], bool]
+    index_knows: Callable[[int], bool]
+
+    def between(self, position: int, end: int, lsn: int, lsn_end: int) -> Iterator[Kept | Loss]:
+        """Bytes [position, end), in which messages [lsn, lsn_end) were."""
+        view, known = self.rewrite.view, self.rewrite.known
+        file = self.directory.relative(view.path)
+        with self.directory.opened(view) as opened:
+            data = opened.read(end - position, position)
+        found = list(salvage(data, position, known, lsn, lsn_end)) if data else []
+        found = [one for one in found if one.record is not None or one.position in known]
+        whole = {
+            one.position
+            for one in found
+            if one.whole and (one.position in known or self.is_credible(one))
+        }
+        next_lsn = lsn
+        for at, one in enumerate(found):
+            # LSNs go up, and leave enough for those that follow.
+            next_lsn = min(max(next_lsn, one.lsn or 0), max(lsn_end - (len(found) - at), next_lsn))
+            if one.position in whole:
+                start = one.position - position
+                yield Kept(
+                    next_lsn,
+                    tuple(lane_id for lane_id, _ in one.targets),
+                    tuple(qseq for _, qseq in one.targets),
+                    array("I", (one.length,)),
+                    data[start : start + one.length],
+                )
+            else:
+                yield _loss_of(file, one)
+            next_lsn += 1
+        rest = lsn_end - lsn - len(found)
+        if self.rewrite.sparse:
+            return  # how many there were cannot be told from LSNs
+        if rest > 0 and not self.index_knows(lsn_end):
+            yield Loss(file, position, rest, None, None, None, None, ())
+
+
+def _loss_of(file: str, casualty: Casualty) -> Loss:
+    """What can be told of a message that is lost."""
+    exchange = routing_key = None
+    body_bytes = None
+    if casualty.record is not None:
+        body_bytes = len(casualty.record.body)
+        try:
+            envelope = Envelope.unpack(casualty.record.meta, body_bytes)
+            exchange, routing_key = (
+                well_formed(envelope.exchange),
+                well_formed(envelope.routing_key),
+            )
+        except (ValueError, TypeError, AttributeError):
+            pass
+    return Loss(
+        file,
+        casualty.position,
+        1,
+        casualty.lsn,
+        body_bytes,
+        exchange,
+        routing_key,
+        casualty.targets,
+    )
+
+
+def _lost_text(losses: list[Loss]) -> str:
+    count = sum(loss.count or 0 for loss in losses)
+    if any(loss.count is None for loss in losses):
+        return f", {counted(count, 'message')} or more are lost" if count else ""
+    return f", {counted(count, 'message')} lost" if count else ""
