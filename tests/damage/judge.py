@@ -179,7 +179,7 @@ def _mistake_of_repair(facts: Facts, done: Strike, directory: Path) -> str | Non
     back = outcome.messages.keys() & facts.settled
     if back and done.what != "ledger":
         return f"{sorted(back)} had been settled"
-    if back - outcome.redelivered:
+    if plan.needed and back - outcome.redelivered:
         return f"{sorted(back - outcome.redelivered)} came back as if new"
     for (lane_id, qseq), (lsn, _) in facts.messages.items():
         if lsn < durable and outcome.next_qseqs[lane_id] <= qseq:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -18,6 +18,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.storage.datadir import Identity
 from qlog.storage.examine import FileView, Verdict
 from qlog.storage.fold import COMPACTED
+from qlog.storage.format import FILE_HEADER_BYTES
 from qlog.storage.segment import Batch, columns_of
 from qlog.storage.settled import BLOCK
 from qlog.storage.settled import Settled as StoredSettled
@@ -160,12 +161,14 @@ class _Planner:
         segments = {segment.segment_id: segment for segment in found.segments}
         ledger_damaged = bool(directory.ledger.damage)
         plan.mends_log = bool(found.damage or ledger_damaged)
-        self._note_what_is_known(found.segments)
+        counting = self._counting(views, segments)
+        self._note_what_is_known(found.segments, {view.file_id for view in counting})
         plan.damage = directory.damage + found.damage
         if plan.mends_log:
+            plan.discarded = [view for view in views if view not in counting]
             damaged = [one.segment_id for one in found.segments if one.damage]
             self.pointers = pointers_into(directory, damaged)
-            self._plan_log(self._counting(views, segments), segments)
+            self._plan_log(counting, segments)
             if ledger_damaged:
                 self._plan_ledger()
             self._fold_lanes(ledger_damaged)
@@ -184,7 +187,7 @@ class _Planner:
 
     # -- what is known
 
-    def _note_what_is_known(self, segments: list[Segment]) -> None:
+    def _note_what_is_known(self, segments: list[Segment], counting: Collection[int]) -> None:
         directory, plan = self.directory, self.plan
         facts = directory.ledger.segments
         ends = [directory.attested_lsn, facts.listed_end_lsn, *facts.dropped.values()]
@@ -200,7 +203,7 @@ class _Planner:
                 for lane_id, first in zip(lanes, firsts, strict=True):
                     end = first + len(positions)
                     self._name(lane_id, end)
-                    if whole and segment.counts:
+                    if whole and segment.segment_id in counting:
                         self.placed.setdefault(lane_id, []).append((first, end))
                     if directory.unsettled(lane_id, first, len(positions)):
                         self.waiting[lane_id] = segment.end_lsn or 0
@@ -260,8 +263,10 @@ class _Planner:
                 standings[segment_id] = "damaged"
                 for source in sources:
                     standings.pop(source, None)
+        if directory.ledger.damage:  # that one of them came to count may be what is lost
+            standings = {id_: why for id_, why in standings.items() if why != "unfinished"}
         counting = [view for view in views if view.file_id not in standings]
-        if not facts.complete:  # which of them replace which is not known: the whole ones, then
+        if directory.ledger.damage:  # what it is made of does not count beside it
             for view in [one for one in counting if one.file_id >= COMPACTED]:
                 segment = segments[view.file_id]
                 for other in list(counting):
@@ -273,7 +278,6 @@ class _Planner:
                         and (segment.base_lsn or 0) <= base < (segment.end_lsn or 0)
                     ):
                         counting.remove(other)
-        plan.discarded += [view for view in views if view not in counting]
         return counting
 
     def _is_whole(self, view: FileView | None) -> bool:
@@ -288,6 +292,8 @@ class _Planner:
         directory, plan = self.directory, self.plan
         lsn = 0
         kept: list[tuple[FileView, int, int, bool]] = []  # base and end LSN, sealed
+        bases = self._bases(counting, segments)
+        counting = sorted(counting, key=lambda view: (bases[view.file_id], view.file_id))
         for view, following in zip_longest(counting, counting[1:]):
             segment = segments[view.file_id]
             if segment.state == "reserved":
@@ -297,14 +303,12 @@ class _Planner:
                 lsn = segment.end_lsn or lsn
                 kept.append((view, segment.base_lsn or 0, lsn, sealed))
                 continue
-            base = lsn
-            if view.header is not None and view.header_verdict is Verdict.WHOLE:
-                base = view.header.base
+            base = max(bases[view.file_id], lsn)
             end = plan.end_lsn
             if sealed and view.trailer is not None:
-                base, end = view.trailer.base_lsn, view.trailer.end_lsn
-            elif following is not None and following.header is not None:
-                end = following.header.base
+                end = view.trailer.end_lsn
+            elif following is not None and segments[following.file_id].state != "reserved":
+                end = bases[following.file_id]
             rewrite = self._rewrite(view, base, end)
             losses = self._take(rewrite)
             if rewrite.kept:
@@ -321,7 +325,7 @@ class _Planner:
                     "file is moved out"
                 )
             lsn = end
-        self._plan_missing(segments)
+        self._plan_missing(segments, kept)
         self._seal(kept)
         last_end = kept[-1][2] if kept else 0
         sealed_ends = [rewrite.end_lsn for rewrite in plan.rewrites]
@@ -332,6 +336,30 @@ class _Planner:
         plain = [id_ for id_ in segments if id_ < COMPACTED]
         # One id is left out, so that `following_lsn` says where the log goes on: see repair_act.py.
         plan.next_segment_id = 2 + max([*plain, directory.ledger.segments.next_id])
+
+    def _bases(self, counting: list[FileView], segments: Mapping[int, Segment]) -> dict[int, int]:
+        """Where each segment begins, by its header, its footer, or its first whole batch."""
+        bases: dict[int, int] = {}
+        before = 0  # where the last one ended whose place is known
+        for view in counting:
+            batches = (one.batch for one in self.directory.stretches(view) if one.batch)
+            first = None if view.header_verdict is Verdict.WHOLE else next(batches, None)
+            if view.header is not None and view.header_verdict is Verdict.WHOLE:
+                bases[view.file_id] = view.header.base
+            elif view.trailer is not None and view.footer_verdict is Verdict.WHOLE:
+                bases[view.file_id] = view.trailer.base_lsn
+            elif first is not None and first.position == FILE_HEADER_BYTES:
+                bases[view.file_id] = first.header.base
+            else:  # it follows on the one before it, of those that it can follow on
+                limit = self.plan.end_lsn if first is None else first.header.base
+                ends = (
+                    one.end_lsn
+                    for one in segments.values()
+                    if one.segment_id < view.file_id and one.end_lsn and not one.damage
+                )
+                bases[view.file_id] = max((end for end in ends if end <= limit), default=before)
+            before = segments[view.file_id].end_lsn or before
+        return bases
 
     def _rewrite(self, view: FileView, base: int, end: int) -> Rewrite:
         known = known_of(self.directory, view, self.pointers.get(view.file_id, ()))
@@ -375,16 +403,32 @@ class _Planner:
                 return False
         return bool(casualty.targets)
 
-    def _plan_missing(self, segments: Mapping[int, Segment]) -> None:
-        plan = self.plan
-        for segment in segments.values():
+    def _plan_missing(
+        self, segments: Mapping[int, Segment], kept: list[tuple[FileView, int, int, bool]]
+    ) -> None:
+        directory, plan = self.directory, self.plan
+        needed = {} if self.contents is None else self.contents.live
+        accounted = 0  # up to this LSN
+        for segment in sorted(segments.values(), key=lambda one: one.segment_id):
             if segment.state != "missing":
                 continue
-            losses = []
-            for casualty in missing(self.pointers.get(segment.segment_id, ())):
-                losses.append(_loss_of(segment.file, casualty))
-            if not self._index_knows(plan.end_lsn):
-                losses.append(Loss(segment.file, None, None, None, None, None, None, ()))
+            segment_id = segment.segment_id
+            before = [end for view, _, end, _ in kept if view.file_id < segment_id]
+            after = [base for view, base, _, _ in kept if segment_id < view.file_id < COMPACTED]
+            first = max([accounted, *before, *directory.ledger.segments.dropped.values()])
+            end = min(after, default=plan.end_lsn)
+            covered = any(base <= first and end <= stop for _, base, stop, _ in kept)
+            alive = segment_id in needed and needed[segment_id].count
+            if directory.ledger.damage and not alive and (covered or first >= end):
+                continue  # it was given up, and the ledger does not know it any more
+            losses = [
+                _loss_of(segment.file, casualty)
+                for casualty in missing(self.pointers.get(segment_id, ()))
+            ]
+            rest = max(end - first, 0) - len(losses)
+            accounted = max(accounted, end)
+            if rest > 0 and not self._index_knows(end):
+                losses.append(Loss(segment.file, None, rest, None, None, None, None, ()))
             for loss in losses:
                 self._lose(loss)
             plan.actions.append(f"give {segment.file} up, which is missing{_lost_text(losses)}")
@@ -506,8 +550,8 @@ def pieces(
         yield from _whole(batch)
         lsn = batch.header.base + batch.header.count
         end = batch.end
-    if lsn < rewrite.end_lsn and (bad is not None or not rewrite.sparse):
-        yield from gaps.between(*(bad or (end, end)), lsn, rewrite.end_lsn)
+    if lsn < rewrite.end_lsn:
+        yield from gaps.between(*(bad or (end, end)), lsn, rewrite.end_lsn, last=True)
 
 
 def _whole(batch: Batch) -> Iterator[Kept]:
@@ -528,8 +572,10 @@ class _Gaps:
     is_credible: Callable[[Casualty], bool]
     index_knows: Callable[[int], bool]
 
-    def between(self, position: int, end: int, lsn: int, lsn_end: int) -> Iterator[Kept | Loss]:
-        """Bytes [position, end), in which messages [lsn, lsn_end) were."""
+    def between(
+        self, position: int, end: int, lsn: int, lsn_end: int, *, last: bool = False
+    ) -> Iterator[Kept | Loss]:
+        """Bytes [position, end), in which messages [lsn, lsn_end) were; `last`: the file ends here."""
         view, known = self.rewrite.view, self.rewrite.known
         file = self.directory.relative(view.path)
         with self.directory.opened(view) as opened:
@@ -557,7 +603,10 @@ class _Gaps:
             else:
                 yield _loss_of(file, one)
             next_lsn += 1
-        rest = lsn_end - lsn - len(found)
+        beyond = sorted(place for place in known if last and place >= max(end, position))
+        for place in beyond:  # the file was cut
+            yield Loss(file, place, 1, known[place].lsn, None, None, None, known[place].targets)
+        rest = lsn_end - lsn - len(found) - len(beyond)
         if self.rewrite.sparse:
             return  # how many there were cannot be told from LSNs
         if rest > 0 and not self.index_knows(lsn_end):
