@@ -11,12 +11,12 @@ import random
 import shutil
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
 from tests.damage.directories import KINDS, make, new_place
 from tests.damage.judge import try_one
-from tests.damage.outcome import Crash
 
 
 def main() -> int:
@@ -40,8 +40,9 @@ def main() -> int:
             try:
                 verdict = try_one(facts, directory, seed + case)
                 mistake = None if verdict is None else verdict.mistake
-            except Crash as crash:
-                verdict, mistake = None, f"crashed: {crash}"
+            except Exception as error:  # noqa: BLE001 - of the tools, or of a start: told, and on
+                verdict = None
+                mistake = f"crashed: {''.join(traceback.format_exception(error))}"
             if verdict is not None:
                 table[verdict.strike.what, verdict.strike.how, verdict.outcome] += 1
             if mistake is not None:

@@ -196,9 +196,11 @@ class _Planner:
         views = [directory.ledger_file(one) for one in directory.ledger_ids()]
         for segment in segments:
             ends.append(segment.end_lsn or 0)
+            whole = not segment.damage
             if segment.state != "missing":
-                views.append(directory.segment(segment.segment_id))
-            whole = not segment.damage or (views[-1].footer_verdict is Verdict.WHOLE)
+                view = directory.segment(segment.segment_id)
+                views.append(view)
+                whole = whole or view.footer_verdict is Verdict.WHOLE
             for lanes, firsts, positions, _ in segment.columns.runs():
                 for lane_id, first in zip(lanes, firsts, strict=True):
                     end = first + len(positions)

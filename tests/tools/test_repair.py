@@ -1,0 +1,316 @@
+"""`qlog inspect repair`: what it says, what it does, and that a broker starts on what it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pika
+import pytest
+from typer.testing import CliRunner, Result
+
+from qlog.server.amqp.values import encode_table
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable
+from qlog.tools.cli import app
+from tests.live.server import BrokerProcess
+from tests.tools.directories import (
+    body,
+    fingerprint,
+    flip,
+    inspect,
+    killed,
+    opened,
+    segments_of,
+    stopped,
+)
+
+
+def plan(directory: Path, status: int = 1) -> dict[str, Any]:
+    """What a dry run says; it changes nothing."""
+    return inspect(directory, "repair", status=status)
+
+
+def repair(directory: Path, status: int = 0) -> dict[str, Any]:
+    """Do it; `verify` has no finding afterwards."""
+    result = run("repair", "--accept-loss", "--json", "--data-dir", str(directory), status=status)
+    document: dict[str, Any] = json.loads(result.stdout)
+    if not status:
+        assert document["done"] and Path(document["quarantine"]).is_dir()
+        inspect(directory, "verify")
+    return document
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["inspect", *arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def waiting(directory: Path) -> dict[str, list[int]]:
+    """The numbers of the messages that each queue gives to consumers, after a start."""
+    found: dict[str, list[int]] = {}
+    with opened(directory) as store:
+        for name, value in store.catalog.items("queue"):
+            lane = store.lane(msgpack.unpackb(value)["lane"])
+            numbers = []
+            qseq = 0
+            while (part := lane.read(qseq, 100, 1 << 20)) is not None:
+                numbers += [int(text.split()[1]) for text in part.bodies]
+                assert list(part.bodies) == [
+                    body(number) for number in numbers[-len(part.bodies) :]
+                ]
+                qseq = part.first_qseq + len(part.bodies)
+            found[json.loads(name)[1]] = numbers
+    return found
+
+
+def lost(document: dict[str, Any]) -> list[tuple[str, int]]:
+    return sorted(
+        (queue["queue"], queue["offset"]) for loss in document["losses"] for queue in loss["queues"]
+    )
+
+
+def file_of(directory: Path, number: int) -> Path:
+    """The segment that has this message."""
+    text = b"message %d " % number
+    (path,) = [one for one in segments_of(directory) if text in one.read_bytes()]
+    return path
+
+
+def test_a_sound_directory_is_left_alone(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    assert plan(directory, status=0)["actions"] == []
+    before = fingerprint(directory)
+    document = json.loads(
+        run("repair", "--accept-loss", "--json", "--data-dir", str(directory)).stdout
+    )
+    after = fingerprint(directory)
+    assert not document["done"] and "quarantine" not in {path.name for path in directory.iterdir()}
+    assert {path: one[2] for path, one in before.items()} == {
+        path: one[2] for path, one in after.items()
+    }
+
+
+@pytest.mark.parametrize("make", [stopped, killed])
+@pytest.mark.parametrize("number", [7, 160])
+def test_of_a_damaged_batch_one_message_is_lost(make: Any, number: int, tmp_path: Path) -> None:
+    """In a sealed segment, and in one that was being written."""
+    directory = make(tmp_path / "data", settled=3)
+    path = file_of(directory, number)
+    flip(path, path.read_bytes().index(b"message %d " % number) + 40)
+    document = plan(directory)
+    assert lost(document) == [("audit", number), ("orders", number)]
+    (loss,) = document["losses"]
+    assert (loss["lsn"], loss["routing_key"], loss["messages"]) == (number, "orders.new", 1)
+    assert loss["body_bytes"] == len(body(number))
+    assert "whole, 1 message lost" in document["actions"][0]
+    original = path.read_bytes()
+    done = repair(directory)
+    assert done["losses"] == document["losses"]
+    assert (Path(done["quarantine"]) / "log" / path.name).read_bytes() == original
+    account = json.loads((Path(done["quarantine"]) / "repair.json").read_text())
+    assert account["losses"] == document["losses"]
+    rest = [one for one in range(200) if one != number]
+    assert waiting(directory) == {"orders": rest[3:], "audit": rest}
+
+
+@pytest.mark.parametrize("part", ["header", "batch header", "footer"])
+def test_what_is_around_messages_costs_none(part: str, tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    path = segments_of(directory)[1]
+    flip(path, {"header": 20, "batch header": 70, "footer": path.stat().st_size - 300}[part])
+    assert plan(directory)["losses"] == []
+    repair(directory)
+    assert waiting(directory) == {"orders": [*range(200)], "audit": [*range(200)]}
+
+
+@pytest.mark.parametrize("make", [stopped, killed])
+def test_a_missing_segment_is_named_by_the_index(make: Any, tmp_path: Path) -> None:
+    directory = make(tmp_path / "data", settled=10)
+    path = segments_of(directory)[0]
+    there = [number for number in range(200) if b"message %d " % number in path.read_bytes()]
+    path.unlink()
+    with pytest.raises(CorruptLog, match="missing"), opened(directory):
+        pass
+    document = repair(directory)
+    if make is stopped:  # the index had a checkpoint
+        due = [("audit", one) for one in there] + [("orders", one) for one in there if one >= 10]
+        assert lost(document) == sorted(due)
+    else:
+        assert sum(loss["messages"] for loss in document["losses"]) == len(there)
+    rest = [number for number in range(200) if number not in there]
+    assert waiting(directory) == {"orders": rest, "audit": rest}
+
+
+@pytest.mark.parametrize("make", [stopped, killed])
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_without_a_ledger_messages_come_back_as_redelivered(
+    make: Any, damage: str, tmp_path: Path
+) -> None:
+    directory = make(tmp_path / "data", settled=120)
+    (path,) = (directory / "ledger").glob("*.qack")
+    if damage == "flip":
+        flip(path, 70)
+    else:
+        path.unlink()
+    document = repair(directory)
+    assert document["losses"] == []
+    assert any("marked as redelivered" in note for note in document["notes"])
+    with opened(directory) as store:
+        assert store.lane(1).delivered == store.lane(1).next_qseq == 200
+    found = waiting(directory)
+    assert found["audit"] == [*range(200)]
+    # The index has settlements up to its last checkpoint.
+    assert found["orders"] == [*range(120 if make is stopped else 0, 200)] or damage == "flip"
+
+
+def test_a_damaged_index_is_moved_out(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data", settled=120)
+    data = directory / "index.lmdb" / "data.mdb"
+    data.write_bytes(data.read_bytes()[:9000])
+    document = repair(directory)
+    assert document["losses"] == [] and len(document["actions"]) == 1
+    assert waiting(directory) == {"orders": [*range(120, 200)], "audit": [*range(200)]}
+
+
+def damage_entry(directory: Path, name: bytes, offset: int) -> None:
+    """In every page that has it, in use or not."""
+    path = directory / "catalog.lmdb" / "data.mdb"
+    data = path.read_bytes()
+    for at in range(len(data)):
+        if data.startswith(b"\x00" + name, at):
+            flip(path, at + 1 + len(name) + offset)
+
+
+def test_a_queue_keeps_its_name_where_it_can_be_told(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    damage_entry(directory, b'["/", "audit"]', 2)  # the hash
+    with pytest.raises(DirectoryUnreadable, match="audit"), opened(directory):
+        pass
+    document = repair(directory)
+    assert any("define the queue 'audit'" in action for action in document["actions"])
+    (line,) = (Path(document["quarantine"]) / "catalog-entries.jsonl").read_text().splitlines()
+    assert json.loads(line)["name"] == '["/", "audit"]'
+    assert waiting(directory) == {"orders": [*range(200)], "audit": [*range(200)]}
+
+
+def test_a_queue_without_a_name_gets_one(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    damage_entry(directory, b'["/", "audit"]', 14)  # the name beside the value
+    document = repair(directory)
+    assert "qlog.recovered.2" in "\n".join(document["actions"])
+    assert waiting(directory) == {"orders": [*range(200)], "qlog.recovered.2": [*range(200)]}
+
+
+@pytest.mark.parametrize("damage", ["cut", "remove"])
+def test_without_a_catalog_all_messages_can_be_consumed(damage: str, tmp_path: Path) -> None:
+    """By a client of a broker, too."""
+    directory = stopped(tmp_path / "data", settled=120)
+    data = directory / "catalog.lmdb" / "data.mdb"
+    if damage == "cut":
+        data.write_bytes(data.read_bytes()[:4096])
+    else:
+        shutil.rmtree(directory / "catalog.lmdb")
+    repair(directory)
+    broker = BrokerProcess(directory).start()
+    try:
+        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+        channel = connection.channel()
+        for lane, count in ((1, 80), (2, 200)):
+            name = f"qlog.recovered.{lane}"
+            assert channel.queue_declare(name, passive=True).method.message_count == count
+        _, _, found = channel.basic_get("qlog.recovered.1")
+        assert found == body(120)
+        connection.close()
+    finally:
+        assert broker.terminate()[0] == 0
+    with opened(directory) as store:
+        assert store.new_lane_id() > 1000  # none is given twice
+
+
+def test_pages_that_lmdb_does_not_reach_still_have_names(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    path = directory / "catalog.lmdb" / "data.mdb"
+    data = bytearray(path.read_bytes())
+    data[:8192] = bytes(8192)  # both meta pages
+    path.write_bytes(data)
+    repair(directory)
+    assert waiting(directory) == {"orders": [*range(200)], "audit": [*range(200)]}
+
+
+def test_bindings_that_lead_nowhere_are_moved_out(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    exchange = {"type": "topic", "auto_delete": False, "internal": False}
+    with opened(directory) as store:
+        for name in ("one", "two"):
+            key = json.dumps(["/", name])
+            value = exchange | {"arguments": encode_table({})}
+            store.catalog.put("exchange", key, msgpack.packb(value))
+            binding = json.dumps(["/", name, "queue", "audit", "#", encode_table({}).hex()])
+            store.catalog.put("binding", binding, msgpack.packb({}))
+    damage_entry(directory, b'["/", "two"]', 20)
+    document = repair(directory)
+    text = "\n".join(document["actions"])
+    assert "exchange 'two'" in text and "binding of queue 'audit' to 'two'" in text
+    assert "'one'" not in text
+    BrokerProcess(directory).start().terminate()
+
+
+def test_several_damages_at_once(tmp_path: Path) -> None:
+    directory = killed(tmp_path / "data", 300, settled=50)
+    segments_of(directory)[1].unlink()
+    for number in (7, 150):
+        path = file_of(directory, number)
+        flip(path, path.read_bytes().index(b"message %d " % number) + 40)
+    flip(segments_of(directory)[-2], 10)
+    flip(max((directory / "ledger").glob("*.qack")), 90)
+    shutil.rmtree(directory / "index.lmdb")
+    shutil.rmtree(directory / "catalog.lmdb")
+    document = repair(directory)
+    gone = sum(loss["messages"] for loss in document["losses"])
+    found = waiting(directory)
+    assert set(found) == {"qlog.recovered.1", "qlog.recovered.2"}
+    audit = found["qlog.recovered.2"]
+    assert 7 not in audit and 150 not in audit and len(audit) == 300 - gone
+    assert found["qlog.recovered.1"] == [number for number in audit if number >= 50]
+
+
+def test_twice_is_as_once(tmp_path: Path) -> None:
+    directory = killed(tmp_path / "data")
+    path = file_of(directory, 60)
+    flip(path, path.read_bytes().index(b"message 60 ") + 40)
+    repair(directory)
+    assert plan(directory, status=0)["actions"] == []
+    first = waiting(directory)
+    path = file_of(directory, 61)
+    flip(path, path.read_bytes().index(b"message 61 ") + 40)
+    document = repair(directory)  # of a segment that a repair had written
+    assert lost(document) == [("audit", 61), ("orders", 61)]
+    assert waiting(directory) == {
+        name: [number for number in numbers if number != 61] for name, numbers in first.items()
+    }
+
+
+def test_not_while_a_broker_runs(tmp_path: Path) -> None:
+    with opened(tmp_path / "data"):
+        result = run("repair", "--accept-loss", "--data-dir", str(tmp_path / "data"), status=2)
+        assert "another broker runs" in result.stderr
+    run("repair", "--data-dir", str(tmp_path / "none"), status=2)
+
+
+def test_people_read_what_is_lost(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    path = file_of(directory, 7)
+    flip(path, path.read_bytes().index(b"message 7 ") + 40)
+    text = run("repair", "--data-dir", str(directory), status=1).stdout
+    for part in (
+        "to be done",
+        "write log/0000000001.qseg again",
+        "orders #7 unsettled; audit #7 unsettled",
+        "amq.topic / orders.new",
+        "nothing was changed; 1 message lost; with --accept-loss it is done",
+    ):
+        assert part in text
