@@ -151,10 +151,17 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
     facts = directory.index_facts
     if facts is not None and facts.checkpoint is not None:
         ids.append(facts.checkpoint.ledger.file_id)
-    size = StoreSettings().ledger_bytes_max
-    ledger = LedgerWriter(disk, paths, plan.uuid, plan.epoch, file_bytes=size)
+    ledger = LedgerWriter(
+        disk,
+        paths,
+        plan.uuid,
+        plan.epoch,
+        file_bytes=StoreSettings().ledger_bytes_max,
+        file_id=max(ids, default=0),
+        number=plan.ledger_number,
+    )
     try:
-        ledger.roll(records, plan.end_lsn, above=max(ids, default=0), number=plan.ledger_number)
+        ledger.roll(records, plan.end_lsn)
     finally:
         ledger.close()
 
