@@ -6,9 +6,10 @@ byte; `verify` holds what a restarted broker delivers against what was promised 
 
 Promises checked after a restart, by queue:
 * confirmed (or committed) and never acknowledged: delivered;
-* acknowledged, with proof that the broker had read the ack `window_s` before the kill: not
-  delivered again; acknowledged in a transaction that was committed: not delivered again, ever;
-* delivered `window_s` before the kill: flagged as redelivered;
+* acknowledged, with proof that the ack was written (the broker had read it `ACK_WINDOW_S` before
+  a message was sent that it confirmed): not delivered again; acknowledged in a transaction that was
+  committed: not delivered again, ever;
+* delivered so long before: flagged as redelivered;
 * never delivered: not flagged, but for as many as may have been on their way to a consumer;
 * nothing twice, nothing that was not sent there or was settled before, no transient message, each
   publisher's in order.
@@ -22,15 +23,16 @@ Times are seconds of `time.monotonic` in this process. It does not know sockets 
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-# The broker promises 5 ms, behind at most one batch that is being synced; confirms say how long that
-# takes. The rest is room for a busy machine, where a thread with a timestamp in its hand may wait for
-# its turn.
+# The broker promises 5 ms, behind the batch that is being synced: an ack is on its way to the ledger
+# before a message that is sent so much later, and written by the time that one is confirmed. Far
+# more than 5 ms, since on a busy machine a thread with a timestamp in its hand may wait for its turn.
 ACK_WINDOW_S = 0.25
 
 # Most messages are small, some fill several frames.
@@ -131,7 +133,7 @@ class Journal:
         self.confirmed_count = 0
         self.acknowledged_count = 0
         self.transactions_count = 0
-        self.slowest_confirm_s = 0.0  # since the restart
+        self.confirmed_sent_at = -math.inf  # the newest message that the disk confirmed
         self._next: dict[int, int] = {}
 
     def identities(self, publisher: int, count: int) -> list[Identity]:
@@ -158,15 +160,15 @@ class Journal:
             self.confirmed.update(identities)
             self.confirmed_count += len(identities)
 
-    def confirm_took(self, seconds: float) -> None:
-        """So long a publisher waited."""
+    def confirmed_by_disk(self, sent_at: float) -> None:
+        """A persistent message that was sent then is confirmed."""
         with self.lock:
-            self.slowest_confirm_s = max(self.slowest_confirm_s, seconds)
+            self.confirmed_sent_at = max(self.confirmed_sent_at, sent_at)
 
     @property
-    def window_s(self) -> float:
-        """Acks older than this are kept through a kill, for all that a client can know."""
-        return ACK_WINDOW_S + self.slowest_confirm_s
+    def horizon(self) -> float:
+        """What the broker had read by then was written before it was killed."""
+        return self.confirmed_sent_at - ACK_WINDOW_S
 
     def delivered(self, queue: str, delivery: Delivery, last: dict[int, int]) -> None:
         """A consumer has this in hand. `last`: its own, each publisher's newest first delivery."""
@@ -227,7 +229,7 @@ class Journal:
         book = self.queues[queue]
         figures = Figures(delivered=len(deliveries))
         wrong = figures.violations
-        horizon = killed_at - self.window_s
+        horizon = self.horizon
         seen: set[Identity] = set()
         last: dict[int, int] = {}
         on_its_way = 0
@@ -280,4 +282,4 @@ class Journal:
     def restarted(self) -> None:
         """All queues were verified: what is in none of them is no promise any more."""
         self.confirmed &= set().union(*(book.routed for book in self.queues.values()))
-        self.slowest_confirm_s = 0.0
+        self.confirmed_sent_at = -math.inf

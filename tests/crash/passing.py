@@ -187,7 +187,7 @@ class Passing:
             delivery = understand(message)
             identity = delivery.identity
             gone_at = book.gone_at.get(identity)
-            if gone_at is not None and gone_at < killed_at - self.journal.window_s:
+            if gone_at is not None and gone_at < self.journal.horizon:
                 early_s = killed_at - gone_at
                 wrong.append(f"{name}: {identity} came back, gone {early_s:.3f} s before")
             if identity not in book.routed and identity not in fanned:
