@@ -59,11 +59,12 @@ def import_(
     except (PublishFailed, Malformed) as error:
         confirmed = importing.confirmed
         print(f"qlog: {printable(str(error))}", file=sys.stderr)
-        print(
-            f"qlog: the first {counted(confirmed, 'message')} of {file} are confirmed; go on with "
-            f"--skip {confirmed}",
-            file=sys.stderr,
-        )
+        if confirmed:
+            print(
+                f"qlog: the first {counted(confirmed, 'message')} of {file} are confirmed; go on "
+                f"with --skip {confirmed}",
+                file=sys.stderr,
+            )
         raise typer.Exit(1) from error
     print(f"{counted(importing.confirmed - skip, 'message')} published and confirmed")
 

@@ -79,10 +79,11 @@ def _repaired(data_dir: Path) -> Report:
         plan = _planned(directory)
         report = _report(directory, plan)
         if plan.needed:
-            place = act(plan, directory, disk, report.content)
+            place = act(plan, directory, disk, report.content | {"done": True})
             after = verified(Directory(data_dir))
             report.damage = after.damage
             report.content |= {"done": True, "quarantine": str(place)}
+            report.sections[0].title = "done"
             report.summary = f"{data_dir}: repaired; {_cost(plan)}; the originals are in {place}"
     finally:
         disk.close(lock)
@@ -129,6 +130,8 @@ def _report(directory: Directory, plan: Plan) -> Report:
         ),
     ]
     report.notes = list(plan.notes)
+    if directory.in_use and plan.needed:
+        report.notes.append("a broker runs on it: it must be stopped before --accept-loss")
     if plan.settled_losses:
         report.notes.append(
             f"{plan.settled_losses} more messages cannot be read, for which nobody waits any more"

@@ -171,6 +171,10 @@ class _Planner:
             self._plan_log(counting, segments)
             if ledger_damaged:
                 self._plan_ledger()
+            else:
+                plan.actions.append(
+                    "write a new ledger with all that was settled, which says which segments count"
+                )
             self._fold_lanes(ledger_damaged)
         index_damage = [item for item in directory.damage if item.file.startswith("index.lmdb")]
         if index_damage or (self.contents is not None and self.contents.damaged):
