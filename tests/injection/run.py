@@ -24,6 +24,7 @@ from tests.images.directory import Directory, write
 from tests.images.record import TracedBroker
 from tests.images.serve import ONE_THREAD
 from tests.injection.script import Notes, Script
+from tests.live.server import STARTUP_LINE
 
 # What a broker's directory is made and changed with. Reads are another matter.
 CALLS = (
@@ -113,7 +114,9 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
         except RuntimeError:  # it ended, or took too long and was killed
             assert broker.process is not None
             outcome.code = broker.process.returncode
-        if outcome.started:
+            # It may have failed as soon as it had started, before anybody could connect.
+            outcome.started = outcome.stopped_itself = any(STARTUP_LINE in x for x in broker.lines)
+        else:
             outcome.notes = Script(broker.url, lambda: broker.broker is not None).run()
             outcome.stopped_itself = broker.broker is None
             with suppress(subprocess.TimeoutExpired):
@@ -162,12 +165,12 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
 def undocumented(fault: Fault, where: str, at_start: bool, outcome: Outcome) -> list[str]:
     """How the reaction of a broker that did start differs from what docs/durability.md says."""
     stopped = outcome.code == EXIT_DISK
-    in_lmdb = "lmdb" in where
+    in_lmdb = "lmdb" in where  # empty: LMDB's lock file
     if fault.call == "openat":
         # To read from, a file that cannot be opened is its consumers' matter; a directory that
         # cannot is one that cannot be synced.
         return []
-    if at_start and "index.lmdb" in where:  # it is deleted and made again
+    if at_start and (not where or "index.lmdb" in where):  # it is deleted and made again
         return []
     if fault.error == "EIO":
         return [] if stopped else ["an error of the disk was passed over"]
