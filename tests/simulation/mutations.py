@@ -18,6 +18,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import qlog.storage
 from qlog.storage.commit import CommitJob, CommitResult, Committer
+from qlog.storage.compact import CompactionStep
+from qlog.storage.compactor import Compactor
 from qlog.storage.errors import SyncFailed
 from qlog.storage.lane import Lane
 from qlog.storage.ledger import LedgerWriter
@@ -132,6 +134,15 @@ def _unlink_first() -> list[AbstractContextManager[Any]]:
     return [patch.object(Store, "_reclaim", reclaim)]
 
 
+def _ledger_not_told() -> list[AbstractContextManager[Any]]:
+    original = Compactor.stepped
+
+    def stepped(self: Compactor, step: CompactionStep, now_s: float) -> None:
+        original(self, step, now_s)
+
+    return [patch.object(Compactor, "stepped", stepped)]
+
+
 def _checkpoint_ahead() -> list[AbstractContextManager[Any]]:
     original = Store._gather
 
@@ -226,6 +237,11 @@ MUTATIONS = [
     Mutation("index before ledger", "the ledger is behind", patches=_index_first),
     Mutation("index before log", "the log is behind", patches=_checkpoint_ahead),
     Mutation("unlink before the ledger knows", "a segment is missing", patches=_unlink_first),
+    Mutation(
+        "the ledger is not told of a compaction",
+        "the copy is taken for an orphan, and pointers to it are in the index",
+        patches=_ledger_not_told,
+    ),
     Mutation(
         "the tail is not written again",
         "after a failed sync it is in memory only",

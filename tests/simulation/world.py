@@ -673,6 +673,7 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (compact, "_READ_BYTES_MAX", 1500),
     (compact, "_MOVE_RECORDS", 5),
     (compact, "_GAP_BYTES_MAX", 500),
+    (compact, "_MOVE_RECORDS", 7),
     (compact, "_SMALL_COUNT_MIN", 3),
     (ledger, "_SNAPSHOT_RECORDS_A_BATCH", 2),
     (recovery, "_REBUILD_POINTERS", 50),
@@ -680,6 +681,7 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (segment, "_WINDOW_BYTES", 700),
     (sparse, "_BATCH_BYTES_MAX", 1500),
     (sparse, "_UNSYNCED_BYTES_MAX", 2000),
+    (sparse, "_WRITE_BYTES", 700),
     (sparse, "_WRITE_BYTES", 1000),
     (store_module, "_LANE_IDS_RESERVED", 4),
 ]
