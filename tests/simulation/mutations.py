@@ -57,7 +57,7 @@ REDUNDANT = {
     "segment's creation syncs the directory before it is written to",
     "_Recovery._remove_leftover: log": "a file that the ledger gave up is given up again",
     "_Recovery._update_index: data": "a mark of doubt that is back rebuilds the index once more",
-    "SparseWriter._flush: file": "it spreads the work; all is synced before the segment's name",
+    "SparseWriter._write: file": "it spreads the work; all is synced before the segment's name",
     "Upkeep._unlink: log": "the ledger gave the segment up, and no later ledger file lists it",
     "mark_doubt: data": "damage in the index is found again; the mark only spares the way there",
 }
