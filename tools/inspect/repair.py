@@ -164,7 +164,9 @@ def _row(directory: Directory, loss: Loss) -> tuple[Cell, ...]:
         f"{queue_text(one['vhost'], one['queue'], one['lane'])} #{one['offset']} {one['state']}"
         for one in item["queues"]
     ]
-    if not queues:
+    if not queues and loss.body_bytes is not None:
+        queues = ["where it went is lost"]
+    elif not queues:
         many = "an unknown number of messages" if loss.count is None else f"{loss.count} messages"
         return (None, where, None, f"{many} of which nothing is known", None)
     what = (

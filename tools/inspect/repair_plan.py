@@ -8,9 +8,9 @@ footer, the index, or what decodes of the message itself.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -143,7 +143,8 @@ class _Planner:
         self.plan = Plan()
         self.contents: IndexContents | None = None
         self.pointers: Pointers = {}
-        self.placed: dict[int, list[tuple[int, int]]] = {}  # lane -> (first, end) of whole messages
+        # lane -> (first, end, LSN, end LSN) of whole runs; these LSNs are rough
+        self.placed: dict[int, list[tuple[int, int, int, int]]] = {}
         self.next_qseqs: dict[int, int] = {}
         self.waiting: dict[int, int] = {}  # lane -> the highest LSN, or above, of one that waits
         self.lost_count = 0  # messages of which nothing says where they went
@@ -205,14 +206,11 @@ class _Planner:
                 view = directory.segment(segment.segment_id)
                 views.append(view)
                 whole = whole or view.footer_verdict is Verdict.WHOLE
+            if not whole:
+                continue  # what decodes of damaged messages is no evidence
+            lsns = segment.base_lsn or 0, segment.end_lsn or 0
             for lanes, firsts, positions, _ in segment.columns.runs():
-                for lane_id, first in zip(lanes, firsts, strict=True):
-                    end = first + len(positions)
-                    self._name(lane_id, end)
-                    if whole and segment.segment_id in counting:
-                        self.placed.setdefault(lane_id, []).append((first, end))
-                    if directory.unsettled(lane_id, first, len(positions)):
-                        self.waiting[lane_id] = segment.end_lsn or 0
+                self._place(lanes, firsts, len(positions), *lsns, segment.segment_id in counting)
         for view in views:
             for stretch in directory.stretches(view) if view.path.suffix == ".qack" else ():
                 if stretch.batch is not None:
@@ -222,8 +220,6 @@ class _Planner:
             if view.header is not None and view.header_verdict is Verdict.WHOLE:
                 epochs.append(view.header.epoch)
         plan.epoch = max(epochs) + 1
-        for runs in self.placed.values():
-            runs.sort()
         for lane_id in directory.ledger.lanes:
             self._name(lane_id, directory.ledger.next_qseq(lane_id))
         if self.contents is not None:
@@ -234,6 +230,23 @@ class _Planner:
                 number = self.contents.checkpoint.ledger.number
                 plan.ledger_number = max(plan.ledger_number, number)
         plan.end_lsn = max(ends)
+
+    def _place(
+        self,
+        lanes: Iterable[int],
+        firsts: Iterable[int],
+        count: int,
+        lsn: int,
+        lsn_end: int,
+        counts: bool = True,
+    ) -> None:
+        """A whole run is in the log, somewhere from one LSN to another."""
+        for lane_id, first in zip(lanes, firsts, strict=True):
+            self._name(lane_id, first + count)
+            if counts:
+                insort(self.placed.setdefault(lane_id, []), (first, first + count, lsn, lsn_end))
+                if self.directory.unsettled(lane_id, first, count):
+                    self.waiting[lane_id] = max(self.waiting.get(lane_id, 0), lsn_end)
 
     def _name(self, lane_id: int, end: int) -> None:
         """All qseqs of the lane below this one were given, as far as is known."""
@@ -378,10 +391,20 @@ class _Planner:
 
     def _take(self, rewrite: Rewrite) -> list[Loss]:
         """Find out what a segment still has, and note what it has not."""
+        for stretch in self.directory.stretches(rewrite.view):
+            if stretch.batch is not None:
+                header = stretch.batch.header
+                for lanes, firsts, positions, _ in columns_of(stretch.batch).runs():
+                    end = header.base + header.count
+                    self._place(lanes, firsts, len(positions), header.base, end)
         losses = []
         for part in rewrite.parts():
             if isinstance(part, Kept):
                 rewrite.kept += len(part.lengths)
+                for lane_id, first in zip(part.lanes, part.firsts, strict=True):
+                    self._name(lane_id, first + len(part.lengths))
+                    if self.directory.unsettled(lane_id, first, len(part.lengths)):
+                        self.waiting[lane_id] = max(self.waiting.get(lane_id, 0), part.lsn + 1)
             else:
                 self._lose(part)
                 losses.append(part)
@@ -398,14 +421,19 @@ class _Planner:
         else:
             self.plan.settled_losses += loss.count or 0
 
-    def _is_credible(self, casualty: Casualty) -> bool:
-        """A message's hash does not say where it went: whether that can be, by all else."""
+    def _is_credible(self, casualty: Casualty, lsn: int, lsn_end: int) -> bool:
+        """A message's hash does not say where it went: whether that can be, by all that is whole.
+
+        The message lies somewhere in [lsn, lsn_end). In a lane, LSNs go up with the qseqs.
+        """
         for lane_id, qseq in casualty.targets:
-            runs = self.placed.get(lane_id, [])
-            at = bisect_right(runs, (qseq, 1 << 64)) - 1
-            if lane_id not in self.next_qseqs or (at >= 0 and runs[at][1] > qseq):
+            if qseq >= self.next_qseqs.get(lane_id, -_QSEQ_MARGIN) + _QSEQ_MARGIN:
                 return False
-            if qseq >= self.next_qseqs[lane_id] + _QSEQ_MARGIN:
+            runs = self.placed.get(lane_id, [])
+            at = bisect_right(runs, (qseq, 1 << 64))
+            if at and (runs[at - 1][1] > qseq or runs[at - 1][2] >= lsn_end):
+                return False
+            if at < len(runs) and runs[at][3] <= lsn:
                 return False
         return bool(casualty.targets)
 
@@ -533,7 +561,7 @@ class _Planner:
 def pieces(
     directory: Directory,
     rewrite: Rewrite,
-    is_credible: Callable[[Casualty], bool],
+    is_credible: Callable[[Casualty, int, int], bool],
     index_knows: Callable[[int], bool],
 ) -> Iterator[Kept | Loss]:
     """What is kept of a segment and what is lost, in order."""
@@ -575,7 +603,7 @@ class _Gaps:
 
     directory: Directory
     rewrite: Rewrite
-    is_credible: Callable[[Casualty], bool]
+    is_credible: Callable[[Casualty, int, int], bool]
     index_knows: Callable[[int], bool]
 
     def between(
@@ -590,8 +618,8 @@ class _Gaps:
         found = [one for one in found if one.record is not None or one.position in known]
         whole = {
             one.position
-            for one in found
-            if one.whole and (one.position in known or self.is_credible(one))
+            for one in _in_order(one for one in found if one.whole)
+            if one.position in known or self.is_credible(one, lsn, lsn_end)
         }
         next_lsn = lsn
         for at, one in enumerate(found):
@@ -606,6 +634,8 @@ class _Gaps:
                     array("I", (one.length,)),
                     data[start : start + one.length],
                 )
+            elif one.whole:  # but for where it went
+                yield replace(_loss_of(file, one), targets=())
             else:
                 yield _loss_of(file, one)
             next_lsn += 1
@@ -617,6 +647,33 @@ class _Gaps:
             return  # how many there were cannot be told from LSNs
         if rest > 0 and not self.index_knows(lsn_end):
             yield Loss(file, position, rest, None, None, None, None, ())
+
+
+def _in_order(casualties: Iterable[Casualty]) -> list[Casualty]:
+    """As many as possible of which, lane by lane, the qseqs go up: one that does not fit is wrong."""
+    kept = list(casualties)
+    for lane_id in {lane_id for one in kept for lane_id, _ in one.targets}:
+        places = [
+            (at, qseq)
+            for at, one in enumerate(kept)
+            for lane, qseq in one.targets
+            if lane == lane_id
+        ]
+        tails: list[int] = []  # the lowest qseq in which a sequence of each length ends,
+        ends: list[int] = []  # where that is,
+        before: dict[int, int | None] = {}  # and what comes before each in its sequence
+        for at, qseq in places:
+            length = bisect_left(tails, qseq)
+            tails[length : length + 1] = [qseq]
+            ends[length : length + 1] = [at]
+            before[at] = ends[length - 1] if length else None
+        fitting = set()
+        last = ends[-1] if ends else None
+        while last is not None:
+            fitting.add(last)
+            last = before[last]
+        kept = [one for at, one in enumerate(kept) if at not in before or at in fitting]
+    return kept
 
 
 def _loss_of(file: str, casualty: Casualty) -> Loss:
