@@ -94,8 +94,18 @@ def views_of(directory: Directory) -> list[FileView]:
         directory.check_version(view)
         if view.header_verdict is Verdict.WHOLE and view.header is not None:
             base = view.header.base
-        placed.append((base, segment_id, view))  # one without a header comes behind its neighbour
+        else:  # by its messages; without any it comes behind its neighbour
+            base = _first_lsn(directory, view) or base
+        placed.append((base, segment_id, view))
     return [view for _, _, view in sorted(placed, key=lambda item: item[:2])]
+
+
+def _first_lsn(directory: Directory, view: FileView) -> int | None:
+    """Where a segment without a header begins, or a little behind that."""
+    if view.trailer is not None and view.footer_verdict is Verdict.WHOLE:
+        return view.trailer.base_lsn
+    batches = (stretch.batch for stretch in directory.stretches(view))
+    return next((batch.header.base for batch in batches if batch is not None), None)
 
 
 def survey(

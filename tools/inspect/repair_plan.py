@@ -374,7 +374,9 @@ class _Planner:
                 ends = (
                     one.end_lsn
                     for one in segments.values()
-                    if one.segment_id < view.file_id and one.end_lsn and not one.damage
+                    if (one.segment_id < view.file_id or one.segment_id >= COMPACTED)
+                    and one.end_lsn
+                    and not one.damage
                 )
                 bases[view.file_id] = max((end for end in ends if end <= limit), default=before)
             before = segments[view.file_id].end_lsn or before
