@@ -553,8 +553,8 @@ class _Recovery(Generic[M]):
             index.apply(part, (), None)
         index.apply((), self.deleted, checkpoint, gone, moves)
         if paths.index_doubt.name in self.disk.names(paths.root):
+            self.disk.sync_directory(paths.root)  # the old one must not be back without its mark
             self.disk.unlink(paths.index_doubt)
-            self.disk.sync_directory(paths.root)
         for run in snapshot.runs:
             run.indexed = True
         for lane_id, row in index.lanes().items():

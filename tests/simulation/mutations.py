@@ -56,7 +56,6 @@ REDUNDANT = {
     "_Recovery._finish_log: log": "an empty segment that is back is empty again, and the next "
     "segment's creation syncs the directory before it is written to",
     "_Recovery._remove_leftover: log": "a file that the ledger gave up is given up again",
-    "_Recovery._update_index: data": "a mark of doubt that is back rebuilds the index once more",
     "SparseWriter._write: file": "it spreads the work; all is synced before the segment's name",
     "Upkeep._unlink: log": "the ledger gave the segment up, and no later ledger file lists it",
     "mark_doubt: data": "damage in the index is found again; the mark only spares the way there",
@@ -202,6 +201,22 @@ def _footer_cut_off(world: World) -> None:
     world.crash(Fate(seed=world.seed))
 
 
+def _old_index_back(world: World) -> None:
+    """An index in doubt is made anew; then what the old one points to goes; then the power."""
+    world.begin()
+    world.publish([0], 5, 700, True, False)
+    world.checkpoint()
+    world.doubt()
+    world.crash(Fate(power=False))
+    world.publish([1], 1, 30, True, False)
+    world.settle(0, 0.0, 100)
+    for _ in range(4):
+        world.drive(1.1)
+    world.running._ledger_wants_roll = True
+    world.checkpoint()
+    world.crash(Fate(seed=world.seed))
+
+
 MUTATIONS = [
     Mutation("no sync of the parent", "the directory is gone", "prepare: parent"),
     Mutation("no sync of the catalog's name", "the catalog is gone", "_Recovery.run: catalog.lmdb"),
@@ -212,6 +227,12 @@ MUTATIONS = [
     Mutation("no sync of the ledger", "acks come back", "LedgerWriter.sync: file"),
     Mutation("no sync of a new ledger", "its snapshot is torn", "LedgerWriter.roll: file"),
     Mutation("no sync of a ledger's name", "the first is gone", "LedgerWriter.roll: ledger"),
+    Mutation(
+        "no sync of an index made anew",
+        "the old one is back, without the mark of doubt",
+        "_Recovery._update_index: data",
+        script=_old_index_back,
+    ),
     Mutation(
         "no sync of a tail written again",
         "the footer of a seal that did not end is torn, with a gap behind it; all else is synced "
