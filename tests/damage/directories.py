@@ -33,6 +33,8 @@ SETTINGS = StoreSettings(
     segment_bytes_max=16 << 10,
     ledger_bytes_max=8 << 10,
     batch_bytes_max=4 << 10,
+    index_reserve_bytes=0,
+    catalog_reserve_bytes=0,
     compact_age_s=0.0,
     compact_bytes_per_s=1 << 40,
 )

@@ -53,8 +53,10 @@ def strike(facts: Facts, directory: Path, choice: random.Random) -> Strike | Non
         return None
     position = min(_choose_position(facts, file, len(before), choice), len(before) - 1)
     data = bytearray(before)
+    end = len(before)
     match how:
         case "flip":
+            end = position + 1
             data[position] ^= 1 << choice.randrange(8)
         case "cut":
             del data[position:]
@@ -69,7 +71,7 @@ def strike(facts: Facts, directory: Path, choice: random.Random) -> Strike | Non
     path.write_bytes(data)
     if how == CUT:
         return Strike(how, file, position, len(before))
-    changed = [at for at in range(len(before)) if before[at] != data[at]]
+    changed = [at for at in range(position, end) if before[at] != data[at]]
     return Strike(how, file, changed[0], changed[-1] + 1)
 
 

@@ -16,7 +16,7 @@ from tests.damage.directories import KINDS, Facts, make, new_place
 from tests.damage.judge import try_one
 from tests.damage.outcome import Crash, in_child
 
-CASES = 14  # of each kind
+CASES = 10  # of each kind
 
 
 @pytest.fixture(scope="module")

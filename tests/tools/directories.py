@@ -23,7 +23,7 @@ from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 from qlog.tools.cli import app
 
-SETTINGS = StoreSettings(segment_bytes_max=1 << 16, ledger_bytes_max=1 << 16)
+SETTINGS = StoreSettings(segment_bytes_max=1 << 16, ledger_bytes_max=1 << 16, index_reserve_bytes=0)
 NOW_MS = 1_700_000_000_000
 RUN = 10  # messages appended together; each run is a batch of its own
 
