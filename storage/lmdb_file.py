@@ -110,7 +110,7 @@ class _Walk:
         self._seen: set[int] = set()
 
     def run(self) -> None:
-        meta = self._newest_meta()
+        meta, older = self._metas()
         self._page_bytes = meta.page_bytes
         self._page_end = meta.last_page + 1
         if self._page_end > self._file_bytes // self._page_bytes + _UNWRITTEN_MAX:
@@ -122,16 +122,39 @@ class _Walk:
             if len(value) != _TREE.size:
                 raise Implausible(f"the tree '{text}' is damaged")
             self._walk(_tree(f"tree '{text}'", value, 0, _PLAIN))
-        free: array[int] = array("Q")
-        for _, value in meta.free.entries:
-            count = _NUMBER.unpack_from(value)[0] if len(value) >= 8 else -1
-            if not 0 <= count <= len(value) // 8 - 1:
-                raise Implausible("the list of free pages is damaged")
-            free.frombytes(value[8 : 8 + 8 * count])
+        free = array("Q")
+        for _, numbers in _freed(meta.free):
+            free += numbers
         if not self._seen.isdisjoint(free) or len(set(free)) < len(free):
             raise Implausible("the list of free pages is damaged: it has pages that are in use")
+        if free and not 2 <= min(free) <= max(free) < self._page_end:
+            raise Implausible("the list of free pages is damaged: it has pages that are not there")
+        self._check_age(meta, older)
 
-    def _newest_meta(self) -> _Meta:
+    def _check_age(self, newer: _Meta, older: _Meta) -> None:
+        """A transaction number that is wrong would have LMDB go back to an older state.
+
+        What a transaction freed is listed under its number, and is not taken again by the next.
+        """
+        taken, self._seen = self._seen, set()
+        self._page_end = older.last_page + 1
+        try:
+            self._walk(older.free)
+            freed = _freed(older.free)
+        except Implausible:
+            return  # nobody reads it any more
+        newest = max((number for number, _ in _freed(newer.free)), default=0)
+        oldest = max((number for number, _ in freed), default=0)
+        last = (pages for number, pages in freed if number == older.transaction)
+        if (
+            newest > newer.transaction
+            or oldest > older.transaction
+            or not all(map(taken.isdisjoint, last))
+        ):
+            raise Implausible("the transaction number of a meta page is damaged")
+
+    def _metas(self) -> tuple[_Meta, _Meta]:
+        """The one that LMDB goes by, and the one before it."""
         first = self._meta(0, 0)
         second = self._meta(1, first.page_bytes)
         older, newer = first, second
@@ -146,7 +169,7 @@ class _Walk:
                 "the meta pages do not belong together: they are of the transactions "
                 f"{first.transaction} and {second.transaction}"
             )
-        return newer
+        return newer, older
 
     def _meta(self, number: int, offset: int) -> _Meta:
         data = os.pread(self._file, _META_BYTES, offset)
@@ -275,6 +298,19 @@ class _Walk:
 
     def _name(self, tree: _Tree, number: int) -> str:
         return f"page {number} (byte {number * self._page_bytes}) of the {tree.name}"
+
+
+def _freed(free: _Tree) -> "list[tuple[int, array[int]]]":
+    """(transaction, pages that it freed) from the list of free pages."""
+    found = []
+    for key, value in free.entries:
+        count = _NUMBER.unpack_from(value)[0] if len(value) >= 8 else -1
+        if not 0 <= count <= len(value) // 8 - 1:
+            raise Implausible("the list of free pages is damaged")
+        pages = array("Q")
+        pages.frombytes(value[8 : 8 + 8 * count])
+        found.append((int.from_bytes(key, sys.byteorder), pages))
+    return found
 
 
 def _tree(name: str, data: bytes, offset: int, kind: int) -> _Tree:

@@ -178,7 +178,9 @@ class Directory(Examination):
 
     @property
     def _names_known(self) -> bool:
-        return self.catalog_facts.identity is not None and not self.catalog_facts.damaged
+        return self.catalog_facts.identity is not None and not any(
+            item.file == "catalog.lmdb" for item in self.damage
+        )
 
     def _numbered(self, directory: Path, suffix: str) -> list[int]:
         try:

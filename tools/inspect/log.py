@@ -225,9 +225,13 @@ def _survey_one(
         if walk.first_lsn is None and trailer is None:
             segment.state = "reserved"
             segment.base_lsn = None
+            what = None
             if following is not None:
-                segment.state = "blank"
                 what = "it is blank, and messages behind it are not"
+            elif view.file_id in directory.ledger.segments.listed or view.file_id >= COMPACTED:
+                what = "it is blank, and was not when the ledger was written"
+            if what is not None:
+                segment.state = "blank"
                 segment.damage.append(Damage(segment.file, what, 0))
         else:
             segment.base_lsn = walk.first_lsn if segment.base_lsn is None else segment.base_lsn

@@ -369,8 +369,7 @@ class _Planner:
                 bases[view.file_id] = view.trailer.base_lsn
             elif first is not None and first.position == FILE_HEADER_BYTES:
                 bases[view.file_id] = first.header.base
-            else:  # it follows on the one before it, of those that it can follow on
-                limit = self.plan.end_lsn if first is None else first.header.base
+            elif first is not None:  # it follows on the one before it
                 ends = (
                     one.end_lsn
                     for one in segments.values()
@@ -378,9 +377,28 @@ class _Planner:
                     and one.end_lsn
                     and not one.damage
                 )
+                limit = first.header.base
                 bases[view.file_id] = max((end for end in ends if end <= limit), default=before)
+            elif segments[view.file_id].damage:  # it fills the place that no other one has
+                bases[view.file_id] = self._free_place(segments)
+            else:
+                bases[view.file_id] = before
             before = segments[view.file_id].end_lsn or before
         return bases
+
+    def _free_place(self, segments: Mapping[int, Segment]) -> int:
+        """Where the LSNs begin that no segment has of which the place is known."""
+        lsn = max(self.directory.ledger.segments.dropped.values(), default=0)
+        places = [
+            (one.base_lsn, one.end_lsn)
+            for one in segments.values()
+            if one.base_lsn is not None and one.end_lsn is not None and one.records
+        ]
+        for base, end in sorted(places):
+            if base > lsn:
+                break
+            lsn = max(lsn, end)
+        return lsn
 
     def _rewrite(self, view: FileView, base: int, end: int) -> Rewrite:
         known = known_of(self.directory, view, self.pointers.get(view.file_id, ()))
