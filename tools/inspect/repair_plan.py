@@ -388,7 +388,10 @@ class _Planner:
 
     def _free_place(self, segments: Mapping[int, Segment]) -> int:
         """Where the LSNs begin that no segment has of which the place is known."""
-        lsn = max(self.directory.ledger.segments.dropped.values(), default=0)
+        facts = self.directory.ledger.segments
+        lsn = max(
+            (end for id_, end in facts.dropped.items() if id_ not in facts.replaced), default=0
+        )
         places = [
             (one.base_lsn, one.end_lsn)
             for one in segments.values()
@@ -663,9 +666,13 @@ class _Gaps:
         for place in beyond:  # the file was cut
             yield Loss(file, place, 1, known[place].lsn, None, None, None, known[place].targets)
         rest = lsn_end - lsn - len(found) - len(beyond)
-        if self.rewrite.sparse:
-            return  # how many there were cannot be told from LSNs
-        if rest > 0 and not self.index_knows(lsn_end):
+        if self.index_knows(lsn_end):
+            return  # all that waited is known
+        if self.rewrite.sparse:  # how many there were cannot be told from LSNs
+            if data or view.footer_verdict is not Verdict.WHOLE:
+                yield Loss(file, position, None, None, None, None, None, ())
+            return
+        if rest > 0:
             yield Loss(file, position, rest, None, None, None, None, ())
 
 
