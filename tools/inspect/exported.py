@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import lru_cache
 from io import BufferedReader
 from typing import Any, BinaryIO
 
@@ -44,7 +45,8 @@ from qlog.server.amqp.values import (
 )
 
 SCHEMA = "qlog.message/1"
-JSON_LINES, MSGPACK = "jsonl", "msgpack"
+_WITH_OCTETS = ("properties", "properties_raw")
+_PROPERTIES_MAX = 1024  # so many are remembered: those of many messages are the same
 
 _NUMBERS: dict[str, type[int | float]] = {
     "b": Int8,
@@ -75,26 +77,33 @@ class Message:
 
 def item_of(envelope: Envelope, body: bytes) -> dict[str, Any]:
     """Exchange, routing key, properties and body, with octets as octets."""
+    properties, exact = _described(envelope.properties)
     item: dict[str, Any] = {
         "exchange": envelope.exchange,
         "routing_key": envelope.routing_key,
-        "properties": None,
+        "properties": properties,
         "body": body,
     }
-    try:
-        item["properties"] = _plain_properties(decode_properties(envelope.properties))
-        back = _properties_of(_from_json(json.loads(as_json(item))["properties"]))
-        exact = encode_properties(back) == envelope.properties
-    except (AMQPError, ValueError):
-        exact = False
     if not exact:
         item["properties_raw"] = envelope.properties
     return item
 
 
+@lru_cache(_PROPERTIES_MAX)
+def _described(raw: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """Properties, and whether they come back from a file as they were."""
+    properties = None
+    try:
+        properties = _plain_properties(decode_properties(raw))
+        back = _properties_of(_from_json(json.loads(json.dumps(_for_json(properties)))))
+        return properties, encode_properties(back) == raw
+    except (AMQPError, ValueError):
+        return properties, False
+
+
 def as_json(item: dict[str, Any]) -> bytes:
     """One line."""
-    plain = {name: _for_json(value) for name, value in item.items()}
+    plain = item | {name: _for_json(item[name]) for name in _WITH_OCTETS if name in item}
     body: bytes = item["body"]
     try:
         plain |= {"body": body.decode(), "body_encoding": "utf-8"}
