@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from qlog.server.amqp.values import encode_table
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable
+from qlog.storage.index import Index, LaneUpdate
 from qlog.tools.cli import app
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (
@@ -174,6 +175,26 @@ def test_a_damaged_index_is_moved_out(tmp_path: Path) -> None:
     document = repair(directory)
     assert document["losses"] == [] and len(document["actions"]) == 1
     assert waiting(directory) == {"orders": [*range(120, 200)], "audit": [*range(200)]}
+
+
+def test_an_index_that_is_whole_and_wrong_is_moved_out(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data", settled=120)
+    index = Index(directory / "index.lmdb", map_bytes=1 << 30)
+    index.apply([LaneUpdate(1, 200, 200, 130, 0)], (), None)  # settled here, and not in the ledger
+    index.close()
+    document = repair(directory)
+    assert document["losses"] == [] and len(document["actions"]) == 1
+    assert waiting(directory) == {"orders": [*range(120, 200)], "audit": [*range(200)]}
+
+
+def test_a_vhost_that_queues_name_is_defined_again(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data")
+    with opened(directory) as store:
+        value = {"lane": store.new_lane_id(), "auto_delete": False, "arguments": encode_table({})}
+        store.catalog.put("queue", json.dumps(["shop", "one"]), msgpack.packb(value))
+    assert plan(directory, status=1)["actions"] == ["define the vhost 'shop' again"]
+    repair(directory)
+    BrokerProcess(directory).start().terminate()
 
 
 def damage_entry(directory: Path, name: bytes, offset: int) -> None:

@@ -27,8 +27,8 @@ from qlog.tools.inspect.decode import state_of
 from qlog.tools.inspect.definitions_left import CatalogMend, collect, give_back
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import Unreadable
-from qlog.tools.inspect.log import Segment, survey, views_of
-from qlog.tools.inspect.pointers import IndexContents, read_contents
+from qlog.tools.inspect.log import Segment, Survey, survey, views_of
+from qlog.tools.inspect.pointers import IndexContents, compare, read_contents
 from qlog.tools.inspect.report import Damage, counted, well_formed
 from qlog.tools.inspect.salvage import Casualty, Known, Target, salvage
 
@@ -177,8 +177,7 @@ class _Planner:
                     "write a new ledger with all that was settled, which says which segments count"
                 )
             self._fold_lanes(ledger_damaged)
-        index_damage = [item for item in directory.damage if item.file.startswith("index.lmdb")]
-        if index_damage or (self.contents is not None and self.contents.damaged):
+        if directory.paths.index.exists() and self._index_is_wrong(found):
             plan.actions.append(
                 "move the index out: it is damaged, and the next start makes it anew"
             )
@@ -188,7 +187,23 @@ class _Planner:
             plan.moves_index = True
         self._plan_catalog()
         plan.actions += plan.catalog.actions
+        if plan.moves_index and not plan.damage:
+            plan.damage.append(Damage("index.lmdb", "it does not agree with log and ledger"))
+        if plan.catalog.needed and not plan.damage:
+            plan.damage.append(Damage("catalog.lmdb", "definitions name what is not there"))
         return plan
+
+    def _index_is_wrong(self, found: Survey) -> bool:
+        """By itself, or beside a log and a ledger that are sound."""
+        contents = self.contents
+        if contents is None or contents.damaged:
+            return True
+        if any(item.file.startswith("index.lmdb") for item in self.directory.damage):
+            return True
+        if self.plan.mends_log:
+            return False
+        comparison = compare(self.directory, contents, found.segments, lambda size: None)
+        return bool(comparison.differences or comparison.counts)
 
     # -- what is known
 
@@ -555,8 +570,6 @@ class _Planner:
     def _plan_catalog(self) -> None:
         directory, plan = self.directory, self.plan
         mend = plan.catalog
-        if not mend.needed and mend.identity is not None:
-            return
         orphans = set()
         lost_names = mend.unusable or any(key.startswith(b"queue\0") for key, _ in mend.damaged)
         if lost_names:
