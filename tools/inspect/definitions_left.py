@@ -187,24 +187,33 @@ def _stale_rows(path: Path) -> Iterator[Row]:
 
 def _queue_for(mend: CatalogMend, lane_id: int) -> tuple[str, bytes]:
     """A name and a definition for a lane: its own, if a damaged entry still has both."""
+    plain = msgpack.packb({"lane": lane_id, "auto_delete": False, "arguments": encode_table({})})
     for key, row in mend.damaged:
         kind, _, key_name = key.partition(b"\0")
         try:
             name, value = msgpack.unpackb(row[8:])
             definition = _definition(value)
+            # The name stands there twice: where both agree, it is not what was damaged.
+            ours = kind == b"queue" and name.encode() == key_name and definition["lane"] == lane_id
             vhost, queue = json.loads(name)
-            decode_table(definition["arguments"])
-        except (ValueError, TypeError, KeyError, AMQPError, struct.error):
+        except (ValueError, TypeError, KeyError, AttributeError):
             continue
-        # The name stands there twice: where both agree, it is not what was damaged.
-        if kind == b"queue" and name.encode() == key_name and definition["lane"] == lane_id:
-            return json.dumps((vhost, queue)), value
+        if ours:
+            return json.dumps((vhost, queue)), value if _is_sound(definition) else plain
     for entry, value in mend.stale.items():
         taken = entry in mend.entries
         if entry[0] == "queue" and not taken and _definition(value)["lane"] == lane_id:
             return entry[1], value
-    value = msgpack.packb({"lane": lane_id, "auto_delete": False, "arguments": encode_table({})})
-    return json.dumps((_VHOST, f"{RECOVERED}{lane_id}")), value
+    return json.dumps((_VHOST, f"{RECOVERED}{lane_id}")), plain
+
+
+def _is_sound(definition: dict[str, Any]) -> bool:
+    """Whether a queue's definition can be used, as far as its form says it."""
+    try:
+        decode_table(definition["arguments"])
+    except (KeyError, TypeError, AMQPError):
+        return False
+    return isinstance(definition.get("auto_delete"), bool)
 
 
 def _definition(value: bytes) -> dict[str, Any]:
