@@ -73,18 +73,7 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
     for lane in lanes:
         if lane.dropped:
             continue
-        settled = lane.settled
-        bitmaps = {block: bits for block in settled.dirty if (bits := settled.bits_of(block))}
-        settled.dirty.clear()
-        update = LaneUpdate(
-            lane.id,
-            lane.next_qseq,
-            lane.durable_upto(durable_lsn),
-            settled.floor,
-            settled.delivered,
-            bitmaps,
-            settled.full[:],
-        )
+        update = lane_update(lane, lane.durable_upto(durable_lsn))
         for first, run in lane.unindexed(durable_lsn):
             if run.segment_id != IN_MEMORY:
                 update.placed.append(Placed(first, run.segment_id, run.positions, run.lengths))
@@ -98,6 +87,22 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
             transient.owners.append((update, first))
         snapshot.updates.append(update)
         snapshot.lanes.append(lane)
+
+
+def lane_update(lane: Lane[M], placed_upto: int) -> LaneUpdate:
+    """What became of a lane but for its new messages; it counts as clean afterwards."""
+    settled = lane.settled
+    bitmaps = {block: bits for block in settled.dirty if (bits := settled.bits_of(block))}
+    settled.dirty.clear()
+    return LaneUpdate(
+        lane.id,
+        lane.next_qseq,
+        placed_upto,
+        settled.floor,
+        settled.delivered,
+        bitmaps,
+        settled.full[:],
+    )
 
 
 def snapshot_records(

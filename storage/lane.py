@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from heapq import merge
 from typing import Generic, Protocol, TypeVar
 
 from qlog.storage.format import Meta
@@ -332,27 +331,24 @@ class Lane(Generic[M]):
                 self._changes.await_acks()
 
     def recovered(
-        self, placed_upto: int, next_qseq: int, placed: Iterable[tuple[int, int]]
+        self, placed_upto: int, next_qseq: int, present: Iterable[tuple[int, int]]
     ) -> None:
         """Recovery is done: all qseqs below `next_qseq` were given once.
 
         What is missing between `placed_upto` (where the index was complete) and there was lost
-        before it was durable, and counts as settled. `placed`: what the index has above that.
+        before it was durable, and counts as settled. `present`: stretches (first, end) of what log
+        and index have above that, by their firsts.
         """
         at = placed_upto
-        runs = [
-            (first, first + run.count) for first, run in zip(self._firsts, self._runs, strict=True)
-        ]
-        for first, end in merge(runs, placed):
+        settled = self.settled
+        for first, end in present:
             if first > at:
-                self.settled.mark(at, first)
+                settled.mark(at, first)
             at = max(at, end)
         self.next_qseq = max(next_qseq, at)
         if self.next_qseq > at:
-            self.settled.mark(at, self.next_qseq)
-        self.settled.mark(0, 0)  # lets the floor rise over what was added
-        self._forget_settled()
-        self._changes.dirty.add(self)
+            settled.mark(at, self.next_qseq)
+        settled.mark(0, 0)  # lets the floor rise over what was added
 
     def _forget_settled(self) -> None:
         """Give up the runs that lie below the floor."""
@@ -369,13 +365,6 @@ class Lane(Generic[M]):
             self._read_runs = max(self._read_runs - count, 0)
 
     # -- for checkpoint and recovery
-
-    def adopt(self, first: int, run: Run[M]) -> None:
-        """Recovery found these messages; `next_qseq` and `alive` are set afterwards."""
-        place = bisect_right(self._firsts, first)
-        self._firsts.insert(place, first)
-        self._runs.insert(place, run)
-        self._changes.dirty.add(self)
 
     def runs(self) -> list[tuple[int, Run[M]]]:
         """The runs in memory with their first qseqs, in order."""

@@ -16,15 +16,18 @@ log is sealed before anything is appended, the new ledger takes over whole, the 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from heapq import merge
 from pathlib import Path
 from typing import Generic
 
 import lmdb
 
+from qlog.storage.adopted import Adopted
 from qlog.storage.catalog import Catalog
-from qlog.storage.checkpoint import Snapshot, gather, snapshot_records
+from qlog.storage.checkpoint import lane_update, snapshot_records
 from qlog.storage.datadir import Identity, Paths, mark_doubt, numbered, prepare
 from qlog.storage.disk import Disk
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, is_full
@@ -43,7 +46,7 @@ from qlog.storage.index import (
     Live,
     Move,
 )
-from qlog.storage.lane import Cache, Changes, Lane, M, Run
+from qlog.storage.lane import Cache, Changes, Lane, M
 from qlog.storage.ledger import LedgerWriter, Record, unpack_body
 from qlog.storage.log import Log, Segment
 from qlog.storage.reader import DiskShelf, Reader
@@ -55,6 +58,7 @@ from qlog.storage.settled import Settled
 from qlog.storage.spill import SpillWriter
 
 _REBUILD_POINTERS = 200_000  # so many go to the index in one transaction
+_STRETCH_WEIGHT = 8  # and a stretch of them counts as so many more
 _REWRITE_BYTES = 1 << 20
 
 
@@ -161,6 +165,7 @@ class _Recovery(Generic[M]):
         self.cache: Cache[M] = Cache(settings.cache_bytes_max)
         self.changes: Changes[M] = Changes([], [], set(), lambda: None)
         self.lanes: dict[int, Lane[M]] = {}
+        self.adopted: defaultdict[int, Adopted] = defaultdict(Adopted)
         self.placed_upto: dict[int, int] = {}  # lane -> where the index is complete
         self.named_upto: dict[int, int] = {}  # lane -> above every qseq that anything names
         self.deleted: set[int] = set()
@@ -193,7 +198,8 @@ class _Recovery(Generic[M]):
             placed: list[tuple[int, int]] = []
             if checkpoint is not None and self.index is not None and placed_upto < named_upto:
                 placed = self.index.placed_from(lane_id, placed_upto)
-            lane.recovered(placed_upto, named_upto, placed)
+            stretches = merge(self.adopted[lane_id].stretches(), placed)
+            lane.recovered(placed_upto, named_upto, stretches)
 
         # From here on the directory is changed: it was judged to be sound.
         uuid = self.identity.uuid
@@ -441,16 +447,13 @@ class _Recovery(Generic[M]):
         for lane_ids, firsts, positions, lengths in columns.runs():
             count = len(positions)
             self.report.records_replayed += count
-            run: Run[M] = Run(
-                segment.segment_id, positions, lengths, max(segment.end_lsn, 1), len(lane_ids)
-            )
             for lane_id, first in zip(lane_ids, firsts, strict=True):
                 if lane_id in self.deleted:
                     continue
-                lane = self._lane(lane_id)
-                self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), first + count)
-                if first + count > lane.settled.floor:
-                    lane.adopt(first, run)
+                end = first + count
+                if end > self._lane(lane_id).settled.floor:
+                    self.adopted[lane_id].add(first, segment.segment_id, positions, lengths)
+                self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), end)
 
     # -- making it lasting
 
@@ -546,38 +549,30 @@ class _Recovery(Generic[M]):
             self.opened.append(self.index.close)
         assert self.index is not None
         index = self.shelf.index = self.index
-        snapshot: Snapshot[M] = Snapshot(self.lsn, 0, 0)
-        gather(snapshot, self.lanes.values(), self.lsn)
         gone = [segment_id for segment_id in self.live_before if segment_id not in self.segments]
-        for part in _parts(snapshot.updates):
+        for part in self._updates():
             index.apply(part, (), None)
         index.apply((), self.deleted, checkpoint, gone, moves)
         if paths.index_doubt.name in self.disk.names(paths.root):
             self.disk.sync_directory(paths.root)  # the old one must not be back without its mark
             self.disk.unlink(paths.index_doubt)
-        for run in snapshot.runs:
-            run.indexed = True
         for lane_id, row in index.lanes().items():
-            lane = self.lanes[lane_id]
-            lane.alive = row.alive
-            lane.forget_indexed()
+            self.lanes[lane_id].alive = row.alive
         return index.live()
 
-
-def _parts(updates: Iterable[LaneUpdate]) -> Iterator[list[LaneUpdate]]:
-    """The updates in portions that one transaction can take."""
-    part: list[LaneUpdate] = []
-    pointers = 0
-    for update in updates:
-        placed = update.placed
-        update.placed = []
-        part.append(update)
-        for run in placed:
-            if pointers + len(run.positions) > _REBUILD_POINTERS:
-                yield part
-                pointers = 0
-                update = replace(update, bitmaps={}, placed=[])
-                part = [update]
-            update.placed.append(run)
-            pointers += len(run.positions)
-    yield part
+    def _updates(self) -> Iterator[list[LaneUpdate]]:
+        """All that the index has to learn, in portions that one transaction can take."""
+        part: list[LaneUpdate] = []
+        pointers = 0
+        for lane_id, lane in self.lanes.items():
+            update = lane_update(lane, lane.next_qseq)
+            part.append(update)
+            for placed in self.adopted[lane_id].placed(_REBUILD_POINTERS):
+                if pointers + len(placed.positions) > _REBUILD_POINTERS:
+                    yield part
+                    pointers = 0
+                    update = replace(update, bitmaps={}, placed=[])
+                    part = [update]
+                update.placed.append(placed)
+                pointers += len(placed.positions) + _STRETCH_WEIGHT
+        yield part

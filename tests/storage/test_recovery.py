@@ -320,12 +320,9 @@ def test_a_rebuilt_index_is_the_same_as_a_checkpointed_one(tmp_path: Path) -> No
         for lane, before in zip(lanes, states, strict=True):
             assert state(store.lane(lane.id)) == before
         live.append({key: value for key, value in store._live.items() if value.count})
+        alive = {lane.id: contents(store.lane(lane.id)) for lane in lanes}
         pointers.append(
-            [
-                pointer
-                for pointer in store._index.all_pointers()
-                if pointer[1] in contents(store.lane(pointer[0]))
-            ]
+            [pointer for pointer in store._index.all_pointers() if pointer[1] in alive[pointer[0]]]
         )
         store.close()
     assert live[0] == live[1] and pointers[0] == pointers[1]
