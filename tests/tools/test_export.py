@@ -5,8 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +24,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.properties import Properties, encode_properties
+from qlog.server.amqp.spec import BasicAck, BasicNack, BasicReturn, ChannelClose
 from qlog.server.amqp.values import Int8, LongStr, Timestamp
 from qlog.tools.cli import app
 from qlog.tools.inspect.exported import (
@@ -29,6 +37,7 @@ from qlog.tools.inspect.exported import (
     item_of,
     read_messages,
 )
+from qlog.tools.inspect.publisher import Address, Publisher, PublishFailed
 from tests.live.server import BrokerProcess
 from tests.server.amqp.strategies import PROPERTIES
 from tests.tools.directories import body, fingerprint, flip, killed, segments_of, stopped
@@ -235,34 +244,92 @@ def test_export_and_import_are_a_round_trip(
     connection.close()
 
 
+def messages_to(queue: str, count: int, file: Path) -> Path:
+    """A file with more messages to a queue."""
+    item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x")
+    target = {"vhost": "/", "queue": queue, "state": "unsettled"}
+    with file.open("ab") as stream:
+        stream.write(as_json(item | {"schema": SCHEMA, "queues": [target]}) * count)
+    return file
+
+
+@pytest.mark.parametrize("good", [50, 2400])  # fewer and more than may wait for a confirm
 def test_an_import_that_is_refused_says_where_to_go_on(
-    broker: BrokerProcess, tmp_path: Path
+    broker: BrokerProcess, tmp_path: Path, good: int
 ) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(broker.url))
     connection.channel().queue_declare("here", durable=True)
-    file = tmp_path / "file"
-    with file.open("wb") as stream:
-        for number in range(2500):
-            item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x")
-            queue = "here" if number < 2400 else "missing"
-            target = {"vhost": "/", "queue": queue, "state": "unsettled"}
-            stream.write(as_json(item | {"schema": SCHEMA, "queues": [target]}))
+    file = messages_to("missing", 100, messages_to("here", good, tmp_path / "file"))
     result = run("import", str(file), "--url", broker.url, status=1)
-    assert "message 2401: the broker refused: NOT_FOUND - no queue 'missing'" in result.stderr
-    assert "--skip 2400" in result.stderr
+    assert f"message {good + 1}: the broker refused: NOT_FOUND - no queue" in result.stderr
+    assert result.stderr.endswith(f"go on with --skip {good}\n")
     connection.channel().queue_declare("missing", durable=True)
-    result = run("import", str(file), "--url", broker.url, "--skip", "2400")
+    result = run("import", str(file), "--url", broker.url, "--skip", str(good))
     assert result.stdout == "100 messages published and confirmed\n"
     count = connection.channel().queue_declare("here", passive=True).method.message_count
-    assert count == 2400
+    assert count == good
     connection.close()
 
 
+def test_an_import_that_is_interrupted_says_where_to_go_on(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.queue_declare("here", durable=True)
+    pipe = tmp_path / "pipe"  # whose end the import does not see
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qlog", "inspect", "import", str(pipe), "--url", broker.url],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("wb") as stream:
+        line = messages_to("here", 1, tmp_path / "line").read_bytes()
+        stream.write(line * 1500)
+        stream.flush()
+        while channel.queue_declare("here", passive=True).method.message_count == 0:
+            pass  # until it is at it
+        process.send_signal(signal.SIGINT)
+        with suppress(BrokenPipeError):
+            stream.write(line)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    count = channel.queue_declare("here", passive=True).method.message_count
+    assert err.startswith("qlog: interrupted\n") and err.endswith(f"go on with --skip {count}\n")
+    connection.close()
+
+
+def test_what_was_refused_is_not_confirmed_by_what_came_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: ours)
+    monkeypatch.setattr(Publisher, "_open", lambda self, address: None)
+    with (
+        theirs,
+        pytest.raises(PublishFailed),
+        Publisher(Address.parse("amqp://"), "/") as publisher,
+    ):
+        for name, queue in enumerate(["a", "b", "c", "c", "a", "a"], 1):
+            publisher.publish(queue, Envelope.pack("", "k", b"\0\0", 0), b"", str(name))
+        close = method_frame(2, ChannelClose(404, "NOT_FOUND", 50, 10))
+        answers = [
+            *(BasicAck(2, True), BasicReturn(312, "NO_ROUTE", "", "a"), BasicAck(6, False)),
+            *(BasicNack(4, True, False), BasicAck(5, False)),
+        ]
+        theirs.sendall(close + b"".join(method_frame(1, method) for method in answers))
+        with pytest.raises(PublishFailed, match="the broker refused: NOT_FOUND"):
+            publisher.wait()
+        with pytest.raises(PublishFailed, match="^3: the broker could not keep it"):
+            publisher.wait()
+        assert publisher.confirmed == 2 and not publisher._waiting
+        assert sorted(publisher._refused) == [3, 4, 5]
+        publisher.wait()
+
+
 def test_no_broker_is_one_line(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x")
-    target = {"vhost": "/", "queue": "q", "state": "unsettled"}
-    file.write_bytes(as_json(item | {"schema": SCHEMA, "queues": [target]}))
+    file = messages_to("q", 1, tmp_path / "file")
     result = run("import", str(file), "--url", "amqp://localhost:1", status=1)
     assert "no broker answers at localhost:1" in result.stderr
     run("import", str(file), "--url", "http://x", status=2)
@@ -270,10 +337,7 @@ def test_no_broker_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_wrong_password_is_one_line(broker: BrokerProcess, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x")
-    target = {"vhost": "/", "queue": "q", "state": "unsettled"}
-    file.write_bytes(as_json(item | {"schema": SCHEMA, "queues": [target]}))
+    file = messages_to("q", 1, tmp_path / "file")
     url = broker.url.replace("guest:guest", "guest:wrong")
     result = run("import", str(file), "--url", url, status=1)
     assert "ACCESS_REFUSED" in result.stderr

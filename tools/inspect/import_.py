@@ -2,15 +2,17 @@
 
 Each message goes to the queues that it waited in, by the default exchange: body and properties are
 what they were; exchange, routing key and time are those of the import. It ends at the first
-message that is refused, and says how many before it are confirmed, so that it can go on from there.
+message that is refused, and at Ctrl-C, waits until the broker has answered for all that was sent, and
+says how many are confirmed, so that it can go on from there.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,17 +58,41 @@ def import_(
             importing.run(stream, bar.advance)
     except OSError as error:
         stop(f"{file} cannot be read: {error.strerror}")
-    except (PublishFailed, Malformed) as error:
-        confirmed = importing.confirmed
-        print(f"qlog: {printable(str(error))}", file=sys.stderr)
-        if confirmed:
-            print(
-                f"qlog: the first {counted(confirmed, 'message')} of {file} are confirmed; go on "
-                f"with --skip {confirmed}",
-                file=sys.stderr,
-            )
-        raise typer.Exit(1) from error
+    except (PublishFailed, Malformed, KeyboardInterrupt) as error:
+        print(f"qlog: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
+        if importing.begun > skip:
+            print(f"qlog: {_where_to_go_on(file, importing)}", file=sys.stderr)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        raise typer.Exit(128 + signal.SIGINT if interrupted else 1) from error
     print(f"{counted(importing.confirmed - skip, 'message')} published and confirmed")
+
+
+def _where_to_go_on(file: Path, importing: _Import) -> str:
+    from qlog.tools.inspect.report import counted
+
+    confirmed, begun = importing.confirmed, importing.begun
+    text = f"the first {counted(confirmed, 'message')} of {file} are confirmed; go on with --skip "
+    if begun == confirmed:
+        return f"{text}{confirmed}"
+    behind = f"{confirmed + 1:,} to {begun:,}" if begun > confirmed + 1 else f"{begun:,}"
+    return f"{text}{confirmed}, which sends {behind} again: the broker may have taken some of that"
+
+
+@contextmanager
+def _patiently() -> Iterator[Callable[[], bool]]:
+    """Whether there was a Ctrl-C: the first only notes it, the second ends what is going on."""
+    noted = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal noted
+        noted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Import:
@@ -79,6 +105,7 @@ class _Import:
         self._publishers: dict[str, Publisher] = {}
         self._copies: deque[list[tuple[Publisher, int]]] = deque()  # of each, not known confirmed
         self._done = 0  # messages before those
+        self.begun = 0  # so many messages, the first ones, were sent or left out
 
     @property
     def confirmed(self) -> int:
@@ -94,31 +121,55 @@ class _Import:
             self._done += 1
 
     def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
-        """Raises PublishFailed, Malformed, OSError."""
+        """Raises PublishFailed, Malformed, OSError, KeyboardInterrupt."""
+        from qlog.tools.inspect.publisher import PublishFailed
+
+        with ExitStack() as connections, _patiently() as interrupted:
+            try:
+                self._send(stream, advance, connections, interrupted)
+            except BaseException:
+                for publisher in self._publishers.values():
+                    with suppress(PublishFailed):  # the first reason is the one to tell
+                        publisher.wait()
+                raise
+            for publisher in self._publishers.values():
+                publisher.wait()
+
+    def _send(
+        self,
+        stream: BufferedReader,
+        advance: Callable[[int], None],
+        connections: ExitStack,
+        interrupted: Callable[[], bool],
+    ) -> None:
         from qlog.tools.inspect.exported import read_messages
         from qlog.tools.inspect.publisher import PublishFailed
 
         before = 0
-        with ExitStack() as connections:
-            for number, (position, message) in enumerate(read_messages(stream), 1):
-                advance(position - before)
-                before = position
-                copies: list[tuple[Publisher, int]] = []
-                if number > self._skip:
-                    for vhost, queue in self._queues_of(number, message):
-                        publisher = self._publisher(vhost, connections)
-                        try:
-                            publisher.publish(queue, message.envelope, message.body)
-                        except PublishFailed as error:
-                            raise PublishFailed(f"message {number}: {error}") from error
-                        copies.append((publisher, publisher.published))
-                self._copies.append(copies)
-                if len(self._copies) > _COPIES_MAX:
-                    self._forget_confirmed()
-            for publisher in self._publishers.values():
-                publisher.wait()
+        for number, (position, message) in enumerate(read_messages(stream), 1):
+            if interrupted():
+                raise KeyboardInterrupt
+            advance(position - before)
+            before = position
+            name = f"message {number}"
+            targets: list[tuple[Publisher, str]] = []
+            if number > self._skip:
+                try:
+                    for vhost, queue in self._queues_of(message):
+                        targets.append((self._publisher(vhost, connections), queue))
+                        targets[-1][0].find(queue)
+                except PublishFailed as error:
+                    raise PublishFailed(f"{name}: {error}") from error
+            self.begun = number
+            copies: list[tuple[Publisher, int]] = []
+            for publisher, queue in targets:
+                publisher.publish(queue, message.envelope, message.body, name)
+                copies.append((publisher, publisher.published))
+            self._copies.append(copies)
+            if len(self._copies) > _COPIES_MAX:
+                self._forget_confirmed()
 
-    def _queues_of(self, number: int, message: Message) -> list[tuple[str, str]]:
+    def _queues_of(self, message: Message) -> list[tuple[str, str]]:
         from qlog.tools.inspect.publisher import PublishFailed
 
         vhost = self._address.vhost
@@ -126,7 +177,7 @@ class _Import:
             return [(vhost if vhost is not None else "/", self._queue)]
         if not message.queues:
             raise PublishFailed(
-                f"message {number} has no queue: its definition was lost; give one with --queue"
+                "it has no queue, since its definition was lost; give one with --queue"
             )
         return [(own if vhost is None else vhost, queue) for own, queue in message.queues]
 

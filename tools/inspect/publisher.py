@@ -1,7 +1,7 @@
 """A publisher over AMQP 0-9-1: one connection, publisher confirms, no more.
 
-Promises that what it says to be confirmed was confirmed by the broker. It waits in its calls; a
-broker that says nothing for a minute is taken for gone. Knows nothing of files.
+Promises that what it says to be confirmed was confirmed by the broker, and is in its queue. It waits
+in its calls; a broker that says nothing for a minute is taken for gone. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -71,6 +71,15 @@ class PublishFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message that the broker has not answered for. `name` is what the caller calls it."""
+
+    queue: str
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Address:
     """Where and as whom to connect. `vhost` is None when the URL names none."""
 
@@ -99,12 +108,14 @@ class Publisher:
     """A connection to one vhost. All methods raise PublishFailed; use it as a context."""
 
     def __init__(self, address: Address, vhost: str) -> None:
-        self.confirmed = 0  # so many of the messages, the first ones, are
         self.published = 0
         self._vhost = vhost
-        self._waiting: OrderedDict[int, int] = OrderedDict()  # delivery tag -> bytes
+        self._waiting: OrderedDict[int, _Sent] = OrderedDict()  # by delivery tag
         self._waiting_bytes = 0
+        self._refused: dict[int, str] = {}  # delivery tag -> why
         self._blocked = False
+        self._closed = ""  # why the broker has closed something, until that was raised
+        self._over = False  # that was what publishes
         self._data = bytearray()
         self._replies: deque[Method] = deque()
         self._frame_max = 0
@@ -136,12 +147,24 @@ class Publisher:
         finally:
             self._socket.close()
 
-    def publish(self, queue: str, envelope: Envelope, body: bytes) -> None:
-        """Send a message to a queue; it need not be confirmed when this returns."""
+    @property
+    def confirmed(self) -> int:
+        """So many of the messages, the first ones, are."""
+        open_ = (next(iter(self._waiting), self.published + 1), *self._refused)
+        return min(open_) - 1
+
+    def find(self, queue: str) -> None:
+        """Have the broker say that there is such a queue."""
         if queue not in self._queues:
             passive = QueueDeclare(queue, True, False, False, False, False, {})
             self._ask(_ASKING, passive, QueueDeclareOk)
             self._queues[queue] = None
+
+    def publish(self, queue: str, envelope: Envelope, body: bytes, name: str) -> None:
+        """Send a message to a queue that was found; it need not be confirmed when this returns.
+
+        Raises PublishFailed also when an earlier message was refused, by the name of that one.
+        """
         exchange = ""
         if "CC" in (envelope.decoded_properties().headers or {}):
             exchange = self._exchange_of(queue)
@@ -151,6 +174,7 @@ class Publisher:
             or self._waiting_bytes > _WAITING_BYTES_MAX
         ):
             self._receive(wait=True)
+        self._raise_refusal()
         publish = BasicPublish(exchange, queue, True, False)
         self._send(
             method_frame(_PUBLISHING, publish),
@@ -158,15 +182,20 @@ class Publisher:
             *body_frames(_PUBLISHING, body, self._frame_max),
         )
         self.published += 1
-        self._waiting[self.published] = len(body)
+        self._waiting[self.published] = _Sent(queue, name, len(body))
         self._waiting_bytes += len(body)
 
     def wait(self) -> None:
-        """Until all that was published is confirmed."""
-        while self._waiting:
+        """Until the broker has answered for all that was published, or can no more."""
+        while self._waiting and not self._over:
             self._receive(wait=True)
+        self._raise_refusal()
 
     # -- inside
+
+    def _raise_refusal(self) -> None:
+        if self._refused:
+            raise PublishFailed(self._refused[min(self._refused)])
 
     def _open(self, address: Address) -> None:
         self._send(PROTOCOL_HEADER)
@@ -248,39 +277,53 @@ class Publisher:
             raise PublishFailed("the broker closed the connection")
         self._data += data
         while len(self._data) >= FRAME_HEAD.size:
-            kind, _, size = FRAME_HEAD.unpack_from(self._data)
+            kind, channel, size = FRAME_HEAD.unpack_from(self._data)
             end = FRAME_HEAD.size + size + 1
             if len(self._data) < end:
-                return
+                break
             payload = bytes(self._data[FRAME_HEAD.size : end - 1])
             if self._data[end - 1] != FRAME_END:
                 raise PublishFailed("this is no broker that speaks AMQP 0-9-1")
             del self._data[:end]
             if kind == METHOD:
-                self._handle(decode_method(payload))
+                self._handle(channel, decode_method(payload))
+        if self._closed:
+            why, self._closed = self._closed, ""
+            raise PublishFailed(f"the broker refused: {why}")
 
-    def _handle(self, method: Method) -> None:
+    def _handle(self, channel: int, method: Method) -> None:
         match method:
             case BasicAck():
                 self._settle(method.delivery_tag, method.multiple)
             case BasicNack():
-                raise PublishFailed("the broker could not keep a message (basic.nack)")
+                refused = self._settle(method.delivery_tag, method.multiple)
+                for tag, sent in refused.items():
+                    self._refused[tag] = f"{sent.name}: the broker could not keep it (basic.nack)"
             case BasicReturn():
-                raise PublishFailed(
-                    f"no queue '{method.routing_key}' in vhost '{self._vhost}' took the message: "
-                    f"{method.reply_text}"
-                )
+                # It names the queue only, and a confirm of the same message follows it.
+                self._return(method.routing_key, method.reply_text)
             case ConnectionBlocked():
                 self._blocked = True
             case ConnectionUnblocked():
                 self._blocked = False
             case ConnectionClose() | ChannelClose():
-                raise PublishFailed(f"the broker refused: {method.reply_text}")
+                self._closed = method.reply_text
+                self._over |= channel != _ASKING
             case _:
                 self._replies.append(method)
 
-    def _settle(self, tag: int, multiple: bool) -> None:
+    def _settle(self, tag: int, multiple: bool) -> dict[int, _Sent]:
+        """What the broker has answered for now."""
         tags = [one for one in self._waiting if one <= tag] if multiple else [tag]
-        for one in tags:
-            self._waiting_bytes -= self._waiting.pop(one, 0)
-        self.confirmed = next(iter(self._waiting), self.published + 1) - 1
+        settled = {one: self._waiting.pop(one) for one in tags if one in self._waiting}
+        self._waiting_bytes -= sum(sent.size for sent in settled.values())
+        return settled
+
+    def _return(self, queue: str, why: str) -> None:
+        """The oldest message to the queue that waits has not arrived: the queue has gone."""
+        for tag, sent in self._waiting.items():
+            if sent.queue == queue and tag not in self._refused:
+                self._refused[tag] = (
+                    f"{sent.name}: no queue '{queue}' in vhost '{self._vhost}' took it: {why}"
+                )
+                return
