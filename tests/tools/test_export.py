@@ -31,6 +31,7 @@ from qlog.server.amqp.values import Int8, LongStr, Timestamp
 from qlog.tools.cli import app
 from qlog.tools.inspect.exported import (
     SCHEMA,
+    Malformed,
     Message,
     as_json,
     as_msgpack,
@@ -113,6 +114,20 @@ def test_a_file_of_something_else_is_refused_in_one_line(data: bytes, tmp_path: 
     (tmp_path / "file").write_bytes(data)
     result = run("import", str(tmp_path / "file"), status=1)
     assert len(result.stderr.splitlines()) == 1 and "--skip" not in result.stderr
+
+
+@given(st.data())
+def test_a_file_that_was_cut_off_is_not_taken_for_whole(data: st.DataObject) -> None:
+    pack = data.draw(st.sampled_from([as_json, as_msgpack]))
+    item = item_of(Envelope.pack("exchange", "key", b"\0\0", 3), b"abc")
+    one = pack(item | {"schema": SCHEMA, "queues": []}).rstrip(b"\n")
+    length = data.draw(st.integers(0, 3 * len(one)))
+    whole, cut = divmod(length, len(one))
+    stream = b"\n".join([one] * whole + [one[:cut]]) if pack is as_json else (one * 4)[:length]
+    found = read(stream)
+    assert len([next(found) for _ in range(whole)]) == whole
+    with pytest.raises(Malformed if cut else StopIteration):
+        next(found)
 
 
 # -- export

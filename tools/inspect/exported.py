@@ -132,6 +132,19 @@ def read_messages(stream: BufferedReader) -> Iterator[tuple[int, Message]]:
             ) from error
 
 
+class _Counted:
+    """A stream, and how much was read of it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.bytes_read = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.bytes_read += len(data)
+        return data
+
+
 def _json_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
     position = 0
     for line in stream:
@@ -144,15 +157,20 @@ def _json_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 
 def _msgpack_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-    unpacker = msgpack.Unpacker(stream, unicode_errors="surrogateescape", max_buffer_size=1 << 31)
+    position = 0
+    counted = _Counted(stream)
+    unpacker = msgpack.Unpacker(counted, unicode_errors="surrogateescape", max_buffer_size=1 << 31)
     while True:
         try:
             item = unpacker.unpack()
         except msgpack.OutOfData:
+            if counted.bytes_read > position:
+                raise Malformed(f"the message at byte {position} is cut off") from None
             return
         except ValueError as error:
-            raise Malformed(f"at byte {unpacker.tell()} there is no msgpack: {error}") from error
-        yield unpacker.tell(), item
+            raise Malformed(f"at byte {position} there is no msgpack: {error}") from error
+        position = unpacker.tell()
+        yield position, item
 
 
 def _message(item: dict[str, Any]) -> Message:
