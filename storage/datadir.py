@@ -11,7 +11,7 @@ import msgpack
 
 from qlog.storage.catalog import Catalog
 from qlog.storage.disk import Disk
-from qlog.storage.errors import DirectoryLocked, DirectoryNewer, DirectoryUnreadable
+from qlog.storage.errors import DirectoryLocked, DirectoryNewer, DirectoryUnreadable, SyncFailed
 from qlog.storage.format import FORMAT_VERSION
 
 _KIND = "storage"  # the catalog's kind for what storage itself keeps there
@@ -80,7 +80,7 @@ def prepare(disk: Disk, paths: Paths) -> int:
     try:
         for directory in (paths.root, paths.log, paths.ledger, paths.spill):
             disk.make_directory(directory)
-        disk.sync_directory(paths.root.parent)
+        _sync_parent(disk, paths.root.parent)
         disk.sync_directory(paths.root)
         file = disk.open(paths.lock, write=True, create=True)
     except OSError as error:
@@ -94,6 +94,18 @@ def prepare(disk: Disk, paths: Paths) -> int:
             f"another broker runs on {paths.root}; stop it, or give this one its own directory"
         )
     return file
+
+
+def _sync_parent(disk: Disk, parent: Path) -> None:
+    """Have the root's name last, also that of a root which an earlier start made and did not sync.
+
+    One that may not be listed is somebody else's: who made the root in it has seen to its name.
+    """
+    try:
+        disk.sync_directory(parent)
+    except SyncFailed as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
 
 
 @dataclass(slots=True)

@@ -218,7 +218,7 @@ def _old_index_back(world: World) -> None:
 
 
 MUTATIONS = [
-    Mutation("no sync of the parent", "the directory is gone", "prepare: parent"),
+    Mutation("no sync of the parent", "the directory is gone", "_sync_parent: parent"),
     Mutation("no sync of the catalog's name", "the catalog is gone", "_Recovery.run: catalog.lmdb"),
     Mutation("no sync of the root", "the catalog is gone", "_Recovery.run: data"),
     Mutation("no sync of a segment's name", "the segment is gone", "create: log"),

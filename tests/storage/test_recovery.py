@@ -1,5 +1,6 @@
 """Starts after crashes and damage: what is cut, what is refused, and that twice is as once."""
 
+import errno
 import os
 import shutil
 import struct
@@ -14,6 +15,7 @@ from qlog.storage.errors import (
     DirectoryNewer,
     DirectoryUnreadable,
     StorageError,
+    SyncFailed,
 )
 from qlog.storage.examine import Examination, Verdict
 from qlog.storage.format import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
@@ -405,6 +407,26 @@ def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(DirectoryUnreadable, match="cannot be used"):
         start(tmp_path / "file" / "data")
+
+
+def test_a_parent_that_may_not_be_listed_is_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For root nothing is forbidden: so `os.open` says it is."""
+    directory = tmp_path / "parent" / "data"
+    opened = os.open
+    refused = errno.EACCES
+
+    def open_(path: Path, *rest: int) -> int:
+        if path == directory.parent:
+            raise OSError(refused, os.strerror(refused))
+        return opened(path, *rest)
+
+    monkeypatch.setattr(os, "open", open_)
+    start(directory).close()
+    refused = errno.EIO
+    with pytest.raises(SyncFailed, match="Input/output error"):
+        start(directory)
 
 
 def test_a_lost_catalog_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
