@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from qlog.storage.datadir import Paths
 from qlog.storage.disk import Disk
-from qlog.storage.errors import StorageError, SyncFailed, is_full
+from qlog.storage.errors import SyncFailed, is_full
 from qlog.storage.format import (
     FILE_HEADER_BYTES,
     SEGMENT_MAGIC,
@@ -171,12 +171,3 @@ class Committer:
                 self._disk.close(file)
             self._file = self._nursery.take(segment_id, size)
             self._segment_id = segment_id
-
-
-def failure_text(failure: BaseException) -> str:
-    """One line on what ended the writing."""
-    if isinstance(failure, OSError):
-        return f"the disk failed: {failure.strerror or failure}; check it, then start again"
-    if isinstance(failure, StorageError):
-        return str(failure)
-    return f"the storage engine failed: {failure!r}"

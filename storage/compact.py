@@ -234,13 +234,10 @@ class Compaction:
     def _moves(self, writer: SparseWriter) -> list[Move]:
         sources = frozenset(source.segment_id for source in self.sources)
         moves = [Move(self._segment_id, sources)]
-        records = 0
         for run in writer.columns.runs():
-            if records >= _MOVE_RECORDS:
+            if len(moves[-1].columns.positions) >= _MOVE_RECORDS:
                 moves.append(Move(self._segment_id, sources))
-                records = 0
-            moves[-1].runs.append(run)
-            records += len(run[2])
+            moves[-1].columns.add(*run)
         return moves
 
     def _run(self) -> Generator[int, None, Segment | None]:

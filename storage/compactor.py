@@ -38,6 +38,7 @@ class Compactor:
     ) -> None:
         self.replaced = replaced  # segments that are still there -> the one they went into
         self.moves: list[Move] = []  # for the next checkpoint
+        self.made: Segment | None = None  # among the segments when the index has all its moves
         self._disk = disk
         self._paths = paths
         self._index = index
@@ -49,14 +50,8 @@ class Compactor:
         self._compaction: Compaction | None = None
         self._stepping = False
         self._due_s = 0.0  # the next step, or the next look
-        self._made: Segment | None = None  # it counts when the index has all its moves
         self._unfit: set[int] = set()  # segments that could not be read as they were written
         self._findings: list[str] = []
-
-    @property
-    def moving(self) -> bool:
-        """Pointers of the last compaction are still to be moved."""
-        return self._made is not None
 
     @property
     def working(self) -> bool:
@@ -77,7 +72,7 @@ class Compactor:
             return _NEVER_S  # its result brings the owner back
         if now_s >= self._due_s:
             self._due_s = now_s + _LOOK_S
-            if self._compaction is None and may_begin and not self.moving:
+            if self._compaction is None and may_begin and self.made is None:
                 self._begin(now_s, live, checkpoint_lsn, condemned)
             if self._compaction is not None:
                 self._stepping = True
@@ -108,7 +103,7 @@ class Compactor:
         there = [id_ for id_ in old_ids if id_ in self._segments]  # some may have died
         self.replaced.update(dict.fromkeys(there, new_id))
         self.moves += step.moves
-        self._made = step.segment
+        self.made = step.segment
         return [SEGMENT_REPLACED, new_id, *old_ids]
 
     def take_moves(self) -> list[Move]:
@@ -119,10 +114,9 @@ class Compactor:
 
     def moved(self) -> Segment | None:
         """The index has the last moves taken: the segment that counts from now on, if it was all."""
-        made = self._made
         if self.moves:
             return None
-        self._made = None
+        made, self.made = self.made, None
         return made
 
     def abandon(self) -> None:

@@ -29,7 +29,7 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from qlog.storage.environment import open_environment
-from qlog.storage.format import FORMAT_VERSION
+from qlog.storage.format import FORMAT_VERSION, Columns
 from qlog.storage.headroom import Headroom
 from qlog.storage.lane import Pointers
 from qlog.storage.ledger import LedgerPosition
@@ -102,10 +102,7 @@ class Move:
 
     segment_id: int
     sources: frozenset[int]
-    # lanes, first qseqs, positions and lengths in the segment; a part of what it has
-    runs: list[tuple["array[int]", "array[int]", "array[int]", "array[int]"]] = field(
-        default_factory=list
-    )
+    columns: Columns = field(default_factory=Columns)  # a part of what the segment has
 
 
 @dataclass(slots=True)
@@ -500,7 +497,7 @@ class Index:
 
     def _move(self, transaction: lmdb.Transaction, move: Move, tally: "_Tally") -> None:
         by_lane: dict[int, list[Placed]] = {}
-        for lane_ids, firsts, positions, lengths in move.runs:
+        for lane_ids, firsts, positions, lengths in move.columns.runs():
             for lane_id, first in zip(lane_ids, firsts, strict=True):
                 placed = Placed(first, move.segment_id, positions, lengths)
                 by_lane.setdefault(lane_id, []).append(placed)

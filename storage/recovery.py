@@ -514,7 +514,7 @@ class _Recovery(Generic[M]):
             if columns is None:
                 raise CorruptLog(f"{path} is damaged: {ADVICE}")
             sources = frozenset(facts.sources(segment_id))
-            moves.append(Move(segment_id, sources, list(columns.runs())))
+            moves.append(Move(segment_id, sources, columns))
         return moves
 
     def _rewrite(self, path: Path, start: int, end: int) -> None:

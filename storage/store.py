@@ -590,11 +590,10 @@ class Store(Generic[M]):
             self._log_held = result.written < len(job.batches)
             self._ledger_held = bool(self._chunks) or (job.ledger_sync and not result.ledger_synced)
             self._notify()  # the owner's next tick may be too far away
-        self.full = self._log_held or self._ledger_held  # a roll of the ledger can wait
+        # With nothing held, the ledger was not rolled, or old files of it stay: that can wait.
+        self.full = self._log_held or self._ledger_held
         if result.ledger_synced and not self.full:
             self.synced = max(self.synced, job.ticket)
-        # With nothing held, old ledger files could not be removed: they go with the next.
-        self.full = self._log_held or self._ledger_held
         snapshot = self._snapshot
         if result.ledger_synced and snapshot is not None and snapshot.ledger is None:
             snapshot.ledger = result.ledger_position
@@ -673,9 +672,14 @@ class Store(Generic[M]):
         )
         ids = [segment.segment_id for segment in written]
         kept = [segment_id for segment_id in ids if segment_id not in self._condemned]
+        made = self._compactor.made
+        if made is not None:  # the index may point to it, and all its sources may be condemned
+            kept.append(made.segment_id)
         replaced = {
             old: new for old, new in self._compactor.replaced.items() if old not in self._condemned
         }
+        pointed_to = {id_ for id_, live in self._live.items() if live.count and id_ < SPILL}
+        assert pointed_to <= set(kept), "a start would miss what the index points to"
         return snapshot_records(self._lanes.values(), kept, replaced, following, self.durable_lsn)
 
     def _resume_checkpoint(self) -> None:

@@ -313,7 +313,7 @@ class World:
             self.drive(2.5)
             if store.failure is not None or disk.space_bytes is not None or disk.lmdb_full:
                 break
-            busy = store._compactor.working or store._compactor.moving
+            busy = store._compactor.working or store._compactor.made is not None
             if times >= 5 and store.segment_count == 1 and not busy:
                 break
         else:
@@ -677,7 +677,6 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (compact, "_STEP_BYTES", 2000),
     (compact, "_STEP_RECORDS", 10),
     (compact, "_READ_BYTES_MAX", 1500),
-    (compact, "_MOVE_RECORDS", 5),
     (compact, "_GAP_BYTES_MAX", 500),
     (compact, "_MOVE_RECORDS", 7),
     (compact, "_SMALL_COUNT_MIN", 3),
@@ -688,7 +687,6 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (sparse, "_BATCH_BYTES_MAX", 1500),
     (sparse, "_UNSYNCED_BYTES_MAX", 2000),
     (sparse, "_WRITE_BYTES", 700),
-    (sparse, "_WRITE_BYTES", 1000),
     (store_module, "_LANE_IDS_RESERVED", 4),
 ]
 

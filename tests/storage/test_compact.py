@@ -515,3 +515,34 @@ def test_the_index_stays_in_proportion(tmp_path: Path) -> None:
     assert max(sizes) <= 1.3 * sizes[2], sizes
     assert sorted(contents(lane)) == sorted(alive)
     bench.store.close()
+
+
+def test_the_ledger_names_what_is_being_moved_to(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its sources may be dead before the last pointer has moved, and the ledger rolls."""
+    monkeypatch.setattr("qlog.storage.compact._MOVE_RECORDS", 5)
+    stuck, other = new_lane(bench.store), new_lane(bench.store)
+    left = fill(bench, stuck, keep=10, count=200)
+    fill(bench, other, keep=10, count=400)
+    store = bench.store
+    compactor = store._compactor
+    while not any(live.count for id_, live in store._live.items() if id_ >= COMPACTED):
+        assert bench.now_s < 100
+        settle_down(bench, 0.5)
+    other.settle(0, 400)
+    for qseq in sorted(left)[2:]:
+        stuck.settle(qseq, 1)
+    while not store._condemned:
+        assert store.checkpoint()
+    store._ledger_wants_roll = True
+    stuck.settle(sorted(left)[1], 1)
+    assert store.checkpoint() and compactor.made is not None
+    kept = {qseq: left[qseq] for qseq in sorted(left)[:1]}
+    for without_index in (False, True):
+        bench.kill()
+        if without_index:
+            shutil.rmtree(bench.directory / "index.lmdb")
+        bench.open()
+        assert contents(bench.store.lane(stuck.id)) == kept
+    bench.store.close()
