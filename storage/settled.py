@@ -152,9 +152,9 @@ class Settled:
 
     def _raise(self, floor: int) -> None:
         """Everything below is settled; forget what was known of it."""
+        before, block = self.floor // BLOCK, floor // BLOCK
         self.floor = floor
-        block = floor // BLOCK
-        for known in _keys(self.bits, 0, block):
+        for known in _keys(self.bits, before, block):
             del self.bits[known]
         full = self.full
         place = bisect_right(full, block)
