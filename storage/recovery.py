@@ -47,7 +47,7 @@ from qlog.storage.index import (
     Move,
 )
 from qlog.storage.lane import Cache, Changes, Lane, M
-from qlog.storage.ledger import LedgerWriter, Record, unpack_body
+from qlog.storage.ledger import LedgerPosition, LedgerWriter, Record, unpack_body
 from qlog.storage.log import Log, Segment
 from qlog.storage.reader import DiskShelf, Reader
 from qlog.storage.scan import ADVICE, LogScan, check_version
@@ -112,14 +112,18 @@ def recover(
     lock = prepare(disk, paths)
     opened: list[Callable[[], None]] = [lambda: disk.close(lock)]
     try:
+        first = _Recovery(paths, lock, decode, settings, disk, opened)
         try:
-            return _Recovery(paths, lock, decode, settings, disk, opened).run()
+            return first.run()
         except IndexDoubt as doubt:  # found when it was used: once more, without it
             while len(opened) > 1:
                 opened.pop()()
             mark_doubt(disk, paths)
             recovered = _Recovery(paths, lock, decode, settings, disk, opened).run()
-            recovered.report.index_rebuilt = str(doubt)
+            report = recovered.report
+            report.index_rebuilt = str(doubt)
+            for name in ("log_bytes_cut", "log_records_cut", "ledger_bytes_cut"):
+                setattr(report, name, max(getattr(report, name), getattr(first.report, name)))
             return recovered
     except BaseException as error:
         for close in reversed(opened):
@@ -172,7 +176,8 @@ class _Recovery(Generic[M]):
         self.segments: dict[int, Segment] = {}
         self.replaced: dict[int, int] = {}
         self.lsn = 0
-        self.attested_lsn = 0  # by the index
+        self.attested_lsn = 0  # by the index, be it in doubt otherwise
+        self.attested_ledger: LedgerPosition | None = None
         self.index: Index | None = None
         self.reader: Reader[M] = Reader(disk, paths, decode)
         self.shelf: DiskShelf[M] = DiskShelf(disk, paths, self.reader)
@@ -192,6 +197,7 @@ class _Recovery(Generic[M]):
             self._load_lanes()
         self._replay_ledger(ledger_file)
         found = self._read_log(checkpoint, ledger_file)
+        self._check_age_of_catalog()
         for lane_id, lane in self.lanes.items():
             placed_upto = self.placed_upto.get(lane_id, 0)
             named_upto = self.named_upto.get(lane_id, 0)
@@ -208,9 +214,7 @@ class _Recovery(Generic[M]):
             segment.segment_id: ledger_file.segments.replaced[segment.segment_id]
             for segment in found.replaced
         }
-        self.identity.epoch = epoch = self.report.epoch = self.epoch_seen + 1
-        lane_ids = max([*self.lanes, *self.deleted], default=0) + 1
-        self.identity.lane_ids_reserved = max(self.identity.lane_ids_reserved, lane_ids)
+        self.identity.epoch = epoch = self.report.epoch = self.identity.epoch + 1
         self.identity.save(self.catalog)
         disk.sync_directory(paths.catalog)  # LMDB syncs its file, and not the name of it
         disk.sync_directory(paths.root)
@@ -296,10 +300,10 @@ class _Recovery(Generic[M]):
         self.catalog.verify()
         identity = Identity.load(self.catalog)
         if identity is None:
-            if numbered(self.disk, paths.ledger, ".qack"):
-                raise DirectoryUnreadable(
-                    f"{paths.root} has messages and no catalog; restore catalog.lmdb from a copy"
-                )
+            if numbered(self.disk, paths.ledger, ".qack") or numbered(
+                self.disk, paths.log, ".qseg"
+            ):
+                raise DirectoryUnreadable(f"{paths.catalog} is missing: {ADVICE}")
             identity = Identity(os.urandom(16), 0, 1, 0)
         self.identity = identity
         self.epoch_seen = identity.epoch
@@ -321,7 +325,9 @@ class _Recovery(Generic[M]):
             self.index = index
             checkpoint = index.checkpoint()
             if checkpoint is not None and checkpoint.uuid == self.identity.uuid:
+                self.epoch_seen = max(self.epoch_seen, checkpoint.epoch)
                 self.attested_lsn = checkpoint.lsn
+                self.attested_ledger = checkpoint.ledger
                 self.lane_rows = index.lanes()
                 self.bitmaps = list(index.bitmaps())
                 self.live_before = index.live()
@@ -371,7 +377,8 @@ class _Recovery(Generic[M]):
         paths = self.paths
         ids = numbered(self.disk, paths.ledger, ".qack")
         if not ids:
-            if self.attested_lsn or self.identity.closed_lsn:
+            # The first one is there before anything is written to the log.
+            if numbered(self.disk, paths.log, ".qseg") or self.attested_lsn:
                 raise CorruptLog(f"the ledger {paths.ledger} is missing; restore it from a copy")
             return ledger
         ledger.file_id = ids[-1]
@@ -402,8 +409,9 @@ class _Recovery(Generic[M]):
                 (batch.header.durable for batch in file.whole_batches_after(position)),
                 default=0,
             )
-            if checkpoint is not None and checkpoint.ledger.file_id >= ledger.file_id:
-                attested = max(attested, checkpoint.ledger.number)
+            by_index = self.attested_ledger
+            if by_index is not None and by_index.file_id >= ledger.file_id:
+                attested = max(attested, by_index.number)
             if not ledger.segments.complete or attested > ledger.number:
                 raise CorruptLog(
                     f"{path} is damaged at byte {position}: acks that were on disk are lost; "
@@ -441,6 +449,16 @@ class _Recovery(Generic[M]):
         self.report.log_bytes_cut = found.bytes_cut
         self.report.log_records_cut = found.records_cut
         return found
+
+    def _check_age_of_catalog(self) -> None:
+        """Queues that it does not know would lose their messages. Raises DirectoryUnreadable."""
+        identity = self.identity
+        lane_id = max([*self.lanes, *self.deleted], default=0)
+        if self.epoch_seen > identity.epoch or lane_id >= identity.lane_ids_reserved:
+            raise DirectoryUnreadable(
+                f"{self.paths.catalog} is an older copy: log and ledger are of start "
+                f"{self.epoch_seen}, and it is of start {identity.epoch}; {ADVICE}"
+            )
 
     def _adopt(self, columns: Columns, segment: Segment) -> None:
         """The messages go to the lanes that they were routed to."""

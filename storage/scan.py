@@ -172,6 +172,11 @@ class _Scan:
                 if file.header is None or not file.header_belongs_here:
                     if segment_id in facts.replaced and segment_id not in needed:
                         result.leftover.append(segment_id)  # all that counts is in another
+                    elif file.header is not None:
+                        raise CorruptLog(
+                            f"{file.path} belongs to another directory, or has another's name: "
+                            f"{ADVICE}"
+                        )
                     else:
                         blank.append(segment_id)
                     continue

@@ -433,7 +433,7 @@ def test_a_lost_catalog_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.kill()
     shutil.rmtree(bench.directory / "catalog.lmdb")
-    with pytest.raises(StorageError, match="no catalog"):
+    with pytest.raises(StorageError, match="catalog.lmdb is missing"):
         start(bench.directory)
 
 
@@ -551,3 +551,81 @@ def test_an_index_that_cannot_be_made_is_said_in_one_line(
         with pytest.raises(DirectoryUnreadable, match=r"^.*index\.lmdb.*check the disk$"):
             start(tmp_path / "data")
     start(tmp_path / "data").close()
+
+
+def test_a_log_without_catalog_and_ledger_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    publish(bench.store, [new_lane(bench.store)], [b"x"] * 5)
+    assert bench.store.settle_down()
+    bench.kill()
+    for name in ("catalog.lmdb", "ledger", "index.lmdb"):
+        shutil.rmtree(bench.directory / name)
+        with pytest.raises(StorageError, match=r"catalog.lmdb is missing.*repair"):
+            start(bench.directory)
+    assert (bench.directory / "log" / "0000000001.qseg").stat().st_size
+
+
+def test_an_older_catalog_is_not_believed(tmp_path: Path) -> None:
+    """Its queues are not all there are, and messages of queues it does not know would go."""
+    bench = Bench(tmp_path)
+    older = tmp_path / "older"
+    for _ in range(2):
+        bench.reopen()
+        lane = new_lane(bench.store)
+        publish(bench.store, [lane], [b"x"] * 5)
+        assert bench.store.settle_down()
+        if not older.exists():
+            shutil.copytree(bench.directory / "catalog.lmdb", older)
+    bench.kill()
+    shutil.rmtree(bench.directory / "catalog.lmdb")
+    shutil.copytree(older, bench.directory / "catalog.lmdb")
+    with pytest.raises(StorageError, match=r"catalog.lmdb is an older copy.*repair"):
+        start(bench.directory)
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_lost_ledger_is_missed(tmp_path: Path, with_index: bool) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 20)
+    lane.settle(0, 15)
+    assert bench.store.settle_down()
+    bench.kill()
+    for path in (bench.directory / "ledger").iterdir():
+        path.unlink()
+    if not with_index:
+        shutil.rmtree(bench.directory / "index.lmdb")
+    assert "ledger" in refused(bench.directory)
+
+
+def test_an_index_in_doubt_still_attests_the_ledger(tmp_path: Path) -> None:
+    """A rebuild would take a damaged end of the ledger for a torn one, and the acks come back."""
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 20)
+    assert bench.store.checkpoint()
+    lane.settle(0, 15)
+    assert bench.store.checkpoint()
+    bench.kill()
+    (path,) = (bench.directory / "ledger").glob("*.qack")
+    data = path.read_bytes().rstrip(b"\0")
+    flipped = bytearray(data)
+    flipped[len(data) - 3] ^= 1
+    path.write_bytes(flipped)
+    (bench.directory / "index.doubt").touch()
+    assert "acks that were on disk are lost" in refused(bench.directory)
+
+
+def test_a_segment_of_another_directory_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    other = Bench(tmp_path / "other")
+    publish(other.store, [new_lane(other.store)], [b"x"] * 5)
+    assert other.store.settle_down()
+    bench = Bench(tmp_path / "this")
+    publish(bench.store, [new_lane(bench.store)], [b"x"] * 5)
+    assert bench.store.settle_down()
+    bench.kill()
+    log = bench.directory / "log"
+    foreign = log / "0000000002.qseg"
+    shutil.copy(other.directory / "log" / "0000000001.qseg", foreign)
+    assert "belongs to another directory" in refused(bench.directory)
+    other.store.close()

@@ -234,7 +234,7 @@ class _Planner:
                     plan.ledger_number = max(plan.ledger_number, number)
             if view.header is not None and view.header_verdict is Verdict.WHOLE:
                 epochs.append(view.header.epoch)
-        plan.epoch = max(epochs) + 1
+        plan.epoch = max(epochs)
         for lane_id in directory.ledger.lanes:
             self._name(lane_id, directory.ledger.next_qseq(lane_id))
         if self.contents is not None:
