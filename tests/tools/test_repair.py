@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlog.server.amqp.values import encode_table
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable
+from qlog.storage.disk import OSDisk
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable, StorageError
 from qlog.storage.index import Index, LaneUpdate
 from qlog.tools.cli import app
 from tests.live.server import BrokerProcess
@@ -313,6 +315,80 @@ def test_twice_is_as_once(tmp_path: Path) -> None:
     assert waiting(directory) == {
         name: [number for number in numbers if number != 61] for name, numbers in first.items()
     }
+
+
+class Kills:
+    """What a kill would leave of a directory, after each thing that is done to a file of it."""
+
+    def __init__(self, directory: Path, copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.left: list[Path] = []
+        self._copies = copies
+        self._seen: list[object] = []
+        for name in ("open", "write", "allocate", "truncate", "rename", "unlink"):
+            self._watch(monkeypatch, OSDisk, name)
+        self._watch(monkeypatch, os, "link")
+        self._watch(monkeypatch, os, "unlink")
+        self._watch(monkeypatch, os, "rmdir")
+
+    def _watch(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            result = real(*arguments, **options)
+            self._look()
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+
+    def _look(self) -> None:
+        state = {
+            path: (one[1], one[2])
+            for path, one in fingerprint(self.directory).items()
+            if not path.endswith(".new")  # what is being written is of no account
+        }
+        if state not in self._seen:
+            self._seen.append(state)
+            self.left.append(self._copies / str(len(self.left)))
+            shutil.copytree(self.directory, self.left[-1])
+
+
+def test_a_kill_at_any_time_costs_nothing(tmp_path: Path) -> None:
+    """No original is lost, a start refuses or has all there is, and repairing again helps."""
+    directory = stopped(tmp_path / "data", settled=120)
+    path = file_of(directory, 130)
+    flip(path, path.read_bytes().index(b"message 130 ") + 40)
+    file_of(directory, 60).write_bytes(os.urandom(1 << 16))
+    flip(max((directory / "ledger").glob("*.qack")), 120)
+    damage_entry(directory, b'["/", "audit"]', 2)
+    originals = {one[2] for one in fingerprint(directory).values() if one[1] > 4096}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kills = Kills(directory, tmp_path / "kills", monkeypatch)
+        run("repair", "--accept-loss", "--data-dir", str(directory))
+    due = waiting(directory)
+    assert set(due) == {"orders", "audit"} and due["orders"][0] == 120 and 130 not in due["audit"]
+    refused = 0
+    before = None
+    for left in kills.left:
+        found = fingerprint(left)
+        assert originals <= {one[2] for one in found.values()}
+        shown = {
+            path.removeprefix(str(left)): one[2]
+            for path, one in found.items()
+            if "quarantine" not in path
+        }
+        if shown == before:
+            continue
+        before = shown
+        again = left.with_name(left.name + "-again")
+        shutil.copytree(left, again)
+        try:
+            assert waiting(left) == due
+        except StorageError:
+            refused += 1
+            run("repair", "--accept-loss", "--data-dir", str(again))
+            assert waiting(again) == due
+    assert refused
 
 
 def test_not_while_a_broker_runs(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`qlog inspect repair`: make a damaged directory one that a broker starts on, and say what that costs.
 
 Without --accept-loss nothing is changed: it says what would be done, and which messages would be
-lost. Nothing is ever deleted: what is replaced or given up is moved to quarantine/.
+lost. No original is lost: what is replaced or given up is in quarantine/ before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Doing what a repair plan says: originals are moved to quarantine/, and nothing is deleted.
+"""Doing what a repair plan says: all originals are in quarantine/ before anything is written.
 
-A crash in the middle leaves a directory that can be repaired again: originals are linked into the
-quarantine before anything takes their place, each file is replaced in one rename, and the new ledger,
-which says what counts, comes last.
+A crash in the middle leaves a directory that can be repaired again, or is repaired. Before it every
+original is linked into the quarantine and the index is marked as in doubt, so that a start trusts
+nothing in it but what it attests. Each file is replaced in one rename; the new ledger, which says
+what counts, comes when all of that is there; what it gives up is unlinked last.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from qlog.storage.catalog import unpack_row
-from qlog.storage.datadir import Paths, numbered
+from qlog.storage.datadir import Paths, mark_doubt, numbered
 from qlog.storage.disk import Disk
 from qlog.storage.ledger import SEGMENTS, LedgerWriter, Record, lane_records
 from qlog.storage.settings import StoreSettings
@@ -42,21 +44,30 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     if entries:
         lines = (json.dumps(entry) + "\n" for entry in entries)
         quarantine.write("catalog-entries.jsonl", "".join(lines).encode())
-    for rewrite in plan.rewrites:
-        quarantine.keep(rewrite.view.path)
+    given_up = [view.path for view in plan.discarded]
+    if plan.mends_log:
+        given_up += [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
+    originals = [rewrite.view.path for rewrite in plan.rewrites] + given_up
+    if plan.catalog.needed:
+        originals.append(paths.catalog / "data.mdb")
+    if plan.moves_index:
+        originals.append(paths.index / "data.mdb")
+    quarantine.keep(originals)
+
+    if plan.moves_index:
+        mark_doubt(disk, paths)
     for rewrite in plan.rewrites:
         _rewrite(plan, rewrite, disk)
     if plan.catalog.needed:
-        _replace_catalog(plan, paths, disk, quarantine)
-    if plan.moves_index:
-        quarantine.take(paths.index)
+        _replace_catalog(plan, paths, disk)
     if plan.mends_log:
         _write_ledger(plan, directory, disk)
-        for view in plan.discarded:
-            quarantine.take(view.path)
-        for file_id in numbered(disk, paths.ledger, ".qack")[:-1]:
-            quarantine.take(paths.ledger_file(file_id))
-    disk.sync_directory(paths.root)
+    for path in given_up:
+        disk.unlink(path)
+    if plan.moves_index:
+        shutil.rmtree(paths.index)
+    for changed in (paths.log, paths.ledger, paths.root):
+        disk.sync_directory(changed)
     return quarantine.place
 
 
@@ -80,27 +91,29 @@ class _Quarantine:
             self._disk.close(file)
         self._disk.sync_directory(self.place)
 
-    def keep(self, path: Path) -> None:
-        """Have the file here too, before another one takes its name."""
-        target = self._target(path)
+    def keep(self, originals: Sequence[Path]) -> None:
+        """Have these files here too, durable, before anything happens to them."""
+        directories = {self.place}
+        for path in originals:
+            target = self.place / path.relative_to(self._root)
+            if path.exists():
+                self._disk.make_directory(target.parent)
+                directories.add(target.parent)
+                self._link(path, target)
+        for directory in directories:
+            self._disk.sync_directory(directory)
+
+    def _link(self, path: Path, target: Path) -> None:
         try:
             os.link(path, target)
-        except OSError:  # a file system without links
+            return
+        except OSError:  # a file system without links, or another one
             shutil.copy2(path, target)
-        self._disk.sync_directory(target.parent)
-
-    def take(self, path: Path) -> None:
-        """Move a file or a directory here."""
-        if path.exists():
-            target = self._target(path)
-            self._disk.rename(path, target)
-            self._disk.sync_directory(target.parent)
-            self._disk.sync_directory(path.parent)
-
-    def _target(self, path: Path) -> Path:
-        target = self.place / path.relative_to(self._root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
+        file = self._disk.open(target, write=True)
+        try:
+            self._disk.sync_data(file)
+        finally:
+            self._disk.close(file)
 
 
 def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
@@ -166,16 +179,14 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
         ledger.close()
 
 
-def _replace_catalog(plan: Plan, paths: Paths, disk: Disk, quarantine: _Quarantine) -> None:
-    """A new file takes the place of the old one, which is kept."""
+def _replace_catalog(plan: Plan, paths: Paths, disk: Disk) -> None:
+    """A new file takes the place of the old one."""
     fresh = paths.root / "catalog.lmdb.new"
     if fresh.exists():  # of a repair that did not come to its end
         shutil.rmtree(fresh)
     write_catalog(plan.catalog, fresh)
     disk.make_directory(paths.catalog)
     data = paths.catalog / "data.mdb"
-    if data.exists():
-        quarantine.keep(data)
     disk.rename(fresh / "data.mdb", data)
     disk.sync_directory(paths.catalog)
     shutil.rmtree(fresh)
