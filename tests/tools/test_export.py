@@ -108,12 +108,36 @@ def test_what_json_cannot_say_exactly_is_there_raw(raw: bytes) -> None:
         b"\xc1",
         b"\x80",
         b'{"schema":"qlog.message/1"}\n',
+        b'{"a":' * 100_000,
+        b"\x81\xa1a" * 100_000,
     ],
 )
 def test_a_file_of_something_else_is_refused_in_one_line(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
     result = run("import", str(tmp_path / "file"), status=1)
     assert len(result.stderr.splitlines()) == 1 and "--skip" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("properties", None),
+        ("properties", {"headers": 5}),
+        ("properties", {"headers": {"a": ["F", 5]}}),
+        ("properties", {"headers": {"a": ["d", 1 << 2000]}}),
+        ("body", 5),
+        ("exchange", 1 << 70),
+        ("queues", 5),
+        ("queues", [{"vhost": 5, "queue": "q", "state": "unsettled"}]),
+        ("queues", [{"vhost": "/", "queue": "q" * 256, "state": "unsettled"}]),
+    ],
+)
+def test_a_field_of_another_kind_is_malformed(field: str, value: Any) -> None:
+    item = item_of(Envelope.pack("", "k", b"\0\0", 1), b"x") | {"schema": SCHEMA, "queues": []}
+    plain = json.loads(as_json(item))
+    assert len(list(read(json.dumps(plain).encode()))) == 1
+    with pytest.raises(Malformed, match="message 1 is not one of"):
+        list(read(json.dumps(plain | {field: value}).encode()))
 
 
 @given(st.data())
@@ -348,6 +372,9 @@ def test_no_broker_is_one_line(tmp_path: Path) -> None:
     result = run("import", str(file), "--url", "amqp://localhost:1", status=1)
     assert "no broker answers at localhost:1" in result.stderr
     run("import", str(file), "--url", "http://x", status=2)
+    result = run("import", str(file), "--skip", "2", status=2)
+    assert "has 1 message only" in result.stderr
+    assert "0 messages published" in run("import", str(file), "--skip", "1").stdout
     run("import", str(tmp_path / "none"), status=2)
 
 

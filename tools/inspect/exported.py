@@ -46,7 +46,14 @@ from qlog.server.amqp.values import (
 
 SCHEMA = "qlog.message/1"
 _WITH_OCTETS = ("properties", "properties_raw")
+_NAME_BYTES_MAX = 255  # a shortstr
 _PROPERTIES_MAX = 1024  # so many are remembered: those of many messages are the same
+
+# What reading raises when a field is missing or of another kind than it should be.
+_UNFIT = (
+    *(AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError),
+    *(AMQPError, struct.error),
+)
 
 _NUMBERS: dict[str, type[int | float]] = {
     "b": Int8,
@@ -126,7 +133,7 @@ def read_messages(stream: BufferedReader) -> Iterator[tuple[int, Message]]:
     for number, (position, item) in enumerate(items, 1):
         try:
             yield position, _message(item)
-        except (KeyError, TypeError, ValueError, AMQPError, struct.error) as error:
+        except _UNFIT as error:
             raise Malformed(
                 f"message {number} is not one of `qlog inspect export`: {error!r}"
             ) from error
@@ -152,7 +159,7 @@ def _json_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield position, _from_json(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Malformed(f"before byte {position} there is no JSON: {error}") from error
 
 
@@ -186,11 +193,17 @@ def _message(item: dict[str, Any]) -> Message:
     envelope = Envelope.pack(item["exchange"], item["routing_key"], raw, len(body))
     envelope.decoded_properties()
     queues = tuple(
-        (target["vhost"], target["queue"])
+        (_name(target["vhost"]), _name(target["queue"]))
         for target in item["queues"]
         if target["queue"] is not None and target["state"] != "deleted"
     )
     return Message(queues, envelope, body)
+
+
+def _name(text: Any) -> str:
+    if not isinstance(text, str) or len(text.encode()) > _NAME_BYTES_MAX:
+        raise ValueError(f"{text!r} can name no queue")
+    return text
 
 
 # -- values

@@ -64,6 +64,8 @@ def import_(
             print(f"qlog: {_where_to_go_on(file, importing)}", file=sys.stderr)
         interrupted = isinstance(error, KeyboardInterrupt)
         raise typer.Exit(128 + signal.SIGINT if interrupted else 1) from error
+    if importing.begun < skip:
+        stop(f"{file} has {counted(importing.begun, 'message')} only: --skip {skip} is too many")
     print(f"{counted(importing.confirmed - skip, 'message')} published and confirmed")
 
 
