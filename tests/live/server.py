@@ -45,7 +45,7 @@ class BrokerProcess:
         self.settings = dict(settings or {})
         self.launcher = launcher
         self.process: subprocess.Popen[bytes] | None = None
-        self.lines: list[str] = []
+        self.lines: list[str] = []  # what it said; all of it once it has ended
         self._started = threading.Event()
 
     @property
@@ -83,7 +83,8 @@ class BrokerProcess:
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.settings},
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader.start()
 
     def wait_until_ready(self) -> None:
         """Return when it accepts connections. Raises RuntimeError if it ends or takes too long."""
@@ -109,10 +110,11 @@ class BrokerProcess:
                     self._started.set()
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """SIGKILL, and wait until it is gone and `lines` has all that it said."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(STOP_S_MAX)
+        self._reader.join(STOP_S_MAX)
 
     def terminate(self) -> tuple[int, float]:
         """SIGTERM: exit code and how many seconds it took. Killed if it takes too long."""
@@ -124,4 +126,5 @@ class BrokerProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+        self._reader.join(STOP_S_MAX)
         return code, time.monotonic() - begin

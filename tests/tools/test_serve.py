@@ -223,5 +223,6 @@ def test_first_start_takes_the_names_of_rabbitmq(
 def test_names_of_clients_cannot_forge_log_lines(running: BrokerProcess) -> None:
     with pytest.raises(AssertionError, match="Login was refused"):
         Client(running.url.replace("guest:guest", "evil%0Aname%1B%5B31m:x"))
+    running.terminate()
     (line,) = (line for line in running.lines if "evil" in line)
     assert r"evil\nname\x1b[31m" in line
