@@ -342,6 +342,22 @@ def test_wrong_options_end_with_one_line(
 # -- for people
 
 
+@pytest.mark.parametrize("command", ["verify", "verify --json", "export"])
+@pytest.mark.parametrize(
+    ("stdout", "why"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")]
+)
+def test_a_report_that_cannot_be_written_is_no_damage(
+    command: str, stdout: str, why: str, tmp_path: Path
+) -> None:
+    directory = killed(tmp_path / "data", 10)
+    call = f"{sys.executable} -m qlog inspect {command} --data-dir {directory} {stdout}"
+    result = subprocess.run(call, shell=True, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.endswith(f"stdout cannot be written: {why}")
+    assert command == "export" or "sound" in line  # what was found is told
+
+
 def test_piped_output_is_one_line_a_message_and_cannot_steer_a_terminal(tmp_path: Path) -> None:
     from qlog.server.amqp.envelope import Envelope
 

@@ -25,6 +25,7 @@ from qlog.tools.inspect.options import (
     stop,
     stop_for_pipe,
     stop_for_rights,
+    stop_for_stdout,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def export(
     except BrokenPipeError:
         stop_for_pipe()
     except OSError as error:
-        stop(f"{output or 'stdout'} cannot be written: {error.strerror}")
+        if output is None:
+            stop_for_stdout(error.strerror)
+        stop(f"{output} cannot be written: {error.strerror}")
     from qlog.tools.inspect.report import counted, printable
 
     for note in directory.notes:
@@ -87,6 +90,8 @@ def export(
 @contextmanager
 def _destination(output: Path | None) -> Iterator[BinaryIO]:
     if output is None:
+        if sys.stdout is None:
+            stop_for_stdout("it is closed")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return

@@ -39,7 +39,7 @@ from qlog.tools.inspect.environment import (
 )
 from qlog.tools.inspect.log import Entry, views_of
 from qlog.tools.inspect.messages import walk
-from qlog.tools.inspect.options import stop, stop_for_pipe
+from qlog.tools.inspect.options import stop, writing_stdout
 from qlog.tools.inspect.report import counted, printable
 from qlog.tools.inspect.selection import Selection
 
@@ -84,13 +84,13 @@ def follow_log(
             item = decoded(directory, file, entry)
             for target in item.get("targets", ()):
                 target["state"] = None
-            if as_json:
-                if body_max is not None and record is not None:
-                    add_body(item, record)
-                print(json.dumps({"schema": "qlog.inspect.messages.follow/1", **item}))
-            else:
-                print(_line(item, entry, body_max, as_hex))
-            sys.stdout.flush()
+            if as_json and body_max is not None and record is not None:
+                add_body(item, record)
+            with writing_stdout():
+                if as_json:
+                    print(json.dumps({"schema": "qlog.inspect.messages.follow/1", **item}))
+                else:
+                    print(_line(item, entry, body_max, as_hex))
             if left is not None:
                 left -= 1
                 if not left:
@@ -100,8 +100,6 @@ def follow_log(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would be told as an error
         if not as_json:
             print(file=sys.stderr)  # behind the terminal's ^C
-    except BrokenPipeError:
-        stop_for_pipe()
     if tail.damaged:
         raise typer.Exit(1)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlog.tools.inspect.options import stop
+from qlog.tools.inspect.options import stop, writing_stdout
 
 if TYPE_CHECKING:
     from qlog.tools.inspect.exported import Message
@@ -66,7 +66,9 @@ def import_(
         raise typer.Exit(128 + signal.SIGINT if interrupted else 1) from error
     if importing.begun < skip:
         stop(f"{file} has {counted(importing.begun, 'message')} only: --skip {skip} is too many")
-    print(f"{counted(importing.confirmed - skip, 'message')} published and confirmed")
+    done = f"{counted(importing.confirmed - skip, 'message')} published and confirmed"
+    with writing_stdout(done):
+        print(done)
 
 
 def _where_to_go_on(file: Path, importing: _Import) -> str:

@@ -1,7 +1,8 @@
 """The options that every `qlog inspect` command has, and how it ends.
 
 Exit status: 0 when everything that was looked at is sound, 1 when damage was found, 2 for a wrong
-option or a directory that cannot be inspected (one line on stderr says why).
+option, a directory that cannot be inspected, or a report that cannot be written (one line on stderr
+says why).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -64,13 +67,27 @@ def find_lanes(directory: Directory, vhost: str, queue: str) -> frozenset[int]:
 
 def finish(report: Report, *, as_json: bool) -> None:
     """Print the report and end with the status that it deserves."""
-    try:
+    with writing_stdout(report.summary):
         report.show(as_json=as_json)
+    if report.damage:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def writing_stdout(done: str = "") -> Iterator[None]:
+    """What is printed inside is written at its end, or the command ends.
+
+    `done` is what it has done, for those who cannot read the report.
+    """
+    if sys.stdout is None:
+        stop_for_stdout("it is closed", done)
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         stop_for_pipe()
-    if report.damage:
-        raise typer.Exit(1)
+    except OSError as error:
+        stop_for_stdout(error.strerror, done)
 
 
 def stop_for_rights(error: PermissionError) -> NoReturn:
@@ -80,8 +97,20 @@ def stop_for_rights(error: PermissionError) -> NoReturn:
 
 def stop_for_pipe() -> NoReturn:
     """End as programs do whose reader has gone (`| head`): that is neither sound nor damage."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard_stdout()
     raise typer.Exit(128 + signal.SIGPIPE)
+
+
+def stop_for_stdout(why: str | None, done: str = "") -> NoReturn:
+    """End because what there is to say cannot be written."""
+    if sys.stdout is not None:
+        _discard_stdout()
+    stop(f"{done}; stdout cannot be written: {why}".removeprefix("; "))
+
+
+def _discard_stdout() -> None:
+    """Python writes what is left in its buffer when it ends; that must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stop(message: str) -> NoReturn:
