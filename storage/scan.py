@@ -157,9 +157,11 @@ class _Scan:
         result.compacted_id_next = max([facts.next_compacted_id, *(id_ + 1 for id_ in present)])
         needed = set(needed)
         given_up = facts.given_up(present)
-        missing = facts.missing(present, needed) or sorted(given_up & needed)
-        if missing:
-            raise CorruptLog(f"{self.paths.segment(missing[0])} is missing: {ADVICE}")
+        for segment_id in facts.missing(present, needed):
+            raise CorruptLog(f"{self.paths.segment(segment_id)} is missing: {ADVICE}")
+        for segment_id in sorted(given_up & needed):
+            path = self.paths.segment(segment_id)
+            raise CorruptLog(f"{path} has messages, and the ledger gave it up: {ADVICE}")
         result.leftover = sorted(given_up)
         bases: dict[int, int] = {}
         blank: list[int] = []
