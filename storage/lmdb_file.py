@@ -85,7 +85,8 @@ class _Meta:
 def check(path: Path, *, thorough: bool) -> None:
     """Raise Implausible unless LMDB can read all of the file; a missing or empty one is new.
 
-    `thorough`: look at the pages of large values too, one read each. Raises OSError.
+    `thorough`: look at the pages of large values too, one read each. Raises OSError when it cannot
+    be opened.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -172,7 +173,7 @@ class _Walk:
         return newer, older
 
     def _meta(self, number: int, offset: int) -> _Meta:
-        data = os.pread(self._file, _META_BYTES, offset)
+        data = self._read(_META_BYTES, offset)
         if len(data) < _META_BYTES:
             raise CutOff(f"the file is cut off: it has {self._file_bytes} bytes")
         found, _, flags, _, _ = _PAGE.unpack_from(data)
@@ -258,9 +259,15 @@ class _Walk:
             tree.leaves += 1
             tree.count += len(keys)
 
+    def _read(self, size: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._file, size, offset)
+        except OSError as error:  # LMDB, which maps the file, would die of it
+            raise Implausible(f"byte {offset} cannot be read: {error.strerror}") from error
+
     def _page(self, tree: _Tree, number: int) -> bytes:
         self._take(tree, number, 1)
-        data = os.pread(self._file, self._page_bytes, number * self._page_bytes)
+        data = self._read(self._page_bytes, number * self._page_bytes)
         if _NUMBER.unpack_from(data)[0] != number:
             raise Implausible(f"{self._name(tree, number)} is damaged")
         return data
@@ -272,7 +279,7 @@ class _Walk:
         data = b""
         if self._thorough or tree.numbered:
             wanted = _PAGE.size + (size if tree.numbered else 0)
-            data = os.pread(self._file, wanted, number * self._page_bytes)
+            data = self._read(wanted, number * self._page_bytes)
             found, _, flags, low, high = _PAGE.unpack_from(data)
             spare = (low | high << 16) - pages
             if (found, flags & ~_DIRTY) != (number, _OVERFLOW) or spare < 0:

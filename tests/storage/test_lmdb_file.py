@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -178,3 +179,16 @@ def test_pages_that_were_never_written_are_no_damage(tmp_path: Path) -> None:
         shorter += path.stat().st_size < pages * 4096
     assert shorter
     Catalog(tmp_path / "env", map_bytes=64 << 20).close()
+
+
+def test_a_page_that_cannot_be_read_is_implausible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path / "data", 1, 3)
+
+    def pread(file: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(Implausible, match="byte 0 cannot be read"):
+        check(path, thorough=False)
