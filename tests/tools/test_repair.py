@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -315,6 +316,80 @@ def test_twice_is_as_once(tmp_path: Path) -> None:
     assert waiting(directory) == {
         name: [number for number in numbers if number != 61] for name, numbers in first.items()
     }
+
+
+def make_unreadable(path: Path, position: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on the disk in the place of these 4096 bytes went bad."""
+    inode = path.stat().st_ino
+    real = os.pread
+
+    def pread(file: int, size: int, offset: int) -> bytes:
+        if os.fstat(file).st_ino == inode and offset < position + 4096 and position < offset + size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+
+
+@pytest.mark.parametrize(
+    ("make", "position"), [(stopped, 0), (killed, 8192), (stopped, -4096), (killed, -4096)]
+)
+def test_of_an_unreadable_sector_only_that_is_lost(
+    make: Any, position: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the begin of a segment, in its middle, and in its footer or where nothing was written."""
+    directory = make(tmp_path / "data")
+    path = segments_of(directory)[-1 if make is killed else 1]
+    position = position if position >= 0 else path.stat().st_size // 4096 * 4096 + position
+    make_unreadable(path, position, monkeypatch)
+    for command in ("summary", "segments", "queues", "messages", "index"):
+        result = CliRunner().invoke(app, ["inspect", command, "--data-dir", str(directory)])
+        assert result.exit_code in (0, 1) and isinstance(result.exception, SystemExit | None)
+    items = inspect(directory, "verify", status=1)["damage"]
+    assert (f"log/{path.name}", position, position + 4096) in [
+        (item["file"], item["position"], item["end"]) for item in items if "read:" in item["what"]
+    ]
+    output = tmp_path / "messages"
+    run("export", "-o", str(output), "--data-dir", str(directory), status=1)
+    gone = {one for _, one in lost(repair(directory))}
+    assert len(gone) <= 5
+    found = waiting(directory)
+    assert found == dict.fromkeys(("orders", "audit"), sorted({*range(200)} - gone))
+    assert len(output.read_text().splitlines()) >= len(found["orders"])
+
+
+@pytest.mark.parametrize("file", ["ledger/*.qack", "index.lmdb/data.mdb", "catalog.lmdb/data.mdb"])
+def test_an_unreadable_sector_elsewhere_costs_no_message(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = stopped(tmp_path / "data", settled=3)
+    (path,) = directory.glob(file)
+    make_unreadable(path, 4096, monkeypatch)
+    assert inspect(directory, "verify", status=1)["damage"]
+    assert repair(directory)["losses"] == []
+    assert waiting(directory) == {"orders": [*range(3, 200)], "audit": [*range(200)]}
+
+
+def test_where_links_cannot_be_originals_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log may lie on another file system."""
+    directory = stopped(tmp_path / "data")
+    elsewhere = tmp_path / "elsewhere"
+    (directory / "log").rename(elsewhere)
+    (directory / "log").symlink_to(elsewhere)
+    path = segments_of(directory)[1]
+    path.write_bytes(os.urandom(1 << 16))
+    original = path.read_bytes()
+    make_unreadable(segments_of(directory)[2], 8192, monkeypatch)
+
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", link)
+    done = repair(directory)
+    assert (Path(done["quarantine"]) / "log" / path.name).read_bytes() == original
+    assert plan(directory, status=0)["actions"] == []
 
 
 class Kills:

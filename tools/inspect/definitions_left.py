@@ -95,7 +95,7 @@ def collect(directory: Directory) -> CatalogMend:
         mend.actions.append(f"make a new catalog: the one there cannot be used ({mend.unusable})")
         for kind, name in mend.entries:
             mend.actions.append(f"take over the {entry_text(kind, name)}")
-        for found in _stale_rows(path / "data.mdb"):
+        for found in _stale_rows(directory):
             if found.kind in _STALE_KINDS and found.value is not None:
                 mend.stale[found.kind, found.name] = found.value
     for key, row in mend.damaged:
@@ -163,11 +163,12 @@ def _raw_rows(directory: Path, lock: bool) -> list[tuple[bytes, bytes]]:
         catalog.close()
 
 
-def _stale_rows(path: Path) -> Iterator[Row]:
+def _stale_rows(directory: Directory) -> Iterator[Row]:
     """Whatever looks like an entry in any page of LMDB's file; hashes tell which are."""
+    path = directory.paths.catalog / "data.mdb"
     try:
-        data = path.read_bytes()
-    except OSError:
+        data = directory.read_file(path, path.stat().st_size, 0)
+    except FileNotFoundError:
         return
     for page in range(0, len(data) - _PAGE_BYTES + 1, _PAGE_BYTES):
         _, _, flags, lower, _ = _PAGE_HEAD.unpack_from(data, page)

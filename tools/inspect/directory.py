@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from qlog.storage.datadir import Identity, Paths, numbered
-from qlog.storage.disk import OSDisk
 from qlog.storage.errors import DirectoryNewer, DirectoryUnreadable
 from qlog.storage.examine import Examination, FileView, Verdict
 from qlog.storage.fold import COMPACTED, LaneFacts, SegmentFacts
@@ -34,6 +33,7 @@ from qlog.tools.inspect.environment import (
 )
 from qlog.tools.inspect.report import Damage
 from qlog.tools.inspect.settled import Settled
+from qlog.tools.inspect.unreadable import ForgivingDisk
 
 _TRIES_MAX = 5  # a running broker may unlink what was just listed, but not so often
 
@@ -72,9 +72,11 @@ class Directory(Examination):
     Raises DirectoryUnreadable when it is none, DirectoryNewer, Forbidden, PermissionError.
     """
 
+    _disk: ForgivingDisk
+
     def __init__(self, root: Path) -> None:
         self.paths = Paths(root.absolute())
-        self._disk = OSDisk()
+        self._disk = ForgivingDisk()
         self.root = root
         self.damage: list[Damage] = []
         self.notes: list[str] = []
@@ -170,6 +172,21 @@ class Directory(Examination):
         """The file behind a view, to read from."""
         return self._open(view.path, view.file_id)
 
+    def read_file(self, path: Path, size: int, offset: int) -> bytes:
+        """A part of any file. Raises OSError when it cannot be opened."""
+        file = self._disk.open(path)
+        try:
+            return self._disk.read(file, size, offset)
+        finally:
+            self._disk.close(file)
+
+    def unreadable(self, path: Path) -> list[Damage]:
+        """What the disk did not give back of a file, as far as it was read."""
+        return [
+            Damage(self.relative(path), f"this part cannot be read: {why}", position, end)
+            for position, end, why in self._disk.unreadable(path)
+        ]
+
     def relative(self, path: Path) -> str:
         """How a file is named in reports."""
         return str(path.relative_to(self.paths.root))
@@ -238,8 +255,7 @@ class Directory(Examination):
         files += [self.paths.segment(segment_id) for segment_id in self.segment_ids()]
         for path in files:
             try:
-                with path.open("rb") as stream:
-                    header = unpack_file_header(stream.read(FILE_HEADER_BYTES))
+                header = unpack_file_header(self.read_file(path, FILE_HEADER_BYTES, 0))
             except FileNotFoundError:
                 continue
             if header is not None:
@@ -320,6 +336,7 @@ class Directory(Examination):
                 f"{name} ends in {bad[1] - bad[0]} bytes of a write that was under way; "
                 "the next start cuts them"
             )
+        facts.damage += self.unreadable(view.path)
         return facts
 
     def queue_of(self, lane_id: int) -> QueueFacts | None:

@@ -142,6 +142,7 @@ def survey(
         except OSError as error:
             segment = Segment(view.file_id, directory.relative(view.path), "damaged", view.size)
             segment.damage.append(Damage(segment.file, f"it cannot be read: {error.strerror}"))
+        segment.damage += directory.unreadable(view.path)
         segments.append(segment)
         if standing is not None:
             segment.state = standing

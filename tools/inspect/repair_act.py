@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from qlog.tools.inspect.definitions_left import write as write_catalog
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.repair_plan import Kept, Plan, Rewrite
 
+_COPY_BYTES = 1 << 20
+
 
 def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -> Path:
     """Repair the directory, whose lock is held; where the originals are now.
@@ -34,16 +36,16 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     """
     paths = directory.paths
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    quarantine = _Quarantine(disk, paths, paths.root / "quarantine" / name)
-    quarantine.write("repair.json", json.dumps(account, indent=2).encode())
+    quarantine = _Quarantine(disk, directory, paths.root / "quarantine" / name)
+    quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
     entries = [
         {"key": key.hex(), "row": row.hex(), "kind": entry.kind, "name": entry.name}
         for key, row in plan.catalog.damaged
         for entry in (unpack_row(key, row),)
     ]
     if entries:
-        lines = (json.dumps(entry) + "\n" for entry in entries)
-        quarantine.write("catalog-entries.jsonl", "".join(lines).encode())
+        lines = [f"{json.dumps(entry)}\n".encode() for entry in entries]
+        quarantine.write("catalog-entries.jsonl", lines)
     given_up = [view.path for view in plan.discarded]
     if plan.mends_log:
         given_up += [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
@@ -72,48 +74,49 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
 
 
 class _Quarantine:
-    """A directory of its own, with the files under their own names."""
+    """A directory of its own, with the files under their own names; durable when `keep` is done."""
 
-    def __init__(self, disk: Disk, paths: Paths, place: Path) -> None:
+    def __init__(self, disk: Disk, directory: Directory, place: Path) -> None:
         self.place = place
         self._disk = disk
-        self._root = paths.root
+        self._directory = directory
         place.mkdir(parents=True)
         disk.sync_directory(place.parent)
-        disk.sync_directory(paths.root)
+        disk.sync_directory(place.parent.parent)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, parts: Iterable[bytes]) -> None:
+        """A new file."""
         file = self._disk.open(self.place / name, write=True, create=True)
+        position = 0
         try:
-            self._disk.write(file, [data], 0)
+            for part in parts:
+                self._disk.write(file, [part], position)
+                position += len(part)
             self._disk.sync_data(file)
         finally:
             self._disk.close(file)
-        self._disk.sync_directory(self.place)
 
-    def keep(self, originals: Sequence[Path]) -> None:
-        """Have these files here too, durable, before anything happens to them."""
-        directories = {self.place}
+    def keep(self, originals: Iterable[Path]) -> None:
+        """Have these files here too, before anything happens to them."""
+        changed = {self.place}
         for path in originals:
-            target = self.place / path.relative_to(self._root)
             if path.exists():
+                name = self._directory.relative(path)
+                target = self.place / name
                 self._disk.make_directory(target.parent)
-                directories.add(target.parent)
-                self._link(path, target)
-        for directory in directories:
+                changed.add(target.parent)
+                try:
+                    os.link(path, target)
+                except OSError:  # a file system without links, or another one
+                    self.write(name, self._bytes_of(path))
+        for directory in changed:
             self._disk.sync_directory(directory)
 
-    def _link(self, path: Path, target: Path) -> None:
-        try:
-            os.link(path, target)
-            return
-        except OSError:  # a file system without links, or another one
-            shutil.copy2(path, target)
-        file = self._disk.open(target, write=True)
-        try:
-            self._disk.sync_data(file)
-        finally:
-            self._disk.close(file)
+    def _bytes_of(self, path: Path) -> Iterator[bytes]:
+        position = 0
+        while part := self._directory.read_file(path, _COPY_BYTES, position):
+            yield part
+            position += len(part)
 
 
 def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:

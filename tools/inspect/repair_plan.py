@@ -330,6 +330,9 @@ class _Planner:
         counting = sorted(counting, key=lambda view: (bases[view.file_id], view.file_id))
         for view, following in zip_longest(counting, counting[1:]):
             segment = segments[view.file_id]
+            if segment.state == "reserved" and segment.damage:
+                plan.discarded.append(view)
+                plan.actions.append(f"give {segment.file} up: nothing was written to it")
             if segment.state == "reserved":
                 continue
             sealed = view.footer_verdict is Verdict.WHOLE

@@ -257,14 +257,13 @@ def _time_ms(directory: Directory, segment: Segment, position: int) -> int | Non
     from qlog.storage.format import RECORD_HEADER, RECORD_HEADER_BYTES
 
     try:
-        with directory.paths.segment(segment.segment_id).open("rb") as stream:
-            stream.seek(position)
-            data = stream.read(RECORD_HEADER_BYTES)
+        path = directory.paths.segment(segment.segment_id)
+        data = directory.read_file(path, RECORD_HEADER_BYTES, position)
     except FileNotFoundError:
         return None
     if len(data) < RECORD_HEADER_BYTES:
         return None
-    return int(RECORD_HEADER.unpack(data)[6])
+    return int(RECORD_HEADER.unpack(data)[6]) or None  # 0: it cannot be read
 
 
 def _next_start(directory: Directory, found: Survey, end_lsn: int) -> dict[str, Any]:
