@@ -137,7 +137,7 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
     by_database = ", ".join(f"{name} {pages:,}" for name, pages in usage.used.items())
     facts += [
         ("file", Bytes(contents.file_bytes)),
-        ("  pages", [f"{usage.pages:,}, of which {used:,} hold data:", by_database]),
+        ("  pages", [f"{usage.pages:,}, of which {used:,} hold data", by_database]),
     ]
     report.sections.append(Facts("", facts))
     lanes = []
