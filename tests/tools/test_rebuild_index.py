@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from qlog.tools.cli import app
 from tests.tools.directories import flip, inspect, killed, opened, segments_of, stopped
 
 
-def rebuild(directory: Path, status: int = 0) -> Result:
-    result = CliRunner().invoke(app, ["inspect", "rebuild-index", "--data-dir", str(directory)])
+def rebuild(directory: Path, *options: str, status: int = 0) -> Result:
+    arguments = ["inspect", "rebuild-index", "--data-dir", str(directory), *options]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == status, result.output
     return result
 
@@ -38,7 +41,7 @@ def test_the_index_is_made_anew(make: Any, damage: str, tmp_path: Path) -> None:
 
 def test_not_while_a_broker_runs(tmp_path: Path) -> None:
     with opened(tmp_path / "data"):
-        assert "another broker runs" in rebuild(tmp_path / "data", status=1).stderr
+        assert "another broker runs" in rebuild(tmp_path / "data", status=2).stderr
 
 
 def test_not_where_a_broker_would_be_refused(tmp_path: Path) -> None:
@@ -46,4 +49,28 @@ def test_not_where_a_broker_would_be_refused(tmp_path: Path) -> None:
     (path,) = [one for one in segments_of(directory) if b"message 170 " in one.read_bytes()]
     flip(path, path.read_bytes().index(b"message 170 "))
     assert "is damaged at byte" in rebuild(directory, status=1).stderr
+    account = json.loads(rebuild(directory, "--json", status=1).stdout)
+    assert account["messages"] is None and account["index_bytes"] is None
+    assert "is damaged at byte" in account["damage"][0]["what"]
     rebuild(tmp_path, status=2)
+
+
+def test_an_account_of_it(tmp_path: Path) -> None:
+    directory = killed(tmp_path / "data", 10)
+    account = json.loads(rebuild(directory, "--json").stdout)
+    assert account["schema"] == "qlog.inspect.rebuild-index/1"
+    assert account["messages"] == 10 and account["duration_s"] >= 0
+    assert account["index_bytes"] == (directory / "index.lmdb" / "data.mdb").stat().st_size
+
+
+@pytest.mark.parametrize("step", ["storage.datadir.mark_doubt", "storage.examine.Examination"])
+def test_rights_that_are_missing_are_one_line(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/its/file")
+
+    directory = killed(tmp_path / "data", 10)
+    monkeypatch.setattr(f"qlog.{step}", refuse)
+    (line,) = rebuild(directory, status=2).stderr.splitlines()
+    assert "/its/file cannot be" in line

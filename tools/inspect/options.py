@@ -92,7 +92,7 @@ def writing_stdout(done: str = "") -> Iterator[None]:
 
 def stop_for_rights(error: PermissionError) -> NoReturn:
     """End because a file may not be read."""
-    stop(f"{error.filename} cannot be read with these rights; run as the broker's user")
+    stop(f"{error.filename} cannot be opened with these rights; run as the broker's user")
 
 
 def stop_for_pipe() -> NoReturn:
