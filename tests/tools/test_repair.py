@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from typer.testing import CliRunner, Result
 from qlog.server.amqp.values import encode_table
 from qlog.storage.disk import OSDisk
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, StorageError
+from qlog.storage.fold import COMPACTED
 from qlog.storage.index import Index, LaneUpdate
+from qlog.storage.sparse import SparseWriter
 from qlog.tools.cli import app
+from qlog.tools.inspect.directory import Directory
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (
     body,
@@ -316,6 +320,42 @@ def test_twice_is_as_once(tmp_path: Path) -> None:
     assert waiting(directory) == {
         name: [number for number in numbers if number != 61] for name, numbers in first.items()
     }
+
+
+def compact(directory: Path, segment_id: int, *, every: int) -> None:
+    """What compaction writes of the first segment when so few messages of it wait."""
+    looked = Directory(directory)
+    view = looked.segment(1)
+    assert view.trailer is not None
+    base, end = view.trailer.base_lsn, view.trailer.end_lsn
+    path = looked.paths.segment(segment_id)
+    uuid = looked.identity.uuid
+    writer = SparseWriter(OSDisk(), path, uuid, 1, base_lsn=base, durable_lsn=base)
+    for stretch in looked.stretches(view):
+        assert stretch.batch is not None
+        for lsn, position, record in looked.records(stretch.batch):
+            if lsn % every == 0:
+                lanes, firsts = record.targets[0::2], record.targets[1::2]
+                data = looked.read(view, record.length, position)
+                writer.add(lsn, lanes, firsts, array("I", [record.length]), data)
+    writer.finish(end)
+
+
+def test_without_a_ledger_what_was_compacted_twice_counts_once(tmp_path: Path) -> None:
+    """Between the second compaction and the end of the file that the first one wrote."""
+    directory = stopped(tmp_path / "data")
+    compact(directory, COMPACTED, every=2)
+    compact(directory, COMPACTED + 1, every=4)
+    first = segments_of(directory)[0]
+    end = min(number for number in range(200) if b"message %d " % number not in first.read_bytes())
+    first.unlink()
+    max((directory / "ledger").glob("*.qack")).write_bytes(os.urandom(4096))
+    shutil.rmtree(directory / "index.lmdb")
+    found = [item["what"] for item in inspect(directory, "verify", status=1)["damage"]]
+    assert f"messages 0 to {end - 1} are in the one before it, too" in found
+    assert repair(directory)["losses"] == []
+    rest = [*range(0, end, 4), *range(end, 200)]
+    assert waiting(directory) == {"orders": rest, "audit": rest}
 
 
 def make_unreadable(path: Path, position: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,9 @@ def survey(
             continue
         damage += segment.damage
         notes += segment.notes
+        if segment.base_lsn is not None and segment.base_lsn < (due or 0):
+            what = f"messages {segment.base_lsn} to {(due or 0) - 1} are in the one before it, too"
+            damage.append(Damage(segment.file, what))
         due = segment.end_lsn
     for segment_id in missing:
         file = directory.relative(directory.paths.segment(segment_id))

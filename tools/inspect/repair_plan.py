@@ -300,18 +300,17 @@ class _Planner:
         if directory.ledger.damage:  # that one of them came to count may be what is lost
             standings = {id_: why for id_, why in standings.items() if why != "unfinished"}
         counting = [view for view in views if view.file_id not in standings]
-        if directory.ledger.damage:  # what it is made of does not count beside it
-            for view in [one for one in counting if one.file_id >= COMPACTED]:
-                segment = segments[view.file_id]
-                for other in list(counting):
-                    base = None if other.header is None else other.header.base
-                    if (
-                        other.file_id < COMPACTED
-                        and base is not None
-                        and not segment.damage
-                        and (segment.base_lsn or 0) <= base < (segment.end_lsn or 0)
-                    ):
-                        counting.remove(other)
+        for view in [one for one in counting if one.file_id >= COMPACTED]:
+            segment = segments[view.file_id]
+            for other in list(counting):  # what it is made of does not count beside it
+                base = None if other.header is None else other.header.base
+                if (
+                    other.file_id < view.file_id
+                    and base is not None
+                    and not segment.damage
+                    and (segment.base_lsn or 0) <= base < (segment.end_lsn or 0)
+                ):
+                    counting.remove(other)
         return counting
 
     def _is_whole(self, view: FileView | None) -> bool:
