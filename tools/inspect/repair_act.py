@@ -184,12 +184,11 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
 
 def _replace_catalog(plan: Plan, paths: Paths, disk: Disk) -> None:
     """A new file takes the place of the old one."""
-    fresh = paths.root / "catalog.lmdb.new"
+    fresh = paths.catalog / "new"  # beside it, wherever that is
     if fresh.exists():  # of a repair that did not come to its end
         shutil.rmtree(fresh)
-    write_catalog(plan.catalog, fresh)
     disk.make_directory(paths.catalog)
-    data = paths.catalog / "data.mdb"
-    disk.rename(fresh / "data.mdb", data)
+    write_catalog(plan.catalog, fresh)
+    disk.rename(fresh / "data.mdb", paths.catalog / "data.mdb")
     disk.sync_directory(paths.catalog)
     shutil.rmtree(fresh)
