@@ -259,6 +259,18 @@ def test_without_a_catalog_all_messages_can_be_consumed(damage: str, tmp_path: P
         assert store.new_lane_id() > 1000  # none is given twice
 
 
+def test_without_a_user_there_is_guest_again(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    BrokerProcess(directory).start().terminate()
+    damage_entry(directory, b'["guest"]', 12)
+    assert "define the user 'guest' again" in "\n".join(repair(directory)["actions"])
+    broker = BrokerProcess(directory).start()
+    try:
+        pika.BlockingConnection(pika.URLParameters(broker.url)).close()
+    finally:
+        broker.terminate()
+
+
 def test_pages_that_lmdb_does_not_reach_still_have_names(tmp_path: Path) -> None:
     directory = stopped(tmp_path / "data")
     path = directory / "catalog.lmdb" / "data.mdb"

@@ -66,6 +66,12 @@ class CatalogMend:
             if entry[0] == "queue"
         }
 
+    @property
+    def lacks_user(self) -> bool:
+        """There were some, and none is left: nobody could get at the messages."""
+        lost = self.unusable or any(key.startswith(b"user\0") for key, _ in self.damaged)
+        return bool(lost) and not any(kind == "user" for kind, _ in self.entries)
+
 
 def collect(directory: Directory) -> CatalogMend:
     """What the catalog has left."""
@@ -123,6 +129,8 @@ def give_back(
             what = entry_text(kind, name)
             mend.actions.append(f"take over the {what} from an unused page; it may be an old one")
     _close_gaps(mend)
+    if mend.lacks_user:
+        mend.actions.append("define the user 'guest' again, as a first start does it")
     if mend.identity is None:
         mend.actions.append(
             f"make the directory's identity again: {identity.uuid.hex()}, epoch {identity.epoch}"
@@ -141,7 +149,7 @@ def write(mend: CatalogMend, directory: Path) -> None:
             for (kind, name), value in mend.entries.items():
                 catalog.put(kind, name, value)
             mend.identity.save(catalog)
-            if mend.unusable and not any(kind == "user" for kind, _ in mend.entries):
+            if mend.lacks_user:
                 _save_default_user(catalog)
     finally:
         catalog.close()
