@@ -15,18 +15,11 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from qlog.storage.environment import open_environment
+from qlog.storage.environment import DAMAGE, open_environment
 from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.headroom import Headroom
 
 _HASH = struct.Struct("<Q")
-# All else that LMDB says about a file that it cannot open is the system's word.
-_DAMAGE = (
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.VersionMismatchError,
-)
 _NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and hashed
 
 
@@ -71,13 +64,12 @@ class Catalog:
                 dbs_max=4,
                 read_only=read_only,
                 lock=lock,
-                thorough=True,
             )
             self._headroom = Headroom(self._env, directory, reserve_bytes)
             self._entries = self._env.open_db(b"entries", create=not read_only)
         except lmdb.Error as error:
             advice = "check the disk and the rights"
-            if isinstance(error, _DAMAGE):
+            if isinstance(error, DAMAGE):
                 advice = "restore it from a copy, or see what is left with `qlog inspect repair`"
             raise DirectoryUnreadable(
                 f"the catalog {directory} cannot be opened: {error}; {advice}"

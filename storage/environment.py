@@ -12,6 +12,19 @@ import lmdb
 
 from qlog.storage.lmdb_file import Implausible, check
 
+# What LMDB says of a file that is not as it wrote it. All else is the system's word.
+DAMAGE = (
+    lmdb.BadDbiError,
+    lmdb.BadTxnError,  # it came upon damage on its way to what it was asked for
+    lmdb.CorruptedError,
+    lmdb.CursorFullError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.ProblemError,
+    lmdb.VersionMismatchError,
+)
+
 
 def open_environment(
     directory: Path,
@@ -20,18 +33,17 @@ def open_environment(
     dbs_max: int,
     read_only: bool,
     lock: bool,
-    thorough: bool = False,
 ) -> lmdb.Environment:
     """Open, or make, the environment in a directory.
 
     `lock=False` uses no lock file: for one that is read where nobody can have it open for writing.
-    `thorough`: see `check`. Who opens one that is damaged `read_only` should do so in a child
-    process. Raises lmdb.Error, OSError.
+    Who opens one that is damaged `read_only` should do so in a child process. Raises lmdb.Error,
+    OSError.
     """
     assert lock or read_only
     if not read_only:
         try:
-            check(directory / "data.mdb", thorough=thorough)
+            check(directory / "data.mdb")
         except Implausible as error:
             raise lmdb.CorruptedError(str(error)) from error
     return lmdb.open(

@@ -28,7 +28,7 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest
 
-from qlog.storage.environment import open_environment
+from qlog.storage.environment import DAMAGE, open_environment
 from qlog.storage.format import FORMAT_VERSION, Columns
 from qlog.storage.headroom import Headroom
 from qlog.storage.lane import Pointers
@@ -38,6 +38,7 @@ from qlog.storage.settled import BLOCK, FULL, contains
 SPILL = 1 << 31  # segment ids from here on are files of spill/
 
 _KEY = struct.Struct(">IQ")
+_NUMBER = struct.Struct(">I")
 _HASH = struct.Struct("<Q")
 _CHECKPOINT = b"checkpoint"
 _BLOCKS_CACHED_MAX = 64
@@ -159,43 +160,54 @@ class Index:
     def close(self) -> None:
         self._env.close()
 
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator["lmdb.Transaction[bytes]"]:
+        """Every use of LMDB is in one of these: what means damage becomes IndexDoubt."""
+        try:
+            with self._env.begin(write=write) as transaction:
+                yield transaction
+        except DAMAGE as error:
+            raise IndexDoubt(str(error)) from error
+
     # -- reading
 
     def checkpoint(self) -> Checkpoint | None:
         """The last checkpoint; None in an index that was never finished."""
-        with self._env.begin() as transaction:
+        with self._transaction() as transaction:
             row = transaction.get(_CHECKPOINT, db=self._checkpoint)
         if row is None:
             return None
         return unpack_checkpoint(_open_row(_CHECKPOINT, row))
 
     def lanes(self) -> dict[int, LaneRow]:
-        with self._env.begin() as transaction:
+        with self._transaction() as transaction:
             return {
-                struct.unpack(">I", key)[0]: LaneRow(*msgpack.unpackb(_open_row(key, row)))
+                _open_number(key): LaneRow(*msgpack.unpackb(_open_row(key, row)))
                 for key, row in transaction.cursor(db=self._lanes)
             }
 
     def bitmaps(self) -> Iterator[tuple[int, int, int]]:
         """(lane, block, bits) of all partly settled blocks."""
-        with self._env.begin() as transaction:
-            rows = list(transaction.cursor(db=self._acked))
-        for key, row in rows:
-            lane_id, base = _KEY.unpack(key)
-            yield lane_id, base // BLOCK, int.from_bytes(_open_row(key, row), "little")
+        found = []
+        with self._transaction() as transaction:
+            for key, row in transaction.cursor(db=self._acked):
+                lane_id, base = _open_key(key)
+                bits = int.from_bytes(_open_row(key, row), "little")
+                found.append((lane_id, base // BLOCK, bits))
+        yield from found
 
     def live(self) -> dict[int, Live]:
         """Segments with their unsettled messages."""
-        with self._env.begin() as transaction:
+        with self._transaction() as transaction:
             return {
-                struct.unpack(">I", key)[0]: Live(*msgpack.unpackb(_open_row(key, row)))
+                _open_number(key): Live(*msgpack.unpackb(_open_row(key, row)))
                 for key, row in transaction.cursor(db=self._segments)
             }
 
     def live_of(self, segment_id: int) -> Live:
         """The unsettled messages of one segment."""
-        key = struct.pack(">I", segment_id)
-        with self._env.begin() as transaction:
+        key = _NUMBER.pack(segment_id)
+        with self._transaction() as transaction:
             row = transaction.get(key, db=self._segments)
         return Live() if row is None else Live(*msgpack.unpackb(_open_row(key, row)))
 
@@ -205,7 +217,7 @@ class Index:
         columns = self._cached.get((lane_id, block))
         if columns is None:
             key = _KEY.pack(lane_id, block * BLOCK)
-            with self._env.begin() as transaction:
+            with self._transaction() as transaction:
                 row = transaction.get(key, db=self._blocks)
             columns = _open_block(key, row)
             if len(self._cached) >= _BLOCKS_CACHED_MAX:
@@ -225,9 +237,9 @@ class Index:
 
     def all_pointers(self) -> Iterator[tuple[int, int, int, int, int]]:
         """(lane, qseq, segment, position, length) of everything in the index, settled or not."""
-        with self._env.begin() as transaction:
+        with self._transaction() as transaction:
             for key, row in transaction.cursor(db=self._blocks):
-                lane_id, base = _KEY.unpack(key)
+                lane_id, base = _open_key(key)
                 columns = _open_block(bytes(key), row)
                 for slot in range(len(columns) // 4):
                     segment_id, position, length, _ = columns[4 * slot : 4 * slot + 4]
@@ -237,9 +249,9 @@ class Index:
     def placed_from(self, lane_id: int, qseq: int) -> list[tuple[int, int]]:
         """The (first, end) of what has pointers at or after `qseq`, in order."""
         found: list[tuple[int, int]] = []
-        with self._env.begin() as transaction, transaction.cursor(db=self._blocks) as cursor:
+        with self._transaction() as transaction, transaction.cursor(db=self._blocks) as cursor:
             for key, row in _range(cursor, lane_id, qseq // BLOCK, None):
-                base = _KEY.unpack(key)[1]
+                base = _open_key(key)[1]
                 segments = _open_block(key, row)[0::4]
                 for at in range(max(qseq - base, 0), len(segments)):
                     if segments[at]:
@@ -252,16 +264,16 @@ class Index:
     @contextmanager
     def settlements(self) -> Iterator["Settlements"]:
         """What is settled by the last checkpoint, for many questions at once."""
-        with self._env.begin() as transaction:
+        with self._transaction() as transaction:
             yield Settlements(transaction, self._lanes, self._acked)
 
     def spilled(self, lane_id: int) -> list[int]:
         """The qseqs of a lane that point to spill/."""
         found = []
-        with self._env.begin() as transaction, transaction.cursor(db=self._blocks) as cursor:
+        with self._transaction() as transaction, transaction.cursor(db=self._blocks) as cursor:
             at = cursor.set_range(_KEY.pack(lane_id, 0))
             while at:
-                owner, base = _KEY.unpack(cursor.key())
+                owner, base = _open_key(cursor.key())
                 if owner != lane_id:
                     break
                 segments = _open_block(cursor.key(), cursor.value())[0::4]
@@ -274,7 +286,7 @@ class Index:
 
         A block's value is its columns; the hash in it is 0.
         """
-        with self._env.begin() as transaction:
+        with self._transaction() as transaction:
             for name, database in self._databases().items():
                 for key, row in transaction.cursor(db=database):
                     key = bytes(key)
@@ -286,7 +298,7 @@ class Index:
 
     def usage(self) -> Usage:
         """How much of the file is used, and by what."""
-        with self._env.begin() as transaction:
+        with self._transaction() as transaction:
             pages = {}
             for name, database in self._databases().items():
                 stat = transaction.stat(database)
@@ -341,7 +353,7 @@ class Index:
         moves: Iterable[Move],
     ) -> dict[int, Live]:
         tally = _Tally()
-        with self._env.begin(write=True) as transaction:
+        with self._transaction(write=True) as transaction:
             for lane_id in dropped:
                 self._drop(transaction, lane_id, tally)
             for update in updates:
@@ -350,7 +362,7 @@ class Index:
                 self._move(transaction, move, tally)
             live = {}
             for segment_id in tally.counts.keys() | tally.sizes.keys():
-                key = struct.pack(">I", segment_id)
+                key = _NUMBER.pack(segment_id)
                 row = transaction.get(key, db=self._segments)
                 count, size = msgpack.unpackb(_open_row(key, row)) if row is not None else (0, 0)
                 count += tally.counts[segment_id]
@@ -362,7 +374,7 @@ class Index:
                 )
                 live[segment_id] = Live(count, size)
             for segment_id in unlinked:
-                transaction.delete(struct.pack(">I", segment_id), db=self._segments)
+                transaction.delete(_NUMBER.pack(segment_id), db=self._segments)
             if checkpoint is not None:
                 ledger = checkpoint.ledger
                 row = msgpack.packb(
@@ -381,7 +393,7 @@ class Index:
         return live
 
     def _drop(self, transaction: lmdb.Transaction, lane_id: int, tally: "_Tally") -> None:
-        key = struct.pack(">I", lane_id)
+        key = _NUMBER.pack(lane_id)
         row = transaction.get(key, db=self._lanes)
         if row is None:
             return
@@ -411,7 +423,7 @@ class Index:
         with transaction.cursor(db=self._blocks) as cursor:
             for key, row in _range(cursor, lane_id, first_block, end_block):
                 bits = acked.get(key, 0)
-                block = _KEY.unpack(key)[1] // BLOCK
+                block = _open_key(key)[1] // BLOCK
                 if block == first_block:
                     bits |= (1 << (floor - block * BLOCK)) - 1
                 logged, paged = tally.add(_open_block(key, row), bits, -1)
@@ -426,7 +438,7 @@ class Index:
 
     def _update(self, transaction: lmdb.Transaction, update: LaneUpdate, tally: "_Tally") -> None:
         lane_id = update.lane_id
-        lane_key = struct.pack(">I", lane_id)
+        lane_key = _NUMBER.pack(lane_id)
         row = transaction.get(lane_key, db=self._lanes)
         lane = (
             LaneRow(0, 0, 0, 0)
@@ -502,10 +514,10 @@ class Index:
                 placed = Placed(first, move.segment_id, positions, lengths)
                 by_lane.setdefault(lane_id, []).append(placed)
         for lane_id, runs in by_lane.items():
-            row = transaction.get(struct.pack(">I", lane_id), db=self._lanes)
+            row = transaction.get(_NUMBER.pack(lane_id), db=self._lanes)
             if row is None:
                 continue
-            floor = LaneRow(*msgpack.unpackb(_open_row(struct.pack(">I", lane_id), row))).floor
+            floor = LaneRow(*msgpack.unpackb(_open_row(_NUMBER.pack(lane_id), row))).floor
             for block, pieces in _pieces(runs, floor).items():
                 key = _KEY.pack(lane_id, block * BLOCK)
                 row = transaction.get(key, db=self._blocks)
@@ -537,7 +549,7 @@ class Settlements:
     def unsettled(self, lane_id: int, first: int, count: int) -> int:
         """Bits: which of `count` messages from qseq `first` on are not settled."""
         if lane_id not in self._rows:
-            key = struct.pack(">I", lane_id)
+            key = _NUMBER.pack(lane_id)
             row = self._transaction.get(key, db=self._lanes)
             self._rows[lane_id] = (
                 None if row is None else LaneRow(*msgpack.unpackb(_open_row(key, row)))
@@ -662,11 +674,27 @@ def _range(
     at = cursor.set_range(_KEY.pack(lane_id, first_block * BLOCK))
     while at:
         key = bytes(cursor.key())
-        owner, base = _KEY.unpack(key)
+        owner, base = _open_key(key)
         if owner != lane_id or (end is not None and base >= end):
             return
         yield key, bytes(cursor.value())
         at = cursor.next()
+
+
+def _open_key(key: bytes) -> tuple[int, int]:
+    """(lane, first qseq) of a block."""
+    if len(key) != _KEY.size:
+        raise IndexDoubt(f"the key {key.hex()} is damaged")
+    lane_id, base = _KEY.unpack(key)
+    return lane_id, base
+
+
+def _open_number(key: bytes) -> int:
+    """The lane or segment that a row is about."""
+    if len(key) != _NUMBER.size:
+        raise IndexDoubt(f"the key {key.hex()} is damaged")
+    number: int = _NUMBER.unpack(key)[0]
+    return number
 
 
 def _close_row(key: bytes, data: bytes) -> bytes:

@@ -32,7 +32,6 @@ _VERSION = 1
 _PAGE_BYTES_MIN = 512
 _PAGE_BYTES_MAX = 32768
 _BRANCH, _LEAF, _OVERFLOW, _IS_META = 1, 2, 4, 8
-_DIRTY = 0x10  # stays in the pages that were written
 _PLAIN, _BIG, _IS_TREE = 0, 1, 2  # a node's value: in the page, in overflow pages, or a tree
 _UNWRITTEN_MAX = 1 << 16  # pages at the end that were taken and given back before they were written
 _INTEGER_KEYS = 8  # flag of a tree
@@ -66,6 +65,7 @@ class _Tree:
     overflows: int = 0
     entries: list[tuple[bytes, bytes]] = field(default_factory=list)
     count: int = 0
+    large: list[tuple[int, int]] = field(default_factory=list)  # (number, count) of overflow pages
 
     @property
     def is_plain(self) -> bool:
@@ -82,11 +82,9 @@ class _Meta:
     transaction: int
 
 
-def check(path: Path, *, thorough: bool) -> None:
-    """Raise Implausible unless LMDB can read all of the file; a missing or empty one is new.
-
-    `thorough`: look at the pages of large values too, one read each. Raises OSError when it cannot
-    be opened.
+def check(path: Path) -> None:
+    """Raise Implausible unless LMDB can read all of the file, and write to it; a missing or empty
+    one is new. Raises OSError when it cannot be opened.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -94,7 +92,7 @@ def check(path: Path, *, thorough: bool) -> None:
         return
     try:
         if os.fstat(file).st_size:
-            _Walk(file, thorough).run()
+            _Walk(file).run()
     finally:
         os.close(file)
 
@@ -102,10 +100,9 @@ def check(path: Path, *, thorough: bool) -> None:
 class _Walk:
     """One file."""
 
-    def __init__(self, file: int, thorough: bool) -> None:
+    def __init__(self, file: int) -> None:
         self._file = file
         self._file_bytes = os.fstat(file).st_size
-        self._thorough = thorough
         self._page_bytes = 0
         self._page_end = 0  # behind the last page in use
         self._seen: set[int] = set()
@@ -181,7 +178,7 @@ class _Walk:
         page_bytes, free_flags, *_ = _TREE.unpack_from(data, _TREES_AT)
         if (
             free_flags != _INTEGER_KEYS
-            or (found, flags & ~_DIRTY, magic, version) != (number, _IS_META, _MAGIC, _VERSION)
+            or (found, flags, magic, version) != (number, _IS_META, _MAGIC, _VERSION)
             or page_bytes & (page_bytes - 1)
             or not _PAGE_BYTES_MIN <= page_bytes <= _PAGE_BYTES_MAX
         ):
@@ -195,12 +192,10 @@ class _Walk:
     def _walk(self, tree: _Tree) -> None:
         if tree.root != _NO_ROOT:
             self._below(tree, tree.root, 1, None, None)
-        branches, leaves, overflows, count = tree.said
-        if (
-            (tree.branches, tree.leaves, tree.count) != (branches, leaves, count)
-            or tree.overflows > overflows
-            or (self._thorough and tree.overflows < overflows)
-        ):
+        for number, pages in sorted(tree.large):  # so that the system can read ahead
+            self._check_large(tree, number, pages)
+        _, leaves, _, count = tree.said
+        if (tree.branches, tree.leaves, tree.overflows, tree.count) != tree.said:
             raise Implausible(
                 f"the {tree.name} has {tree.count} entries in {tree.leaves} leaves, and should "
                 f"have {count} in {leaves}"
@@ -215,7 +210,7 @@ class _Walk:
         _, _, flags, lower, upper = _PAGE.unpack_from(data)
         damaged = Implausible(f"{self._name(tree, number)} is damaged")
         if (
-            flags & ~_DIRTY != (_BRANCH if is_branch else _LEAF)
+            flags != (_BRANCH if is_branch else _LEAF)
             or not _PAGE.size < lower <= upper <= self._page_bytes
             or lower % 2
         ):
@@ -235,9 +230,12 @@ class _Walk:
                     children.append(size | kind << 32)
                 elif kind == _BIG and tree.kind == _PLAIN:
                     big = _NUMBER.unpack_from(data, value_at)[0]
-                    value = self._big(tree, big, size)
+                    pages = -(-(_PAGE.size + size) // self._page_bytes)
+                    self._take(tree, big, pages)
+                    tree.large.append((big, pages))
                     if tree.numbered:
-                        tree.entries.append((key, value))
+                        place = big * self._page_bytes + _PAGE.size
+                        tree.entries.append((key, self._read(size, place)))
                 elif kind != tree.kind or value_at + size > self._page_bytes:
                     raise damaged
                 elif not tree.is_plain:
@@ -272,22 +270,19 @@ class _Walk:
             raise Implausible(f"{self._name(tree, number)} is damaged")
         return data
 
-    def _big(self, tree: _Tree, number: int, size: int) -> bytes:
-        """A value in overflow pages, read when it is wanted; there may be more than it needs."""
-        pages = -(-(_PAGE.size + size) // self._page_bytes)
-        self._take(tree, number, pages)
-        data = b""
-        if self._thorough or tree.numbered:
-            wanted = _PAGE.size + (size if tree.numbered else 0)
-            data = self._read(wanted, number * self._page_bytes)
-            found, _, flags, low, high = _PAGE.unpack_from(data)
-            spare = (low | high << 16) - pages
-            if (found, flags & ~_DIRTY) != (number, _OVERFLOW) or spare < 0:
-                raise Implausible(f"{self._name(tree, number)} is damaged")
-            self._take(tree, number + pages, spare)
-            pages += spare
-        tree.overflows += pages
-        return data[_PAGE.size :]
+    def _check_large(self, tree: _Tree, number: int, pages: int) -> None:
+        """The first page of a large value says what it is. It may have more pages than it needs.
+
+        LMDB does not look whether that is so, and gives free what is said there: pages of others, or
+        such as are not there, upon which it ends the process.
+        """
+        data = self._read(_PAGE.size, number * self._page_bytes)
+        found, _, flags, low, high = _PAGE.unpack(data)
+        spare = (low | high << 16) - pages
+        if (found, flags) != (number, _OVERFLOW) or spare < 0:
+            raise Implausible(f"{self._name(tree, number)} is damaged")
+        self._take(tree, number + pages, spare)
+        tree.overflows += pages + spare
 
     def _take(self, tree: _Tree, number: int, count: int) -> None:
         """These pages are this tree's, and nobody else's."""

@@ -14,7 +14,7 @@ from typing import Generic
 import lmdb
 from xxhash import xxh3_64_intdigest
 
-from qlog.storage.datadir import Paths, mark_doubt
+from qlog.storage.datadir import Paths
 from qlog.storage.disk import Disk
 from qlog.storage.errors import CorruptLog
 from qlog.storage.format import (
@@ -240,18 +240,14 @@ class DiskShelf(Generic[M]):
     """What lanes read from: the index says where, the reader reads."""
 
     index: Index  # set when recovery is done with it; nothing is read before
+    on_doubt: Callable[[Exception], CorruptLog]  # set by the store
 
-    def __init__(self, disk: Disk, paths: Paths, reader: Reader[M]) -> None:
-        self._disk = disk
-        self._paths = paths
+    def __init__(self, reader: Reader[M]) -> None:
         self.fetch = reader.fetch
 
     def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
-        """See `Shelf`. Raises CorruptLog when the index is wrong; the next start rebuilds it."""
+        """See `Shelf`. When the index is wrong, `on_doubt` is told, and says what to raise."""
         try:
             return self.index.pointers(lane_id, qseq, count_max)
         except (IndexDoubt, lmdb.Error) as doubt:
-            mark_doubt(self._disk, self._paths)
-            raise CorruptLog(
-                f"the index {self._paths.index} is damaged ({doubt}); start again, and it is rebuilt"
-            ) from doubt
+            raise self.on_doubt(doubt) from doubt

@@ -180,7 +180,7 @@ class _Recovery(Generic[M]):
         self.attested_ledger: LedgerPosition | None = None
         self.index: Index | None = None
         self.reader: Reader[M] = Reader(disk, paths, decode)
-        self.shelf: DiskShelf[M] = DiskShelf(disk, paths, self.reader)
+        self.shelf: DiskShelf[M] = DiskShelf(self.reader)
         self.lane_rows: dict[int, LaneRow] = {}
         self.bitmaps: list[tuple[int, int, int]] = []
         self.live_before: dict[int, Live] = {}

@@ -25,7 +25,7 @@ from qlog.storage.compact import CompactionStep
 from qlog.storage.compactor import Compactor
 from qlog.storage.datadir import Identity, mark_doubt
 from qlog.storage.disk import Disk, OSDisk
-from qlog.storage.errors import DirectoryUnreadable, is_full
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable, SyncFailed, is_full
 from qlog.storage.format import PERSISTENT, TARGET_BYTES, pack_run
 from qlog.storage.index import SPILL, IndexDoubt, Move
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
@@ -86,6 +86,7 @@ class Store(Generic[M]):
         self._index = recovered.index
         self._live = recovered.live
         self._reader: Reader[M] = recovered.reader
+        recovered.shelf.on_doubt = self._doubt
         self._spill: SpillWriter[M] = recovered.spill
         self._nursery = recovered.nursery
         self._committer = Committer(
@@ -636,6 +637,17 @@ class Store(Generic[M]):
         if self.failure is None:
             self.failure = failure
 
+    def _doubt(self, doubt: Exception) -> CorruptLog:
+        """The index is wrong: the end, too, and the next start rebuilds it. What to say of it."""
+        failure = CorruptLog(
+            f"the index {self._paths.index} is damaged ({doubt}); start again, and it is rebuilt"
+        )
+        failure.__cause__ = doubt
+        self._fail(failure)
+        with suppress(OSError, SyncFailed):  # the next start finds it again, only later
+            mark_doubt(self._disk, self._paths)
+        return failure
+
     # -- checkpoints
 
     def _begin_checkpoint(self) -> None:
@@ -708,8 +720,7 @@ class Store(Generic[M]):
             self._fail(done.failure)
             return
         if done.doubt is not None:
-            self._fail(done.doubt)
-            mark_doubt(self._disk, self._paths)  # the next start is to rebuild the index
+            self._doubt(done.doubt)
             return
         if done.full:
             self._checkpoint_full = True
@@ -779,9 +790,10 @@ class Store(Generic[M]):
 
     def _compacted(self, step: CompactionStep) -> None:
         if step.failure is not None:
-            self._fail(step.failure)
             if isinstance(step.failure, IndexDoubt):
-                mark_doubt(self._disk, self._paths)  # the next start is to rebuild the index
+                self._doubt(step.failure)
+            else:
+                self._fail(step.failure)
         record = self._compactor.stepped(step, self._now_s)
         if record is not None:
             self._records.append(record)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qlog.storage.disk import OSDisk
-from qlog.storage.errors import DirectoryUnreadable, SyncFailed
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable, SyncFailed
 from qlog.storage.examine import Examination
 from qlog.storage.index import IndexDoubt
 from qlog.storage.ledger import ACK, TIME, unpack_body
@@ -639,7 +639,7 @@ def test_a_doubt_that_cannot_be_marked_is_still_final(
     )
     bench.tick(5.0)
     run_all(bench)
-    assert isinstance(bench.store.failure, IndexDoubt)
+    assert isinstance(bench.store.failure, CorruptLog)
     assert not bench.store.settle_down()
     bench.disk.fail = lambda asked: None
     bench.store.close()

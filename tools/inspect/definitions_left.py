@@ -79,7 +79,7 @@ def collect(directory: Directory) -> CatalogMend:
     path = directory.paths.catalog
     rows: list[tuple[bytes, bytes]] = []
     try:
-        check(path / "data.mdb", thorough=True)
+        check(path / "data.mdb")
         rows = read(path, _raw_rows)
         if not (path / "data.mdb").exists():
             mend.unusable = "it is missing"

@@ -210,7 +210,7 @@ class Directory(Examination):
         if self.in_use:
             return  # a broker goes on writing, and looked itself when it started
         try:
-            check(directory / "data.mdb", thorough=True)
+            check(directory / "data.mdb")
         except Implausible as error:
             self.damage.append(Damage(directory.name, str(error)))
 

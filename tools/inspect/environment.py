@@ -132,7 +132,7 @@ def read(directory: Path, work: Callable[[Path, bool], T]) -> T:
             )
         try:
             if not in_use:
-                check(data, thorough=False)
+                check(data)
         except CutOff as error:
             raise Unreadable(str(error)) from error
         except Implausible:
