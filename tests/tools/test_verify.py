@@ -119,6 +119,13 @@ def test_a_pointer_that_leads_elsewhere_is_noticed(tmp_path: Path) -> None:
     document = inspect(directory, "verify", status=1)
     assert [item["file"] for item in document["damage"]] == ["index.lmdb"] * 2
     assert all("orders #5" in item["what"] for item in document["damage"])
+    for command in ("verify", "index"):
+        assert "rebuild-index" in inspect(directory, command, status=1)["notes"][-1]
+    (ledger,) = (directory / "ledger").glob("*.qack")
+    flip(ledger, 64 + 60)
+    for command in ("verify", "index"):
+        (advice,) = inspect(directory, command, status=1)["notes"]
+        assert "repair" in advice and "rebuild-index" not in advice
 
 
 def test_definitions_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +21,10 @@ from qlog.tools.inspect.options import (
 if TYPE_CHECKING:
     from qlog.tools.inspect.directory import Directory
     from qlog.tools.inspect.pointers import Comparison, Difference, IndexContents
-    from qlog.tools.inspect.report import Report
+    from qlog.tools.inspect.report import Damage, Report
 
 _LOOKS_MAX = 4
 _DIFFERENCES_SHOWN_MAX = 50
-_REBUILD = "`qlog inspect rebuild-index` makes it anew"
 
 
 def index(
@@ -44,6 +43,7 @@ def index(
     directory = look_at(data_dir)
     try:
         report = _report(directory, compare)
+        report.notes += advice(report.damage)
     except PermissionError as error:
         stop_for_rights(error)
     finish(report, as_json=as_json)
@@ -237,7 +237,7 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
         },
     }
     for text in contents.damaged:
-        report.damage.append(Damage("index.lmdb", f"{text}; {_REBUILD}"))
+        report.damage.append(Damage("index.lmdb", text))
 
 
 def _show_comparison(
@@ -252,15 +252,27 @@ def _show_comparison(
         "differences": items,
         "wrong_counts": comparison.counts,
     }
-    elsewhere = any(item.file != "index.lmdb" for item in report.damage)
     texts = [str(item["text"]) for item in items] + comparison.counts
     for text in texts[:_DIFFERENCES_SHOWN_MAX]:
         report.damage.append(Damage("index.lmdb", text))
     more = len(texts) - _DIFFERENCES_SHOWN_MAX
     if more > 0:
         report.damage.append(Damage("index.lmdb", f"{more} more differences (all with --json)"))
-    if texts and not elsewhere:
-        report.notes.append(f"the index is derived: no message is lost by this; {_REBUILD}")
+
+
+def advice(damage: Sequence[Damage]) -> Iterator[str]:
+    """What to do when the index is wrong, as notes."""
+    apart = [item.file.startswith("index.lmdb") for item in damage]
+    if any(apart) and all(apart):
+        yield (
+            "the index is derived: no message is lost by this; `qlog inspect rebuild-index` makes "
+            "it anew"
+        )
+    elif any(apart):
+        yield (
+            "not only the index is damaged: `qlog inspect repair` has it made anew after what only "
+            "the index still knows was saved"
+        )
 
 
 def described(directory: Directory, difference: Difference) -> dict[str, Any]:

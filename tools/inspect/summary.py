@@ -320,8 +320,14 @@ def _commands(report: Report, waiting: int, end_lsn: int) -> Iterator[dict[str, 
             "why": "says what a repair would save and lose; changes nothing by itself",
         }
     elif files:
-        yield {"command": "qlog inspect index", "why": "says what is wrong with the index"}
-        yield {"command": "qlog inspect rebuild-index", "why": "makes it anew; nothing is lost"}
+        yield {
+            "command": "qlog inspect verify",
+            "why": "says what is wrong with the index, and whether nothing else is",
+        }
+        yield {
+            "command": "qlog inspect rebuild-index",
+            "why": "makes it anew; nothing is lost when nothing else is damaged",
+        }
     if waiting:
         yield {"command": "qlog inspect queues", "why": "says what waits where"}
     if end_lsn and not files:

@@ -53,9 +53,10 @@ def verified(directory: Directory) -> Report:
     """What all of it comes to. Raises PermissionError, Forbidden, DirectoryNewer."""
     from qlog.tools.inspect.casualties import with_concerns
     from qlog.tools.inspect.environment import Unreadable
+    from qlog.tools.inspect.index import advice
     from qlog.tools.inspect.log import survey, views_of
     from qlog.tools.inspect.pointers import read_contents
-    from qlog.tools.inspect.report import Bytes, Column, Report, counted, progress
+    from qlog.tools.inspect.report import Bytes, Column, Damage, Report, counted, progress
 
     started_s = time.monotonic()
     contents = None
@@ -64,7 +65,7 @@ def verified(directory: Directory) -> Report:
             contents = read_contents(directory.paths.index)
             directory.refresh()
         except Unreadable as error:
-            directory.damage.append(_anew(str(error)))
+            directory.damage.append(Damage("index.lmdb", str(error)))
     views = views_of(directory)
     log_bytes = sum(view.size for view in views)
     with progress("verifying", log_bytes) as bar:
@@ -88,7 +89,7 @@ def verified(directory: Directory) -> Report:
     report.columns = (Column("what"), Column("checked", right=True), Column("damaged", right=True))
     report.rows = [(name, str(checked), str(damaged)) for name, checked, damaged in checks]
     report.damage = [*catalog_damage, *ledger_damage, *index_damage, *log_damage]
-    report.notes = directory.notes + found.notes
+    report.notes = [*directory.notes, *found.notes, *advice(report.damage)]
     duration_s = time.monotonic() - started_s
     report.content = {
         "checks": [
@@ -107,18 +108,13 @@ def verified(directory: Directory) -> Report:
     return report
 
 
-def _anew(what: str) -> Damage:
-    from qlog.tools.inspect.report import Damage
-
-    return Damage("index.lmdb", f"{what}; `qlog inspect rebuild-index` makes it anew")
-
-
 def _check_index(
     directory: Directory, contents: IndexContents | None, found: Survey
 ) -> tuple[int, list[Damage]]:
     """How many pointers it has to messages that wait, and what is wrong with it."""
     from qlog.tools.inspect.index import described, look
     from qlog.tools.inspect.pointers import compare
+    from qlog.tools.inspect.report import Damage
 
     damage = [item for item in directory.damage if item.file.startswith("index.lmdb")]
     if contents is None:
@@ -133,7 +129,7 @@ def _check_index(
     assert comparison is not None
     texts = [*contents.damaged, *comparison.counts]
     texts += (str(described(directory, item)["text"]) for item in comparison.differences)
-    return comparison.pointers, damage + [_anew(text) for text in texts]
+    return comparison.pointers, damage + [Damage("index.lmdb", text) for text in texts]
 
 
 def _check_ledger(directory: Directory) -> tuple[int, list[Damage]]:
