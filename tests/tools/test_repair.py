@@ -26,6 +26,7 @@ from qlog.tools.inspect.directory import Directory
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (
     body,
+    fill,
     fingerprint,
     flip,
     inspect,
@@ -257,6 +258,27 @@ def test_without_a_catalog_all_messages_can_be_consumed(damage: str, tmp_path: P
         assert broker.terminate()[0] == 0
     with opened(directory) as store:
         assert store.new_lane_id() > 1000  # none is given twice
+
+
+def test_queues_that_an_older_catalog_does_not_know_are_defined_again(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    with opened(directory) as store:
+        store.catalog.put("vhost", json.dumps(["/"]), msgpack.packb({}))
+    shutil.copytree(directory / "catalog.lmdb", tmp_path / "older")
+    with opened(directory) as store:
+        fill(store, 100, settled=3)
+    shutil.rmtree(directory / "catalog.lmdb")
+    (tmp_path / "older").rename(directory / "catalog.lmdb")
+    (damage,) = inspect(directory, "verify", status=1)["damage"]
+    assert damage["file"] == "catalog.lmdb" and "an older copy: of epoch 1" in damage["what"]
+    output = tmp_path / "messages"
+    run("export", "-o", str(output), "--data-dir", str(directory), status=1)
+    assert len(output.read_text().splitlines()) == 100
+    repair(directory)
+    assert waiting(directory) == {
+        "qlog.recovered.1": [*range(3, 100)],
+        "qlog.recovered.2": [*range(100)],
+    }
 
 
 def test_without_a_user_there_is_guest_again(tmp_path: Path) -> None:

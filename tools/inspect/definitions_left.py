@@ -136,6 +136,11 @@ def give_back(
             f"make the directory's identity again: {identity.uuid.hex()}, epoch {identity.epoch}"
         )
         mend.identity = identity
+    if mend.identity.epoch < identity.epoch:
+        mend.actions.append(
+            f"raise the catalog's epoch to {identity.epoch}: it is an older copy, and what it does "
+            "not know is not defined"
+        )
     mend.identity.lane_ids_reserved = max(mend.identity.lane_ids_reserved, lane_end)
     mend.identity.epoch = max(mend.identity.epoch, identity.epoch)
 
@@ -257,6 +262,6 @@ def _close_gaps(mend: CatalogMend) -> None:
         named[_VHOST] = None
     for vhost in named:
         name = json.dumps((vhost,))
-        if name not in vhosts and (mend.unusable or mend.damaged or vhosts):
+        if name not in vhosts and (mend.actions or vhosts):
             mend.entries["vhost", name] = msgpack.packb({})
             mend.actions.append(f"define the {entry_text('vhost', name)} again")

@@ -16,7 +16,7 @@ from qlog.storage.datadir import Identity, Paths, numbered
 from qlog.storage.errors import DirectoryNewer, DirectoryUnreadable
 from qlog.storage.examine import Examination, FileView, Verdict
 from qlog.storage.fold import COMPACTED, LaneFacts, SegmentFacts
-from qlog.storage.format import FILE_HEADER_BYTES, FORMAT_VERSION, unpack_file_header
+from qlog.storage.format import FILE_HEADER_BYTES, FORMAT_VERSION, FileHeader, unpack_file_header
 from qlog.storage.index import SPILL
 from qlog.storage.ledger import Record, unpack_body
 from qlog.storage.lmdb_file import Implausible, check
@@ -97,6 +97,7 @@ class Directory(Examination):
         self.index_facts = self._read_index()
         self.ledger = self._read_ledger()
         self.damage += self.ledger.damage
+        self._check_epoch()
         self.owners: dict[int, QueueFacts] = {
             lane_id: queue for queue in self.catalog_facts.queues for lane_id in queue.lanes
         }
@@ -229,6 +230,27 @@ class Directory(Examination):
             )
         return facts
 
+    def _check_epoch(self) -> None:
+        """Every start writes its number to the catalog before it writes it to any other file."""
+        known = self.catalog_facts.identity
+        epochs = (header.epoch for header in self._headers())
+        newest = 0 if known is None or self.in_use else max(epochs, default=0)
+        if known is not None and newest > known.epoch:
+            what = f"it is an older copy: of epoch {known.epoch}, and other files are of {newest}"
+            self.damage.append(Damage("catalog.lmdb", f"{what}; it may not know all queues"))
+
+    def _headers(self) -> Iterator[FileHeader]:
+        """Of ledger and log, those that are whole."""
+        files = [self.paths.ledger_file(file_id) for file_id in self.ledger_ids()]
+        files += [self.paths.segment(segment_id) for segment_id in self.segment_ids()]
+        for path in files:
+            try:
+                header = unpack_file_header(self.read_file(path, FILE_HEADER_BYTES, 0))
+            except FileNotFoundError:
+                continue
+            if header is not None:
+                yield header
+
     def _read_index(self) -> IndexFacts | None:
         if not self.paths.index.is_dir():
             if self.ledger_ids():
@@ -250,18 +272,8 @@ class Directory(Examination):
 
     def _identity_of_files(self) -> Identity:
         """Without the catalog: what the files say of the directory they belong to."""
-        identity = Identity(bytes(16), 0, 1, 0)
-        files = [self.paths.ledger_file(file_id) for file_id in self.ledger_ids()]
-        files += [self.paths.segment(segment_id) for segment_id in self.segment_ids()]
-        for path in files:
-            try:
-                header = unpack_file_header(self.read_file(path, FILE_HEADER_BYTES, 0))
-            except FileNotFoundError:
-                continue
-            if header is not None:
-                identity.uuid = header.uuid
-                break
-        return identity
+        uuid = next((header.uuid for header in self._headers()), bytes(16))
+        return Identity(uuid, 0, 1, 0)
 
     def _read_ledger(self) -> LedgerFacts:
         """The newest ledger file, read again when it seems damaged while a broker writes it."""

@@ -573,7 +573,9 @@ class _Planner:
         directory, plan = self.directory, self.plan
         mend = plan.catalog
         orphans = set()
-        lost_names = mend.unusable or any(key.startswith(b"queue\0") for key, _ in mend.damaged)
+        old = mend.identity is not None and mend.identity.epoch < plan.epoch
+        damaged = any(key.startswith(b"queue\0") for key, _ in mend.damaged)
+        lost_names = mend.unusable or damaged or old
         if lost_names:
             facts = directory.ledger.segments
             for lane_id, lsn in self.waiting.items():
@@ -587,7 +589,7 @@ class _Planner:
                 if current and lane_id not in mend.lanes:
                     orphans.add(lane_id)
         lane_end = max([*self.next_qseqs, *mend.lanes, *directory.ledger.deleted, 0]) + 1
-        if mend.unusable or mend.identity is None:
+        if mend.unusable or mend.identity is None or old:
             lane_end += _LANE_IDS_MARGIN  # some may have been given, and never used
         identity = Identity(plan.uuid, plan.epoch, lane_end, 0)
         give_back(mend, orphans, identity, lane_end=lane_end)
