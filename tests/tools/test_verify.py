@@ -106,7 +106,7 @@ def test_a_footer_of_other_messages_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_pointer_that_leads_elsewhere_is_noticed(tmp_path: Path) -> None:
-    directory = stopped(tmp_path / "data")
+    directory = stopped(tmp_path / "data", settled=3)
     settings = StoreSettings()
     index = Index(directory / "index.lmdb", map_bytes=settings.index_map_bytes)
     key = struct.pack(">IQ", 1, 0)
@@ -124,7 +124,7 @@ def test_a_pointer_that_leads_elsewhere_is_noticed(tmp_path: Path) -> None:
     (ledger,) = (directory / "ledger").glob("*.qack")
     flip(ledger, 64 + 60)
     for command in ("verify", "index"):
-        (advice,) = inspect(directory, command, status=1)["notes"]
+        advice = inspect(directory, command, status=1)["notes"][-1]
         assert "repair" in advice and "rebuild-index" not in advice
 
 
