@@ -181,7 +181,10 @@ class _ResourceWatch:
         except OSError as error:  # gone, unmounted: nothing can be kept there
             logger.warning("cannot look at the disk error=%s", error)
             free_bytes = 0
-        self._set("low on disk", self._broker.store.full or free_bytes < self._disk_limit_bytes)
+        store = self._broker.store
+        full = store.full and not store.lacks_descriptors
+        self._set("low on disk", full or free_bytes < self._disk_limit_bytes)
+        self._set("low on file descriptors", store.full and store.lacks_descriptors)
 
     def _set(self, name: str, on: bool) -> None:
         if self._broker.alarms[name] != on:

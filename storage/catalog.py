@@ -16,7 +16,7 @@ import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from qlog.storage.environment import DAMAGE, open_environment
-from qlog.storage.errors import DirectoryUnreadable
+from qlog.storage.errors import DirectoryUnreadable, is_full
 from qlog.storage.headroom import Headroom
 
 _HASH = struct.Struct("<Q")
@@ -167,7 +167,8 @@ class Catalog:
             self._headroom.grow()
         except OSError as error:
             failure = DirectoryUnreadable(f"the catalog cannot be written: {error}")
-            self.on_failure(failure)
+            if not is_full(error):
+                self.on_failure(failure)
             raise failure from error
 
 

@@ -49,7 +49,7 @@ class CommitResult:
     ledger_synced: bool = False
     ledger_position: LedgerPosition | None = None  # what comes after this job is behind it
     ledger_wants_roll: bool = False
-    full: bool = False
+    full: OSError | None = None  # why not all of it could be written now
     failure: BaseException | None = None
 
 
@@ -87,7 +87,7 @@ class Committer:
                 if not is_full(error):
                     result.failure = error
                     break
-                result.full = True
+                result.full = error
             except SyncFailed as error:
                 result.failure = error
                 break

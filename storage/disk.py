@@ -8,6 +8,7 @@ which gave them understands. It knows no formats and no file names.
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -62,9 +63,20 @@ class Disk(Protocol):
     def lock(self, file: int) -> bool:
         """Take the exclusive lock of an open file; False when another one holds it."""
 
+    def release(self) -> None:
+        """Close what this keeps open for itself. It can still be used."""
+
 
 class OSDisk:
-    """The operating system's own."""
+    """The operating system's own.
+
+    It keeps directories open that it has synced: a sync comes after the names have changed, and
+    must not fail for want of a file descriptor.
+    """
+
+    def __init__(self) -> None:
+        self._directories: dict[Path, int] = {}
+        self._opening = threading.Lock()
 
     def make_directory(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -129,11 +141,7 @@ class OSDisk:
     def sync_directory(self, path: Path) -> None:
         # One that cannot even be opened is not synced either: what was renamed in it is in doubt.
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
+            os.fsync(self._directory(path))
         except OSError as error:
             raise SyncFailed(f"syncing {path} failed: {error.strerror}; check the disk") from error
 
@@ -149,3 +157,19 @@ class OSDisk:
         except BlockingIOError:
             return False
         return True
+
+    def release(self) -> None:
+        with self._opening:
+            while self._directories:
+                os.close(self._directories.popitem()[1])
+
+    def _directory(self, path: Path) -> int:
+        with self._opening:
+            file = self._directories.get(path)
+            if file is not None:
+                if os.path.samestat(os.fstat(file), os.stat(path)):
+                    return file
+                os.close(self._directories.pop(path))  # another one has its name now
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
+            file = self._directories[path] = os.open(path, flags)
+            return file

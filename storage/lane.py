@@ -166,7 +166,10 @@ class Shelf(Protocol[M]):
         metas: list[M],
         bodies: list[bytes],
     ) -> None:
-        """Read and verify these messages, and add them to the lists. Raises CorruptLog."""
+        """Read and verify these messages, and add them to the lists.
+
+        Raises CorruptLog, OutOfDescriptors.
+        """
 
 
 @dataclass(slots=True)

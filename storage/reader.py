@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from qlog.storage.datadir import Paths
 from qlog.storage.disk import Disk
-from qlog.storage.errors import CorruptLog
+from qlog.storage.errors import CorruptLog, OutOfDescriptors, lacks_descriptors
 from qlog.storage.format import (
     MESSAGE,
     RECORD_HEADER_BYTES,
@@ -52,7 +52,10 @@ class Reader(Generic[M]):
     def fetch(
         self, lane_id: int, qseq: int, pointers: Pointers, metas: list[M], bodies: list[bytes]
     ) -> None:
-        """Add the messages to the lists. Raises CorruptLog; the lists are then as before."""
+        """Add the messages to the lists.
+
+        Raises CorruptLog, OutOfDescriptors; the lists are then as before.
+        """
         segment_id = pointers.segment_id
         positions = pointers.positions
         lengths = pointers.lengths
@@ -84,6 +87,11 @@ class Reader(Generic[M]):
                 start = end
         except OSError as error:
             del metas[got:], bodies[got:]
+            if lacks_descriptors(error):
+                raise OutOfDescriptors(
+                    f"{self._path(segment_id)} cannot be opened now: {error.strerror}; "
+                    "raise `ulimit -n`"
+                ) from error
             raise CorruptLog(
                 f"{self._path(segment_id)} cannot be read: {error.strerror}; check the disk"
             ) from error
@@ -110,6 +118,7 @@ class Reader(Generic[M]):
             self._disk.close(file)
 
     def close(self) -> None:
+        """Close all files; those that are read again are opened again."""
         for file in self._files.values():
             self._disk.close(file)
         self._files.clear()
@@ -127,7 +136,14 @@ class Reader(Generic[M]):
             return file
         paths = self._paths
         path = (paths.spill_file if segment_id >= SPILL else paths.segment)(segment_id)
-        file = files[segment_id] = self._disk.open(path)
+        try:
+            file = self._disk.open(path)
+        except OSError as error:
+            if not files or not lacks_descriptors(error):
+                raise
+            self.close()  # what it needs is held here
+            file = self._disk.open(path)
+        files[segment_id] = file
         if len(files) > _FILES_MAX:
             self._disk.close(files.popitem(last=False)[1])
         return file

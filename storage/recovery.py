@@ -30,7 +30,12 @@ from qlog.storage.catalog import Catalog
 from qlog.storage.checkpoint import lane_update, snapshot_records
 from qlog.storage.datadir import Identity, Paths, mark_doubt, numbered, prepare
 from qlog.storage.disk import Disk
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable, is_full
+from qlog.storage.errors import (
+    CorruptLog,
+    DirectoryUnreadable,
+    is_full,
+    lacks_descriptors,
+)
 from qlog.storage.fold import LaneFacts, SegmentFacts
 from qlog.storage.format import (
     FILE_HEADER_BYTES,
@@ -109,14 +114,15 @@ def recover(
 ) -> Recovered[M]:
     """Open and recover a data directory. Raises StorageError; the directory is then unlocked."""
     paths = Paths(directory.absolute())
-    lock = prepare(disk, paths)
-    opened: list[Callable[[], None]] = [lambda: disk.close(lock)]
+    opened: list[Callable[[], None]] = [disk.release]
     try:
+        lock = prepare(disk, paths)
+        opened.append(lambda: disk.close(lock))
         first = _Recovery(paths, lock, decode, settings, disk, opened)
         try:
             return first.run()
         except IndexDoubt as doubt:  # found when it was used: once more, without it
-            while len(opened) > 1:
+            while len(opened) > 2:
                 opened.pop()()
             mark_doubt(disk, paths)
             recovered = _Recovery(paths, lock, decode, settings, disk, opened).run()
@@ -130,6 +136,8 @@ def recover(
             close()
         if isinstance(error, OSError):
             advice = "make some" if is_full(error) else "check the disk and the rights"
+            if lacks_descriptors(error):
+                advice = "raise `ulimit -n`"
             raise DirectoryUnreadable(
                 f"{error.filename or paths.root}: {error.strerror}; {advice}"
             ) from error

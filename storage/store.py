@@ -25,7 +25,13 @@ from qlog.storage.compact import CompactionStep
 from qlog.storage.compactor import Compactor
 from qlog.storage.datadir import Identity, mark_doubt
 from qlog.storage.disk import Disk, OSDisk
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable, SyncFailed, is_full
+from qlog.storage.errors import (
+    CorruptLog,
+    DirectoryUnreadable,
+    SyncFailed,
+    is_full,
+    lacks_descriptors,
+)
 from qlog.storage.format import PERSISTENT, TARGET_BYTES, pack_run
 from qlog.storage.index import SPILL, IndexDoubt, Move
 from qlog.storage.lane import IN_MEMORY, Lane, M, Run
@@ -70,6 +76,7 @@ class Store(Generic[M]):
         self.durable_lsn = recovered.log.lsn
         self.synced = 0
         self.full = False
+        self.lacks_descriptors = False  # for that it is full, and not for want of space
         self.failure: BaseException | None = None
         self.catalog.on_failure = self._fail
         self._recovered = recovered
@@ -334,6 +341,7 @@ class Store(Generic[M]):
         if self._log_held or self._ledger_held or self._checkpoint_full:
             if now_s >= self._retry_s:
                 self._log_held = self._ledger_held = self._checkpoint_full = False
+                self._reader.close()  # it can be its files that leave no descriptor for others
                 self._hand_over()
                 self._resume_checkpoint()
             wait_s = _FULL_RETRY_S
@@ -434,6 +442,7 @@ class Store(Generic[M]):
         self._index.close()
         self.catalog.close()
         self._disk.close(self._recovered.lock)
+        self._disk.release()
 
     # -- figures
 
@@ -583,10 +592,11 @@ class Store(Generic[M]):
             self._ledger_sync_due = False
             self._ledger_synced_s = self._now_s
         self._ledger_wants_roll = result.ledger_wants_roll
-        self._ledger_overflowed = result.full and result.ledger_written < len(job.ledger)
+        self._ledger_overflowed = bool(result.full) and result.ledger_written < len(job.ledger)
         log.put_back(job.batches[result.written :])
         self._chunks = job.ledger[result.ledger_written :] + self._chunks
-        if result.full:
+        if result.full is not None:
+            self.lacks_descriptors = lacks_descriptors(result.full)
             self._retry_s = self._now_s + _FULL_RETRY_S
             self._log_held = result.written < len(job.batches)
             self._ledger_held = bool(self._chunks) or (job.ledger_sync and not result.ledger_synced)

@@ -71,6 +71,7 @@ def serve(
     from qlog.server.app import StorageFailed
 
     _tune_interpreter()
+    _raise_descriptor_limit()
     _log_to_stderr(settings.log_level)
     try:
         trio.run(_serve, settings)
@@ -97,6 +98,16 @@ def _tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.0005)
+
+
+def _raise_descriptor_limit() -> None:
+    """As many clients as may be: the soft limit is there for programs that use `select`."""
+    import resource
+    from contextlib import suppress
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS takes no more than `kern.maxfilesperproc`
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _log_to_stderr(level: str) -> None:

@@ -25,7 +25,7 @@ from qlog.server.broker.queue import Queue
 from qlog.server.broker.reply_to import Replies
 from qlog.server.broker.targets import Targets
 from qlog.server.broker.vhost import VHost
-from qlog.storage.errors import StorageError
+from qlog.storage.errors import OutOfDescriptors, StorageError
 from qlog.storage.store import Store
 
 if TYPE_CHECKING:
@@ -78,8 +78,11 @@ class Broker:
         self.clients: set[Client] = set()
         self.vhosts: dict[str, VHost] = {}
         self.users: dict[str, User] = {}
-        self.alarms: dict[str, bool] = {"low on memory": False, "low on disk": False}
+        self.alarms = dict.fromkeys(
+            ("low on memory", "low on disk", "low on file descriptors"), False
+        )
         self._awake: dict[Queue, None] = {}
+        self._waiting: dict[Queue, None] = {}
         self._unconfirmed: dict[Publisher, None] = {}
         self._confirmed_lsn = store.durable_lsn
         self._syncing: deque[tuple[int, Channel]] = deque()
@@ -207,8 +210,21 @@ class Broker:
                 if not queue.deleted:
                     try:
                         queue.pump()
+                    except OutOfDescriptors as error:
+                        self._put_off(queue, error)
                     except Exception as error:  # noqa: BLE001 - reported there
                         self._cannot_deliver(queue, error)
+
+    def _put_off(self, queue: Queue, error: OutOfDescriptors) -> None:
+        """What the queue has next cannot be read now: `try_again` asks it."""
+        if not self._waiting:
+            logger.warning("cannot deliver now from %s error=%s", queue, error)
+        self._waiting[queue] = None
+
+    def try_again(self) -> None:
+        """Have `pump` ask the queues again that could not be read for want of file descriptors."""
+        self._awake.update(self._waiting)
+        self._waiting.clear()
 
     def _cannot_deliver(self, queue: Queue, error: Exception) -> None:
         """What the queue has next cannot be read, or worse: reported, never skipped.

@@ -8,7 +8,9 @@ live here too.
 from __future__ import annotations
 
 import logging
+import resource
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -23,6 +25,9 @@ CHECK_INTERVAL_S = 1.0
 # The broker looks for overdue deliveries this often; RabbitMQ does it once a minute.
 CONSUMER_CHECK_INTERVAL_S = 60.0
 BACKLOG = 1024
+# File descriptors for all else than clients. RabbitMQ sets as many aside, and like it the broker
+# does not accept more clients than the others are enough for.
+DESCRIPTORS_RESERVED = 100
 
 
 class Network:
@@ -38,6 +43,10 @@ class Network:
         self.held_back: set[Session] = set()  # not read: an alarm, or the disk is behind
         self._check = check
         self._sessions: set[Session] = set()
+        self._sessions_max = sessions_max()
+        self._session_ended = trio.lowlevel.ParkingLot()
+        self._crowded = False  # clients have to wait until others leave
+        self._turned_away = False  # and one did since the last check
         self._wake_timer = trio.Event()
         self._drained: list[Session] = []
         self._wake_feeder = trio.Event()
@@ -122,6 +131,11 @@ class Network:
             await trio.sleep(CHECK_INTERVAL_S)
             now_s = self.broker.now_s()
             self._check()
+            self.broker.try_again()
+            if self._crowded and not self._turned_away:
+                self._crowded = False
+                logger.warning("file descriptor limit alarm cleared: new connections are accepted")
+            self._turned_away = False
             if now_s >= next_consumer_check_s:
                 next_consumer_check_s = now_s + interval_s
                 self.broker.check_consumers()
@@ -135,14 +149,15 @@ class Network:
         """Accept clients until cancelled; their sessions live in `nursery` until they are `cut`."""
         while True:
             await trio.lowlevel.wait_readable(listener)
+            if len(self._sessions) >= self._sessions_max:
+                await self._wait_for_room(f"{len(self._sessions)} connections")
+                continue
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue  # the peer has thought better of it
-            except OSError as error:
-                # Out of file descriptors: those who are connected go on, the next must wait.
-                logger.warning("cannot accept error=%s", error)
-                await trio.sleep(CHECK_INTERVAL_S)
+            except OSError as error:  # somebody else took them
+                await self._wait_for_room(str(error))
                 continue
             sock.setblocking(False)
             with suppress(OSError):  # some systems refuse when the peer has gone already
@@ -151,6 +166,19 @@ class Network:
             session = Session(self, sock, f"{host}:{port}", loopback=_is_loopback(host))
             self._sessions.add(session)
             nursery.start_soon(self._run_session, session)
+
+    async def _wait_for_room(self, why: str) -> None:
+        """Out of file descriptors: those who are connected go on, the next are in the backlog."""
+        if not self._crowded:
+            self._crowded = True
+            logger.warning(
+                "file descriptor limit alarm set: new connections wait for others to close; "
+                "raise `ulimit -n` reason=%s",
+                why,
+            )
+        self._turned_away = True
+        with trio.move_on_after(CHECK_INTERVAL_S / 2):
+            await self._session_ended.park()
 
     async def _run_session(self, session: Session) -> None:
         try:
@@ -161,6 +189,7 @@ class Network:
         finally:
             self._sessions.discard(session)
             self.held_back.discard(session)
+            self._session_ended.unpark_all()
 
     async def drain(self, seconds: float) -> None:
         """Wait until every client has gone, but not longer."""
@@ -172,6 +201,14 @@ class Network:
         """Close the sockets of those who are still there."""
         for session in self._sessions:
             session.cut()
+
+
+def sessions_max() -> int:
+    """How many clients there can be, by the limit on file descriptors."""
+    descriptors_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors_max == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return descriptors_max - min(DESCRIPTORS_RESERVED, descriptors_max // 2)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

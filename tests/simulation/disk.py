@@ -321,6 +321,9 @@ class SimulatedDisk:
     def lock(self, file: int) -> bool:
         return True
 
+    def release(self) -> None:
+        """It keeps nothing open."""
+
     # -- what LMDB is opened with
 
     def lmdb_open(self, path: str, **options: Any) -> "_Hooked":

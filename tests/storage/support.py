@@ -92,6 +92,7 @@ class FaultyDisk(OSDisk):
     """Fails when told to: `fail(operation, path or None)` is asked before each operation."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.fail: Callable[[str], BaseException | None] = lambda operation: None
         self.operations = 0
         self.names_open: dict[int, str] = {}
@@ -238,6 +239,7 @@ def abandon(store: Store[Envelope]) -> None:
     store._spill.close()
     store._committer.close()
     store._disk.close(store._recovered.lock)
+    store._disk.release()
 
 
 def publish(

@@ -16,6 +16,7 @@ class CountingDisk(OSDisk):
     """Counts the bytes read."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.read_bytes = 0
 
     def read(self, file: int, size: int, offset: int) -> bytes:

@@ -3,13 +3,13 @@
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from qlog.storage.disk import OSDisk
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable, SyncFailed
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable, OutOfDescriptors, SyncFailed
 from qlog.storage.examine import Examination
 from qlog.storage.index import IndexDoubt
 from qlog.storage.ledger import ACK, TIME, unpack_body
@@ -510,6 +510,116 @@ def test_old_ledger_files_that_cannot_be_removed_hold_nobody_up(bench: Bench) ->
     assert not bench.store.full
     bench.disk.fail = lambda asked: None
     bench.store.close()
+
+
+class Openings:
+    """`os.open` as it is when others take the last file descriptors."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.errno = 0
+        self.free: int | None = None  # descriptors; None: enough
+        self.refused = 0
+        self._open: Callable[..., int] = os.open
+        monkeypatch.setattr(os, "open", self)
+
+    def __call__(self, path: Path, *rest: int, **options: int | None) -> int:
+        if self.free == 0:
+            self.refused += 1
+            raise OSError(self.errno, os.strerror(self.errno), str(path))
+        if self.free is not None:
+            self.free -= 1
+        return self._open(path, *rest, **options)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_file_descriptors_are_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Wherever in the upkeep of a store they run out, it goes on when there are some again."""
+    lane, transient = new_lane(bench.store), new_lane(bench.store)
+    openings = Openings(monkeypatch)
+    openings.errno = number
+    held = sent = 0
+    for free in range(12):
+        openings.free = free
+        for part in range(8):
+            publish(bench.store, [lane], [b"%d" % sent] * 20)
+            publish(bench.store, [transient], [b"t" * 50] * 5, persistent=False)
+            lane.settle(20 * sent + part, 3)
+            sent += 1
+            bench.tick(1.1)
+            run_all(bench)
+            held += bench.store.full and bench.store.lacks_descriptors
+        durable_lsn = bench.store.durable_lsn
+        openings.free = None
+        bench.tick(5.0)
+        run_all(bench)
+        assert bench.store.failure is None and not bench.store.full
+        assert durable_lsn <= bench.store.durable_lsn == bench.store.lsn
+        assert bench.store.checkpoint()
+    assert held and openings.refused > 12
+    expected = contents(lane)
+    assert len(expected) == 17 * sent
+    assert len(contents(transient)) == 5 * sent
+    bench.restart()
+    assert contents(bench.store.lane(lane.id)) == expected
+    bench.store.close()
+
+
+def test_a_read_that_lacks_a_descriptor_finds_no_damage(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = new_lane(bench.store)
+    for part in range(40):
+        publish(bench.store, [lane], [b"%d" % part] * 20)
+        run_all(bench)
+    bench.reopen()
+    lane = bench.store.lane(lane.id)
+    assert bench.store.segment_count > 2
+    openings = Openings(monkeypatch)
+    openings.errno, openings.free = errno.EMFILE, 0
+    with pytest.raises(OutOfDescriptors, match="cannot be opened now: Too many open files"):
+        lane.read(0, 10, 10_000)
+    openings.free = 1
+
+    def closed(file: int) -> None:
+        openings.free = 1
+        os.close(file)
+
+    monkeypatch.setattr(bench.disk, "close", closed)
+    assert len(contents(lane)) == 800  # the files it has read give way to those it reads
+    assert openings.refused > 2
+    openings.free = None
+    bench.store.close()
+
+
+def test_definitions_wait_for_a_descriptor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    openings = Openings(monkeypatch)
+    openings.errno, openings.free = errno.EMFILE, 0
+    bench.store.catalog._headroom._looked = False  # its reserve is to be made sure of
+    with pytest.raises(DirectoryUnreadable, match="Too many open files"):
+        bench.store.catalog.put("queue", "a", b"1")
+    openings.free = None
+    assert bench.store.failure is None
+    bench.store.catalog.put("queue", "a", b"1")
+    bench.store.close()
+
+
+def test_a_directory_that_was_replaced_is_synced_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    disk = OSDisk()
+    path = tmp_path / "log"
+    for _ in range(2):
+        path.mkdir()
+        disk.sync_directory(path)
+        disk.sync_directory(path)
+        assert synced == [path.stat().st_ino] * 2
+        synced.clear()
+        path.rename(tmp_path / "old")
+    disk.release()
 
 
 def test_a_directory_that_cannot_be_opened_is_not_synced(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import resource
 import shutil
 import socket
 import threading
@@ -20,7 +22,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.frames import HEARTBEAT_FRAME
 from qlog.server.app import RunningBroker, StorageFailed, open_broker
 from qlog.server.config import Settings
-from qlog.server.net import outbox
+from qlog.server.net import network, outbox
 from qlog.server.net.network import Network, listen
 from qlog.server.net.outbox import OUTBOX_BYTES_MAX
 from qlog.server.net.session import RECEIVE_BYTES, Session
@@ -55,12 +57,28 @@ class SlowDisk(OSDisk):
     """Its syncs wait while it is told to hold."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.go = threading.Event()
         self.go.set()
 
     def sync_data(self, file: int) -> None:
         assert self.go.wait(60)
         super().sync_data(file)
+
+
+class PoorDisk(OSDisk):
+    """Opens no file to be read while there are no descriptors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.poor = False
+        self.refused = 0
+
+    def open(self, path: Path, *, write: bool = False, create: bool = False) -> int:
+        if self.poor and not write:
+            self.refused += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().open(path, write=write, create=create)
 
 
 class LyingDisk(OSDisk):
@@ -479,6 +497,80 @@ async def test_what_waits_for_a_commit_stays_little(settings: Settings) -> None:
             await peer.expect(spec.TxCommitOk)
             assert session.client.held_events == 0
             assert broker.broker.vhosts["/"].queues["q"].ready == 101
+
+
+async def test_clients_beyond_the_descriptors_wait_until_others_leave(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 0.01)
+
+    def alarms() -> list[str]:
+        return [text for text in caplog.messages if "descriptor limit alarm" in text]
+
+    with deadline():
+        async with open_broker(settings) as broker, trio.open_nursery() as nursery:
+            peers = [await connect(broker) for _ in range(4)]
+            net = network_of(broker, peers[0])
+            late: list[SocketPeer] = []
+
+            async def come() -> None:
+                late.append(await connect(broker))
+
+            nursery.start_soon(come)
+            nursery.start_soon(come)
+            await until(alarms, "the alarm")
+            await trio.sleep(0.1)
+            assert not late and len(net._sessions) == 4 and len(alarms()) == 1
+            await declare(peers[0], "q")
+            for peer in peers[1:]:
+                await peer.stream.aclose()
+            await until(lambda: len(late) == 2 and len(alarms()) == 2, "the end of it")
+            assert ["alarm set" in text for text in alarms()] == [True, False]
+
+
+async def test_who_cannot_be_accepted_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others on the machine have taken the last descriptors."""
+    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 0.01)
+    accept = socket.socket.accept
+    refused = 0
+
+    def refuse(listener: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
+        nonlocal refused
+        if refused < 10:
+            refused += 1
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        return accept(listener)
+
+    with deadline():
+        async with open_broker(settings) as broker:
+            monkeypatch.setattr(socket.socket, "accept", refuse)
+            await connect(broker)
+            await until(lambda: "alarm cleared" in caplog.text, "the end of it")
+            assert caplog.text.count("alarm set") == 1 and "in system" in caplog.text
+
+
+async def test_delivery_waits_for_a_descriptor(settings: Settings) -> None:
+    """Its consumers stay, and nobody else notices."""
+    disk = PoorDisk()
+    with deadline():
+        async with open_broker(settings, disk=disk) as broker:
+            peer = await connect(broker)
+            await declare(peer, "q")
+            await peer.ask(1, make(spec.ConfirmSelect), spec.ConfirmSelectOk)
+            await peer.write(message(1, "q", b"x"))
+            await peer.expect(spec.BasicAck)
+        async with open_broker(settings, disk=disk) as broker:
+            disk.poor = True
+            peer = await connect(broker)
+            await peer.ask(1, make(spec.BasicConsume, queue="q"), spec.BasicConsumeOk)
+            await until(lambda: disk.refused > 1, "tried again")
+            await declare(peer, "other")
+            disk.poor = False
+            assert (await peer.expect(spec.BasicDeliver)).redelivered is False
+            assert broker.broker.vhosts["/"].queues["q"].unacked == 1
 
 
 async def test_no_file_descriptor_left_is_sat_out(
