@@ -199,6 +199,20 @@ def test_msgpack_has_octets_as_octets(tmp_path: Path) -> None:
     assert "exists" in again.output
 
 
+def test_an_account_of_an_export(tmp_path: Path) -> None:
+    directory = killed(tmp_path / "data", 20)
+    path = segments_of(directory)[0]
+    flip(path, path.read_bytes().index(b"message 7 ") + 20)
+    arguments = ["export", "--data-dir", str(directory), "--json"]
+    assert "give -o FILE" in run(*arguments, status=2).stderr
+    file = tmp_path / "out"
+    result = run(*arguments, "-o", str(file), status=1)
+    account = json.loads(result.stdout)
+    assert result.stderr == "" and account["schema"] == "qlog.inspect.export/1"
+    assert (account["output"], account["format"], account["messages"]) == (str(file), "jsonl", 19)
+    assert account["damage"][0]["lsn_first"] == 7 and len(file.read_bytes().splitlines()) == 19
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_there(tmp_path: Path) -> None:
     directory = killed(tmp_path / "data")
     path = segments_of(directory)[0]
@@ -302,9 +316,13 @@ def test_an_import_that_is_refused_says_where_to_go_on(
     result = run("import", str(file), "--url", broker.url, status=1)
     assert f"message {good + 1}: the broker refused: NOT_FOUND - no queue" in result.stderr
     assert result.stderr.endswith(f"go on with --skip {good}\n")
+    the_rest = ["import", str(file), "--url", broker.url, "--skip", str(good)]
+    account = json.loads(run(*the_rest, "--json", status=1).stdout)
+    assert (account["schema"], account["data_dir"]) == ("qlog.inspect.import/1", None)
+    assert (account["messages"], account["next_skip"], account["sent_behind"]) == (0, good, 0)
+    assert "no queue 'missing'" in account["failure"]
     connection.channel().queue_declare("missing", durable=True)
-    result = run("import", str(file), "--url", broker.url, "--skip", str(good))
-    assert result.stdout == "100 messages published and confirmed\n"
+    assert run(*the_rest).stdout == "100 messages published and confirmed\n"
     count = connection.channel().queue_declare("here", passive=True).method.message_count
     assert count == good
     connection.close()

@@ -18,9 +18,11 @@ import typer
 
 from qlog.tools.inspect.options import (
     DATA_DIR_DEFAULT,
+    AsJson,
     DataDir,
     OfVhost,
     find_lanes,
+    finish,
     look_at,
     stop,
     stop_for_pipe,
@@ -55,12 +57,18 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a new file.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the messages that wait to a file, with everything that belongs to them.
 
     Oldest first. A message that went to several queues is written once. Transient messages are not
-    in the log, and not exported.
+    in the log, and not exported. With --json what was done is a document on stdout,
+    and the messages need -o.
     """
+    from qlog.tools.inspect.report import Report, counted, printable
+
+    if as_json and output is None:
+        stop("with --json the messages cannot go to stdout, too: give -o FILE")
     directory = look_at(data_dir)
     lane_ids = None if queue is None else find_lanes(directory, vhost, queue)
     try:
@@ -76,8 +84,12 @@ def export(
         if output is None:
             stop_for_stdout(error.strerror)
         stop(f"{output} cannot be written: {error.strerror}")
-    from qlog.tools.inspect.report import counted, printable
-
+    if as_json:
+        content = {"output": str(output), "format": format, "messages": count}
+        report = Report("export", str(directory.root), directory.in_use, content)
+        report.notes, report.damage = directory.notes, damage
+        finish(report, as_json=True)
+        return
     for note in directory.notes:
         print(f"note: {printable(note)}", file=sys.stderr)
     for item in damage:

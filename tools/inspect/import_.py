@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlog.tools.inspect.options import stop, writing_stdout
+from qlog.tools.inspect.options import AsJson, finish, stop
 
 if TYPE_CHECKING:
     from qlog.tools.inspect.exported import Message
@@ -39,6 +39,7 @@ def import_(
     skip: Annotated[
         int, typer.Option(metavar="N", min=0, help="Leave out the first N messages of the file.")
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Publish exported messages into a running broker, to the queues that they were in.
 
@@ -46,29 +47,45 @@ def import_(
     """
     from qlog.tools.inspect.exported import Malformed
     from qlog.tools.inspect.publisher import Address, PublishFailed
-    from qlog.tools.inspect.report import counted, printable, progress
+    from qlog.tools.inspect.report import Report, counted, printable, progress
 
     try:
         address = Address.parse(url)
     except ValueError as error:
         stop(str(error))
     importing = _Import(address, queue, skip)
+    failure = None
+    status = 0
     try:
         with file.open("rb") as stream, progress("importing", file.stat().st_size) as bar:
             importing.run(stream, bar.advance)
     except OSError as error:
         stop(f"{file} cannot be read: {error.strerror}")
-    except (PublishFailed, Malformed, KeyboardInterrupt) as error:
-        print(f"qlog: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
+    except (PublishFailed, Malformed) as error:
+        failure = str(error)
+        status = 1
+    except KeyboardInterrupt:
+        failure = "interrupted"
+        status = 128 + signal.SIGINT
+    if failure is None and importing.begun < skip:
+        stop(f"{file} has {counted(importing.begun, 'message')} only: --skip {skip} is too many")
+    if failure is not None and not as_json:
+        print(f"qlog: {printable(failure)}", file=sys.stderr)
         if importing.begun > skip:
             print(f"qlog: {_where_to_go_on(file, importing)}", file=sys.stderr)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        raise typer.Exit(128 + signal.SIGINT if interrupted else 1) from error
-    if importing.begun < skip:
-        stop(f"{file} has {counted(importing.begun, 'message')} only: --skip {skip} is too many")
-    done = f"{counted(importing.confirmed - skip, 'message')} published and confirmed"
-    with writing_stdout(done):
-        print(done)
+        raise typer.Exit(status)
+    confirmed = max(importing.confirmed, skip)
+    report = Report("import", data_dir=None, in_use=False)
+    report.content = {
+        "file": str(file),
+        "messages": confirmed - skip,
+        "failure": failure,
+        "next_skip": confirmed,
+        "sent_behind": max(importing.begun - confirmed, 0),
+    }
+    report.summary = f"{counted(confirmed - skip, 'message')} published and confirmed"
+    finish(report, as_json=as_json)
+    raise typer.Exit(status)
 
 
 def _where_to_go_on(file: Path, importing: _Import) -> str:

@@ -135,7 +135,7 @@ class Report:
     """What one command found. `columns` and `rows` are a table in front of all `sections`."""
 
     kind: str  # the command
-    data_dir: str
+    data_dir: str | None  # None for a command that needs none
     in_use: bool
     content: dict[str, Any] = field(default_factory=dict)  # for JSON
     columns: Sequence[Column] = ()
