@@ -11,11 +11,17 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.live.conversation")
 
 from tests.live.conversation import Client, Talk, connections
 from tests.live.server import BrokerProcess
+
+# How long an example takes says something of the machine's load only, and to look for a smaller one
+# that takes as long would take minutes.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -110,7 +110,7 @@ def test_a_suite_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     try:
         assert b"accepts connections" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(90) == 130
     finally:
         process.kill()
         process.wait()

@@ -180,13 +180,13 @@ def test_following_a_running_broker(tmp_path: Path) -> None:
         assert {line["body"] for line in lines} == {"x" * 2000}
         assert {line["targets"][0]["queue"] for line in lines} == {"tasks"}
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0 and process.stderr.read() == ""
+        assert process.wait(60) == 0 and process.stderr.read() == ""
     with following(broker.data_dir) as process:
         assert process.stderr is not None and "following" in process.stderr.readline()
         publish(1)
         connection.close()
         assert broker.terminate()[0] == 0
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 0
         assert [line.split()[0] for line in out.splitlines()] == ["125"]
         assert err == "qlog: the broker has stopped\n"
