@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.live.conversation")
 
@@ -20,7 +20,7 @@ from tests.live.server import BrokerProcess
 
 # How long an example takes says something of the machine's load only, and to look for a smaller one
 # that takes as long would take minutes.
-settings.register_profile("unhurried", deadline=None)
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
 
