@@ -11,7 +11,7 @@ import msgpack
 
 from qlog.storage.catalog import Catalog
 from qlog.storage.disk import Disk
-from qlog.storage.errors import DirectoryLocked, DirectoryNewer, DirectoryUnreadable, SyncFailed
+from qlog.storage.errors import DirectoryLocked, DirectoryUnreadable, OtherFormat, SyncFailed
 from qlog.storage.format import FORMAT_VERSION
 
 _KIND = "storage"  # the catalog's kind for what storage itself keeps there
@@ -108,6 +108,20 @@ def _sync_parent(disk: Disk, parent: Path) -> None:
             raise
 
 
+def check_format(what: object, version: int) -> None:
+    """Raises OtherFormat."""
+    if version > FORMAT_VERSION:
+        raise OtherFormat(
+            f"{what} has format {version}, this qlog reads format {FORMAT_VERSION}; use the newer "
+            "qlog that wrote it"
+        )
+    if version < FORMAT_VERSION:
+        raise OtherFormat(
+            f"{what} has format {version}, from before the first release, and this qlog reads format "
+            f"{FORMAT_VERSION}; take it over with `qlog inspect export` of the qlog that wrote it"
+        )
+
+
 @dataclass(slots=True)
 class Identity:
     """What a directory says of itself; kept in the catalog."""
@@ -125,19 +139,15 @@ class Identity:
 
     @classmethod
     def load(cls, catalog: Catalog) -> "Identity | None":
-        """What is kept; None in a new directory. Raises DirectoryNewer."""
+        """What is kept; None in a new directory. Raises OtherFormat."""
         row = catalog.get(_KIND, _NAME)
         return None if row is None else cls.unpack(row)
 
     @classmethod
     def unpack(cls, row: bytes) -> "Identity":
-        """From the catalog's value. Raises DirectoryNewer."""
+        """From the catalog's value. Raises OtherFormat."""
         version, *rest = msgpack.unpackb(row)
-        if version > FORMAT_VERSION:
-            raise DirectoryNewer(
-                f"the data directory has format {version}, this qlog reads up to "
-                f"{FORMAT_VERSION}; start it with the newer qlog that wrote it"
-            )
+        check_format("the data directory", version)
         uuid, epoch, lane_ids_reserved, closed_lsn = rest[:4]
         return cls(uuid, epoch, lane_ids_reserved, closed_lsn)
 

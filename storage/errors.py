@@ -20,8 +20,8 @@ class DirectoryLocked(StorageError):
     """Another broker runs on this directory."""
 
 
-class DirectoryNewer(StorageError):
-    """The directory was written by a newer qlog than this one."""
+class OtherFormat(StorageError):
+    """Another qlog wrote the directory: a newer one, or one from before the first release."""
 
 
 class DirectoryUnreadable(StorageError):

@@ -2,7 +2,9 @@
 
 Pure: bytes in, values out. All integers are little-endian. Every hash is xxh3_64, and is seeded
 with the place it stands at (directory, file, offset), so that bytes which are valid somewhere else,
-in another broker's log or inside a message's body, are not valid here.
+in another broker's log or inside a message's body, are not valid here. A batch's header has a check
+of its own, so that a place can be told not to begin a batch before the body is read that it claims:
+bodies of messages can be full of headers.
 
     file     = file header (64) , batch* , [ footer , trailer (64) ]      (footer: sealed segments)
     batch    = batch header (48) , body
@@ -23,8 +25,9 @@ from typing import NamedTuple, Protocol
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: before the first release, batch headers had no check of their own
 U64 = (1 << 64) - 1
+_U32 = (1 << 32) - 1
 
 # magic 8s, version u16, header length u16, flags u32, directory uuid 16s, file id u32, 0 u32,
 # base u64 (segment: LSN of the first record; ledger: number of the first batch), epoch u64, xxh3 u64
@@ -38,12 +41,15 @@ SPILL_MAGIC = b"QLOGSPL\n"
 
 SPARSE = 1  # file header flag: LSNs are missing between batches, not within one
 
-# magic u32, flags u32, body length u32, record count u32, epoch u64, base u64, durable u64, xxh3 u64
-# (over this header without the hash, and the body). `base` is the LSN of the first record (in the
-# ledger: the number of the batch); all below `durable` had been synced when this batch was written.
+# magic u32, check u32 (the lower half of xxh3 over the five that follow), body length u32, record
+# count u32, epoch u64, base u64, durable u64, xxh3 u64 (over this header without the hash, and the
+# body). `base` is the LSN of the first record (in the ledger: the number of the batch); all below
+# `durable` had been synced when this batch was written.
 BATCH_HEADER = struct.Struct("<IIIIQQQQ")
 BATCH_HEADER_BYTES = BATCH_HEADER.size
 assert BATCH_HEADER_BYTES == 48
+_BATCH_FIELDS = struct.Struct("<IIQQQ")  # what the check is of
+_BATCH_CHECK = struct.Struct("<4xI32s")
 BATCH_MAGIC = 0x8F51_B47C
 BATCH_MAGIC_BYTES = struct.pack("<I", BATCH_MAGIC)
 
@@ -121,7 +127,9 @@ class BatchHeader:
 def pack_batch(seed: int, count: int, epoch: int, base: int, durable: int, *body: bytes) -> bytes:
     """The header of a batch; the body (in any number of pieces) is to be written right behind it."""
     size = sum(map(len, body))
-    head = BATCH_HEADER.pack(BATCH_MAGIC, 0, size, count, epoch, base, durable, 0)[:-8]
+    fields = _BATCH_FIELDS.pack(size, count, epoch, base, durable)
+    check = xxh3_64_intdigest(fields, seed) & _U32
+    head = struct.pack("<II", BATCH_MAGIC, check) + fields
     digest = xxh3_64(head, seed)
     for piece in body:
         digest.update(piece)
@@ -129,7 +137,9 @@ def pack_batch(seed: int, count: int, epoch: int, base: int, durable: int, *body
 
 
 def unpack_batch_header(data: bytes, offset: int = 0) -> BatchHeader | None:
-    """The header at `offset`; None without its magic. Only `batch_is_whole` says that it is true."""
+    """The header at `offset`; None without its magic. It may be anything that looks like one: see
+    `batch_header_is_whole`.
+    """
     if len(data) - offset < BATCH_HEADER_BYTES:
         return None
     magic, _, body_bytes, count, epoch, base, durable, digest = BATCH_HEADER.unpack_from(
@@ -138,6 +148,16 @@ def unpack_batch_header(data: bytes, offset: int = 0) -> BatchHeader | None:
     if magic != BATCH_MAGIC:
         return None
     return BatchHeader(body_bytes, count, epoch, base, durable, digest)
+
+
+def batch_header_is_whole(seed: int, data: bytes, offset: int = 0) -> bool:
+    """Whether a header at `offset` was written there; nobody who does not know the directory's uuid
+    can make one. What became of the body is not known.
+    """
+    if len(data) - offset < BATCH_HEADER_BYTES:
+        return False
+    check, fields = _BATCH_CHECK.unpack_from(data, offset)
+    return bool(xxh3_64_intdigest(fields, seed) & _U32 == check)
 
 
 def batch_is_whole(seed: int, header_data: bytes, body: bytes, digest: int) -> bool:

@@ -13,16 +13,13 @@ segments that went into it from the moment the ledger says so, and for nothing b
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from qlog.storage.datadir import Paths, numbered
+from qlog.storage.datadir import Paths, check_format, numbered
 from qlog.storage.disk import Disk
-from qlog.storage.errors import CorruptLog, DirectoryNewer
+from qlog.storage.errors import CorruptLog
 from qlog.storage.fold import COMPACTED, SegmentFacts
 from qlog.storage.format import (
-    BATCH_HEADER_BYTES,
     FILE_HEADER_BYTES,
-    FORMAT_VERSION,
     Columns,
-    unpack_batch_header,
 )
 from qlog.storage.log import Segment
 from qlog.storage.segment import BatchFile, columns_of
@@ -56,12 +53,9 @@ class LogScan:
 
 
 def check_version(file: BatchFile) -> None:
-    """Raises DirectoryNewer."""
-    if file.header is not None and file.header.version > FORMAT_VERSION:
-        raise DirectoryNewer(
-            f"{file.path} has format {file.header.version}, this qlog reads up to "
-            f"{FORMAT_VERSION}; start it with the newer qlog that wrote it"
-        )
+    """Raises OtherFormat."""
+    if file.header is not None:
+        check_format(file.path, file.header.version)
 
 
 def scan(
@@ -81,7 +75,7 @@ def scan(
     `attested`: something outside the log says that it had been synced up to here. `needed`:
     segments that must be there. `by_footers`: what is behind `replayed_from` may be taken from the
     footers of sealed segments (to rebuild the index), else it is read and verified. Raises
-    CorruptLog, DirectoryNewer, OSError.
+    CorruptLog, OtherFormat, OSError.
     """
     return _Scan(disk, paths, uuid, facts, attested, replayed_from, by_footers, adopt).run(needed)
 
@@ -241,7 +235,7 @@ class _Scan:
                 f"{segment.end_lsn} on had been confirmed; {ADVICE}"
             )
         segment.columns = scanned
-        torn = unpack_batch_header(file.read(BATCH_HEADER_BYTES, segment.log_end))
+        torn = file.header_at(segment.log_end)
         return FoundSegment(
             segment, file.used_end(segment.log_end), False, 0 if torn is None else torn.count
         )

@@ -28,6 +28,7 @@ from qlog.storage.format import (
     Columns,
     FileHeader,
     Trailer,
+    batch_header_is_whole,
     batch_is_whole,
     pack_footer,
     place_seed,
@@ -116,6 +117,7 @@ class BatchFile:
         self.file_id = file_id
         self._disk = disk
         self._uuid = uuid
+        self._seed = place_seed(uuid, file_id, 0)
         self._file = disk.open(path)
         try:
             self.size = disk.size(self._file)
@@ -138,17 +140,25 @@ class BatchFile:
         header = self.header
         return header is not None and header.uuid == self._uuid and header.file_id == self.file_id
 
+    def header_at(self, position: int) -> BatchHeader | None:
+        """What a whole batch header at this place says, whatever became of the body."""
+        head = self.read(BATCH_HEADER_BYTES, position)
+        return unpack_batch_header(head) if self._has_header(position, head) else None
+
     def batch_at(self, position: int) -> Batch | None:
         """The batch at this place if it is whole."""
         head = self.read(BATCH_HEADER_BYTES, position)
-        header = unpack_batch_header(head)
+        header = unpack_batch_header(head) if self._has_header(position, head) else None
         if header is None or position + BATCH_HEADER_BYTES + header.body_bytes > self.size:
             return None
         body = self.read(header.body_bytes, position + BATCH_HEADER_BYTES)
-        seed = place_seed(self._uuid, self.file_id, position)
-        if not batch_is_whole(seed, head, body, header.digest):
+        if not batch_is_whole(self._seed ^ position, head, body, header.digest):
             return None
         return Batch(position, header, body)
+
+    def _has_header(self, position: int, data: bytes, offset: int = 0) -> bool:
+        """Whether a batch begins at `position`, of which the bytes are at `offset` of `data`."""
+        return batch_header_is_whole(self._seed ^ position, data, offset)
 
     def batches(self, position: int = FILE_HEADER_BYTES) -> Iterator[Batch]:
         """The unbroken sequence of whole batches from `position` on; their bases are not checked."""
@@ -157,20 +167,25 @@ class BatchFile:
             position = batch.end
 
     def whole_batches_after(self, position: int) -> Iterator[Batch]:
-        """Every whole batch at any place from `position` on, damage between them or not."""
+        """Every whole batch at any place from `position` on, damage between them or not.
+
+        No more than the header is read of what a publisher made look like one.
+        """
         end = self.used_end(position)
         while position < end:
-            window = self.read(min(_WINDOW_BYTES, end - position), position)
-            found = window.find(BATCH_MAGIC_BYTES)
-            if found < 0:
-                position += max(len(window) - len(BATCH_MAGIC_BYTES) + 1, 1)
-                continue
-            batch = self.batch_at(position + found)
-            if batch is None:
-                position += found + 1
+            size = min(_WINDOW_BYTES, end - position)
+            window = self.read(size + BATCH_HEADER_BYTES, position)  # one may begin at its end
+            at = window.find(BATCH_MAGIC_BYTES)
+            while 0 <= at < size:
+                if self._has_header(position + at, window, at):
+                    batch = self.batch_at(position + at)
+                    if batch is not None:
+                        yield batch
+                        position = batch.end
+                        break
+                at = window.find(BATCH_MAGIC_BYTES, at + 1)
             else:
-                yield batch
-                position = batch.end
+                position += size
 
     def used_end(self, position: int) -> int:
         """Where the zeros begin that fill the file to its end, but not before `position`."""

@@ -14,6 +14,7 @@ from qlog.storage.format import (
     SEGMENT_MAGIC,
     TRAILER_BYTES,
     Columns,
+    batch_header_is_whole,
     batch_is_whole,
     pack_batch,
     pack_file_header,
@@ -42,7 +43,7 @@ def test_a_file_header_says_what_was_packed() -> None:
     assert len(data) == FILE_HEADER_BYTES
     header = unpack_file_header(data + b"more")
     assert header is not None
-    assert (header.magic, header.version, header.uuid) == (SEGMENT_MAGIC, 1, UUID)
+    assert (header.magic, header.version, header.uuid) == (SEGMENT_MAGIC, 2, UUID)
     assert (header.file_id, header.base, header.epoch) == (7, 1 << 40, 3)
 
 
@@ -55,9 +56,46 @@ def test_the_first_bytes_of_a_batch_are_fixed() -> None:
     """A change here is a new format version."""
     data = pack_batch(place_seed(UUID, 1, 64), 1, 2, 3, 4, b"body")
     assert data[:40].hex() == (
-        "7cb4518f" "00000000" "04000000" "01000000"
+        "7cb4518f" "8283b5de" "04000000" "01000000"
         "0200000000000000" "0300000000000000" "0400000000000000"
     )  # fmt: skip
+
+
+_u32 = st.integers(0, 2**32 - 1)
+_u64 = st.integers(0, 2**64 - 1)
+
+
+@given(
+    seed=_u64,
+    other_seed=_u64,
+    fields=st.tuples(_u32, _u64, _u64, _u64),
+    body=st.binary(max_size=50),
+    before=st.binary(max_size=9),
+    bit=st.integers(0, 8 * BATCH_HEADER_BYTES - 1),
+)
+def test_a_batch_header_says_what_was_packed_and_is_whole_only_there(
+    seed: int,
+    other_seed: int,
+    fields: tuple[int, int, int, int],
+    body: bytes,
+    before: bytes,
+    bit: int,
+) -> None:
+    packed = pack_batch(seed, *fields, body)
+    at = len(before)
+    assert len(packed) == BATCH_HEADER_BYTES
+    header = unpack_batch_header(before + packed, at)
+    assert header is not None
+    assert (header.count, header.epoch, header.base, header.durable) == fields
+    assert header.body_bytes == len(body)
+    assert batch_header_is_whole(seed, before + packed, at)  # without a look at the body
+    assert batch_header_is_whole(other_seed, packed) == (other_seed == seed)
+    assert not batch_header_is_whole(seed, packed[:-1])
+    damaged = flipped(packed, bit)
+    if bit < 32:
+        assert unpack_batch_header(damaged) is None
+    else:  # the last eight bytes are of the whole batch
+        assert batch_header_is_whole(seed, damaged) == (bit >= 8 * (BATCH_HEADER_BYTES - 8))
 
 
 @given(st.binary(max_size=50), st.data())

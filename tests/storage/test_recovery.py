@@ -2,8 +2,11 @@
 
 import errno
 import os
+import random
 import shutil
 import struct
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,13 @@ from qlog.storage.datadir import Identity
 from qlog.storage.errors import (
     CorruptLog,
     DirectoryLocked,
-    DirectoryNewer,
     DirectoryUnreadable,
+    OtherFormat,
     StorageError,
     SyncFailed,
 )
 from qlog.storage.examine import Examination, Verdict
-from qlog.storage.format import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
+from qlog.storage.format import BATCH_HEADER_BYTES, FILE_HEADER_BYTES, pack_batch
 from qlog.storage.index import IndexDoubt, Live
 from qlog.storage.lane import Lane
 from qlog.storage.store import Store
@@ -89,6 +92,35 @@ def three_batches(tmp_path: Path) -> tuple[Path, int, list[int]]:
         ends.append(bench.store._durable_end[1])
     bench.kill()
     return bench.directory, lane.id, ends
+
+
+def test_a_torn_message_full_of_headers_does_not_hold_up_the_start(tmp_path: Path) -> None:
+    """Whoever may publish may write what looks like batches; it must not cost hours of hashing."""
+    headers = [pack_batch(at, 1, 1, 1, 1 << 40) for at in range(80_000)]
+    claimed = struct.pack("<I", 12 << 20)  # to nearly the end of the file
+    fakes = b"".join(header[:8] + claimed + header[12:] for header in headers)
+    random_bytes = random.Random(1).randbytes(len(fakes))
+    settings = replace(SMALL, segment_bytes_max=16 << 20, batch_bytes_max=8 << 20)
+    times_s = []
+    for number, body in enumerate((random_bytes, fakes)):
+        bench = Bench(tmp_path / str(number), settings)
+        lane = new_lane(bench.store)
+        for sent in (b"kept", body):
+            publish(bench.store, [lane], [sent])
+            bench.store.commit()
+            bench.commits.run_one()
+            bench.store.advance()
+        bench.kill()
+        path = segment_path(bench.directory)
+        data = path.read_bytes()
+        path.write_bytes(data.replace(body[-100:], bytes(100)))
+        started_s = time.process_time()
+        store = start(bench.directory)
+        times_s.append(time.process_time() - started_s)
+        assert contents(store.lane(lane.id)) == {0: b"kept"}
+        assert store.report.log_records_cut == 1
+        store.close()
+    assert times_s[1] < 100 * times_s[0]
 
 
 def test_a_torn_tail_is_cut_at_every_byte(
@@ -391,15 +423,23 @@ def test_only_one_broker_has_a_directory(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_newer_directory_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "version, advice", [(99, "use the newer qlog"), (1, "take it over with `qlog inspect export`")]
+)
+def test_a_directory_of_another_format_is_left_alone(
+    tmp_path: Path, version: int, advice: str
+) -> None:
     store = start(tmp_path)
     identity = store._identity
-    Identity(identity.uuid, 9, 9, 0, version=99).save(store.catalog)
+    Identity(identity.uuid, 9, 9, 0, version=version).save(store.catalog)
     abandon(store)
     copy = tmp_path.with_name("copy")
     shutil.copytree(tmp_path, copy)
-    with pytest.raises(DirectoryNewer, match="format 99"):
+    before = image(copy)
+    with pytest.raises(OtherFormat, match=f"format {version}, .*{advice}") as caught:
         start(copy)
+    assert "\n" not in str(caught.value)
+    assert image(copy) == before
     shutil.rmtree(copy)
 
 

@@ -212,7 +212,7 @@ def test_a_message_is_taken_apart(make: Any, which: list[str], tmp_path: Path) -
     assert document["message"]["body"].encode() == body(lsn)
     assert all(check["right"] for check in document["checksums"])
     names = {check["of"] for check in document["checksums"]}
-    assert {"file header", "batch", "record"} <= names
+    assert {"file header", "batch header", "batch", "record"} <= names
     position = document["message"]["position"]
     of_record = [field for field in document["fields"] if field["position"] >= position]
     path = directory / document["message"]["file"]
@@ -236,7 +236,13 @@ def test_a_damaged_message_is_taken_apart(tmp_path: Path) -> None:
     flip(path, path.read_bytes().index(b"message 55 ") + 500)
     document = inspect(directory, "message", "55", status=1)
     right = {check["of"]: check["right"] for check in document["checksums"]}
-    assert right == {"file header": True, "batch": False, "record": False, "footer": True}
+    assert right == {
+        "file header": True,
+        "batch header": True,
+        "batch": False,
+        "record": False,
+        "footer": True,
+    }
     assert document["message"]["exchange"] == "amq.topic"
 
 

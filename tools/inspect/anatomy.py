@@ -34,6 +34,7 @@ from qlog.storage.format import (
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
     TARGET_BYTES,
+    batch_header_is_whole,
     batch_is_whole,
     place_seed,
     record_seed,
@@ -79,7 +80,7 @@ _FILE_HEADER_NAMES = (
 )
 _BATCH_HEADER_NAMES = (
     "magic",
-    "flags",
+    "check",
     "body length",
     "records",
     "epoch",
@@ -108,7 +109,7 @@ def _split(
     for code, name, value in zip(codes, names, layout.unpack(data), strict=True):
         size = struct.calcsize("<" + code)
         text = value.hex() if isinstance(value, bytes) else str(value)
-        if name in ("xxh3", "flags") or (name == "magic" and isinstance(value, int)):
+        if name in ("xxh3", "check", "flags") or (name == "magic" and isinstance(value, int)):
             text = f"{value:#x}"
         elif name == "magic":
             text = repr(value)[2:-1]
@@ -165,6 +166,9 @@ def _batch(
     body = directory.read(view, header.body_bytes, position + BATCH_HEADER_BYTES)
     seed = place_seed(directory.identity.uuid, view.file_id, position)
     right = len(body) == header.body_bytes and batch_is_whole(seed, data, body, header.digest)
+    sound = batch_header_is_whole(seed, data)
+    covers = f"bytes {position + 8} to {position + BATCH_HEADER_BYTES - 9}"
+    checks.append(Checksum("batch header", sound, covers))
     covers = f"bytes {position} to {position + BATCH_HEADER_BYTES + header.body_bytes - 1}"
     checks.append(Checksum("batch", right, covers))
     return [

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from qlog.storage.datadir import Identity, Paths, numbered
-from qlog.storage.errors import DirectoryNewer, DirectoryUnreadable
+from qlog.storage.datadir import Identity, Paths, check_format, numbered
+from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.examine import Examination, FileView, Verdict
 from qlog.storage.fold import COMPACTED, LaneFacts, SegmentFacts
-from qlog.storage.format import FILE_HEADER_BYTES, FORMAT_VERSION, FileHeader, unpack_file_header
+from qlog.storage.format import FILE_HEADER_BYTES, FileHeader, unpack_file_header
 from qlog.storage.index import SPILL
 from qlog.storage.ledger import Record, unpack_body
 from qlog.storage.lmdb_file import Implausible, check
@@ -69,7 +69,7 @@ class LedgerFacts:
 class Directory(Examination):
     """One look at a directory.
 
-    Raises DirectoryUnreadable when it is none, DirectoryNewer, Forbidden, PermissionError.
+    Raises DirectoryUnreadable when it is none, OtherFormat, Forbidden, PermissionError.
     """
 
     _disk: ForgivingDisk
@@ -295,12 +295,9 @@ class Directory(Examination):
         raise DirectoryUnreadable(f"{self.paths.ledger} changes all the time; try again")
 
     def check_version(self, view: FileView) -> None:
-        """Raises DirectoryNewer."""
-        if view.header is not None and view.header.version > FORMAT_VERSION:
-            raise DirectoryNewer(
-                f"{view.path} has format {view.header.version}, this qlog reads up to "
-                f"{FORMAT_VERSION}; inspect it with the newer qlog that wrote it"
-            )
+        """Raises OtherFormat."""
+        if view.header is not None:
+            check_format(view.path, view.header.version)
 
     def _replay(self, view: FileView) -> LedgerFacts:
         self.check_version(view)

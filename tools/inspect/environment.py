@@ -26,7 +26,7 @@ import lmdb
 from qlog.server.broker.definitions import Definitions
 from qlog.storage.catalog import Catalog
 from qlog.storage.datadir import Identity
-from qlog.storage.errors import DirectoryNewer, StorageError
+from qlog.storage.errors import OtherFormat, StorageError
 from qlog.storage.examine import is_open
 from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
 from qlog.storage.lmdb_file import CutOff, Implausible, check
@@ -74,7 +74,7 @@ class IndexFacts:
 
 
 def read_catalog(directory: Path) -> CatalogFacts:
-    """Raises Unreadable, Forbidden, DirectoryNewer."""
+    """Raises Unreadable, Forbidden, OtherFormat."""
     return read(directory, _catalog_facts)
 
 
@@ -116,7 +116,7 @@ def _forbidden(directory: Path) -> Forbidden:
 def read(directory: Path, work: Callable[[Path, bool], T]) -> T:
     """What `work(directory, lock)` finds, done in a child; its result is pickled.
 
-    Raises Unreadable, Forbidden, DirectoryNewer.
+    Raises Unreadable, Forbidden, OtherFormat.
     """
     data = directory / "data.mdb"
     for _ in range(_TRIES_MAX):
@@ -166,7 +166,7 @@ def _isolated(work: Callable[[], T]) -> T:
             answer: object
             try:
                 answer = work()
-            except (DirectoryNewer, Unreadable) as error:
+            except (OtherFormat, Unreadable) as error:
                 answer = error
             except (StorageError, IndexDoubt, lmdb.Error, OSError, ValueError, TypeError) as error:
                 answer = Unreadable(str(error))

@@ -83,7 +83,7 @@ class Survey:
 
 
 def views_of(directory: Directory) -> list[FileView]:
-    """The segments that have a file, in the order of their LSNs. Raises DirectoryNewer."""
+    """The segments that have a file, in the order of their LSNs. Raises OtherFormat."""
     placed = []
     base = 0
     for segment_id in directory.segment_ids():

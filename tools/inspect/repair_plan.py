@@ -133,7 +133,7 @@ class Plan:
 
 
 def make_plan(directory: Directory, advance: Callable[[int], None]) -> Plan:
-    """Look at everything once. Raises DirectoryNewer, Forbidden, PermissionError."""
+    """Look at everything once. Raises OtherFormat, Forbidden, PermissionError."""
     return _Planner(directory).run(advance)
 
 

@@ -50,7 +50,7 @@ def verify(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False) -> Non
 
 
 def verified(directory: Directory) -> Report:
-    """What all of it comes to. Raises PermissionError, Forbidden, DirectoryNewer."""
+    """What all of it comes to. Raises PermissionError, Forbidden, OtherFormat."""
     from qlog.tools.inspect.casualties import with_concerns
     from qlog.tools.inspect.environment import Unreadable
     from qlog.tools.inspect.index import advice
