@@ -375,6 +375,17 @@ def compact(directory: Path, segment_id: int, *, every: int) -> None:
     writer.finish(end)
 
 
+def test_what_is_lost_at_the_end_counts_once(tmp_path: Path) -> None:
+    directory = killed(tmp_path / "data", settled=3)
+    path = file_of(directory, 199)
+    there = sum(b"message %d " % number in path.read_bytes() for number in range(200))
+    path.write_bytes(path.read_bytes()[:64] + os.urandom(path.stat().st_size - 64))
+    document = repair(directory)
+    assert sum(loss["messages"] for loss in document["losses"]) == there
+    rest = [*range(200 - there)]
+    assert waiting(directory) == {"orders": rest[3:], "audit": rest}
+
+
 def test_without_a_ledger_what_was_compacted_twice_counts_once(tmp_path: Path) -> None:
     """Between the second compaction and the end of the file that the first one wrote."""
     directory = stopped(tmp_path / "data")

@@ -360,12 +360,11 @@ class _Planner:
                     f"give {segment.file} up: no message in it is whole{_lost_text(losses)}; the "
                     "file is moved out"
                 )
-            lsn = end
+            lsn = max(lsn, end)
         self._plan_missing(segments, kept)
         self._seal(kept)
-        last_end = kept[-1][2] if kept else 0
         sealed_ends = [rewrite.end_lsn for rewrite in plan.rewrites]
-        gone = plan.end_lsn - max([last_end, *sealed_ends, directory.ledger.segments.end_lsn])
+        gone = plan.end_lsn - max([lsn, *sealed_ends, directory.ledger.segments.end_lsn])
         if gone > 0 and not any(one.state == "missing" for one in segments.values()):
             self._lose(Loss("log", None, gone, plan.end_lsn - gone, None, None, None, ()))
         plan.segment_ids = sorted(view.file_id for view, _, _, _ in kept)
