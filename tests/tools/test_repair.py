@@ -8,6 +8,7 @@ import os
 import shutil
 from array import array
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -475,6 +476,34 @@ def test_where_links_cannot_be_originals_are_copied(
     done = repair(directory)
     assert (Path(done["quarantine"]) / "log" / path.name).read_bytes() == original
     assert plan(directory, status=0)["actions"] == []
+
+
+def test_a_full_disk_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = stopped(tmp_path / "data")
+    for number in (7, 70):
+        path = file_of(directory, number)
+        flip(path, path.read_bytes().index(b"message %d " % number) + 40)
+    arguments = ("repair", "--accept-loss", "--data-dir", str(directory))
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+        assert "KiB, and 4.0 KiB are free" in run(*arguments, status=2).stderr
+        assert not (directory / "quarantine").exists()
+
+    def write(self: SparseWriter) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(SparseWriter, "_write", write)
+        assert "can be repeated" in run(*arguments, status=2).stderr
+    assert not [*(directory / "log").glob("*.new")]
+    (account,) = directory.glob("quarantine/*/repair.json")
+    content = json.loads(account.read_text())
+    assert not content["done"] and content["quarantine"] == str(account.parent)
+    done = repair(directory)
+    account = Path(done["quarantine"]) / "repair.json"
+    assert json.loads(account.read_text())["done"]
+    rest = [number for number in range(200) if number not in (7, 70)]
+    assert waiting(directory) == {"orders": rest, "audit": rest}
 
 
 class Kills:

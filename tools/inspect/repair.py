@@ -6,6 +6,7 @@ lost. No original is lost: what is replaced or given up is in quarantine/ before
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +69,7 @@ def _repaired(data_dir: Path) -> Report:
     from qlog.storage.disk import OSDisk
     from qlog.tools.inspect.directory import Directory
     from qlog.tools.inspect.repair_act import act
+    from qlog.tools.inspect.report import Bytes
     from qlog.tools.inspect.verify import verified
 
     look_at(data_dir)  # whether it is one at all
@@ -79,7 +81,13 @@ def _repaired(data_dir: Path) -> Report:
         plan = _planned(directory)
         report = _report(directory, plan)
         if plan.needed:
-            place = act(plan, directory, disk, report.content | {"done": True})
+            free_bytes = shutil.disk_usage(paths.log).free
+            if free_bytes < plan.written_bytes:
+                stop(
+                    f"{paths.log} has no space for what is to be written: it takes "
+                    f"{Bytes(plan.written_bytes).human()}, and {Bytes(free_bytes).human()} are free"
+                )
+            place = act(plan, directory, disk, report.content)
             after = verified(Directory(data_dir))
             report.damage = after.damage
             report.content |= {"done": True, "quarantine": str(place)}

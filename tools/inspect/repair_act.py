@@ -32,11 +32,12 @@ _COPY_BYTES = 1 << 20
 def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -> Path:
     """Repair the directory, whose lock is held; where the originals are now.
 
-    `account` is kept with them: what was done and lost. Raises OSError, StorageError.
+    `account` is kept with them: what is done and lost. Raises OSError, StorageError.
     """
     paths = directory.paths
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     quarantine = _Quarantine(disk, directory, paths.root / "quarantine" / name)
+    account = account | {"quarantine": str(quarantine.place)}
     quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
     entries = [
         {"key": key.hex(), "row": row.hex(), "kind": entry.kind, "name": entry.name}
@@ -70,6 +71,8 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
         shutil.rmtree(paths.index)
     for changed in (paths.log, paths.ledger, paths.root):
         disk.sync_directory(changed)
+    account = account | {"done": True}
+    quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
     return quarantine.place
 
 
@@ -85,8 +88,10 @@ class _Quarantine:
         disk.sync_directory(place.parent.parent)
 
     def write(self, name: str, parts: Iterable[bytes]) -> None:
-        """A new file."""
-        file = self._disk.open(self.place / name, write=True, create=True)
+        """A file, whole or not at all."""
+        path = self.place / name
+        temporary = path.with_name(path.name + ".new")
+        file = self._disk.open(temporary, write=True, create=True)
         position = 0
         try:
             for part in parts:
@@ -95,6 +100,7 @@ class _Quarantine:
             self._disk.sync_data(file)
         finally:
             self._disk.close(file)
+        self._disk.rename(temporary, path)
 
     def keep(self, originals: Iterable[Path]) -> None:
         """Have these files here too, before anything happens to them."""
@@ -138,10 +144,10 @@ def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
         for part in rewrite.parts():
             if isinstance(part, Kept):
                 writer.add(part.lsn, part.lanes, part.firsts, part.lengths, part.data)
+        writer.finish(rewrite.end_lsn)
     except BaseException:
         writer.abandon()
         raise
-    writer.finish(rewrite.end_lsn)
 
 
 def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:

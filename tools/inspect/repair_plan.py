@@ -103,6 +103,12 @@ class Rewrite:
     sparse: bool
     parts: Callable[[], Iterator[Kept | Loss]] = field(default=lambda: iter(()))
     kept: int = 0
+    kept_bytes: int = 0
+
+    def keep(self, part: Kept) -> None:
+        """Count what stays."""
+        self.kept += len(part.lengths)
+        self.kept_bytes += len(part.data)
 
 
 @dataclass(slots=True)
@@ -130,6 +136,11 @@ class Plan:
     @property
     def needed(self) -> bool:
         return self.mends_log or self.moves_index or self.catalog.needed
+
+    @property
+    def written_bytes(self) -> int:
+        """At least so much is written to the log before anything is given back."""
+        return sum(rewrite.kept_bytes for rewrite in self.rewrites)
 
 
 def make_plan(directory: Directory, advance: Callable[[int], None]) -> Plan:
@@ -439,7 +450,7 @@ class _Planner:
         losses = []
         for part in rewrite.parts():
             if isinstance(part, Kept):
-                rewrite.kept += len(part.lengths)
+                rewrite.keep(part)
                 for lane_id, first in zip(part.lanes, part.firsts, strict=True):
                     self._name(lane_id, first + len(part.lengths))
                     if self.directory.unsettled(lane_id, first, len(part.lengths)):
@@ -519,9 +530,9 @@ class _Planner:
             if sealed and following is None:
                 continue
             rewrite = self._rewrite(view, base, next_base if next_to_it else end)
-            rewrite.kept = sum(
-                len(part.lengths) for part in rewrite.parts() if isinstance(part, Kept)
-            )
+            for part in rewrite.parts():
+                if isinstance(part, Kept):
+                    rewrite.keep(part)
             plan.rewrites.append(rewrite)
             plan.actions.append(
                 f"seal {self.directory.relative(view.path)}: messages behind it are lost"
