@@ -238,7 +238,8 @@ class _Recovery(Generic[M]):
         self.opened.append(ledger.close)
         segments = self.segments
         segment_id = found.segment_id_next
-        ledger.remove_older()  # a kill may have come between a roll and this
+        disk.sync_directory(paths.ledger)  # a kill may have come before a roll did that,
+        ledger.remove_older()  # or between it and this
         ledger.roll(
             snapshot_records(self.lanes.values(), segments, self.replaced, segment_id, self.lsn),
             self.lsn,

@@ -217,6 +217,18 @@ def _old_index_back(world: World) -> None:
     world.crash(Fate(seed=world.seed))
 
 
+def older_ledger_removed(world: World) -> None:
+    """A process dies before a new ledger's name is synced; the next takes it, and dies, too."""
+    world.begin()
+    world.publish([0], 5, 700, True, False)
+    world.settle_down()
+    world.running._ledger_wants_roll = True
+    world.disk.crash_at = "LedgerWriter.roll: ledger"
+    world.fate = Fate(power=False, inside=((world.seed % 40, True),), seed=world.seed)
+    world.perform(world.checkpoint)
+    assert world.counts["rounds"] == 1
+
+
 MUTATIONS = [
     Mutation("no sync of the parent", "the directory is gone", "_sync_parent: parent"),
     Mutation("no sync of the catalog's name", "the catalog is gone", "_Recovery.run: catalog.lmdb"),
@@ -227,6 +239,12 @@ MUTATIONS = [
     Mutation("no sync of the ledger", "acks come back", "LedgerWriter.sync: file"),
     Mutation("no sync of a new ledger", "its snapshot is torn", "LedgerWriter.roll: file"),
     Mutation("no sync of a ledger's name", "the first is gone", "LedgerWriter.roll: ledger"),
+    Mutation(
+        "no sync of the name of a ledger that was found",
+        "the older one is removed, and the power goes",
+        "_Recovery.run: ledger",
+        script=older_ledger_removed,
+    ),
     Mutation(
         "no sync of an index made anew",
         "the old one is back, without the mark of doubt",

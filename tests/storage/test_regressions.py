@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.lives import scratch
+from tests.simulation.mutations import follow, older_ledger_removed
 from tests.simulation.world import Fate, World
 from tests.storage.support import SMALL, Bench, contents, new_lane, publish
 
@@ -42,6 +43,12 @@ def test_an_orderly_stop_ends_although_the_catalog_has_no_space(world: World) ->
     world.fill_disk(100_000, CATALOG)
     world.reopen(Fate())
     world.read_all(0, False)
+
+
+def test_an_older_ledger_stays_until_the_newer_ones_name_is_durable() -> None:
+    """A kill before a roll had synced the name; then the power goes, in the start after it."""
+    for seed in range(40):  # each operation of that start
+        follow(older_ledger_removed, seed)
 
 
 @pytest.mark.parametrize("rolled", [False, True], ids=["records", "snapshot"])
