@@ -47,7 +47,7 @@ def test_an_orderly_stop_ends_although_the_catalog_has_no_space(world: World) ->
 
 def test_an_older_ledger_stays_until_the_newer_ones_name_is_durable() -> None:
     """A kill before a roll had synced the name; then the power goes, in the start after it."""
-    for seed in range(40):  # each operation of that start
+    for seed in range(120):  # each operation of that start, and various losses
         follow(older_ledger_removed, seed)
 
 
