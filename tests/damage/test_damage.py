@@ -44,6 +44,20 @@ def test_damage_is_named_and_nothing_is_lost_silently(
     assert outcomes["refused"] and outcomes["no effect"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        pytest.param("killed", 77000667, id="a message's targets are damaged, too"),
+        pytest.param("compacted", 77002159, id="two blank files, one of which had messages"),
+    ],
+)
+def test_what_was_lost_silently_once(
+    sources: dict[str, Facts], kind: str, seed: int, root: Path
+) -> None:
+    verdict = try_one(sources[kind], root / f"{kind}-{seed}", seed)
+    assert verdict is not None and verdict.mistake is None, verdict
+
+
 def test_the_judge_notices_what_verify_does_not(
     sources: dict[str, Facts], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,26 @@ def test_of_a_damaged_batch_one_message_is_lost(make: Any, number: int, tmp_path
     assert waiting(directory) == {"orders": rest[3:], "audit": rest}
 
 
+def test_a_message_whose_targets_are_damaged_is_lost_all_the_same(tmp_path: Path) -> None:
+    """Nobody waits for it in the lanes that it seems to have gone to: there are none of those."""
+    directory = killed(tmp_path / "data")
+    path = file_of(directory, 160)
+    data = bytearray(path.read_bytes())
+    targets = data.index(b"\x93\xa9amq.topic", data.index(b"message 160 ") - 100) - 24
+    data[targets - 8 : targets + 24] = bytes(range(100, 132))  # its hash, too
+    path.write_bytes(data)
+    (loss,) = plan(directory)["losses"]
+    assert (loss["lsn"], loss["messages"], loss["queues"]) == (160, 1, [])
+    assert not [
+        queue
+        for item in inspect(directory, "verify", status=1)["damage"]
+        for queue in item["queues"]
+    ]
+    assert repair(directory)["losses"] == [loss]
+    rest = [one for one in range(200) if one != 160]
+    assert waiting(directory) == {"orders": rest, "audit": rest}
+
+
 @pytest.mark.parametrize("part", ["header", "batch header", "footer"])
 def test_what_is_around_messages_costs_none(part: str, tmp_path: Path) -> None:
     directory = stopped(tmp_path / "data")
@@ -437,7 +457,7 @@ def test_of_an_unreadable_sector_only_that_is_lost(
     ]
     output = tmp_path / "messages"
     run("export", "-o", str(output), "--data-dir", str(directory), status=1)
-    gone = {one for _, one in lost(repair(directory))}
+    gone = {loss["lsn"] for loss in repair(directory)["losses"]}
     assert len(gone) <= 5
     found = waiting(directory)
     assert found == dict.fromkeys(("orders", "audit"), sorted({*range(200)} - gone))

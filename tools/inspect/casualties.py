@@ -158,10 +158,12 @@ def _within(item: Damage, lost: Iterable[Casualty]) -> Iterator[Casualty]:
 
 
 def _sum(directory: Directory, lost: Iterable[Casualty]) -> tuple[Concern, ...]:
+    known = set(directory.lanes())  # where a message went may be damaged, too
     lanes: dict[int, list[int]] = {}
     for casualty in lost:
         for lane_id, qseq in casualty.targets:
-            lanes.setdefault(lane_id, []).append(qseq)
+            if lane_id in known:
+                lanes.setdefault(lane_id, []).append(qseq)
     concerns = []
     for lane_id, qseqs in sorted(lanes.items()):
         queue = directory.queue_of(lane_id)

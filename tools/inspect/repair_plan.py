@@ -354,7 +354,11 @@ class _Planner:
             end = plan.end_lsn
             if sealed and view.trailer is not None:
                 end = view.trailer.end_lsn
-            elif following is not None and segments[following.file_id].state != "reserved":
+            elif (
+                following is not None
+                and segments[following.file_id].state != "reserved"
+                and base < bases[following.file_id]  # else its place is not known either
+            ):
                 end = bases[following.file_id]
             rewrite = self._rewrite(view, base, end)
             losses = self._take(rewrite)
@@ -634,7 +638,7 @@ def pieces(
         yield from _whole(batch)
         lsn = batch.header.base + batch.header.count
         end = batch.end
-    if lsn < rewrite.end_lsn:
+    if lsn < rewrite.end_lsn or any(place >= end for place in rewrite.known):
         yield from gaps.between(*(bad or (end, end)), lsn, rewrite.end_lsn, last=True)
 
 
@@ -684,10 +688,10 @@ class _Gaps:
                     array("I", (one.length,)),
                     data[start : start + one.length],
                 )
-            elif one.whole:  # but for where it went
-                yield replace(_loss_of(file, one), targets=())
-            else:
+            elif not one.whole and (one.position in known or self.is_credible(one, lsn, lsn_end)):
                 yield _loss_of(file, one)
+            else:  # where it went is damaged, too
+                yield replace(_loss_of(file, one), targets=())
             next_lsn += 1
         beyond = sorted(place for place in known if last and place >= max(end, position))
         for place in beyond:  # the file was cut
