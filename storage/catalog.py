@@ -15,7 +15,12 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from qlog.storage.environment import DAMAGE, open_environment
+from qlog.storage.environment import (
+    DAMAGE,
+    forget_failed_commit,
+    note_failed_commit,
+    open_environment,
+)
 from qlog.storage.errors import DirectoryUnreadable, is_full
 from qlog.storage.headroom import Headroom
 
@@ -55,6 +60,8 @@ class Catalog:
         """
         self.on_failure: Callable[[BaseException], None] = _ignore
         self._transaction: lmdb.Transaction | None = None
+        self._directory = directory
+        self._was_failed = True  # the commit before, be it another process's, as far as is known
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
         try:
@@ -155,7 +162,13 @@ class Catalog:
                     yield transaction
                 finally:
                     self._transaction = None
+            if self._was_failed:
+                forget_failed_commit(self._directory)
+                self._was_failed = False
         except lmdb.Error as error:
+            if not isinstance(error, lmdb.MapFullError):
+                self._was_failed = True
+                note_failed_commit(self._directory)
             full = self._headroom.full(error)
             failure = DirectoryUnreadable(f"the catalog cannot be written: {full or error}")
             if full is None and not isinstance(error, lmdb.MapFullError):

@@ -6,11 +6,15 @@ is to be written, by the only process that has it open, is looked at before (lmd
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
 
 from qlog.storage.lmdb_file import Implausible, check
+
+_COMMIT_FAILED = "commit.failed"  # a file beside LMDB's
 
 # What LMDB says of a file that is not as it wrote it. All else is the system's word.
 DAMAGE = (
@@ -43,7 +47,7 @@ def open_environment(
     assert lock or read_only
     if not read_only:
         try:
-            check(directory / "data.mdb")
+            check_environment(directory)
         except Implausible as error:
             raise lmdb.CorruptedError(str(error)) from error
     return lmdb.open(
@@ -59,3 +63,27 @@ def open_environment(
         lock=lock,
         mode=0o640,
     )
+
+
+def check_environment(directory: Path) -> None:
+    """Raise Implausible when LMDB must not have the environment's file. Raises OSError."""
+    check(directory / "data.mdb", commit_failed=(directory / _COMMIT_FAILED).exists())
+
+
+def note_failed_commit(directory: Path) -> None:
+    """Let the next `check_environment` know what LMDB may have left.
+
+    On a disk that does not take even that, the next start may be refused, and lose nothing.
+    """
+    with suppress(OSError):
+        (directory / _COMMIT_FAILED).touch()
+        file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def forget_failed_commit(directory: Path) -> None:
+    """A commit went well: it has put a sound meta page in the place of what was left. Raises OSError."""
+    (directory / _COMMIT_FAILED).unlink(missing_ok=True)

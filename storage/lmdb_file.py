@@ -82,9 +82,12 @@ class _Meta:
     transaction: int
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, commit_failed: bool = False) -> None:
     """Raise Implausible unless LMDB can read all of the file, and write to it; a missing or empty
     one is new. Raises OSError when it cannot be opened.
+
+    `commit_failed`: the last one that wrote to it could not write a meta page. LMDB then puts the
+    old transaction number over the new one, and what it leaves looks as if that were damaged.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -92,7 +95,7 @@ def check(path: Path) -> None:
         return
     try:
         if os.fstat(file).st_size:
-            _Walk(file).run()
+            _Walk(file).run(check_age=not commit_failed)
     finally:
         os.close(file)
 
@@ -107,7 +110,7 @@ class _Walk:
         self._page_end = 0  # behind the last page in use
         self._seen: set[int] = set()
 
-    def run(self) -> None:
+    def run(self, *, check_age: bool) -> None:
         meta, older = self._metas()
         self._page_bytes = meta.page_bytes
         self._page_end = meta.last_page + 1
@@ -127,7 +130,8 @@ class _Walk:
             raise Implausible("the list of free pages is damaged: it has pages that are in use")
         if free and not 2 <= min(free) <= max(free) < self._page_end:
             raise Implausible("the list of free pages is damaged: it has pages that are not there")
-        self._check_age(meta, older)
+        if check_age:
+            self._check_age(meta, older)
 
     def _check_age(self, newer: _Meta, older: _Meta) -> None:
         """A transaction number that is wrong would have LMDB go back to an older state.

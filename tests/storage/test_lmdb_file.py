@@ -6,12 +6,14 @@ import errno
 import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 
 import lmdb
 import pytest
 
 from qlog.storage.catalog import Catalog
+from qlog.storage.environment import note_failed_commit
 from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.index import Index, IndexDoubt
 from qlog.storage.lmdb_file import Implausible, check
@@ -147,6 +149,32 @@ def test_no_wrong_transaction_number_leads_back_in_time(tmp_path: Path) -> None:
         passed += 1
         assert keys(tmp_path / "env") == due
     assert passed < 4
+
+
+def test_what_a_failed_commit_leaves_is_no_damage(tmp_path: Path) -> None:
+    """LMDB wrote a new meta page in vain, and put the old number and the old end over it."""
+    place = tmp_path / "env"
+    path = place / "data.mdb"
+    catalog = Catalog(place, map_bytes=64 << 20)
+    for number in range(5):
+        before = path.read_bytes()
+        catalog.put("queue", f"{number}", b"x" * 3000)
+    catalog.close()
+    after = bytearray(path.read_bytes())
+    (page,) = [at for at in (0, 1) if after[at * 4096 :][:168] != before[at * 4096 :][:168]]
+    last_page_and_number = slice(page * 4096 + 136, page * 4096 + 152)
+    after[last_page_and_number] = before[last_page_and_number]
+    path.write_bytes(after)
+    with pytest.raises(Implausible, match="transaction number"):
+        check(path)
+    note_failed_commit(place)
+    shutil.move(place, tmp_path / "moved")  # LMDB opens a place once a process
+    catalog = Catalog(tmp_path / "moved", map_bytes=64 << 20)
+    assert [name for name, _ in catalog.items("queue")] == ["0", "1", "2", "3"]
+    catalog.put("queue", "5", b"")
+    catalog.close()
+    check(tmp_path / "moved" / "data.mdb")
+    assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == ["data.mdb", "lock.mdb"]
 
 
 def test_a_file_that_was_cut_is_refused_and_not_mapped(tmp_path: Path) -> None:

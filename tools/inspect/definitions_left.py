@@ -24,7 +24,8 @@ from qlog.server.broker.access import User, hash_password
 from qlog.server.broker.definitions import Definitions
 from qlog.storage.catalog import Catalog, Row, unpack_row
 from qlog.storage.datadir import Identity
-from qlog.storage.lmdb_file import Implausible, check
+from qlog.storage.environment import check_environment
+from qlog.storage.lmdb_file import Implausible
 from qlog.storage.settings import StoreSettings
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import SoundEntries, Unreadable, entry_text, read
@@ -79,7 +80,7 @@ def collect(directory: Directory) -> CatalogMend:
     path = directory.paths.catalog
     rows: list[tuple[bytes, bytes]] = []
     try:
-        check(path / "data.mdb")
+        check_environment(path)
         rows = read(path, _raw_rows)
         if not (path / "data.mdb").exists():
             mend.unusable = "it is missing"

@@ -13,13 +13,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from qlog.storage.datadir import Identity, Paths, check_format, numbered
+from qlog.storage.environment import check_environment
 from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.examine import Examination, FileView, Verdict
 from qlog.storage.fold import COMPACTED, LaneFacts, SegmentFacts
 from qlog.storage.format import FILE_HEADER_BYTES, FileHeader, unpack_file_header
 from qlog.storage.index import SPILL
 from qlog.storage.ledger import Record, unpack_body
-from qlog.storage.lmdb_file import Implausible, check
+from qlog.storage.lmdb_file import Implausible
 from qlog.storage.segment import BatchFile
 from qlog.tools.inspect.environment import (
     CatalogFacts,
@@ -211,7 +212,7 @@ class Directory(Examination):
         if self.in_use:
             return  # a broker goes on writing, and looked itself when it started
         try:
-            check(directory / "data.mdb")
+            check_environment(directory)
         except Implausible as error:
             self.damage.append(Damage(directory.name, str(error)))
 

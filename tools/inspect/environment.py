@@ -26,10 +26,11 @@ import lmdb
 from qlog.server.broker.definitions import Definitions
 from qlog.storage.catalog import Catalog
 from qlog.storage.datadir import Identity
+from qlog.storage.environment import check_environment
 from qlog.storage.errors import OtherFormat, StorageError
 from qlog.storage.examine import is_open
 from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
-from qlog.storage.lmdb_file import CutOff, Implausible, check
+from qlog.storage.lmdb_file import CutOff, Implausible
 from qlog.storage.settings import StoreSettings
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ def read(directory: Path, work: Callable[[Path, bool], T]) -> T:
             )
         try:
             if not in_use:
-                check(data)
+                check_environment(directory)
         except CutOff as error:
             raise Unreadable(str(error)) from error
         except Implausible:
