@@ -22,13 +22,18 @@ class Adopted:
         self._positions = array("I")  # one a message
         self._lengths = array("I")
 
+    @property
+    def end(self) -> int:
+        """Above all qseqs that were added; 0 when none was."""
+        return self._firsts[-1] + self._counts[-1] if self._firsts else 0
+
     def add(
         self, first: int, segment_id: int, positions: "array[int]", lengths: "array[int]"
     ) -> None:
         """The log is read in order, so these are behind all that were added before."""
         firsts = self._firsts
         if firsts:
-            end = firsts[-1] + self._counts[-1]
+            end = self.end
             assert first >= end
             if first == end and self._segments[-1] == segment_id:
                 self._counts[-1] += len(positions)

@@ -118,19 +118,23 @@ def recover(
     try:
         lock = prepare(disk, paths)
         opened.append(lambda: disk.close(lock))
-        first = _Recovery(paths, lock, decode, settings, disk, opened)
+        recovery = _Recovery(paths, lock, decode, settings, disk, opened)
+        before = recovery.report
         try:
-            return first.run()
-        except IndexDoubt as doubt:  # found when it was used: once more, without it
-            while len(opened) > 2:
-                opened.pop()()
-            mark_doubt(disk, paths)
-            recovered = _Recovery(paths, lock, decode, settings, disk, opened).run()
-            report = recovered.report
-            report.index_rebuilt = str(doubt)
-            for name in ("log_bytes_cut", "log_records_cut", "ledger_bytes_cut"):
-                setattr(report, name, max(getattr(report, name), getattr(first.report, name)))
-            return recovered
+            return recovery.run()
+        except IndexDoubt as doubt:
+            before.index_rebuilt = str(doubt)
+        # Found when it was used: once more, without it, and without what the first one had read.
+        while len(opened) > 2:
+            opened.pop()()
+        mark_doubt(disk, paths)
+        recovery = _Recovery(paths, lock, decode, settings, disk, opened)
+        recovered = recovery.run()
+        report = recovered.report
+        report.index_rebuilt = before.index_rebuilt
+        for name in ("log_bytes_cut", "log_records_cut", "ledger_bytes_cut"):
+            setattr(report, name, max(getattr(report, name), getattr(before, name)))
+        return recovered
     except BaseException as error:
         for close in reversed(opened):
             close()
@@ -460,13 +464,16 @@ class _Recovery(Generic[M]):
         return found
 
     def _check_age_of_catalog(self) -> None:
-        """Queues that it does not know would lose their messages. Raises DirectoryUnreadable."""
+        """Queues that it does not know would lose their messages. Raises DirectoryUnreadable.
+
+        One that was copied since the last start, and not long before the end, goes unnoticed.
+        """
         identity = self.identity
         lane_id = max([*self.lanes, *self.deleted], default=0)
         if self.epoch_seen > identity.epoch or lane_id >= identity.lane_ids_reserved:
             raise DirectoryUnreadable(
-                f"{self.paths.catalog} is an older copy: log and ledger are of start "
-                f"{self.epoch_seen}, and it is of start {identity.epoch}; {ADVICE}"
+                f"{self.paths.catalog} is an older copy, of start {identity.epoch}: log and ledger "
+                f"are of start {self.epoch_seen}, and know queues up to {lane_id}; {ADVICE}"
             )
 
     def _adopt(self, columns: Columns, segment: Segment) -> None:
@@ -479,7 +486,13 @@ class _Recovery(Generic[M]):
                     continue
                 end = first + count
                 if end > self._lane(lane_id).settled.floor:
-                    self.adopted[lane_id].add(first, segment.segment_id, positions, lengths)
+                    adopted = self.adopted[lane_id]
+                    if first < adopted.end:
+                        raise CorruptLog(
+                            f"{self.paths.segment(segment.segment_id)} has message {first} of lane "
+                            f"{lane_id}, and so has one before it: {ADVICE}"
+                        )
+                    adopted.add(first, segment.segment_id, positions, lengths)
                 self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), end)
 
     # -- making it lasting

@@ -302,6 +302,30 @@ def test_queues_that_an_older_catalog_does_not_know_are_defined_again(tmp_path: 
     }
 
 
+@pytest.mark.parametrize("starts", [0, 1])
+def test_a_queue_of_an_older_catalog_that_was_deleted_is_empty(starts: int, tmp_path: Path) -> None:
+    """The ledger says so, or says no more of it; and the numbers in its lane are not given again."""
+    directory = tmp_path / "data"
+    with opened(directory) as store:
+        fill(store, 100)
+    shutil.copytree(directory / "catalog.lmdb", tmp_path / "older")
+    with opened(directory) as store:
+        store.catalog.delete("queue", json.dumps(["/", "orders"]))
+        store.drop(store.lane(1))
+        assert store.settle_down()
+    for _ in range(starts):
+        with opened(directory) as store:
+            store.retain([2])
+    shutil.rmtree(directory / "catalog.lmdb")
+    (tmp_path / "older").rename(directory / "catalog.lmdb")
+    actions = repair(directory)["actions"]
+    assert any("queue 'orders'" in one and "anew, and empty" in one for one in actions), actions
+    assert waiting(directory) == {"orders": [], "audit": [*range(100)]}
+    with opened(directory) as store:
+        value = store.catalog.get("queue", json.dumps(["/", "orders"]))
+        assert value is not None and msgpack.unpackb(value)["lane"] > 1000
+
+
 def test_without_a_user_there_is_guest_again(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     BrokerProcess(directory).start().terminate()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,21 @@ def give_back(
         )
     mend.identity.lane_ids_reserved = max(mend.identity.lane_ids_reserved, lane_end)
     mend.identity.epoch = max(mend.identity.epoch, identity.epoch)
+
+
+def renew_lanes(mend: CatalogMend, lane_ids: Iterable[int], first_id: int) -> int:
+    """Give the queues of these lanes new ones, from `first_id` on; behind the last.
+
+    They were deleted after this catalog was copied: what the log still has of them must not come
+    back, and their numbers are not to be used again.
+    """
+    owners = mend.lanes
+    for lane_id in sorted(lane_ids):
+        entry = owners[lane_id]
+        mend.entries[entry] = msgpack.packb({**_definition(mend.entries[entry]), "lane": first_id})
+        mend.actions.append(f"define the {entry_text(*entry)} anew, and empty: it was deleted")
+        first_id += 1
+    return first_id
 
 
 def write(mend: CatalogMend, directory: Path) -> None:

@@ -24,7 +24,7 @@ from qlog.storage.settled import BLOCK
 from qlog.storage.settled import Settled as StoredSettled
 from qlog.tools.inspect.casualties import Pointers, known_of, missing, pointers_into
 from qlog.tools.inspect.decode import state_of
-from qlog.tools.inspect.definitions_left import CatalogMend, collect, give_back
+from qlog.tools.inspect.definitions_left import CatalogMend, collect, give_back, renew_lanes
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import Unreadable
 from qlog.tools.inspect.log import Segment, Survey, survey, views_of
@@ -591,22 +591,29 @@ class _Planner:
         damaged = any(key.startswith(b"queue\0") for key, _ in mend.damaged)
         lost_names = mend.unusable or damaged or old
         if lost_names:
-            facts = directory.ledger.segments
-            for lane_id, lsn in self.waiting.items():
-                # A lane that the ledger's snapshot does not have, and that has nothing newer, was
-                # deleted before.
-                current = (
-                    lane_id in directory.ledger.lanes
-                    or lsn > facts.listed_end_lsn
-                    or bool(directory.ledger.damage)
-                )
-                if current and lane_id not in mend.lanes:
+            owned = mend.lanes
+            for lane_id in self.waiting:
+                if lane_id not in owned and self._is_current(lane_id):
                     orphans.add(lane_id)
         lane_end = max([*self.next_qseqs, *mend.lanes, *directory.ledger.deleted, 0]) + 1
         if mend.unusable or mend.identity is None or old:
             lane_end += _LANE_IDS_MARGIN  # some may have been given, and never used
+            deleted = [lane_id for lane_id in mend.lanes if not self._is_current(lane_id)]
+            lane_end = renew_lanes(mend, deleted, lane_end)
         identity = Identity(plan.uuid, plan.epoch, lane_end, 0)
         give_back(mend, orphans, identity, lane_end=lane_end)
+
+    def _is_current(self, lane_id: int) -> bool:
+        """One that the ledger's snapshot does not have, and that has nothing newer, was deleted."""
+        ledger = self.directory.ledger
+        if lane_id in ledger.deleted:
+            return False
+        newest = self.waiting.get(lane_id, 0)
+        return (
+            lane_id in ledger.lanes
+            or newest > ledger.segments.listed_end_lsn
+            or bool(ledger.damage)
+        )
 
 
 # -- a damaged segment, piece by piece
