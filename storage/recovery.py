@@ -118,6 +118,7 @@ def recover(
     try:
         lock = prepare(disk, paths)
         opened.append(lambda: disk.close(lock))
+        held = len(opened)
         recovery = _Recovery(paths, lock, decode, settings, disk, opened)
         before = recovery.report
         try:
@@ -125,7 +126,7 @@ def recover(
         except IndexDoubt as doubt:
             before.index_rebuilt = str(doubt)
         # Found when it was used: once more, without it, and without what the first one had read.
-        while len(opened) > 2:
+        while len(opened) > held:
             opened.pop()()
         mark_doubt(disk, paths)
         recovery = _Recovery(paths, lock, decode, settings, disk, opened)
