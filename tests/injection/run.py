@@ -174,6 +174,9 @@ def undocumented(fault: Fault, where: str, at_start: bool, outcome: Outcome) -> 
         return []
     if fault.error == "EIO":
         return [] if stopped else ["an error of the disk was passed over"]
+    segment_id = where.removeprefix("log/").removesuffix(".qseg.new")
+    if segment_id.isdecimal() and int(segment_id) >= COMPACTED:
+        return []  # a compaction, on which nothing depends yet: it is begun again
     if fault.call in SYNCS and not in_lmdb:
         return [] if stopped else ["a failed sync was passed over"]
     # LMDB's meta pages are the exception: it does not write again after one has failed.
