@@ -24,6 +24,7 @@ from qlog.storage.index import Index, LaneUpdate
 from qlog.storage.sparse import SparseWriter
 from qlog.tools.cli import app
 from qlog.tools.inspect.directory import Directory
+from qlog.tools.inspect.unreadable import ForgivingDisk
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (
     body,
@@ -498,6 +499,12 @@ def test_an_unreadable_sector_elsewhere_costs_no_message(
     assert inspect(directory, "verify", status=1)["damage"]
     assert repair(directory)["losses"] == []
     assert waiting(directory) == {"orders": [*range(3, 200)], "audit": [*range(200)]}
+
+
+def test_a_forgiving_disk_does_all_that_the_system_does(tmp_path: Path) -> None:
+    disk = ForgivingDisk()
+    disk.sync_directory(tmp_path)
+    disk.release()
 
 
 def test_where_links_cannot_be_originals_are_copied(

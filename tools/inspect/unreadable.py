@@ -17,6 +17,7 @@ class ForgivingDisk(OSDisk):
     """The operating system's. No read fails; what could not be read is zeros, and is noted."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._paths: dict[int, Path] = {}  # of open files
         # by file the pieces that were not read: where they begin -> end, why
         self._bad: defaultdict[Path, dict[int, tuple[int, str]]] = defaultdict(dict)
