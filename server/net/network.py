@@ -7,6 +7,7 @@ live here too.
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import socket
@@ -28,6 +29,9 @@ BACKLOG = 1024
 # File descriptors for all else than clients. RabbitMQ sets as many aside, and like it the broker
 # does not accept more clients than the others are enough for.
 DESCRIPTORS_RESERVED = 100
+# Of a client that cannot be accepted these say that the machine has no room for it. All else that
+# Linux says there is the network's trouble with that one peer.
+SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class Network:
@@ -132,7 +136,8 @@ class Network:
             now_s = self.broker.now_s()
             self._check()
             self.broker.try_again()
-            if self._crowded and not self._turned_away:
+            has_room = len(self._sessions) < self._sessions_max
+            if self._crowded and has_room and not self._turned_away:
                 self._crowded = False
                 logger.warning("file descriptor limit alarm cleared: new connections are accepted")
             self._turned_away = False
@@ -154,11 +159,10 @@ class Network:
                 continue
             try:
                 sock, address = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue  # the peer has thought better of it
-            except OSError as error:  # somebody else took them
-                await self._wait_for_room(str(error))
-                continue
+            except OSError as error:
+                if error.errno in SHORTAGES:
+                    await self._wait_for_room(str(error))
+                continue  # else the peer has thought better of it, or cannot be reached any more
             sock.setblocking(False)
             with suppress(OSError):  # some systems refuse when the peer has gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

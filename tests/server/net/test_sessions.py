@@ -529,6 +529,57 @@ async def test_clients_beyond_the_descriptors_wait_until_others_leave(
             assert ["alarm set" in text for text in alarms()] == [True, False]
 
 
+async def test_the_alarm_stays_while_there_is_no_room(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when nobody waits: the next client would have to."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 0.01)
+    with deadline():
+        async with open_broker(settings) as broker:
+            peers = [await connect(broker) for _ in range(4)]
+            net = network_of(broker, peers[0])
+            stream = await trio.open_tcp_stream("127.0.0.1", broker.port)
+            await until(lambda: "alarm set" in caplog.text, "the alarm")
+            await peers.pop().stream.aclose()
+            await until(lambda: not net._turned_away and len(net._sessions) == 4, "taken in")
+            checks: list[None] = []
+            monkeypatch.setattr(net, "_check", lambda: checks.append(None))
+            await until(lambda: len(checks) > 3, "checks")
+            assert "alarm cleared" not in caplog.text
+            await stream.aclose()
+            await until(lambda: "alarm cleared" in caplog.text, "the end of it")
+            assert caplog.text.count("alarm set") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [errno.ENETDOWN, errno.EPROTO, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EPERM]
+)
+async def test_trouble_with_one_peer_is_no_shortage(
+    error: int,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`accept` says what the network had to say of it; the next one is taken at once."""
+    accept = socket.socket.accept
+    troubled = 0
+
+    def trouble(listener: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
+        nonlocal troubled
+        if troubled < 1:
+            troubled += 1
+            raise OSError(error, os.strerror(error))
+        return accept(listener)
+
+    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 1000.0)
+    with deadline():
+        async with open_broker(settings) as broker:
+            monkeypatch.setattr(socket.socket, "accept", trouble)
+            await connect(broker)
+            assert troubled and "alarm" not in caplog.text
+
+
 async def test_who_cannot_be_accepted_waits(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
