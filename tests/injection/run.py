@@ -44,7 +44,7 @@ def paths(root: Path) -> list[Path]:
     ids = range(1, _FILES)
     segments = [*ids, *(COMPACTED + number for number in range(_FILES))]
     return [
-        *(root, root / "LOCK", root / "index.doubt"),
+        *(root, root / "LOCK", root / "index.doubt", root / "catalog.lmdb/commit.failed"),
         *(root / name for name in ("log", "ledger", "spill", "catalog.lmdb", "index.lmdb")),
         *(
             root / f"{name}.lmdb/{kind}.mdb"
