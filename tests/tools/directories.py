@@ -76,7 +76,8 @@ def killed(directory: Path, count: int = 200, *, settled: int = 0) -> Path:
     source = directory.with_name(directory.name + "-running")
     with opened(source) as store:
         fill(store, count, settled=settled)
-        shutil.copytree(source, directory)
+        # What is being prepared may get its name meanwhile.
+        shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.qseg.new"))
     shutil.rmtree(source)
     return directory
 
