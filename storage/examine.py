@@ -12,7 +12,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -74,6 +74,11 @@ class FileView:
     @property
     def sealed(self) -> bool:
         return self.trailer is not None
+
+    @property
+    def is_strange(self) -> bool:
+        """The header is whole, and says that the file belongs elsewhere, or has another's name."""
+        return self.header is not None and self.header_verdict is not Verdict.WHOLE
 
 
 class Examination:
@@ -196,7 +201,10 @@ class Examination:
             if not file.header_belongs_here:
                 blank = not file.read(FILE_HEADER_BYTES, 0).strip(b"\0")
                 header = Verdict.BLANK if blank else Verdict.DAMAGED
-            return FileView(path, file_id, file.size, file.header, header, trailer, footer)
+            view = FileView(path, file_id, file.size, file.header, header, trailer, footer)
+            if view.is_strange and footer is Verdict.DAMAGED:  # that is not this file's, either
+                view = replace(view, trailer=None, footer_verdict=Verdict.BLANK)
+            return view
 
     @staticmethod
     def _damage(file: BatchFile, position: int, end: int) -> Iterator[Stretch]:

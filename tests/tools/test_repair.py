@@ -386,6 +386,92 @@ def test_several_damages_at_once(tmp_path: Path) -> None:
     assert found["qlog.recovered.1"] == [number for number in audit if number >= 50]
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another broker's directory, of a later epoch."""
+    directory = tmp_path_factory.mktemp("other") / "data"
+    for _ in range(3):
+        with opened(directory):
+            pass
+    return stopped(directory, 350)
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "place"),
+    [
+        (killed, "another's", 1),
+        (killed, "another's", 6),
+        (killed, "another's of this name", 2),
+        (killed, "its own", 2),
+        (stopped, "its own", 1),
+        (stopped, "another's, begun", 2),
+    ],
+)
+def test_a_strange_segment_behind_the_log_is_moved_out(
+    make: Any, source: str, place: int, other: Path, tmp_path: Path
+) -> None:
+    """Another directory's, or one under another's name: no start takes it, and nothing is lost."""
+    directory = make(tmp_path / "data")
+    *_, last = (int(path.stem) for path in segments_of(directory) if any(path.read_bytes()))
+    (directory / "log" / f"{last + 1:010d}.qseg").write_bytes(bytes(1 << 16))  # prepared
+    path = directory / "log" / f"{last + place:010d}.qseg"
+    data = {
+        "another's": segments_of(other)[0],
+        "another's, begun": segments_of(other)[0],
+        "another's of this name": other / "log" / path.name,
+        "its own": segments_of(directory)[1],
+    }[source].read_bytes()
+    if "begun" in source:
+        data = data[:64].ljust(1 << 16, b"\0")
+    path.write_bytes(data)
+    with pytest.raises(CorruptLog), opened(directory):
+        pass
+    damage = inspect(directory, "verify", status=1)["damage"]
+    assert [(item["file"], item["what"]) for item in damage if "missing" not in item["what"]] == [
+        (f"log/{path.name}", "the file belongs to another directory, or has another's name")
+    ]
+    done = repair(directory)
+    assert done["losses"] == [] and not path.exists()
+    assert (Path(done["quarantine"]) / "log" / path.name).read_bytes() == data
+    assert plan(directory, status=0)["actions"] == []
+    found = waiting(directory)
+    assert found["orders"] == found["audit"] == [*range(200)]
+
+
+def test_of_a_strange_segment_in_the_place_of_another_nothing_is_taken(
+    other: Path, tmp_path: Path
+) -> None:
+    """Its messages could pass for those that are lost."""
+    directory = stopped(tmp_path / "data")
+    path = file_of(directory, 60)
+    shutil.copy(segments_of(other)[1], path)
+    (item, messages) = inspect(directory, "verify", status=1)["damage"]
+    assert "another directory" in item["what"] and "50 of 50 messages" in messages["what"]
+    output = tmp_path / "messages"
+    run("export", "-o", str(output), "--data-dir", str(directory), status=1)
+    assert len(output.read_text().splitlines()) == 150
+    assert lost(repair(directory)) == sorted(
+        (queue, number) for queue in ("orders", "audit") for number in range(50, 100)
+    )
+    assert waiting(directory)["orders"] == [*range(50), *range(100, 200)]
+
+
+def test_files_of_other_directories_are_no_evidence_against_the_catalog(
+    other: Path, tmp_path: Path
+) -> None:
+    directory = stopped(tmp_path / "data")
+    for name in ("log/*.qseg", "ledger/*.qack"):
+        ours, theirs = max(directory.glob(name)), max(other.glob(name))
+        assert theirs.name > ours.name
+        shutil.copy(theirs, ours.parent)
+        shutil.copy(min(other.glob(name)), ours.with_stem(f"{int(ours.stem) + 1:010d}"))
+    damage = inspect(directory, "verify", status=1)["damage"]
+    assert "catalog.lmdb" not in {item["file"] for item in damage}
+    assert not repair(directory)["losses"]
+    found = waiting(directory)
+    assert found["orders"] == found["audit"] == [*range(200)]
+
+
 def test_twice_is_as_once(tmp_path: Path) -> None:
     directory = killed(tmp_path / "data")
     path = file_of(directory, 60)

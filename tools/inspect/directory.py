@@ -167,6 +167,12 @@ class Directory(Examination):
         """Of the segments that have a file."""
         return self._numbered(self.paths.log, ".qseg")
 
+    def is_foreign(self, view: FileView) -> bool:
+        """By its header the file is another directory's: only batches that verify can be ours."""
+        if view.header is None or view.footer_verdict is Verdict.WHOLE:
+            return False  # a footer that verifies knows better
+        return view.header.uuid != self.identity.uuid
+
     def ledger_ids(self) -> list[int]:
         return self._numbered(self.paths.ledger, ".qack")
 
@@ -234,22 +240,23 @@ class Directory(Examination):
     def _check_epoch(self) -> None:
         """Every start writes its number to the catalog before it writes it to any other file."""
         known = self.catalog_facts.identity
-        epochs = (header.epoch for header in self._headers())
+        uuid = self.identity.uuid
+        epochs = (header.epoch for header in self._headers() if header.uuid == uuid)
         newest = 0 if known is None or self.in_use else max(epochs, default=0)
         if known is not None and newest > known.epoch:
             what = f"it is an older copy: of epoch {known.epoch}, and other files are of {newest}"
             self.damage.append(Damage("catalog.lmdb", f"{what}; it may not know all queues"))
 
     def _headers(self) -> Iterator[FileHeader]:
-        """Of ledger and log, those that are whole."""
-        files = [self.paths.ledger_file(file_id) for file_id in self.ledger_ids()]
-        files += [self.paths.segment(segment_id) for segment_id in self.segment_ids()]
-        for path in files:
+        """Of ledger and log, those that are whole and under their own names."""
+        files = [(id_, self.paths.ledger_file(id_)) for id_ in self.ledger_ids()]
+        files += [(id_, self.paths.segment(id_)) for id_ in self.segment_ids()]
+        for file_id, path in files:
             try:
                 header = unpack_file_header(self.read_file(path, FILE_HEADER_BYTES, 0))
             except FileNotFoundError:
                 continue
-            if header is not None:
+            if header is not None and header.file_id == file_id:
                 yield header
 
     def _read_index(self) -> IndexFacts | None:

@@ -186,13 +186,13 @@ def survey(
 
 
 def _followers(views: Iterable[FileView]) -> dict[int, FileView]:
-    """Of each segment the next that was written to."""
+    """Of each segment the next that was written to; strange files at the end are none."""
     found = {}
     following: FileView | None = None
     for view in reversed(list(views)):
         if following is not None:
             found[view.file_id] = following
-        if view.header_verdict is not Verdict.BLANK:
+        if view.header_verdict is not Verdict.BLANK and (following or not view.is_strange):
             following = view
     return found
 
@@ -226,7 +226,8 @@ def _survey_one(
             walked.extend(columns)
         segment.columns = walked
         segment.verified = True
-        if walk.first_lsn is None and trailer is None:
+        segment.end_lsn = due if walk.lsn is None else walk.lsn
+        if walk.first_lsn is None and trailer is None and not view.is_strange:
             segment.state = "reserved"
             segment.base_lsn = None
             what = None
@@ -242,7 +243,6 @@ def _survey_one(
             closed_lsn = directory.identity.closed_lsn
             attested = max(attested, walk.durable)
             _judge(segment, view, following, walk, attested, closed_lsn, directory.in_use)
-        segment.end_lsn = due if walk.lsn is None else walk.lsn
         segment.used_bytes = segment.used_bytes or walk.used_end
     if trailer is not None and footer is not None:
         if segment.verified and not segment.damage and not _same(footer, segment.columns):
@@ -312,16 +312,19 @@ def _judge(
         end_due = following.header.base
     elif following is None:
         end_due = attested
-    if view.header_verdict is not Verdict.WHOLE and (sealed or walk.lsn != walk.first_lsn):
+    what = None
+    if view.is_strange:
+        what = "the file belongs to another directory, or has another's name"
+    elif view.header_verdict is not Verdict.WHOLE and (sealed or walk.lsn != walk.first_lsn):
         what = "the file's header is damaged"
-        if view.header is not None:
-            what = "the file is not this directory's, or not under its own name"
+    if what is not None:
         segment.damage.append(Damage(segment.file, what, 0, FILE_HEADER_BYTES))
     for gap in walk.gaps:
         lsn_end = gap.lsn_end
         if lsn_end is None:  # nothing whole comes after it in this file
             if not sealed and (end_due is None or end_due <= gap.lsn_first):
-                _judge_tail(segment, gap, following is not None, closed_lsn, in_use)
+                if not view.is_strange:
+                    _judge_tail(segment, gap, following is not None, closed_lsn, in_use)
                 continue
             lsn_end = end_due
         elif not sealed and attested <= gap.lsn_first and following is None:
@@ -335,7 +338,7 @@ def _judge(
             segment.columns.extend(_columns_of_entries(gap.entries))
     if walk.sparse:
         return  # what comes last in it may be anywhere before its end
-    end = walk.lsn if walk.lsn is not None else 0
+    end = segment.end_lsn or 0
     if end_due is not None and end < end_due and not (walk.gaps and walk.gaps[-1].lsn_end is None):
         segment.damage.append(
             Damage(
@@ -464,9 +467,14 @@ class _Walk:
 
     def _gap(self, position: int, end: int, lsn_end: int | None) -> _Gap:
         assert self.lsn is not None
-        with self._directory.opened(self._view) as file:
-            data = file.read(end - position, position)
-        entries = list(_salvage(data, position, self.lsn, lsn_end, self.sparse)) if data else []
+        entries = []
+        if end > position and self._directory.is_foreign(self._view):
+            what = "nothing in it is this directory's"
+            entries = [Entry(self.lsn, lsn_end, position, end - position, None, what)]
+        elif end > position:
+            with self._directory.opened(self._view) as file:
+                data = file.read(end - position, position)
+            entries = list(_salvage(data, position, self.lsn, lsn_end, self.sparse))
         gap = _Gap(position, end, self.lsn, lsn_end, entries, self.sparse)
         self.gaps.append(gap)
         return gap

@@ -371,8 +371,9 @@ class _Planner:
                 )
             else:
                 plan.discarded.append(view)
+                why = "is of use here" if view.is_strange else "is whole"
                 plan.actions.append(
-                    f"give {segment.file} up: no message in it is whole{_lost_text(losses)}; the "
+                    f"give {segment.file} up: no message in it {why}{_lost_text(losses)}; the "
                     "file is moved out"
                 )
             lsn = max(lsn, end)
@@ -673,8 +674,11 @@ class _Gaps:
         """Bytes [position, end), in which messages [lsn, lsn_end) were; `last`: the file ends here."""
         view, known = self.rewrite.view, self.rewrite.known
         file = self.directory.relative(view.path)
-        with self.directory.opened(view) as opened:
-            data = opened.read(end - position, position)
+        data = b""
+        is_foreign = self.directory.is_foreign(view)
+        if not is_foreign:  # else what looks like messages of ours is none
+            with self.directory.opened(view) as opened:
+                data = opened.read(end - position, position)
         found = list(salvage(data, position, known, lsn, lsn_end)) if data else []
         found = [one for one in found if one.record is not None or one.position in known]
         whole = {
@@ -700,8 +704,12 @@ class _Gaps:
             else:  # where it went is damaged, too
                 yield replace(_loss_of(file, one), targets=())
             next_lsn += 1
-        beyond = sorted(place for place in known if last and place >= max(end, position))
-        for place in beyond:  # the file was cut
+        beyond = sorted(
+            place
+            for place in known
+            if (last and place >= max(end, position)) or (is_foreign and position <= place < end)
+        )
+        for place in beyond:  # the file was cut, or another one is in its place
             yield Loss(file, place, 1, known[place].lsn, None, None, None, known[place].targets)
         rest = lsn_end - lsn - len(found) - len(beyond)
         if self.index_knows(lsn_end):
