@@ -23,6 +23,7 @@ from qlog.storage.fold import COMPACTED
 from qlog.storage.index import Index, LaneUpdate
 from qlog.storage.sparse import SparseWriter
 from qlog.tools.cli import app
+from qlog.tools.inspect import repair_act
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.unreadable import ForgivingDisk
 from tests.live.server import BrokerProcess
@@ -641,6 +642,38 @@ def test_a_full_disk_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads(account.read_text())["done"]
     rest = [number for number in range(200) if number not in (7, 70)]
     assert waiting(directory) == {"orders": rest, "audit": rest}
+
+
+def test_a_start_after_a_kill_leaves_the_originals_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker writes in place to files that a repair which was killed had in the quarantine."""
+    directory = stopped(tmp_path / "data")
+    path = file_of(directory, 60)
+    with opened(directory) as store:
+        value = {"lane": store.new_lane_id(), "auto_delete": False, "arguments": encode_table({})}
+        store.catalog.put("queue", json.dumps(["shop", "one"]), msgpack.packb(value))
+    flip(path, path.read_bytes().index(b"message 60 ") + 40)
+    names = [path.name, "data.mdb", *(one.name for one in (directory / "ledger").glob("*.qack"))]
+
+    def kill(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr(repair_act, "mark_doubt", kill)
+        CliRunner().invoke(
+            app, ["inspect", "repair", "--accept-loss", "--data-dir", str(directory)]
+        )
+    (quarantine,) = (directory / "quarantine").iterdir()
+    before = fingerprint(quarantine / "ledger") | fingerprint(quarantine / "catalog.lmdb")
+    before |= fingerprint(quarantine / "log")
+    assert {Path(one).name for one in before} >= {*names}
+    for number in range(3):
+        with opened(directory) as store:
+            store.catalog.put("vhost", json.dumps([str(number)]), msgpack.packb({}))
+            fill(store, 10, settled=5)
+    after = fingerprint(quarantine / "ledger") | fingerprint(quarantine / "catalog.lmdb")
+    assert after | fingerprint(quarantine / "log") == before
 
 
 class Kills:

@@ -1,8 +1,12 @@
 """Doing what a repair plan says: all originals are in quarantine/ before anything is written.
 
 A crash in the middle leaves a directory that can be repaired again, or is repaired. Before it every
-original is linked into the quarantine and the index is marked as in doubt, so that a start trusts
-nothing in it but what it attests. Each file is replaced in one rename; the new ledger, which says
+original is put into the quarantine and the index is marked as in doubt, so that a start trusts
+nothing in it but what it attests. Catalog and ledger are copied: a broker that starts after such a
+crash writes to them in place (a ledger file that was taken over from is used again), and the
+originals would change with them. Segments may be large and are linked: where one is damaged, a start
+refuses, or writes no more of it than its footer, which follows from its messages. The index is
+linked, too: all in it follows from the others. Each file is replaced in one rename; the new ledger, which says
 what counts, comes when all of that is there; what it gives up is unlinked last.
 """
 
@@ -13,6 +17,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +52,17 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     if entries:
         lines = [f"{json.dumps(entry)}\n".encode() for entry in entries]
         quarantine.write("catalog-entries.jsonl", lines)
-    given_up = [view.path for view in plan.discarded]
+    discarded = [view.path for view in plan.discarded]
+    ledger = []
     if plan.mends_log:
-        given_up += [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
-    originals = [rewrite.view.path for rewrite in plan.rewrites] + given_up
+        ledger = [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
+    linked = [rewrite.view.path for rewrite in plan.rewrites] + discarded
+    copied = [*ledger]
     if plan.catalog.needed:
-        originals.append(paths.catalog / "data.mdb")
+        copied.append(paths.catalog / "data.mdb")
     if plan.moves_index:
-        originals.append(paths.index / "data.mdb")
-    quarantine.keep(originals)
+        linked.append(paths.index / "data.mdb")
+    quarantine.keep(linked, copied)
 
     if plan.moves_index:
         mark_doubt(disk, paths)
@@ -65,7 +72,7 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
         _replace_catalog(plan, paths, disk)
     if plan.mends_log:
         _write_ledger(plan, directory, disk)
-    for path in given_up:
+    for path in discarded + ledger:
         disk.unlink(path)
     if plan.moves_index:
         shutil.rmtree(paths.index)
@@ -102,18 +109,19 @@ class _Quarantine:
             self._disk.close(file)
         self._disk.rename(temporary, path)
 
-    def keep(self, originals: Iterable[Path]) -> None:
-        """Have these files here too, before anything happens to them."""
+    def keep(self, linked: Iterable[Path], copied: Iterable[Path]) -> None:
+        """Have these files here too, before anything happens to them.
+
+        `linked` may be the same files; of the others no later write may reach what is here.
+        """
         changed = {self.place}
-        for path in originals:
+        for path, can_link in chain(zip(linked, repeat(True)), zip(copied, repeat(False))):
             if path.exists():
                 name = self._directory.relative(path)
                 target = self.place / name
                 self._disk.make_directory(target.parent)
                 changed.add(target.parent)
-                try:
-                    os.link(path, target)
-                except OSError:  # a file system without links, or another one
+                if not (can_link and _link(path, target)):
                     self.write(name, self._bytes_of(path))
         for directory in changed:
             self._disk.sync_directory(directory)
@@ -123,6 +131,14 @@ class _Quarantine:
         while part := self._directory.read_file(path, _COPY_BYTES, position):
             yield part
             position += len(part)
+
+
+def _link(path: Path, target: Path) -> bool:
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without links, or another one
+        return False
+    return True
 
 
 def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
