@@ -50,6 +50,7 @@ _GAP_BYTES_MAX = 32 << 10  # rather read so much that is dead than make another 
 _MOVE_RECORDS = 20_000  # so many pointers are moved in one checkpoint
 _SMALL_SHARE = 8  # a segment of less than this part of the usual size is small,
 _SMALL_COUNT_MIN = 8  # and so many small neighbours are put together
+_CROWDED_AGE_SHARE = 0.1  # of the age that a segment has to have otherwise
 _GAIN_SHARE = 64  # nothing is done for less than this part of a segment
 _STRAY_BYTES = BATCH_HEADER_BYTES + 28  # around a record that stands alone: its batch, the footer
 _UNREADABLE = frozenset({errno.EIO, errno.ENOENT})  # else the fault may not be the file's
@@ -67,7 +68,7 @@ def choose(
     """Neighbours that are worth being compacted together; none when nothing is.
 
     Segments that are mostly dead, and when all of them together take more than twice what is
-    alive, those that are half dead, too: where most is to be gained first. Also small ones, when
+    alive, those that are half dead, too, and sooner: where most is to be gained first. Also small ones, when
     there are many in a row. `segments` are all there are; none behind one that is not sealed is
     chosen.
     """
@@ -77,12 +78,14 @@ def choose(
     counted = [one for one in sealed if one.segment_id not in excluded]
     used_bytes = sum(one.capacity for one in counted)
     alive_bytes = sum(alive[one.segment_id] for one in counted)
-    share_max = 0.5 if used_bytes > 2 * alive_bytes else settings.compact_share_max
+    share_max, age_s = settings.compact_share_max, settings.compact_age_s
+    if used_bytes > 2 * alive_bytes:
+        share_max, age_s = 0.5, age_s * _CROWDED_AGE_SHARE
 
     def is_ripe(one: Segment) -> bool:
         return (
             one.segment_id not in excluded
-            and one.sealed_s + settings.compact_age_s <= now_s
+            and one.sealed_s + age_s <= now_s
             and alive[one.segment_id] > 0  # else all of it goes by itself
         )
 

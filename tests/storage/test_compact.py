@@ -475,12 +475,18 @@ def test_what_is_young_excluded_or_not_in_the_index_is_not_chosen() -> None:
     settings = replace(SMALL, compact_age_s=60.0)
     one = segment(0, 16_000)
     one.sealed_s = 50.0
-    live = {0: Live(1, 10)}
+    full = segment(1, 16_000)
+    live = {0: Live(1, 10), 1: Live(100, 15_000)}
 
-    def found(now_s: float, checkpoint_lsn: int = 1000, excluded: tuple[int, ...] = ()) -> bool:
+    def found(
+        now_s: float,
+        checkpoint_lsn: int = 1000,
+        excluded: tuple[int, ...] = (),
+        others: tuple[Segment, ...] = (full,),
+    ) -> bool:
         return bool(
             choose(
-                [one],
+                [one, *others],
                 live,
                 settings,
                 checkpoint_lsn=checkpoint_lsn,
@@ -491,6 +497,8 @@ def test_what_is_young_excluded_or_not_in_the_index_is_not_chosen() -> None:
 
     assert not found(109.0) and found(110.0)
     assert not found(110.0, excluded=(0,)) and not found(110.0, checkpoint_lsn=99)
+    # With more than twice the space taken that is needed there is less time.
+    assert not found(55.9, others=()) and found(56.1, others=())
 
 
 def test_the_index_stays_in_proportion(tmp_path: Path) -> None:
