@@ -135,9 +135,10 @@ async def _serve(settings: Settings) -> None:
     logger = logging.getLogger("qlog")
     async with AsyncExitStack() as until_stopped, open_broker(settings) as broker:
         # Received until all is written: a second signal does not break off what the first began.
-        signals = until_stopped.enter_context(
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
-        )
+        # After that there is only the exit status left to give, which none is to take away.
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        until_stopped.callback(lambda: [signal.signal(one, signal.SIG_IGN) for one in numbers])
+        signals = until_stopped.enter_context(trio.open_signal_receiver(*numbers))
         until_stopped.push_async_callback(_take_all, signals)
         # Printed whatever the log level: scripts and supervisors wait for this line.
         print(f"Server startup complete, listening on {' '.join(broker.urls)}", file=sys.stderr)

@@ -93,6 +93,13 @@ def test_signal_closes_clients_and_exits_with_0(
     assert not [line for line in running.lines if "Traceback" in line or "Error" in line]
 
 
+def test_signals_to_the_last_moment_do_not_change_the_status(running: BrokerProcess) -> None:
+    assert running.process is not None
+    while running.process.poll() is None:
+        running.process.send_signal(signal.SIGTERM)
+    assert running.process.returncode == 0
+
+
 def test_signal_right_after_the_startup_line(tmp_path: Path) -> None:
     broker = BrokerProcess(tmp_path / "data").start()
     code, _ = broker.terminate()
