@@ -395,6 +395,10 @@ class Store(Generic[M]):
     def settle_down(self, timeout_s: float = 60.0) -> bool:
         """Block until all appended and settled is durable; False when it cannot be (yet)."""
         ticket = self.request_sync()
+        while self._committing:  # what is under way may have found the disk full, and it is not now
+            if not self._commit_worker.wait(timeout_s):
+                return False
+            self.advance()
         self._log_held = self._ledger_held = self.full = False
         while self.synced < ticket:
             if self.failure is not None or self.full:

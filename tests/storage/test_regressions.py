@@ -137,3 +137,13 @@ def test_an_idle_store_gives_back_what_was_settled_before_it_was_durable(world: 
     world.settle(0, 0.0, 100)
     world._tick(1.1)  # begins a checkpoint of what is durable: nothing
     world.drain()
+
+
+def test_a_commit_that_found_the_disk_full_does_not_speak_for_now(world: World) -> None:
+    world.fill_disk(0, ())
+    world.publish([0], 60, 3000, True, False)
+    world.tick(0.01)
+    world.work(0, False)
+    world.free_disk()
+    assert world.running._committing
+    assert world.running.settle_down()
