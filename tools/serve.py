@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -19,6 +17,8 @@ import typer
 from qlog import __version__
 
 if TYPE_CHECKING:
+    import trio
+
     from qlog.server.config import Settings
 
 EXIT_IO_ERROR = 74
@@ -84,6 +84,8 @@ def serve(
         _stop(
             f"cannot start on {settings.host}:{settings.port}{where}: {error.strerror or error}", 1
         )
+    finally:
+        _ignore_signals()
 
 
 def _stop(message: str, status: int) -> NoReturn:
@@ -126,41 +128,45 @@ class _OneLine(logging.Formatter):
 
 
 async def _serve(settings: Settings) -> None:
-    import signal
-
     import trio
 
     from qlog.server.app import open_broker
 
-    logger = logging.getLogger("qlog")
-    async with AsyncExitStack() as until_stopped, open_broker(settings) as broker:
-        # Received until all is written: a second signal does not break off what the first began.
-        # After that there is only the exit status left to give, which none is to take away.
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        until_stopped.callback(lambda: [signal.signal(one, signal.SIG_IGN) for one in numbers])
-        signals = until_stopped.enter_context(trio.open_signal_receiver(*numbers))
-        until_stopped.push_async_callback(_take_all, signals)
-        # Printed whatever the log level: scripts and supervisors wait for this line.
-        print(f"Server startup complete, listening on {' '.join(broker.urls)}", file=sys.stderr)
-        async with trio.open_nursery() as nursery:
-
-            async def on_signal() -> None:
-                async for number in signals:
-                    logger.info("stopping signal=%s", signal.Signals(number).name)
-                    nursery.cancel_scope.cancel()
-
-            async def on_failure() -> None:
-                await broker.failed.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(on_signal)
-            nursery.start_soon(on_failure)
+    async with open_broker(settings) as broker:
+        with trio.CancelScope() as serving:
+            _stop_by_signal(serving)
+            # Printed whatever the log level: scripts and supervisors wait for this line.
+            urls = " ".join(broker.urls)
+            print(f"Server startup complete, listening on {urls}", file=sys.stderr)
+            await broker.failed.wait()
 
 
-async def _take_all(signals: AsyncIterator[int]) -> None:
-    """Take signals that came while it stopped: trio would raise those again that nobody took."""
+def _stop_by_signal(serving: trio.CancelScope) -> None:
+    """Have SIGTERM and SIGINT end what is in the scope, and nothing from then on: a second signal
+    does not break off what the first began, nor change the exit status."""
+    import signal
+    from contextlib import suppress
+
     import trio
 
-    with trio.move_on_after(0.01):
-        async for _ in signals:
-            pass
+    def stop(number: int) -> None:
+        if not serving.cancel_called:
+            logging.getLogger("qlog").info("stopping signal=%s", signal.Signals(number).name)
+            serving.cancel()
+
+    def received(number: int, frame: object) -> None:
+        _ignore_signals()
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(stop, number)
+
+    token = trio.lowlevel.current_trio_token()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, received)
+
+
+def _ignore_signals() -> None:
+    """It ends anyway."""
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
