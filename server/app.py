@@ -25,7 +25,7 @@ from qlog.server.amqp.errors import connection_forced, internal_error
 from qlog.server.broker.broker import Broker
 from qlog.server.config import Settings
 from qlog.server.net.network import Network, listen
-from qlog.storage.disk import Disk
+from qlog.storage.bytes.disk import Disk
 from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")

@@ -1,11 +1,10 @@
 """Durable bytes: the log, its index, the ack ledger and the catalog. Knows no AMQP and no trio.
 
-Start with store.py, the face. A message goes down through format.py (its bytes), log.py (its place),
-commit.py (the disk), and comes back through lane.py, index.py and reader.py; what was settled goes
-to ledger.py; checkpoint.py brings the index up to date, reclaim.py gives space back, with compact.py
-(which writes by sparse.py) when only a little is alive. At a start recovery.py puts all of it
-together: fold.py says what the ledger means, scan.py judges the log. examine.py looks without
-touching.
+Start with store.py, the face. A message goes down through bytes/ (its record, its batch) and write/
+(its place, the commit to the disk), and comes back through lanes/ and index/; what was settled goes
+to write/ledger.py; index/checkpoint.py brings the index up to date; space/ gives room back, with
+compaction when only a little is alive. At a start start/recovery.py puts all of it together: fold.py
+says what the ledger means, judge.py judges the log. examine.py looks without touching.
 
 Some choices, and why:
 

@@ -17,14 +17,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Generic, Self
 
-from qlog.storage import checkpoint, recovery
-from qlog.storage.catalog import Catalog
-from qlog.storage.checkpoint import CheckpointDone, Snapshot, snapshot_records
-from qlog.storage.commit import CommitJob, CommitResult, Committer
-from qlog.storage.compact import CompactionStep
-from qlog.storage.compactor import Compactor
-from qlog.storage.datadir import Identity, mark_doubt
-from qlog.storage.disk import Disk, OSDisk
+from qlog.storage.bytes.datadir import Identity, mark_doubt
+from qlog.storage.bytes.disk import Disk, OSDisk
+from qlog.storage.bytes.record import PERSISTENT, TARGET_BYTES, pack_run
 from qlog.storage.errors import (
     CorruptLog,
     DirectoryUnreadable,
@@ -32,10 +27,21 @@ from qlog.storage.errors import (
     is_full,
     lacks_descriptors,
 )
-from qlog.storage.format import PERSISTENT, TARGET_BYTES, pack_run
-from qlog.storage.index import SPILL, IndexDoubt, Move
-from qlog.storage.lane import IN_MEMORY, Lane, M, Run
-from qlog.storage.ledger import (
+from qlog.storage.index import checkpoint
+from qlog.storage.index.checkpoint import CheckpointDone, Snapshot, snapshot_records
+from qlog.storage.index.index import SPILL, IndexDoubt, Move
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.lanes.reader import Reader
+from qlog.storage.lanes.run import IN_MEMORY, M, Run
+from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.settings import StoreSettings
+from qlog.storage.space.compact import CompactionStep
+from qlog.storage.space.compactor import Compactor
+from qlog.storage.space.reclaim import dead_segments, is_worth_rolling
+from qlog.storage.start import recovery
+from qlog.storage.worker import ThreadWorker, Worker
+from qlog.storage.write.commit import CommitJob, CommitResult, Committer
+from qlog.storage.write.ledger import (
     DELIVERED,
     LANE_DELETED,
     SEGMENT_DROPPED,
@@ -44,12 +50,8 @@ from qlog.storage.ledger import (
     Records,
     ack_record,
 )
-from qlog.storage.reader import Reader
-from qlog.storage.reclaim import dead_segments, is_worth_rolling
-from qlog.storage.settings import StoreSettings
-from qlog.storage.spill import SpillWriter
-from qlog.storage.upkeep import Prepared, Sealed, Unlinked, Upkeep
-from qlog.storage.worker import ThreadWorker, Worker
+from qlog.storage.write.spill import SpillWriter
+from qlog.storage.write.upkeep import Prepared, Sealed, Unlinked, Upkeep
 
 _LANE_IDS_RESERVED = 1024  # so many ids for one commit of the catalog
 _FULL_RETRY_S = 0.2

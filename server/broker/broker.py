@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError, internal_error, precondition_failed
 from qlog.server.amqp.values import Table
-from qlog.server.broker.access import User, hash_password
-from qlog.server.broker.arguments import QueueArguments
+from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.channels.reply_to import Replies
 from qlog.server.broker.definitions import Definitions
-from qlog.server.broker.queue import Queue
-from qlog.server.broker.reply_to import Replies
-from qlog.server.broker.targets import Targets
+from qlog.server.broker.queues.arguments import QueueArguments
+from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.targets import Targets
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import OutOfDescriptors, StorageError
 from qlog.storage.store import Store
 
 if TYPE_CHECKING:
-    from qlog.server.broker.channel import Channel
-    from qlog.server.broker.client import Client
-    from qlog.server.broker.publisher import Publisher
+    from qlog.server.broker.channels.channel import Channel
+    from qlog.server.broker.channels.client import Client
+    from qlog.server.broker.channels.publisher import Publisher
 
 logger = logging.getLogger("qlog.broker")
 

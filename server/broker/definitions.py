@@ -18,9 +18,9 @@ import msgpack
 from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.values import Table, decode_table, encode_table
-from qlog.server.broker.access import User
-from qlog.server.broker.queue import Queue
-from qlog.storage.catalog import Catalog
+from qlog.server.broker.access.users import User
+from qlog.server.broker.queues.queue import Queue
+from qlog.storage.lmdb.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,14 +23,18 @@ from qlog.server.amqp.errors import (
     resource_locked,
 )
 from qlog.server.amqp.values import Table
-from qlog.server.broker.arguments import QueueArguments, assert_equivalent_argument, assert_string
-from qlog.server.broker.queue import Queue
-from qlog.server.broker.targets import Targets
+from qlog.server.broker.queues.arguments import (
+    QueueArguments,
+    assert_equivalent_argument,
+    assert_string,
+)
+from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.targets import Targets
 from qlog.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from qlog.server.broker.broker import Broker
-    from qlog.server.broker.client import Client
+    from qlog.server.broker.channels.client import Client
 
 logger = logging.getLogger("qlog.broker")
 

@@ -19,7 +19,7 @@ import trio
 from qlog.server.amqp.connection import Connection
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.spec import Method
-from qlog.server.broker.client import Client
+from qlog.server.broker.channels.client import Client
 from qlog.server.net.outbox import Outbox
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pamqp.commands import Basic, Channel
 
-from qlog.storage.fold import COMPACTED
+from qlog.storage.start.fold import COMPACTED
 from tests.crash.journal import Figures, Identity, Journal
 from tests.crash.load import BACKLOG, FANOUT, PASSER, QUEUES, Load, declare, drain, understood
 from tests.crash.passing import Passing

@@ -256,7 +256,7 @@ INDEX_ON_A_FULL_DISK = """
 import json, os, sys
 from array import array
 from pathlib import Path
-from qlog.storage.index import Index, LaneUpdate, Placed
+from qlog.storage.index.index import Index, LaneUpdate, Placed
 
 index = Index(Path(sys.argv[1]), map_bytes=1 << 30, reserve_bytes=1 << 20)
 

@@ -20,13 +20,13 @@ import msgpack
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.values import encode_table
-from qlog.storage.disk import OSDisk
-from qlog.storage.format import FILE_HEADER_BYTES
-from qlog.storage.ledger import ACK, LANE, Record, ack_ranges, unpack_body
-from qlog.storage.segment import BatchFile, columns_of
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.bytes.disk import OSDisk
+from qlog.storage.lanes.settled import Settled
 from qlog.storage.settings import StoreSettings
-from qlog.storage.settled import Settled
 from qlog.storage.store import Store
+from qlog.storage.write.ledger import ACK, LANE, Record, ack_ranges, unpack_body
+from qlog.storage.write.segment import BatchFile, columns_of
 from qlog.tools.inspect.directory import Directory
 
 SETTINGS = StoreSettings(

@@ -19,9 +19,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlog.storage.disk import OSDisk
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import StorageError
-from qlog.storage.format import FILE_HEADER_BYTES
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.repair_act import act
 from qlog.tools.inspect.repair_plan import make_plan

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlog.storage.format import BATCH_HEADER_BYTES, FILE_HEADER_BYTES, RECORD_HEADER_BYTES
+from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
+from qlog.storage.bytes.record import RECORD_HEADER_BYTES
 from tests.damage.directories import Facts
 
 FLIP, ZERO, NOISE, CUT, REMOVE = "flip", "zero", "noise", "cut", "remove"

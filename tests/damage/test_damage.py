@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qlog.storage.examine import Verdict as Checksum
+from qlog.storage.start.examine import Verdict as Checksum
 from qlog.tools.inspect import log
 from qlog.tools.inspect.directory import Directory
 from tests.damage.directories import KINDS, Facts, make, new_place

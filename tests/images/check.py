@@ -14,7 +14,7 @@ from pathlib import Path
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.broker import Broker
 from qlog.server.config import Settings
-from qlog.storage.lane import Lane
+from qlog.storage.lanes.lane import Lane
 from qlog.storage.store import Store
 from tests.images.books import Found
 from tests.images.load import FANOUT

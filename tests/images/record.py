@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from qlog.storage.fold import COMPACTED
+from qlog.storage.start.fold import COMPACTED
 from tests.images import trace
 from tests.images.books import Books, Promises
 from tests.images.directory import Directory

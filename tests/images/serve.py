@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 
 from qlog.server.config import Settings
-from qlog.storage import compactor
 from qlog.storage.settings import StoreSettings
+from qlog.storage.space import compactor
 from qlog.storage.store import Store
 from qlog.tools.cli import app
 

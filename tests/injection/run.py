@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlog.storage.fold import COMPACTED
-from qlog.storage.index import SPILL
+from qlog.storage.index.index import SPILL
+from qlog.storage.start.fold import COMPACTED
 from tests.images import trace
 from tests.images.check import open_image
 from tests.images.directory import Directory, write

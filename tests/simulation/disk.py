@@ -1,6 +1,6 @@
 """A disk in memory that remembers what was not synced, and what a crash can make of that.
 
-It stands in for `storage.disk.OSDisk` under log, ledger and spill. Each file is held twice: as
+It stands in for `storage.bytes.disk.OSDisk` under log, ledger and spill. Each file is held twice: as
 processes see it, and as the platter has it, with the changes in between in order. `crash` gives the
 same disk as the next process finds it. After a kill that is what processes saw. After a power loss:
 

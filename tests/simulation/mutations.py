@@ -17,14 +17,14 @@ from unittest.mock import patch
 from weakref import WeakKeyDictionary, WeakSet
 
 import qlog.storage
-from qlog.storage.commit import CommitJob, CommitResult, Committer
-from qlog.storage.compact import CompactionStep
-from qlog.storage.compactor import Compactor
 from qlog.storage.errors import SyncFailed
-from qlog.storage.lane import Lane
-from qlog.storage.ledger import LedgerWriter
-from qlog.storage.recovery import _Recovery
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.space.compact import CompactionStep
+from qlog.storage.space.compactor import Compactor
+from qlog.storage.start.recovery import _Recovery
 from qlog.storage.store import Store
+from qlog.storage.write.commit import CommitJob, CommitResult, Committer
+from qlog.storage.write.ledger import LedgerWriter
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.lives import Violation, judged, live, scratch
 from tests.simulation.world import Fate, World
@@ -345,7 +345,7 @@ def leave_out(syncs: Collection[str], world: World) -> None:
 def syncs() -> set[str]:
     """The functions of storage that call for a sync."""
     found = set()
-    for path in Path(qlog.storage.__path__[0]).glob("*.py"):
+    for path in Path(qlog.storage.__path__[0]).rglob("*.py"):
         if path.name == "disk.py":
             continue
         for function, node in _functions(ast.parse(path.read_text())):

@@ -28,15 +28,17 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from qlog.storage import compact, ledger, recovery, segment, sparse
 from qlog.storage import store as store_module
-from qlog.storage.datadir import mark_doubt
+from qlog.storage.bytes.datadir import mark_doubt
 from qlog.storage.errors import StorageError
-from qlog.storage.index import SPILL, Live
-from qlog.storage.lane import Lane
+from qlog.storage.index.index import SPILL, Live
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.lanes.settled import BLOCK, contains
 from qlog.storage.settings import StoreSettings
-from qlog.storage.settled import BLOCK, contains
+from qlog.storage.space import compact, sparse
+from qlog.storage.start import recovery
 from qlog.storage.store import Store
+from qlog.storage.write import ledger, segment
 from tests.simulation.disk import LMDB_NAMES, Crash, SimulatedDisk
 from tests.storage.support import Envelope, ManualWorker, abandon, contents, decode, ignore, publish
 

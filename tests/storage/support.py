@@ -12,9 +12,9 @@ from pathlib import Path
 
 from xxhash import xxh3_64_intdigest
 
-from qlog.storage.disk import OSDisk
+from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import SyncFailed
-from qlog.storage.lane import Lane
+from qlog.storage.lanes.lane import Lane
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from qlog.storage.compact import choose
+from qlog.storage.bytes.footer import Columns
 from qlog.storage.errors import CorruptLog
-from qlog.storage.fold import COMPACTED
-from qlog.storage.format import Columns
-from qlog.storage.index import Live
-from qlog.storage.lane import Lane
-from qlog.storage.log import Segment
+from qlog.storage.index.index import Live
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.space.compact import choose
+from qlog.storage.start.fold import COMPACTED
+from qlog.storage.write.placement import Segment
 from tests.storage.support import (
     SMALL,
     Bench,
@@ -529,7 +529,7 @@ def test_the_ledger_names_what_is_being_moved_to(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All its sources may be dead before the last pointer has moved, and the ledger rolls."""
-    monkeypatch.setattr("qlog.storage.compact._MOVE_RECORDS", 5)
+    monkeypatch.setattr("qlog.storage.space.compact._MOVE_RECORDS", 5)
     stuck, other = new_lane(bench.store), new_lane(bench.store)
     left = fill(bench, stuck, keep=10, count=200)
     fill(bench, other, keep=10, count=400)

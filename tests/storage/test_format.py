@@ -6,27 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlog.storage.format import (
+from qlog.storage.bytes.batch import (
     BATCH_HEADER_BYTES,
     FILE_HEADER_BYTES,
-    MESSAGE,
-    PERSISTENT,
     SEGMENT_MAGIC,
-    TRAILER_BYTES,
-    Columns,
     batch_header_is_whole,
     batch_is_whole,
     pack_batch,
     pack_file_header,
-    pack_footer,
-    pack_run,
-    place_seed,
     unpack_batch_header,
-    unpack_columns,
     unpack_file_header,
-    unpack_records,
+)
+from qlog.storage.bytes.checks import place_seed
+from qlog.storage.bytes.footer import (
+    TRAILER_BYTES,
+    Columns,
+    pack_footer,
+    unpack_columns,
     unpack_trailer,
 )
+from qlog.storage.bytes.record import MESSAGE, PERSISTENT, pack_run, unpack_records
 from tests.storage.support import envelope
 
 UUID = bytes(range(16))

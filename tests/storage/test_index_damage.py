@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from qlog.storage.compact import CompactionStep
 from qlog.storage.errors import CorruptLog
-from qlog.storage.index import Index, IndexDoubt
-from qlog.storage.lmdb_file import Implausible, check
+from qlog.storage.index.index import Index, IndexDoubt
+from qlog.storage.lmdb.file_check import Implausible, check
+from qlog.storage.space.compact import CompactionStep
 from qlog.storage.store import Store
 from tests.storage.support import (
     SMALL,

@@ -5,8 +5,10 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlog.storage.lane import Cache, Changes, Lane, Pointers, Run
-from qlog.storage.settled import BLOCK
+from qlog.storage.lanes.cache import Cache
+from qlog.storage.lanes.lane import Changes, Lane
+from qlog.storage.lanes.run import Pointers, Run
+from qlog.storage.lanes.settled import BLOCK
 from tests.storage.support import Envelope, envelope, ignore
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlog.storage.datadir import Paths, numbered
-from qlog.storage.fold import LaneFacts
-from qlog.storage.ledger import (
+from qlog.storage.bytes.datadir import Paths, numbered
+from qlog.storage.lanes.settled import Settled
+from qlog.storage.start.fold import LaneFacts
+from qlog.storage.write.ledger import (
     SNAPSHOT_END,
     LedgerWriter,
     Record,
@@ -20,8 +21,7 @@ from qlog.storage.ledger import (
     lane_records,
     unpack_body,
 )
-from qlog.storage.segment import BatchFile
-from qlog.storage.settled import Settled
+from qlog.storage.write.segment import BatchFile
 from tests.storage.support import FaultyDisk, FullDisk
 
 UUID = b"u" * 16

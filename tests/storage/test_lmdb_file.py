@@ -12,11 +12,11 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from qlog.storage.catalog import Catalog
-from qlog.storage.environment import note_failed_commit
 from qlog.storage.errors import DirectoryUnreadable
-from qlog.storage.index import Index, IndexDoubt
-from qlog.storage.lmdb_file import Implausible, check
+from qlog.storage.index.index import Index, IndexDoubt
+from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.lmdb.environment import note_failed_commit
+from qlog.storage.lmdb.file_check import Implausible, check
 
 Keys = dict[bytes, list[tuple[bytes, int]]]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qlog.storage.datadir import Identity
+from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES, pack_batch
+from qlog.storage.bytes.datadir import Identity
 from qlog.storage.errors import (
     CorruptLog,
     DirectoryLocked,
@@ -20,10 +21,9 @@ from qlog.storage.errors import (
     StorageError,
     SyncFailed,
 )
-from qlog.storage.examine import Examination, Verdict
-from qlog.storage.format import BATCH_HEADER_BYTES, FILE_HEADER_BYTES, pack_batch
-from qlog.storage.index import IndexDoubt, Live
-from qlog.storage.lane import Lane
+from qlog.storage.index.index import IndexDoubt, Live
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.start.examine import Examination, Verdict
 from qlog.storage.store import Store
 from tests.storage.support import (
     SMALL,
@@ -587,7 +587,7 @@ def test_an_index_that_cannot_be_made_is_said_in_one_line(
         raise IndexDoubt(f"{directory}: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("qlog.storage.recovery.Index", no_space)
+        patched.setattr("qlog.storage.start.recovery.Index", no_space)
         with pytest.raises(DirectoryUnreadable, match=r"^.*index\.lmdb.*check the disk$"):
             start(tmp_path / "data")
     start(tmp_path / "data").close()

@@ -10,15 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qlog.storage import segment
-from qlog.storage.disk import OSDisk
-from qlog.storage.format import (
-    BATCH_MAGIC_BYTES,
-    FILE_HEADER_BYTES,
-    pack_batch,
-    place_seed,
-)
-from qlog.storage.segment import BatchFile
+from qlog.storage.bytes.batch import BATCH_MAGIC_BYTES, FILE_HEADER_BYTES, pack_batch
+from qlog.storage.bytes.checks import place_seed
+from qlog.storage.bytes.disk import OSDisk
+from qlog.storage.write import segment
+from qlog.storage.write.segment import BatchFile
 
 
 class CountingDisk(OSDisk):

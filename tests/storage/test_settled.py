@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlog.storage.settled import BLOCK, FULL, Settled, add, contains
+from qlog.storage.lanes.settled import BLOCK, FULL, Settled, add, contains
 
 END = 6 * BLOCK + 40
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from qlog.storage.disk import OSDisk
+from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, OutOfDescriptors, SyncFailed
-from qlog.storage.examine import Examination
-from qlog.storage.index import IndexDoubt
-from qlog.storage.ledger import ACK, TIME, unpack_body
+from qlog.storage.index.index import IndexDoubt
 from qlog.storage.settings import StoreSettings
+from qlog.storage.start.examine import Examination
 from qlog.storage.store import Store
+from qlog.storage.write.ledger import ACK, TIME, unpack_body
 from tests.storage.support import (
     SMALL,
     Bench,

@@ -15,8 +15,8 @@ import pika
 import pytest
 from typer.testing import CliRunner
 
-from qlog.storage.catalog import Catalog
-from qlog.storage.datadir import Paths
+from qlog.storage.bytes.datadir import Paths
+from qlog.storage.lmdb.catalog import Catalog
 from qlog.tools.cli import app
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (

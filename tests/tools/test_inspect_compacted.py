@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.storage.fold import COMPACTED
+from qlog.storage.start.fold import COMPACTED
 from qlog.storage.store import Store
 from tests.tools.directories import SETTINGS, body, fill, flip, inspect
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qlog.storage.index import Index, LaneUpdate, Placed
+from qlog.storage.index.index import Index, LaneUpdate, Placed
 from qlog.tools.inspect.settlements import ranges_text, settled_ranges
 from tests.tools.directories import fill, flip, inspect, killed, opened, segments_of, stopped
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from qlog.routing.binding import Binding
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
-from qlog.server.broker.access import User, hash_password
+from qlog.server.broker.access.users import User, hash_password
 from qlog.server.broker.definitions import Definitions
 from qlog.storage.store import Store
 from qlog.tools.cli import app

@@ -63,7 +63,9 @@ def test_an_account_of_it(tmp_path: Path) -> None:
     assert account["index_bytes"] == (directory / "index.lmdb" / "data.mdb").stat().st_size
 
 
-@pytest.mark.parametrize("step", ["storage.datadir.mark_doubt", "storage.examine.Examination"])
+@pytest.mark.parametrize(
+    "step", ["storage.bytes.datadir.mark_doubt", "storage.start.examine.Examination"]
+)
 def test_rights_that_are_missing_are_one_line(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

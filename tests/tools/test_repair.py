@@ -17,11 +17,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlog.server.amqp.values import encode_table
-from qlog.storage.disk import OSDisk
+from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, StorageError
-from qlog.storage.fold import COMPACTED
-from qlog.storage.index import Index, LaneUpdate
-from qlog.storage.sparse import SparseWriter
+from qlog.storage.index.index import Index, LaneUpdate
+from qlog.storage.space.sparse import SparseWriter
+from qlog.storage.start.fold import COMPACTED
 from qlog.tools.cli import app
 from qlog.tools.inspect import repair_act
 from qlog.tools.inspect.directory import Directory

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from qlog.storage.catalog import Catalog
-from qlog.storage.datadir import Identity, Paths
+from qlog.storage.bytes.datadir import Identity, Paths
+from qlog.storage.lmdb.catalog import Catalog
 from tests.live.conversation import Client, connections
 from tests.live.server import ROOT, BrokerProcess
 
 # A disk whose syncs fail from the moment that a file exists.
 BROKEN_DISK = """
 import os, sys
-from qlog.storage import disk
+from qlog.storage.bytes import disk
 sync = os.fdatasync
 def fail(file):
     if os.path.exists(sys.argv[-1]):

@@ -13,10 +13,10 @@ import msgpack
 import pytest
 from typer.testing import CliRunner
 
-from qlog.storage.disk import OSDisk
-from qlog.storage.index import Index, _close_block
-from qlog.storage.segment import BatchFile, seal
+from qlog.storage.bytes.disk import OSDisk
+from qlog.storage.index.index import Index, _close_block
 from qlog.storage.settings import StoreSettings
+from qlog.storage.write.segment import BatchFile, seal
 from qlog.tools.cli import app
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (

@@ -24,21 +24,23 @@ from qlog.server.amqp.properties import (
     steps_of,
 )
 from qlog.server.amqp.values import skip_table
-from qlog.storage.format import (
+from qlog.storage.bytes.batch import (
     BATCH_HEADER,
     BATCH_HEADER_BYTES,
     FILE_HEADER,
     FILE_HEADER_BYTES,
+    batch_header_is_whole,
+    batch_is_whole,
+    unpack_batch_header,
+)
+from qlog.storage.bytes.checks import place_seed
+from qlog.storage.bytes.record import (
     MESSAGE,
     PERSISTENT,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
     TARGET_BYTES,
-    batch_header_is_whole,
-    batch_is_whole,
-    place_seed,
     record_seed,
-    unpack_batch_header,
 )
 from qlog.tools.inspect.decode import brief, json_value, queue_text, time_text
 from qlog.tools.inspect.directory import Directory

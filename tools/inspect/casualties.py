@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from qlog.storage.examine import FileView, Verdict
-from qlog.storage.format import BATCH_HEADER_BYTES, unpack_batch_header
-from qlog.storage.settled import BLOCK
+from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, unpack_batch_header
+from qlog.storage.lanes.settled import BLOCK
+from qlog.storage.start.examine import FileView, Verdict
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import Unreadable
 from qlog.tools.inspect.pointers import read_contents

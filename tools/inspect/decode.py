@@ -15,7 +15,7 @@ from typing import Any
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import AMQPError
-from qlog.storage.format import Record
+from qlog.storage.bytes.record import Record
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.log import Entry
 from qlog.tools.inspect.report import Bytes, Cell, Time, well_formed

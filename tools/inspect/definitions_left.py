@@ -20,12 +20,12 @@ import msgpack
 
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.values import decode_table, encode_table
-from qlog.server.broker.access import User, hash_password
+from qlog.server.broker.access.users import User, hash_password
 from qlog.server.broker.definitions import Definitions
-from qlog.storage.catalog import Catalog, Row, unpack_row
-from qlog.storage.datadir import Identity
-from qlog.storage.environment import check_environment
-from qlog.storage.lmdb_file import Implausible
+from qlog.storage.bytes.datadir import Identity
+from qlog.storage.lmdb.catalog import Catalog, Row, unpack_row
+from qlog.storage.lmdb.environment import check_environment
+from qlog.storage.lmdb.file_check import Implausible
 from qlog.storage.settings import StoreSettings
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import SoundEntries, Unreadable, entry_text, read

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from qlog.storage.datadir import Identity, Paths, check_format, numbered
-from qlog.storage.environment import check_environment
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES, FileHeader, unpack_file_header
+from qlog.storage.bytes.datadir import Identity, Paths, check_format, numbered
 from qlog.storage.errors import DirectoryUnreadable
-from qlog.storage.examine import Examination, FileView, Verdict
-from qlog.storage.fold import COMPACTED, LaneFacts, SegmentFacts
-from qlog.storage.format import FILE_HEADER_BYTES, FileHeader, unpack_file_header
-from qlog.storage.index import SPILL
-from qlog.storage.ledger import Record, unpack_body
-from qlog.storage.lmdb_file import Implausible
-from qlog.storage.segment import BatchFile
+from qlog.storage.index.index import SPILL
+from qlog.storage.lmdb.environment import check_environment
+from qlog.storage.lmdb.file_check import Implausible
+from qlog.storage.start.examine import Examination, FileView, Verdict
+from qlog.storage.start.fold import COMPACTED, LaneFacts, SegmentFacts
+from qlog.storage.write.ledger import Record, unpack_body
+from qlog.storage.write.segment import BatchFile
 from qlog.tools.inspect.environment import (
     CatalogFacts,
     IndexFacts,

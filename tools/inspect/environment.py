@@ -24,14 +24,14 @@ from typing import TypeVar
 import lmdb
 
 from qlog.server.broker.definitions import Definitions
-from qlog.storage.catalog import Catalog
-from qlog.storage.datadir import Identity
-from qlog.storage.environment import check_environment
+from qlog.storage.bytes.datadir import Identity
 from qlog.storage.errors import OtherFormat, StorageError
-from qlog.storage.examine import is_open
-from qlog.storage.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
-from qlog.storage.lmdb_file import CutOff, Implausible
+from qlog.storage.index.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
+from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.lmdb.environment import check_environment
+from qlog.storage.lmdb.file_check import CutOff, Implausible
 from qlog.storage.settings import StoreSettings
+from qlog.storage.start.examine import is_open
 
 T = TypeVar("T")
 

@@ -31,7 +31,7 @@ from qlog.tools.inspect.options import (
 )
 
 if TYPE_CHECKING:
-    from qlog.storage.format import Record
+    from qlog.storage.bytes.record import Record
     from qlog.tools.inspect.directory import Directory
     from qlog.tools.inspect.report import Damage
 

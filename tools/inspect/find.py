@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qlog.storage.examine import FileView, Verdict
-from qlog.storage.format import BATCH_HEADER_BYTES, BATCH_MAGIC_BYTES, unpack_batch_header
+from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, BATCH_MAGIC_BYTES, unpack_batch_header
+from qlog.storage.start.examine import FileView, Verdict
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.log import Entry, views_of
 from qlog.tools.inspect.messages import walk

@@ -22,11 +22,11 @@ from typing import Any
 
 import typer
 
-from qlog.storage.datadir import Identity
-from qlog.storage.examine import FileView, Verdict
-from qlog.storage.fold import COMPACTED
-from qlog.storage.format import FILE_HEADER_BYTES
-from qlog.storage.segment import Batch
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.bytes.datadir import Identity
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.start.fold import COMPACTED
+from qlog.storage.write.segment import Batch
 from qlog.tools.inspect.decode import add_body, body_lines, decoded, lines_of, queue_text
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import (

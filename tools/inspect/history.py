@@ -97,7 +97,7 @@ class _LaneEvents:
 
 def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEvents]:
     """By lane. What is in the snapshot came before the first time in the file."""
-    from qlog.storage.ledger import DELIVERED, LANE, TIME
+    from qlog.storage.write.ledger import DELIVERED, LANE, TIME
     from qlog.tools.inspect.settlements import batches_of, lane_of, settled_ranges
 
     found = {lane_id: _LaneEvents([], []) for lane_id in lane_ids}

@@ -111,7 +111,7 @@ def look(directory: Directory, compare: bool) -> tuple[IndexContents, Comparison
 
 
 def _show(directory: Directory, report: Report, contents: IndexContents) -> None:
-    from qlog.storage.index import SPILL, Live
+    from qlog.storage.index.index import SPILL, Live
     from qlog.tools.inspect.decode import queue_text
     from qlog.tools.inspect.report import Bytes, Cell, Column, Damage, Facts, Table, counted
 

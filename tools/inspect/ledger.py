@@ -20,7 +20,7 @@ from qlog.tools.inspect.options import (
 )
 
 if TYPE_CHECKING:
-    from qlog.storage.ledger import Record
+    from qlog.storage.write.ledger import Record
     from qlog.tools.inspect.directory import Directory
     from qlog.tools.inspect.report import Report
     from qlog.tools.inspect.settlements import LedgerBatch

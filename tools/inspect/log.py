@@ -17,18 +17,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import compress, count
 
-from qlog.storage.examine import FileView, Verdict
-from qlog.storage.fold import COMPACTED
-from qlog.storage.format import (
+from qlog.storage.bytes.batch import (
     BATCH_HEADER_BYTES,
     BATCH_MAGIC_BYTES,
     FILE_HEADER_BYTES,
-    Columns,
-    Record,
     unpack_batch_header,
-    unpack_record,
 )
-from qlog.storage.segment import BatchFile, columns_of
+from qlog.storage.bytes.footer import Columns
+from qlog.storage.bytes.record import Record, unpack_record
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.start.fold import COMPACTED
+from qlog.storage.write.segment import BatchFile, columns_of
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.report import Damage
 

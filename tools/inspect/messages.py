@@ -22,7 +22,7 @@ from qlog.tools.inspect.options import (
 )
 
 if TYPE_CHECKING:
-    from qlog.storage.examine import FileView
+    from qlog.storage.start.examine import FileView
     from qlog.tools.inspect.directory import Directory
     from qlog.tools.inspect.log import Entry
     from qlog.tools.inspect.report import Report
@@ -237,7 +237,7 @@ def walk(
 
 def _readable(directory: Directory, views: list[FileView]) -> list[FileView]:
     """Those to be read: what was given up too, unless another segment has it again."""
-    from qlog.storage.fold import COMPACTED
+    from qlog.storage.start.fold import COMPACTED
 
     standings = directory.standings([view.file_id for view in views])
     compacted_end = max(

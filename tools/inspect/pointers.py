@@ -18,8 +18,8 @@ from typing import Any
 
 import msgpack
 
-from qlog.storage.index import SPILL, Checkpoint, LaneRow, Live, Usage, unpack_checkpoint
-from qlog.storage.settled import BLOCK, FULL, contains
+from qlog.storage.index.index import SPILL, Checkpoint, LaneRow, Live, Usage, unpack_checkpoint
+from qlog.storage.lanes.settled import BLOCK, FULL, contains
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.environment import open_index, read
 from qlog.tools.inspect.log import Segment, selected_bytes

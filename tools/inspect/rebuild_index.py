@@ -26,7 +26,7 @@ from qlog.tools.inspect.options import (
 )
 
 if TYPE_CHECKING:
-    from qlog.storage.datadir import Paths
+    from qlog.storage.bytes.datadir import Paths
 
 _POINTER_BYTES = 16
 _LOOK_S = 0.2
@@ -39,7 +39,7 @@ def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False)
     while log and ledger are sound; when they are not, use repair. A broker does the same when it
     starts and finds the index missing or wrong.
     """
-    from qlog.storage.datadir import Paths
+    from qlog.storage.bytes.datadir import Paths
     from qlog.storage.errors import CorruptLog, StorageError
     from qlog.tools.inspect.report import Damage, Report
 
@@ -78,8 +78,8 @@ def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False)
 def _rebuild(paths: Paths) -> int:
     """From how many messages. Raises StorageError, OSError."""
     from qlog.server.amqp.envelope import Envelope
-    from qlog.storage.datadir import mark_doubt, prepare
-    from qlog.storage.disk import OSDisk
+    from qlog.storage.bytes.datadir import mark_doubt, prepare
+    from qlog.storage.bytes.disk import OSDisk
     from qlog.storage.store import Store
 
     disk = OSDisk()
@@ -99,7 +99,7 @@ def _rebuild(paths: Paths) -> int:
 @contextmanager
 def _shown(paths: Paths) -> Iterator[None]:
     """A bar that follows the size of the new index, which is only roughly known before."""
-    from qlog.storage.examine import Examination
+    from qlog.storage.start.examine import Examination
     from qlog.tools.inspect.report import progress
 
     examination = Examination(paths.root)

@@ -65,8 +65,8 @@ def repair(
 
 def _repaired(data_dir: Path) -> Report:
     """Plan and act under the broker's lock, then verify."""
-    from qlog.storage.datadir import Paths, prepare
-    from qlog.storage.disk import OSDisk
+    from qlog.storage.bytes.datadir import Paths, prepare
+    from qlog.storage.bytes.disk import OSDisk
     from qlog.tools.inspect.directory import Directory
     from qlog.tools.inspect.repair_act import act
     from qlog.tools.inspect.report import Bytes

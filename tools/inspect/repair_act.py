@@ -21,12 +21,12 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from qlog.storage.catalog import unpack_row
-from qlog.storage.datadir import Paths, mark_doubt, numbered
-from qlog.storage.disk import Disk
-from qlog.storage.ledger import SEGMENTS, LedgerWriter, Record, lane_records
+from qlog.storage.bytes.datadir import Paths, mark_doubt, numbered
+from qlog.storage.bytes.disk import Disk
+from qlog.storage.lmdb.catalog import unpack_row
 from qlog.storage.settings import StoreSettings
-from qlog.storage.sparse import SparseWriter
+from qlog.storage.space.sparse import SparseWriter
+from qlog.storage.write.ledger import SEGMENTS, LedgerWriter, Record, lane_records
 from qlog.tools.inspect.definitions_left import write as write_catalog
 from qlog.tools.inspect.directory import Directory
 from qlog.tools.inspect.repair_plan import Kept, Plan, Rewrite

@@ -15,13 +15,13 @@ from itertools import zip_longest
 from typing import Any
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.storage.datadir import Identity
-from qlog.storage.examine import FileView, Verdict
-from qlog.storage.fold import COMPACTED
-from qlog.storage.format import FILE_HEADER_BYTES
-from qlog.storage.segment import Batch, columns_of
-from qlog.storage.settled import BLOCK
-from qlog.storage.settled import Settled as StoredSettled
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.bytes.datadir import Identity
+from qlog.storage.lanes.settled import BLOCK
+from qlog.storage.lanes.settled import Settled as StoredSettled
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.start.fold import COMPACTED
+from qlog.storage.write.segment import Batch, columns_of
 from qlog.tools.inspect.casualties import Pointers, known_of, missing, pointers_into
 from qlog.tools.inspect.decode import state_of
 from qlog.tools.inspect.definitions_left import CatalogMend, collect, give_back, renew_lanes

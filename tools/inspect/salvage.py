@@ -12,15 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from qlog.storage.format import (
-    BATCH_HEADER_BYTES,
-    BATCH_MAGIC_BYTES,
-    MESSAGE,
-    RECORD_HEADER_BYTES,
-    Record,
-    unpack_batch_header,
-    unpack_record,
-)
+from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, BATCH_MAGIC_BYTES, unpack_batch_header
+from qlog.storage.bytes.record import MESSAGE, RECORD_HEADER_BYTES, Record, unpack_record
 
 Target = tuple[int, int]  # lane, qseq
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import AMQPError
-from qlog.storage.format import Record
+from qlog.storage.bytes.record import Record
 from qlog.tools.inspect.decode import brief, properties_of
 from qlog.tools.inspect.directory import Directory
 

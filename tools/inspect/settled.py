@@ -6,7 +6,7 @@ never had one may count as settled or not.
 
 from __future__ import annotations
 
-from qlog.storage.settled import BLOCK
+from qlog.storage.lanes.settled import BLOCK
 
 
 class Settled:

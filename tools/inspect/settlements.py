@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlog.storage.examine import FileView, Verdict
-from qlog.storage.ledger import (
+from qlog.storage.lanes.settled import BLOCK
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.write.ledger import (
     ACK,
     DELIVERED,
     LANE,
@@ -27,7 +28,6 @@ from qlog.storage.ledger import (
     lane_bitmaps,
     unpack_body,
 )
-from qlog.storage.settled import BLOCK
 from qlog.tools.inspect.directory import Directory
 
 

@@ -254,7 +254,7 @@ def _first_waiting_ms(directory: Directory, segment: Segment) -> int | None:
 
 
 def _time_ms(directory: Directory, segment: Segment, position: int) -> int | None:
-    from qlog.storage.format import RECORD_HEADER, RECORD_HEADER_BYTES
+    from qlog.storage.bytes.record import RECORD_HEADER, RECORD_HEADER_BYTES
 
     try:
         path = directory.paths.segment(segment.segment_id)

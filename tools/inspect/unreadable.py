@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from qlog.storage.disk import OSDisk
+from qlog.storage.bytes.disk import OSDisk
 
 _PIECE_BYTES = 4096  # what a system reads at least
 

@@ -21,8 +21,8 @@ from qlog.server.amqp.properties import Properties, decode_properties, encode_pr
 from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
 from qlog.server.broker.broker import Broker, BrokerSettings
-from qlog.server.broker.client import Client
-from qlog.server.broker.queue import Queue
+from qlog.server.broker.channels.client import Client
+from qlog.server.broker.queues.queue import Queue
 from qlog.storage.store import Store
 from tests.storage.support import SMALL, FaultyDisk, ManualWorker, abandon, ignore
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from qlog.server.amqp import spec
-from qlog.server.broker.queue import Queue
+from qlog.server.broker.queues.queue import Queue
 from qlog.storage.errors import CorruptLog
 from tests.server.broker.support import Bench, Peer, make, message
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from qlog.server.broker.unacked import Unacked, UnackedRun
+from qlog.server.broker.channels.unacked import Unacked, UnackedRun
 
 QUEUE: Any = object()
 TAGS = st.integers(min_value=0, max_value=60)

@@ -26,7 +26,7 @@ from qlog.server.net import network, outbox
 from qlog.server.net.network import Network, listen
 from qlog.server.net.outbox import OUTBOX_BYTES_MAX
 from qlog.server.net.session import RECEIVE_BYTES, Session
-from qlog.storage.disk import OSDisk
+from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import SyncFailed
 from tests.server.broker.support import Bench, make, message
 from tests.server.net.support import (

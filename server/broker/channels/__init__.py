@@ -1,0 +1,1 @@
+"""What clients do: connections, channels, publishing, consuming, acknowledging."""

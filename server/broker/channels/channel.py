@@ -1,0 +1,442 @@
+"""One channel: consumers, acknowledgements, prefetch, transactions; publishing is `publisher`'s, and
+exchange.* and queue.* are `topology`'s.
+
+Each handler runs to completion. A handler that refuses raises `SoftError` (the channel is closed) or
+`HardError` (the connection is); what was done before stays done, as in RabbitMQ.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from qlog.server.amqp import spec
+from qlog.server.amqp.connection import Acks, Event, MethodReceived, Publishes
+from qlog.server.amqp.deliver import DeliveryEncoder
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import (
+    access_refused,
+    command_invalid,
+    not_allowed,
+    not_implemented,
+    precondition_failed,
+)
+from qlog.server.amqp.recognise import AckRange
+from qlog.server.broker.channels import topology
+from qlog.server.broker.channels.consumer import Consumer
+from qlog.server.broker.channels.publisher import Publisher
+from qlog.server.broker.channels.reply_to import REPLY_TO
+from qlog.server.broker.channels.unacked import Unacked, UnackedRun
+from qlog.server.broker.queues.arguments import assert_integer
+from qlog.storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from qlog.server.broker.channels.client import Client
+    from qlog.server.broker.channels.sink import Sink
+
+logger = logging.getLogger("qlog.connection")
+
+# What tx.commit will do to deliveries: (runs, requeue); not to requeue is to acknowledge.
+Settlement = tuple[list[UnackedRun], bool]
+
+
+class Channel:
+    """An open channel of a client."""
+
+    def __init__(self, client: Client, number: int) -> None:
+        assert client.vhost is not None
+        self.client = client
+        self.number = number
+        self.vhost = client.vhost
+        self.sink: Sink = client.sink
+        self.publisher = Publisher(self)
+        self.consumers: dict[str, Consumer] = {}
+        self.unacked = Unacked()
+        self.unacked_by_consumers = 0
+        self.prefetch = 0  # for the whole channel (basic.qos global=true)
+        self.last_queue = ""
+        self.closed = False
+        self._consumer_prefetch = 0  # for consumers yet to come
+        self._next_tag = 1
+        self._reply_consumer: DeliveryEncoder | None = None
+        self._reply_tag = ""
+        self._reply_address = ""
+        self._settlements: list[Settlement] = []  # in a transaction
+        self._lapsed = Unacked()  # overdue and requeued: a late ack of these is ignored
+        self._held: list[Event] | None = None  # events that wait for tx.commit to be on disk
+
+    def send(self, method: spec.Method) -> None:
+        """Send a method on this channel."""
+        self.sink.send(self.number, method)
+
+    def take_tags(self, count: int) -> int:
+        """Reserve delivery tags; returns the first."""
+        first = self._next_tag
+        self._next_tag += count
+        return first
+
+    # -- events ------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> bool:
+        """Whether what the client sends has to wait for a tx.commit to be on disk."""
+        return self._held is not None
+
+    def handle(self, event: Event) -> None:
+        """Obey what the client sent. Raises AMQPError."""
+        if self._held is not None:
+            self._held.append(event)
+            self.client.held_events += 1
+        elif isinstance(event, Publishes):
+            self.publisher.publish(event.runs)
+        elif isinstance(event, Acks):
+            self._acks(event.ranges)
+        else:
+            assert isinstance(event, MethodReceived)
+            self.client.broker.pump()  # what came before in the stream takes effect before
+            handler = _HANDLERS.get(type(event.method))
+            if handler is None:
+                raise command_invalid("unimplemented method")
+            handler(self, event.method)
+
+    def close(self) -> None:
+        """The channel ends: consumers go, and what is unacked goes back to its queues."""
+        self.closed = True
+        self._forget_reply_consumer()
+        for runs, _ in self._settlements:
+            self._requeue(runs)
+        self._requeue(self.unacked.take_all())
+        for consumer in list(self.consumers.values()):
+            try:
+                consumer.queue.remove_consumer(consumer)
+            except StorageError as error:
+                # An auto-delete queue whose definition could not be deleted stays; the rest must end.
+                logger.error("cannot delete %s error=%s", consumer.queue, error)
+        self.consumers.clear()
+
+    # -- consuming ---------------------------------------------------------------------------
+
+    def qos(self, method: spec.BasicQos) -> None:
+        if method.prefetch_size:
+            raise not_implemented(f"prefetch_size!=0 ({method.prefetch_size})")
+        if method.global_:
+            self.prefetch = method.prefetch_count
+        else:
+            self._consumer_prefetch = method.prefetch_count
+        self.send(spec.BasicQosOk())
+        self.feed_consumers()
+
+    def consume(self, method: spec.BasicConsume) -> None:
+        tag = method.consumer_tag or "amq.ctag-" + secrets.token_urlsafe(16)
+        if tag in self.consumers or (self._reply_consumer and tag == self._reply_tag):
+            raise not_allowed(f"attempt to reuse consumer tag '{tag}'")
+        if method.queue == REPLY_TO:
+            self._consume_replies(method, tag)
+            return
+        queue = topology.find_queue(self, method.queue)
+        assert_integer(method.arguments, "x-priority", str(queue))
+        priority = method.arguments.get("x-priority", 0)
+        assert isinstance(priority, int)
+        timeout_ms = method.arguments.get("x-consumer-timeout")
+        if queue.exclusive_consumer or (method.exclusive and queue.consumers):
+            raise access_refused(f"{queue} in exclusive use")
+        if isinstance(timeout_ms, int):
+            timeout_s = timeout_ms / 1000
+        else:
+            timeout_s = self.client.broker.consumer_timeout_of(queue)
+        consumer = Consumer(
+            self,
+            queue,
+            tag,
+            no_ack=method.no_ack,
+            exclusive=method.exclusive,
+            prefetch=self._consumer_prefetch,
+            priority=priority,
+            timeout_s=timeout_s,
+            arguments=method.arguments,
+        )
+        self.consumers[tag] = consumer
+        if not method.nowait:
+            self.send(spec.BasicConsumeOk(tag))
+        queue.add_consumer(consumer)
+
+    def cancel(self, method: spec.BasicCancel) -> None:
+        consumer = self.consumers.pop(method.consumer_tag, None)
+        if consumer is not None:
+            consumer.queue.remove_consumer(consumer)
+        elif method.consumer_tag == self._reply_tag:
+            self._forget_reply_consumer()
+        if not method.nowait:
+            self.send(spec.BasicCancelOk(method.consumer_tag))
+
+    def queue_deleted(self, consumer: Consumer) -> None:
+        """Its queue is gone: the client is told, if it can hear (consumer_cancel_notify)."""
+        del self.consumers[consumer.tag]
+        consumer.queue.remove_consumer(consumer)
+        if self.client.capable("consumer_cancel_notify"):
+            self.send(spec.BasicCancel(consumer.tag, nowait=True))
+
+    def get(self, method: spec.BasicGet) -> None:
+        queue = topology.find_queue(self, method.queue)
+        got = queue.get()
+        if got is None:
+            self.send(spec.BasicGetEmpty())
+            return
+        slice_, redelivered = got
+        envelope, body = slice_.metas[0], slice_.bodies[0]
+        tag = self.take_tags(1)
+        ok = spec.BasicGetOk(tag, redelivered, envelope.exchange, envelope.routing_key, queue.ready)
+        self.sink.send_content(self.number, ok, envelope, body)
+        if method.no_ack:
+            queue.settle(slice_.first_qseq, 1)
+        else:
+            now_s = self.client.broker.now_s()
+            self.unacked.add(UnackedRun(tag, 1, queue, slice_.first_qseq, None, now_s))
+
+    def feed_consumers(self) -> None:
+        """Credit came back, or the socket drained: whoever can take more says so."""
+        for consumer in self.consumers.values():
+            consumer.queue.feed(consumer)
+
+    # -- acknowledging -----------------------------------------------------------------------
+
+    def _acks(self, ranges: Iterable[AckRange]) -> None:
+        for range_ in ranges:
+            if range_.multiple:
+                self._settle(self._take_through(range_.last))
+                continue
+            self._settle(self._take_range(range_.first, range_.last))
+
+    def ack(self, method: spec.BasicAck) -> None:
+        tag = method.delivery_tag
+        self._acks([AckRange(tag, tag, method.multiple)])
+
+    def nack(self, method: spec.BasicNack) -> None:
+        if method.multiple:
+            taken = self._take_through(method.delivery_tag)
+        else:
+            taken = self._take_range(method.delivery_tag, method.delivery_tag)
+        self._reject(taken, method.requeue)
+
+    def reject(self, method: spec.BasicReject) -> None:
+        self._reject(self._take_range(method.delivery_tag, method.delivery_tag), method.requeue)
+
+    def recover(self, method: spec.BasicRecover | spec.BasicRecoverAsync) -> None:
+        if not method.requeue:
+            raise not_implemented("requeue=false")
+        self._requeue(self.unacked.take_all())
+        if isinstance(method, spec.BasicRecover):
+            self.send(spec.BasicRecoverOk())
+
+    def _take_range(self, first: int, last: int) -> list[UnackedRun]:
+        taken, tag = self.unacked.take_range(first, last)
+        while tag <= last and self._lapsed.take_range(tag, tag)[0]:
+            more, tag = self.unacked.take_range(tag + 1, last)
+            taken += more
+        if tag <= last:
+            self._settle(taken)  # those before the bad tag are settled, as in RabbitMQ
+            raise precondition_failed(f"unknown delivery tag {tag}")
+        return taken
+
+    def _take_through(self, tag: int) -> list[UnackedRun]:
+        if tag == 0:
+            self._lapsed.take_all()
+            return self.unacked.take_all()
+        if tag not in self.unacked and tag not in self._lapsed:
+            raise precondition_failed(f"unknown delivery tag {tag}")
+        self._lapsed.take_through(tag)
+        return self.unacked.take_through(tag)
+
+    def _settle(self, runs: list[UnackedRun]) -> None:
+        """Acknowledge, or keep for tx.commit."""
+        if self.publisher.transaction is not None:
+            self._settlements.append((runs, False))
+            return
+        self._acknowledge(runs)
+
+    def _acknowledge(self, runs: list[UnackedRun]) -> None:
+        self._release(runs)
+        for run in runs:
+            run.queue.settle(run.qseq, run.count)
+
+    def _reject(self, runs: list[UnackedRun], requeue: bool) -> None:
+        if not requeue:
+            self._settle(runs)  # dead letters will leave from here
+        elif self.publisher.transaction is not None:
+            self._settlements.append((runs, True))
+        else:
+            self._requeue(runs)
+
+    def _requeue(self, runs: list[UnackedRun]) -> None:
+        self._release(runs)
+        for run in runs:
+            run.queue.requeue(run.qseq, run.count)
+
+    def _release(self, runs: list[UnackedRun]) -> None:
+        """Give the consumers of these deliveries their credit back."""
+        consumers = {}
+        for run in runs:
+            if run.consumer is not None:
+                run.consumer.unacked -= run.count
+                self.unacked_by_consumers -= run.count
+                consumers[run.consumer.tag] = run.consumer
+        if self.closed:
+            return
+        if self.prefetch:
+            self.feed_consumers()
+        else:
+            for tag, consumer in consumers.items():
+                if self.consumers.get(tag) is consumer:
+                    consumer.queue.feed(consumer)
+
+    def take_overdue(self, now_s: float) -> float | None:
+        """The consumer ack timeout: the timeout in seconds of a delivery that is overdue, if any is.
+
+        With the queue argument `x-consumer-timeout-action=requeue` overdue messages go back by
+        themselves and do not count.
+        """
+        overdue_s = None
+        for run in list(self.unacked):
+            queue = run.queue
+            if run.consumer is not None:
+                timeout_s = run.consumer.timeout_s
+            else:
+                timeout_s = self.client.broker.consumer_timeout_of(queue)
+            if not timeout_s or now_s - run.delivered_at_s <= timeout_s:
+                continue
+            if queue.arguments.timeout_requeues:
+                taken, _ = self.unacked.take_range(run.tag, run.end - 1)
+                self._lapsed.give_back([copy(lapsed) for lapsed in taken])
+                self._requeue(taken)
+            else:
+                overdue_s = timeout_s
+        return overdue_s
+
+    # -- direct replies ----------------------------------------------------------------------
+
+    def _consume_replies(self, method: spec.BasicConsume, tag: str) -> None:
+        if self._reply_consumer is not None:
+            raise precondition_failed("reply consumer already set")
+        if not method.no_ack:
+            raise precondition_failed("reply consumer cannot acknowledge")
+        self._reply_consumer = DeliveryEncoder(self.number, tag, self.sink.frame_max)
+        self._reply_tag = tag
+        self._reply_address = self.client.broker.replies.register(self)
+        if not method.nowait:
+            self.send(spec.BasicConsumeOk(tag))
+
+    def _forget_reply_consumer(self) -> None:
+        if self._reply_consumer is not None:
+            self.client.broker.replies.forget(self._reply_address)
+            self._reply_consumer = None
+            self._reply_tag = ""
+
+    def reply_address(self) -> str:
+        """What `reply_to` becomes in this channel's requests. Raises 406 without a reply consumer."""
+        if self._reply_consumer is None:
+            raise precondition_failed("fast reply consumer does not exist")
+        return self._reply_address
+
+    def deliver_replies(self, envelopes: list[Envelope], bodies: list[bytes]) -> None:
+        """Answers to this channel's requests. Who does not read them loses them."""
+        if self._reply_consumer is None or self.sink.overfull:
+            return  # None: it left between a transaction's publish and its commit
+        first_tag = self.take_tags(len(bodies))
+        self.sink.write(self._reply_consumer.encode(first_tag, False, envelopes, bodies))
+
+    # -- confirms and transactions -----------------------------------------------------------
+
+    def confirm_select(self, method: spec.ConfirmSelect) -> None:
+        if self.publisher.transaction is not None:
+            raise precondition_failed("cannot switch from tx to confirm mode")
+        self.publisher.select_confirms()
+        if not method.nowait:
+            self.send(spec.ConfirmSelectOk())
+
+    def tx_select(self, method: spec.TxSelect) -> None:
+        if self.publisher.confirming:
+            raise precondition_failed("cannot switch from confirm to tx mode")
+        if self.publisher.transaction is None:
+            self.publisher.begin()
+        self.send(spec.TxSelectOk())
+
+    def tx_commit(self, method: spec.TxCommit) -> None:
+        """Publish and settle what was kept back; CommitOk follows when log and ledger are synced."""
+        self._assert_transactional()
+        self.publisher.commit()
+        settlements, self._settlements = self._settlements, []
+        for runs, requeue in settlements:
+            if requeue:
+                self._requeue(runs)
+            else:
+                self._acknowledge(runs)
+        self._held = []
+        self.client.broker.await_sync(self)
+
+    def synced(self) -> None:
+        """What tx.commit did is on disk: answer, and go on with what came meanwhile."""
+        held, self._held = self._held, None
+        assert held is not None
+        self.client.held_events -= len(held)
+        if self.closed:
+            return
+        self.send(spec.TxCommitOk())
+        self.client.resume_channel(self.number, held)
+
+    def tx_rollback(self, method: spec.TxRollback) -> None:
+        """Forget the publishes; what was acknowledged is unacknowledged again."""
+        self._assert_transactional()
+        self.publisher.begin()
+        settlements, self._settlements = self._settlements, []
+        self.unacked.give_back([run for runs, _ in settlements for run in runs])
+        self.send(spec.TxRollbackOk())
+
+    def _assert_transactional(self) -> None:
+        if self.publisher.transaction is None:
+            raise precondition_failed("channel is not transactional")
+
+    # -- the rest ----------------------------------------------------------------------------
+
+    def flow(self, method: spec.ChannelFlow) -> None:
+        if not method.active:
+            raise not_implemented("active=false")
+        self.send(spec.ChannelFlowOk(active=True))
+
+    def access_request(self, method: spec.AccessRequest) -> None:
+        self.send(spec.AccessRequestOk(ticket=1))
+
+    def ignore(self, method: spec.Method) -> None:
+        """Answers of the client that need no answer."""
+
+
+_HANDLERS: dict[type[spec.Method], Callable[[Channel, Any], None]] = {
+    spec.AccessRequest: Channel.access_request,
+    spec.BasicAck: Channel.ack,
+    spec.BasicCancel: Channel.cancel,
+    spec.BasicCancelOk: Channel.ignore,
+    spec.BasicConsume: Channel.consume,
+    spec.BasicGet: Channel.get,
+    spec.BasicNack: Channel.nack,
+    spec.BasicQos: Channel.qos,
+    spec.BasicRecover: Channel.recover,
+    spec.BasicRecoverAsync: Channel.recover,
+    spec.BasicReject: Channel.reject,
+    spec.ChannelFlow: Channel.flow,
+    spec.ChannelFlowOk: Channel.ignore,
+    spec.ConfirmSelect: Channel.confirm_select,
+    spec.ExchangeBind: topology.exchange_bind,
+    spec.ExchangeDeclare: topology.exchange_declare,
+    spec.ExchangeDelete: topology.exchange_delete,
+    spec.ExchangeUnbind: topology.exchange_unbind,
+    spec.QueueBind: topology.queue_bind,
+    spec.QueueDeclare: topology.queue_declare,
+    spec.QueueDelete: topology.queue_delete,
+    spec.QueuePurge: topology.queue_purge,
+    spec.QueueUnbind: topology.queue_unbind,
+    spec.TxCommit: Channel.tx_commit,
+    spec.TxRollback: Channel.tx_rollback,
+    spec.TxSelect: Channel.tx_select,
+}

@@ -1,0 +1,338 @@
+"""One connection as the broker sees it: handshake, login, its channels, and how it ends.
+
+Bytes are the protocol core's business and sockets the session's; here events come in and methods go
+out to the sink. Promises: exclusive queues are gone before close-ok; a channel that ends, however,
+gives back what it held; errors reach exactly as far as their kind says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from qlog.server.amqp import spec
+from qlog.server.amqp.connection import (
+    Acks,
+    BadProtocolHeader,
+    Event,
+    HeartbeatReceived,
+    MethodReceived,
+    ProtocolHeaderReceived,
+    Publishes,
+    Violation,
+)
+from qlog.server.amqp.errors import (
+    AMQPError,
+    SoftError,
+    command_invalid,
+    internal_error,
+    login_refused,
+    not_allowed,
+    syntax_error,
+)
+from qlog.server.amqp.values import Table, decode_table
+from qlog.server.broker.access.users import Refused, User, authenticate
+from qlog.server.broker.channels.channel import Channel
+from qlog.server.broker.channels.sink import Sink
+from qlog.server.broker.queues.queue import Queue
+from qlog.storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from qlog.server.broker.broker import Broker
+    from qlog.server.broker.vhost import VHost
+
+logger = logging.getLogger("qlog.connection")
+
+# A peer that cannot log in is kept waiting, so that guessing is slow (rabbit_reader).
+SILENT_CLOSE_S = 3.0
+# How long a peer may take to answer connection.close before the socket is closed anyway.
+CLOSE_OK_WAIT_S = 5.0
+MECHANISMS = ("PLAIN", "AMQPLAIN")
+
+
+class Client:
+    """A connected client.
+
+    Arguments: `peer` its address as the log prints it; `loopback` whether that is this machine.
+    """
+
+    def __init__(self, broker: Broker, sink: Sink, *, peer: str, loopback: bool) -> None:
+        self.broker = broker
+        self.sink = sink
+        self.peer = peer
+        self.loopback = loopback
+        self.vhost: VHost | None = None
+        self.channels: dict[int, Channel] = {}
+        self.exclusive_queues: dict[str, Queue] = {}
+        self.properties: Table = {}
+        self.heartbeat_s = 0
+        self.blocked = False  # not read while an alarm is on
+        self.held_events = 0  # that wait for a tx.commit: not read either, so that they stay few
+        self.closing = False
+        self.authenticated = False
+        self._user: User | None = None
+        self._mechanism = ""
+        self.publishes = False
+        broker.clients.add(self)
+
+    @property
+    def user(self) -> User:
+        """Who logged in."""
+        assert self._user is not None
+        return self._user
+
+    def capable(self, capability: str) -> bool:
+        """Whether the client said that it knows an extension."""
+        capabilities = self.properties.get("capabilities")
+        return isinstance(capabilities, dict) and capabilities.get(capability) is True
+
+    # -- events ------------------------------------------------------------------------------
+
+    def handle_events(self, events: Iterable[Event]) -> None:
+        """Obey, in order. Errors are sent to the client; those after a fatal one are ignored."""
+        for event in events:
+            if self.closing and not isinstance(event, MethodReceived):
+                continue
+            try:
+                self._handle(event)
+            except AMQPError as error:
+                method = event.method if isinstance(event, MethodReceived) else None
+                if isinstance(event, Publishes):
+                    error.class_id, error.method_id = 60, 40
+                elif isinstance(event, Acks):
+                    error.class_id, error.method_id = 60, 80
+                elif method is not None and not error.class_id and self.authenticated:
+                    error.class_id, error.method_id = method.CLASS_ID, method.METHOD_ID
+                self.fail(error, getattr(event, "channel", 0))
+            except StorageError as failure:
+                logger.error("storage refused peer=%s error=%s", self.peer, failure)
+                self.fail(internal_error("the storage refused; see the broker's log"), 0)
+            except Exception:
+                # Our bug: this client pays for it, the others do not.
+                logger.exception("internal error peer=%s", self.peer)
+                self.fail(internal_error("see the broker's log"), 0)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Publishes(channel=number):
+                self.publishes = True
+                self.channels[number].handle(event)
+                self.block_if_publishing()
+            case Acks(channel=number):
+                self.channels[number].handle(event)
+            case MethodReceived(channel=0, method=method):
+                self._connection_method(method)
+            case MethodReceived(channel=number) if self._is_held(number):
+                self.channels[number].handle(event)
+            case MethodReceived(channel=number, method=spec.ChannelOpen()):
+                self.channels[number] = Channel(self, number)
+                self.sink.send(number, spec.ChannelOpenOk())
+            case MethodReceived(channel=number, method=spec.ChannelClose()):
+                self._end_channel(number)
+                self.sink.send(number, spec.ChannelCloseOk())
+            case MethodReceived(method=spec.ChannelCloseOk()):
+                pass
+            case MethodReceived(channel=number):
+                self.channels[number].handle(event)
+            case Violation(error=error, channel=number, silent=silent):
+                self.fail(error, number, silent=silent)
+            case HeartbeatReceived():
+                pass
+            case ProtocolHeaderReceived():
+                self.sink.send(
+                    0,
+                    spec.ConnectionStart(
+                        0,
+                        9,
+                        self.broker.server_properties(),
+                        " ".join(MECHANISMS).encode(),
+                        b"en_US",
+                    ),
+                )
+            case BadProtocolHeader(reply=reply, looks_like=what):
+                logger.warning("bad protocol header peer=%s looks_like=%s", self.peer, what)
+                self.closing = True
+                self.sink.write([reply])
+                self.sink.disconnect()
+
+    def resume_channel(self, number: int, events: Iterable[Event]) -> None:
+        """Go on with what the client sent while a tx.commit of the channel waited for the disk.
+
+        An error in it closes the channel; what then follows is ignored but for closing and opening.
+        """
+        for event in events:
+            opens_or_closes = isinstance(event, MethodReceived) and isinstance(
+                event.method, spec.ChannelOpen | spec.ChannelClose
+            )
+            if number in self.channels or opens_or_closes:
+                self.handle_events([event])
+
+    def _is_held(self, number: int) -> bool:
+        """Whether the channel waits for the disk, so that even its closing has to wait."""
+        channel = self.channels.get(number)
+        return channel is not None and channel.held
+
+    def _connection_method(self, method: spec.Method) -> None:
+        if self.closing and not isinstance(method, (spec.ConnectionClose, spec.ConnectionCloseOk)):
+            return
+        match method:
+            case spec.ConnectionStartOk():
+                self.properties = method.client_properties
+                self._mechanism = method.mechanism
+                self._login(method.response)
+            case spec.ConnectionSecureOk():
+                self._login(method.response)
+            case spec.ConnectionTuneOk():
+                self.heartbeat_s = method.heartbeat
+            case spec.ConnectionOpen():
+                self._open(method.virtual_host)
+            case spec.ConnectionUpdateSecret():
+                self.sink.send(0, spec.ConnectionUpdateSecretOk())
+            case spec.ConnectionClose():
+                self._end()
+                logger.info("connection closed by client peer=%s", self.peer)
+                self.sink.send(0, spec.ConnectionCloseOk())
+                self.sink.disconnect()
+            case spec.ConnectionCloseOk():
+                self.sink.disconnect()
+            case _:
+                raise command_invalid("unimplemented method")
+
+    # -- the handshake -----------------------------------------------------------------------
+
+    def _login(self, response: bytes) -> None:
+        """Check the credentials and go on with tune. Raises 403, 502 or 503."""
+        if self._mechanism not in MECHANISMS:
+            raise command_invalid(f"unknown authentication mechanism '{self._mechanism}'")
+        parse = _plain if self._mechanism == "PLAIN" else _amqplain
+        name, password = parse(response)
+        try:
+            self._user = authenticate(
+                self.broker.users,
+                name,
+                password,
+                loopback=self.loopback,
+                loopback_only=self.broker.settings.loopback_users,
+            )
+        except Refused as refusal:
+            logger.warning("login refused peer=%s reason=%s", self.peer, refusal)
+            raise login_refused(
+                f"Login was refused using authentication mechanism {self._mechanism}. "
+                "For details see the broker logfile."
+            ) from refusal
+        self.authenticated = True
+        settings = self.broker.settings
+        self.sink.send(
+            0,
+            spec.ConnectionTune(
+                settings.channel_max, settings.frame_bytes_max, settings.heartbeat_s
+            ),
+        )
+
+    def _open(self, name: str) -> None:
+        vhost = self.broker.vhosts.get(name)
+        if vhost is None:
+            raise not_allowed(f"vhost {name} not found")
+        if name not in self.user.permissions:
+            raise not_allowed(f"access to vhost '{name}' refused for user '{self.user.name}'")
+        self.vhost = vhost
+        logger.info(
+            "connection opened peer=%s user=%s vhost=%s product=%s",
+            self.peer,
+            self.user.name,
+            name,
+            self.properties.get("product", "unknown"),
+        )
+        self.sink.send(0, spec.ConnectionOpenOk())
+
+    # -- resource alarms ---------------------------------------------------------------------
+
+    def block_if_publishing(self) -> None:
+        """A publisher is told why, and not read, while an alarm is on."""
+        reason = self.broker.blocked_reason
+        if reason and self.publishes and not self.blocked and not self.closing:
+            self.blocked = True
+            if self.capable("connection.blocked"):
+                self.sink.send(0, spec.ConnectionBlocked(reason))
+
+    def unblock(self) -> None:
+        """The alarm is over."""
+        if self.blocked:
+            self.blocked = False
+            if self.capable("connection.blocked") and not self.closing:
+                self.sink.send(0, spec.ConnectionUnblocked())
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def drained(self) -> None:
+        """The sink can take deliveries again."""
+        for channel in self.channels.values():
+            channel.feed_consumers()
+
+    def fail(self, error: AMQPError, number: int, *, silent: bool = False) -> None:
+        """Close what the error reaches: the channel, or the connection. `silent`: without a word."""
+        if self.closing:
+            return
+        if isinstance(error, SoftError) and number:
+            logger.warning(
+                "channel closed peer=%s channel=%d error=%s", self.peer, number, error.reply_text
+            )
+            self._end_channel(number)
+            self.sink.send(
+                number,
+                spec.ChannelClose(error.code, error.reply_text, error.class_id, error.method_id),
+            )
+            return
+        logger.warning("connection closed peer=%s error=%s", self.peer, error.reply_text)
+        self._end()
+        refused_login = error.code == 403 and self.capable("authentication_failure_close")
+        if (self.authenticated or refused_login) and not silent:
+            self.sink.send(
+                0,
+                spec.ConnectionClose(error.code, error.reply_text, error.class_id, error.method_id),
+            )
+            self.sink.disconnect(after_s=CLOSE_OK_WAIT_S)
+        else:
+            self.sink.disconnect(after_s=SILENT_CLOSE_S)
+
+    def lost(self) -> None:
+        """The socket is gone."""
+        if not self.closing:
+            logger.info("connection lost peer=%s", self.peer)
+            self._end()
+        self.broker.clients.discard(self)
+
+    def _end_channel(self, number: int) -> None:
+        channel = self.channels.pop(number, None)
+        if channel is not None:
+            channel.close()
+
+    def _end(self) -> None:
+        self.closing = True
+        for number in list(self.channels):
+            self._end_channel(number)
+        for queue in list(self.exclusive_queues.values()):
+            queue.vhost.delete_queue(queue)
+
+
+def _plain(response: bytes) -> tuple[str, bytes]:
+    """RFC 4616: authzid NUL authcid NUL password; RabbitMQ wants the authzid empty."""
+    parts = response.split(b"\0")
+    if len(parts) != 3 or parts[0]:
+        raise syntax_error(f"response {_erlang_binary(response)} invalid")
+    return parts[1].decode(errors="replace"), parts[2]
+
+
+def _amqplain(response: bytes) -> tuple[str, bytes]:
+    """A field table without its length, with LOGIN and PASSWORD."""
+    table, _ = decode_table(len(response).to_bytes(4, "big") + response)
+    login, password = table.get("LOGIN"), table.get("PASSWORD")
+    if not isinstance(login, str) or not isinstance(password, (str, bytes)):
+        raise syntax_error("AMQPLAIN auth info is missing LOGIN or PASSWORD field")
+    return login, password.encode() if isinstance(password, str) else password
+
+
+def _erlang_binary(data: bytes) -> str:
+    """Bytes as Erlang prints them."""
+    return "<<" + ",".join(map(str, data)) + ">>"

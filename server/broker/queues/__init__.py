@@ -1,0 +1,1 @@
+"""Queues: what is ready, who gets it, where a message goes, and their arguments."""

@@ -1,0 +1,158 @@
+"""The paths of a data directory, its lock, and who wrote it.
+
+One broker has one directory: the lock is an flock, so that it ends with the process. The identity
+(uuid, epoch, format version, reserved lane ids) lives in the catalog, since that is authoritative.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from qlog.storage.bytes.batch import FORMAT_VERSION
+from qlog.storage.bytes.disk import Disk
+from qlog.storage.errors import DirectoryLocked, DirectoryUnreadable, OtherFormat, SyncFailed
+from qlog.storage.lmdb.catalog import Catalog
+
+_KIND = "storage"  # the catalog's kind for what storage itself keeps there
+_NAME = "directory"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where everything is in one directory."""
+
+    root: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "LOCK"
+
+    @property
+    def catalog(self) -> Path:
+        return self.root / "catalog.lmdb"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.lmdb"
+
+    @property
+    def index_doubt(self) -> Path:
+        """Exists when a running broker found the index wrong: the next start rebuilds it."""
+        return self.root / "index.doubt"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger"
+
+    @property
+    def spill(self) -> Path:
+        return self.root / "spill"
+
+    def segment(self, segment_id: int) -> Path:
+        return self.log / f"{segment_id:010d}.qseg"
+
+    def ledger_file(self, file_id: int) -> Path:
+        return self.ledger / f"{file_id:010d}.qack"
+
+    def spill_file(self, segment_id: int) -> Path:
+        return self.spill / f"{segment_id:010d}.qspl"
+
+
+def numbered(disk: Disk, directory: Path, suffix: str) -> list[int]:
+    """The ids of the files named `<id><suffix>`, in order."""
+    return sorted(
+        int(name.removesuffix(suffix))
+        for name in disk.names(directory)
+        if name.endswith(suffix) and name.removesuffix(suffix).isdecimal()
+    )
+
+
+def prepare(disk: Disk, paths: Paths) -> int:
+    """Make the directories and take the lock; the locked file, to be kept open.
+
+    Raises DirectoryLocked when another broker has it, DirectoryUnreadable without the rights.
+    """
+    try:
+        for directory in (paths.root, paths.log, paths.ledger, paths.spill):
+            disk.make_directory(directory)
+        _sync_parent(disk, paths.root.parent)
+        disk.sync_directory(paths.root)
+        file = disk.open(paths.lock, write=True, create=True)
+    except OSError as error:
+        raise DirectoryUnreadable(
+            f"the data directory {paths.root} cannot be used: {error.strerror}; "
+            "check its path and its owner"
+        ) from error
+    if not disk.lock(file):
+        disk.close(file)
+        raise DirectoryLocked(
+            f"another broker runs on {paths.root}; stop it, or give this one its own directory"
+        )
+    return file
+
+
+def _sync_parent(disk: Disk, parent: Path) -> None:
+    """Have the root's name last, also that of a root which an earlier start made and did not sync.
+
+    One that may not be listed is somebody else's: who made the root in it has seen to its name.
+    """
+    try:
+        disk.sync_directory(parent)
+    except SyncFailed as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+
+
+def check_format(what: object, version: int) -> None:
+    """Raises OtherFormat."""
+    if version > FORMAT_VERSION:
+        raise OtherFormat(
+            f"{what} has format {version}, this qlog reads format {FORMAT_VERSION}; use the newer "
+            "qlog that wrote it"
+        )
+    if version < FORMAT_VERSION:
+        raise OtherFormat(
+            f"{what} has format {version}, from before the first release, and this qlog reads format "
+            f"{FORMAT_VERSION}; take it over with `qlog inspect export` of the qlog that wrote it"
+        )
+
+
+@dataclass(slots=True)
+class Identity:
+    """What a directory says of itself; kept in the catalog."""
+
+    uuid: bytes
+    epoch: int
+    lane_ids_reserved: int
+    closed_lsn: int  # the log was whole up to here when the broker last closed in good order
+    version: int = FORMAT_VERSION
+
+    def save(self, catalog: Catalog) -> None:
+        """One sync commit."""
+        row = [self.version, self.uuid, self.epoch, self.lane_ids_reserved, self.closed_lsn]
+        catalog.put(_KIND, _NAME, msgpack.packb(row))
+
+    @classmethod
+    def load(cls, catalog: Catalog) -> "Identity | None":
+        """What is kept; None in a new directory. Raises OtherFormat."""
+        row = catalog.get(_KIND, _NAME)
+        return None if row is None else cls.unpack(row)
+
+    @classmethod
+    def unpack(cls, row: bytes) -> "Identity":
+        """From the catalog's value. Raises OtherFormat."""
+        version, *rest = msgpack.unpackb(row)
+        check_format("the data directory", version)
+        uuid, epoch, lane_ids_reserved, closed_lsn = rest[:4]
+        return cls(uuid, epoch, lane_ids_reserved, closed_lsn)
+
+
+def mark_doubt(disk: Disk, paths: Paths) -> None:
+    """Have the next start rebuild the index."""
+    disk.close(disk.open(paths.index_doubt, write=True, create=True))
+    disk.sync_directory(paths.root)

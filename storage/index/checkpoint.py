@@ -1,0 +1,193 @@
+"""A checkpoint: the index catches up with log and ledger, never getting ahead of them.
+
+The order is always: what is in the snapshot is synced in the log, then in the ledger, then LMDB
+commits. The snapshot is gathered on the loop thread from what is durable in the log at that moment;
+the ledger is synced by the commit thread; the rest is done here, on the checkpoint thread.
+"""
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+import lmdb
+
+from qlog.storage.errors import SyncFailed, is_full
+from qlog.storage.index.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Move, Placed
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.lanes.run import IN_MEMORY, M, Run
+from qlog.storage.write.ledger import (
+    SEGMENT_REPLACED,
+    SEGMENTS,
+    LedgerPosition,
+    Record,
+    lane_records,
+)
+from qlog.storage.write.spill import SpillWriter
+
+
+@dataclass(slots=True)
+class Transient(Generic[M]):
+    """A run that is only in memory, to be spilled. The lists are held here: the run may lose them
+    on the loop thread meanwhile."""
+
+    run: Run[M]
+    metas: Sequence[M]
+    bodies: Sequence[bytes]
+    owners: list[tuple[LaneUpdate, int]]  # and the first qseq in each
+
+
+@dataclass(slots=True)
+class Snapshot(Generic[M]):
+    """What one checkpoint writes."""
+
+    lsn: int
+    segment_id: int
+    position: int
+    updates: list[LaneUpdate] = field(default_factory=list)
+    runs: list[Run[M]] = field(default_factory=list)  # those placed by the updates
+    transients: list[Transient[M]] = field(default_factory=list)
+    lanes: list[Lane[M]] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    unlinked: list[int] = field(default_factory=list)  # segments that are gone
+    condemned: list[int] = field(default_factory=list)  # their end is in the ledger by then
+    moves: list[Move] = field(default_factory=list)  # what was compacted; the ledger has it by then
+    spilled: "list[tuple[Run[M], int, array[int], array[int]]]" = field(default_factory=list)
+    ledger: LedgerPosition | None = None
+
+
+@dataclass(slots=True)
+class CheckpointDone(Generic[M]):
+    """How it went."""
+
+    snapshot: Snapshot[M]
+    live: dict[int, Live] = field(default_factory=dict)
+    spill_current: int = -1
+    full: bool = False  # nothing was committed for lack of space: to be done again
+    doubt: IndexDoubt | None = None
+    failure: BaseException | None = None
+
+
+def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) -> None:
+    """Add what changed in these lanes; they count as clean afterwards."""
+    transients: dict[int, Transient[M]] = {}
+    for lane in lanes:
+        if lane.dropped:
+            continue
+        update = lane_update(lane, lane.durable_upto(durable_lsn))
+        for first, run in lane.unindexed(durable_lsn):
+            if run.segment_id != IN_MEMORY:
+                update.placed.append(Placed(first, run.segment_id, run.positions, run.lengths))
+                snapshot.runs.append(run)
+                continue
+            transient = transients.get(id(run))
+            if transient is None:
+                assert run.metas is not None and run.bodies is not None
+                transient = transients[id(run)] = Transient(run, run.metas, run.bodies, [])
+                snapshot.transients.append(transient)
+            transient.owners.append((update, first))
+        snapshot.updates.append(update)
+        snapshot.lanes.append(lane)
+
+
+def lane_update(lane: Lane[M], placed_upto: int) -> LaneUpdate:
+    """What became of a lane but for its new messages; it counts as clean afterwards."""
+    settled = lane.settled
+    bitmaps = {block: bits for block in settled.dirty if (bits := settled.bits_of(block))}
+    settled.dirty.clear()
+    return LaneUpdate(
+        lane.id,
+        lane.next_qseq,
+        placed_upto,
+        settled.floor,
+        settled.delivered,
+        bitmaps,
+        settled.full[:],
+    )
+
+
+def snapshot_records(
+    lanes: Iterable[Lane[M]],
+    segments: Iterable[int],
+    replaced: Mapping[int, int],
+    following: int,
+    following_lsn: int,
+) -> list[Record]:
+    """What a new ledger file has to begin with.
+
+    `segments` must exist from now on; those of ids from `following` on, whose records begin at
+    `following_lsn`, must exist when there is one above them. `replaced`: those of them that
+    are still there although what is alive in them is in another one.
+    """
+    return [
+        [SEGMENTS, following, following_lsn, *segments],
+        *([SEGMENT_REPLACED, new, old] for old, new in replaced.items()),
+        *(
+            record
+            for lane in lanes
+            for record in lane_records(lane.id, lane.next_qseq, lane.settled)
+        ),
+    ]
+
+
+def write(
+    snapshot: Snapshot[M], index: Index, spill: SpillWriter[M], uuid: bytes, epoch: int
+) -> CheckpointDone[M]:
+    """Spill, then commit to the index. Raises nothing: the result says what went wrong.
+
+    After a failure for lack of space the same snapshot is written again later.
+    """
+    assert snapshot.ledger is not None
+    done = CheckpointDone(snapshot)
+    try:
+        _spill(snapshot, spill)
+        checkpoint = Checkpoint(
+            uuid,
+            epoch,
+            snapshot.lsn,
+            snapshot.segment_id,
+            snapshot.position,
+            snapshot.ledger,
+            spill.next_id,
+        )
+        done.live = index.apply(
+            snapshot.updates, snapshot.dropped, checkpoint, snapshot.unlinked, snapshot.moves
+        )
+    except IndexDoubt as doubt:
+        done.doubt = doubt
+    except OSError as error:
+        if is_full(error):
+            done.full = True
+        else:
+            done.failure = error
+    except (lmdb.Error, SyncFailed) as error:
+        done.failure = error
+    done.spill_current = spill.current_id
+    return done
+
+
+def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
+    """Write the transients; those for which there is no space stay in memory.
+
+    The index gets no pointer for these: it is complete up to them only, so that a restart takes
+    the gaps for what they are.
+    """
+    while snapshot.transients:
+        transient = snapshot.transients[0]
+        origin = transient.run.origin
+        assert origin is not None
+        try:
+            segment_id, positions, lengths = spill.append(
+                origin[0], origin[1], transient.metas, transient.bodies, origin[2]
+            )
+        except OSError as error:
+            if not is_full(error):
+                raise
+            for left in snapshot.transients:
+                for update, first in left.owners:
+                    update.placed_upto = min(update.placed_upto, first)
+            return
+        snapshot.spilled.append((transient.run, segment_id, positions, lengths))
+        for update, first in transient.owners:
+            update.placed.append(Placed(first, segment_id, positions, lengths))
+        del snapshot.transients[0]

@@ -1,0 +1,730 @@
+"""Where the messages are, in LMDB: derived from log and ledger, and deletable at any time.
+
+    blocks      (lane u32, first qseq u64) big-endian -> up to 255 pointers of 16 bytes
+                (segment u32, position u32, length u32, flags u32): 4080 bytes fill one overflow page
+    acked       the same key -> hash, 32 bytes of bits: what is settled in a block that is not below
+                the floor, and not settled as a whole
+    lanes       lane -> hash, [next qseq, placed upto, floor, delivered, alive, spilled, ranges of
+                blocks above the floor that are settled]
+    segments    segment -> hash, [pointers to unsettled messages, their bytes]
+    checkpoint  -> hash, up to where log and ledger are in here
+
+The flags of a block's first pointer hold a hash of the block. One transaction a checkpoint; between
+two of them a message that came and went leaves no trace here. The environment must not be used
+across a fork; read transactions are short, and writing is one thread's.
+"""
+
+import struct
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+from xxhash import xxh3_64_intdigest
+
+from qlog.storage.bytes.batch import FORMAT_VERSION
+from qlog.storage.bytes.footer import Columns
+from qlog.storage.lanes.run import Pointers
+from qlog.storage.lanes.settled import BLOCK, FULL, contains
+from qlog.storage.lmdb.environment import DAMAGE, open_environment
+from qlog.storage.lmdb.headroom import Headroom
+from qlog.storage.write.ledger import LedgerPosition
+
+SPILL = 1 << 31  # segment ids from here on are files of spill/
+
+_KEY = struct.Struct(">IQ")
+_NUMBER = struct.Struct(">I")
+_HASH = struct.Struct("<Q")
+_CHECKPOINT = b"checkpoint"
+_BLOCKS_CACHED_MAX = 64
+_SELECT = bytes.maketrans(b"01", b"\0\1")
+
+
+class IndexDoubt(Exception):
+    """The index is not what it should be: it must be rebuilt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Up to where log and ledger are in the index."""
+
+    uuid: bytes
+    epoch: int
+    lsn: int
+    segment_id: int  # where the record of that LSN is, or will be
+    position: int
+    ledger: LedgerPosition
+    spill_next: int  # spilled segments below this id are void after a restart
+
+
+@dataclass(slots=True)
+class LaneRow:
+    next_qseq: int
+    placed_upto: int  # every message of the log below it, if not settled, has a pointer here
+    floor: int
+    delivered: int
+    alive: int = 0  # unsettled messages with a pointer to the log
+    spilled: int = 0  # and to spill/
+    full: list[int] = field(default_factory=list)  # ranges of blocks above the floor all settled
+
+
+@dataclass(slots=True)
+class Placed:
+    """Consecutive messages of a lane, and where they are."""
+
+    first: int
+    segment_id: int
+    positions: "array[int]"
+    lengths: "array[int]"
+
+
+@dataclass(slots=True)
+class LaneUpdate:
+    """What became of a lane since the last checkpoint."""
+
+    lane_id: int
+    next_qseq: int
+    placed_upto: int
+    floor: int
+    delivered: int
+    bitmaps: dict[int, int] = field(default_factory=dict)  # block -> bits, of those that changed
+    full: list[int] = field(default_factory=list)  # ranges of blocks that are settled
+    placed: list[Placed] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Messages that a compaction copied: pointers to the `sources` become such to the segment."""
+
+    segment_id: int
+    sources: frozenset[int]
+    columns: Columns = field(default_factory=Columns)  # a part of what the segment has
+
+
+@dataclass(slots=True)
+class Live:
+    """The unsettled messages of a segment, counted by pointers."""
+
+    count: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The index's file, in pages. Those that no database has are free, or LMDB's own."""
+
+    page_bytes: int
+    pages: int
+    used: dict[str, int]  # by database
+    map_bytes: int
+
+
+class Index:
+    """An open index. All methods raise IndexDoubt on damage, lmdb.Error when the disk fails.
+
+    `reserve_bytes` of the disk are kept for writing when it is full.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        map_bytes: int,
+        reserve_bytes: int = 0,
+        read_only: bool = False,
+        lock: bool = True,
+    ) -> None:
+        """`lock=False`: read without a lock file, see `open_environment`."""
+        if not read_only:
+            directory.mkdir(mode=0o750, exist_ok=True)
+        try:
+            self._env = open_environment(
+                directory, map_bytes=map_bytes, dbs_max=8, read_only=read_only, lock=lock
+            )
+            create = not read_only
+            self._blocks = self._env.open_db(b"blocks", create=create)
+            self._acked = self._env.open_db(b"acked", create=create)
+            self._lanes = self._env.open_db(b"lanes", create=create)
+            self._segments = self._env.open_db(b"segments", create=create)
+            self._checkpoint = self._env.open_db(b"checkpoint", create=create)
+        except lmdb.Error as error:
+            raise IndexDoubt(str(error)) from error
+        self._headroom = Headroom(self._env, directory, reserve_bytes)
+        self._cached: dict[tuple[int, int], array[int]] = {}
+
+    def close(self) -> None:
+        self._env.close()
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator["lmdb.Transaction[bytes]"]:
+        """Every use of LMDB is in one of these: what means damage becomes IndexDoubt."""
+        try:
+            with self._env.begin(write=write) as transaction:
+                yield transaction
+        except DAMAGE as error:
+            raise IndexDoubt(str(error)) from error
+
+    # -- reading
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint; None in an index that was never finished."""
+        with self._transaction() as transaction:
+            row = transaction.get(_CHECKPOINT, db=self._checkpoint)
+        if row is None:
+            return None
+        return unpack_checkpoint(_open_row(_CHECKPOINT, row))
+
+    def lanes(self) -> dict[int, LaneRow]:
+        with self._transaction() as transaction:
+            return {
+                _open_number(key): LaneRow(*msgpack.unpackb(_open_row(key, row)))
+                for key, row in transaction.cursor(db=self._lanes)
+            }
+
+    def bitmaps(self) -> Iterator[tuple[int, int, int]]:
+        """(lane, block, bits) of all partly settled blocks."""
+        found = []
+        with self._transaction() as transaction:
+            for key, row in transaction.cursor(db=self._acked):
+                lane_id, base = _open_key(key)
+                bits = int.from_bytes(_open_row(key, row), "little")
+                found.append((lane_id, base // BLOCK, bits))
+        yield from found
+
+    def live(self) -> dict[int, Live]:
+        """Segments with their unsettled messages."""
+        with self._transaction() as transaction:
+            return {
+                _open_number(key): Live(*msgpack.unpackb(_open_row(key, row)))
+                for key, row in transaction.cursor(db=self._segments)
+            }
+
+    def live_of(self, segment_id: int) -> Live:
+        """The unsettled messages of one segment."""
+        key = _NUMBER.pack(segment_id)
+        with self._transaction() as transaction:
+            row = transaction.get(key, db=self._segments)
+        return Live() if row is None else Live(*msgpack.unpackb(_open_row(key, row)))
+
+    def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
+        """The pointers from `qseq` on that lie in one block and one segment; at least one."""
+        block, slot = divmod(qseq, BLOCK)
+        columns = self._cached.get((lane_id, block))
+        if columns is None:
+            key = _KEY.pack(lane_id, block * BLOCK)
+            with self._transaction() as transaction:
+                row = transaction.get(key, db=self._blocks)
+            columns = _open_block(key, row)
+            if len(self._cached) >= _BLOCKS_CACHED_MAX:
+                self._cached.clear()
+            self._cached[lane_id, block] = columns
+        segments = columns[4 * slot : 4 * (slot + count_max) : 4]
+        if not segments or not segments[0]:
+            raise IndexDoubt(f"no pointer to message {qseq} of lane {lane_id}")
+        segment_id = segments[0]
+        count = len(segments)
+        if segments.count(segment_id) < count:
+            count = next(at for at, other in enumerate(segments) if other != segment_id)
+        end = 4 * (slot + count)
+        return Pointers(
+            segment_id, columns[4 * slot + 1 : end : 4], columns[4 * slot + 2 : end : 4]
+        )
+
+    def all_pointers(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """(lane, qseq, segment, position, length) of everything in the index, settled or not."""
+        with self._transaction() as transaction:
+            for key, row in transaction.cursor(db=self._blocks):
+                lane_id, base = _open_key(key)
+                columns = _open_block(bytes(key), row)
+                for slot in range(len(columns) // 4):
+                    segment_id, position, length, _ = columns[4 * slot : 4 * slot + 4]
+                    if segment_id:
+                        yield lane_id, base + slot, segment_id, position, length
+
+    def placed_from(self, lane_id: int, qseq: int) -> list[tuple[int, int]]:
+        """The (first, end) of what has pointers at or after `qseq`, in order."""
+        found: list[tuple[int, int]] = []
+        with self._transaction() as transaction, transaction.cursor(db=self._blocks) as cursor:
+            for key, row in _range(cursor, lane_id, qseq // BLOCK, None):
+                base = _open_key(key)[1]
+                segments = _open_block(key, row)[0::4]
+                for at in range(max(qseq - base, 0), len(segments)):
+                    if segments[at]:
+                        if found and found[-1][1] == base + at:
+                            found[-1] = (found[-1][0], base + at + 1)
+                        else:
+                            found.append((base + at, base + at + 1))
+        return found
+
+    @contextmanager
+    def settlements(self) -> Iterator["Settlements"]:
+        """What is settled by the last checkpoint, for many questions at once."""
+        with self._transaction() as transaction:
+            yield Settlements(transaction, self._lanes, self._acked)
+
+    def spilled(self, lane_id: int) -> list[int]:
+        """The qseqs of a lane that point to spill/."""
+        found = []
+        with self._transaction() as transaction, transaction.cursor(db=self._blocks) as cursor:
+            at = cursor.set_range(_KEY.pack(lane_id, 0))
+            while at:
+                owner, base = _open_key(cursor.key())
+                if owner != lane_id:
+                    break
+                segments = _open_block(cursor.key(), cursor.value())[0::4]
+                found += [base + slot for slot, segment in enumerate(segments) if segment >= SPILL]
+                at = cursor.next()
+        return found
+
+    def rows(self) -> Iterator[tuple[str, bytes, bytes | None]]:
+        """(database, key, value) of every row as of one moment; a damaged one has no value.
+
+        A block's value is its columns; the hash in it is 0.
+        """
+        with self._transaction() as transaction:
+            for name, database in self._databases().items():
+                for key, row in transaction.cursor(db=database):
+                    key = bytes(key)
+                    value: bytes | None = None
+                    with suppress(IndexDoubt):
+                        opened = name == "blocks"
+                        value = _open_block(key, row).tobytes() if opened else _open_row(key, row)
+                    yield name, key, value
+
+    def usage(self) -> Usage:
+        """How much of the file is used, and by what."""
+        with self._transaction() as transaction:
+            pages = {}
+            for name, database in self._databases().items():
+                stat = transaction.stat(database)
+                pages[name] = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        info = self._env.info()
+        return Usage(self._env.stat()["psize"], info["last_pgno"] + 1, pages, info["map_size"])
+
+    def _databases(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self._checkpoint,
+            "lanes": self._lanes,
+            "segments": self._segments,
+            "acked": self._acked,
+            "blocks": self._blocks,
+        }
+
+    def forget_cached(self) -> None:
+        """A checkpoint changed the blocks."""
+        self._cached.clear()
+
+    # -- writing
+
+    def apply(
+        self,
+        updates: Iterable[LaneUpdate],
+        dropped: Iterable[int],
+        checkpoint: Checkpoint | None,
+        unlinked: Iterable[int] = (),
+        moves: Iterable[Move] = (),
+    ) -> dict[int, Live]:
+        """One transaction, synced. The live counts of the segments that changed.
+
+        `unlinked`: segments that are gone. `moves` come after the updates. Applied twice it gives
+        the same. Without a checkpoint the index stays unfinished (a rebuild in steps). Raises the
+        OSError of a full disk when there is no space even so: nothing was changed then.
+        """
+        self._headroom.grow()
+        try:
+            return self._apply(updates, dropped, checkpoint, unlinked, moves)
+        except lmdb.Error as error:
+            full = self._headroom.full(error)
+            if full is None:
+                raise
+            raise full from error
+
+    def _apply(
+        self,
+        updates: Iterable[LaneUpdate],
+        dropped: Iterable[int],
+        checkpoint: Checkpoint | None,
+        unlinked: Iterable[int],
+        moves: Iterable[Move],
+    ) -> dict[int, Live]:
+        tally = _Tally()
+        with self._transaction(write=True) as transaction:
+            for lane_id in dropped:
+                self._drop(transaction, lane_id, tally)
+            for update in updates:
+                self._update(transaction, update, tally)
+            for move in moves:
+                self._move(transaction, move, tally)
+            live = {}
+            for segment_id in tally.counts.keys() | tally.sizes.keys():
+                key = _NUMBER.pack(segment_id)
+                row = transaction.get(key, db=self._segments)
+                count, size = msgpack.unpackb(_open_row(key, row)) if row is not None else (0, 0)
+                count += tally.counts[segment_id]
+                size += tally.sizes[segment_id]
+                if count < 0 or size < 0:
+                    raise IndexDoubt(f"segment {segment_id} has fewer than no messages")
+                transaction.put(
+                    key, _close_row(key, msgpack.packb([count, size])), db=self._segments
+                )
+                live[segment_id] = Live(count, size)
+            for segment_id in unlinked:
+                transaction.delete(_NUMBER.pack(segment_id), db=self._segments)
+            if checkpoint is not None:
+                ledger = checkpoint.ledger
+                row = msgpack.packb(
+                    [
+                        FORMAT_VERSION,
+                        checkpoint.uuid,
+                        checkpoint.epoch,
+                        checkpoint.lsn,
+                        checkpoint.segment_id,
+                        checkpoint.position,
+                        [ledger.file_id, ledger.position, ledger.number],
+                        checkpoint.spill_next,
+                    ]
+                )
+                transaction.put(_CHECKPOINT, _close_row(_CHECKPOINT, row), db=self._checkpoint)
+        return live
+
+    def _drop(self, transaction: lmdb.Transaction, lane_id: int, tally: "_Tally") -> None:
+        key = _NUMBER.pack(lane_id)
+        row = transaction.get(key, db=self._lanes)
+        if row is None:
+            return
+        floor = LaneRow(*msgpack.unpackb(_open_row(key, row))).floor
+        self._delete_blocks(transaction, lane_id, floor, None, tally)
+        transaction.delete(key, db=self._lanes)
+
+    def _delete_blocks(
+        self,
+        transaction: lmdb.Transaction,
+        lane_id: int,
+        floor: int,
+        end_block: int | None,
+        tally: "_Tally",
+    ) -> tuple[int, int]:
+        """Delete the blocks from the old floor's to before `end_block` (None: to the end).
+
+        How many (unsettled, spilled) messages went with them.
+        """
+        first_block = floor // BLOCK
+        alive = spilled = 0
+        keys = []
+        acked = {}
+        with transaction.cursor(db=self._acked) as cursor:
+            for key, row in _range(cursor, lane_id, first_block, end_block):
+                acked[key] = int.from_bytes(_open_row(key, row), "little")
+        with transaction.cursor(db=self._blocks) as cursor:
+            for key, row in _range(cursor, lane_id, first_block, end_block):
+                bits = acked.get(key, 0)
+                block = _open_key(key)[1] // BLOCK
+                if block == first_block:
+                    bits |= (1 << (floor - block * BLOCK)) - 1
+                logged, paged = tally.add(_open_block(key, row), bits, -1)
+                alive += logged
+                spilled += paged
+                keys.append(key)
+        for key in keys:
+            transaction.delete(key, db=self._blocks)
+        for key in acked:
+            transaction.delete(key, db=self._acked)
+        return alive, spilled
+
+    def _update(self, transaction: lmdb.Transaction, update: LaneUpdate, tally: "_Tally") -> None:
+        lane_id = update.lane_id
+        lane_key = _NUMBER.pack(lane_id)
+        row = transaction.get(lane_key, db=self._lanes)
+        lane = (
+            LaneRow(0, 0, 0, 0)
+            if row is None
+            else LaneRow(*msgpack.unpackb(_open_row(lane_key, row)))
+        )
+        old_floor = lane.floor
+        floor = max(update.floor, old_floor)
+        old_floor_block = old_floor // BLOCK
+        floor_block, floor_slot = divmod(floor, BLOCK)
+        if floor_block > old_floor_block:
+            logged, paged = self._delete_blocks(transaction, lane_id, old_floor, floor_block, tally)
+            lane.alive += logged
+            lane.spilled += paged
+        pieces = _pieces(update.placed, floor)
+        touched = {block for block in update.bitmaps if block >= floor_block} | pieces.keys()
+        if floor_slot and floor > old_floor:
+            touched.add(floor_block)
+        for block in sorted(touched):
+            key = _KEY.pack(lane_id, block * BLOCK)
+            row = transaction.get(key, db=self._blocks)
+            old_row = transaction.get(key, db=self._acked)
+            old_bits = 0 if old_row is None else int.from_bytes(_open_row(key, old_row), "little")
+            if contains(lane.full, block):
+                old_bits = FULL
+            bits = update.bitmaps.get(block, old_bits) | old_bits
+            if contains(update.full, block):
+                bits = FULL
+                if old_row is not None:
+                    transaction.delete(key, db=self._acked)
+            elif bits != old_bits:
+                transaction.put(key, _close_row(key, bits.to_bytes(32, "little")), db=self._acked)
+            columns = array("I") if row is None else _open_block(key, row)
+            if block == old_floor_block:
+                old_bits |= (1 << (old_floor - block * BLOCK)) - 1
+            if block == floor_block:
+                bits |= (1 << floor_slot) - 1
+            if columns:
+                logged, paged = tally.add(columns, old_bits, -1)
+                lane.alive += logged
+                lane.spilled += paged
+            if bits == FULL:
+                if row is not None:
+                    transaction.delete(key, db=self._blocks)
+                continue
+            if block in pieces:
+                for piece in pieces[block]:
+                    _write_piece(columns, block, piece)
+                transaction.put(key, _close_block(key, columns), db=self._blocks)
+            if columns:
+                logged, paged = tally.add(columns, bits, 1)
+                lane.alive += logged
+                lane.spilled += paged
+        if lane.alive < 0 or lane.spilled < 0:
+            raise IndexDoubt(f"lane {lane_id} has fewer than no messages")
+        lane_row = msgpack.packb(
+            [
+                max(update.next_qseq, lane.next_qseq),
+                update.placed_upto,
+                floor,
+                max(update.delivered, lane.delivered),
+                lane.alive,
+                lane.spilled,
+                update.full,
+            ]
+        )
+        transaction.put(lane_key, _close_row(lane_key, lane_row), db=self._lanes)
+
+    def _move(self, transaction: lmdb.Transaction, move: Move, tally: "_Tally") -> None:
+        by_lane: dict[int, list[Placed]] = {}
+        for lane_ids, firsts, positions, lengths in move.columns.runs():
+            for lane_id, first in zip(lane_ids, firsts, strict=True):
+                placed = Placed(first, move.segment_id, positions, lengths)
+                by_lane.setdefault(lane_id, []).append(placed)
+        for lane_id, runs in by_lane.items():
+            row = transaction.get(_NUMBER.pack(lane_id), db=self._lanes)
+            if row is None:
+                continue
+            floor = LaneRow(*msgpack.unpackb(_open_row(_NUMBER.pack(lane_id), row))).floor
+            for block, pieces in _pieces(runs, floor).items():
+                key = _KEY.pack(lane_id, block * BLOCK)
+                row = transaction.get(key, db=self._blocks)
+                if row is None:  # all of it was settled
+                    continue
+                columns = _open_block(key, row)
+                settled = transaction.get(key, db=self._acked)
+                bits = 0 if settled is None else int.from_bytes(_open_row(key, settled), "little")
+                if block == floor // BLOCK:
+                    bits |= (1 << (floor - block * BLOCK)) - 1
+                tally.add(columns, bits, -1)
+                for piece in pieces:
+                    _write_moved(columns, block, piece, move.sources)
+                transaction.put(key, _close_block(key, columns), db=self._blocks)
+                tally.add(columns, bits, 1)
+
+
+class Settlements:
+    """See `Index.settlements`."""
+
+    def __init__(
+        self, transaction: lmdb.Transaction, lanes: lmdb._Database, acked: lmdb._Database
+    ) -> None:
+        self._transaction = transaction
+        self._lanes = lanes
+        self._acked = acked
+        self._rows: dict[int, LaneRow | None] = {}  # None: there is no such lane
+
+    def unsettled(self, lane_id: int, first: int, count: int) -> int:
+        """Bits: which of `count` messages from qseq `first` on are not settled."""
+        if lane_id not in self._rows:
+            key = _NUMBER.pack(lane_id)
+            row = self._transaction.get(key, db=self._lanes)
+            self._rows[lane_id] = (
+                None if row is None else LaneRow(*msgpack.unpackb(_open_row(key, row)))
+            )
+        lane = self._rows[lane_id]
+        if lane is None:
+            return 0
+        floor = lane.floor
+        if first + count <= floor:
+            return 0
+        bits = (1 << count) - 1
+        if floor > first:
+            bits = bits >> (floor - first) << (floor - first)
+        for block in range(max(first, floor) // BLOCK, (first + count - 1) // BLOCK + 1):
+            key = _KEY.pack(lane_id, block * BLOCK)
+            row = self._transaction.get(key, db=self._acked)
+            settled = 0 if row is None else int.from_bytes(_open_row(key, row), "little")
+            if contains(lane.full, block):
+                settled = FULL
+            if settled:
+                shift = block * BLOCK - first
+                bits &= ~(settled << shift if shift >= 0 else settled >> -shift)
+        return bits
+
+
+class _Tally:
+    """Changes of the segments' live counts."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.sizes: Counter[int] = Counter()
+
+    def add(self, columns: "array[int]", bits: int, sign: int) -> tuple[int, int]:
+        """Count a block's unsettled messages in (1) or out (-1): (in the log, spilled), signed."""
+        segments: array[int] = columns[0::4]
+        lengths: array[int] = columns[2::4]
+        count = len(segments)
+        if bits:
+            unsettled = ~bits & ((1 << count) - 1)
+            if not unsettled:
+                return 0, 0
+            select = format(unsettled, f"0{count}b")[::-1].encode().translate(_SELECT)
+            segments = array("I", compress(segments, select))
+            lengths = array("I", compress(lengths, select))
+            count = len(segments)
+        one = segments[0]
+        logged = spilled = 0
+        if segments.count(one) == count:
+            sizes = {one: sum(lengths)}
+            counts: dict[int, int] = {one: count}
+        else:
+            counts = Counter(segments)
+            sizes = dict.fromkeys(counts, 0)
+            for segment_id, length in zip(segments, lengths, strict=True):
+                sizes[segment_id] += length
+        for segment_id, many in counts.items():
+            if segment_id:  # 0: no message there
+                self.counts[segment_id] += sign * many
+                self.sizes[segment_id] += sign * sizes[segment_id]
+                if segment_id >= SPILL:
+                    spilled += many
+                else:
+                    logged += many
+        return sign * logged, sign * spilled
+
+
+def unpack_checkpoint(row: bytes) -> Checkpoint:
+    """Raises IndexDoubt for another format."""
+    version, *rest = msgpack.unpackb(row)
+    if version != FORMAT_VERSION:
+        raise IndexDoubt(f"format {version}")
+    uuid, epoch, lsn, segment_id, position, ledger, spill_next = rest
+    return Checkpoint(uuid, epoch, lsn, segment_id, position, LedgerPosition(*ledger), spill_next)
+
+
+def _pieces(placed: Iterable[Placed], floor: int) -> dict[int, list[Placed]]:
+    """The runs, cut at the floor and at the limits of blocks."""
+    pieces: dict[int, list[Placed]] = {}
+    for run in placed:
+        end = run.first + len(run.positions)
+        at = max(run.first, floor)
+        while at < end:
+            block = at // BLOCK
+            stop = min(end, (block + 1) * BLOCK)
+            low = at - run.first
+            high = stop - run.first
+            piece = Placed(at, run.segment_id, run.positions[low:high], run.lengths[low:high])
+            pieces.setdefault(block, []).append(piece)
+            at = stop
+    return pieces
+
+
+def _write_piece(columns: "array[int]", block: int, piece: Placed) -> None:
+    slot = piece.first - block * BLOCK
+    count = len(piece.positions)
+    start = 4 * slot
+    end = start + 4 * count
+    if len(columns) < end:
+        columns.frombytes(bytes(4 * (end - len(columns))))
+    columns[start:end:4] = array("I", [piece.segment_id]) * count
+    columns[start + 1 : end : 4] = piece.positions
+    columns[start + 2 : end : 4] = piece.lengths
+
+
+def _write_moved(columns: "array[int]", block: int, piece: Placed, sources: frozenset[int]) -> None:
+    """As `_write_piece`, for those pointers only that are to one of the sources."""
+    start = 4 * (piece.first - block * BLOCK)
+    for slot, position, length in zip(
+        range(start, len(columns), 4), piece.positions, piece.lengths, strict=False
+    ):
+        if columns[slot] in sources:
+            columns[slot] = piece.segment_id
+            columns[slot + 1] = position
+            columns[slot + 2] = length
+
+
+def _range(
+    cursor: lmdb.Cursor, lane_id: int, first_block: int, end_block: int | None
+) -> Iterator[tuple[bytes, bytes]]:
+    """The rows of a lane's blocks."""
+    end = None if end_block is None else end_block * BLOCK
+    at = cursor.set_range(_KEY.pack(lane_id, first_block * BLOCK))
+    while at:
+        key = bytes(cursor.key())
+        owner, base = _open_key(key)
+        if owner != lane_id or (end is not None and base >= end):
+            return
+        yield key, bytes(cursor.value())
+        at = cursor.next()
+
+
+def _open_key(key: bytes) -> tuple[int, int]:
+    """(lane, first qseq) of a block."""
+    if len(key) != _KEY.size:
+        raise IndexDoubt(f"the key {key.hex()} is damaged")
+    lane_id, base = _KEY.unpack(key)
+    return lane_id, base
+
+
+def _open_number(key: bytes) -> int:
+    """The lane or segment that a row is about."""
+    if len(key) != _NUMBER.size:
+        raise IndexDoubt(f"the key {key.hex()} is damaged")
+    number: int = _NUMBER.unpack(key)[0]
+    return number
+
+
+def _close_row(key: bytes, data: bytes) -> bytes:
+    return _HASH.pack(xxh3_64_intdigest(data, xxh3_64_intdigest(key))) + data
+
+
+def _open_row(key: bytes, row: bytes | memoryview) -> bytes:
+    row = bytes(row)
+    data = row[_HASH.size :]
+    if len(row) < _HASH.size or _HASH.unpack_from(row)[0] != xxh3_64_intdigest(
+        data, xxh3_64_intdigest(key)
+    ):
+        raise IndexDoubt(f"the row {key.hex()} is damaged")
+    return data
+
+
+def _close_block(key: bytes, columns: "array[int]") -> bytes:
+    columns[3] = 0
+    columns[3] = xxh3_64_intdigest(columns.tobytes(), xxh3_64_intdigest(key)) & 0xFFFF_FFFF
+    return columns.tobytes()
+
+
+def _open_block(key: bytes, row: bytes | memoryview | None) -> "array[int]":
+    columns = array("I")
+    if row is None or len(row) % 16 or not row:
+        raise IndexDoubt(f"the block {key.hex()} is missing or damaged")
+    columns.frombytes(row)
+    digest = columns[3]
+    columns[3] = 0
+    if xxh3_64_intdigest(columns.tobytes(), xxh3_64_intdigest(key)) & 0xFFFF_FFFF != digest:
+        raise IndexDoubt(f"the block {key.hex()} is damaged")
+    return columns

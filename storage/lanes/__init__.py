@@ -1,0 +1,1 @@
+"""The messages of one queue at one priority: in memory, on disk, settled or not."""

@@ -1,0 +1,70 @@
+"""The bodies in memory, bounded in bytes."""
+
+from collections import deque
+from typing import Generic
+
+from qlog.storage.lanes.run import M, Run
+
+
+class Cache(Generic[M]):
+    """The bodies in memory: what was read by all goes first, then what is oldest.
+
+    Bodies that are not on disk yet stay whatever the limit says.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes = 0
+        self.transient_bytes = 0
+        self._bytes_max = bytes_max
+        self._count = 0
+        self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
+        self._fresh: deque[Run[M]] = deque()  # those not durable yet
+        self._durable_lsn = 0
+
+    def add(self, run: Run[M]) -> None:
+        if run.lsn_end:
+            self.bytes += run.memory_bytes
+            self._count += 1
+            self._queue.append(run)
+            self._fresh.append(run)
+        else:
+            self.transient_bytes += run.memory_bytes
+
+    def advance(self, durable_lsn: int) -> None:
+        """All below is on disk now: what nobody waits for can go."""
+        self._durable_lsn = durable_lsn
+        fresh = self._fresh
+        while fresh and fresh[0].lsn_end <= durable_lsn:
+            run = fresh.popleft()
+            if run.readers <= 0:
+                self.drop(run)
+        queue = self._queue
+        while queue and (queue[0].bodies is None or self.bytes > self._bytes_max):
+            if queue[0].lsn_end > durable_lsn:
+                break
+            self.drop(queue.popleft())
+        if len(queue) > 2 * self._count + 1024:  # holes in the middle: keep it in proportion
+            self._queue = deque(run for run in queue if run.bodies is not None)
+
+    def was_read(self, run: Run[M]) -> None:
+        """A lane read the run to its end."""
+        run.readers -= 1
+        if run.readers <= 0 and run.segment_id and run.lsn_end <= self._durable_lsn:
+            self.drop(run)
+
+    def was_settled(self, run: Run[M]) -> None:
+        """A lane needs the run no more."""
+        run.owners -= 1
+        if run.owners <= 0:
+            self.drop(run)
+
+    def drop(self, run: Run[M]) -> None:
+        """Give up the copy in memory."""
+        if run.bodies is not None:
+            run.bodies = None
+            run.metas = None
+            if run.lsn_end:
+                self.bytes -= run.memory_bytes
+                self._count -= 1
+            else:
+                self.transient_bytes -= run.memory_bytes

@@ -1,0 +1,327 @@
+"""The messages of one queue at one priority, by a dense sequence number (qseq).
+
+A lane knows which of its messages are settled (settled.py), and where the others are: in memory as runs, or in the index as pointers. It promises that a message is returned until
+it is settled, and as it was published. It knows nothing of durability: that is the store's.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol
+
+from qlog.storage.lanes.cache import Cache
+from qlog.storage.lanes.run import M, Pointers, Run, Slice
+from qlog.storage.lanes.settled import Settled
+
+
+class Shelf(Protocol[M]):
+    """Where a lane finds what it does not have in memory."""
+
+    def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
+        """The index's pointers from `qseq` on, at least one. Raises CorruptLog."""
+
+    def fetch(
+        self,
+        lane_id: int,
+        qseq: int,
+        pointers: Pointers,
+        metas: list[M],
+        bodies: list[bytes],
+    ) -> None:
+        """Read and verify these messages, and add them to the lists.
+
+        Raises CorruptLog, OutOfDescriptors.
+        """
+
+
+@dataclass(slots=True)
+class Changes(Generic[M]):
+    """What lanes leave for the store to write: shared by all of them."""
+
+    acked: "list[Lane[M]]"  # lanes with settlements that the ledger does not have
+    delivered: "list[Lane[M]]"  # and with deliveries
+    dirty: "set[Lane[M]]"  # lanes that the index is behind of
+    await_acks: Callable[[], None]  # called when the first of them comes
+    acked_count: int = 0
+    operations: int = 0  # since the last checkpoint
+
+
+class Lane(Generic[M]):
+    """See the head of this file. Made by the store only."""
+
+    def __init__(self, lane_id: int, shelf: Shelf[M], cache: Cache[M], changes: Changes[M]) -> None:
+        self.id = lane_id
+        self.next_qseq = 0
+        self.settled = Settled()
+        self.alive = 0  # messages not settled
+        self.dropped = False
+        self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
+        self.delivered_unwritten = False
+        self._shelf = shelf
+        self._cache = cache
+        self._changes = changes
+        self._firsts: list[int] = []  # the first qseq of each run in memory
+        self._runs: list[Run[M]] = []
+        self._read_runs = 0  # so many of them were read to their end
+
+    @property
+    def delivered(self) -> int:
+        """Everything below was handed to a consumer once."""
+        return self.settled.delivered
+
+    # -- appending
+
+    def add(self, run: Run[M]) -> None:
+        """The run's messages get the next qseqs."""
+        self._firsts.append(self.next_qseq)
+        self._runs.append(run)
+        self.next_qseq += run.count
+        self.alive += run.count
+        self._changes.dirty.add(self)
+
+    # -- reading
+
+    def read(self, qseq: int, count_max: int, bytes_max: int) -> Slice[M] | None:
+        """The first unsettled message at or after `qseq` and those right behind it.
+
+        Stops at a settled one, or at the limits (bytes are those of whole records), but gives one
+        message at least; None when there is nothing. Raises CorruptLog when what is on disk is
+        not what was written.
+        """
+        start, stop = self.settled.stretch(qseq, self.next_qseq, count_max)
+        if start == stop:
+            return None
+        firsts = self._firsts
+        runs = self._runs
+        metas: list[M] = []
+        bodies: list[bytes] = []
+        at = start
+        bytes_left = bytes_max
+        place = bisect_right(firsts, at) - 1
+        while at < stop:
+            if place + 1 < len(firsts) and firsts[place + 1] <= at:
+                place += 1
+            run = runs[place] if place >= 0 else None
+            index = at - firsts[place] if run is not None else 0
+            if run is not None and index < run.count:
+                wanted = min(stop - at, run.count - index)
+                count = _within(run.positions, run.lengths, index, wanted, bytes_left, not bodies)
+                if not count:
+                    break
+                end = index + count
+                if run.bodies is None:
+                    pointers = Pointers(
+                        run.segment_id, run.positions[index:end], run.lengths[index:end]
+                    )
+                    self._shelf.fetch(self.id, at, pointers, metas, bodies)
+                else:
+                    assert run.metas is not None
+                    metas += run.metas[index:end]
+                    bodies += run.bodies[index:end]
+                bytes_left -= run.positions[end - 1] + run.lengths[end - 1] - run.positions[index]
+            else:
+                following = firsts[place + 1] if place + 1 < len(firsts) else stop
+                wanted = min(stop, following) - at
+                pointers = self._shelf.pointers(self.id, at, wanted)
+                count, size = _within_lengths(pointers.lengths, bytes_left, not bodies)
+                if not count:
+                    break
+                if count < len(pointers.lengths):
+                    pointers = Pointers(
+                        pointers.segment_id, pointers.positions[:count], pointers.lengths[:count]
+                    )
+                self._shelf.fetch(self.id, at, pointers, metas, bodies)
+                bytes_left -= size
+            at += count
+        self._was_read(at)
+        return Slice(start, metas, bodies)
+
+    def _was_read(self, upto: int) -> None:
+        firsts = self._firsts
+        runs = self._runs
+        place = self._read_runs
+        while place < len(runs) and firsts[place] + runs[place].count <= upto:
+            self._cache.was_read(runs[place])
+            place += 1
+        self._read_runs = place
+
+    # -- settling
+
+    def settle(self, first: int, count: int) -> int:
+        """Acked, purged or expired: these are returned no more; how many were not settled yet.
+
+        Idempotent. Lasting when the ledger is written (some milliseconds later) and synced.
+        """
+        assert first >= 0 and count >= 0
+        end = min(first + count, self.next_qseq)
+        if end <= first:
+            return 0
+        settled = self.settled
+        if first <= settled.floor and not settled.bits and not settled.full:  # in order
+            fresh = end - settled.floor
+            if fresh <= 0:
+                return 0
+            settled.floor = end
+        else:
+            fresh = settled.mark(first, end)
+            if not fresh:
+                return 0
+        self.alive -= fresh
+        changes = self._changes
+        unwritten = self.unwritten
+        if not unwritten:
+            unwritten += (first, end)
+            changes.acked.append(self)
+            changes.await_acks()
+        elif unwritten[-1] == first:
+            unwritten[-1] = end
+        else:
+            unwritten += (first, end)
+        changes.acked_count += 1
+        changes.operations += fresh
+        changes.dirty.add(self)
+        runs = self._runs
+        if runs and self._firsts[0] + runs[0].count <= settled.floor:
+            self._forget_settled()
+        return fresh
+
+    def note_delivered(self, upto: int) -> None:
+        """Everything below `upto` was handed to a consumer once; lasting with the next acks."""
+        if upto > self.settled.delivered:
+            self.settled.delivered = upto
+            if not self.delivered_unwritten:
+                self.delivered_unwritten = True
+                self._changes.delivered.append(self)
+                self._changes.dirty.add(self)
+                self._changes.await_acks()
+
+    def recovered(
+        self, placed_upto: int, next_qseq: int, present: Iterable[tuple[int, int]]
+    ) -> None:
+        """Recovery is done: all qseqs below `next_qseq` were given once.
+
+        What is missing between `placed_upto` (where the index was complete) and there was lost
+        before it was durable, and counts as settled. `present`: stretches (first, end) of what log
+        and index have above that, by their firsts.
+        """
+        at = placed_upto
+        settled = self.settled
+        for first, end in present:
+            if first > at:
+                settled.mark(at, first)
+            at = max(at, end)
+        self.next_qseq = max(next_qseq, at)
+        if self.next_qseq > at:
+            settled.mark(at, self.next_qseq)
+        settled.mark(0, 0)  # lets the floor rise over what was added
+
+    def _forget_settled(self) -> None:
+        """Give up the runs that lie below the floor."""
+        floor = self.settled.floor
+        count = 0
+        for first, run in zip(self._firsts, self._runs, strict=True):
+            if first + run.count > floor:
+                break
+            self._cache.was_settled(run)
+            count += 1
+        if count:
+            del self._firsts[:count]
+            del self._runs[:count]
+            self._read_runs = max(self._read_runs - count, 0)
+
+    # -- for checkpoint and recovery
+
+    def runs(self) -> list[tuple[int, Run[M]]]:
+        """The runs in memory with their first qseqs, in order."""
+        return list(zip(self._firsts, self._runs, strict=True))
+
+    def durable_upto(self, durable_lsn: int) -> int:
+        """The first qseq that is not on disk."""
+        return next(
+            (
+                first
+                for first, run in zip(self._firsts, self._runs, strict=True)
+                if run.lsn_end > durable_lsn
+            ),
+            self.next_qseq,
+        )
+
+    def unindexed(self, durable_lsn: int) -> list[tuple[int, Run[M]]]:
+        """The runs that the index should get: on disk, or nowhere but here."""
+        return [
+            (first, run)
+            for first, run in zip(self._firsts, self._runs, strict=True)
+            if not run.indexed and run.lsn_end <= durable_lsn
+        ]
+
+    def forget_indexed(self) -> bool:
+        """Give up runs that the index has and memory has no body of; whether any run is left."""
+        kept = [
+            (place, first, run)
+            for place, (first, run) in enumerate(zip(self._firsts, self._runs, strict=True))
+            if not run.indexed or run.bodies is not None
+        ]
+        if len(kept) < len(self._runs):
+            read_runs = self._read_runs
+            self._read_runs = sum(place < read_runs for place, _, _ in kept)
+            self._firsts = [first for _, first, _ in kept]
+            self._runs = [run for _, _, run in kept]
+        return bool(kept)
+
+    def forget_segments(self, segment_ids: Collection[int]) -> None:
+        """What is in memory of these is to be read from where the index says."""
+        firsts = self._firsts
+        runs = self._runs
+        read_runs = self._read_runs
+        self._firsts = []
+        self._runs = []
+        for place, (first, run) in enumerate(zip(firsts, runs, strict=True)):
+            if run.segment_id in segment_ids:
+                assert run.indexed
+                self._cache.was_settled(run)
+                self._read_runs -= place < read_runs
+            else:
+                self._firsts.append(first)
+                self._runs.append(run)
+
+    def forget(self) -> None:
+        """The lane is deleted: everything in memory goes."""
+        for run in self._runs:
+            self._cache.was_settled(run)
+        self._firsts = []
+        self._runs = []
+        self._read_runs = 0
+        self.alive = 0
+        self.settled = Settled(self.next_qseq)
+        self.dropped = True
+
+
+def _within(
+    positions: "array[int]",
+    lengths: "array[int]",
+    index: int,
+    count: int,
+    bytes_left: int,
+    one_at_least: bool,
+) -> int:
+    """How many of `count` records that lie one behind the other fit in `bytes_left`."""
+    last = index + count - 1
+    limit = positions[index] + bytes_left
+    if positions[last] + lengths[last] <= limit:
+        return count
+    fitting = bisect_right(positions, limit, index + 1, last + 1) - index - 1
+    return max(fitting, 1) if one_at_least else max(fitting, 0)
+
+
+def _within_lengths(lengths: "array[int]", bytes_left: int, one_at_least: bool) -> tuple[int, int]:
+    """How many records fit in `bytes_left`, wherever they lie, and their size."""
+    size = sum(lengths)
+    if size <= bytes_left:
+        return len(lengths), size
+    size = 0
+    for count, length in enumerate(lengths):
+        if size + length > bytes_left and (count or not one_at_least):
+            return count, size
+        size += length
+    return len(lengths), size

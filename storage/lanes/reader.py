@@ -1,0 +1,269 @@
+"""Messages back from disk, each verified by itself, in large sequential reads.
+
+It promises that what it returns is what was appended for this lane and qseq, or raises. It knows
+files by segment id and nothing about which messages are wanted.
+"""
+
+import struct
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable
+from operator import lt
+from typing import Generic
+
+import lmdb
+from xxhash import xxh3_64_intdigest
+
+from qlog.storage.bytes.datadir import Paths
+from qlog.storage.bytes.disk import Disk
+from qlog.storage.bytes.record import (
+    MESSAGE,
+    RECORD_HEADER_BYTES,
+    TARGET_BYTES,
+    run_unpacker,
+    unpack_alike,
+    unpack_record,
+)
+from qlog.storage.errors import CorruptLog, OutOfDescriptors, lacks_descriptors
+from qlog.storage.index.index import SPILL, Index, IndexDoubt
+from qlog.storage.lanes.run import M, Pointers
+
+_FILES_MAX = 64
+_METAS_MAX = 4096
+_META_BYTES_MAX = 1024  # larger ones are not remembered: 4096 of them would be much
+_SPAN_BYTES_MAX = 1 << 20  # one read
+_GAP_BYTES_MAX = 16 << 10  # rather read so many bytes of others than make another call
+_AHEAD_BYTES = 1 << 20
+_ALIKE_MIN = 8  # records; fewer are looked at one by one
+_HEAD_BYTES = RECORD_HEADER_BYTES + TARGET_BYTES  # of a record with one target
+_UNPACK_ONE = run_unpacker(1)
+
+
+class Reader(Generic[M]):
+    """Reads by pointer. `decode` makes a meta from its bytes and the size of its body."""
+
+    def __init__(self, disk: Disk, paths: Paths, decode: Callable[[bytes, int], M]) -> None:
+        self._disk = disk
+        self._paths = paths
+        self._decode = decode
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._metas: dict[tuple[bytes, int], M] = {}
+
+    def fetch(
+        self, lane_id: int, qseq: int, pointers: Pointers, metas: list[M], bodies: list[bytes]
+    ) -> None:
+        """Add the messages to the lists.
+
+        Raises CorruptLog, OutOfDescriptors; the lists are then as before.
+        """
+        segment_id = pointers.segment_id
+        positions = pointers.positions
+        lengths = pointers.lengths
+        count = len(positions)
+        start = 0
+        got = len(bodies)
+        try:
+            file = self._file(segment_id)
+            while start < count:
+                end, span_end = _span(positions, lengths, start)
+                base = positions[start]
+                data = self._disk.read(file, span_end - base, base)
+                if end == count:
+                    self._disk.will_read(file, _AHEAD_BYTES, span_end)
+                alike = None
+                length = lengths[start]
+                if (
+                    end - start >= _ALIKE_MIN
+                    and positions[end - 1] - base == length * (end - start - 1)
+                    and lengths[start:end].count(length) == end - start
+                ):
+                    alike = unpack_alike(data, end - start, length)
+                if alike is not None and alike[:2] == (lane_id, qseq + start):
+                    meta = self._meta(alike.packed, len(alike.bodies[0]))
+                    metas += [meta] * (end - start)
+                    bodies += alike.bodies
+                else:
+                    self._unpack(data, base, lane_id, qseq, pointers, start, end, metas, bodies)
+                start = end
+        except OSError as error:
+            del metas[got:], bodies[got:]
+            if lacks_descriptors(error):
+                raise OutOfDescriptors(
+                    f"{self._path(segment_id)} cannot be opened now: {error.strerror}; "
+                    "raise `ulimit -n`"
+                ) from error
+            raise CorruptLog(
+                f"{self._path(segment_id)} cannot be read: {error.strerror}; check the disk"
+            ) from error
+        except CorruptLog:
+            del metas[got:], bodies[got:]
+            raise
+
+    def _meta(self, packed: bytes, body_bytes: int) -> M:
+        """The decoded meta; only for what was verified."""
+        known = self._metas
+        meta = known.get((packed, body_bytes))
+        if meta is None:
+            meta = self._decode(packed, body_bytes)
+            if len(packed) <= _META_BYTES_MAX:
+                if len(known) >= _METAS_MAX:
+                    known.clear()
+                known[packed, body_bytes] = meta
+        return meta
+
+    def forget(self, segment_id: int) -> None:
+        """The segment is about to be unlinked."""
+        file = self._files.pop(segment_id, None)
+        if file is not None:
+            self._disk.close(file)
+
+    def close(self) -> None:
+        """Close all files; those that are read again are opened again."""
+        for file in self._files.values():
+            self._disk.close(file)
+        self._files.clear()
+
+    def _path(self, segment_id: int) -> str:
+        paths = self._paths
+        path = paths.spill_file if segment_id >= SPILL else paths.segment
+        return str(path(segment_id))
+
+    def _file(self, segment_id: int) -> int:
+        files = self._files
+        file = files.get(segment_id)
+        if file is not None:
+            files.move_to_end(segment_id)
+            return file
+        paths = self._paths
+        path = (paths.spill_file if segment_id >= SPILL else paths.segment)(segment_id)
+        try:
+            file = self._disk.open(path)
+        except OSError as error:
+            if not files or not lacks_descriptors(error):
+                raise
+            self.close()  # what it needs is held here
+            file = self._disk.open(path)
+        files[segment_id] = file
+        if len(files) > _FILES_MAX:
+            self._disk.close(files.popitem(last=False)[1])
+        return file
+
+    def _unpack(
+        self,
+        data: bytes,
+        base: int,
+        lane_id: int,
+        qseq: int,
+        pointers: Pointers,
+        start: int,
+        end: int,
+        metas: list[M],
+        bodies: list[bytes],
+    ) -> None:
+        """Slice the records out of `data`, which was read at `base`; the hot path of a cold read."""
+        positions = pointers.positions
+        lengths = pointers.lengths
+        unpack = _UNPACK_ONE
+        known = self._metas
+        head = _HEAD_BYTES
+        expected = qseq + start
+        last_packed = b""
+        last_size = -1
+        meta: M | None = None
+        for position, length in zip(positions[start:end], lengths[start:end], strict=True):
+            at = position - base
+            stop = at + length
+            try:
+                (
+                    actual,
+                    meta_bytes,
+                    kind,
+                    flags,
+                    _,
+                    target_count,
+                    timestamp,
+                    digest,
+                    lane,
+                    number,
+                ) = unpack(data, at)
+            except struct.error:  # the file ends here
+                raise self._corrupt(pointers.segment_id, position) from None
+            body_at = at + head + meta_bytes
+            if target_count != 1:
+                if not self._is_target(data, at, lane_id, expected):
+                    raise self._corrupt(pointers.segment_id, position)
+                body_at += TARGET_BYTES * (target_count - 1)
+            elif lane != lane_id or number != expected:
+                raise self._corrupt(pointers.segment_id, position)
+            packed = data[body_at - meta_bytes : body_at]
+            body = data[body_at:stop]
+            if packed != last_packed or stop - body_at != last_size or meta is None:
+                last_packed = packed
+                last_size = stop - body_at
+                meta = known.get((packed, last_size))
+                if meta is None:  # nothing is decoded that was not verified
+                    seed = xxh3_64_intdigest(packed) ^ timestamp ^ (kind << 56) ^ (flags << 48)
+                    if xxh3_64_intdigest(body, seed) != digest:
+                        raise self._corrupt(pointers.segment_id, position)
+                    meta = self._meta(packed, last_size)
+            seed = meta.packed_hash ^ timestamp ^ (kind << 56) ^ (flags << 48)
+            if xxh3_64_intdigest(body, seed) != digest or actual != length or kind != MESSAGE:
+                raise self._corrupt(pointers.segment_id, position)
+            metas.append(meta)
+            bodies.append(body)
+            expected += 1
+
+    @staticmethod
+    def _is_target(data: bytes, at: int, lane_id: int, qseq: int) -> bool:
+        record = unpack_record(data, at)
+        if record is None:
+            return False
+        return (lane_id, qseq) in zip(record.targets[0::2], record.targets[1::2], strict=True)
+
+    def _corrupt(self, segment_id: int, position: int) -> CorruptLog:
+        return CorruptLog(
+            f"{self._path(segment_id)} is damaged at byte {position}: a message there is not what "
+            "was written; run `qlog inspect segments`"
+        )
+
+
+def _span(positions: "array[int]", lengths: "array[int]", start: int) -> tuple[int, int]:
+    """What to read at once from record `start` on: (the record after it, where its bytes end)."""
+    count = len(positions)
+    end = positions[-1] + lengths[-1]
+    size = end - positions[start]
+    if (  # as nearly always: all of it, without a look at each
+        start == 0
+        and size <= _SPAN_BYTES_MAX
+        and size - sum(lengths) <= _GAP_BYTES_MAX
+        and all(map(lt, positions, positions[1:]))
+    ):
+        return count, end
+    limit = positions[start] + _SPAN_BYTES_MAX
+    end = positions[start] + lengths[start]
+    at = start + 1
+    while (
+        at < count
+        and 0 <= positions[at] - end <= _GAP_BYTES_MAX
+        and positions[at] + lengths[at] <= limit
+    ):
+        end = positions[at] + lengths[at]
+        at += 1
+    return at, end
+
+
+class DiskShelf(Generic[M]):
+    """What lanes read from: the index says where, the reader reads."""
+
+    index: Index  # set when recovery is done with it; nothing is read before
+    on_doubt: Callable[[Exception], CorruptLog]  # set by the store
+
+    def __init__(self, reader: Reader[M]) -> None:
+        self.fetch = reader.fetch
+
+    def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
+        """See `Shelf`. When the index is wrong, `on_doubt` is told, and says what to raise."""
+        try:
+            return self.index.pointers(lane_id, qseq, count_max)
+        except (IndexDoubt, lmdb.Error) as doubt:
+            raise self.on_doubt(doubt) from doubt

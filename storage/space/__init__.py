@@ -1,0 +1,1 @@
+"""Giving room back: dead segments are unlinked, mostly dead ones are compacted."""

@@ -1,0 +1,160 @@
+"""When compactions happen: one at a time, step by step, no faster than is allowed.
+
+On the owner's thread; the steps themselves (compact.py) run beside the checkpoints. What a finished
+one changes is passed on in three parts: a record for the ledger, then a move for the next checkpoint,
+then the segment itself when the index has the move.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+from qlog.storage.bytes.datadir import Identity, Paths
+from qlog.storage.bytes.disk import Disk
+from qlog.storage.index.index import Index, Live, Move
+from qlog.storage.settings import StoreSettings
+from qlog.storage.space.compact import Compaction, CompactionStep, choose
+from qlog.storage.write.ledger import SEGMENT_REPLACED, Record
+from qlog.storage.write.placement import Segment
+
+_LOOK_S = 2.0  # between two looks for something to compact
+_PAUSE_S = 60.0  # after one that came to nothing
+_NEVER_S = 60.0
+
+
+class Compactor:
+    """See the head of this file. `submit` runs a step; its result is to be given to `stepped`."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        paths: Paths,
+        index: Index,
+        identity: Identity,
+        settings: StoreSettings,
+        segments: Mapping[int, Segment],
+        replaced: dict[int, int],
+        *,
+        next_id: int,
+        submit: Callable[[Callable[[], object]], None],
+    ) -> None:
+        self.replaced = replaced  # segments that are still there -> the one they went into
+        self.moves: list[Move] = []  # for the next checkpoint
+        self.made: Segment | None = None  # among the segments when the index has all its moves
+        self._disk = disk
+        self._paths = paths
+        self._index = index
+        self._identity = identity
+        self._settings = settings
+        self._segments = segments
+        self._next_id = next_id
+        self._submit = submit
+        self._compaction: Compaction | None = None
+        self._stepping = False
+        self._due_s = 0.0  # the next step, or the next look
+        self._unfit: set[int] = set()  # segments that could not be read as they were written
+        self._findings: list[str] = []
+
+    @property
+    def working(self) -> bool:
+        """A compaction is not finished."""
+        return self._compaction is not None
+
+    def tick(
+        self,
+        now_s: float,
+        live: Mapping[int, Live],
+        checkpoint_lsn: int,
+        condemned: Collection[int],
+        *,
+        may_begin: bool,
+    ) -> float:
+        """Do the next step, or look for something to do, if it is time; seconds until then."""
+        if self._stepping:
+            return _NEVER_S  # its result brings the owner back
+        if now_s >= self._due_s:
+            self._due_s = now_s + _LOOK_S
+            if self._compaction is None and may_begin and self.made is None:
+                self._begin(now_s, live, checkpoint_lsn, condemned)
+            if self._compaction is not None:
+                self._stepping = True
+                self._submit(self._compaction.step)
+                return _NEVER_S
+        return max(self._due_s - now_s, 0.01) if live else _NEVER_S
+
+    def stepped(self, step: CompactionStep, now_s: float) -> Record | None:
+        """Take the result of a step; what the ledger has to say when it was the last."""
+        self._stepping = False
+        self._due_s = now_s + step.bytes_done / self._settings.compact_bytes_per_s
+        if step.finished and step.segment is None:  # damage, no space: not at once again
+            self._due_s = now_s + _PAUSE_S
+        if step.unfit is not None and step.unfit in self._segments:  # else it died meanwhile
+            self._unfit.add(step.unfit)
+            path = self._paths.segment(step.unfit)
+            self._findings.append(
+                f"{path} is damaged and is not compacted; run `qlog inspect verify`"
+            )
+        if not step.finished:
+            return None
+        self._compaction = None
+        if step.segment is None:
+            return None
+        old_ids = [source.segment_id for source in step.compaction.sources]
+        new_id = step.segment.segment_id
+        step.segment.sealed_s = now_s
+        there = [id_ for id_ in old_ids if id_ in self._segments]  # some may have died
+        self.replaced.update(dict.fromkeys(there, new_id))
+        self.moves += step.moves
+        self.made = step.segment
+        return [SEGMENT_REPLACED, new_id, *old_ids]
+
+    def take_moves(self) -> list[Move]:
+        """What the next checkpoint has to move."""
+        moves = self.moves[:1]
+        del self.moves[:1]
+        return moves
+
+    def moved(self) -> Segment | None:
+        """The index has the last moves taken: the segment that counts from now on, if it was all."""
+        if self.moves:
+            return None
+        made, self.made = self.made, None
+        return made
+
+    def abandon(self) -> None:
+        """Give up what is not finished, unless a step of it is under way."""
+        if self._compaction is not None and not self._stepping:
+            self._compaction.abandon()
+            self._compaction = None
+
+    def take_findings(self) -> list[str]:
+        """Damage that was come upon since the last time, a line each."""
+        findings, self._findings = self._findings, []
+        return findings
+
+    def _begin(
+        self,
+        now_s: float,
+        live: Mapping[int, Live],
+        checkpoint_lsn: int,
+        condemned: Collection[int],
+    ) -> None:
+        sources = choose(
+            self._segments.values(),
+            live,
+            self._settings,
+            checkpoint_lsn=checkpoint_lsn,
+            now_s=now_s,
+            excluded={*condemned, *self.replaced, *self._unfit},
+        )
+        if not sources:
+            return
+        segment_id = self._next_id
+        self._next_id += 1
+        self._compaction = Compaction(
+            self._disk,
+            self._paths,
+            self._index,
+            self._identity.uuid,
+            self._identity.epoch,
+            sources,
+            segment_id,
+        )

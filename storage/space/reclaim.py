@@ -1,0 +1,53 @@
+"""Which segments may go, and when.
+
+A segment is unlinked in three steps that are a checkpoint apart: the index counts no unsettled
+message in it and covers all of it; the ledger says that it is given up; that is synced, and then
+the file goes. So a segment that is missing without such a record is damage, and is noticed, and the
+index can be rebuilt from what is left at any time.
+
+Only whole segments go here; compact.py rewrites those that are mostly dead.
+"""
+
+from collections.abc import Collection, Mapping
+from itertools import takewhile
+
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.index.index import Live
+from qlog.storage.write.placement import Segment
+
+_ROLL_SHARE = 8  # a dead active segment is worth rolling when an eighth of it is used
+
+
+def dead_segments(
+    segments: Mapping[int, Segment],
+    live: Mapping[int, Live],
+    checkpoint_lsn: int,
+    condemned: Collection[int],
+) -> list[int]:
+    """The segments that nothing needs, by a checkpoint that covers the log up to this LSN.
+
+    None above one that is not sealed yet: where that one ends is then known from the next.
+    """
+    in_order = sorted(segments.values(), key=lambda segment: (segment.base_lsn, segment.segment_id))
+    sealed = takewhile(lambda segment: segment.sealed, in_order)
+    return [
+        segment.segment_id
+        for segment in sealed
+        if segment.end_lsn <= checkpoint_lsn
+        and segment.segment_id not in condemned
+        and _count(live, segment.segment_id) == 0
+    ]
+
+
+def is_worth_rolling(active: Segment, live: Mapping[int, Live], checkpoint_lsn: int) -> bool:
+    """Whether the idle active segment is all dead, and large enough to be given back."""
+    return (
+        active.end_lsn == checkpoint_lsn
+        and active.log_end - FILE_HEADER_BYTES >= active.capacity // _ROLL_SHARE
+        and _count(live, active.segment_id) == 0
+    )
+
+
+def _count(live: Mapping[int, Live], segment_id: int) -> int:
+    known = live.get(segment_id)
+    return 0 if known is None else known.count

@@ -1,0 +1,1 @@
+"""What happens at a start: judging, folding, recovering; and looking without touching."""

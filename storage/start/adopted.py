@@ -1,0 +1,66 @@
+"""The messages of one lane that a start found in the log and the index does not have yet.
+
+Flat columns of integers, some 25 bytes for a message that stands alone and 8 for one among its
+neighbours: when the index is rebuilt, all there are may be here at once.
+"""
+
+from array import array
+from collections.abc import Iterator
+
+from qlog.storage.index.index import Placed
+
+
+class Adopted:
+    """Stretches of consecutive qseqs in one segment, in order."""
+
+    __slots__ = ("_counts", "_firsts", "_lengths", "_positions", "_segments")
+
+    def __init__(self) -> None:
+        self._firsts = array("Q")
+        self._counts = array("I")
+        self._segments = array("I")
+        self._positions = array("I")  # one a message
+        self._lengths = array("I")
+
+    @property
+    def end(self) -> int:
+        """Above all qseqs that were added; 0 when none was."""
+        return self._firsts[-1] + self._counts[-1] if self._firsts else 0
+
+    def add(
+        self, first: int, segment_id: int, positions: "array[int]", lengths: "array[int]"
+    ) -> None:
+        """The log is read in order, so these are behind all that were added before."""
+        firsts = self._firsts
+        if firsts:
+            end = self.end
+            assert first >= end
+            if first == end and self._segments[-1] == segment_id:
+                self._counts[-1] += len(positions)
+                self._positions += positions
+                self._lengths += lengths
+                return
+        firsts.append(first)
+        self._counts.append(len(positions))
+        self._segments.append(segment_id)
+        self._positions += positions
+        self._lengths += lengths
+
+    def stretches(self) -> Iterator[tuple[int, int]]:
+        """(first, end) of each."""
+        for first, count in zip(self._firsts, self._counts, strict=True):
+            yield first, first + count
+
+    def placed(self, count_max: int) -> Iterator[Placed]:
+        """All of it for the index, not more than so many messages at once."""
+        at = 0
+        for first, count, segment_id in zip(
+            self._firsts, self._counts, self._segments, strict=True
+        ):
+            for start in range(0, count, count_max):
+                low = at + start
+                high = at + min(start + count_max, count)
+                yield Placed(
+                    first + start, segment_id, self._positions[low:high], self._lengths[low:high]
+                )
+            at += count

@@ -1,0 +1,238 @@
+"""A look at a data directory that changes nothing: running, stopped, copied or damaged.
+
+Takes no lock, writes nothing, and gives everything that can be decoded together with a verdict of
+its checksums; what is damaged is returned as such, never left out. LMDB is opened read-only: with
+its lock file when a broker runs on it (its reader table keeps pages from being reused meanwhile),
+without when none does. What is written during the look may be seen or not.
+"""
+
+import fcntl
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from qlog.storage.bytes.batch import (
+    BATCH_HEADER_BYTES,
+    FILE_HEADER_BYTES,
+    BatchHeader,
+    FileHeader,
+    unpack_batch_header,
+)
+from qlog.storage.bytes.datadir import Identity, Paths, numbered
+from qlog.storage.bytes.disk import Disk, OSDisk
+from qlog.storage.bytes.footer import Columns, Trailer
+from qlog.storage.bytes.record import Record, unpack_records
+from qlog.storage.errors import DirectoryUnreadable
+from qlog.storage.index.index import Index
+from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.write.ledger import Record as LedgerRecord
+from qlog.storage.write.ledger import unpack_body
+from qlog.storage.write.segment import Batch, BatchFile
+
+_MAP_BYTES = 64 << 30
+
+
+class Verdict(StrEnum):
+    WHOLE = "whole"
+    DAMAGED = "damaged"  # something is there, and its checksum is wrong
+    BLANK = "blank"  # nothing was written here yet
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a file, one behind the other without gaps: a batch, damage, or blank space.
+
+    `header` is what a damaged batch's header says, where there is one; it may not be true.
+    """
+
+    position: int
+    end: int
+    verdict: Verdict
+    header: BatchHeader | None
+    batch: Batch | None  # when it is whole
+
+
+@dataclass(frozen=True, slots=True)
+class FileView:
+    """A segment, or a file of the ledger."""
+
+    path: Path
+    file_id: int
+    size: int
+    header: FileHeader | None  # None: damaged, or nothing written yet
+    header_verdict: Verdict
+    trailer: Trailer | None  # of a sealed segment
+    footer_verdict: Verdict  # BLANK: not sealed
+
+    @property
+    def sealed(self) -> bool:
+        return self.trailer is not None
+
+    @property
+    def is_strange(self) -> bool:
+        """The header is whole, and says that the file belongs elsewhere, or has another's name."""
+        return self.header is not None and self.header_verdict is not Verdict.WHOLE
+
+
+class Examination:
+    """One directory. Raises DirectoryUnreadable when there is none, or its catalog is unusable."""
+
+    def __init__(self, directory: Path, disk: Disk | None = None) -> None:
+        self.paths = Paths(directory.absolute())
+        self._disk = disk or OSDisk()
+        if not self.paths.catalog.is_dir():
+            raise DirectoryUnreadable(f"{directory} is not a data directory: it has no catalog")
+        with self.catalog() as catalog:
+            identity = Identity.load(catalog)
+        if identity is None:
+            raise DirectoryUnreadable(f"{directory} was never used: its catalog is empty")
+        self.identity = identity
+
+    @property
+    def running(self) -> bool:
+        """Whether a broker has the directory open. Raises PermissionError."""
+        return is_open(self.paths.catalog)
+
+    # -- log and ledger
+
+    def segment_ids(self) -> list[int]:
+        return numbered(self._disk, self.paths.log, ".qseg")
+
+    def ledger_ids(self) -> list[int]:
+        """Usually one: the last is the one that counts."""
+        return numbered(self._disk, self.paths.ledger, ".qack")
+
+    def segment(self, segment_id: int) -> FileView:
+        return self._view(self.paths.segment(segment_id), segment_id)
+
+    def ledger_file(self, file_id: int) -> FileView:
+        return self._view(self.paths.ledger_file(file_id), file_id)
+
+    def columns(self, view: FileView) -> Columns | None:
+        """The footer of a sealed segment; None when it is damaged, or not sealed."""
+        with self._open(view.path, view.file_id) as file:
+            return None if view.trailer is None else file.columns(view.trailer)
+
+    def stretches(self, view: FileView) -> Iterator[Stretch]:
+        """All of a file between its header and its footer, batch by batch, damage included."""
+        with self._open(view.path, view.file_id) as file:
+            end = file.size if view.trailer is None else view.trailer.log_end
+            position = FILE_HEADER_BYTES
+            while position < end:
+                batch = file.batch_at(position)
+                if batch is None:
+                    batch = next(file.whole_batches_after(position), None)
+                    stop = end if batch is None else min(batch.position, end)
+                    yield from self._damage(file, position, stop)
+                    position = stop
+                    if batch is None or position >= end:
+                        return
+                yield Stretch(batch.position, batch.end, Verdict.WHOLE, batch.header, batch)
+                position = batch.end
+
+    @staticmethod
+    def records(batch: Batch) -> Iterator[tuple[int, int, Record]]:
+        """(LSN, position in the file, record) of a log batch; each says if it is whole itself."""
+        base = batch.position + BATCH_HEADER_BYTES
+        for at, record in enumerate(unpack_records(batch.body)):
+            yield batch.header.base + at, base + record.offset, record
+
+    @staticmethod
+    def damaged_records(data: bytes) -> Iterator[Record]:
+        """What can be decoded of a damaged batch's body, as far as its lengths hold together."""
+        return unpack_records(data)
+
+    @staticmethod
+    def ledger_records(batch: Batch) -> tuple[int, list[LedgerRecord]]:
+        """(the log's durable LSN, records) of a ledger batch; see ledger.py for their meaning."""
+        return unpack_body(batch.body)
+
+    def read(self, view: FileView, size: int, offset: int) -> bytes:
+        """Raw bytes of a file."""
+        with self._open(view.path, view.file_id) as file:
+            return file.read(size, offset)
+
+    # -- LMDB
+
+    @contextmanager
+    def catalog(self) -> Iterator[Catalog]:
+        """The definitions, read-only."""
+        catalog = Catalog(
+            self.paths.catalog, map_bytes=_MAP_BYTES, read_only=True, lock=self.running
+        )
+        try:
+            yield catalog
+        finally:
+            catalog.close()
+
+    @contextmanager
+    def index(self) -> Iterator[Index]:
+        """The index, read-only; raises IndexDoubt when it is missing or cannot be opened."""
+        index = Index(self.paths.index, map_bytes=_MAP_BYTES, read_only=True, lock=self.running)
+        try:
+            yield index
+        finally:
+            index.close()
+
+    # -- inside
+
+    @contextmanager
+    def _open(self, path: Path, file_id: int) -> Iterator[BatchFile]:
+        file = BatchFile(self._disk, path, self.identity.uuid, file_id)
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def _view(self, path: Path, file_id: int) -> FileView:
+        with self._open(path, file_id) as file:
+            trailer = file.trailer()
+            footer = Verdict.BLANK
+            if trailer is not None:
+                footer = Verdict.DAMAGED if file.columns(trailer) is None else Verdict.WHOLE
+            header = Verdict.WHOLE
+            if not file.header_belongs_here:
+                blank = not file.read(FILE_HEADER_BYTES, 0).strip(b"\0")
+                header = Verdict.BLANK if blank else Verdict.DAMAGED
+            view = FileView(path, file_id, file.size, file.header, header, trailer, footer)
+            if view.is_strange and footer is Verdict.DAMAGED:  # that is not this file's, either
+                view = replace(view, trailer=None, footer_verdict=Verdict.BLANK)
+            return view
+
+    @staticmethod
+    def _damage(file: BatchFile, position: int, end: int) -> Iterator[Stretch]:
+        """The bytes of [position, end), none of which begins a whole batch."""
+        used = end if end < file.size else file.used_end(position)
+        if used > position:
+            header = unpack_batch_header(file.read(BATCH_HEADER_BYTES, position))
+            yield Stretch(position, used, Verdict.DAMAGED, header, None)
+        if used < end:
+            yield Stretch(used, end, Verdict.BLANK, None, None)
+
+
+def is_open(environment: Path) -> bool:
+    """Whether another process has this LMDB environment open. Raises PermissionError.
+
+    All who have one open share a lock on its lock file. The system is asked whether anybody has;
+    nothing is locked for that, and nothing changed.
+    """
+    try:
+        file = os.open(environment / "lock.mdb", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *_FLOCK_ASKED))
+    finally:
+        os.close(file)
+    return int(struct.unpack(_FLOCK, answer)[_FLOCK_TYPE]) != fcntl.F_UNLCK
+
+
+# struct flock: type, whence, start, length, pid on Linux; elsewhere start, length, pid, type, whence
+# and perhaps a system's id
+_FLOCK, _FLOCK_TYPE = ("hhqqi", 0) if sys.platform == "linux" else ("qqihhi", 3)
+_FLOCK_ASKED = [fcntl.F_WRLCK if at == _FLOCK_TYPE else 0 for at in range(len(_FLOCK))]

@@ -1,0 +1,620 @@
+"""Opening a directory: lock, verify, bring everything to one consistent state, make it durable.
+
+What the log says is judged by the tail rule (scan.py), and the same goes for the ledger: bytes at
+its end that are not whole are cut, unless anything whole says that it had been synced beyond them.
+
+The orphan rule. A settlement can be on disk while its message never became so. The next qseq of a
+lane is therefore behind everything that log, index or ledger ever named, and what lies between
+and was not found counts as settled. No qseq is given twice.
+
+What is read from the files behind the checkpoint is written again in place and synced, since after
+a failed sync pages can look clean in memory and not be on the disk. All steps give the same result
+when they are done again after a crash in the middle: nothing is cut before it was judged, the
+log is sealed before anything is appended, the new ledger takes over whole, the index comes last.
+"""
+
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from heapq import merge
+from pathlib import Path
+from typing import Generic
+
+import lmdb
+
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.bytes.datadir import Identity, Paths, mark_doubt, numbered, prepare
+from qlog.storage.bytes.disk import Disk
+from qlog.storage.bytes.footer import Columns
+from qlog.storage.errors import (
+    CorruptLog,
+    DirectoryUnreadable,
+    is_full,
+    lacks_descriptors,
+)
+from qlog.storage.index.checkpoint import lane_update, snapshot_records
+from qlog.storage.index.index import (
+    SPILL,
+    Checkpoint,
+    Index,
+    IndexDoubt,
+    LaneRow,
+    LaneUpdate,
+    Live,
+    Move,
+)
+from qlog.storage.lanes.cache import Cache
+from qlog.storage.lanes.lane import Changes, Lane
+from qlog.storage.lanes.reader import DiskShelf, Reader
+from qlog.storage.lanes.run import M
+from qlog.storage.lanes.settled import Settled
+from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.settings import StoreSettings
+from qlog.storage.start.adopted import Adopted
+from qlog.storage.start.fold import LaneFacts, SegmentFacts
+from qlog.storage.start.judge import ADVICE, LogScan, check_version
+from qlog.storage.start.judge import scan as scan_log
+from qlog.storage.write.ledger import LedgerPosition, LedgerWriter, Record, unpack_body
+from qlog.storage.write.placement import Log, Segment
+from qlog.storage.write.prepare import Nursery
+from qlog.storage.write.segment import BatchFile, seal
+from qlog.storage.write.spill import SpillWriter
+
+_REBUILD_POINTERS = 200_000  # so many go to the index in one transaction
+_STRETCH_WEIGHT = 8  # and a stretch of them counts as so many more
+_REWRITE_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What a start found; all zero after an orderly stop."""
+
+    epoch: int = 0
+    records_replayed: int = 0  # behind the checkpoint
+    log_bytes_cut: int = 0  # of a torn tail: never confirmed
+    log_records_cut: int = 0  # as far as can be known
+    ledger_bytes_cut: int = 0
+    index_rebuilt: str = ""  # why; empty when it was good
+    duration_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Recovered(Generic[M]):
+    """All that a store is made of."""
+
+    paths: Paths
+    disk: Disk
+    settings: StoreSettings
+    lock: int
+    catalog: Catalog
+    identity: Identity
+    report: RecoveryReport
+    log: Log
+    lanes: dict[int, Lane[M]]
+    cache: Cache[M]
+    changes: Changes[M]
+    index: Index
+    live: dict[int, Live]
+    shelf: DiskShelf[M]
+    reader: Reader[M]
+    spill: SpillWriter[M]
+    nursery: Nursery
+    ledger: LedgerWriter
+    replaced: dict[int, int]  # segments whose unsettled messages are in another one, too
+    compacted_id_next: int
+
+
+def recover(
+    directory: Path,
+    decode: Callable[[bytes, int], M],
+    settings: StoreSettings,
+    disk: Disk,
+) -> Recovered[M]:
+    """Open and recover a data directory. Raises StorageError; the directory is then unlocked."""
+    paths = Paths(directory.absolute())
+    opened: list[Callable[[], None]] = [disk.release]
+    try:
+        lock = prepare(disk, paths)
+        opened.append(lambda: disk.close(lock))
+        held = len(opened)
+        recovery = _Recovery(paths, lock, decode, settings, disk, opened)
+        before = recovery.report
+        try:
+            return recovery.run()
+        except IndexDoubt as doubt:
+            before.index_rebuilt = str(doubt)
+        # Found when it was used: once more, without it, and without what the first one had read.
+        while len(opened) > held:
+            opened.pop()()
+        mark_doubt(disk, paths)
+        recovery = _Recovery(paths, lock, decode, settings, disk, opened)
+        recovered = recovery.run()
+        report = recovered.report
+        report.index_rebuilt = before.index_rebuilt
+        for name in ("log_bytes_cut", "log_records_cut", "ledger_bytes_cut"):
+            setattr(report, name, max(getattr(report, name), getattr(before, name)))
+        return recovered
+    except BaseException as error:
+        for close in reversed(opened):
+            close()
+        if isinstance(error, OSError):
+            advice = "make some" if is_full(error) else "check the disk and the rights"
+            if lacks_descriptors(error):
+                advice = "raise `ulimit -n`"
+            raise DirectoryUnreadable(
+                f"{error.filename or paths.root}: {error.strerror}; {advice}"
+            ) from error
+        if isinstance(error, (lmdb.Error, IndexDoubt)):
+            raise DirectoryUnreadable(f"{paths.index}: {error}; check the disk") from error
+        raise
+
+
+@dataclass(slots=True)
+class _LedgerFile:
+    """The ledger's current file."""
+
+    file_id: int = 0
+    number: int = 0  # of the next batch
+    log_durable: int = 0
+    records: list[Record] = field(default_factory=list)  # to be replayed
+    segments: SegmentFacts = field(default_factory=SegmentFacts)
+
+
+class _Recovery(Generic[M]):
+    def __init__(
+        self,
+        paths: Paths,
+        lock: int,
+        decode: Callable[[bytes, int], M],
+        settings: StoreSettings,
+        disk: Disk,
+        opened: list[Callable[[], None]],
+    ) -> None:
+        self.paths = paths
+        self.lock = lock
+        self.decode = decode
+        self.settings = settings
+        self.disk = disk
+        self.opened = opened
+        self.report = RecoveryReport()
+        self.cache: Cache[M] = Cache(settings.cache_bytes_max)
+        self.changes: Changes[M] = Changes([], [], set(), lambda: None)
+        self.lanes: dict[int, Lane[M]] = {}
+        self.adopted: defaultdict[int, Adopted] = defaultdict(Adopted)
+        self.placed_upto: dict[int, int] = {}  # lane -> where the index is complete
+        self.named_upto: dict[int, int] = {}  # lane -> above every qseq that anything names
+        self.deleted: set[int] = set()
+        self.segments: dict[int, Segment] = {}
+        self.replaced: dict[int, int] = {}
+        self.lsn = 0
+        self.attested_lsn = 0  # by the index, be it in doubt otherwise
+        self.attested_ledger: LedgerPosition | None = None
+        self.index: Index | None = None
+        self.reader: Reader[M] = Reader(disk, paths, decode)
+        self.shelf: DiskShelf[M] = DiskShelf(self.reader)
+        self.lane_rows: dict[int, LaneRow] = {}
+        self.bitmaps: list[tuple[int, int, int]] = []
+        self.live_before: dict[int, Live] = {}
+
+    def run(self) -> Recovered[M]:
+        started_s = time.monotonic()
+        settings = self.settings
+        paths = self.paths
+        disk = self.disk
+        self._open_catalog()
+        checkpoint = self._open_index()
+        ledger_file = self._read_ledger(checkpoint)
+        if checkpoint is not None:
+            self._load_lanes()
+        self._replay_ledger(ledger_file)
+        found = self._read_log(checkpoint, ledger_file)
+        self._check_age_of_catalog()
+        for lane_id, lane in self.lanes.items():
+            placed_upto = self.placed_upto.get(lane_id, 0)
+            named_upto = self.named_upto.get(lane_id, 0)
+            placed: list[tuple[int, int]] = []
+            if checkpoint is not None and self.index is not None and placed_upto < named_upto:
+                placed = self.index.placed_from(lane_id, placed_upto)
+            stretches = merge(self.adopted[lane_id].stretches(), placed)
+            lane.recovered(placed_upto, named_upto, stretches)
+
+        # From here on the directory is changed: it was judged to be sound.
+        uuid = self.identity.uuid
+        self._finish_log(found, checkpoint)
+        self.replaced = {
+            segment.segment_id: ledger_file.segments.replaced[segment.segment_id]
+            for segment in found.replaced
+        }
+        self.identity.epoch = epoch = self.report.epoch = self.identity.epoch + 1
+        self.identity.save(self.catalog)
+        disk.sync_directory(paths.catalog)  # LMDB syncs its file, and not the name of it
+        disk.sync_directory(paths.root)
+        ledger = LedgerWriter(
+            disk,
+            paths,
+            uuid,
+            epoch,
+            file_bytes=settings.ledger_bytes_max,
+            file_id=ledger_file.file_id,
+            number=ledger_file.number,
+        )
+        self.opened.append(ledger.close)
+        segments = self.segments
+        segment_id = found.segment_id_next
+        disk.sync_directory(paths.ledger)  # a kill may have come before a roll did that,
+        ledger.remove_older()  # or between it and this
+        ledger.roll(
+            snapshot_records(self.lanes.values(), segments, self.replaced, segment_id, self.lsn),
+            self.lsn,
+        )
+        ledger.remove_older()
+        self._remove_leftover(found)
+        for name in disk.names(paths.spill):
+            disk.unlink(paths.spill / name)
+        spill_next = SPILL if checkpoint is None else checkpoint.spill_next
+        live = self._update_index(
+            Checkpoint(
+                uuid, epoch, self.lsn, segment_id, FILE_HEADER_BYTES, ledger.position, spill_next
+            ),
+            rebuild=checkpoint is None,
+            moves=[] if checkpoint is None else self._moves(ledger_file.segments),
+        )
+        self.cache.advance(self.lsn)
+        self.changes.dirty.clear()
+        self.report.duration_s = time.monotonic() - started_s
+        return Recovered(
+            paths=paths,
+            disk=disk,
+            settings=settings,
+            lock=self.lock,
+            catalog=self.catalog,
+            identity=self.identity,
+            report=self.report,
+            log=Log(
+                lsn=self.lsn,
+                segment_id=segment_id,
+                segment_bytes_max=settings.segment_bytes_max,
+                batch_bytes_max=settings.batch_bytes_max,
+                batch_records_max=settings.batch_records_max,
+                sealed=segments,
+            ),
+            lanes=self.lanes,
+            cache=self.cache,
+            changes=self.changes,
+            index=self.shelf.index,
+            live=live,
+            shelf=self.shelf,
+            reader=self.reader,
+            spill=SpillWriter(
+                disk,
+                paths,
+                uuid,
+                epoch,
+                next_id=spill_next,
+                file_bytes_max=settings.segment_bytes_max,
+            ),
+            nursery=Nursery(disk, paths),
+            ledger=ledger,
+            replaced=self.replaced,
+            compacted_id_next=found.compacted_id_next,
+        )
+
+    # -- opening
+
+    def _open_catalog(self) -> None:
+        paths = self.paths
+        self.catalog = Catalog(
+            paths.catalog,
+            map_bytes=self.settings.catalog_map_bytes,
+            reserve_bytes=self.settings.catalog_reserve_bytes,
+        )
+        self.opened.append(self.catalog.close)
+        self.catalog.verify()
+        identity = Identity.load(self.catalog)
+        if identity is None:
+            if numbered(self.disk, paths.ledger, ".qack") or numbered(
+                self.disk, paths.log, ".qseg"
+            ):
+                raise DirectoryUnreadable(f"{paths.catalog} is missing: {ADVICE}")
+            identity = Identity(os.urandom(16), 0, 1, 0)
+        self.identity = identity
+        self.epoch_seen = identity.epoch
+
+    def _open_index(self) -> Checkpoint | None:
+        """The checkpoint to start from; None when the index is new, or is to be rebuilt."""
+        paths = self.paths
+        if not paths.index.exists():
+            if numbered(self.disk, paths.ledger, ".qack"):
+                self.report.index_rebuilt = "it was missing"
+            return None
+        try:
+            index = Index(
+                paths.index,
+                map_bytes=self.settings.index_map_bytes,
+                reserve_bytes=self.settings.index_reserve_bytes,
+            )
+            self.opened.append(index.close)
+            self.index = index
+            checkpoint = index.checkpoint()
+            if checkpoint is not None and checkpoint.uuid == self.identity.uuid:
+                self.epoch_seen = max(self.epoch_seen, checkpoint.epoch)
+                self.attested_lsn = checkpoint.lsn
+                self.attested_ledger = checkpoint.ledger
+                self.lane_rows = index.lanes()
+                self.bitmaps = list(index.bitmaps())
+                self.live_before = index.live()
+            elif checkpoint is not None:
+                raise IndexDoubt("it belongs to another directory")
+            else:
+                raise IndexDoubt("it was not finished")
+            if paths.index_doubt.name in self.disk.names(paths.root):
+                raise IndexDoubt("the broker had found it wrong")
+        except (IndexDoubt, lmdb.Error, ValueError, TypeError) as doubt:
+            self.report.index_rebuilt = str(doubt) or "it is damaged"
+            self.live_before = {}
+            return None
+        return checkpoint
+
+    def _load_lanes(self) -> None:
+        assert self.index is not None
+        for lane_id, row in self.lane_rows.items():
+            lane = self._lane(lane_id)
+            lane.settled.floor = row.floor
+            lane.settled.delivered = row.delivered
+            lane.settled.full = row.full
+            self.placed_upto[lane_id] = row.placed_upto
+            self.named_upto[lane_id] = row.next_qseq
+        for lane_id, block, bits in self.bitmaps:
+            self._lane(lane_id).settled.bits[block] = bits
+        for lane_id, row in self.lane_rows.items():
+            lane = self._lane(lane_id)
+            if row.spilled:  # transient messages do not survive
+                for qseq in self.index.spilled(lane_id):
+                    lane.settled.mark(qseq, qseq + 1)
+
+    def _lane(self, lane_id: int) -> Lane[M]:
+        lane = self.lanes.get(lane_id)
+        if lane is None:
+            lane = self.lanes[lane_id] = Lane(lane_id, self.shelf, self.cache, self.changes)
+        return lane
+
+    def _settled(self, lane_id: int) -> Settled:
+        return self._lane(lane_id).settled
+
+    # -- the ledger
+
+    def _read_ledger(self, checkpoint: Checkpoint | None) -> _LedgerFile:
+        """Read and judge the newest ledger file. Raises CorruptLog."""
+        ledger = _LedgerFile()
+        paths = self.paths
+        ids = numbered(self.disk, paths.ledger, ".qack")
+        if not ids:
+            # The first one is there before anything is written to the log.
+            if numbered(self.disk, paths.log, ".qseg") or self.attested_lsn:
+                raise CorruptLog(f"the ledger {paths.ledger} is missing; restore it from a copy")
+            return ledger
+        ledger.file_id = ids[-1]
+        path = paths.ledger_file(ledger.file_id)
+        file = BatchFile(self.disk, path, self.identity.uuid, ledger.file_id)
+        try:
+            check_version(file)
+            if not file.header_belongs_here or file.header is None:
+                raise CorruptLog(f"{path} is damaged at byte 0: {ADVICE}")
+            self.epoch_seen = max(self.epoch_seen, file.header.epoch)
+            replayed_from = FILE_HEADER_BYTES
+            if checkpoint is not None and checkpoint.ledger.file_id == ledger.file_id:
+                replayed_from = checkpoint.ledger.position
+            position = FILE_HEADER_BYTES
+            ledger.number = file.header.base
+            for batch in file.batches():
+                if batch.header.base != ledger.number:
+                    break
+                position = batch.end
+                ledger.number += 1
+                log_durable, records = unpack_body(batch.body)
+                ledger.log_durable = max(ledger.log_durable, log_durable)
+                for record in records:
+                    ledger.segments.apply(record)
+                if batch.position >= replayed_from:
+                    ledger.records += records
+            attested = max(
+                (batch.header.durable for batch in file.whole_batches_after(position)),
+                default=0,
+            )
+            by_index = self.attested_ledger
+            if by_index is not None and by_index.file_id >= ledger.file_id:
+                attested = max(attested, by_index.number)
+            if not ledger.segments.complete or attested > ledger.number:
+                raise CorruptLog(
+                    f"{path} is damaged at byte {position}: acks that were on disk are lost; "
+                    f"{ADVICE}"
+                )
+            self.report.ledger_bytes_cut = file.used_end(position) - position
+        finally:
+            file.close()
+        return ledger
+
+    def _replay_ledger(self, ledger: _LedgerFile) -> None:
+        facts = LaneFacts(self._settled, self.deleted, self.named_upto)
+        for record in ledger.records:
+            facts.apply(record)
+        for lane_id in self.deleted:
+            self.lanes.pop(lane_id, None)
+
+    # -- the log
+
+    def _read_log(self, checkpoint: Checkpoint | None, ledger: _LedgerFile) -> LogScan:
+        """Judge the log, and replay what is behind the checkpoint. Raises CorruptLog."""
+        found = scan_log(
+            self.disk,
+            self.paths,
+            self.identity.uuid,
+            ledger.segments,
+            attested=max(self.attested_lsn, ledger.log_durable, self.identity.closed_lsn),
+            replayed_from=0 if checkpoint is None else checkpoint.lsn,
+            by_footers=checkpoint is None,
+            needed=(id_ for id_, live in self.live_before.items() if live.count and id_ < SPILL),
+            adopt=self._adopt,
+        )
+        self.epoch_seen = max(self.epoch_seen, found.epoch)
+        self.lsn = found.lsn
+        self.report.log_bytes_cut = found.bytes_cut
+        self.report.log_records_cut = found.records_cut
+        return found
+
+    def _check_age_of_catalog(self) -> None:
+        """Queues that it does not know would lose their messages. Raises DirectoryUnreadable.
+
+        One that was copied since the last start, and not long before the end, goes unnoticed.
+        """
+        identity = self.identity
+        lane_id = max([*self.lanes, *self.deleted], default=0)
+        if self.epoch_seen > identity.epoch or lane_id >= identity.lane_ids_reserved:
+            raise DirectoryUnreadable(
+                f"{self.paths.catalog} is an older copy, of start {identity.epoch}: log and ledger "
+                f"are of start {self.epoch_seen}, and know queues up to {lane_id}; {ADVICE}"
+            )
+
+    def _adopt(self, columns: Columns, segment: Segment) -> None:
+        """The messages go to the lanes that they were routed to."""
+        for lane_ids, firsts, positions, lengths in columns.runs():
+            count = len(positions)
+            self.report.records_replayed += count
+            for lane_id, first in zip(lane_ids, firsts, strict=True):
+                if lane_id in self.deleted:
+                    continue
+                end = first + count
+                if end > self._lane(lane_id).settled.floor:
+                    adopted = self.adopted[lane_id]
+                    if first < adopted.end:
+                        raise CorruptLog(
+                            f"{self.paths.segment(segment.segment_id)} has message {first} of lane "
+                            f"{lane_id}, and so has one before it: {ADVICE}"
+                        )
+                    adopted.add(first, segment.segment_id, positions, lengths)
+                self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), end)
+
+    # -- making it lasting
+
+    def _finish_log(self, scan: LogScan, checkpoint: Checkpoint | None) -> None:
+        """Seal every segment, cut the torn tail, and have all that was replayed on disk."""
+        disk = self.disk
+        synced_lsn = 0 if checkpoint is None else checkpoint.lsn
+        unlinked = False
+        for item in scan.found:
+            segment = item.segment
+            path = self.paths.segment(segment.segment_id)
+            if segment.end_lsn == segment.base_lsn:  # nothing whole in it
+                disk.unlink(path)
+                unlinked = True
+                continue
+            if segment.end_lsn > synced_lsn and not (item.sealed and checkpoint is None):
+                start = FILE_HEADER_BYTES
+                if checkpoint is not None and checkpoint.segment_id == segment.segment_id:
+                    start = checkpoint.position
+                self._rewrite(path, start, item.used_end if item.sealed else segment.log_end)
+            if segment.columns is not None:
+                seal(
+                    disk,
+                    path,
+                    self.identity.uuid,
+                    segment.columns,
+                    segment.base_lsn,
+                    segment.end_lsn,
+                    segment.log_end,
+                )
+                segment.columns = None
+            self.segments[segment.segment_id] = segment
+        self.segments.update((segment.segment_id, segment) for segment in scan.replaced)
+        if unlinked:
+            disk.sync_directory(self.paths.log)
+
+    def _remove_leftover(self, scan: LogScan) -> None:
+        """Unlink what the ledger gave up (which is synced by now) and what was not made to the end."""
+        disk = self.disk
+        log = self.paths.log
+        names = [self.paths.segment(segment_id).name for segment_id in scan.leftover]
+        names += [name for name in disk.names(log) if name.endswith(".new")]
+        for name in names:
+            disk.unlink(log / name)
+        if names:
+            disk.sync_directory(log)
+
+    def _moves(self, facts: SegmentFacts) -> list[Move]:
+        """Pointers that a crash may have kept from being moved to a compacted segment."""
+        moves = []
+        for segment_id in sorted(set(self.replaced.values()) & self.segments.keys()):
+            path = self.paths.segment(segment_id)
+            file = BatchFile(self.disk, path, self.identity.uuid, segment_id)
+            try:
+                columns = file.records()
+            finally:
+                file.close()
+            if columns is None:
+                raise CorruptLog(f"{path} is damaged: {ADVICE}")
+            sources = frozenset(facts.sources(segment_id))
+            moves.append(Move(segment_id, sources, columns))
+        return moves
+
+    def _rewrite(self, path: Path, start: int, end: int) -> None:
+        """Write the same bytes again, and the file header, and sync."""
+        disk = self.disk
+        file = disk.open(path, write=True)
+        try:
+            disk.write(file, [disk.read(file, FILE_HEADER_BYTES, 0)], 0)
+            while start < end:
+                data = disk.read(file, min(_REWRITE_BYTES, end - start), start)
+                disk.write(file, [data], start)
+                start += len(data)
+            disk.sync_data(file)
+        finally:
+            disk.close(file)
+
+    def _update_index(
+        self, checkpoint: Checkpoint, *, rebuild: bool, moves: list[Move]
+    ) -> dict[int, Live]:
+        """The first checkpoint; the live counts after it."""
+        paths = self.paths
+        if rebuild:
+            if self.index is not None:
+                self.index.close()
+            if paths.index.exists():
+                shutil.rmtree(paths.index)
+            self.index = Index(
+                paths.index,
+                map_bytes=self.settings.index_map_bytes,
+                reserve_bytes=self.settings.index_reserve_bytes,
+            )
+            self.opened.append(self.index.close)
+        assert self.index is not None
+        index = self.shelf.index = self.index
+        gone = [segment_id for segment_id in self.live_before if segment_id not in self.segments]
+        for part in self._updates():
+            index.apply(part, (), None)
+        index.apply((), self.deleted, checkpoint, gone, moves)
+        if paths.index_doubt.name in self.disk.names(paths.root):
+            self.disk.sync_directory(paths.root)  # the old one must not be back without its mark
+            self.disk.unlink(paths.index_doubt)
+        for lane_id, row in index.lanes().items():
+            self.lanes[lane_id].alive = row.alive
+        return index.live()
+
+    def _updates(self) -> Iterator[list[LaneUpdate]]:
+        """All that the index has to learn, in portions that one transaction can take."""
+        part: list[LaneUpdate] = []
+        pointers = 0
+        for lane_id, lane in self.lanes.items():
+            update = lane_update(lane, lane.next_qseq)
+            part.append(update)
+            for placed in self.adopted[lane_id].placed(_REBUILD_POINTERS):
+                if pointers + len(placed.positions) > _REBUILD_POINTERS:
+                    yield part
+                    pointers = 0
+                    update = replace(update, bitmaps={}, placed=[])
+                    part = [update]
+                update.placed.append(placed)
+                pointers += len(placed.positions) + _STRETCH_WEIGHT
+        yield part

@@ -1,0 +1,148 @@
+"""The ordered segments, as the loop thread sees them: where the next record goes.
+
+Positions are known when a record is appended, before anything is written: the log gathers records
+in batches, and hands batches over whole to the commit thread. Records are numbered (LSN); the LSN
+of a position in time is the number of the next record.
+
+A segment has room for its footer from the start, so that sealing one never needs space.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
+from qlog.storage.bytes.footer import TRAILER_BYTES, Columns
+
+
+@dataclass(slots=True)
+class Segment:
+    """One segment, with what its footer will hold as long as it is not sealed."""
+
+    segment_id: int
+    base_lsn: int
+    capacity: int  # the file's size
+    end_lsn: int
+    log_end: int = FILE_HEADER_BYTES
+    columns: Columns | None = None  # None: sealed
+    footer_bytes: int = TRAILER_BYTES
+    sealed_s: float = 0.0  # when, on the owner's clock; 0: before the start
+
+    @property
+    def sealed(self) -> bool:
+        return self.columns is None
+
+
+@dataclass(slots=True)
+class PendingBatch:
+    """Records on their way to disk."""
+
+    segment: Segment
+    position: int
+    base_lsn: int
+    count: int = 0
+    size: int = 0  # of the records
+    parts: list[bytes] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return self.position + BATCH_HEADER_BYTES + self.size
+
+
+class Log:
+    """Assigns places. `segments` has every segment that exists, sealed or not, by id."""
+
+    def __init__(
+        self,
+        *,
+        lsn: int,
+        segment_id: int,
+        segment_bytes_max: int,
+        batch_bytes_max: int,
+        batch_records_max: int,
+        sealed: dict[int, Segment],
+    ) -> None:
+        self.lsn = lsn
+        self.segments = sealed
+        self.pending_bytes = 0  # appended and not durable
+        self.rolled: list[Segment] = []  # full, and not handed to be sealed yet
+        self._segment_bytes_max = segment_bytes_max
+        self._batch_bytes_max = batch_bytes_max
+        self._batch_records_max = batch_records_max
+        self._closed: deque[PendingBatch] = deque()
+        self.active = self._new_segment(segment_id, 0)
+        self._open: PendingBatch | None = None
+
+    @property
+    def has_pending(self) -> bool:
+        return self._open is not None or bool(self._closed)
+
+    def place(self, count: int, size: int, footer_bytes: int) -> PendingBatch:
+        """The batch that takes these records: they begin at its `end`.
+
+        `count` and `size` are within a batch's limits, but for a single large record.
+        """
+        batch = self._open
+        if batch is not None and (
+            batch.count + count > self._batch_records_max
+            or batch.size + size > self._batch_bytes_max
+            or not self._fits(batch.end + size, footer_bytes)
+        ):
+            self._close_batch()
+            batch = None
+        if batch is None:
+            end = self.active.log_end + BATCH_HEADER_BYTES + size
+            if not self._fits(end, footer_bytes):
+                self.roll(size + footer_bytes)
+            batch = self._open = PendingBatch(self.active, self.active.log_end, self.lsn)
+        return batch
+
+    def added(self, batch: PendingBatch, count: int, size: int, footer_bytes: int) -> None:
+        """The records are in the batch; the LSN moves behind them."""
+        batch.count += count
+        batch.size += size
+        self.lsn += count
+        self.pending_bytes += size
+        segment = batch.segment
+        segment.log_end = batch.end
+        segment.end_lsn = self.lsn
+        segment.footer_bytes += footer_bytes
+
+    def take_batches(self) -> list[PendingBatch]:
+        """Everything appended and not handed over yet, in order."""
+        self._close_batch()
+        batches = list(self._closed)
+        self._closed.clear()
+        return batches
+
+    def put_back(self, batches: list[PendingBatch]) -> None:
+        """They were not written: the next to be taken."""
+        self._closed.extendleft(reversed(batches))
+
+    def roll(self, needed: int = 0) -> None:
+        """Go on in a new segment. One that is empty stays, if the next record fits in it at all."""
+        self._close_batch()
+        old = self.active
+        if old.end_lsn == old.base_lsn:  # one record larger than a segment: make that one larger
+            old.capacity = max(old.capacity, _capacity(needed))
+            return
+        self.rolled.append(old)
+        self.active = self._new_segment(old.segment_id + 1, needed)
+
+    def _fits(self, end: int, footer_bytes: int) -> bool:
+        return end + self.active.footer_bytes + footer_bytes <= self.active.capacity
+
+    def _close_batch(self) -> None:
+        if self._open is not None:
+            self._closed.append(self._open)
+            self._open = None
+
+    def _new_segment(self, segment_id: int, needed: int) -> Segment:
+        capacity = max(self._segment_bytes_max, _capacity(needed))
+        segment = Segment(segment_id, self.lsn, capacity, self.lsn, columns=Columns())
+        self.segments[segment_id] = segment
+        return segment
+
+
+def _capacity(size: int) -> int:
+    """What a segment needs that has one batch of this size, footer included."""
+    return FILE_HEADER_BYTES + BATCH_HEADER_BYTES + TRAILER_BYTES + size

@@ -1,0 +1,236 @@
+"""One file of batches: create it, read it back batch by batch, seal it, cut a torn tail.
+
+Log segments and ledger files have the same frame, so that both are read here. A file is created
+with its space reserved, synced, renamed and its directory synced before anything is written to
+it. What a bad batch means (a torn tail or damage) is not decided here: that takes knowledge of
+the other files (see scan.py).
+"""
+
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlog.storage.bytes.batch import (
+    BATCH_HEADER_BYTES,
+    BATCH_MAGIC_BYTES,
+    FILE_HEADER_BYTES,
+    BatchHeader,
+    FileHeader,
+    batch_header_is_whole,
+    batch_is_whole,
+    unpack_batch_header,
+    unpack_file_header,
+)
+from qlog.storage.bytes.checks import place_seed
+from qlog.storage.bytes.disk import Disk
+from qlog.storage.bytes.footer import (
+    TRAILER_BYTES,
+    Columns,
+    Trailer,
+    pack_footer,
+    unpack_columns,
+    unpack_trailer,
+)
+from qlog.storage.bytes.record import RECORD_HEADER, RECORD_HEADER_BYTES, TARGET
+
+_WINDOW_BYTES = 1 << 20
+_ZEROS = bytes(_WINDOW_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A whole batch, as read."""
+
+    position: int
+    header: BatchHeader
+    body: bytes
+
+    @property
+    def end(self) -> int:
+        return self.position + BATCH_HEADER_BYTES + len(self.body)
+
+
+class BatchFile:
+    """An open file with a file header and batches, for reading."""
+
+    def __init__(self, disk: Disk, path: Path, uuid: bytes, file_id: int) -> None:
+        self.path = path
+        self.file_id = file_id
+        self._disk = disk
+        self._uuid = uuid
+        self._seed = place_seed(uuid, file_id, 0)
+        self._file = disk.open(path)
+        try:
+            self.size = disk.size(self._file)
+            head = disk.read(self._file, FILE_HEADER_BYTES, 0)
+        except BaseException:
+            disk.close(self._file)
+            raise
+        self._zeros_from = self.size  # to the end of the file, as far as was looked
+        self.header: FileHeader | None = unpack_file_header(head)
+
+    def close(self) -> None:
+        self._disk.close(self._file)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return self._disk.read(self._file, size, offset)
+
+    @property
+    def header_belongs_here(self) -> bool:
+        """The header is whole, and this file's: same directory, same id."""
+        header = self.header
+        return header is not None and header.uuid == self._uuid and header.file_id == self.file_id
+
+    def header_at(self, position: int) -> BatchHeader | None:
+        """What a whole batch header at this place says, whatever became of the body."""
+        head = self.read(BATCH_HEADER_BYTES, position)
+        return unpack_batch_header(head) if self._has_header(position, head) else None
+
+    def batch_at(self, position: int) -> Batch | None:
+        """The batch at this place if it is whole."""
+        head = self.read(BATCH_HEADER_BYTES, position)
+        header = unpack_batch_header(head) if self._has_header(position, head) else None
+        if header is None or position + BATCH_HEADER_BYTES + header.body_bytes > self.size:
+            return None
+        body = self.read(header.body_bytes, position + BATCH_HEADER_BYTES)
+        if not batch_is_whole(self._seed ^ position, head, body, header.digest):
+            return None
+        return Batch(position, header, body)
+
+    def _has_header(self, position: int, data: bytes, offset: int = 0) -> bool:
+        """Whether a batch begins at `position`, of which the bytes are at `offset` of `data`."""
+        return batch_header_is_whole(self._seed ^ position, data, offset)
+
+    def batches(self, position: int = FILE_HEADER_BYTES) -> Iterator[Batch]:
+        """The unbroken sequence of whole batches from `position` on; their bases are not checked."""
+        while (batch := self.batch_at(position)) is not None:
+            yield batch
+            position = batch.end
+
+    def whole_batches_after(self, position: int) -> Iterator[Batch]:
+        """Every whole batch at any place from `position` on, damage between them or not.
+
+        No more than the header is read of what a publisher made look like one.
+        """
+        end = self.used_end(position)
+        while position < end:
+            size = min(_WINDOW_BYTES, end - position)
+            window = self.read(size + BATCH_HEADER_BYTES, position)  # one may begin at its end
+            at = window.find(BATCH_MAGIC_BYTES)
+            while 0 <= at < size:
+                if self._has_header(position + at, window, at):
+                    batch = self.batch_at(position + at)
+                    if batch is not None:
+                        yield batch
+                        position = batch.end
+                        break
+                at = window.find(BATCH_MAGIC_BYTES, at + 1)
+            else:
+                position += size
+
+    def used_end(self, position: int) -> int:
+        """Where the zeros begin that fill the file to its end, but not before `position`."""
+        while self._zeros_from > position:
+            start = max(position, self._zeros_from - _WINDOW_BYTES)
+            data = self.read(self._zeros_from - start, start)
+            if data != _ZEROS[: len(data)]:  # far faster than stripping zeros off
+                self._zeros_from = start + len(data.rstrip(b"\0"))
+                break
+            self._zeros_from = start
+        return max(position, self._zeros_from)
+
+    def trailer(self) -> Trailer | None:
+        """What a sealed segment ends in, by its looks; None when it is not sealed."""
+        if self.size < FILE_HEADER_BYTES + TRAILER_BYTES:
+            return None
+        trailer = unpack_trailer(self.read(TRAILER_BYTES, self.size - TRAILER_BYTES))
+        if (
+            trailer is None
+            or trailer.segment_id != self.file_id
+            or trailer.log_end + trailer.footer_bytes + TRAILER_BYTES != self.size
+        ):
+            return None
+        return trailer
+
+    def columns(self, trailer: Trailer) -> Columns | None:
+        """The footer of a sealed segment; None when it is damaged."""
+        data = self.read(self.size - trailer.log_end, trailer.log_end)
+        return unpack_columns(data, trailer, self._uuid)
+
+    def records(self) -> Columns | None:
+        """What the footer of a sealed segment says, or its batches where that is damaged.
+
+        None when the segment is not sealed, or not all of its batches are whole.
+        """
+        trailer = self.trailer()
+        if trailer is None:
+            return None
+        columns = self.columns(trailer)
+        if columns is None:
+            columns = Columns()
+            end = FILE_HEADER_BYTES
+            for batch in self.batches():
+                columns.extend(columns_of(batch))
+                end = batch.end
+            if end != trailer.log_end:
+                return None
+        return columns
+
+
+def seal(
+    disk: Disk, path: Path, uuid: bytes, columns: Columns, base_lsn: int, end_lsn: int, log_end: int
+) -> None:
+    """Write the footer, cut the file behind it, and sync. Raises OSError.
+
+    May be done again after a crash in the middle: it replaces whatever is behind `log_end`.
+    """
+    footer = pack_footer(columns, uuid, int(path.stem), base_lsn, end_lsn, log_end)
+    file = disk.open(path, write=True)
+    try:
+        disk.write(file, [footer], log_end)
+        disk.truncate(file, log_end + len(footer))
+        disk.sync_data(file)
+    finally:
+        disk.close(file)
+
+
+def columns_of(batch: Batch) -> Columns:
+    """Where a batch's records lie and where they went.
+
+    The records' own hashes are not looked at: the batch's covered them.
+    """
+    columns = Columns()
+    body = batch.body
+    base = batch.position + BATCH_HEADER_BYTES
+    unpack = RECORD_HEADER.unpack_from
+    one_target = TARGET.unpack_from
+    offset = 0
+    positions = array("I")
+    lengths = array("I")
+    run_targets: tuple[int, ...] = ()
+    expected: tuple[int, ...] = ()  # the targets of a next record that continues the run
+    while offset < len(body):
+        length, _, _, _, _, target_count, _, _ = unpack(body, offset)
+        if target_count == 1:
+            targets = one_target(body, offset + RECORD_HEADER_BYTES)
+            following = (targets[0], targets[1] + 1)
+        else:
+            targets = struct.unpack_from(
+                "<" + "IQ" * target_count, body, offset + RECORD_HEADER_BYTES
+            )
+            following = tuple(part + (index & 1) for index, part in enumerate(targets))
+        if targets != expected:
+            if positions:
+                columns.add(run_targets[0::2], run_targets[1::2], positions, lengths)
+                positions = array("I")
+                lengths = array("I")
+            run_targets = targets
+        expected = following
+        positions.append(base + offset)
+        lengths.append(length)
+        offset += length
+    if positions:
+        columns.add(run_targets[0::2], run_targets[1::2], positions, lengths)
+    return columns
