@@ -3,7 +3,7 @@
     async with open_broker(Settings(data_dir=..., port=0)) as broker:
         ...  # AMQP clients may connect to broker.url
 
-Start: lock and recover the directory, load definitions, listen, accept. Stop: stop accepting, close
+Start: take the addresses, lock and recover the directory, load definitions, accept. Stop: stop accepting, close
 connections with 320, write what is pending, checkpoint, unlock.
 """
 
@@ -24,7 +24,8 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import connection_forced, internal_error
 from qlog.server.broker.broker import Broker
 from qlog.server.config import Settings
-from qlog.server.net.network import Network, listen
+from qlog.server.net.listen import accept_clients, bind
+from qlog.server.net.network import Network
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.store import Store
 
@@ -84,7 +85,7 @@ async def open_broker(
     Raises StorageError if the directory cannot be used, OSError if the address cannot be listened
     on, StorageFailed on leaving if the disk failed meanwhile.
     """
-    listeners = listen(settings.host, settings.port)
+    listeners = bind(settings.host.replace(",", " ").split(), settings.port)
     try:
         token = trio.lowlevel.current_trio_token()
         network: Network | None = None
@@ -109,6 +110,7 @@ async def open_broker(
             watch = _ResourceWatch(broker, settings)
             network = Network(broker, watch.check)
             watch.check()
+            accept_clients(listeners)
             async with _serving(network, listeners):
                 addresses = [listener.getsockname()[:2] for listener in listeners]
                 yield RunningBroker(broker, network, addresses)

@@ -33,7 +33,8 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+        str | None,
+        typer.Option(help="Addresses to listen on, separated by commas. [default: 127.0.0.1]"),
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 0 picks a free one. [default: 5672]")
@@ -69,6 +70,7 @@ def serve(
     import trio
 
     from qlog.server.app import StorageFailed
+    from qlog.server.net.listen import CannotListen
 
     _tune_interpreter()
     _raise_descriptor_limit()
@@ -79,11 +81,11 @@ def serve(
         _stop(str(error), 1)
     except StorageFailed as error:
         _stop(f"the disk failed: {error}", EXIT_IO_ERROR)
+    except CannotListen as error:
+        _stop(str(error), 1)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        _stop(
-            f"cannot start on {settings.host}:{settings.port}{where}: {error.strerror or error}", 1
-        )
+        where = f" {error.filename}:" if error.filename else ""
+        _stop(f"cannot start:{where} {error.strerror or error}", 1)
     finally:
         _ignore_signals()
 

@@ -13,7 +13,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import trio
 
@@ -25,7 +25,6 @@ logger = logging.getLogger("qlog.network")
 CHECK_INTERVAL_S = 1.0
 # The broker looks for overdue deliveries this often; RabbitMQ does it once a minute.
 CONSUMER_CHECK_INTERVAL_S = 60.0
-BACKLOG = 1024
 # File descriptors for all else than clients. RabbitMQ sets as many aside, and like it the broker
 # does not accept more clients than the others are enough for.
 DESCRIPTORS_RESERVED = 100
@@ -213,26 +212,6 @@ def sessions_max() -> int:
     if descriptors_max == resource.RLIM_INFINITY:
         return sys.maxsize
     return descriptors_max - min(DESCRIPTORS_RESERVED, descriptors_max // 2)
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of `host`. Raises OSError (taken, not ours, unknown)."""
-    listeners: list[socket.socket] = []
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except UnicodeError as error:
-        raise OSError(f"'{host}' is not the name of a host") from error
-    with ExitStack() as opened:
-        for family, _, _, _, address in dict.fromkeys(infos):
-            if listeners and not port:
-                # Port 0: all addresses of the host share the port that the first one was given.
-                address = (address[0], listeners[0].getsockname()[1], *address[2:])
-            listener = socket.create_server(address, family=family, backlog=BACKLOG)
-            opened.enter_context(listener)
-            listener.setblocking(False)
-            listeners.append(listener)
-        opened.pop_all()  # all of them or none
-    return listeners
 
 
 def _is_loopback(host: str) -> bool:

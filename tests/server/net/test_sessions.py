@@ -23,7 +23,7 @@ from qlog.server.amqp.frames import HEARTBEAT_FRAME
 from qlog.server.app import RunningBroker, StorageFailed, open_broker
 from qlog.server.config import Settings
 from qlog.server.net import network, outbox
-from qlog.server.net.network import Network, listen
+from qlog.server.net.network import Network
 from qlog.server.net.outbox import OUTBOX_BYTES_MAX
 from qlog.server.net.session import RECEIVE_BYTES, Session
 from qlog.storage.bytes.disk import OSDisk
@@ -421,42 +421,6 @@ async def test_failed_disk_confirms_nothing_and_says_so(settings: Settings) -> N
 
 
 # --- listening
-
-
-def test_port_0_is_one_port_for_all_addresses() -> None:
-    listeners = listen("localhost", 0)
-    try:
-        assert len({listener.getsockname()[1] for listener in listeners}) == 1
-    finally:
-        for listener in listeners:
-            listener.close()
-
-
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70, "..", "999.1.1.1"])
-def test_host_that_cannot_be(host: str) -> None:
-    with pytest.raises(OSError):
-        listen(host, 0)
-
-
-def test_listeners_are_closed_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    created: list[socket.socket] = []
-    real = socket.create_server
-
-    def create(address: object, **options: object) -> socket.socket:
-        if created:
-            raise OSError("address in use")
-        created.append(real(("127.0.0.1", 0)))
-        return created[0]
-
-    monkeypatch.setattr(socket, "create_server", create)
-    infos = [
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))
-        for address in ("127.0.0.1", "127.0.0.2")
-    ]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: infos)
-    with pytest.raises(OSError):
-        listen("both", 0)
-    assert created[0].fileno() == -1
 
 
 async def test_gone_is_an_end(settings: Settings) -> None:
