@@ -80,7 +80,7 @@ def _bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Address]]:
-    found = []
+    found: list[tuple[socket.AddressFamily, Address]] = []
     for name in BOTH_FAMILIES.get(host, (host,)):
         try:
             infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
