@@ -27,6 +27,7 @@ from qlog.server.config import Settings
 from qlog.server.net.listen import accept_clients, bind
 from qlog.server.net.network import Network
 from qlog.storage.bytes.disk import Disk
+from qlog.storage.errors import Shortage
 from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")
@@ -184,9 +185,9 @@ class _ResourceWatch:
             logger.warning("cannot look at the disk error=%s", error)
             free_bytes = 0
         store = self._broker.store
-        full = store.full and not store.lacks_descriptors
+        full = store.shortage is Shortage.SPACE
         self._set("low on disk", full or free_bytes < self._disk_limit_bytes)
-        self._set("low on file descriptors", store.full and store.lacks_descriptors)
+        self._set("low on file descriptors", store.shortage is Shortage.DESCRIPTORS)
 
     def _set(self, name: str, on: bool) -> None:
         if self._broker.alarms[name] != on:

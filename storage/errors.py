@@ -5,11 +5,31 @@ beyond those: an error that only a programmer can cause is an assert, not an exc
 """
 
 import errno
+from enum import Enum
 
-# What a full disk, a full quota and a file size limit have in common: it can end by itself.
-FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# Of this process, of the system. Only what opens a file can meet them, and has done nothing then.
-DESCRIPTOR_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE})
+
+class Shortage(Enum):
+    """Something that the disk or the system has too little of now, and may have again later.
+
+    What was tried has changed nothing, or says how much; the same can be tried again. `advice` says
+    what an operator can do.
+    """
+
+    SPACE = "space on the disk"
+    DESCRIPTORS = "file descriptors"
+
+    @property
+    def advice(self) -> str:
+        return "make some" if self is Shortage.SPACE else "raise `ulimit -n`"
+
+
+_SHORTAGES = {
+    errno.ENOSPC: Shortage.SPACE,
+    errno.EDQUOT: Shortage.SPACE,
+    errno.EFBIG: Shortage.SPACE,
+    errno.EMFILE: Shortage.DESCRIPTORS,  # of this process; only opening a file raises these two
+    errno.ENFILE: Shortage.DESCRIPTORS,  # of the system
+}
 
 
 class StorageError(Exception):
@@ -40,14 +60,11 @@ class SyncFailed(StorageError):
     """A sync failed. It is never retried: a second one can falsely succeed."""
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether the error means that there is no space now, and may be again later.
-
-    Or no file descriptor: what could not be opened is tried again in the same way.
-    """
-    return lacks_descriptors(error) or (isinstance(error, OSError) and error.errno in FULL_ERRNOS)
+def shortage_of(error: BaseException) -> Shortage | None:
+    """What an error says there is too little of; None when it says something else."""
+    return _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
-def lacks_descriptors(error: BaseException) -> bool:
-    """Whether the error means that no file can be opened now, and may be again later."""
-    return isinstance(error, OSError) and error.errno in DESCRIPTOR_ERRNOS
+def is_shortage(error: BaseException) -> bool:
+    """Whether the error means that the same can be tried again later."""
+    return shortage_of(error) is not None

@@ -8,6 +8,10 @@ does not grow with what is kept.
 What it does not know: AMQP, trio, the clock (times are passed in). All methods are for one thread,
 the owner's; the store's own threads report by `notify`, after which the owner calls `advance`.
 A process that forks must not use the store in the child.
+
+Who waits for what is parted: write/commits.py has the log's commits, write/settling.py the ledger's
+batches, index/checkpoints.py the index and the space. Here it is put together: what a job of the
+commit thread consists of, whose result goes where, and when the next thing is due.
 """
 
 from array import array
@@ -20,16 +24,9 @@ from typing import Generic, Self
 from qlog.storage.bytes.datadir import Identity, mark_doubt
 from qlog.storage.bytes.disk import Disk, OSDisk
 from qlog.storage.bytes.record import PERSISTENT, TARGET_BYTES, pack_run
-from qlog.storage.errors import (
-    CorruptLog,
-    DirectoryUnreadable,
-    SyncFailed,
-    is_full,
-    lacks_descriptors,
-)
-from qlog.storage.index import checkpoint
-from qlog.storage.index.checkpoint import CheckpointDone, Snapshot, snapshot_records
-from qlog.storage.index.index import SPILL, IndexDoubt, Move
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable, Shortage, SyncFailed, is_shortage
+from qlog.storage.index.checkpoint import CheckpointDone
+from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.reader import Reader
 from qlog.storage.lanes.run import IN_MEMORY, M, Run
@@ -37,26 +34,16 @@ from qlog.storage.lmdb.catalog import Catalog
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
-from qlog.storage.space.reclaim import dead_segments, is_worth_rolling
 from qlog.storage.start import recovery
 from qlog.storage.worker import ThreadWorker, Worker
-from qlog.storage.write.commit import CommitJob, CommitResult, Committer
-from qlog.storage.write.ledger import (
-    DELIVERED,
-    LANE_DELETED,
-    SEGMENT_DROPPED,
-    TIME,
-    Record,
-    Records,
-    ack_record,
-)
-from qlog.storage.write.spill import SpillWriter
+from qlog.storage.write.commit import CommitResult, Committer
+from qlog.storage.write.commits import RETRY_S, Commits
+from qlog.storage.write.ledger import LANE_DELETED
+from qlog.storage.write.settling import Settling
 from qlog.storage.write.upkeep import Prepared, Sealed, Unlinked, Upkeep
 
 _LANE_IDS_RESERVED = 1024  # so many ids for one commit of the catalog
-_FULL_RETRY_S = 0.2
 _IDLE_S = 60.0
-_LEDGER_TIME_MS = 1000  # a batch of the ledger has its time, unless the last one was so near
 _CLOSE_S = 60.0
 
 
@@ -75,94 +62,69 @@ class Store(Generic[M]):
         self.catalog: Catalog = recovered.catalog
         self.report = recovered.report
         self.settings = recovered.settings
-        self.durable_lsn = recovered.log.lsn
-        self.synced = 0
-        self.full = False
-        self.lacks_descriptors = False  # for that it is full, and not for want of space
-        self.failure: BaseException | None = None
+        self.shortage: Shortage | None = None  # why something that was handed over is not written
+        self.failure: BaseException | None = None  # nothing is ever confirmed after it
         self.catalog.on_failure = self._fail
         self._recovered = recovered
-        self._paths = recovered.paths
-        self._disk = recovered.disk
-        self._identity: Identity = recovered.identity
         self._notify = notify
-        self._clock_ms = clock_ms
-        self._log = recovered.log
         self._lanes = recovered.lanes
-        self._cache = recovered.cache
-        self._changes = recovered.changes
-        self._changes.await_acks = self._await_acks
-        self._index = recovered.index
-        self._live = recovered.live
-        self._reader: Reader[M] = recovered.reader
-        recovered.shelf.on_doubt = self._doubt
-        self._spill: SpillWriter[M] = recovered.spill
-        self._nursery = recovered.nursery
-        self._committer = Committer(
-            recovered.disk,
-            recovered.paths,
-            recovered.identity.uuid,
-            recovered.identity.epoch,
-            recovered.nursery,
-            recovered.ledger,
-        )
+        self._identity: Identity = recovered.identity
         self._lane_id_next = recovered.identity.lane_ids_reserved
-        # commits
-        self._committing = False
-        self._durable_end = (self._log.active.segment_id, self._log.active.log_end)
-        self._records: list[Record] = []  # for the ledger, beside the lanes' changes
-        self._chunks: list[Records] = []  # batches for the ledger
-        self._sync_requested = 0
-        self._ledger_unsynced = False
-        self._ledger_sync_due = False
-        self._ledger_wants_roll = False
-        self._ledger_overflowed = False
-        self._ledger_time_ms: int | None = None  # the last in the ledger's file
-        self._log_held = False
-        self._ledger_held = False
-        # timers, on the owner's clock
-        self._now_s = 0.0
-        self._acks_since_s: float | None = None
-        self._acks_due = False
-        self._acks_awaited = False  # tick will be called in time for them
+        self._reader: Reader[M] = recovered.reader
         self._retry_s = 0.0
-        self._seal_s = 0.0
-        self._ledger_synced_s = 0.0
-        self._checkpoint_s = 0.0
-        # checkpoints
-        self._checkpoint_wanted = False
-        self._checkpoint_lsn = self._log.lsn
-        self._checkpoint_full = False
-        self._bytes_appended = 0
-        self._snapshot: Snapshot[M] | None = None  # gathered, and not in the index yet
-        self._snapshot_writing = False
-        self._lanes_with_runs: set[Lane[M]] = set()
-        self._dropped: list[int] = []
-        self._condemned: set[int] = set()  # segments given up
-        self._unlinked: list[int] = []
-        self._unlink_again: list[int] = []  # after the next checkpoint
-        self._dead_left = self._any_dead()  # segments for the next checkpoint to give up
+        self._now_s = 0.0
         self._closed = False
-        self._commit_worker = new_worker("qlog-commit", notify)
+        recovered.shelf.on_doubt = self._doubt
+        uuid, epoch = recovered.identity.uuid, recovered.identity.epoch
+        commit_worker = new_worker("qlog-commit", notify)
         self._upkeep = Upkeep(
             new_worker("qlog-checkpoint", notify),
             recovered.disk,
             recovered.paths,
-            recovered.identity.uuid,
+            uuid,
             recovered.nursery,
         )
-        self._compactor = Compactor(
-            recovered.disk,
-            recovered.paths,
-            recovered.index,
-            recovered.identity,
+        self._settling = Settling(recovered.changes, recovered.settings, clock_ms, notify)
+        self._commits = Commits(
+            recovered.log,
+            Committer(
+                recovered.disk, recovered.paths, uuid, epoch, recovered.nursery, recovered.ledger
+            ),
+            commit_worker,
+            self._upkeep,
+            recovered.cache,
             recovered.settings,
-            self._log.segments,
-            recovered.replaced,
-            next_id=recovered.compacted_id_next,
-            submit=self._upkeep.submit,
+            notify,
         )
-        self._upkeep.prepare(self._log.active.segment_id, self._log.active.capacity)
+        self._checkpoints = Checkpoints(
+            commits=self._commits,
+            settling=self._settling,
+            lanes=self._lanes,
+            cache=recovered.cache,
+            index=recovered.index,
+            live=recovered.live,
+            spill=recovered.spill,
+            reader=recovered.reader,
+            identity=(uuid, epoch),
+            upkeep=self._upkeep,
+            compactor=Compactor(
+                recovered.disk,
+                recovered.paths,
+                recovered.index,
+                recovered.identity,
+                recovered.settings,
+                recovered.log.segments,
+                recovered.replaced,
+                next_id=recovered.compacted_id_next,
+                submit=self._upkeep.submit,
+            ),
+            settings=recovered.settings,
+            notify=notify,
+            on_doubt=self._doubt,
+            on_failure=self._fail,
+        )
+        active = recovered.log.active
+        self._upkeep.prepare(active.segment_id, active.capacity)
 
     @classmethod
     def open(
@@ -214,7 +176,9 @@ class Store(Generic[M]):
         lane = self._lanes.get(lane_id)
         if lane is None:
             assert lane_id < self._identity.lane_ids_reserved
-            lane = Lane(lane_id, self._recovered.shelf, self._cache, self._changes)
+            lane = Lane(
+                lane_id, self._recovered.shelf, self._recovered.cache, self._recovered.changes
+            )
             self._lanes[lane_id] = lane
         return lane
 
@@ -229,17 +193,20 @@ class Store(Generic[M]):
         assert not lane.dropped
         del self._lanes[lane.id]
         lane.forget()
-        self._records.append([LANE_DELETED, lane.id])
-        self._dropped.append(lane.id)
-        self._changes.operations += 1
-        self._await_acks()
+        self._settling.note([LANE_DELETED, lane.id])
+        self._checkpoints.lane_dropped(lane.id)
 
     # -- messages
 
     @property
     def lsn(self) -> int:
         """The number of the next record."""
-        return self._log.lsn
+        return self._commits.log.lsn
+
+    @property
+    def durable_lsn(self) -> int:
+        """All records below are on disk."""
+        return self._commits.durable_lsn
 
     def append(
         self,
@@ -256,10 +223,11 @@ class Store(Generic[M]):
         durable when `durable_lsn` reaches it. What is not persistent stays in memory, and is
         durable as soon as what came before it. The two lists are kept: they must not change.
         """
+        log = self._commits.log
         count = len(bodies)
         assert lanes and len(metas) == count
         if not count:
-            return self._log.lsn
+            return log.lsn
         settings = self.settings
         if count > 1 and (
             count > settings.batch_records_max
@@ -272,7 +240,6 @@ class Store(Generic[M]):
             )
         ids = [lane.id for lane in lanes]
         firsts = [lane.next_qseq for lane in lanes]
-        log = self._log
         if persistent:
             parts, lengths = pack_run(ids, firsts, metas, bodies, PERSISTENT, now_ms)
             size = sum(lengths)
@@ -285,7 +252,7 @@ class Store(Generic[M]):
             columns.add(ids, firsts, positions, lengths)
             batch.parts += parts
             log.added(batch, count, size, footer_bytes)
-            self._bytes_appended += size
+            self._checkpoints.appended(size)
             run = Run(
                 batch.segment.segment_id, positions, lengths, log.lsn, len(ids), metas, bodies
             )
@@ -295,131 +262,99 @@ class Store(Generic[M]):
             positions.pop()
             run = Run(IN_MEMORY, positions, lengths, 0, len(ids), metas, bodies)
             run.origin = (ids, firsts, now_ms)
-        self._cache.add(run)
+        self._recovered.cache.add(run)
         for lane in lanes:
             lane.add(run)
-        self._changes.operations += count
+        self._settling.changes.operations += count
         return log.lsn
 
     @property
     def congested(self) -> bool:
         """More is waiting for the disk than there should be: stop taking messages."""
-        return self._log.pending_bytes > self.settings.pending_bytes_max
+        return self._commits.congested
 
     # -- commits
 
+    @property
+    def synced(self) -> int:
+        """All tickets of `request_sync` up to this one are served."""
+        return self._commits.synced
+
+    def request_sync(self) -> int:
+        """A ticket: all done so far is durable, settlements too, when `synced` reaches it."""
+        return self._commits.request_sync()
+
     def commit(self) -> None:
         """The end of a turn: hand over what is pending, unless the commit thread is at work."""
-        if self._committing:
-            return
-        if (
-            (self._log.has_pending and not self._log_held)
-            or self._sync_requested > self.synced
-            or self._checkpoint_wanted
-            or self._acks_due
-            or self._changes.acked_count >= self.settings.ack_flush_count
+        commits = self._commits
+        if not commits.busy and (
+            commits.pending
+            or commits.requested > commits.synced
+            or self._checkpoints.wanted
+            or self._settling.due
         ):
             self._hand_over()
 
     def advance(self) -> None:
         """Take what the store's threads have done, and give them more."""
-        for result in self._commit_worker.take():
-            self._committing = False
+        for result in self._commits.results():
             self._take(self._committed, result)
         for result in self._upkeep.take():
             self._take(self._kept_up, result)
         self.commit()
 
-    def request_sync(self) -> int:
-        """A ticket: all done so far is durable, settlements too, when `synced` reaches it."""
-        self._sync_requested += 1
-        return self._sync_requested
-
     def tick(self, now_s: float) -> float:
         """Do what is due by the owner's monotonic clock; seconds until the next time."""
         self._now_s = now_s
-        settings = self.settings
         wait_s = _IDLE_S
-        if self._log_held or self._ledger_held or self._checkpoint_full:
+        if self._held:
             if now_s >= self._retry_s:
-                self._log_held = self._ledger_held = self._checkpoint_full = False
-                self._reader.close()  # it can be its files that leave no descriptor for others
-                self._hand_over()
-                self._resume_checkpoint()
-            wait_s = _FULL_RETRY_S
-        acks = self._changes
-        if (
-            acks.dirty
-            or self._dropped
-            or self._condemned
-            or self._compactor.moves
-            or self._dead_left
-            or self._checkpoint_lsn < self.durable_lsn
-        ):
-            due_s = self._checkpoint_s + settings.checkpoint_interval_s
-            if (
-                now_s >= due_s
-                or acks.operations >= settings.checkpoint_operations
-                or self._bytes_appended >= settings.checkpoint_bytes
-                or self._cache.transient_bytes > settings.cache_bytes_max
-            ):
-                self._begin_checkpoint()
-            wait_s = min(wait_s, max(due_s - now_s, 0.01))
-        if acks.acked or acks.delivered or self._records:
-            assert self._acks_since_s is not None
-            due_s = self._acks_since_s + settings.ack_flush_s
-            if now_s >= due_s:
-                self._acks_due = True
-                self.commit()
-            wait_s = min(wait_s, max(due_s - now_s, settings.ack_flush_s))
-        if self._ledger_unsynced:
-            due_s = self._ledger_synced_s + settings.ledger_sync_s
-            if now_s >= due_s and not self._ledger_held:
-                self._ledger_sync_due = True
-                self._hand_over()
-            wait_s = min(wait_s, max(due_s - now_s, 0.01))
-        if self._log.rolled and self._log.rolled[0].end_lsn <= self.durable_lsn:
-            if now_s >= self._seal_s:
-                self._seal_rolled()
-            wait_s = min(wait_s, _FULL_RETRY_S)
+                self._try_again()
+            wait_s = RETRY_S
+        hand_over, due_s = self._checkpoints.tick(now_s)
+        wait_s = min(wait_s, due_s)
+        if hand_over:
+            self._hand_over()
+        hand_over, due_s = self._settling.tick(now_s)
+        wait_s = min(wait_s, due_s)
+        if hand_over:
+            self._hand_over()
+        wait_s = min(wait_s, self._commits.tick(now_s))
         if self.failure is None and not self._closed:
-            compact_s = self._compactor.tick(
-                now_s,
-                self._live,
-                self._checkpoint_lsn,
-                self._condemned,
-                may_begin=not self.full,
-            )
-            wait_s = min(wait_s, compact_s)
-        self._acks_awaited = wait_s <= settings.ack_flush_s
+            may_begin = self.shortage is None
+            wait_s = min(wait_s, self._checkpoints.compact(now_s, may_begin=may_begin))
+        self._settling.ticked(wait_s)
         return wait_s
 
     def settle_down(self, timeout_s: float = 60.0) -> bool:
         """Block until all appended and settled is durable; False when it cannot be (yet)."""
+        commits = self._commits
         ticket = self.request_sync()
-        while self._committing:  # what is under way may have found the disk full, and it is not now
-            if not self._commit_worker.wait(timeout_s):
+        while commits.busy:  # what is under way may have met a shortage that is over now
+            if not commits.wait(timeout_s):
                 return False
             self.advance()
-        self._log_held = self._ledger_held = self.full = False
-        while self.synced < ticket:
-            if self.failure is not None or self.full:
+        commits.held = self._settling.held = self.shortage = None
+        while commits.synced < ticket:
+            if self.failure is not None or self.shortage is not None:
                 return False
             self.commit()
-            if not self._commit_worker.wait(timeout_s):
+            if not commits.wait(timeout_s):
                 return False
             self.advance()
         return True
 
     def checkpoint(self, timeout_s: float = 60.0) -> bool:
         """Block until the index has all that is durable now; False when it cannot (yet)."""
-        for _ in range(2):  # one that was full may be under way, and then be tried again
-            self._checkpoint_full = False
+        checkpoints = self._checkpoints
+        for _ in range(2):  # one that met a shortage may be under way, and then be tried again
+            checkpoints.held = None
             self._resume_checkpoint()
             if not self._quiesce(timeout_s):
                 return False
-        self._begin_checkpoint()
-        return self._quiesce(timeout_s) and self._snapshot is None
+        checkpoints.begin()
+        self._hand_over()
+        return self._quiesce(timeout_s) and checkpoints.snapshot is None
 
     def close(self) -> None:
         """Write everything, make a last checkpoint, end the threads, give up the lock.
@@ -429,97 +364,64 @@ class Store(Generic[M]):
         if self._closed:
             return
         self._closed = True
-        if self._compactor.working:
+        compactor = self._checkpoints.compactor
+        if compactor.working:
             self._quiesce(_CLOSE_S)
-            self._compactor.abandon()
+            compactor.abandon()
         if self.failure is None and self.settle_down():
-            self._log.roll()
-            self._seal_rolled()
+            self._commits.log.roll()
+            self._commits.seal_rolled()
             if self.checkpoint():
                 self._identity.closed_lsn = self.durable_lsn
                 with suppress(DirectoryUnreadable):  # no space: the next start looks for itself
                     self._identity.save(self.catalog)
-        self._commit_worker.stop()
+        recovered = self._recovered
+        self._commits.close()
         self._upkeep.stop()
-        self._committer.close()
-        self._nursery.close()
-        self._spill.close()
-        self._reader.close()
-        self._index.close()
-        self.catalog.close()
-        self._disk.close(self._recovered.lock)
-        self._disk.release()
+        recovered.close()
 
     # -- figures
 
     @property
     def segment_count(self) -> int:
-        return len(self._log.segments)
+        return len(self._commits.log.segments)
 
     @property
     def segment_bytes(self) -> int:
         """What the log takes on disk, without what is reserved."""
-        return sum(segment.log_end for segment in self._log.segments.values())
+        return sum(segment.log_end for segment in self._commits.log.segments.values())
 
     @property
     def live_bytes(self) -> int:
         """What of it is unsettled, as of the last checkpoint."""
-        return sum(live.size for live in self._live.values())
+        return sum(live.size for live in self._checkpoints.live.values())
 
     def take_findings(self) -> list[str]:
         """Damage that was come upon since the last time, a line each for the operator."""
-        return self._compactor.take_findings()
+        return self._checkpoints.compactor.take_findings()
 
     @property
     def cache_bytes(self) -> int:
         """Bodies in memory."""
-        return self._cache.bytes + self._cache.transient_bytes
+        cache = self._recovered.cache
+        return cache.bytes + cache.transient_bytes
 
     # -- inside
 
-    def _await_acks(self) -> None:
-        """Make sure that tick is called in time to flush the ledger."""
-        if self._acks_since_s is None:  # since the tick before, at least: rather early than late
-            self._acks_since_s = self._now_s
-        if not self._acks_awaited:
-            self._acks_awaited = True
-            self._notify()
+    @property
+    def _held(self) -> bool:
+        """Something met a shortage and waits to be tried again."""
+        return bool(self._commits.held or self._settling.held or self._checkpoints.held)
 
-    def _flush_changes(self) -> None:
-        """Make a ledger batch of what lanes settled and delivered."""
-        changes = self._changes
-        records = self._records
-        self._records = []
-        for lane in changes.acked:
-            if not lane.dropped:
-                records.append(ack_record(lane.id, lane.unwritten))
-            lane.unwritten = []
-        for lane in changes.delivered:
-            lane.delivered_unwritten = False
-            if not lane.dropped:
-                records.append([DELIVERED, lane.id, lane.delivered])
-        changes.acked.clear()
-        changes.delivered.clear()
-        changes.acked_count = 0
-        self._acks_since_s = None
-        self._acks_due = False
-        if records:
-            self._add_time(records)
-            self._chunks.append(records)
-
-    def _add_time(self, records: list[Record]) -> None:
-        """Let a ledger batch say when it was made, about once a second."""
-        if self._clock_ms is None:
-            return
-        now_ms = self._clock_ms()
-        last_ms = self._ledger_time_ms
-        if last_ms is None or not 0 <= now_ms - last_ms < _LEDGER_TIME_MS:
-            records.insert(0, [TIME, now_ms])
-            self._ledger_time_ms = now_ms
+    def _try_again(self) -> None:
+        self._commits.held = self._settling.held = self._checkpoints.held = None
+        self._reader.close()  # it can be its files that leave no descriptor for others
+        self._hand_over()
+        self._resume_checkpoint()
 
     def _hand_over(self) -> None:
         """Give the commit thread all there is to write, if it is idle."""
-        if self._committing or self.failure is not None:
+        if self._commits.busy or self.failure is not None:
             return
         try:
             self._submit_job()
@@ -528,39 +430,18 @@ class Store(Generic[M]):
             raise
 
     def _submit_job(self) -> None:
-        batches = [] if self._log_held else self._log.take_batches()
-        job = CommitJob(batches, self.durable_lsn)
-        snapshot = self._snapshot
-        # Until the ledger has what a snapshot has, it gets no more: what came after the snapshot
-        # must lie behind the position that the index remembers.
-        flushable = snapshot is None or snapshot.ledger is not None
-        if not self._log_held and not self._ledger_held and flushable:
-            job.ticket = self._sync_requested
-        if not self._ledger_held:
-            job.ledger_sync = self._ledger_sync_due or job.ticket > self.synced
-            if flushable and (  # else acks gather: a confirm costs no more than its write and sync
-                self._acks_due
-                or job.ledger_sync
-                or self._checkpoint_wanted
-                or self._changes.acked_count >= self.settings.ack_flush_count
-            ):
-                self._flush_changes()
-            job.ledger = self._chunks
-            self._chunks = []
-            if self._checkpoint_wanted and self._snapshot is None:
-                self._checkpoint_wanted = False
-                self._snapshot = self._gather()
-                if self._ledger_wants_roll:
-                    job.snapshot = self._ledger_snapshot()
-            if self._ledger_overflowed:  # between two checkpoints, on a full disk
-                job.snapshot = self._ledger_snapshot()
-            if job.snapshot is not None:
-                self._ledger_time_ms = None
-            if self._snapshot is not None and self._snapshot.ledger is None:
-                job.ledger_sync = True
+        commits, settling, checkpoints = self._commits, self._settling, self._checkpoints
+        job = commits.job()
+        if not settling.held:  # if only the log is held, acks go on, in reserved space
+            may_flush = checkpoints.ledger_may_go_on
+            if may_flush and not commits.held:
+                job.ticket = commits.requested
+            sync = job.ticket > commits.synced
+            flush = settling.due or settling.wants_sync or sync or checkpoints.wanted
+            settling.join(job, sync=sync, flush=may_flush and flush)
+            checkpoints.join(job)
         if job.batches or job.ledger or job.ledger_sync:
-            self._committing = True
-            self._commit_worker.submit(self._committer.bind(job))
+            commits.submit(job)
 
     def _take(self, take: Callable[[object], None], result: object) -> None:
         """Whatever goes wrong with a result is final: what it had to say is lost."""
@@ -574,76 +455,38 @@ class Store(Generic[M]):
             self._fail(result)
             return
         assert isinstance(result, CommitResult)
-        job = result.job
-        log = self._log
-        if result.written:
-            last = job.batches[result.written - 1]
-            self.durable_lsn = last.base_lsn + last.count
-            self._durable_end = (last.segment.segment_id, last.end)
-            log.pending_bytes -= sum(batch.size for batch in job.batches[: result.written])
-            self._cache.advance(self.durable_lsn)
-            self._seal_rolled()
-            active = log.active
-            # The next file comes after this one's, which has been written: a start takes a gap for a
-            # segment that is missing.
-            if active is last.segment and active.log_end > active.capacity // 4:
-                self._upkeep.prepare(active.segment_id + 1, self.settings.segment_bytes_max)
+        commits, settling = self._commits, self._settling
+        commits.committed(result)
         if result.failure is not None:
             self._fail(result.failure)
             return
-        if result.ledger_written:
-            self._ledger_unsynced = True
-        if result.ledger_synced:
-            self._ledger_unsynced = False
-            self._ledger_sync_due = False
-            self._ledger_synced_s = self._now_s
-        self._ledger_wants_roll = result.ledger_wants_roll
-        self._ledger_overflowed = bool(result.full) and result.ledger_written < len(job.ledger)
-        log.put_back(job.batches[result.written :])
-        self._chunks = job.ledger[result.ledger_written :] + self._chunks
+        settling.committed(result)
         if result.full is not None:
-            self.lacks_descriptors = lacks_descriptors(result.full)
-            self._retry_s = self._now_s + _FULL_RETRY_S
-            self._log_held = result.written < len(job.batches)
-            self._ledger_held = bool(self._chunks) or (job.ledger_sync and not result.ledger_synced)
+            self._retry_s = self._now_s + RETRY_S
             self._notify()  # the owner's next tick may be too far away
         # With nothing held, the ledger was not rolled, or old files of it stay: that can wait.
-        self.full = self._log_held or self._ledger_held
-        if result.ledger_synced and not self.full:
-            self.synced = max(self.synced, job.ticket)
-        snapshot = self._snapshot
-        if result.ledger_synced and snapshot is not None and snapshot.ledger is None:
-            snapshot.ledger = result.ledger_position
-            self._resume_checkpoint()
+        self.shortage = commits.held or settling.held
+        if result.ledger_synced and self.shortage is None:
+            commits.synced = max(commits.synced, result.job.ticket)
+        if self.failure is None:
+            self._checkpoints.committed(result)
 
     def _kept_up(self, result: object) -> None:
         match result:
             case CheckpointDone():
-                self._checkpointed(result)
-            case Sealed(segment, error):
-                if error is None:
-                    assert segment.columns is not None
-                    segment.capacity = segment.log_end + segment.columns.packed_bytes
-                    segment.columns = None
-                    segment.sealed_s = self._now_s
-                    if not self._dead_left and self._any_dead():
-                        self._dead_left = True
-                        self._notify()  # when nothing else happens, the next tick is far away
-                elif is_full(error):
-                    self._log.rolled.insert(0, segment)  # again soon
-                    self._seal_s = self._now_s + _FULL_RETRY_S
-                    self._notify()
-                else:
-                    self._fail(error)
+                self._checkpoints.written(result)
+                if result.shortage is not None:
+                    self._retry_s = self._now_s + RETRY_S
+            case Sealed():
+                self._commits.sealed(result)
+                if result.error is None:
+                    self._checkpoints.sealed()
             case CompactionStep():
-                self._compacted(result)
-            case Unlinked(gone, left, error):
-                if error is not None:
-                    self._fail(error)
-                self._unlinked += gone
-                self._unlink_again += left
+                self._checkpoints.compacted(result)
+            case Unlinked():
+                self._checkpoints.unlinked(result)
             case Prepared(error):
-                if error is not None and not is_full(error):
+                if error is not None and not is_shortage(error):
                     self._fail(error)
             case BaseException():
                 self._fail(result)
@@ -655,191 +498,24 @@ class Store(Generic[M]):
 
     def _doubt(self, doubt: Exception) -> CorruptLog:
         """The index is wrong: the end, too, and the next start rebuilds it. What to say of it."""
+        paths = self._recovered.paths
         failure = CorruptLog(
-            f"the index {self._paths.index} is damaged ({doubt}); start again, and it is rebuilt"
+            f"the index {paths.index} is damaged ({doubt}); start again, and it is rebuilt"
         )
         failure.__cause__ = doubt
         self._fail(failure)
         with suppress(OSError, SyncFailed):  # the next start finds it again, only later
-            mark_doubt(self._disk, self._paths)
+            mark_doubt(self._recovered.disk, paths)
         return failure
 
-    # -- checkpoints
-
-    def _begin_checkpoint(self) -> None:
-        if self._snapshot is None and self.failure is None:
-            self._checkpoint_wanted = True
-            self._dead_left = False
-            self._checkpoint_s = self._now_s
-            self._hand_over()
-
-    def _gather(self) -> Snapshot[M]:
-        changes = self._changes
-        snapshot: Snapshot[M] = Snapshot(self.durable_lsn, *self._durable_end)
-        checkpoint.gather(snapshot, changes.dirty, self.durable_lsn)
-        changes.dirty.clear()
-        changes.operations = 0
-        self._bytes_appended = 0
-        for lane in snapshot.lanes:  # what is not durable yet comes with the next one
-            if lane.durable_upto(self.durable_lsn) < lane.next_qseq:
-                changes.dirty.add(lane)
-        snapshot.dropped = self._dropped
-        snapshot.unlinked = self._unlinked
-        snapshot.condemned = list(self._condemned)
-        snapshot.moves = self._compactor.take_moves()
-        self._dropped = []
-        self._unlinked = []
-        return snapshot
-
-    def _ledger_snapshot(self) -> Records:
-        segments = self._log.segments.values()
-        written = [segment for segment in segments if segment.base_lsn < self.durable_lsn]
-        following = min(
-            (segment.segment_id for segment in segments if segment.base_lsn >= self.durable_lsn),
-            default=self._log.active.segment_id + 1,
-        )
-        ids = [segment.segment_id for segment in written]
-        kept = [segment_id for segment_id in ids if segment_id not in self._condemned]
-        made = self._compactor.made
-        if made is not None:  # the index may point to it, and all its sources may be condemned
-            kept.append(made.segment_id)
-        replaced = {
-            old: new for old, new in self._compactor.replaced.items() if old not in self._condemned
-        }
-        pointed_to = {id_ for id_, live in self._live.items() if live.count and id_ < SPILL}
-        assert pointed_to <= set(kept), "a start would miss what the index points to"
-        return snapshot_records(self._lanes.values(), kept, replaced, following, self.durable_lsn)
-
     def _resume_checkpoint(self) -> None:
-        """Write the snapshot if its part of the ledger is synced."""
-        snapshot = self._snapshot
-        if (
-            snapshot is None
-            or snapshot.ledger is None
-            or self._snapshot_writing
-            or self._checkpoint_full
-            or self.failure is not None
-        ):
-            return
-        self._snapshot_writing = True
-        identity = self._identity
-        index = self._index
-        spill = self._spill
-        self._upkeep.submit(
-            lambda: checkpoint.write(snapshot, index, spill, identity.uuid, identity.epoch)
-        )
-
-    def _checkpointed(self, done: CheckpointDone[M]) -> None:
-        snapshot = done.snapshot
-        self._snapshot_writing = False
-        if done.failure is not None:
-            self._fail(done.failure)
-            return
-        if done.doubt is not None:
-            self._doubt(done.doubt)
-            return
-        if done.full:
-            self._checkpoint_full = True
-            self._retry_s = self._now_s + _FULL_RETRY_S
-            self._notify()
-            return
-        for run, segment_id, positions, lengths in snapshot.spilled:
-            self._cache.drop(run)
-            run.segment_id = segment_id
-            run.positions = positions
-            run.lengths = lengths
-            run.indexed = True
-        for transient in snapshot.transients:  # no space for them: again with the next one
-            for update, _ in transient.owners:
-                lane = self._lanes.get(update.lane_id)
-                if lane is not None:
-                    self._changes.dirty.add(lane)
-        self._snapshot = None
-        for run in snapshot.runs:
-            run.indexed = True
-        self._index.forget_cached()
-        self._lanes_with_runs.update(snapshot.lanes)
-        self._take_over(snapshot.moves)
-        self._lanes_with_runs = {lane for lane in self._lanes_with_runs if lane.forget_indexed()}
-        self._live.update(done.live)
-        self._checkpoint_lsn = snapshot.lsn
-        self._reclaim(snapshot.condemned, done.spill_current)
-
-    def _reclaim(self, condemned: Sequence[int], spill_current: int) -> None:
-        """After a checkpoint: unlink what was given up before it, give up what is dead now."""
-        spilled = [
-            segment_id
-            for segment_id, live in self._live.items()
-            if segment_id >= SPILL and not live.count and segment_id != spill_current
-        ]
-        going = [segment_id for segment_id in condemned if segment_id in self._condemned]
-        for segment_id in going:
-            self._condemned.remove(segment_id)
-            del self._log.segments[segment_id]
-            self._compactor.replaced.pop(segment_id, None)
-        for segment_id in [*going, *spilled]:
-            self._reader.forget(segment_id)
-            self._live.pop(segment_id, None)
-        unlinking = [*self._unlink_again, *going, *spilled]
-        self._unlink_again = []
-        if unlinking:
-            self._upkeep.unlink(unlinking)
-        dead = dead_segments(self._log.segments, self._live, self._checkpoint_lsn, self._condemned)
-        for segment_id in dead:
-            self._condemned.add(segment_id)
-            end_lsn = self._log.segments[segment_id].end_lsn
-            self._records.append([SEGMENT_DROPPED, segment_id, end_lsn])
-        if dead:
-            self._await_acks()
-        if self._log.lsn == self._checkpoint_lsn and is_worth_rolling(
-            self._log.active, self._live, self._checkpoint_lsn
-        ):
-            self._log.roll()
-            self._seal_rolled()
-
-    def _any_dead(self) -> bool:
-        return bool(
-            dead_segments(self._log.segments, self._live, self._checkpoint_lsn, self._condemned)
-        )
-
-    # -- compaction
-
-    def _compacted(self, step: CompactionStep) -> None:
-        if step.failure is not None:
-            if isinstance(step.failure, IndexDoubt):
-                self._doubt(step.failure)
-            else:
-                self._fail(step.failure)
-        record = self._compactor.stepped(step, self._now_s)
-        if record is not None:
-            self._records.append(record)
-            self._await_acks()
-        if not step.finished:
-            self._notify()
-
-    def _take_over(self, moves: Sequence[Move]) -> None:
-        """The index has these moves: memory must not know better."""
-        if not moves:
-            return
-        sources = frozenset().union(*(move.sources for move in moves))
-        for lane in self._lanes_with_runs:
-            lane.forget_segments(sources)
-        segment = self._compactor.moved()
-        if segment is not None:
-            self._log.segments[segment.segment_id] = segment
-
-    # -- maintenance
-
-    def _seal_rolled(self) -> None:
-        """Have the full segments sealed whose records are all durable."""
-        rolled = self._log.rolled
-        while rolled and rolled[0].end_lsn <= self.durable_lsn:
-            self._upkeep.seal(rolled.pop(0))
+        if self.failure is None:
+            self._checkpoints.resume()
 
     def _quiesce(self, timeout_s: float) -> bool:
         """Block until no thread of the store is at work; False when that takes too long."""
-        while self._committing or self._upkeep.jobs:
-            busy = self._commit_worker if self._committing else self._upkeep
+        while self._commits.busy or self._upkeep.jobs:
+            busy = self._commits if self._commits.busy else self._upkeep
             if not busy.wait(timeout_s):
                 return False
             self.advance()

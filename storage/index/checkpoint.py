@@ -12,7 +12,7 @@ from typing import Generic
 
 import lmdb
 
-from qlog.storage.errors import SyncFailed, is_full
+from qlog.storage.errors import Shortage, SyncFailed, is_shortage, shortage_of
 from qlog.storage.index.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Move, Placed
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.run import IN_MEMORY, M, Run
@@ -63,7 +63,7 @@ class CheckpointDone(Generic[M]):
     snapshot: Snapshot[M]
     live: dict[int, Live] = field(default_factory=dict)
     spill_current: int = -1
-    full: bool = False  # nothing was committed for lack of space: to be done again
+    shortage: Shortage | None = None  # nothing was committed for that: to be done again
     doubt: IndexDoubt | None = None
     failure: BaseException | None = None
 
@@ -156,9 +156,8 @@ def write(
     except IndexDoubt as doubt:
         done.doubt = doubt
     except OSError as error:
-        if is_full(error):
-            done.full = True
-        else:
+        done.shortage = shortage_of(error)
+        if done.shortage is None:
             done.failure = error
     except (lmdb.Error, SyncFailed) as error:
         done.failure = error
@@ -181,7 +180,7 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
                 origin[0], origin[1], transient.metas, transient.bodies, origin[2]
             )
         except OSError as error:
-            if not is_full(error):
+            if not is_shortage(error):
                 raise
             for left in snapshot.transients:
                 for update, first in left.owners:

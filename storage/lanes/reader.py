@@ -24,7 +24,7 @@ from qlog.storage.bytes.record import (
     unpack_alike,
     unpack_record,
 )
-from qlog.storage.errors import CorruptLog, OutOfDescriptors, lacks_descriptors
+from qlog.storage.errors import CorruptLog, OutOfDescriptors, Shortage, shortage_of
 from qlog.storage.index.index import SPILL, Index, IndexDoubt
 from qlog.storage.lanes.run import M, Pointers
 
@@ -87,7 +87,7 @@ class Reader(Generic[M]):
                 start = end
         except OSError as error:
             del metas[got:], bodies[got:]
-            if lacks_descriptors(error):
+            if shortage_of(error) is Shortage.DESCRIPTORS:
                 raise OutOfDescriptors(
                     f"{self._path(segment_id)} cannot be opened now: {error.strerror}; "
                     "raise `ulimit -n`"
@@ -139,7 +139,7 @@ class Reader(Generic[M]):
         try:
             file = self._disk.open(path)
         except OSError as error:
-            if not files or not lacks_descriptors(error):
+            if not files or shortage_of(error) is not Shortage.DESCRIPTORS:
                 raise
             self.close()  # what it needs is held here
             file = self._disk.open(path)

@@ -15,7 +15,7 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from qlog.storage.errors import DirectoryUnreadable, is_full
+from qlog.storage.errors import DirectoryUnreadable, is_shortage
 from qlog.storage.lmdb.environment import (
     DAMAGE,
     forget_failed_commit,
@@ -180,7 +180,7 @@ class Catalog:
             self._headroom.grow()
         except OSError as error:
             failure = DirectoryUnreadable(f"the catalog cannot be written: {error}")
-            if not is_full(error):
+            if not is_shortage(error):
                 self.on_failure(failure)
             raise failure from error
 

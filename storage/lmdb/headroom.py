@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lmdb
 
-from qlog.storage.errors import is_full
+from qlog.storage.errors import is_shortage
 
 # LMDB passes a system's error on as text only. A write that the disk takes in part it calls EIO.
 _FULL_TEXTS = ("No space left", "too large", "quota")
@@ -61,7 +61,7 @@ class Headroom:
             try:
                 os.posix_fallocate(file, start, size)
             except OSError as error:
-                if not is_full(error):
+                if not is_shortage(error):
                     raise
                 return False
             finally:

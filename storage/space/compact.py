@@ -37,7 +37,7 @@ from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.bytes.record import unpack_record
-from qlog.storage.errors import SyncFailed, is_full
+from qlog.storage.errors import SyncFailed, is_shortage
 from qlog.storage.index.index import Index, IndexDoubt, Live, Move
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.sparse import SparseWriter
@@ -232,8 +232,8 @@ class Compaction:
     def _is_harmless(self, error: BaseException) -> bool:
         """There is no space, be it that only a sync finds out: nothing depends on the file yet."""
         if isinstance(error, SyncFailed) and error.__cause__ is not None:
-            return is_full(error.__cause__) and not (self._writer and self._writer.named)
-        return is_full(error)
+            return is_shortage(error.__cause__) and not (self._writer and self._writer.named)
+        return is_shortage(error)
 
     def _moves(self, writer: SparseWriter) -> list[Move]:
         sources = frozenset(source.segment_id for source in self.sources)

@@ -32,8 +32,7 @@ from qlog.storage.bytes.footer import Columns
 from qlog.storage.errors import (
     CorruptLog,
     DirectoryUnreadable,
-    is_full,
-    lacks_descriptors,
+    shortage_of,
 )
 from qlog.storage.index.checkpoint import lane_update, snapshot_records
 from qlog.storage.index.index import (
@@ -106,6 +105,16 @@ class Recovered(Generic[M]):
     replaced: dict[int, int]  # segments whose unsettled messages are in another one, too
     compacted_id_next: int
 
+    def close(self) -> None:
+        """Close all files, and give up the lock."""
+        self.nursery.close()
+        self.spill.close()
+        self.reader.close()
+        self.index.close()
+        self.catalog.close()
+        self.disk.close(self.lock)
+        self.disk.release()
+
 
 def recover(
     directory: Path,
@@ -141,9 +150,8 @@ def recover(
         for close in reversed(opened):
             close()
         if isinstance(error, OSError):
-            advice = "make some" if is_full(error) else "check the disk and the rights"
-            if lacks_descriptors(error):
-                advice = "raise `ulimit -n`"
+            shortage = shortage_of(error)
+            advice = "check the disk and the rights" if shortage is None else shortage.advice
             raise DirectoryUnreadable(
                 f"{error.filename or paths.root}: {error.strerror}; {advice}"
             ) from error

@@ -12,7 +12,7 @@ from qlog.storage.bytes.batch import FILE_HEADER_BYTES, SEGMENT_MAGIC, pack_batc
 from qlog.storage.bytes.checks import place_seed
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.errors import SyncFailed, is_full
+from qlog.storage.errors import SyncFailed, is_shortage
 from qlog.storage.write.ledger import LedgerPosition, LedgerWriter, Records
 from qlog.storage.write.placement import PendingBatch
 from qlog.storage.write.prepare import Nursery
@@ -79,7 +79,7 @@ class Committer:
             try:
                 part(job, result)
             except OSError as error:
-                if not is_full(error):
+                if not is_shortage(error):
                     result.failure = error
                     break
                 result.full = error
@@ -149,7 +149,7 @@ class Committer:
                 result.ledger_synced = True
         except OSError as error:
             # No room left in the file, and none on the disk: the snapshot has all of it, too.
-            if job.snapshot is None or not is_full(error):
+            if job.snapshot is None or not is_shortage(error):
                 raise
         if job.snapshot is not None:  # when there is no space for it, the old file goes on
             result.ledger_position = ledger.roll(job.snapshot, durable_lsn)

@@ -28,7 +28,7 @@ from qlog.storage.bytes.batch import (
 from qlog.storage.bytes.checks import place_seed
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.errors import is_full
+from qlog.storage.errors import is_shortage
 from qlog.storage.lanes.settled import BLOCK, Settled
 
 # A record is a list that begins with one of these.
@@ -208,7 +208,7 @@ class LedgerWriter:
             try:
                 self._disk.allocate(file, wanted)
             except OSError as error:
-                if not is_full(error):
+                if not is_shortage(error):
                     raise
                 self._disk.truncate(file, self._spare_bytes)  # whatever of it there was space for
                 if size > self._spare_bytes // 4 * 3:
@@ -233,7 +233,7 @@ class LedgerWriter:
                     self._disk.allocate(file, wanted)
                     break
                 except OSError as error:
-                    if at_least is None or wanted // 2 < at_least or not is_full(error):
+                    if at_least is None or wanted // 2 < at_least or not is_shortage(error):
                         raise
                 wanted //= 2
         finally:
@@ -251,7 +251,7 @@ class LedgerWriter:
         try:
             self.reserve()
         except OSError as error:
-            if not is_full(error):
+            if not is_shortage(error):
                 raise
             if older:
                 self._disk.rename(self._paths.ledger / older[-1], self._spare_path)

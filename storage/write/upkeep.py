@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.errors import SyncFailed, is_full
+from qlog.storage.errors import SyncFailed, is_shortage
 from qlog.storage.index.index import SPILL
 from qlog.storage.worker import Worker
 from qlog.storage.write.placement import Segment
@@ -122,7 +122,7 @@ class Upkeep:
                 try:
                     self._disk.unlink((paths.spill_file if spilled else paths.segment)(segment_id))
                 except OSError as error:
-                    if not is_full(error):
+                    if not is_shortage(error):
                         raise
                     left.append(segment_id)
                 else:

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import qlog.storage
 from qlog.storage.errors import SyncFailed
+from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
@@ -28,6 +29,7 @@ from qlog.storage.write.ledger import LedgerWriter
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.lives import Violation, judged, live, scratch
 from tests.simulation.world import Fate, World
+from tests.storage.probe import probe
 from tests.storage.support import SMALL
 
 Patches = Callable[[], list[AbstractContextManager[Any]]]
@@ -70,8 +72,9 @@ def _confirm_early() -> list[AbstractContextManager[Any]]:
 
     def submit(self: Store[Any]) -> None:
         original(self)
-        if self._committing:
-            self.durable_lsn = self._log.lsn
+        commits = probe(self).commits
+        if commits.busy:
+            commits.durable_lsn = commits.log.lsn
 
     return [patch.object(Store, "_submit_job", submit)]
 
@@ -124,13 +127,13 @@ def _index_first() -> list[AbstractContextManager[Any]]:
 
 
 def _unlink_first() -> list[AbstractContextManager[Any]]:
-    original = Store._reclaim
+    original = Checkpoints._reclaim
 
-    def reclaim(self: Store[Any], condemned: list[int], spill_current: int) -> None:
+    def reclaim(self: Checkpoints[Any], condemned: list[int], spill_current: int) -> None:
         original(self, condemned, spill_current)
-        original(self, list(self._condemned), spill_current)
+        original(self, list(self.condemned), spill_current)
 
-    return [patch.object(Store, "_reclaim", reclaim)]
+    return [patch.object(Checkpoints, "_reclaim", reclaim)]
 
 
 def _ledger_not_told() -> list[AbstractContextManager[Any]]:
@@ -143,17 +146,18 @@ def _ledger_not_told() -> list[AbstractContextManager[Any]]:
 
 
 def _checkpoint_ahead() -> list[AbstractContextManager[Any]]:
-    original = Store._gather
+    original = Checkpoints._gather
 
-    def gather(self: Store[Any]) -> Any:
-        durable_lsn = self.durable_lsn
-        self.durable_lsn = self._log.lsn
+    def gather(self: Checkpoints[Any]) -> Any:
+        commits = self._commits
+        durable_lsn = commits.durable_lsn
+        commits.durable_lsn = commits.log.lsn
         try:
             return original(self)
         finally:
-            self.durable_lsn = durable_lsn
+            commits.durable_lsn = durable_lsn
 
-    return [patch.object(Store, "_gather", gather)]
+    return [patch.object(Checkpoints, "_gather", gather)]
 
 
 def _tail_as_it_is() -> list[AbstractContextManager[Any]]:
@@ -195,7 +199,7 @@ def _footer_cut_off(world: World) -> None:
     world.settle(1, 0.0, 100)
     for _ in range(4):
         world.drive(1.1)
-    assert len(world.running._log.segments) == 2
+    assert len(probe(world.running).log.segments) == 2
     world.publish([2], 1, 30, True, False)
     world.settle_down()
     world.crash(Fate(seed=world.seed))
@@ -212,7 +216,7 @@ def _old_index_back(world: World) -> None:
     world.settle(0, 0.0, 100)
     for _ in range(4):
         world.drive(1.1)
-    world.running._ledger_wants_roll = True
+    probe(world.running).settling.wants_roll = True
     world.checkpoint()
     world.crash(Fate(seed=world.seed))
 
@@ -222,7 +226,7 @@ def older_ledger_removed(world: World) -> None:
     world.begin()
     world.publish([0], 5, 700, True, False)
     world.settle_down()
-    world.running._ledger_wants_roll = True
+    probe(world.running).settling.wants_roll = True
     world.disk.crash_at = "LedgerWriter.roll: ledger"
     world.fate = Fate(power=False, inside=((world.seed % 40, True),), seed=world.seed)
     world.perform(world.checkpoint)

@@ -40,6 +40,7 @@ from qlog.storage.start import recovery
 from qlog.storage.store import Store
 from qlog.storage.write import ledger, segment
 from tests.simulation.disk import LMDB_NAMES, Crash, SimulatedDisk
+from tests.storage.probe import probe
 from tests.storage.support import Envelope, ManualWorker, abandon, contents, decode, ignore, publish
 
 LANES = 3
@@ -295,15 +296,17 @@ class World:
         self._run_all()
         if store.failure is not None:
             return
-        if store._ledger_held:  # a tiny reserve may be less than one batch of scattered acks
+        if probe(
+            store
+        ).settling.held:  # a tiny reserve may be less than one batch of scattered acks
             assert self.settings.ledger_bytes_max <= 4096, "there is no space for acks"
         else:
             self.written_step = step
             if seconds > self.settings.ledger_sync_s:
                 self.synced_step = step
-        if self.disk.space_bytes is None and not store._log_held:
+        if self.disk.space_bytes is None and not probe(store).commits.held:
             assert store.durable_lsn >= lsn, "not durable, and nobody is at work on it"
-            assert not store.full
+            assert not store.shortage
 
     def drain(self) -> None:
         """All is settled: the space comes back."""
@@ -315,15 +318,15 @@ class World:
             self.drive(2.5)
             if store.failure is not None or disk.space_bytes is not None or disk.lmdb_full:
                 break
-            busy = store._compactor.working or store._compactor.made is not None
+            busy = probe(store).compactor.working or probe(store).compactor.made is not None
             if times >= 5 and store.segment_count == 1 and not busy:
                 break
         else:
             raise AssertionError("dead segments stay")
         if store.failure is None and disk.space_bytes is None and not disk.lmdb_full:
-            names = set(disk.names(store._paths.log))
-            active = store._log.active.segment_id
-            ahead = {store._paths.segment(active + at).name for at in range(2)}
+            names = set(disk.names(probe(store).paths.log))
+            active = probe(store).log.active.segment_id
+            ahead = {probe(store).paths.segment(active + at).name for at in range(2)}
             assert names <= ahead, f"files that nobody needs: {names - ahead}"
 
     def settle_down(self) -> None:
@@ -342,7 +345,7 @@ class World:
             self._synced(step)
             self._seen()
             self.counts["checkpoints done"] += 1
-            assert lsn <= store._checkpoint_lsn
+            assert lsn <= probe(store).checkpoints.lsn
             self._check_live(strict=False)
         else:
             self._expect_trouble()
@@ -356,7 +359,7 @@ class World:
         disk = self.disk
         sound = store.failure is None and disk.space_bytes is None and not disk.lmdb_full
         if sound:
-            assert store._identity.closed_lsn == store.lsn
+            assert probe(store).identity.closed_lsn == store.lsn
             assert store.durable_lsn == store.lsn
             self._synced(step)
         self.lsn_durable = max(self.lsn_durable, store.durable_lsn)
@@ -399,7 +402,7 @@ class World:
     def doubt(self) -> None:
         """The next start is to rebuild the index, as after damage in it was seen."""
         if self.disk.space_bytes is None and self.disk.fail_in is None:
-            mark_doubt(self.disk, self.running._paths)
+            mark_doubt(self.disk, probe(self.running).paths)
             self.in_doubt = True
 
     # -- what the steps share
@@ -454,7 +457,7 @@ class World:
                 f"an error in {self.disk.failed} was forgotten"
             )
         for model in self.models:
-            lane = store._lanes.get(model.lane_id)
+            lane = probe(store).lanes.get(model.lane_id)
             assert (0 if lane is None else lane.alive) == len(model.alive)
 
     # -- restarts
@@ -532,7 +535,7 @@ class World:
     def _views(store: Store[Envelope]) -> dict[int, View]:
         return {
             lane.id: View(contents(lane), lane.next_qseq, lane.delivered)
-            for lane in store._lanes.values()
+            for lane in probe(store).lanes.values()
         }
 
     # -- checks
@@ -553,11 +556,11 @@ class World:
         self.counts["records replayed"] += store.report.records_replayed
         self.counts["torn tails"] += store.report.log_bytes_cut > 0
         self._check_live(strict=True)
-        assert store._identity.lane_ids_reserved > max(
+        assert probe(store).identity.lane_ids_reserved > max(
             [0, *(model.lane_id for model in self.models), *self.dropped]
         ), "lanes would get ids that others had"
         for model in self.models:
-            self._check_lane(model, store._lanes.get(model.lane_id), views, step)
+            self._check_lane(model, probe(store).lanes.get(model.lane_id), views, step)
         named = {model.lane_id for model in self.models}
         assert views.keys() <= named | self.dropped, "a lane came from nowhere"
         # Those that the catalog names stay. The process may have died between two of its commits:
@@ -612,7 +615,7 @@ class World:
         named = {model.lane_id: views.get(model.lane_id, View({}, 0, 0)) for model in self.models}
         places = {
             (lane_id, qseq): (segment_id, position, length)
-            for lane_id, qseq, segment_id, position, length in store._index.all_pointers()
+            for lane_id, qseq, segment_id, position, length in probe(store).index.all_pointers()
             if lane_id in named and qseq in named[lane_id].messages
         }
         return Image(named, places, store.lsn)
@@ -634,7 +637,7 @@ class World:
         Strict: the index has all there is.
         """
         store = self.running
-        index = store._index
+        index = probe(store).index
         bitmaps = {(lane_id, block): bits for lane_id, block, bits in index.bitmaps()}
         rows = index.lanes()
         counted: dict[int, Live] = {}
@@ -655,24 +658,24 @@ class World:
         assert {key: live for key, live in index.live().items() if live.count} == counted
         if strict:
             assert counted == _counted(store)
-            for lane_id, lane in store._lanes.items():
+            for lane_id, lane in probe(store).lanes.items():
                 assert placed[lane_id] == lane.alive, f"pointers of lane {lane_id}"
-        names = set(self.disk.names(store._paths.log))
+        names = set(self.disk.names(probe(store).paths.log))
         if strict:
-            active = store._log.active
-            known = [one for one in store._log.segments.values() if one is not active]
-            assert names == {store._paths.segment(one.segment_id).name for one in known}
-            assert not self.disk.names(store._paths.spill)
-            assert len(set(self.disk.names(store._paths.ledger)) - {"next.new"}) == 1
+            active = probe(store).log.active
+            known = [one for one in probe(store).log.segments.values() if one is not active]
+            assert names == {probe(store).paths.segment(one.segment_id).name for one in known}
+            assert not self.disk.names(probe(store).paths.spill)
+            assert len(set(self.disk.names(probe(store).paths.ledger)) - {"next.new"}) == 1
         for segment_id in counted:
             if segment_id < SPILL:
-                assert store._paths.segment(segment_id).name in names, (
+                assert probe(store).paths.segment(segment_id).name in names, (
                     f"a pointer to segment {segment_id}, which is gone"
                 )
 
 
 def _counted(store: Store[Envelope]) -> dict[int, Live]:
-    return {segment_id: live for segment_id, live in store._live.items() if live.count}
+    return {segment_id: live for segment_id, live in probe(store).live.items() if live.count}
 
 
 _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [

@@ -17,6 +17,7 @@ from qlog.storage.errors import SyncFailed
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
+from tests.storage.probe import probe
 
 SMALL = StoreSettings(
     segment_bytes_max=16 << 10,
@@ -232,14 +233,8 @@ class Bench:
 
 def abandon(store: Store[Envelope]) -> None:
     """Let go of everything without writing anything."""
-    store._index.close()
-    store.catalog.close()
-    store._reader.close()
-    store._nursery.close()
-    store._spill.close()
-    store._committer.close()
-    store._disk.close(store._recovered.lock)
-    store._disk.release()
+    probe(store).committer.close()
+    probe(store).recovered.close()
 
 
 def publish(

@@ -15,6 +15,7 @@ from qlog.storage.lanes.lane import Lane
 from qlog.storage.space.compact import choose
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.placement import Segment
+from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
     Bench,
@@ -293,11 +294,11 @@ def test_a_segment_that_has_no_footer_yet_is_not_passed_over(bench: Bench) -> No
     lane = new_lane(bench.store)
     left = fill(bench, lane, keep=40)
     settle_until_sealed(bench)
-    segments = sorted(bench.store._log.segments.values(), key=lambda one: one.base_lsn)
+    segments = sorted(probe(bench.store).log.segments.values(), key=lambda one: one.base_lsn)
     segments[1].columns = Columns()  # as when there was no space for its footer
     chosen = choose(
         segments,
-        bench.store._live,
+        probe(bench.store).live,
         EAGER,
         checkpoint_lsn=bench.store.lsn,
         now_s=100.0,
@@ -319,10 +320,10 @@ def test_a_footer_for_which_there_was_no_space_is_written_without_traffic(bench:
         OSError(errno.ENOSPC, "full") if full and operation == "truncate" else None
     )
     settle_down(bench, 3.0)
-    assert bench.store._log.rolled
+    assert probe(bench.store).log.rolled
     full = False
     settle_down(bench)
-    assert not bench.store._log.rolled
+    assert not probe(bench.store).log.rolled
     assert bench.store.segment_count <= 3 and contents(lane) == left
     bench.store.close()
 
@@ -422,12 +423,12 @@ def test_a_replaced_segment_may_be_damaged(bench: Bench) -> None:
     lane = new_lane(bench.store)
     left = fill(bench, lane, keep=40)
     settle_until_sealed(bench)
-    while not bench.store._compactor.replaced:
+    while not probe(bench.store).compactor.replaced:
         bench.tick(0.5)
         bench.maintenance.wait()
         bench.store.advance()
     assert bench.store.checkpoint()
-    replaced = sorted(bench.store._compactor.replaced)
+    replaced = sorted(probe(bench.store).compactor.replaced)
     assert replaced
     damage(bench.directory / "log" / f"{replaced[0]:010d}.qseg", 20)
     bench.restart()
@@ -534,16 +535,16 @@ def test_the_ledger_names_what_is_being_moved_to(
     left = fill(bench, stuck, keep=10, count=200)
     fill(bench, other, keep=10, count=400)
     store = bench.store
-    compactor = store._compactor
-    while not any(live.count for id_, live in store._live.items() if id_ >= COMPACTED):
+    compactor = probe(store).compactor
+    while not any(live.count for id_, live in probe(store).live.items() if id_ >= COMPACTED):
         assert bench.now_s < 100
         settle_down(bench, 0.5)
     other.settle(0, 400)
     for qseq in sorted(left)[2:]:
         stuck.settle(qseq, 1)
-    while not store._condemned:
+    while not probe(store).checkpoints.condemned:
         assert store.checkpoint()
-    store._ledger_wants_roll = True
+    probe(store).settling.wants_roll = True
     stuck.settle(sorted(left)[1], 1)
     assert store.checkpoint() and compactor.made is not None
     kept = {qseq: left[qseq] for qseq in sorted(left)[:1]}

@@ -15,6 +15,7 @@ from qlog.storage.index.index import Index, IndexDoubt
 from qlog.storage.lmdb.file_check import Implausible, check
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.store import Store
+from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
     Bench,
@@ -208,7 +209,7 @@ def test_damage_that_a_compaction_finds_is_doubt_too(tmp_path: Path) -> None:
         bench.tick(0.5)
         bench.store.commit()
         bench.commits.wait()
-        if bench.store._compactor.working:
+        if probe(bench.store).compactor.working:
             break
         bench.maintenance.wait()
         bench.store.advance()

@@ -18,6 +18,7 @@ from qlog.storage.errors import (
     DirectoryLocked,
     DirectoryUnreadable,
     OtherFormat,
+    Shortage,
     StorageError,
     SyncFailed,
 )
@@ -25,6 +26,7 @@ from qlog.storage.index.index import IndexDoubt, Live
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.start.examine import Examination, Verdict
 from qlog.storage.store import Store
+from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
     Bench,
@@ -89,7 +91,7 @@ def three_batches(tmp_path: Path) -> tuple[Path, int, list[int]]:
         bench.store.commit()
         bench.commits.run_one()
         bench.store.advance()
-        ends.append(bench.store._durable_end[1])
+        ends.append(probe(bench.store).commits.durable_end[1])
     bench.kill()
     return bench.directory, lane.id, ends
 
@@ -260,7 +262,7 @@ def test_a_settlement_of_a_message_that_was_lost_does_not_hit_another(tmp_path: 
     assert bench.store.settle_down()
     publish(bench.store, [lane], [b"lost", b"lost too"])
     lane.settle(2, 2)
-    bench.store._log_held = True  # as on a full disk: the ledger goes on
+    probe(bench.store).commits.held = Shortage.SPACE  # as on a full disk: the ledger goes on
     bench.store._retry_s = 99.0
     bench.tick(0.0)
     bench.tick(0.1)
@@ -281,13 +283,13 @@ def test_a_torn_ledger_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
     lane = new_lane(bench.store)
     publish(bench.store, [lane], [b"%d" % at for at in range(10)])
     assert bench.store.settle_down()
-    before = bench.store._committer._ledger.position.position
+    before = probe(bench.store).ledger.position.position
     lane.settle(3, 2)
     bench.tick(0.0)
     bench.tick(0.1)
     bench.commits.run_one()
     bench.store.advance()
-    after = bench.store._committer._ledger.position.position
+    after = probe(bench.store).ledger.position.position
     assert after > before
     bench.kill()
     whole = ledger_path(bench.directory).read_bytes()
@@ -311,7 +313,7 @@ def test_damage_to_synced_acks_is_refused(tmp_path: Path) -> None:
     for qseq in (1, 3, 5):
         lane.settle(qseq, 1)
         assert bench.store.settle_down()
-    end = bench.store._committer._ledger.position.position
+    end = probe(bench.store).ledger.position.position
     lane.settle(7, 1)
     assert bench.store.settle_down()
     bench.kill()
@@ -353,10 +355,14 @@ def test_a_rebuilt_index_is_the_same_as_a_checkpointed_one(tmp_path: Path) -> No
     for store in (kept, rebuilt):
         for lane, before in zip(lanes, states, strict=True):
             assert state(store.lane(lane.id)) == before
-        live.append({key: value for key, value in store._live.items() if value.count})
+        live.append({key: value for key, value in probe(store).live.items() if value.count})
         alive = {lane.id: contents(store.lane(lane.id)) for lane in lanes}
         pointers.append(
-            [pointer for pointer in store._index.all_pointers() if pointer[1] in alive[pointer[0]]]
+            [
+                pointer
+                for pointer in probe(store).index.all_pointers()
+                if pointer[1] in alive[pointer[0]]
+            ]
         )
         store.close()
     assert live[0] == live[1] and pointers[0] == pointers[1]
@@ -430,7 +436,7 @@ def test_a_directory_of_another_format_is_left_alone(
     tmp_path: Path, version: int, advice: str
 ) -> None:
     store = start(tmp_path)
-    identity = store._identity
+    identity = probe(store).identity
     Identity(identity.uuid, 9, 9, 0, version=version).save(store.catalog)
     abandon(store)
     copy = tmp_path.with_name("copy")
@@ -487,7 +493,7 @@ def test_definitions_that_are_gone_take_their_messages_with_them(tmp_path: Path)
     assert bench.store.checkpoint()
     assert len(contents(bench.store.lane(kept.id))) == 5
     bench.restart()
-    assert list(bench.store._lanes) == [kept.id]
+    assert list(probe(bench.store).lanes) == [kept.id]
     bench.store.close()
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.simulation.lives import scratch
 from tests.simulation.mutations import follow, older_ledger_removed
 from tests.simulation.world import Fate, World
+from tests.storage.probe import probe
 from tests.storage.support import SMALL, Bench, contents, new_lane, publish
 
 INDEX = ("index.lmdb",)
@@ -32,7 +33,7 @@ def test_an_orderly_stop_makes_up_for_a_checkpoint_that_found_no_space(world: Wo
     world.publish([0], 5, 30, True, False)
     world.fill_disk(0, INDEX)
     world.checkpoint()
-    assert world.running._checkpoint_full
+    assert probe(world.running).checkpoints.held
     world.free_disk()
     world.reopen(Fate(power=False))
     assert world.running.report.records_replayed == 0
@@ -69,7 +70,7 @@ def test_lsns_go_on_when_all_segments_at_the_top_were_given_up(
         bench.tick()
     assert bench.store.segment_count == 1  # the one that is written to next
     if rolled:
-        bench.store._ledger_wants_roll = True
+        probe(bench.store).settling.wants_roll = True
         assert bench.store.checkpoint()
     epochs = [bench.store.report.epoch]
     for _ in range(2):
@@ -98,13 +99,12 @@ def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
             lane.settle(at, 1)
     assert bench.store.checkpoint()
     bench.tick(2.5)  # begins to compact
-    assert bench.store._compactor._compaction is not None
-    dying = [source.segment_id for source in bench.store._compactor._compaction.sources][
-        0 if opened else 1
-    ]
+    compaction = probe(bench.store).compactor._compaction
+    assert compaction is not None
+    dying = [source.segment_id for source in compaction.sources][0 if opened else 1]
     bench.maintenance.run_one()
     bench.store.advance()
-    assert bench.store._compactor._compaction is not None
+    assert probe(bench.store).compactor._compaction is not None
     lane.settle(0 if opened else 10, 11)
     assert bench.store.checkpoint() and bench.store.checkpoint()
     names = bench.disk.names(bench.directory / "log")
@@ -112,13 +112,13 @@ def test_a_segment_that_dies_while_it_is_compacted_asks_for_its_copy_no_more(
     for _ in range(20):
         bench.tick(1.1)
         assert bench.store.checkpoint()
-    assert bench.store._compactor._compaction is None and not bench.store.take_findings()
+    assert probe(bench.store).compactor._compaction is None and not bench.store.take_findings()
     lane.settle(0, 61)
     for _ in range(4):
         assert bench.store.checkpoint()
         bench.tick()
         bench.tick()
-    bench.store._ledger_wants_roll = True
+    probe(bench.store).settling.wants_roll = True
     assert bench.store.checkpoint()
     bench.restart()
     assert bench.store.lsn == 61 and not contents(bench.store.lane(lane.id))
@@ -145,5 +145,5 @@ def test_a_commit_that_found_the_disk_full_does_not_speak_for_now(world: World) 
     world.tick(0.01)
     world.work(0, False)
     world.free_disk()
-    assert world.running._committing
+    assert probe(world.running).commits.busy
     assert world.running.settle_down()

@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from qlog.storage.bytes.disk import OSDisk
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable, OutOfDescriptors, SyncFailed
+from qlog.storage.errors import (
+    CorruptLog,
+    DirectoryUnreadable,
+    OutOfDescriptors,
+    Shortage,
+    SyncFailed,
+)
 from qlog.storage.index.index import IndexDoubt
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.examine import Examination
 from qlog.storage.store import Store
 from qlog.storage.write.ledger import ACK, TIME, unpack_body
+from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
     Bench,
@@ -347,7 +354,7 @@ def test_a_ledger_that_is_full_before_the_next_checkpoint_rolls_on_a_full_disk(
             store.advance()
     ledger = bench.directory / "ledger"
     assert max(ledger.glob("*.qack")).stem > f"{2:010d}"
-    assert store.settle_down() and not store.full
+    assert store.settle_down() and not store.shortage
     bench.restart()
     assert list(contents(bench.store.lane(lane_id))) == list(range(1, 600, 2))
 
@@ -380,7 +387,7 @@ def test_a_sync_that_finds_the_disk_full_is_final(bench: Bench) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     bench.disk.fail = lambda asked: full if asked == "sync_data" else None
     run_all(bench)
-    assert isinstance(bench.store.failure, SyncFailed) and not bench.store.full
+    assert isinstance(bench.store.failure, SyncFailed) and not bench.store.shortage
     bench.disk.fail = lambda asked: None
     bench.store.close()
 
@@ -390,7 +397,7 @@ def test_a_full_disk_holds_the_batch_until_there_is_space(bench: Bench) -> None:
     publish(bench.store, [lane], [b"a"] * 3)
     assert bench.store.settle_down()
     full = OSError(errno.ENOSPC, "No space left on device")
-    segment = bench.store._committer._file
+    segment = probe(bench.store).committer._file
 
     written = bench.disk.write
 
@@ -402,21 +409,21 @@ def test_a_full_disk_holds_the_batch_until_there_is_space(bench: Bench) -> None:
     bench.disk.write = write  # type: ignore[method-assign]
     lsn = publish(bench.store, [lane], [b"b"] * 3)
     run_all(bench)
-    assert bench.store.full and bench.store.durable_lsn == 3 and bench.store.failure is None
+    assert bench.store.shortage and bench.store.durable_lsn == 3 and bench.store.failure is None
     lane.settle(0, 1)  # acks go on
     bench.tick(0.0)
     bench.tick(0.01)
     run_all(bench)
-    assert bench.store._committer._ledger._number > 1 and not bench.store._chunks
+    assert probe(bench.store).ledger._number > 1 and not probe(bench.store).settling._chunks
     bench.tick(1.0)  # tried again, in vain; and the checkpoint goes on
     run_all(bench)
-    assert bench.store.full and bench.store.durable_lsn == 3
+    assert bench.store.shortage and bench.store.durable_lsn == 3
     copy = bench.directory.with_name("copy")
     shutil.copytree(bench.directory, copy)
     bench.disk.write = written  # type: ignore[method-assign]
     bench.tick(0.3)
     run_all(bench)
-    assert not bench.store.full and bench.store.durable_lsn == lsn
+    assert not bench.store.shortage and bench.store.durable_lsn == lsn
     bench.restart()
     assert list(contents(bench.store.lane(lane.id)).values()) == [b"a"] * 2 + [b"b"] * 3
     bench.store.close()
@@ -434,13 +441,13 @@ def test_acks_made_while_a_checkpoint_waits_for_space_stay(bench: Bench) -> None
     bench.disk.fail = lambda asked: full if asked == "write" else None
     bench.tick(5.0)  # a checkpoint is gathered, and the ledger cannot take its part
     run_all(bench)
-    assert bench.store.full and bench.store._snapshot is not None
+    assert bench.store.shortage and probe(bench.store).checkpoints.snapshot is not None
     lane.settle(1, 1)
     ticket = bench.store.request_sync()
     bench.disk.fail = lambda asked: None
     bench.tick(0.5)
     run_all(bench)
-    assert bench.store.synced >= ticket and bench.store._snapshot is None
+    assert bench.store.synced >= ticket and probe(bench.store).checkpoints.snapshot is None
     bench.restart()
     assert sorted(contents(bench.store.lane(lane.id))) == list(range(2, 10))
     bench.store.close()
@@ -457,17 +464,17 @@ def test_space_comes_back_on_a_full_disk_when_messages_are_settled(bench: Bench)
     for _ in range(40):
         publish(bench.store, [lane], [b"y" * 1000])
     run_all(bench)
-    assert bench.store.full
+    assert bench.store.shortage
     before = bench.store.segment_count
     lane.settle(0, 40)
     for _ in range(4):
         bench.tick(1.1)
         run_all(bench)
-    assert bench.store.full and bench.store.segment_count < before
+    assert bench.store.shortage and bench.store.segment_count < before
     bench.disk.fail = lambda asked: None
     bench.tick(1.1)
     run_all(bench)
-    assert not bench.store.full and bench.store.durable_lsn == bench.store.lsn
+    assert not bench.store.shortage and bench.store.durable_lsn == bench.store.lsn
     assert len(contents(lane)) == 40
     bench.store.close()
 
@@ -507,7 +514,7 @@ def test_old_ledger_files_that_cannot_be_removed_hold_nobody_up(bench: Bench) ->
         if len(list(ledger.glob("*.qack"))) > 1:
             break
     assert len(list(ledger.glob("*.qack"))) == 2
-    assert not bench.store.full
+    assert not bench.store.shortage
     bench.disk.fail = lambda asked: None
     bench.store.close()
 
@@ -549,12 +556,12 @@ def test_file_descriptors_are_waited_for(
             sent += 1
             bench.tick(1.1)
             run_all(bench)
-            held += bench.store.full and bench.store.lacks_descriptors
+            held += bench.store.shortage is Shortage.DESCRIPTORS
         durable_lsn = bench.store.durable_lsn
         openings.free = None
         bench.tick(5.0)
         run_all(bench)
-        assert bench.store.failure is None and not bench.store.full
+        assert bench.store.failure is None and not bench.store.shortage
         assert durable_lsn <= bench.store.durable_lsn == bench.store.lsn
         assert bench.store.checkpoint()
     assert held and openings.refused > 12
@@ -743,7 +750,7 @@ def test_a_doubt_that_cannot_be_marked_is_still_final(
     def apply(*_: object) -> None:
         raise IndexDoubt("a row is damaged")
 
-    monkeypatch.setattr(bench.store._index, "apply", apply)
+    monkeypatch.setattr(probe(bench.store).index, "apply", apply)
     bench.disk.fail = lambda asked: (
         OSError(errno.EIO, "Input/output error") if asked == "sync_directory" else None
     )
@@ -768,10 +775,10 @@ def test_a_result_that_cannot_be_taken_is_final_and_the_others_are_taken(
     def advance(durable_lsn: int) -> None:
         raise error
 
-    monkeypatch.setattr(bench.store._cache, "advance", advance)
+    monkeypatch.setattr(probe(bench.store).cache, "advance", advance)
     bench.store.advance()
     assert bench.store.failure is error
-    assert not bench.store._committing and not bench.store._upkeep.jobs
+    assert not probe(bench.store).commits.busy and not probe(bench.store).upkeep.jobs
     bench.store.close()
 
 

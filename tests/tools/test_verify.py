@@ -19,6 +19,7 @@ from qlog.storage.settings import StoreSettings
 from qlog.storage.write.segment import BatchFile, seal
 from qlog.tools.cli import app
 from tests.live.server import BrokerProcess
+from tests.storage.probe import probe
 from tests.tools.directories import (
     flip,
     inspect,
@@ -91,7 +92,7 @@ def test_a_footer_of_other_messages_is_noticed(tmp_path: Path) -> None:
     directory = stopped(tmp_path / "data")
     path = segments_of(directory)[0]
     with opened(directory) as store:
-        uuid = store._identity.uuid
+        uuid = probe(store).identity.uuid
     file = BatchFile(OSDisk(), path, uuid, 1)
     trailer = file.trailer()
     assert trailer is not None

@@ -1,0 +1,338 @@
+"""When the index is brought up to date, and what follows from it: segments are given up and unlinked.
+
+On the owner's thread; what is written to LMDB is written by checkpoint.py on the checkpoint thread.
+It promises the order of three steps: what a checkpoint has is synced in the log, then in the ledger,
+then LMDB commits. And it promises the three steps of giving a segment up (reclaim.py). Compactions
+pass through here, since their moves are part of a checkpoint.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Generic
+
+from qlog.storage.errors import Shortage
+from qlog.storage.index import checkpoint
+from qlog.storage.index.checkpoint import CheckpointDone, Snapshot, snapshot_records
+from qlog.storage.index.index import SPILL, Index, IndexDoubt, Live, Move
+from qlog.storage.lanes.cache import Cache
+from qlog.storage.lanes.lane import Changes, Lane
+from qlog.storage.lanes.reader import Reader
+from qlog.storage.lanes.run import M
+from qlog.storage.settings import StoreSettings
+from qlog.storage.space.compact import CompactionStep
+from qlog.storage.space.compactor import Compactor
+from qlog.storage.space.reclaim import dead_segments, is_worth_rolling
+from qlog.storage.write.commit import CommitJob, CommitResult
+from qlog.storage.write.commits import Commits
+from qlog.storage.write.ledger import SEGMENT_DROPPED, Records
+from qlog.storage.write.settling import Settling
+from qlog.storage.write.spill import SpillWriter
+from qlog.storage.write.upkeep import Unlinked, Upkeep
+
+_NEVER_S = 60.0
+
+
+class Checkpoints(Generic[M]):
+    """See the head of this file.
+
+    Arguments: `live` are the segments' unsettled messages as the index counts them; `identity` is
+    (uuid, epoch) of the directory; `on_doubt` and `on_failure` are told when the index is wrong,
+    and when the disk failed; `notify` makes the owner call `tick` soon.
+    """
+
+    def __init__(
+        self,
+        *,
+        commits: Commits[M],
+        settling: Settling[M],
+        lanes: dict[int, Lane[M]],
+        cache: Cache[M],
+        index: Index,
+        live: dict[int, Live],
+        spill: SpillWriter[M],
+        reader: Reader[M],
+        identity: tuple[bytes, int],
+        upkeep: Upkeep,
+        compactor: Compactor,
+        settings: StoreSettings,
+        notify: Callable[[], None],
+        on_doubt: Callable[[Exception], object],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self.live = live
+        self.compactor = compactor
+        self.wanted = False  # one is to begin with the next commit
+        self.snapshot: Snapshot[M] | None = None  # gathered, and not in the index yet
+        self.held: Shortage | None = None  # why it is not written now
+        self.condemned: set[int] = set()  # segments that were given up, and are there
+        self.lsn = commits.log.lsn  # the index has the log up to here
+        self._commits = commits
+        self._settling = settling
+        self._changes: Changes[M] = settling.changes
+        self._lanes = lanes
+        self._cache = cache
+        self._index = index
+        self._spill = spill
+        self._reader = reader
+        self._identity = identity
+        self._upkeep = upkeep
+        self._settings = settings
+        self._notify = notify
+        self._on_doubt = on_doubt
+        self._on_failure = on_failure
+        self._writing = False
+        self._begun_s = 0.0
+        self._now_s = 0.0
+        self._bytes_appended = 0  # since the last one began
+        self._lanes_with_runs: set[Lane[M]] = set()
+        self._dropped: list[int] = []  # lanes, for the next one
+        self._unlinked: list[int] = []  # segments, for the next one
+        self._unlink_again: list[int] = []  # after the next one
+        self._dead_left = self._any_dead()  # segments for the next one to give up
+
+    # -- when
+
+    @property
+    def ledger_may_go_on(self) -> bool:
+        """Whether settlements may be written.
+
+        Until the ledger has what a snapshot has, it gets no more: what came after the snapshot
+        must lie behind the position that the index remembers.
+        """
+        return self.snapshot is None or self.snapshot.ledger is not None
+
+    def appended(self, size: int) -> None:
+        """So many bytes went to the log."""
+        self._bytes_appended += size
+
+    def lane_dropped(self, lane_id: int) -> None:
+        """The next checkpoint removes the lane from the index."""
+        self._dropped.append(lane_id)
+        self._changes.operations += 1
+
+    def tick(self, now_s: float) -> tuple[bool, float]:
+        """Whether one is due, and the seconds until the next will be."""
+        self._now_s = now_s
+        changes = self._changes
+        if not (
+            changes.dirty
+            or self._dropped
+            or self.condemned
+            or self.compactor.moves
+            or self._dead_left
+            or self.lsn < self._commits.durable_lsn
+        ):
+            return False, _NEVER_S
+        settings = self._settings
+        due_s = self._begun_s + settings.checkpoint_interval_s
+        due = (
+            now_s >= due_s
+            or changes.operations >= settings.checkpoint_operations
+            or self._bytes_appended >= settings.checkpoint_bytes
+            or self._cache.transient_bytes > settings.cache_bytes_max
+        )
+        if due and self.snapshot is None:
+            self.begin()
+            due_s = self._begun_s + settings.checkpoint_interval_s
+        return self.wanted, max(due_s - now_s, 0.01)
+
+    def begin(self) -> None:
+        """Have one begin with the next commit, unless one is under way."""
+        if self.snapshot is None:
+            self.wanted = True
+            self._dead_left = False
+            self._begun_s = self._now_s
+
+    # -- gathering
+
+    def join(self, job: CommitJob) -> None:
+        """Let the job begin a checkpoint, or a new file of the ledger, if that is wanted.
+
+        All that lanes settled is in the job or was written before.
+        """
+        settling = self._settling
+        if self.wanted and self.snapshot is None:
+            self.wanted = False
+            self.snapshot = self._gather()
+            if settling.wants_roll:
+                job.snapshot = self._ledger_snapshot()
+        if settling.overflowed:
+            job.snapshot = self._ledger_snapshot()
+        if job.snapshot is not None:
+            settling.rolls()
+        if self.snapshot is not None and self.snapshot.ledger is None:
+            job.ledger_sync = True
+
+    def _gather(self) -> Snapshot[M]:
+        changes = self._changes
+        durable_lsn = self._commits.durable_lsn
+        snapshot: Snapshot[M] = Snapshot(durable_lsn, *self._commits.durable_end)
+        checkpoint.gather(snapshot, changes.dirty, durable_lsn)
+        changes.dirty.clear()
+        changes.operations = 0
+        self._bytes_appended = 0
+        for lane in snapshot.lanes:  # what is not durable yet comes with the next one
+            if lane.durable_upto(durable_lsn) < lane.next_qseq:
+                changes.dirty.add(lane)
+        snapshot.dropped = self._dropped
+        snapshot.unlinked = self._unlinked
+        snapshot.condemned = list(self.condemned)
+        snapshot.moves = self.compactor.take_moves()
+        self._dropped = []
+        self._unlinked = []
+        return snapshot
+
+    def _ledger_snapshot(self) -> Records:
+        durable_lsn = self._commits.durable_lsn
+        log = self._commits.log
+        segments = log.segments.values()
+        written = [segment for segment in segments if segment.base_lsn < durable_lsn]
+        following = min(
+            (segment.segment_id for segment in segments if segment.base_lsn >= durable_lsn),
+            default=log.active.segment_id + 1,
+        )
+        ids = [segment.segment_id for segment in written]
+        kept = [segment_id for segment_id in ids if segment_id not in self.condemned]
+        made = self.compactor.made
+        if made is not None:  # the index may point to it, and all its sources may be condemned
+            kept.append(made.segment_id)
+        replaced = {
+            old: new for old, new in self.compactor.replaced.items() if old not in self.condemned
+        }
+        pointed_to = {id_ for id_, live in self.live.items() if live.count and id_ < SPILL}
+        assert pointed_to <= set(kept), "a start would miss what the index points to"
+        return snapshot_records(self._lanes.values(), kept, replaced, following, durable_lsn)
+
+    # -- writing
+
+    def committed(self, result: CommitResult) -> None:
+        """The ledger was synced, perhaps: then the snapshot can be written."""
+        snapshot = self.snapshot
+        if result.ledger_synced and snapshot is not None and snapshot.ledger is None:
+            snapshot.ledger = result.ledger_position
+            self.resume()
+
+    def resume(self) -> None:
+        """Write the snapshot if its part of the ledger is synced."""
+        snapshot = self.snapshot
+        if snapshot is None or snapshot.ledger is None or self._writing or self.held:
+            return
+        self._writing = True
+        uuid, epoch = self._identity
+        index = self._index
+        spill = self._spill
+        self._upkeep.submit(lambda: checkpoint.write(snapshot, index, spill, uuid, epoch))
+
+    def written(self, done: CheckpointDone[M]) -> None:
+        """The index has the snapshot, or could not get it."""
+        snapshot = done.snapshot
+        self._writing = False
+        if done.failure is not None:
+            self._on_failure(done.failure)
+            return
+        if done.doubt is not None:
+            self._on_doubt(done.doubt)
+            return
+        if done.shortage is not None:
+            self.held = done.shortage
+            self._notify()
+            return
+        for run, segment_id, positions, lengths in snapshot.spilled:
+            self._cache.drop(run)
+            run.segment_id = segment_id
+            run.positions = positions
+            run.lengths = lengths
+            run.indexed = True
+        for transient in snapshot.transients:  # no space for them: again with the next one
+            for update, _ in transient.owners:
+                lane = self._lanes.get(update.lane_id)
+                if lane is not None:
+                    self._changes.dirty.add(lane)
+        self.snapshot = None
+        for run in snapshot.runs:
+            run.indexed = True
+        self._index.forget_cached()
+        self._lanes_with_runs.update(snapshot.lanes)
+        self._take_over(snapshot.moves)
+        self._lanes_with_runs = {lane for lane in self._lanes_with_runs if lane.forget_indexed()}
+        self.live.update(done.live)
+        self.lsn = snapshot.lsn
+        self._reclaim(snapshot.condemned, done.spill_current)
+
+    # -- giving up segments
+
+    def _reclaim(self, condemned: Sequence[int], spill_current: int) -> None:
+        """After a checkpoint: unlink what was given up before it, give up what is dead now."""
+        log = self._commits.log
+        spilled = [
+            segment_id
+            for segment_id, live in self.live.items()
+            if segment_id >= SPILL and not live.count and segment_id != spill_current
+        ]
+        going = [segment_id for segment_id in condemned if segment_id in self.condemned]
+        for segment_id in going:
+            self.condemned.remove(segment_id)
+            del log.segments[segment_id]
+            self.compactor.replaced.pop(segment_id, None)
+        for segment_id in [*going, *spilled]:
+            self._reader.forget(segment_id)
+            self.live.pop(segment_id, None)
+        unlinking = [*self._unlink_again, *going, *spilled]
+        self._unlink_again = []
+        if unlinking:
+            self._upkeep.unlink(unlinking)
+        for segment_id in self._dead():
+            self.condemned.add(segment_id)
+            end_lsn = log.segments[segment_id].end_lsn
+            self._settling.note([SEGMENT_DROPPED, segment_id, end_lsn])
+        if log.lsn == self.lsn and is_worth_rolling(log.active, self.live, self.lsn):
+            log.roll()
+            self._commits.seal_rolled()
+
+    def unlinked(self, done: Unlinked) -> None:
+        """Files are gone; those that are left are tried again. Raises what else went wrong."""
+        self._unlinked += done.gone
+        self._unlink_again += done.left
+        if done.error is not None:
+            raise done.error
+
+    def sealed(self) -> None:
+        """A segment was sealed: it may be dead, and nothing else may happen for long."""
+        if not self._dead_left and self._any_dead():
+            self._dead_left = True
+            self._notify()
+
+    def _dead(self) -> list[int]:
+        segments = self._commits.log.segments
+        return dead_segments(segments, self.live, self.lsn, self.condemned)
+
+    def _any_dead(self) -> bool:
+        return bool(self._dead())
+
+    # -- compaction
+
+    def compact(self, now_s: float, *, may_begin: bool) -> float:
+        """Let a compaction go on, or begin; seconds until the next time."""
+        return self.compactor.tick(now_s, self.live, self.lsn, self.condemned, may_begin=may_begin)
+
+    def compacted(self, step: CompactionStep) -> None:
+        """Take the result of a step of a compaction."""
+        if isinstance(step.failure, IndexDoubt):
+            self._on_doubt(step.failure)
+        elif step.failure is not None:
+            self._on_failure(step.failure)
+        record = self.compactor.stepped(step, self._now_s)
+        if record is not None:
+            self._settling.note(record)
+        if not step.finished:
+            self._notify()
+
+    def _take_over(self, moves: Sequence[Move]) -> None:
+        """The index has these moves: memory must not know better."""
+        if not moves:
+            return
+        sources = frozenset().union(*(move.sources for move in moves))
+        for lane in self._lanes_with_runs:
+            lane.forget_segments(sources)
+        segment = self.compactor.moved()
+        if segment is not None:
+            self._commits.log.segments[segment.segment_id] = segment

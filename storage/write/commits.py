@@ -1,0 +1,160 @@
+"""The commits of the log, as the owner's thread sees them: what waits, what is under way, how far
+the log is durable.
+
+One job is under way at a time; what comes meanwhile is the next one's. It promises that
+`durable_lsn` moves only when the commit thread says that a batch was synced, and that what the disk
+had no room for is handed over again, in its order. What a job does to the ledger is the business of
+settling.py; what a job consists of is put together by the store.
+"""
+
+from collections.abc import Callable
+from typing import Generic
+
+from qlog.storage.errors import Shortage, shortage_of
+from qlog.storage.lanes.cache import Cache
+from qlog.storage.lanes.run import M
+from qlog.storage.settings import StoreSettings
+from qlog.storage.worker import Worker
+from qlog.storage.write.commit import CommitJob, CommitResult, Committer
+from qlog.storage.write.placement import Log, PendingBatch
+from qlog.storage.write.upkeep import Sealed, Upkeep
+
+RETRY_S = 0.2  # what met a shortage is tried again after so long
+_NEVER_S = 60.0
+
+
+class Commits(Generic[M]):
+    """See the head of this file.
+
+    Arguments: `log` says where records go; `worker` runs `committer`'s jobs; `upkeep` seals and
+    prepares segments; `notify` makes the owner call `advance` and `tick` soon.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        committer: Committer,
+        worker: Worker,
+        upkeep: Upkeep,
+        cache: Cache[M],
+        settings: StoreSettings,
+        notify: Callable[[], None],
+    ) -> None:
+        self.log = log
+        self.durable_lsn = log.lsn
+        # Where the record of that LSN is, or will be: (segment id, position).
+        self.durable_end = (log.active.segment_id, log.active.log_end)
+        self.busy = False  # a job is under way
+        self.held: Shortage | None = None  # why the log is not written now
+        self.requested = 0  # the newest ticket of `request_sync`
+        self.synced = 0  # all up to this ticket are served
+        self._committer = committer
+        self._worker = worker
+        self._upkeep = upkeep
+        self._cache = cache
+        self._settings = settings
+        self._notify = notify
+        self._now_s = 0.0
+        self._seal_s = 0.0  # before then no sealing is tried
+
+    @property
+    def congested(self) -> bool:
+        """More is waiting for the disk than there should be."""
+        return self.log.pending_bytes > self._settings.pending_bytes_max
+
+    @property
+    def pending(self) -> bool:
+        """Messages wait that can be handed over now."""
+        return self.held is None and self.log.has_pending
+
+    def request_sync(self) -> int:
+        """A ticket for all that is appended and settled now: served when `synced` reaches it."""
+        self.requested += 1
+        return self.requested
+
+    def job(self) -> CommitJob:
+        """The next job with the messages that wait; the ledger's part is to be added."""
+        batches = [] if self.held else self.log.take_batches()
+        return CommitJob(batches, self.durable_lsn)
+
+    def submit(self, job: CommitJob) -> None:
+        """Give the job to the commit thread."""
+        assert not self.busy
+        self.busy = True
+        self._worker.submit(self._committer.bind(job))
+
+    def results(self) -> list[object]:
+        """What the commit thread has done since the last call."""
+        results = self._worker.take()
+        if results:
+            self.busy = False
+        return results
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until the job under way is done; False when that takes longer than `timeout_s`."""
+        return self._worker.wait(timeout_s)
+
+    def committed(self, result: CommitResult) -> None:
+        """What was written is durable; what was not is held, or was never confirmed."""
+        job = result.job
+        log = self.log
+        if result.written:
+            last = job.batches[result.written - 1]
+            self.durable_lsn = last.base_lsn + last.count
+            self.durable_end = (last.segment.segment_id, last.end)
+            log.pending_bytes -= sum(batch.size for batch in job.batches[: result.written])
+            self._cache.advance(self.durable_lsn)
+            self.seal_rolled()
+            self._prepare_after(last)
+        if result.failure is not None:
+            return
+        left = job.batches[result.written :]
+        log.put_back(left)
+        if left and result.full is not None:
+            self.held = shortage_of(result.full)
+
+    def tick(self, now_s: float) -> float:
+        """Seal what is due; seconds until there is something to seal."""
+        self._now_s = now_s
+        rolled = self.log.rolled
+        if not (rolled and rolled[0].end_lsn <= self.durable_lsn):
+            return _NEVER_S
+        if now_s >= self._seal_s:
+            self.seal_rolled()
+        return RETRY_S
+
+    def seal_rolled(self) -> None:
+        """Have the full segments sealed whose records are all durable."""
+        rolled = self.log.rolled
+        while rolled and rolled[0].end_lsn <= self.durable_lsn:
+            self._upkeep.seal(rolled.pop(0))
+
+    def sealed(self, done: Sealed) -> None:
+        """A segment has its footer, or there was no room for it. Raises what else went wrong."""
+        segment, error = done.segment, done.error
+        if error is None:
+            assert segment.columns is not None
+            segment.capacity = segment.log_end + segment.columns.packed_bytes
+            segment.columns = None
+            segment.sealed_s = self._now_s
+        elif shortage_of(error) is not None:
+            self.log.rolled.insert(0, segment)
+            self._seal_s = self._now_s + RETRY_S
+            self._notify()
+        else:
+            raise error
+
+    def close(self) -> None:
+        """End the commit thread; call it when no job is under way."""
+        self._worker.stop()
+        self._committer.close()
+
+    def _prepare_after(self, last: PendingBatch) -> None:
+        """Have the next segment made when a quarter of the active one is used.
+
+        Its file comes after this one's, which has been written: a start takes a gap for a segment
+        that is missing.
+        """
+        active = self.log.active
+        if active is last.segment and active.log_end > active.capacity // 4:
+            self._upkeep.prepare(active.segment_id + 1, self._settings.segment_bytes_max)

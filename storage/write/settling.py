@@ -1,0 +1,167 @@
+"""What lanes settle and deliver, on its way to the ledger.
+
+Settlements gather for `ack_flush_s`, become one batch of records, and are synced at least once in
+`ledger_sync_s`. It promises that records reach the ledger in the order in which they were noted, and
+that a settlement which waits for a ticket (`Changes.settle_after`) reaches it only when the log is
+durable up to there. When the file is written is said here; writing it is the commit thread's.
+"""
+
+from collections.abc import Callable
+from typing import Generic
+
+from qlog.storage.errors import Shortage, shortage_of
+from qlog.storage.lanes.lane import Changes
+from qlog.storage.lanes.run import M
+from qlog.storage.settings import StoreSettings
+from qlog.storage.write.commit import CommitJob, CommitResult
+from qlog.storage.write.ledger import DELIVERED, TIME, Record, Records, ack_record
+
+_TIME_MS = 1000  # a batch says when it was made, unless one within so long before did
+_NEVER_S = 60.0
+
+
+class Settling(Generic[M]):
+    """See the head of this file.
+
+    Arguments: `changes` is what lanes leave; `clock_ms` is the wall clock, for the times in the
+    ledger that people read; `notify` makes the owner call `tick` soon.
+    """
+
+    def __init__(
+        self,
+        changes: Changes[M],
+        settings: StoreSettings,
+        clock_ms: Callable[[], int] | None,
+        notify: Callable[[], None],
+    ) -> None:
+        self.changes = changes
+        self.held: Shortage | None = None  # why the ledger is not written now
+        self.wants_roll = False  # the ledger's file is nearly full
+        self.overflowed = False  # it is full, between two checkpoints, and so is the disk
+        self.wants_sync = False  # what was written has waited long enough for its sync
+        changes.await_acks = self.await_flush
+        self._settings = settings
+        self._clock_ms = clock_ms
+        self._notify = notify
+        self._records: list[Record] = []  # beside what lanes leave
+        self._chunks: list[Records] = []  # batches that are not written yet
+        self._time_ms: int | None = None  # the last time in the ledger's file
+        self._now_s = 0.0
+        self._since_s: float | None = None  # when the oldest record that waits came
+        self._flush_due = False
+        self._awaited = False  # `tick` will be called in time for them
+        self._unsynced = False
+        self._synced_s = 0.0
+
+    def note(self, record: Record) -> None:
+        """Have a record written with the next settlements."""
+        self._records.append(record)
+        self.await_flush()
+
+    def await_flush(self) -> None:
+        """Make sure that `tick` is called in time to write what waits."""
+        if self._since_s is None:  # since the tick before, at least: rather early than late
+            self._since_s = self._now_s
+        if not self._awaited:
+            self._awaited = True
+            self._notify()
+
+    @property
+    def due(self) -> bool:
+        """Settlements have waited long enough, or are many."""
+        return self._flush_due or self.changes.acked_count >= self._settings.ack_flush_count
+
+    @property
+    def unwritten(self) -> bool:
+        """Batches wait that could not be written."""
+        return bool(self._chunks)
+
+    def tick(self, now_s: float) -> tuple[bool, float]:
+        """Whether something must be written now, and the seconds until that is so again."""
+        self._now_s = now_s
+        settings = self._settings
+        now = False
+        wait_s = _NEVER_S
+        changes = self.changes
+        if changes.acked or changes.delivered or self._records:
+            assert self._since_s is not None
+            due_s = self._since_s + settings.ack_flush_s
+            if now_s >= due_s:
+                self._flush_due = now = True
+            wait_s = max(due_s - now_s, settings.ack_flush_s)
+        if self._unsynced:
+            due_s = self._synced_s + settings.ledger_sync_s
+            if now_s >= due_s and self.held is None:
+                self.wants_sync = now = True
+            wait_s = min(wait_s, max(due_s - now_s, 0.01))
+        return now, wait_s
+
+    def ticked(self, wait_s: float) -> None:
+        """The owner's next tick is so far away."""
+        self._awaited = wait_s <= self._settings.ack_flush_s
+
+    def join(self, job: CommitJob, *, sync: bool, flush: bool) -> None:
+        """Add to the job what is to be written.
+
+        `sync`: somebody waits for the ledger's sync. `flush`: what gathers is to go now; without
+        it only batches that were made before go, so that a confirm costs no more than its own
+        write and sync.
+        """
+        job.ledger_sync = sync or self.wants_sync
+        if flush:
+            self.flush()
+        job.ledger = self._chunks
+        self._chunks = []
+
+    def flush(self) -> None:
+        """Make a batch of all that lanes settled and delivered."""
+        changes = self.changes
+        records = self._records
+        self._records = []
+        for lane in changes.acked:
+            if not lane.dropped:
+                records.append(ack_record(lane.id, lane.unwritten))
+            lane.unwritten = []
+        for lane in changes.delivered:
+            lane.delivered_unwritten = False
+            if not lane.dropped:
+                records.append([DELIVERED, lane.id, lane.delivered])
+        changes.acked.clear()
+        changes.delivered.clear()
+        changes.acked_count = 0
+        self._since_s = None
+        self._flush_due = False
+        if records:
+            self._add_time(records)
+            self._chunks.append(records)
+
+    def rolls(self) -> None:
+        """The job begins a new file of the ledger, which has no time yet."""
+        self._time_ms = None
+
+    def committed(self, result: CommitResult) -> None:
+        """Take over what became of the ledger's part of a job that did not fail."""
+        job = result.job
+        if result.ledger_written:
+            self._unsynced = True
+        if result.ledger_synced:
+            self._unsynced = False
+            self.wants_sync = False
+            self._synced_s = self._now_s
+        self.wants_roll = result.ledger_wants_roll
+        self.overflowed = bool(result.full) and result.ledger_written < len(job.ledger)
+        self._chunks = [*job.ledger[result.ledger_written :], *self._chunks]
+        if result.full is not None and (
+            self._chunks or (job.ledger_sync and not result.ledger_synced)
+        ):
+            self.held = shortage_of(result.full)
+
+    def _add_time(self, records: list[Record]) -> None:
+        """Let a batch say when it was made, about once a second."""
+        if self._clock_ms is None:
+            return
+        now_ms = self._clock_ms()
+        last_ms = self._time_ms
+        if last_ms is None or not 0 <= now_ms - last_ms < _TIME_MS:
+            records.insert(0, [TIME, now_ms])
+            self._time_ms = now_ms
