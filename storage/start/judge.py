@@ -1,28 +1,232 @@
-"""The log at a start: which segments count, in which order, and where it ends.
+"""What is damage in a directory, and what a kill left: the only place where that is decided.
+
+A start asks before it changes anything, and is refused for the first finding. `qlog inspect` asks
+the same functions with the same evidence, and lists all findings. Nothing is changed here.
 
 The tail rule. At the first bad byte of the log, at LSN p: if anything that is whole (a later batch,
 a later segment, a batch of the ledger, the checkpoint, the catalog) says that the log had been
-synced beyond p, then confirmed data is damaged, and the start is refused. Otherwise the bytes are
-what a crash left of a write that nobody was told of, and are cut. Here it is judged; nothing is
-changed.
+synced beyond p, then confirmed data is damaged: a finding. Otherwise the bytes are what a kill left
+of a write that nobody was told of: a start cuts them. The rule for the ledger is the same.
+
+Evidence is gathered in one order: catalog, index, ledger, log. The index is never a finding, since
+all in it follows from the others; `index_doubt` says why a start makes it anew. What a start finds
+wrong in the index only when it uses it is not foreseen here: it starts once more without the index.
 
 Segments are in the order of their first LSNs. What a compaction put together stands for the
 segments that went into it from the moment the ledger says so, and for nothing before.
 """
 
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
-from qlog.storage.bytes.datadir import Paths, check_format, numbered
+from qlog.storage.bytes.datadir import Identity, Paths, check_format, numbered
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.bytes.footer import Columns
-from qlog.storage.errors import CorruptLog
+from qlog.storage.errors import CorruptLog, DirectoryUnreadable, StorageError
+from qlog.storage.index.index import SPILL, Checkpoint, Live
 from qlog.storage.start.fold import COMPACTED, SegmentFacts
+from qlog.storage.write.ledger import LedgerPosition, Record, unpack_body
 from qlog.storage.write.placement import Segment
-from qlog.storage.write.segment import BatchFile, columns_of
+from qlog.storage.write.segment import Batch, BatchFile, columns_of
 
 ADVICE = "restore it from a copy, or see what is left with `qlog inspect repair --accept-loss`"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Damage for which a start is refused.
+
+    `what` follows on a place in the file; without a `position` it follows on the file's name.
+    `end`: of the bytes that are damaged. `lsn_first` and `lsn_end` (exclusive): the messages that
+    are missing. None: does not apply, or is not known.
+    """
+
+    path: Path
+    what: str
+    position: int | None = None
+    end: int | None = None
+    lsn_first: int | None = None
+    lsn_end: int | None = None
+    kind: type[StorageError] = CorruptLog
+
+    def error(self) -> StorageError:
+        """What a start raises: one line."""
+        what = self.what
+        if self.position is not None:
+            what = f"is damaged at byte {self.position}" + (f": {what}" if what else "")
+        mark = ";" if ":" in what else ":"
+        return self.kind(f"{self.path} {what}{mark} {ADVICE}")
+
+
+def raise_first(findings: Sequence[Finding]) -> None:
+    """Refuse the start. Raises CorruptLog, DirectoryUnreadable."""
+    if findings:
+        raise findings[0].error()
+
+
+# -- what catalog and index say
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What catalog and index say of ledger and log; read before those are.
+
+    `attested`: the checkpoint of an index that is this directory's, be the index in doubt
+    otherwise: log and ledger had been synced up to there. `checkpoint`: the same of an index that
+    is not in doubt; None: the index is made anew from all of ledger and log. `live`: by segment,
+    what an index that is not in doubt points to.
+    """
+
+    identity: Identity
+    attested: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
+    live: Mapping[int, Live] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> set[int]:
+        """Segments that must be there, by the index."""
+        return {id_ for id_, live in self.live.items() if live.count and id_ < SPILL}
+
+
+def index_doubt(checkpoint: Checkpoint | None, uuid: bytes, *, marked: bool) -> str:
+    """Why an index that can be read is made anew; empty when it is good.
+
+    `marked`: a running broker had left word that it found the index wrong.
+    """
+    if checkpoint is None:
+        return "it was not finished"
+    if checkpoint.uuid != uuid:
+        return "it belongs to another directory"
+    return "the broker had found it wrong" if marked else ""
+
+
+def judge_missing_catalog(disk: Disk, paths: Paths) -> list[Finding]:
+    """Without an identity a directory is new, unless there is something in it."""
+    if numbered(disk, paths.ledger, ".qack") or numbered(disk, paths.log, ".qseg"):
+        return [Finding(paths.catalog, "is missing", kind=DirectoryUnreadable)]
+    return []
+
+
+def judge_age_of_catalog(
+    paths: Paths, identity: Identity, epoch: int, lane_ids: Iterable[int]
+) -> list[Finding]:
+    """An older copy does not know all queues: those that it lacks would lose their messages.
+
+    `epoch`: the highest in any other file. `lane_ids`: of all lanes that any other file names. One
+    that was copied since the last start, and not long before the end, goes unnoticed.
+    """
+    lane_id = max(lane_ids, default=0)
+    if epoch <= identity.epoch and lane_id < identity.lane_ids_reserved:
+        return []
+    what = (
+        f"is an older copy, of start {identity.epoch}: log and ledger are of start {epoch}, and "
+        f"know queues up to {lane_id}"
+    )
+    return [Finding(paths.catalog, what, kind=DirectoryUnreadable)]
+
+
+# -- the ledger
+
+
+@dataclass(slots=True)
+class LedgerFile:
+    """The ledger's current file."""
+
+    file_id: int = 0
+    number: int = 0  # of the next batch
+    epoch: int = 0  # of the start that made the file
+    log_durable: int = 0  # the log had been synced up to this LSN
+    records: list[Record] = field(default_factory=list)  # to be replayed
+    beyond: list[Record] = field(default_factory=list)  # of whole batches behind the bad bytes
+    segments: SegmentFacts = field(default_factory=SegmentFacts)
+    position: int = FILE_HEADER_BYTES  # where the whole batches end that follow on each other
+    bytes_cut: int = 0  # behind that, if they are no damage
+    batches: int = 0  # that are whole
+    findings: list[Finding] = field(default_factory=list)
+
+
+def judge_ledger(
+    disk: Disk, paths: Paths, evidence: Evidence, *, everything: bool = False
+) -> LedgerFile:
+    """Read and judge the newest ledger file.
+
+    `everything`: the records before the checkpoint too, and what is left behind damage. Raises
+    OtherFormat, OSError.
+    """
+    ids = numbered(disk, paths.ledger, ".qack")
+    if not ids:
+        ledger = LedgerFile()
+        # The first one is there before anything is written to the log.
+        attested = evidence.attested
+        if numbered(disk, paths.log, ".qseg") or (attested is not None and attested.lsn):
+            ledger.findings.append(Finding(paths.ledger, "is missing"))
+        return ledger
+    path = paths.ledger_file(ids[-1])
+    file = BatchFile(disk, path, evidence.identity.uuid, ids[-1])
+    try:
+        check_version(file)
+        return _read_ledger(file, evidence, everything)
+    finally:
+        file.close()
+
+
+def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> LedgerFile:
+    ledger = LedgerFile(file.file_id)
+    known = file.header_belongs_here and file.header is not None
+    if file.header is not None and known:
+        ledger.number = file.header.base
+        ledger.epoch = file.header.epoch
+    else:
+        ledger.findings.append(Finding(file.path, "", 0, FILE_HEADER_BYTES))
+    replayed_from = FILE_HEADER_BYTES
+    checkpoint = evidence.checkpoint
+    if checkpoint is not None and checkpoint.ledger.file_id == file.file_id and not everything:
+        replayed_from = checkpoint.ledger.position
+    for batch in file.batches():
+        if not ledger.batches and not known:
+            ledger.number = batch.header.base
+        if batch.header.base != ledger.number:
+            break
+        ledger.position = batch.end
+        ledger.number += 1
+        records = _take(ledger, batch)
+        if batch.position >= replayed_from:
+            ledger.records += records
+    attested = 0
+    bad_end = None
+    for batch in file.whole_batches_after(ledger.position):
+        attested = max(attested, batch.header.durable)
+        bad_end = batch.position if bad_end is None else bad_end
+        if everything:
+            ledger.beyond += _take(ledger, batch)
+    complete = ledger.segments.complete
+    by_index: LedgerPosition | None = None
+    if evidence.attested is not None:
+        by_index = evidence.attested.ledger
+    if by_index is not None and by_index.file_id >= file.file_id:
+        attested = max(attested, by_index.number)
+    used_end = file.used_end(ledger.position)
+    if not complete or attested > ledger.number:
+        what = "acks that were on disk are lost"
+        end = used_end if bad_end is None else bad_end
+        ledger.findings.append(Finding(file.path, what, ledger.position, end))
+    ledger.bytes_cut = used_end - ledger.position
+    return ledger
+
+
+def _take(ledger: LedgerFile, batch: Batch) -> list[Record]:
+    log_durable, records = unpack_body(batch.body)
+    ledger.batches += 1
+    ledger.log_durable = max(ledger.log_durable, log_durable)
+    for record in records:
+        ledger.segments.apply(record)
+    return records
+
+
+# -- the log
 
 
 @dataclass(slots=True)
@@ -37,17 +241,35 @@ class FoundSegment:
 
 @dataclass(slots=True)
 class LogScan:
-    """What is in the log; see `scan`."""
+    """What is in the log; see `judge_log`."""
 
     found: list[FoundSegment] = field(default_factory=list)  # without a header: last
     replaced: list[Segment] = field(default_factory=list)  # what is alive in them is elsewhere, too
+    moved: dict[int, Columns] = field(default_factory=dict)  # by the segment where it is now
     leftover: list[int] = field(default_factory=list)  # given up, or not made to the end
     lsn: int = 0  # of the next record
+    attested: int = 0  # the log had been synced up to here, by all that says so
     epoch: int = 0  # the highest seen
+    records: int = 0  # that were replayed
+    named_upto: dict[int, int] = field(default_factory=dict)  # lane -> above all qseqs of those
     segment_id_next: int = 1
     compacted_id_next: int = COMPACTED
     bytes_cut: int = 0
     records_cut: int = 0  # as far as can be known
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """What the reader of the log knows of lanes, and does with their messages.
+
+    What lies below the `floor` of a lane is settled. `adopt` hears of each run that reaches above
+    the floor of a lane that is not deleted: lane, first qseq, segment, positions and lengths.
+    """
+
+    deleted: Collection[int]
+    floor: Callable[[int], int]
+    adopt: Callable[[int, int, int, "array[int]", "array[int]"], None]
 
 
 def check_version(file: BatchFile) -> None:
@@ -56,53 +278,40 @@ def check_version(file: BatchFile) -> None:
         check_format(file.path, file.header.version)
 
 
-def scan(
-    disk: Disk,
-    paths: Paths,
-    uuid: bytes,
-    facts: SegmentFacts,
-    *,
-    attested: int,
-    replayed_from: int,
-    by_footers: bool,
-    needed: Iterable[int],
-    adopt: Callable[[Columns, Segment], None],
+def judge_log(
+    disk: Disk, paths: Paths, evidence: Evidence, ledger: LedgerFile, lanes: Lanes
 ) -> LogScan:
-    """Read and judge the log, and hand over what is in it behind the LSN `replayed_from`.
+    """Read and judge the log, and hand over what is in it behind the checkpoint.
 
-    `attested`: something outside the log says that it had been synced up to here. `needed`:
-    segments that must be there. `by_footers`: what is behind `replayed_from` may be taken from the
-    footers of sealed segments (to rebuild the index), else it is read and verified. Raises
-    CorruptLog, OtherFormat, OSError.
+    Without a checkpoint that is all, taken from the footers of sealed segments; else it is read and
+    verified. With findings the result describes what can be made out. Raises OtherFormat, OSError.
     """
-    return _Scan(disk, paths, uuid, facts, attested, replayed_from, by_footers, adopt).run(needed)
+    return _Scan(disk, paths, evidence, ledger, lanes).run()
 
 
 class _Scan:
     def __init__(
-        self,
-        disk: Disk,
-        paths: Paths,
-        uuid: bytes,
-        facts: SegmentFacts,
-        attested: int,
-        replayed_from: int,
-        by_footers: bool,
-        adopt: Callable[[Columns, Segment], None],
+        self, disk: Disk, paths: Paths, evidence: Evidence, ledger: LedgerFile, lanes: Lanes
     ) -> None:
+        checkpoint, attested = evidence.checkpoint, evidence.attested
+        identity = evidence.identity
         self.disk = disk
         self.paths = paths
-        self.uuid = uuid
-        self.facts = facts
-        self.attested = attested
-        self.replayed_from = replayed_from
-        self.by_footers = by_footers
-        self.adopt = adopt
+        self.uuid = identity.uuid
+        self.needed = evidence.needed
+        self.facts = ledger.segments
+        self.lanes = lanes
+        self.replayed_from = 0 if checkpoint is None else checkpoint.lsn
+        self.by_footers = checkpoint is None
+        self.ends: dict[int, int] = {}  # lane -> above all qseqs that were adopted
+        self.skipped = False  # a segment is missing, or is no use: what it had is not there
         self.result = LogScan()
+        by_index = 0 if attested is None else attested.lsn
+        self.attested = max(by_index, ledger.log_durable, identity.closed_lsn)
 
-    def run(self, needed: Iterable[int]) -> LogScan:
+    def run(self) -> LogScan:
         result = self.result
-        bases = self._bases(needed)
+        bases = self._bases()
         headless: list[FoundSegment] = []
         before: FoundSegment | None = None
         for segment_id in sorted(bases, key=lambda id_: (bases[id_], id_)):
@@ -128,17 +337,29 @@ class _Scan:
         if before is None or before.sealed:
             result.lsn = max(result.lsn, self.facts.end_lsn)
         self._check_end(before, headless)
+        if not self.by_footers:
+            self._read_moved()
         for item in result.found[-1:] + headless:
             if not item.sealed:
                 result.bytes_cut += item.used_end - item.segment.log_end
                 result.records_cut += item.torn_records
         result.found += headless
+        result.attested = self.attested
         return result
 
     def _open(self, segment_id: int) -> BatchFile:
         return BatchFile(self.disk, self.paths.segment(segment_id), self.uuid, segment_id)
 
-    def _bases(self, needed: Iterable[int]) -> dict[int, int]:
+    def _find(
+        self,
+        path: Path,
+        what: str,
+        position: int | None = None,
+        lsns: tuple[int, int] | tuple[None, None] = (None, None),
+    ) -> None:
+        self.result.findings.append(Finding(path, what, position, None, *lsns))
+
+    def _bases(self) -> dict[int, int]:
         """The segments that count, with their first LSNs; those without a header are last."""
         present = numbered(self.disk, self.paths.log, ".qseg")
         facts = self.facts
@@ -147,42 +368,55 @@ class _Scan:
             [facts.next_id, *(segment_id + 1 for segment_id in present if segment_id < COMPACTED)]
         )
         result.compacted_id_next = max([facts.next_compacted_id, *(id_ + 1 for id_ in present)])
-        needed = set(needed)
         given_up = facts.given_up(present)
-        for segment_id in facts.missing(present, needed):
-            raise CorruptLog(f"{self.paths.segment(segment_id)} is missing: {ADVICE}")
-        for segment_id in sorted(given_up & needed):
-            path = self.paths.segment(segment_id)
-            raise CorruptLog(f"{path} has messages, and the ledger gave it up: {ADVICE}")
+        for segment_id in facts.missing(present, self.needed):
+            self._skip(segment_id, "is missing")
+        for segment_id in sorted(given_up & self.needed):
+            self._skip(segment_id, "has messages, and the ledger gave it up")
         result.leftover = sorted(given_up)
         bases: dict[int, int] = {}
         blank: list[int] = []
         for segment_id in present:
             if segment_id in given_up:
                 continue
-            file = self._open(segment_id)
-            try:
-                check_version(file)
-                if file.header is None or not file.header_belongs_here:
-                    if segment_id in facts.replaced and segment_id not in needed:
-                        result.leftover.append(segment_id)  # all that counts is in another
-                    elif file.header is not None:
-                        raise CorruptLog(
-                            f"{file.path} belongs to another directory, or has another's name: "
-                            f"{ADVICE}"
-                        )
-                    else:
-                        blank.append(segment_id)
-                    continue
-                bases[segment_id] = file.header.base
-            finally:
-                file.close()
-            if blank and segment_id < COMPACTED:  # only the newest can be without
-                raise CorruptLog(f"{self.paths.segment(blank[0])} is damaged at byte 0: {ADVICE}")
-        if blank and blank[-1] >= COMPACTED:  # it had been synced before it got its name
-            raise CorruptLog(f"{self.paths.segment(blank[-1])} is damaged at byte 0: {ADVICE}")
+            base = self._base(segment_id, blank)
+            if base is None:
+                continue
+            bases[segment_id] = base
+            if segment_id < COMPACTED:  # only the newest can be without a header
+                self._skip_blank(blank)
+        # A compacted one had been synced before it got its name.
+        compacted = [segment_id for segment_id in blank if segment_id >= COMPACTED]
+        blank = [segment_id for segment_id in blank if segment_id < COMPACTED]
+        self._skip_blank(compacted)
         end = max(bases.values(), default=0) + 1
         return bases | dict.fromkeys(blank, end)
+
+    def _base(self, segment_id: int, blank: list[int]) -> int | None:
+        """The first LSN by the header of a segment; one without a header goes to `blank`."""
+        file = self._open(segment_id)
+        try:
+            check_version(file)
+            if file.header is not None and file.header_belongs_here:
+                return file.header.base
+            if segment_id in self.facts.replaced and segment_id not in self.needed:
+                self.result.leftover.append(segment_id)  # all that counts is in another
+            elif file.header is not None:
+                self._skip(segment_id, "belongs to another directory, or has another's name")
+            else:
+                blank.append(segment_id)
+            return None
+        finally:
+            file.close()
+
+    def _skip(self, segment_id: int, what: str, position: int | None = None) -> None:
+        self.skipped = True
+        self._find(self.paths.segment(segment_id), what, position)
+
+    def _skip_blank(self, segment_ids: list[int]) -> None:
+        for segment_id in segment_ids:
+            self._skip(segment_id, "", 0)
+        segment_ids.clear()
 
     def _headless(self, file: BatchFile) -> FoundSegment:
         self._attest(file, 0)
@@ -203,7 +437,7 @@ class _Scan:
                 return FoundSegment(segment, file.size, True)
             columns = file.columns(trailer)
             if columns is not None and self.by_footers:
-                self.adopt(columns, segment)
+                self._adopt(columns, segment)
                 return FoundSegment(segment, file.size, True)
         else:
             trailer = None
@@ -220,47 +454,86 @@ class _Scan:
             segment.log_end = batch.end
             segment.end_lsn = base + batch.header.count
             if segment.end_lsn > self.replayed_from:
-                self.adopt(of_batch, segment)
+                self._adopt(of_batch, segment)
             scanned.extend(of_batch)
         if trailer is not None and segment.log_end == trailer.log_end:
             segment.end_lsn = trailer.end_lsn
             if columns is None:  # all is there but the footer, which is made again
                 segment.columns = scanned
             return FoundSegment(segment, file.size, True)
-        if columns is not None:
-            raise CorruptLog(
-                f"{file.path} is damaged at byte {segment.log_end}: messages from "
-                f"{segment.end_lsn} on had been confirmed; {ADVICE}"
-            )
+        if columns is not None and trailer is not None:
+            first, end = segment.end_lsn, trailer.end_lsn
+            what = f"messages from {first} on had been confirmed"
+            self._find(file.path, what, segment.log_end, (first, end))
+            segment.end_lsn = end
+            return FoundSegment(segment, file.size, True)
         segment.columns = scanned
         torn = file.header_at(segment.log_end)
         return FoundSegment(
             segment, file.used_end(segment.log_end), False, 0 if torn is None else torn.count
         )
 
+    def _adopt(self, columns: Columns, segment: Segment) -> None:
+        """The messages go to the lanes that they were routed to."""
+        lanes, named_upto = self.lanes, self.result.named_upto
+        for lane_ids, firsts, positions, lengths in columns.runs():
+            self.result.records += len(positions)
+            for lane_id, first in zip(lane_ids, firsts, strict=True):
+                if lane_id in lanes.deleted:
+                    continue
+                end = first + len(positions)
+                named_upto[lane_id] = max(named_upto.get(lane_id, 0), end)
+                if end <= lanes.floor(lane_id):
+                    continue
+                if first < self.ends.get(lane_id, 0):
+                    path = self.paths.segment(segment.segment_id)
+                    what = f"has message {first} of lane {lane_id}, and so has one before it"
+                    self._find(path, what)
+                    continue
+                self.ends[lane_id] = end
+                lanes.adopt(lane_id, first, segment.segment_id, positions, lengths)
+
+    def _read_moved(self) -> None:
+        """What is in compacted segments: a kill may have kept pointers from being moved there."""
+        result = self.result
+        counting = {item.segment.segment_id for item in result.found}
+        made = {self.facts.replaced[segment.segment_id] for segment in result.replaced}
+        for segment_id in sorted(made & counting):
+            file = self._open(segment_id)
+            try:
+                columns = file.records()
+            finally:
+                file.close()
+            if columns is None:
+                self._find(file.path, "is damaged")
+            else:
+                result.moved[segment_id] = columns
+
     def _check_chain(self, before: FoundSegment, segment_id: int, base: int) -> None:
         segment = before.segment
+        path = self.paths.segment(segment.segment_id)
+        end = segment.end_lsn
+        if end > base:
+            what = f"messages {base} to {end - 1} are in the segment behind it, too"
+            self._find(path, what, segment.log_end)
         # Numbers that follow on each other leave no place for one that was given up.
         gap = segment_id != segment.segment_id + 1 or segment_id >= COMPACTED
-        if segment.end_lsn > base or (segment.end_lsn < base and not (gap and before.sealed)):
-            raise CorruptLog(
-                f"{self.paths.segment(segment.segment_id)} is damaged at byte {segment.log_end}: "
-                f"messages {segment.end_lsn} to {base - 1} had been confirmed; {ADVICE}"
-            )
+        if end < base and not (gap and before.sealed):
+            what = f"messages {end} to {base - 1} had been confirmed"
+            self._find(path, what, segment.log_end, (end, base))
 
     def _check_end(self, last: FoundSegment | None, headless: list[FoundSegment]) -> None:
         lsn = self.result.lsn
-        if self.attested <= lsn:
+        if self.attested <= lsn or self.skipped:
             return
         last = last or next(iter(headless), None)
-        where = f"the log {self.paths.log} is missing"
-        if last is not None:
+        what = f"messages {lsn} to {self.attested - 1} had been confirmed and are not there"
+        if last is None:
+            what = f"is missing: {what}"
+            self._find(self.paths.log, what, None, (lsn, self.attested))
+        else:
             path = self.paths.segment(last.segment.segment_id)
-            where = f"{path} is damaged at byte {last.segment.log_end}"
-        raise CorruptLog(
-            f"{where}: messages {lsn} to {self.attested - 1} had been confirmed and are not "
-            f"there; {ADVICE}"
-        )
+            self._find(path, what, last.segment.log_end, (lsn, self.attested))
 
 
 def _limits(file: BatchFile, base_lsn: int) -> Segment:

@@ -1,7 +1,7 @@
 """Opening a directory: lock, verify, bring everything to one consistent state, make it durable.
 
-What the log says is judged by the tail rule (scan.py), and the same goes for the ledger: bytes at
-its end that are not whole are cut, unless anything whole says that it had been synced beyond them.
+What is damage is for judge.py to say: a start is refused for its first finding. Bytes at the end of
+log or ledger that are not whole, and are no damage, are cut.
 
 The orphan rule. A settlement can be on disk while its message never became so. The next qseq of a
 lane is therefore behind everything that log, index or ledger ever named, and what lies between
@@ -16,9 +16,10 @@ log is sealed before anything is appended, the new ledger takes over whole, the 
 import os
 import shutil
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from heapq import merge
 from pathlib import Path
 from typing import Generic
@@ -28,9 +29,7 @@ import lmdb
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Identity, Paths, mark_doubt, numbered, prepare
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.bytes.footer import Columns
 from qlog.storage.errors import (
-    CorruptLog,
     DirectoryUnreadable,
     shortage_of,
 )
@@ -53,13 +52,23 @@ from qlog.storage.lanes.settled import Settled
 from qlog.storage.lmdb.catalog import Catalog
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.adopted import Adopted
-from qlog.storage.start.fold import LaneFacts, SegmentFacts
-from qlog.storage.start.judge import ADVICE, LogScan, check_version
-from qlog.storage.start.judge import scan as scan_log
-from qlog.storage.write.ledger import LedgerPosition, LedgerWriter, Record, unpack_body
+from qlog.storage.start.fold import LaneFacts
+from qlog.storage.start.judge import (
+    Evidence,
+    Lanes,
+    LedgerFile,
+    LogScan,
+    index_doubt,
+    judge_age_of_catalog,
+    judge_ledger,
+    judge_log,
+    judge_missing_catalog,
+    raise_first,
+)
+from qlog.storage.write.ledger import LedgerWriter
 from qlog.storage.write.placement import Log, Segment
 from qlog.storage.write.prepare import Nursery
-from qlog.storage.write.segment import BatchFile, seal
+from qlog.storage.write.segment import seal
 from qlog.storage.write.spill import SpillWriter
 
 _REBUILD_POINTERS = 200_000  # so many go to the index in one transaction
@@ -160,17 +169,6 @@ def recover(
         raise
 
 
-@dataclass(slots=True)
-class _LedgerFile:
-    """The ledger's current file."""
-
-    file_id: int = 0
-    number: int = 0  # of the next batch
-    log_durable: int = 0
-    records: list[Record] = field(default_factory=list)  # to be replayed
-    segments: SegmentFacts = field(default_factory=SegmentFacts)
-
-
 class _Recovery(Generic[M]):
     def __init__(
         self,
@@ -198,8 +196,8 @@ class _Recovery(Generic[M]):
         self.segments: dict[int, Segment] = {}
         self.replaced: dict[int, int] = {}
         self.lsn = 0
-        self.attested_lsn = 0  # by the index, be it in doubt otherwise
-        self.attested_ledger: LedgerPosition | None = None
+        self.epoch_seen = 0  # the highest that any file names
+        self.attested: Checkpoint | None = None  # by the index, be it in doubt otherwise
         self.index: Index | None = None
         self.reader: Reader[M] = Reader(disk, paths, decode)
         self.shelf: DiskShelf[M] = DiskShelf(self.reader)
@@ -214,12 +212,15 @@ class _Recovery(Generic[M]):
         disk = self.disk
         self._open_catalog()
         checkpoint = self._open_index()
-        ledger_file = self._read_ledger(checkpoint)
+        evidence = Evidence(self.identity, self.attested, checkpoint, self.live_before)
+        ledger_file = judge_ledger(disk, paths, evidence)
+        raise_first(ledger_file.findings)
+        self.report.ledger_bytes_cut = ledger_file.bytes_cut
+        self.epoch_seen = max(self.epoch_seen, ledger_file.epoch)
         if checkpoint is not None:
             self._load_lanes()
         self._replay_ledger(ledger_file)
-        found = self._read_log(checkpoint, ledger_file)
-        self._check_age_of_catalog()
+        found = self._read_log(evidence, ledger_file)
         for lane_id, lane in self.lanes.items():
             placed_upto = self.placed_upto.get(lane_id, 0)
             named_upto = self.named_upto.get(lane_id, 0)
@@ -268,7 +269,10 @@ class _Recovery(Generic[M]):
                 uuid, epoch, self.lsn, segment_id, FILE_HEADER_BYTES, ledger.position, spill_next
             ),
             rebuild=checkpoint is None,
-            moves=[] if checkpoint is None else self._moves(ledger_file.segments),
+            moves=[
+                Move(segment_id, frozenset(ledger_file.segments.sources(segment_id)), columns)
+                for segment_id, columns in found.moved.items()
+            ],
         )
         self.cache.advance(self.lsn)
         self.changes.dirty.clear()
@@ -323,10 +327,7 @@ class _Recovery(Generic[M]):
         self.catalog.verify()
         identity = Identity.load(self.catalog)
         if identity is None:
-            if numbered(self.disk, paths.ledger, ".qack") or numbered(
-                self.disk, paths.log, ".qseg"
-            ):
-                raise DirectoryUnreadable(f"{paths.catalog} is missing: {ADVICE}")
+            raise_first(judge_missing_catalog(self.disk, paths))
             identity = Identity(os.urandom(16), 0, 1, 0)
         self.identity = identity
         self.epoch_seen = identity.epoch
@@ -349,17 +350,13 @@ class _Recovery(Generic[M]):
             checkpoint = index.checkpoint()
             if checkpoint is not None and checkpoint.uuid == self.identity.uuid:
                 self.epoch_seen = max(self.epoch_seen, checkpoint.epoch)
-                self.attested_lsn = checkpoint.lsn
-                self.attested_ledger = checkpoint.ledger
+                self.attested = checkpoint
                 self.lane_rows = index.lanes()
                 self.bitmaps = list(index.bitmaps())
                 self.live_before = index.live()
-            elif checkpoint is not None:
-                raise IndexDoubt("it belongs to another directory")
-            else:
-                raise IndexDoubt("it was not finished")
-            if paths.index_doubt.name in self.disk.names(paths.root):
-                raise IndexDoubt("the broker had found it wrong")
+            marked = paths.index_doubt.name in self.disk.names(paths.root)
+            if doubt_of_it := index_doubt(checkpoint, self.identity.uuid, marked=marked):
+                raise IndexDoubt(doubt_of_it)
         except (IndexDoubt, lmdb.Error, ValueError, TypeError) as doubt:
             self.report.index_rebuilt = str(doubt) or "it is damaged"
             self.live_before = {}
@@ -394,58 +391,7 @@ class _Recovery(Generic[M]):
 
     # -- the ledger
 
-    def _read_ledger(self, checkpoint: Checkpoint | None) -> _LedgerFile:
-        """Read and judge the newest ledger file. Raises CorruptLog."""
-        ledger = _LedgerFile()
-        paths = self.paths
-        ids = numbered(self.disk, paths.ledger, ".qack")
-        if not ids:
-            # The first one is there before anything is written to the log.
-            if numbered(self.disk, paths.log, ".qseg") or self.attested_lsn:
-                raise CorruptLog(f"the ledger {paths.ledger} is missing; restore it from a copy")
-            return ledger
-        ledger.file_id = ids[-1]
-        path = paths.ledger_file(ledger.file_id)
-        file = BatchFile(self.disk, path, self.identity.uuid, ledger.file_id)
-        try:
-            check_version(file)
-            if not file.header_belongs_here or file.header is None:
-                raise CorruptLog(f"{path} is damaged at byte 0: {ADVICE}")
-            self.epoch_seen = max(self.epoch_seen, file.header.epoch)
-            replayed_from = FILE_HEADER_BYTES
-            if checkpoint is not None and checkpoint.ledger.file_id == ledger.file_id:
-                replayed_from = checkpoint.ledger.position
-            position = FILE_HEADER_BYTES
-            ledger.number = file.header.base
-            for batch in file.batches():
-                if batch.header.base != ledger.number:
-                    break
-                position = batch.end
-                ledger.number += 1
-                log_durable, records = unpack_body(batch.body)
-                ledger.log_durable = max(ledger.log_durable, log_durable)
-                for record in records:
-                    ledger.segments.apply(record)
-                if batch.position >= replayed_from:
-                    ledger.records += records
-            attested = max(
-                (batch.header.durable for batch in file.whole_batches_after(position)),
-                default=0,
-            )
-            by_index = self.attested_ledger
-            if by_index is not None and by_index.file_id >= ledger.file_id:
-                attested = max(attested, by_index.number)
-            if not ledger.segments.complete or attested > ledger.number:
-                raise CorruptLog(
-                    f"{path} is damaged at byte {position}: acks that were on disk are lost; "
-                    f"{ADVICE}"
-                )
-            self.report.ledger_bytes_cut = file.used_end(position) - position
-        finally:
-            file.close()
-        return ledger
-
-    def _replay_ledger(self, ledger: _LedgerFile) -> None:
+    def _replay_ledger(self, ledger: LedgerFile) -> None:
         facts = LaneFacts(self._settled, self.deleted, self.named_upto)
         for record in ledger.records:
             facts.apply(record)
@@ -454,56 +400,32 @@ class _Recovery(Generic[M]):
 
     # -- the log
 
-    def _read_log(self, checkpoint: Checkpoint | None, ledger: _LedgerFile) -> LogScan:
-        """Judge the log, and replay what is behind the checkpoint. Raises CorruptLog."""
-        found = scan_log(
-            self.disk,
-            self.paths,
-            self.identity.uuid,
-            ledger.segments,
-            attested=max(self.attested_lsn, ledger.log_durable, self.identity.closed_lsn),
-            replayed_from=0 if checkpoint is None else checkpoint.lsn,
-            by_footers=checkpoint is None,
-            needed=(id_ for id_, live in self.live_before.items() if live.count and id_ < SPILL),
-            adopt=self._adopt,
-        )
+    def _read_log(self, evidence: Evidence, ledger: LedgerFile) -> LogScan:
+        """Judge the log, replay what is behind the checkpoint. Raises CorruptLog."""
+        lanes = Lanes(self.deleted, lambda lane_id: self._settled(lane_id).floor, self._adopt)
+        found = judge_log(self.disk, self.paths, evidence, ledger, lanes)
+        raise_first(found.findings)
+        for lane_id, end in found.named_upto.items():
+            self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), end)
         self.epoch_seen = max(self.epoch_seen, found.epoch)
         self.lsn = found.lsn
+        self.report.records_replayed = found.records
         self.report.log_bytes_cut = found.bytes_cut
         self.report.log_records_cut = found.records_cut
+        lane_ids = (*self.lanes, *self.deleted)
+        raise_first(judge_age_of_catalog(self.paths, self.identity, self.epoch_seen, lane_ids))
         return found
 
-    def _check_age_of_catalog(self) -> None:
-        """Queues that it does not know would lose their messages. Raises DirectoryUnreadable.
-
-        One that was copied since the last start, and not long before the end, goes unnoticed.
-        """
-        identity = self.identity
-        lane_id = max([*self.lanes, *self.deleted], default=0)
-        if self.epoch_seen > identity.epoch or lane_id >= identity.lane_ids_reserved:
-            raise DirectoryUnreadable(
-                f"{self.paths.catalog} is an older copy, of start {identity.epoch}: log and ledger "
-                f"are of start {self.epoch_seen}, and know queues up to {lane_id}; {ADVICE}"
-            )
-
-    def _adopt(self, columns: Columns, segment: Segment) -> None:
-        """The messages go to the lanes that they were routed to."""
-        for lane_ids, firsts, positions, lengths in columns.runs():
-            count = len(positions)
-            self.report.records_replayed += count
-            for lane_id, first in zip(lane_ids, firsts, strict=True):
-                if lane_id in self.deleted:
-                    continue
-                end = first + count
-                if end > self._lane(lane_id).settled.floor:
-                    adopted = self.adopted[lane_id]
-                    if first < adopted.end:
-                        raise CorruptLog(
-                            f"{self.paths.segment(segment.segment_id)} has message {first} of lane "
-                            f"{lane_id}, and so has one before it: {ADVICE}"
-                        )
-                    adopted.add(first, segment.segment_id, positions, lengths)
-                self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), end)
+    def _adopt(
+        self,
+        lane_id: int,
+        first: int,
+        segment_id: int,
+        positions: "array[int]",
+        lengths: "array[int]",
+    ) -> None:
+        """Messages of the log, in its order, that the index does not have yet."""
+        self.adopted[lane_id].add(first, segment_id, positions, lengths)
 
     # -- making it lasting
 
@@ -550,22 +472,6 @@ class _Recovery(Generic[M]):
             disk.unlink(log / name)
         if names:
             disk.sync_directory(log)
-
-    def _moves(self, facts: SegmentFacts) -> list[Move]:
-        """Pointers that a crash may have kept from being moved to a compacted segment."""
-        moves = []
-        for segment_id in sorted(set(self.replaced.values()) & self.segments.keys()):
-            path = self.paths.segment(segment_id)
-            file = BatchFile(self.disk, path, self.identity.uuid, segment_id)
-            try:
-                columns = file.records()
-            finally:
-                file.close()
-            if columns is None:
-                raise CorruptLog(f"{path} is damaged: {ADVICE}")
-            sources = frozenset(facts.sources(segment_id))
-            moves.append(Move(segment_id, sources, columns))
-        return moves
 
     def _rewrite(self, path: Path, start: int, end: int) -> None:
         """Write the same bytes again, and the file header, and sync."""

@@ -3,7 +3,7 @@
 Log segments and ledger files have the same frame, so that both are read here. A file is created
 with its space reserved, synced, renamed and its directory synced before anything is written to
 it. What a bad batch means (a torn tail or damage) is not decided here: that takes knowledge of
-the other files (see scan.py).
+the other files (see start/judge.py).
 """
 
 import struct
