@@ -2,8 +2,9 @@
 
 Promises that no input makes `receive` raise, that it yields the same events however the octets are
 cut, and that what is kept is bounded: one frame, and per open channel one message of at most
-`message_bytes_max` and what was received of it. Knows nothing of queues, users or time: whether a
-login is right, a vhost exists or a heartbeat is late is for others to say.
+`message_bytes_max` and what was received of it. It alone says whether the connection and each of its
+channels are open, and what may be sent in that state; all others ask it. Knows nothing of queues,
+users or time: whether a login is right, a vhost exists or a heartbeat is late is for others to say.
 
 Errors go by RabbitMQ 3.10: codes, texts, scopes, and what is ignored while something is closing.
 """
@@ -116,6 +117,30 @@ _SENT: dict[type[Method], State] = {
 }
 # Errors made here are not told to the client: RabbitMQ waits three seconds and closes the socket.
 _SILENT = (State.STARTING, State.SECURING, State.TUNING)
+_ENDED = (State.CLOSING, State.CLOSED)
+
+
+class ChannelState(Enum):
+    """Where a channel stands. A number that was never opened, or is free again, has no channel.
+
+    A number is free when the close-ok is on its way: a client that opens it before close-ok can
+    have come, in the same read as its channel.close, is refused as in RabbitMQ.
+    """
+
+    OPEN = "open"
+    CLOSE_RECEIVED = "the client closed it: it waits for our close-ok"
+    CLOSING = "we closed it: only channel.close and close-ok count"
+    CLOSED = "nothing counts; the number is free again"
+
+
+# What the server sends on a channel that leads somewhere, and where. What leads on by being received
+# is channel.open, channel.close and, of a channel that we closed, close-ok.
+_CHANNEL_SENT: dict[tuple[ChannelState, type[Method]], ChannelState] = {
+    (ChannelState.OPEN, spec.ChannelClose): ChannelState.CLOSING,
+    (ChannelState.CLOSE_RECEIVED, spec.ChannelClose): ChannelState.CLOSING,  # both at once
+    (ChannelState.CLOSE_RECEIVED, spec.ChannelCloseOk): ChannelState.CLOSED,
+}
+_OPEN = ChannelState.OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,20 +212,27 @@ Event: TypeAlias = (
 )
 
 
-class _Channel:
-    """An open channel: what of a message has come, and whether we have closed it.
+class ChannelCore:
+    """The protocol state of one channel: whether it is open, and what of a message has come.
 
     `form` is set from a message's method frame on, `envelope` from its header on; `body` is what
-    came of its body.
+    came of its body. The object of a channel that has ended stays as it is: who holds one sees
+    that it is closed, whoever has the number now.
     """
 
-    __slots__ = ("body", "closing", "envelope", "form", "traits")
+    __slots__ = ("body", "envelope", "form", "state", "traits")
 
     def __init__(self) -> None:
-        self.closing = False
+        self.state = ChannelState.OPEN
         self.expect_method()
 
+    @property
+    def closed(self) -> bool:
+        """Nothing is to be sent on it any more, but for the answer to a close."""
+        return self.state is ChannelState.CLOSING or self.state is ChannelState.CLOSED
+
     def expect_method(self) -> None:
+        """The next frame begins something new; what came of a message is forgotten."""
         self.form: PublishForm | None = None
         self.envelope: Envelope | None = None
         self.traits = NO_TRAITS
@@ -225,7 +257,7 @@ class Connection:
         # exceed it by the eight octets around the payload.
         self._payload_bytes_max = HANDSHAKE_FRAME_BYTES_MAX
         self._tune = spec.ConnectionTune(0, 0, 0)
-        self._channels: dict[int, _Channel] = {}
+        self._channels: dict[int, ChannelCore] = {}
         self._forms = PublishForms()
         self._rest: list[bytes] = []  # octets not yet understood
         self._rest_bytes = 0
@@ -234,23 +266,46 @@ class Connection:
         self._position = 0
         self._frame_at = 0  # where the frame now being understood begins
         self._deaf = False  # frames cannot be told apart any more
+        self._freed: list[int] = []  # numbers that are free at the end of this read
 
     def channels(self) -> frozenset[int]:
         """The channels now open, those waiting for a channel.close-ok included."""
-        return frozenset(self._channels)
+        return frozenset(self._channels) - frozenset(self._freed)
+
+    def channel(self, number: int) -> ChannelCore:
+        """The state of a channel that is open now."""
+        return self._channels[number]
+
+    @property
+    def ended(self) -> bool:
+        """It is closing, or closed: nothing new is begun, and only the answer to a close is sent."""
+        return self.state in _ENDED
+
+    def end(self) -> None:
+        """Nothing counts any more: the socket is gone, or will be closed without a word."""
+        self._enter(State.CLOSED)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        if state in _ENDED:
+            for channel in self._channels.values():
+                channel.state = ChannelState.CLOSED
+                channel.expect_method()
+            self._channels.clear()
 
     # --- sending
 
     def send(self, channel: int, method: Method) -> bytes:
         """The frame of a method without content. What it changes, changes now."""
         if channel == 0:
-            self.state = _SENT.get(type(method), self.state)
+            self._enter(_SENT.get(type(method), self.state))
             if isinstance(method, spec.ConnectionTune):
                 self._tune = method
-            elif isinstance(method, spec.ConnectionClose | spec.ConnectionCloseOk):
-                self._channels.clear()
-        elif isinstance(method, spec.ChannelClose) and channel in self._channels:
-            self._close_channel(channel)
+        elif isinstance(method, spec.ChannelClose | spec.ChannelCloseOk):
+            core = self._channels.get(channel)
+            state = _CHANNEL_SENT.get((core.state, type(method))) if core is not None else None
+            if state is not None:
+                self._enter_channel(channel, state)
         return method_frame(channel, method)
 
     def send_content(self, channel: int, method: Method, envelope: Envelope, body: bytes) -> bytes:
@@ -276,7 +331,7 @@ class Connection:
         what is sent in answer to one (a channel.close above all) counts for those behind it.
         """
         assert not self._data, "the events of the call before were not all taken"
-        if self._ended():
+        if self._deafened():
             return
         rest = self._rest
         if rest:
@@ -291,16 +346,18 @@ class Connection:
         self._rest_bytes_min = 0
         self._data = data
         self._position = 0
-        while not (self._rest_bytes_min or self._ended()):
+        while not (self._rest_bytes_min or self._deafened()):
             event = self._next_event()
             if event is not None:
                 yield event
         self._rest_bytes = len(data) - self._position
-        if self._rest_bytes and not self._ended():
+        if self._rest_bytes and not self._deafened():
             rest.append(data[self._position :])
         self._data = b""
+        while self._freed:
+            self._channels.pop(self._freed.pop(), None)
 
-    def _ended(self) -> bool:
+    def _deafened(self) -> bool:
         return self._deaf or self.state is State.CLOSED
 
     def _next_event(self) -> Event | None:
@@ -316,7 +373,12 @@ class Connection:
             return None
         kind, number, size = FRAME_HEAD.unpack_from(data, position)
         channel = self._channels.get(number)
-        if kind == METHOD and channel is not None and channel.form is None and not channel.closing:
+        if (
+            kind == METHOD
+            and channel is not None
+            and channel.form is None
+            and channel.state is _OPEN
+        ):
             ids = data[position + 7 : position + 11]
             if ids == PUBLISH_IDS:
                 runs: list[PublishRun] = []
@@ -333,7 +395,7 @@ class Connection:
                 return None
         except HardError as error:
             self._deaf = True
-            return self._violation(error, number)
+            return None if self.ended else self._violation(error, number)
         try:
             if number == 0:
                 return self._connection_frame(kind, payload)
@@ -344,10 +406,9 @@ class Connection:
     def _violation(self, error: AMQPError, number: int) -> Violation:
         silent = self.state in _SILENT
         if isinstance(error, HardError):
-            self.state = State.CLOSING
-            self._channels.clear()
+            self._enter(State.CLOSED if silent else State.CLOSING)
         else:
-            self._close_channel(number)
+            self._enter_channel(number, ChannelState.CLOSING)
         return Violation(error, number, silent)
 
     def _protocol_header(self) -> Event | None:
@@ -359,7 +420,7 @@ class Connection:
         if data.startswith(_ACCEPTED_HEADERS):
             self.state = State.STARTING
             return ProtocolHeaderReceived()
-        self.state = State.CLOSED
+        self._enter(State.CLOSED)
         return BadProtocolHeader(PROTOCOL_HEADER, _looks_like(data))
 
     def _payload(self, kind: int, size: int) -> bytes | None:
@@ -407,7 +468,7 @@ class Connection:
         """The peer has been told that it is over, so all else is ignored, mistakes included."""
         if kind == METHOD:
             if payload == _CLOSE_OK:
-                self.state = State.CLOSED
+                self._enter(State.CLOSED)
                 return MethodReceived(0, spec.ConnectionCloseOk())
             if payload.startswith(_CLOSE_IDS):
                 # What it says does not matter any more, and need not be well-formed.
@@ -424,7 +485,7 @@ class Connection:
             )
         if isinstance(method, spec.ConnectionTuneOk):
             self._agree(method)
-        self.state = following
+        self._enter(following)
         return MethodReceived(0, method)
 
     def _agree(self, chosen: spec.ConnectionTuneOk) -> None:
@@ -451,7 +512,7 @@ class Connection:
         channel = self._channels.get(number)
         if channel is None:
             return self._unopened(kind, number, payload)
-        if channel.closing:
+        if channel.state is ChannelState.CLOSING:
             return self._while_channel_closing(kind, number, payload)
         if channel.form is not None:
             return self._content(kind, number, channel, channel.form, payload)
@@ -471,48 +532,56 @@ class Connection:
                 f"number of channels opened ({count}) has reached the negotiated channel_max "
                 f"({self.channel_max})"
             )
-        self._channels[number] = _Channel()
+        self._channels[number] = ChannelCore()
         return MethodReceived(number, method)
 
-    def _close_channel(self, number: int) -> None:
+    def _enter_channel(self, number: int, state: ChannelState) -> None:
         channel = self._channels[number]
-        channel.closing = True
+        channel.state = state
         channel.expect_method()
+        if state is ChannelState.CLOSED:
+            if self._data:
+                self._freed.append(number)
+            else:
+                del self._channels[number]
 
     def _while_channel_closing(self, kind: int, number: int, payload: bytes) -> Event | None:
         """The client may not have read our channel.close yet: all but closing is ignored."""
         if kind == METHOD:
             if payload == _CHANNEL_CLOSE_OK:
-                del self._channels[number]
+                self._channels.pop(number).state = ChannelState.CLOSED
                 return MethodReceived(number, spec.ChannelCloseOk())
             if payload.startswith(_CHANNEL_CLOSE_IDS):
                 # Both close at once. It wants an answer; what it says does not matter any more.
                 return MethodReceived(number, spec.ChannelClose(200, "", 0, 0))
         return None
 
-    def _channel_method(self, number: int, channel: _Channel, payload: bytes) -> Event | None:
-        if payload.startswith(PUBLISH_IDS):
+    def _channel_method(self, number: int, channel: ChannelCore, payload: bytes) -> Event | None:
+        if channel.state is _OPEN and payload.startswith(PUBLISH_IDS):
             frame = self._frame()
             channel.form = self._forms.get(frame) or self._forms.learn(frame)
             return None
         method = decode_method(payload)
         ids = (method.CLASS_ID, method.METHOD_ID)
-        match method:
-            case spec.BasicAck():
-                ack = AckRange(method.delivery_tag, method.delivery_tag, method.multiple)
-                return Acks(number, [ack])
-            case spec.ChannelOpen():
-                raise channel_error("second 'channel.open' seen", *ids)
-            case spec.ChannelClose():
-                del self._channels[number]
-            case spec.ChannelCloseOk():
-                raise command_invalid("unimplemented method", *ids)
-        if not method.FROM_CLIENT or method.CLASS_ID == _CONNECTION:
+        if isinstance(method, spec.ChannelOpen):
+            raise channel_error("second 'channel.open' seen", *ids)
+        if channel.state is not _OPEN:
+            raise channel_error("expected 'channel.open'", *ids)
+        if isinstance(method, spec.BasicAck):
+            ack = AckRange(method.delivery_tag, method.delivery_tag, method.multiple)
+            return Acks(number, [ack])
+        if (
+            not method.FROM_CLIENT
+            or method.CLASS_ID == _CONNECTION
+            or isinstance(method, spec.ChannelCloseOk)
+        ):
             raise command_invalid("unimplemented method", *ids)
+        if isinstance(method, spec.ChannelClose):
+            self._enter_channel(number, ChannelState.CLOSE_RECEIVED)
         return MethodReceived(number, method)
 
     def _content(
-        self, kind: int, number: int, channel: _Channel, form: PublishForm, payload: bytes
+        self, kind: int, number: int, channel: ChannelCore, form: PublishForm, payload: bytes
     ) -> Event | None:
         ids = (form.method.CLASS_ID, form.method.METHOD_ID)
         if channel.envelope is None:

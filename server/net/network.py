@@ -5,8 +5,6 @@ came meanwhile, send. When nothing else happens, the disk's answer makes a tick 
 live here too.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import resource
@@ -42,8 +40,8 @@ class Network:
 
     def __init__(self, broker: Broker, check: Callable[[], None]) -> None:
         self.broker = broker
-        self.unsent: list[Session] = []
-        self.held_back: set[Session] = set()  # not read: an alarm, or the disk is behind
+        self._unsent: list[Session] = []
+        self.held_back: set[Session] = set()  # not read, for whatever reason
         self._check = check
         self._sessions: set[Session] = set()
         self._sessions_max = sessions_max()
@@ -93,10 +91,21 @@ class Network:
             session.resume()
 
     def _flush(self) -> None:
-        while self.unsent:
-            unsent, self.unsent = self.unsent, []
+        while self._unsent:
+            unsent, self._unsent = self._unsent, []
             for session in unsent:
                 session.flush()
+
+    def mark(self, session: Session) -> None:
+        """The session is to be flushed when the tick ends."""
+        self._unsent.append(session)
+
+    def hold_back(self, session: Session, held: bool) -> None:
+        """The session is not read any more until it is told to `resume`; or it is again."""
+        if held:
+            self.held_back.add(session)
+        else:
+            self.held_back.discard(session)
 
     def drained(self, session: Session) -> None:
         """A full outbox has room again: its queues are asked, after all others had their turn."""

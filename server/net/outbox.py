@@ -1,13 +1,12 @@
 """What waits to be sent to one client. Bounded by its users: a full outbox gets no deliveries."""
 
-from __future__ import annotations
-
 import socket
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
 from qlog.server.amqp.frames import Buffer
+from qlog.server.net.transport import Transport
 
 # Beyond this, deliveries stop until the client has read; RabbitMQ's writer keeps about as much.
 OUTBOX_BYTES_MAX = 1024 * 1024
@@ -19,14 +18,18 @@ BUFFERS_MAX = 256
 
 
 class Outbox:
-    """Buffers in order, sent without waiting as far as the socket takes them."""
+    """Buffers in order, sent without waiting as far as the socket takes them.
+
+    They are sealed by the transport when they are first sent, all that was written till then at once.
+    """
 
     def __init__(self) -> None:
-        self._buffers: deque[Buffer] = deque()
+        self._written: list[Buffer] = []
+        self._sealed: deque[Buffer] = deque()
         self.bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self._buffers)
+        return bool(self._written or self._sealed)
 
     @property
     def full(self) -> bool:
@@ -40,7 +43,7 @@ class Outbox:
 
     def add(self, buffer: Buffer) -> None:
         """Append one buffer."""
-        self._buffers.append(buffer)
+        self._written.append(buffer)
         self.bytes += len(buffer)
 
     def extend(self, buffers: Iterable[Buffer]) -> None:
@@ -50,12 +53,19 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget everything: the client is gone."""
-        self._buffers.clear()
+        self._written.clear()
+        self._sealed.clear()
         self.bytes = 0
 
-    def send(self, sock: socket.socket) -> bool:
+    def send(self, sock: socket.socket, transport: Transport) -> bool:
         """Send what the socket takes now. True: all is out. Raises OSError when the peer is gone."""
-        buffers = self._buffers
+        buffers = self._sealed
+        if self._written or transport.has_words:
+            before = len(buffers)
+            buffers.extend(transport.seal(self._written))
+            self.bytes += sum(map(len, islice(buffers, before, None)))
+            self.bytes -= sum(map(len, self._written))
+            self._written = []
         while buffers:
             try:
                 sent = sock.sendmsg(list(islice(buffers, BUFFERS_MAX)))

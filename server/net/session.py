@@ -7,23 +7,21 @@ full, and it is not read either when its answers pile up beyond. While an alarm 
 behind, publishers are not read.
 """
 
-from __future__ import annotations
-
 import logging
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
 from qlog.server.amqp.connection import Connection
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.spec import Method
+from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.client import Client
+from qlog.server.broker.channels.sink import READ, Hold
 from qlog.server.net.outbox import Outbox
-
-if TYPE_CHECKING:
-    from qlog.server.net.network import Network
+from qlog.server.net.transport import PLAIN, Transport
 
 logger = logging.getLogger("qlog.connection")
 
@@ -38,11 +36,44 @@ HANDSHAKE_S = 10.0
 LAST_WORDS_S = 5.0
 
 
+class Ticks(Protocol):
+    """What a session needs of those who end its ticks."""
+
+    @property
+    def broker(self) -> Broker:
+        """Whose client it is."""
+
+    @property
+    def congested(self) -> bool:
+        """So much waits for the disk that publishers must."""
+
+    def end_tick(self) -> None:
+        """Deliver, hand over to the disk, and send what was written."""
+
+    def mark(self, session: "Session") -> None:
+        """The session is to be flushed when the tick ends."""
+
+    def drained(self, session: "Session") -> None:
+        """The session can take deliveries again."""
+
+    def hold_back(self, session: "Session", held: bool) -> None:
+        """The session is not read any more until it is told to `resume`; or it is again."""
+
+
 class Session:
     """The socket of one client; the `Sink` that the broker writes to."""
 
-    def __init__(self, network: Network, sock: socket.socket, peer: str, *, loopback: bool) -> None:
+    def __init__(
+        self,
+        network: Ticks,
+        sock: socket.socket,
+        peer: str,
+        *,
+        loopback: bool,
+        transport: Transport = PLAIN,
+    ) -> None:
         self._network = network
+        self._transport = transport
         self._socket = sock
         self._core = Connection(message_bytes_max=network.broker.settings.message_bytes_max)
         self._outbox = Outbox()
@@ -54,7 +85,8 @@ class Session:
         self._scope = trio.CancelScope(shield=True)
         self._nursery: trio.Nursery | None = None
         self._resume = trio.Event()
-        self.client = Client(network.broker, self, peer=peer, loopback=loopback)
+        self.why_not_read = READ
+        self.client = Client(network.broker, self, self._core, peer=peer, loopback=loopback)
         self.started_at_s = self.received_at_s = self.sent_at_s = network.broker.now_s()
 
     # -- the Sink ----------------------------------------------------------------------------
@@ -71,6 +103,16 @@ class Session:
     def overfull(self) -> bool:
         """The outbox holds more than it ever should."""
         return self._outbox.overfull
+
+    def hold(self, reason: Hold) -> None:
+        """Read nothing until the reason is released."""
+        self.why_not_read |= reason
+
+    def release(self, reason: Hold) -> None:
+        """The reason is gone."""
+        if reason in self.why_not_read:
+            self.why_not_read &= ~reason
+            self.resume()
 
     @property
     def frame_max(self) -> int:
@@ -103,7 +145,7 @@ class Session:
     def _mark(self) -> None:
         if not self._marked:
             self._marked = True
-            self._network.unsent.append(self)
+            self._network.mark(self)
 
     # -- out ---------------------------------------------------------------------------------
 
@@ -113,7 +155,7 @@ class Session:
         if self._writing:
             return
         try:
-            done = self._outbox.send(self._socket)
+            done = self._outbox.send(self._socket, self._transport)
         except OSError:
             self._scope.cancel()  # the reader would find out too, but not if it is not reading
             return
@@ -129,7 +171,7 @@ class Session:
             await trio.lowlevel.wait_writable(self._socket)
             overfull = self._outbox.overfull
             try:
-                self._outbox.send(self._socket)
+                self._outbox.send(self._socket, self._transport)
             except OSError:
                 self._scope.cancel()
                 return
@@ -185,7 +227,7 @@ class Session:
             if not data:
                 return
             self.received_at_s = network.broker.now_s()
-            for event in core.receive(data):
+            for event in core.receive(self._transport.feed(data)):
                 client.handle_events((event,))
                 if self._outbox.overfull:  # hundreds of basic.get may stand in one read
                     network.end_tick()
@@ -193,23 +235,29 @@ class Session:
             network.end_tick()
             await self._wait_to_read()
 
+    def _judge(self) -> None:
+        """Set or clear the reasons that are the session's own to see."""
+        if self._outbox.overfull:
+            self.why_not_read |= Hold.ANSWERS
+        else:
+            self.why_not_read &= ~Hold.ANSWERS
+        if self._network.congested and self.client.publishes:
+            self.why_not_read |= Hold.DISK
+        else:
+            self.why_not_read &= ~Hold.DISK
+
     @property
     def must_wait(self) -> bool:
-        """The client is not to be read: an alarm, a slow disk, a commit, or unread answers."""
-        client = self.client
-        return not client.closing and bool(
-            client.blocked
-            or client.held_events
-            or (self._network.congested and client.publishes)
-            or self._outbox.overfull
-        )
+        """The client is not to be read. One that is closing is: its close-ok is awaited."""
+        self._judge()
+        return self.why_not_read is not READ and not self._core.ended
 
     async def _wait_to_read(self) -> None:
         while self.must_wait:
             self._resume = trio.Event()
-            self._network.held_back.add(self)
+            self._network.hold_back(self, True)
             await self._resume.wait()
-            self._network.held_back.discard(self)
+            self._network.hold_back(self, False)
 
     def cut(self) -> None:
         """Close the socket now."""
@@ -240,6 +288,6 @@ class Session:
         if now_s - self.sent_at_s >= interval_s / 2 and not self._outbox:
             self._outbox.add(self._core.heartbeat())
             self._mark()
-        if now_s - self.received_at_s > 2 * interval_s and self not in self._network.held_back:
+        if now_s - self.received_at_s > 2 * interval_s and not self.must_wait:
             logger.warning("missed heartbeats peer=%s interval_s=%d", client.peer, interval_s)
             self._scope.cancel()

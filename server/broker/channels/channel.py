@@ -51,6 +51,7 @@ class Channel:
         self.client = client
         self.number = number
         self.vhost = client.vhost
+        self._protocol = client.protocol.channel(number)
         self.sink: Sink = client.sink
         self.publisher = Publisher(self)
         self.consumers: dict[str, Consumer] = {}
@@ -58,7 +59,6 @@ class Channel:
         self.unacked_by_consumers = 0
         self.prefetch = 0  # for the whole channel (basic.qos global=true)
         self.last_queue = ""
-        self.closed = False
         self._consumer_prefetch = 0  # for consumers yet to come
         self._next_tag = 1
         self._reply_consumer: DeliveryEncoder | None = None
@@ -67,6 +67,11 @@ class Channel:
         self._settlements: list[Settlement] = []  # in a transaction
         self._lapsed = Unacked()  # overdue and requeued: a late ack of these is ignored
         self._held: list[Event] | None = None  # events that wait for tx.commit to be on disk
+
+    @property
+    def closed(self) -> bool:
+        """Nothing is to be sent on it any more. The protocol core says so."""
+        return self._protocol.closed
 
     def send(self, method: spec.Method) -> None:
         """Send a method on this channel."""
@@ -89,7 +94,7 @@ class Channel:
         """Obey what the client sent. Raises AMQPError."""
         if self._held is not None:
             self._held.append(event)
-            self.client.held_events += 1
+            self.client.hold_event()
         elif isinstance(event, Publishes):
             self.publisher.publish(event.runs)
         elif isinstance(event, Acks):
@@ -104,7 +109,6 @@ class Channel:
 
     def close(self) -> None:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
-        self.closed = True
         self._forget_reply_consumer()
         for runs, _ in self._settlements:
             self._requeue(runs)
@@ -380,11 +384,10 @@ class Channel:
         """What tx.commit did is on disk: answer, and go on with what came meanwhile."""
         held, self._held = self._held, None
         assert held is not None
-        self.client.held_events -= len(held)
-        if self.closed:
-            return
-        self.send(spec.TxCommitOk())
-        self.client.resume_channel(self.number, held)
+        if not self.closed:
+            self.send(spec.TxCommitOk())
+            self.client.resume_channel(self.number, held)
+        self.client.release_events(len(held))
 
     def tx_rollback(self, method: spec.TxRollback) -> None:
         """Forget the publishes; what was acknowledged is unacknowledged again."""

@@ -1,20 +1,19 @@
 """One connection as the broker sees it: handshake, login, its channels, and how it ends.
 
 Bytes are the protocol core's business and sockets the session's; here events come in and methods go
-out to the sink. Promises: exclusive queues are gone before close-ok; a channel that ends, however,
-gives back what it held; errors reach exactly as far as their kind says.
+out to the sink. Whether the connection and its channels are open is the core's to say: this file
+keeps no second account of it. Promises: exclusive queues are gone before close-ok; a channel that
+ends, however, gives back what it held; errors reach exactly as far as their kind says.
 """
-
-from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.connection import (
     Acks,
     BadProtocolHeader,
+    Connection,
     Event,
     HeartbeatReceived,
     MethodReceived,
@@ -33,14 +32,12 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table, decode_table
 from qlog.server.broker.access.users import Refused, User, authenticate
+from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.channel import Channel
-from qlog.server.broker.channels.sink import Sink
+from qlog.server.broker.channels.sink import Hold, Sink
 from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import StorageError
-
-if TYPE_CHECKING:
-    from qlog.server.broker.broker import Broker
-    from qlog.server.broker.vhost import VHost
 
 logger = logging.getLogger("qlog.connection")
 
@@ -54,12 +51,16 @@ MECHANISMS = ("PLAIN", "AMQPLAIN")
 class Client:
     """A connected client.
 
-    Arguments: `peer` its address as the log prints it; `loopback` whether that is this machine.
+    Arguments: `protocol` the state of its connection, which the sink's methods pass through; `peer`
+    its address as the log prints it; `loopback` whether that is this machine.
     """
 
-    def __init__(self, broker: Broker, sink: Sink, *, peer: str, loopback: bool) -> None:
+    def __init__(
+        self, broker: Broker, sink: Sink, protocol: Connection, *, peer: str, loopback: bool
+    ) -> None:
         self.broker = broker
         self.sink = sink
+        self.protocol = protocol
         self.peer = peer
         self.loopback = loopback
         self.vhost: VHost | None = None
@@ -67,9 +68,7 @@ class Client:
         self.exclusive_queues: dict[str, Queue] = {}
         self.properties: Table = {}
         self.heartbeat_s = 0
-        self.blocked = False  # not read while an alarm is on
-        self.held_events = 0  # that wait for a tx.commit: not read either, so that they stay few
-        self.closing = False
+        self._held_events = 0  # that wait for a tx.commit
         self.authenticated = False
         self._user: User | None = None
         self._mechanism = ""
@@ -90,10 +89,8 @@ class Client:
     # -- events ------------------------------------------------------------------------------
 
     def handle_events(self, events: Iterable[Event]) -> None:
-        """Obey, in order. Errors are sent to the client; those after a fatal one are ignored."""
+        """Obey, in order. Errors are sent to the client."""
         for event in events:
-            if self.closing and not isinstance(event, MethodReceived):
-                continue
             try:
                 self._handle(event)
             except AMQPError as error:
@@ -129,14 +126,14 @@ class Client:
                 self.channels[number] = Channel(self, number)
                 self.sink.send(number, spec.ChannelOpenOk())
             case MethodReceived(channel=number, method=spec.ChannelClose()):
-                self._end_channel(number)
                 self.sink.send(number, spec.ChannelCloseOk())
+                self._end_channel(number)
             case MethodReceived(method=spec.ChannelCloseOk()):
                 pass
             case MethodReceived(channel=number):
                 self.channels[number].handle(event)
             case Violation(error=error, channel=number, silent=silent):
-                self.fail(error, number, silent=silent)
+                self._refuse(error, number, silent=silent)
             case HeartbeatReceived():
                 pass
             case ProtocolHeaderReceived():
@@ -152,20 +149,30 @@ class Client:
                 )
             case BadProtocolHeader(reply=reply, looks_like=what):
                 logger.warning("bad protocol header peer=%s looks_like=%s", self.peer, what)
-                self.closing = True
                 self.sink.write([reply])
                 self.sink.disconnect()
+
+    def hold_event(self) -> None:
+        """An event waits for a tx.commit. Nothing more is read meanwhile, so that they stay few."""
+        self._held_events += 1
+        self.sink.hold(Hold.COMMIT)
+
+    def release_events(self, count: int) -> None:
+        """So many events wait no more."""
+        self._held_events -= count
+        if not self._held_events:
+            self.sink.release(Hold.COMMIT)
 
     def resume_channel(self, number: int, events: Iterable[Event]) -> None:
         """Go on with what the client sent while a tx.commit of the channel waited for the disk.
 
-        An error in it closes the channel; what then follows is ignored but for closing and opening.
+        An error in it closes the channel; what then follows is ignored but for closing.
         """
         for event in events:
-            opens_or_closes = isinstance(event, MethodReceived) and isinstance(
-                event.method, spec.ChannelOpen | spec.ChannelClose
+            closes = isinstance(event, MethodReceived) and isinstance(
+                event.method, spec.ChannelClose
             )
-            if number in self.channels or opens_or_closes:
+            if (number in self.channels or closes) and not self.protocol.ended:
                 self.handle_events([event])
 
     def _is_held(self, number: int) -> bool:
@@ -174,8 +181,6 @@ class Client:
         return channel is not None and channel.held
 
     def _connection_method(self, method: spec.Method) -> None:
-        if self.closing and not isinstance(method, (spec.ConnectionClose, spec.ConnectionCloseOk)):
-            return
         match method:
             case spec.ConnectionStartOk():
                 self.properties = method.client_properties
@@ -248,19 +253,24 @@ class Client:
 
     # -- resource alarms ---------------------------------------------------------------------
 
+    @property
+    def blocked(self) -> bool:
+        """It is not read while an alarm is on."""
+        return Hold.ALARM in self.sink.why_not_read
+
     def block_if_publishing(self) -> None:
         """A publisher is told why, and not read, while an alarm is on."""
         reason = self.broker.blocked_reason
-        if reason and self.publishes and not self.blocked and not self.closing:
-            self.blocked = True
+        if reason and self.publishes and not self.blocked and not self.protocol.ended:
+            self.sink.hold(Hold.ALARM)
             if self.capable("connection.blocked"):
                 self.sink.send(0, spec.ConnectionBlocked(reason))
 
     def unblock(self) -> None:
         """The alarm is over."""
         if self.blocked:
-            self.blocked = False
-            if self.capable("connection.blocked") and not self.closing:
+            self.sink.release(Hold.ALARM)
+            if self.capable("connection.blocked") and not self.protocol.ended:
                 self.sink.send(0, spec.ConnectionUnblocked())
 
     # -- the end -----------------------------------------------------------------------------
@@ -270,38 +280,40 @@ class Client:
         for channel in self.channels.values():
             channel.feed_consumers()
 
-    def fail(self, error: AMQPError, number: int, *, silent: bool = False) -> None:
-        """Close what the error reaches: the channel, or the connection. `silent`: without a word."""
-        if self.closing:
-            return
+    def fail(self, error: AMQPError, number: int) -> None:
+        """Close what an error of ours reaches: the channel, or the connection."""
+        if not self.protocol.ended:
+            self._refuse(error, number)
+
+    def _refuse(self, error: AMQPError, number: int, *, silent: bool = False) -> None:
+        """Close the channel, or the connection; `silent`: the latter without a word."""
+        ids = (error.class_id, error.method_id)
         if isinstance(error, SoftError) and number:
             logger.warning(
                 "channel closed peer=%s channel=%d error=%s", self.peer, number, error.reply_text
             )
+            self.sink.send(number, spec.ChannelClose(error.code, error.reply_text, *ids))
             self._end_channel(number)
-            self.sink.send(
-                number,
-                spec.ChannelClose(error.code, error.reply_text, error.class_id, error.method_id),
-            )
             return
         logger.warning("connection closed peer=%s error=%s", self.peer, error.reply_text)
-        self._end()
         refused_login = error.code == 403 and self.capable("authentication_failure_close")
         if (self.authenticated or refused_login) and not silent:
-            self.sink.send(
-                0,
-                spec.ConnectionClose(error.code, error.reply_text, error.class_id, error.method_id),
-            )
+            self.sink.send(0, spec.ConnectionClose(error.code, error.reply_text, *ids))
             self.sink.disconnect(after_s=CLOSE_OK_WAIT_S)
         else:
+            self.protocol.end()
             self.sink.disconnect(after_s=SILENT_CLOSE_S)
+        self._end()
 
     def lost(self) -> None:
         """The socket is gone."""
-        if not self.closing:
+        if not self.protocol.ended:
             logger.info("connection lost peer=%s", self.peer)
+        self.protocol.end()
+        try:
             self._end()
-        self.broker.clients.discard(self)
+        finally:
+            self.broker.clients.discard(self)
 
     def _end_channel(self, number: int) -> None:
         channel = self.channels.pop(number, None)
@@ -309,7 +321,7 @@ class Client:
             channel.close()
 
     def _end(self) -> None:
-        self.closing = True
+        """Give back what the client held. The protocol has ended, so that nothing is sent to it."""
         for number in list(self.channels):
             self._end_channel(number)
         for queue in list(self.exclusive_queues.values()):

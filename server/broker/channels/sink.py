@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Flag, auto
 from typing import Protocol
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.spec import Method
+
+
+class Hold(Flag):
+    """Why a client is not read; empty: it is. A client that is closing is read all the same, since
+    its close-ok is awaited.
+    """
+
+    ALARM = auto()  # it publishes while memory, disk or file descriptors are short
+    COMMIT = auto()  # something that it sent waits for a tx.commit
+    DISK = auto()  # it publishes, and more waits for the disk than should
+    ANSWERS = auto()  # it does not read what it asked for
+
+
+READ = Hold(0)
 
 
 class Sink(Protocol):
@@ -20,6 +35,16 @@ class Sink(Protocol):
     @property
     def overfull(self) -> bool:
         """So much waits unsent that even answers should be dropped or not be asked for."""
+
+    @property
+    def why_not_read(self) -> Hold:
+        """All reasons for which nothing is read from the client now."""
+
+    def hold(self, reason: Hold) -> None:
+        """Do not read from the client until the reason is released."""
+
+    def release(self, reason: Hold) -> None:
+        """The reason is gone: read on when there is no other."""
 
     @property
     def frame_max(self) -> int:

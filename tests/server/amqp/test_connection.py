@@ -515,11 +515,43 @@ def test_a_close_sent_between_two_events_counts_for_the_second() -> None:
 
 
 def test_a_channel_closed_by_the_client_can_be_opened_again() -> None:
-    events = converse(running, CHANNEL_CLOSE + CHANNEL_OPEN)
-    assert events == [
-        (1, spec.ChannelClose(200, "", 0, 0)),
-        (1, spec.ChannelOpen()),
-    ]
+    connection = running()
+    close = MethodReceived(1, spec.ChannelClose(200, "", 0, 0))
+    assert hear(connection, CHANNEL_CLOSE) == [close]
+    assert not connection.channel(1).closed  # until we say so
+    channel = connection.channel(1)
+    connection.send(1, spec.ChannelCloseOk())
+    assert channel.closed and connection.channels() == frozenset()
+    assert hear(connection, CHANNEL_OPEN) == [MethodReceived(1, spec.ChannelOpen())]
+    assert channel.closed and not connection.channel(1).closed  # the number's new channel
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_channel_is_not_opened_before_its_close_ok_has_come(answered: bool) -> None:
+    """RabbitMQ refuses it, too, as a second open. In the same read close-ok cannot have come."""
+    connection = running()
+    events = connection.receive(CHANNEL_CLOSE + CHANNEL_OPEN)
+    assert isinstance(next(events), MethodReceived)
+    if answered:
+        connection.send(1, spec.ChannelCloseOk())
+    second_open = hard(504, "CHANNEL_ERROR - second 'channel.open' seen", (20, 10))
+    assert told(list(events)) == second_open
+
+
+def test_nothing_else_is_done_on_a_channel_that_the_client_closed() -> None:
+    not_open = hard(504, "CHANNEL_ERROR - expected 'channel.open'", (50, 10))
+    assert converse(running, CHANNEL_CLOSE + declare())[1:] == not_open
+
+
+def test_our_close_crosses_the_clients() -> None:
+    """What the client sent before its close was refused only after its close had come."""
+    connection = running()
+    hear(connection, CHANNEL_CLOSE)
+    connection.send(1, spec.ChannelClose(404, "NOT_FOUND", 50, 10))
+    connection.send(1, spec.ChannelCloseOk())
+    assert connection.channels() == {1}
+    assert hear(connection, CHANNEL_CLOSE_OK) == [MethodReceived(1, spec.ChannelCloseOk())]
+    assert connection.channels() == frozenset()
 
 
 def test_after_connection_close_all_is_ignored_until_close_ok() -> None:

@@ -22,6 +22,7 @@ from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
 from qlog.server.broker.broker import Broker, BrokerSettings
 from qlog.server.broker.channels.client import Client
+from qlog.server.broker.channels.sink import READ, Hold
 from qlog.server.broker.queues.queue import Queue
 from qlog.storage.store import Store
 from tests.storage.support import SMALL, FaultyDisk, ManualWorker, abandon, ignore
@@ -63,6 +64,7 @@ class ListSink:
         self.overfull = False
         self.data = bytearray()
         self.closed_after_s: float | None = None
+        self.why_not_read = READ
         self._core = core
 
     @property
@@ -78,6 +80,12 @@ class ListSink:
     def write(self, buffers: Sequence[bytes | memoryview]) -> None:
         for buffer in buffers:
             self.data += buffer
+
+    def hold(self, reason: Hold) -> None:
+        self.why_not_read |= reason
+
+    def release(self, reason: Hold) -> None:
+        self.why_not_read &= ~reason
 
     def disconnect(self, *, after_s: float = 0.0) -> None:
         self.closed_after_s = after_s
@@ -111,7 +119,7 @@ class Peer:
         self.bench = bench
         self.core = Connection()
         self.sink = ListSink(self.core)
-        self.client = Client(bench.broker, self.sink, peer="test", loopback=loopback)
+        self.client = Client(bench.broker, self.sink, self.core, peer="test", loopback=loopback)
         self.receive(PROTOCOL_HEADER)
         self.send(
             0,

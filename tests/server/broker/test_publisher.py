@@ -275,21 +275,34 @@ def test_closing_the_channel_waits_for_the_commit(bench: Bench, transacting: Pee
     assert ready(bench) == 2
 
 
-def test_channel_opened_again_behind_a_commit(bench: Bench, transacting: Peer) -> None:
-    transacting.send(
-        1,
-        spec.TxCommit(),
-        spec.ChannelClose(200, "", 0, 0),
-        make(spec.ChannelOpen),
-        make(spec.QueueDeclare, queue="q", passive=True),
-    )
+def test_channel_closed_behind_a_commit(bench: Bench, transacting: Peer) -> None:
+    """Its close-ok waits like all else, and so does the number."""
+    transacting.send(1, spec.TxCommit(), spec.ChannelClose(200, "", 0, 0))
+    assert transacting.hear() == []
     bench.disk()
-    assert transacting.hear() == [
-        spec.TxCommitOk(),
-        spec.ChannelCloseOk(),
-        spec.ChannelOpenOk(),
-        spec.QueueDeclareOk("q", 0, 0),
-    ]
+    assert transacting.hear() == [spec.TxCommitOk(), spec.ChannelCloseOk()]
+    transacting.send(1, make(spec.ChannelOpen), make(spec.QueueDeclare, queue="q", passive=True))
+    assert transacting.hear() == [spec.ChannelOpenOk(), spec.QueueDeclareOk("q", 0, 0)]
+
+
+def test_channel_opened_again_before_its_commit_is_answered(
+    bench: Bench, transacting: Peer
+) -> None:
+    transacting.send(1, spec.TxCommit(), spec.ChannelClose(200, "", 0, 0), make(spec.ChannelOpen))
+    assert transacting.refused()[:2] == ("connection", 504)
+    bench.disk()
+    assert transacting.hear() == []
+
+
+def test_error_behind_a_commit_and_before_a_close(bench: Bench, transacting: Peer) -> None:
+    """Both sides close: ours first, and the client's close is answered."""
+    transacting.send(1, spec.TxCommit(), spec.BasicAck(99, False), spec.ChannelClose(200, "", 0, 0))
+    bench.disk()
+    ok, close, close_ok = transacting.hear()
+    assert isinstance(close, spec.ChannelClose)
+    assert (ok, close_ok) == (spec.TxCommitOk(), spec.ChannelCloseOk())
+    transacting.send(1, spec.ChannelCloseOk(), make(spec.ChannelOpen))
+    assert transacting.hear() == [spec.ChannelOpenOk()]
 
 
 def test_error_behind_a_commit_ends_what_follows(bench: Bench, transacting: Peer) -> None:
@@ -306,7 +319,7 @@ def test_error_behind_a_commit_ends_what_follows(bench: Bench, transacting: Peer
     assert ok == spec.TxCommitOk()
     assert isinstance(close, spec.ChannelClose)
     assert close.reply_text == "PRECONDITION_FAILED - unknown delivery tag 99"
-    assert ready(bench) == 0 and not transacting.client.closing
+    assert ready(bench) == 0 and not transacting.core.ended
 
 
 def test_connection_lost_while_a_commit_waits(bench: Bench, transacting: Peer) -> None:

@@ -137,7 +137,9 @@ def session_of(broker: RunningBroker, peer: SocketPeer) -> Session:
 
 def network_of(broker: RunningBroker, peer: SocketPeer) -> Network:
     """The broker's sockets."""
-    return session_of(broker, peer)._network
+    network = session_of(broker, peer)._network
+    assert isinstance(network, Network)
+    return network
 
 
 @contextmanager
