@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from qlog import __version__
-from qlog.tools.inspect import app as inspect
+from qlog.tools.inspect.app import app as inspect
 from qlog.tools.serve import serve
 
 # What typer raises for wrong options; where the class is defined depends on its version.

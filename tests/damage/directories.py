@@ -27,7 +27,7 @@ from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 from qlog.storage.write.ledger import ACK, LANE, Record, ack_ranges, unpack_body
 from qlog.storage.write.segment import BatchFile, columns_of
-from qlog.tools.inspect.directory import Directory
+from qlog.tools.inspect.look.directory import Directory
 
 SETTINGS = StoreSettings(
     segment_bytes_max=16 << 10,

@@ -22,11 +22,11 @@ from pathlib import Path
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import StorageError
-from qlog.tools.inspect.directory import Directory
-from qlog.tools.inspect.repair_act import act
-from qlog.tools.inspect.repair_plan import make_plan
-from qlog.tools.inspect.report import Report
-from qlog.tools.inspect.verify import verified
+from qlog.tools.inspect.commands.verify import verified
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.repair.act import act
+from qlog.tools.inspect.repair.plan import make_plan
+from qlog.tools.inspect.rows import Report
 from tests.damage.directories import MESSAGES, QUEUES, BatchFact, Facts, Place
 from tests.damage.outcome import Outcome, start
 from tests.damage.strike import Strike, strike

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from qlog.storage.start.examine import Verdict as Checksum
-from qlog.tools.inspect import log
-from qlog.tools.inspect.directory import Directory
+from qlog.tools.inspect.look import log
+from qlog.tools.inspect.look.directory import Directory
 from tests.damage.directories import KINDS, Facts, make, new_place
 from tests.damage.judge import try_one
 from tests.damage.outcome import Crash, in_child

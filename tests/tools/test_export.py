@@ -29,7 +29,7 @@ from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.spec import BasicAck, BasicNack, BasicReturn, ChannelClose
 from qlog.server.amqp.values import Int8, LongStr, Timestamp
 from qlog.tools.cli import app
-from qlog.tools.inspect.exported import (
+from qlog.tools.transfer.exported import (
     SCHEMA,
     Malformed,
     Message,
@@ -38,7 +38,7 @@ from qlog.tools.inspect.exported import (
     item_of,
     read_messages,
 )
-from qlog.tools.inspect.publisher import Address, Publisher, PublishFailed
+from qlog.tools.transfer.publisher import Address, Publisher, PublishFailed
 from tests.live.server import BrokerProcess
 from tests.server.amqp.strategies import PROPERTIES
 from tests.tools.directories import body, fingerprint, flip, killed, segments_of, stopped

@@ -380,11 +380,12 @@ def test_piped_output_is_one_line_a_message_and_cannot_steer_a_terminal(tmp_path
 def test_a_terminal_is_never_overrun(
     command: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlog.tools.inspect import report
+
+    from qlog.tools.inspect import rows
 
     directory = stopped(tmp_path / "data")
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(report, "_is_terminal", lambda: True)
+    monkeypatch.setattr(rows, "_is_terminal", lambda: True)
     result = CliRunner().invoke(app, ["inspect", command, "--data-dir", str(directory)])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -394,7 +395,7 @@ def test_a_terminal_is_never_overrun(
 
 def test_it_starts_without_the_broker() -> None:
     code = (
-        "import sys, qlog.tools.inspect.directory, qlog.tools.inspect.log; "
+        "import sys, qlog.tools.inspect.look.directory, qlog.tools.inspect.look.log; "
         "print([name for name in ('trio', 'qlog.server.app', 'rich') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qlog.storage.index.index import Index, LaneUpdate, Placed
-from qlog.tools.inspect.settlements import ranges_text, settled_ranges
+from qlog.tools.inspect.look.settlements import ranges_text, settled_ranges
 from tests.tools.directories import fill, flip, inspect, killed, opened, segments_of, stopped
 
 

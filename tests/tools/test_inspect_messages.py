@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.tools.cli import app
-from qlog.tools.inspect.selection import KeyPattern, parse_offsets, parse_time
+from qlog.tools.inspect.look.selection import KeyPattern, parse_offsets, parse_time
 from tests.live.server import BrokerProcess
 from tests.tools.directories import NOW_MS, fill, flip, inspect, opened, segments_of
 

@@ -51,11 +51,12 @@ COMMANDS = (
 def test_no_view_overruns_a_terminal(
     columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlog.tools.inspect import report
+
+    from qlog.tools.inspect import rows
 
     directory = stopped(tmp_path / "data", settled=60)
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(report, "_is_terminal", lambda: True)
+    monkeypatch.setattr(rows, "_is_terminal", lambda: True)
     for command in COMMANDS:
         result = CliRunner().invoke(app, ["inspect", *command, "--data-dir", str(directory)])
         assert result.exit_code == 0, command

@@ -23,9 +23,9 @@ from qlog.storage.index.index import Index, LaneUpdate
 from qlog.storage.space.sparse import SparseWriter
 from qlog.storage.start.fold import COMPACTED
 from qlog.tools.cli import app
-from qlog.tools.inspect import repair_act
-from qlog.tools.inspect.directory import Directory
-from qlog.tools.inspect.unreadable import ForgivingDisk
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.unreadable import ForgivingDisk
+from qlog.tools.inspect.repair import act as repair_act
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (
     body,

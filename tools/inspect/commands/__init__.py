@@ -1,0 +1,1 @@
+"""Each command of `qlog inspect`: what it asks for, and what it shows. One file a command."""

@@ -1,0 +1,270 @@
+"""`qlog inspect messages --follow`: the log as it grows.
+
+A message is shown when it is known to be on disk: when a later batch, or the index's checkpoint (a
+second later at most), says that the log had been synced beyond it. It goes on from segment to
+segment; where one was given back before it was read, a note says which messages were not shown.
+Ends with Ctrl-C, with the broker, or after so many messages.
+
+States of messages are as of the start: settlements are not followed, so they are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.bytes.datadir import Identity
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.start.fold import COMPACTED
+from qlog.storage.write.segment import Batch
+from qlog.tools.inspect.command import stop, writing_stdout
+from qlog.tools.inspect.commands.messages import walk
+from qlog.tools.inspect.look.decode import add_body, body_lines, decoded, lines_of, queue_text
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.environment import (
+    SoundEntries,
+    Unreadable,
+    is_in_use,
+    open_index,
+    read,
+    read_catalog,
+)
+from qlog.tools.inspect.look.log import Entry, views_of
+from qlog.tools.inspect.look.selection import Selection
+from qlog.tools.inspect.rows import counted, printable
+
+_POLL_S = 0.1
+_ASK_S = (
+    0.5  # how often the index is asked how far the log is durable, while something waits for it
+)
+_NAMES_S = 2.0  # and the catalog, for the names of new queues
+
+
+def follow_log(
+    directory: Directory,
+    from_lsn: int | None,
+    selection: Selection,
+    limit: int | None,
+    body_max: int | None,
+    *,
+    as_hex: bool,
+    as_json: bool,
+) -> None:
+    """Print messages until something ends it. `from_lsn` None: those from now on."""
+    if not directory.in_use:
+        stop(f"no broker runs on {directory.root}: there is nothing to follow")
+    tail = _Tail(directory, from_lsn)
+    left = limit
+    names_asked_s = time.monotonic()
+    try:
+        if not as_json:
+            _say(f"following {directory.root} from LSN {tail.from_lsn} on; Ctrl-C ends it")
+        for file, entry in tail.entries():
+            record = entry.record
+            if record is not None:
+                unknown = any(lane not in directory.owners for lane in record.targets[0::2])
+                if unknown and time.monotonic() > names_asked_s + _NAMES_S:
+                    names_asked_s = time.monotonic()
+                    _learn_names(directory)
+                ours = selection.lane_ids
+                if ours is not None and ours.isdisjoint(record.targets[0::2]):
+                    continue
+                if not selection.takes(directory, record):
+                    continue
+            item = decoded(directory, file, entry)
+            for target in item.get("targets", ()):
+                target["state"] = None
+            if as_json and body_max is not None and record is not None:
+                add_body(item, record)
+            with writing_stdout():
+                if as_json:
+                    print(json.dumps({"schema": "qlog.inspect.messages.follow/1", **item}))
+                else:
+                    print(_line(item, entry, body_max, as_hex))
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
+        _say("the broker has stopped")
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would be told as an error
+        if not as_json:
+            print(file=sys.stderr)  # behind the terminal's ^C
+    if tail.damaged:
+        raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    print(f"qlog: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def _learn_names(directory: Directory) -> None:
+    try:
+        facts = read_catalog(directory.paths.catalog)
+    except Unreadable:
+        return
+    for queue in facts.queues:
+        for lane_id in queue.lanes:
+            directory.owners[lane_id] = queue
+
+
+def _line(item: dict[str, Any], entry: Entry, body_max: int | None, as_hex: bool) -> str:
+    """A message in one line."""
+    parts = [f"{item['lsn']}", str(item.get("time"))]
+    parts.append("; ".join(lines_of(item)))
+    queues = ", ".join(
+        f"{queue_text(target['vhost'], target['queue'], target['lane'])} #{target['offset']}"
+        for target in item.get("targets", ())
+    )
+    parts.append(f"-> {queues}")
+    if body_max is not None and entry.record is not None:
+        parts.append("; ".join(body_lines(entry.record.body, body_max, as_hex=as_hex)))
+    return "  ".join(map(printable, parts))
+
+
+class _Tail:
+    """Where in the log we are."""
+
+    def __init__(self, directory: Directory, from_lsn: int | None) -> None:
+        self.damaged = False
+        self.from_lsn = directory.attested_lsn if from_lsn is None else from_lsn
+        self._directory = directory
+        self._durable_lsn = directory.attested_lsn
+        self._asked_s = 0.0
+        self._view: FileView | None = None
+        self._position = FILE_HEADER_BYTES
+        self._lsn = self.from_lsn  # of the next message to be read
+        self._waiting: deque[tuple[str, Batch]] = deque()  # read, and perhaps not durable
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Messages as they become durable; ends with the broker."""
+        directory = self._directory
+        for view, entry in walk(directory, views_of(directory), self._lsn, None):
+            if entry.lsn >= self._durable_lsn or entry.lsn_end is None:
+                break
+            self.damaged = self.damaged or entry.damage is not None
+            self._lsn = entry.lsn_end
+            yield directory.relative(view.path), entry
+        while True:
+            alive = is_in_use(directory.paths.catalog)
+            moved = False
+            for batch in self._read():
+                moved = True
+                self._durable_lsn = max(self._durable_lsn, batch.header.durable)
+                yield from self._durable()
+            if self._waiting and not (moved and alive):
+                if not alive or time.monotonic() >= self._asked_s + _ASK_S:
+                    self._ask()
+                yield from self._durable()
+            if not alive and not moved:
+                break
+            if not moved:
+                time.sleep(_POLL_S)
+        if self._waiting:
+            count = sum(batch.header.count for _, batch in self._waiting)
+            _say(f"{counted(count, 'message')} more may not have been confirmed: not shown")
+
+    def _durable(self) -> Iterator[tuple[str, Entry]]:
+        """The messages of the batches that are known to be on disk."""
+        waiting = self._waiting
+        while waiting:
+            file, batch = waiting[0]
+            if batch.header.base + batch.header.count > self._durable_lsn:
+                return
+            waiting.popleft()
+            for lsn, position, record in self._directory.records(batch):
+                if lsn >= self.from_lsn:
+                    yield file, Entry(lsn, lsn + 1, position, record.length, record)
+
+    def _ask(self) -> None:
+        """Learn from catalog and index how far the log is durable."""
+        paths = self._directory.paths
+        self._asked_s = time.monotonic()
+        for where, work in ((paths.index, _checkpoint_lsn), (paths.catalog, _closed_lsn)):
+            with suppress(Unreadable):
+                self._durable_lsn = max(self._durable_lsn, read(where, work))
+
+    def _read(self) -> Iterator[Batch]:
+        """The whole batches that came since; goes on to the next segment when there is one."""
+        while True:
+            following = self._following()  # looked for first: what is missing then stays missing
+            try:
+                yield from self._read_view()
+            except FileNotFoundError:
+                pass  # given back: all of it is settled
+            if following is None:
+                return
+            assert following.header is not None
+            base = following.header.base
+            if base > self._lsn:
+                what = "cannot be read" if self._still_there() else "were settled and given back"
+                self.damaged = self.damaged or self._still_there()
+                _say(f"messages {self._lsn} to {base - 1} {what}: not shown")
+            self._view = following
+            self._position = FILE_HEADER_BYTES
+            self._lsn = max(self._lsn, base)
+
+    def _read_view(self) -> Iterator[Batch]:
+        view = self._view
+        if view is None:
+            return
+        name = self._directory.relative(view.path)
+        with self._directory.opened(view) as file:
+            while (batch := file.batch_at(self._position)) is not None:
+                self._position = batch.end
+                end = batch.header.base + batch.header.count
+                if end > self._lsn:
+                    self._lsn = end
+                    self._waiting.append((name, batch))
+                    yield batch
+
+    def _still_there(self) -> bool:
+        return self._view is not None and self._view.path.exists()
+
+    def _following(self) -> FileView | None:
+        """The segment to go on with; None as long as the current one is the last."""
+        directory = self._directory
+        current = self._view
+        best: FileView | None = None
+        for segment_id in directory.segment_ids():
+            if segment_id >= COMPACTED or (current is not None and segment_id <= current.file_id):
+                continue
+            try:
+                view = directory.segment(segment_id)
+            except FileNotFoundError:
+                continue
+            if view.header is None or view.header_verdict is not Verdict.WHOLE:
+                continue
+            if current is not None:
+                return view
+            if best is None or view.header.base <= self._lsn:
+                best = view  # the last that begins at or before our place, else the first
+        return best
+
+
+def _checkpoint_lsn(directory: Path, lock: bool) -> int:
+    index = open_index(directory, lock)
+    try:
+        checkpoint = index.checkpoint()
+        return 0 if checkpoint is None else checkpoint.lsn
+    finally:
+        index.close()
+
+
+def _closed_lsn(directory: Path, lock: bool) -> int:
+    catalog = SoundEntries(directory, lock)
+    try:
+        identity = Identity.load(catalog)
+        return 0 if identity is None else identity.closed_lsn
+    finally:
+        catalog.close()

@@ -1,0 +1,127 @@
+"""`qlog inspect rebuild-index`: make the index anew from log and ledger, while no broker runs.
+
+It is a start and a stop of the storage that finds its index in doubt: recovery's own code, and what
+a broker does by itself in that case. A directory that a broker would refuse is refused here too,
+with status 1 when messages or settlements in it are damaged.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from qlog.tools.inspect.command import (
+    DATA_DIR_DEFAULT,
+    AsJson,
+    DataDir,
+    finish,
+    stop,
+    stop_for_rights,
+)
+
+if TYPE_CHECKING:
+    from qlog.storage.bytes.datadir import Paths
+
+_POINTER_BYTES = 16
+_LOOK_S = 0.2
+
+
+def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False) -> None:
+    """Make the index anew from log and ledger. The broker must not run.
+
+    The index says where the messages are. Everything in it is derived, so nothing is lost by this
+    while log and ledger are sound; when they are not, use repair. A broker does the same when it
+    starts and finds the index missing or wrong.
+    """
+    from qlog.storage.bytes.datadir import Paths
+    from qlog.storage.errors import CorruptLog, StorageError
+    from qlog.tools.inspect.rows import Damage, Report
+
+    paths = Paths(data_dir.absolute())
+    if not paths.catalog.is_dir():
+        stop(f"{data_dir} is not a data directory; name the broker's with --data-dir")
+    report = Report("rebuild-index", str(data_dir), in_use=False)
+    began_s = time.monotonic()
+    messages = size = None
+    try:
+        messages = _rebuild(paths)
+        size = (paths.index / "data.mdb").stat().st_size
+        report.summary = (
+            f"the index of {data_dir} was made anew from {messages:,} messages in "
+            f"{time.monotonic() - began_s:.1f} s ({size:,} bytes)"
+        )
+    except CorruptLog as error:
+        if not as_json:
+            print(f"qlog: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+        report.damage = [Damage(".", str(error))]
+    except StorageError as error:
+        stop(str(error))
+    except PermissionError as error:
+        stop_for_rights(error)
+    except OSError as error:
+        stop(f"{error.filename or data_dir}: {error.strerror}")
+    report.content = {
+        "messages": messages,
+        "index_bytes": size,
+        "duration_s": round(time.monotonic() - began_s, 3),
+    }
+    finish(report, as_json=as_json)
+
+
+def _rebuild(paths: Paths) -> int:
+    """From how many messages. Raises StorageError, OSError."""
+    from qlog.server.amqp.envelope import Envelope
+    from qlog.storage.bytes.datadir import mark_doubt, prepare
+    from qlog.storage.bytes.disk import OSDisk
+    from qlog.storage.store import Store
+
+    disk = OSDisk()
+    lock = prepare(disk, paths)  # a broker's index is not to be doubted while it runs
+    try:
+        mark_doubt(disk, paths)
+    finally:
+        disk.close(lock)
+    with _shown(paths):
+        store = Store.open(paths.root, decode=Envelope.unpack, notify=lambda: None)
+        store.close()
+    if store.failure is not None:
+        stop(f"the index could not be written: {store.failure}")
+    return store.report.records_replayed
+
+
+@contextmanager
+def _shown(paths: Paths) -> Iterator[None]:
+    """A bar that follows the size of the new index, which is only roughly known before."""
+    from qlog.storage.start.examine import Examination
+    from qlog.tools.inspect.rows import progress
+
+    examination = Examination(paths.root)
+    trailers = (examination.segment(one).trailer for one in examination.segment_ids())
+    total = sum(_POINTER_BYTES * trailer.record_count for trailer in trailers if trailer)
+    done = threading.Event()
+    data = paths.index / "data.mdb"
+
+    with progress("rebuilding", total) as bar:
+
+        def follow() -> None:
+            shown = 0
+            while not done.wait(_LOOK_S):
+                size = data.stat().st_size if data.exists() else 0
+                if shown < size <= total:
+                    bar.advance(size - shown)
+                    shown = size
+
+        follower = threading.Thread(target=follow, name="qlog-progress")
+        follower.start()
+        try:
+            yield
+        finally:
+            done.set()
+            follower.join()

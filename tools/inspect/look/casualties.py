@@ -1,0 +1,181 @@
+"""Which messages a damage of the log concerns: one by one, and summed up by queue."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, unpack_batch_header
+from qlog.storage.lanes.settled import BLOCK
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.environment import Unreadable
+from qlog.tools.inspect.look.pointers import read_contents
+from qlog.tools.inspect.look.salvage import Casualty, Known, Target, salvage
+from qlog.tools.inspect.rows import Concern, Damage
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Where the index says that a message is."""
+
+    lane_id: int
+    qseq: int
+    position: int
+    length: int
+
+
+Pointers = dict[int, list[Pointer]]  # by segment
+
+
+def pointers_into(directory: Directory, segment_ids: Collection[int]) -> Pointers:
+    """All that the index knows of these segments; nothing when it cannot be read."""
+    found: Pointers = {segment_id: [] for segment_id in segment_ids}
+    if directory.index_facts is None or not found:
+        return found
+    try:
+        contents = read_contents(directory.paths.index)
+    except Unreadable:
+        return found
+    for (lane_id, block), value in contents.blocks.items():
+        columns = array("I")
+        columns.frombytes(value)
+        if found.keys().isdisjoint(columns[0::4]):
+            continue
+        for slot in range(len(columns) // 4):
+            segment_id, position, length, _ = columns[4 * slot : 4 * slot + 4]
+            if segment_id in found:
+                pointer = Pointer(lane_id, block * BLOCK + slot, position, length)
+                found[segment_id].append(pointer)
+    return found
+
+
+def known_of(directory: Directory, view: FileView, pointers: Iterable[Pointer]) -> dict[int, Known]:
+    """Where a segment's messages are, by its footer, or else by the index's pointers into it."""
+    known: dict[int, Known] = {}
+    footer = directory.columns(view)
+    if footer is None or view.trailer is None:
+        for pointer in pointers:
+            target = (pointer.lane_id, pointer.qseq)
+            before = known.get(pointer.position)
+            targets = (target,) if before is None else (*before.targets, target)
+            known[pointer.position] = Known(pointer.length, targets)
+        return known
+    lsn: int | None = view.trailer.base_lsn
+    sparse = view.header is not None and view.header.sparse
+    end = 0
+    with directory.opened(view) as file:
+        for lanes, firsts, positions, lengths in footer.runs():
+            for at, (position, length) in enumerate(zip(positions, lengths, strict=True)):
+                if sparse and position != end:  # a new batch, which says its own LSN
+                    head = file.read(BATCH_HEADER_BYTES, position - BATCH_HEADER_BYTES)
+                    header = unpack_batch_header(head)
+                    lsn = None if header is None else header.base
+                targets = tuple(
+                    (lane, first + at) for lane, first in zip(lanes, firsts, strict=True)
+                )
+                known[position] = Known(length, targets, lsn)
+                lsn = None if lsn is None else lsn + 1
+                end = position + length
+    return known
+
+
+def casualties(directory: Directory, view: FileView, known: dict[int, Known]) -> Iterator[Casualty]:
+    """The messages in the damaged parts of a segment, those of them that are whole too."""
+    lsn: int | None = None if view.header is None else view.header.base
+    bad: tuple[int, int] | None = None
+    for stretch in directory.stretches(view):
+        if stretch.verdict is Verdict.DAMAGED:
+            bad = stretch.position, stretch.end
+        if stretch.batch is None:
+            continue
+        if bad is not None:
+            yield from _of(directory, view, known, *bad, lsn, stretch.batch.header.base)
+            bad = None
+        lsn = stretch.batch.header.base + stretch.batch.header.count
+    if bad is not None:
+        yield from _of(directory, view, known, *bad, lsn, None)
+
+
+def _of(
+    directory: Directory,
+    view: FileView,
+    known: dict[int, Known],
+    position: int,
+    end: int,
+    lsn: int | None,
+    lsn_end: int | None,
+) -> Iterator[Casualty]:
+    with directory.opened(view) as file:
+        yield from salvage(file.read(end - position, position), position, known, lsn, lsn_end)
+
+
+def missing(pointers: Iterable[Pointer]) -> Iterator[Casualty]:
+    """The messages of a segment that has no file, as far as the index knows them."""
+    by_position: dict[int, tuple[int, list[Target]]] = {}
+    for pointer in pointers:
+        _, targets = by_position.setdefault(pointer.position, (pointer.length, []))
+        targets.append((pointer.lane_id, pointer.qseq))
+    for position, (length, several) in sorted(by_position.items()):
+        yield Casualty(position, length, None, tuple(several), None, False)
+
+
+# -- summed up
+
+
+def with_concerns(directory: Directory, damage: list[Damage]) -> list[Damage]:
+    """The same, with the queues that each damage of the log concerns."""
+    by_file: dict[str, int] = {}
+    for item in damage:
+        name = item.file.removeprefix("log/").removesuffix(".qseg")
+        if name.isdecimal():
+            by_file[item.file] = int(name)
+    pointers = pointers_into(directory, list(by_file.values()))
+    lost: dict[str, list[Casualty]] = {}
+    for file, segment_id in by_file.items():
+        try:
+            view = directory.segment(segment_id)
+        except OSError:
+            lost[file] = list(missing(pointers[segment_id]))
+        else:
+            known = known_of(directory, view, pointers[segment_id])
+            lost[file] = [item for item in casualties(directory, view, known) if not item.whole]
+    return [
+        replace(item, queues=_sum(directory, _within(item, lost.get(item.file, ()))))
+        for item in damage
+    ]
+
+
+def _within(item: Damage, lost: Iterable[Casualty]) -> Iterator[Casualty]:
+    position, end = item.position, item.end
+    for casualty in lost:
+        if position is None or (
+            casualty.position + casualty.length > position
+            and (end is None or casualty.position < end)
+        ):
+            yield casualty
+
+
+def _sum(directory: Directory, lost: Iterable[Casualty]) -> tuple[Concern, ...]:
+    known = set(directory.lanes())  # where a message went may be damaged, too
+    lanes: dict[int, list[int]] = {}
+    for casualty in lost:
+        for lane_id, qseq in casualty.targets:
+            if lane_id in known:
+                lanes.setdefault(lane_id, []).append(qseq)
+    concerns = []
+    for lane_id, qseqs in sorted(lanes.items()):
+        queue = directory.queue_of(lane_id)
+        concerns.append(
+            Concern(
+                None if queue is None else queue.vhost,
+                None if queue is None else queue.name,
+                lane_id,
+                len(qseqs),
+                sum(directory.unsettled(lane_id, qseq, 1) for qseq in qseqs),
+                min(qseqs),
+                max(qseqs) + 1,
+            )
+        )
+    return tuple(concerns)

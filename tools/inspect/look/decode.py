@@ -1,0 +1,204 @@
+"""A record of the log in the words of AMQP: for JSON, and for people.
+
+What does not decode is said to be damaged, and the rest is shown. In JSON, octets that are no text
+are `{"base64": …}`, and what JSON has no type for is text.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import AMQPError
+from qlog.storage.bytes.record import Record
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.log import Entry
+from qlog.tools.inspect.rows import Bytes, Cell, Time, well_formed
+
+DUMP_OCTETS = 16  # a line
+_DUMP_OCTETS_NARROW = 8  # in a column of a table
+
+
+def decoded(directory: Directory, file: str, entry: Entry) -> dict[str, Any]:
+    """A message for JSON, without its body. `damage` says what is wrong with it."""
+    item: dict[str, Any] = {
+        "lsn": entry.lsn,
+        "lsn_end": entry.lsn_end,
+        "file": file,
+        "position": entry.position,
+        "stored_bytes": entry.length,
+        "damage": entry.damage,
+    }
+    record = entry.record
+    if record is None:
+        return item
+    item["time"] = time_text(record.timestamp_ms)
+    item["timestamp_ms"] = record.timestamp_ms
+    item["body_bytes"] = len(record.body)
+    item["exchange"] = item["routing_key"] = item["properties"] = None
+    try:
+        envelope = Envelope.unpack(record.meta, len(record.body))
+        exchange, routing_key = well_formed(envelope.exchange), well_formed(envelope.routing_key)
+        properties = properties_of(envelope)
+    except (ValueError, TypeError, AttributeError, AMQPError):
+        item["damage"] = entry.damage or "its exchange, routing key and properties do not decode"
+    else:
+        item |= {"exchange": exchange, "routing_key": routing_key, "properties": properties}
+    item["targets"] = _targets(directory, record)
+    return item
+
+
+def add_body(item: dict[str, Any], record: Record) -> None:
+    """Add the body to a message for JSON."""
+    try:
+        item["body"] = record.body.decode()
+        item["body_encoding"] = "utf-8"
+    except UnicodeDecodeError:
+        item["body"] = base64.b64encode(record.body).decode()
+        item["body_encoding"] = "base64"
+
+
+def properties_of(envelope: Envelope) -> dict[str, Any]:
+    """Those that are set, for JSON. Raises HardError when they are malformed."""
+    properties = envelope.decoded_properties()
+    pairs = ((field.name, getattr(properties, field.name)) for field in fields(properties))
+    return {name: json_value(value) for name, value in pairs if value is not None}
+
+
+def json_value(value: Any) -> Any:
+    """A value of a field table for JSON."""
+    match value:
+        case bool():
+            return value
+        case int():
+            return int(value)
+        case float():
+            return float(value) if math.isfinite(value) else str(value)
+        case str():
+            return well_formed(value)
+        case bytes() | bytearray() | memoryview():
+            return {"base64": base64.b64encode(value).decode()}
+        case dict():
+            return {well_formed(name): json_value(item) for name, item in value.items()}
+        case list() | tuple():
+            return [json_value(item) for item in value]
+        case None:
+            return None
+        case _:
+            return well_formed(str(value))
+
+
+def time_text(timestamp_ms: int) -> str | None:
+    """UTC, in ISO 8601; None when no calendar has that time."""
+    try:
+        time = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+    except (OverflowError, ValueError, OSError):  # of a damaged message
+        return None
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def time_cell(time: str | None) -> Cell:
+    """A time of JSON in a table."""
+    return "?" if time is None else Time(time)
+
+
+def brief(value: Any) -> str:
+    """A value of JSON in one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def lines_of(item: dict[str, Any]) -> list[str]:
+    """What a message is, for people: damage, where it was published to, its properties."""
+    lines = []
+    if item["damage"] is not None:
+        lines.append(f"DAMAGED: {item['damage']}")
+    if item.get("exchange") is not None:
+        lines.append(f"{item['exchange'] or '(default)'} / {item['routing_key']}")
+        lines += (f"{name}={brief(value)}" for name, value in item["properties"].items())
+    return lines
+
+
+def target_lines(item: dict[str, Any]) -> list[str]:
+    """Where a message went, for people."""
+    lines = []
+    for target in item.get("targets", ()):
+        name = queue_text(target["vhost"], target["queue"], target["lane"])
+        lines.append(f"{name} #{target['offset']} {target['state']}")
+    return lines
+
+
+def queue_text(vhost: str | None, queue: str | None, lane_id: int) -> str:
+    """A queue, named in a table; by its lane when its name is lost or it is gone."""
+    if queue is None:
+        return f"lane {lane_id}"
+    return queue if vhost in ("/", None) else f"{vhost}: {queue}"
+
+
+def row_of(item: dict[str, Any], more: list[str]) -> tuple[Cell, ...]:
+    """LSN, time, size, message, queues: a message in a table, with more lines to what it is."""
+    if "time" not in item:
+        damaged = f"DAMAGED: {item['damage']}"
+        return (str(item["lsn"]), None, Bytes(item["stored_bytes"]), damaged, None)
+    return (
+        str(item["lsn"]),
+        time_cell(item["time"]),
+        Bytes(item["body_bytes"]),
+        [*lines_of(item), *more],
+        target_lines(item),
+    )
+
+
+def body_lines(body: bytes, shown_max: int, *, as_hex: bool) -> list[str]:
+    """A body for people: text, or a dump of octets when it is none."""
+    text = None
+    if not as_hex:
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            pass
+    if text is not None and all(char.isprintable() or char in "\r\n\t" for char in text):
+        if len(text) <= shown_max:
+            return [f"body {text}"]
+        return [f"body {text[:shown_max]}… ({len(text)} characters)"]
+    lines = [line.replace("  ", " ", 1) for line in dump(body[:shown_max], _DUMP_OCTETS_NARROW)]
+    if len(body) > shown_max:
+        lines.append(f"… ({len(body)} octets)")
+    return ["body in hexadecimal", *lines]
+
+
+def dump(data: bytes, octets: int = DUMP_OCTETS) -> list[str]:
+    """Octets in hexadecimal, and as text where they are ASCII."""
+    lines = []
+    for at in range(0, len(data), octets):
+        part = data[at : at + octets]
+        text = "".join(chr(octet) if 32 <= octet < 127 else "." for octet in part)
+        lines.append(f"{part.hex(' ').ljust(3 * octets - 1)}  {text}")
+    return lines
+
+
+def _targets(directory: Directory, record: Record) -> list[dict[str, Any]]:
+    items = []
+    for lane_id, qseq in zip(record.targets[0::2], record.targets[1::2], strict=True):
+        queue = directory.queue_of(lane_id)
+        items.append(
+            {
+                "vhost": None if queue is None else queue.vhost,
+                "queue": None if queue is None else queue.name,
+                "lane": lane_id,
+                "offset": qseq,
+                "state": state_of(directory, lane_id, qseq),
+            }
+        )
+    return items
+
+
+def state_of(directory: Directory, lane_id: int, qseq: int) -> str:
+    """`unsettled`, `settled`, or `deleted` with its queue."""
+    if directory.is_gone(lane_id):
+        return "deleted"
+    return "unsettled" if directory.unsettled(lane_id, qseq, 1) else "settled"

@@ -1,0 +1,155 @@
+"""The batches of a ledger file, decoded: what was settled and delivered, and about when.
+
+Damage is passed on as a batch without records, never left out. Times are the broker's clock: where
+the ledger has one, what comes behind it within the file happened then or up to a second later, or
+has a time of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlog.storage.lanes.settled import BLOCK
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.write.ledger import (
+    ACK,
+    DELIVERED,
+    LANE,
+    LANE_DELETED,
+    SEGMENT_DROPPED,
+    SEGMENT_REPLACED,
+    SEGMENTS,
+    SNAPSHOT_END,
+    TIME,
+    Record,
+    ack_ranges,
+    lane_bitmaps,
+    unpack_body,
+)
+from qlog.tools.inspect.look.directory import Directory
+
+
+@dataclass(slots=True)
+class LedgerBatch:
+    """A batch, or with `damage` the bytes in the place of some."""
+
+    position: int
+    end: int
+    number: int | None = None
+    epoch: int | None = None
+    log_durable_lsn: int | None = None  # the log had been synced up to here
+    synced_number: int | None = None  # and the ledger's batches below this one
+    time_ms: int | None = None  # the last time in the file
+    is_snapshot: bool = False  # part of what the file begins with
+    records: list[Record] = field(default_factory=list)
+    damage: str | None = None
+
+
+def batches_of(directory: Directory, view: FileView) -> Iterator[LedgerBatch]:
+    """All of a ledger file, in order."""
+    time_ms: int | None = None
+    is_snapshot = True
+    for stretch in directory.stretches(view):
+        if stretch.verdict is Verdict.BLANK:
+            continue
+        item = LedgerBatch(stretch.position, stretch.end)
+        batch = stretch.batch
+        if batch is None:
+            item.damage = "the checksum is wrong, or it is torn"
+            if stretch.header is not None:
+                item.number = stretch.header.base
+            yield item
+            continue
+        item.number = batch.header.base
+        item.epoch = batch.header.epoch
+        item.synced_number = batch.header.durable
+        item.log_durable_lsn, item.records = unpack_body(batch.body)
+        for record in item.records:
+            if record[0] == TIME:
+                time_ms = record[1]
+        item.time_ms = time_ms
+        item.is_snapshot = is_snapshot
+        if any(record[0] == SNAPSHOT_END for record in item.records):
+            is_snapshot = False
+        yield item
+
+
+def lane_of(record: Record) -> int | None:
+    """The lane that a record is about."""
+    return record[1] if record[0] in (ACK, LANE_DELETED, DELIVERED, LANE) else None
+
+
+def settled_ranges(record: Record) -> list[tuple[int, int]]:
+    """The (first, end) of the messages of its lane that a record settles."""
+    if record[0] == ACK:
+        return sorted(ack_ranges(record))
+    if record[0] != LANE:
+        return []
+    floor = record[3]
+    ranges = [(0, floor)] if floor else []
+    for block, bits in sorted(lane_bitmaps(record).items()):
+        for first, end in _runs(bits):
+            first, end = max(first + block * BLOCK, floor), end + block * BLOCK
+            if first >= end:
+                continue
+            if ranges and ranges[-1][1] == first:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((first, end))
+    return ranges
+
+
+def _runs(bits: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    while bits:
+        zeros = (bits & -bits).bit_length() - 1
+        at += zeros
+        bits >>= zeros
+        ones = ((bits + 1) & ~bits).bit_length() - 1
+        yield at, at + ones
+        at += ones
+        bits >>= ones
+
+
+def described(record: Record) -> dict[str, Any]:
+    """A record for JSON; what is not known is passed on raw."""
+    match record:
+        case [kind, lane, *_] if kind == ACK:
+            return {"kind": "ack", "lane": lane, "ranges": _inclusive(settled_ranges(record))}
+        case [kind, lane] if kind == LANE_DELETED:
+            return {"kind": "lane_deleted", "lane": lane}
+        case [kind, lane, below] if kind == DELIVERED:
+            return {"kind": "delivered", "lane": lane, "delivered_below": below}
+        case [kind, lane, next_qseq, floor, delivered, *_] if kind == LANE:
+            return {
+                "kind": "lane",
+                "lane": lane,
+                "next_offset": next_qseq,
+                "floor": floor,
+                "delivered_below": delivered,
+                "ranges": _inclusive(settled_ranges(record)),
+            }
+        case [kind, next_id, next_lsn, *ids] if kind == SEGMENTS:
+            return {"kind": "segments", "next_id": next_id, "next_lsn": next_lsn, "ids": ids}
+        case [kind, segment_id, end_lsn] if kind == SEGMENT_DROPPED:
+            return {"kind": "segment_given_up", "id": segment_id, "end_lsn": end_lsn}
+        case [kind, segment_id, *ids] if kind == SEGMENT_REPLACED:
+            return {"kind": "segments_replaced", "id": segment_id, "ids": ids}
+        case [kind, time_ms] if kind == TIME:
+            return {"kind": "time", "timestamp_ms": time_ms}
+        case [kind] if kind == SNAPSHOT_END:
+            return {"kind": "snapshot_end"}
+    return {"kind": "unknown", "raw": repr(record)}
+
+
+def _inclusive(ranges: list[tuple[int, int]]) -> list[list[int]]:
+    return [[first, end - 1] for first, end in ranges]
+
+
+def ranges_text(ranges: list[tuple[int, int]], shown_max: int = 8) -> str:
+    """Ranges for people, both ends counting."""
+    texts = [str(first) if end == first + 1 else f"{first}-{end - 1}" for first, end in ranges]
+    more = len(texts) - shown_max
+    return ", ".join(texts[:shown_max]) + (f" and {more} more ranges" if more > 0 else "")

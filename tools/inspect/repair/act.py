@@ -1,0 +1,216 @@
+"""Doing what a repair plan says: all originals are in quarantine/ before anything is written.
+
+A crash in the middle leaves a directory that can be repaired again, or is repaired. Before it every
+original is put into the quarantine and the index is marked as in doubt, so that a start trusts
+nothing in it but what it attests. Catalog and ledger are copied: a broker that starts after such a
+crash writes to them in place (a ledger file that was taken over from is used again), and the
+originals would change with them. Segments may be large and are linked: where one is damaged, a start
+refuses, or writes no more of it than its footer, which follows from its messages. The index is
+linked, too: all in it follows from the others. Each file is replaced in one rename; the new ledger, which says
+what counts, comes when all of that is there; what it gives up is unlinked last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+from qlog.storage.bytes.datadir import Paths, mark_doubt, numbered
+from qlog.storage.bytes.disk import Disk
+from qlog.storage.lmdb.catalog import unpack_row
+from qlog.storage.settings import StoreSettings
+from qlog.storage.space.sparse import SparseWriter
+from qlog.storage.write.ledger import SEGMENTS, LedgerWriter, Record, lane_records
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.repair.catalog import write as write_catalog
+from qlog.tools.inspect.repair.plan import Kept, Plan, Rewrite
+
+_COPY_BYTES = 1 << 20
+
+
+def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -> Path:
+    """Repair the directory, whose lock is held; where the originals are now.
+
+    `account` is kept with them: what is done and lost. Raises OSError, StorageError.
+    """
+    paths = directory.paths
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    quarantine = _Quarantine(disk, directory, paths.root / "quarantine" / name)
+    account = account | {"quarantine": str(quarantine.place)}
+    quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
+    entries = [
+        {"key": key.hex(), "row": row.hex(), "kind": entry.kind, "name": entry.name}
+        for key, row in plan.catalog.damaged
+        for entry in (unpack_row(key, row),)
+    ]
+    if entries:
+        lines = [f"{json.dumps(entry)}\n".encode() for entry in entries]
+        quarantine.write("catalog-entries.jsonl", lines)
+    discarded = [view.path for view in plan.discarded]
+    ledger = []
+    if plan.mends_log:
+        ledger = [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
+    linked = [rewrite.view.path for rewrite in plan.rewrites] + discarded
+    copied = [*ledger]
+    if plan.catalog.needed:
+        copied.append(paths.catalog / "data.mdb")
+    if plan.moves_index:
+        linked.append(paths.index / "data.mdb")
+    quarantine.keep(linked, copied)
+
+    if plan.moves_index:
+        mark_doubt(disk, paths)
+    for rewrite in plan.rewrites:
+        _rewrite(plan, rewrite, disk)
+    if plan.catalog.needed:
+        _replace_catalog(plan, paths, disk)
+    if plan.mends_log:
+        _write_ledger(plan, directory, disk)
+    for path in discarded + ledger:
+        disk.unlink(path)
+    if plan.moves_index:
+        shutil.rmtree(paths.index)
+    for changed in (paths.log, paths.ledger, paths.root):
+        disk.sync_directory(changed)
+    account = account | {"done": True}
+    quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
+    return quarantine.place
+
+
+class _Quarantine:
+    """A directory of its own, with the files under their own names; durable when `keep` is done."""
+
+    def __init__(self, disk: Disk, directory: Directory, place: Path) -> None:
+        self.place = place
+        self._disk = disk
+        self._directory = directory
+        place.mkdir(parents=True)
+        disk.sync_directory(place.parent)
+        disk.sync_directory(place.parent.parent)
+
+    def write(self, name: str, parts: Iterable[bytes]) -> None:
+        """A file, whole or not at all."""
+        path = self.place / name
+        temporary = path.with_name(path.name + ".new")
+        file = self._disk.open(temporary, write=True, create=True)
+        position = 0
+        try:
+            for part in parts:
+                self._disk.write(file, [part], position)
+                position += len(part)
+            self._disk.sync_data(file)
+        finally:
+            self._disk.close(file)
+        self._disk.rename(temporary, path)
+
+    def keep(self, linked: Iterable[Path], copied: Iterable[Path]) -> None:
+        """Have these files here too, before anything happens to them.
+
+        `linked` may be the same files; of the others no later write may reach what is here.
+        """
+        changed = {self.place}
+        for path, can_link in chain(zip(linked, repeat(True)), zip(copied, repeat(False))):
+            if path.exists():
+                name = self._directory.relative(path)
+                target = self.place / name
+                self._disk.make_directory(target.parent)
+                changed.add(target.parent)
+                if not (can_link and _link(path, target)):
+                    self.write(name, self._bytes_of(path))
+        for directory in changed:
+            self._disk.sync_directory(directory)
+
+    def _bytes_of(self, path: Path) -> Iterator[bytes]:
+        position = 0
+        while part := self._directory.read_file(path, _COPY_BYTES, position):
+            yield part
+            position += len(part)
+
+
+def _link(path: Path, target: Path) -> bool:
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without links, or another one
+        return False
+    return True
+
+
+def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
+    """The segment again, with what is whole of it, under its own id.
+
+    Its trailer says that it stands for the log up to where the next segment begins, so that the chain of
+    LSNs holds; the flag SPARSE in its header says that not all of them are there. Its batches
+    attest nothing that was not attested before: `durable` is the segment's own beginning.
+    """
+    writer = SparseWriter(
+        disk,
+        rewrite.view.path,
+        plan.uuid,
+        plan.epoch,
+        base_lsn=rewrite.base_lsn,
+        durable_lsn=rewrite.base_lsn,
+    )
+    try:
+        for part in rewrite.parts():
+            if isinstance(part, Kept):
+                writer.add(part.lsn, part.lanes, part.firsts, part.lengths, part.data)
+        writer.finish(rewrite.end_lsn)
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
+    """The snapshot that says what counts from now on.
+
+    What had attested that the log was durable up to some LSN is satisfied like this:
+
+    - the index's checkpoint: the index is moved out, and is made anew;
+    - the catalog's closed_lsn, batches of the old ledger, batches that followed on those that are
+      lost: `following_lsn` in SEGMENTS is not below any of them, and says that the log goes on
+      there. It counts because the id below `next id` is not among the segments listed (one id is left
+      out for that), and because the last segment is sealed: a start takes the LSNs between its end
+      and `following_lsn` for given up.
+    - the ledger's own batches: the new file's first number is above all of them.
+
+    Segments that are not listed here are given up: neither missing files nor gaps are damage.
+    """
+    records: list[Record] = [[SEGMENTS, plan.next_segment_id, plan.end_lsn, *plan.segment_ids]]
+    for lane_id, (next_qseq, settled) in plan.lanes.items():
+        records += lane_records(lane_id, next_qseq, settled)
+    paths = directory.paths
+    ids = numbered(disk, paths.ledger, ".qack")
+    facts = directory.index_facts
+    if facts is not None and facts.checkpoint is not None:
+        ids.append(facts.checkpoint.ledger.file_id)
+    ledger = LedgerWriter(
+        disk,
+        paths,
+        plan.uuid,
+        plan.epoch,
+        file_bytes=StoreSettings().ledger_bytes_max,
+        file_id=max(ids, default=0),
+        number=plan.ledger_number,
+    )
+    try:
+        ledger.roll(records, plan.end_lsn)
+    finally:
+        ledger.close()
+
+
+def _replace_catalog(plan: Plan, paths: Paths, disk: Disk) -> None:
+    """A new file takes the place of the old one."""
+    fresh = paths.catalog / "new"  # beside it, wherever that is
+    if fresh.exists():  # of a repair that did not come to its end
+        shutil.rmtree(fresh)
+    disk.make_directory(paths.catalog)
+    write_catalog(plan.catalog, fresh)
+    disk.rename(fresh / "data.mdb", paths.catalog / "data.mdb")
+    disk.sync_directory(paths.catalog)
+    shutil.rmtree(fresh)

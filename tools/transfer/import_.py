@@ -1,0 +1,211 @@
+"""`qlog inspect import`: publish an exported file into a running broker, with publisher confirms.
+
+Each message goes to the queues that it waited in, by the default exchange: body and properties are
+what they were; exchange, routing key and time are those of the import. It ends at the first
+message that is refused, and at Ctrl-C, waits until the broker has answered for all that was sent, and
+says how many are confirmed, so that it can go on from there.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qlog.tools.inspect.command import AsJson, finish, stop
+
+if TYPE_CHECKING:
+    from qlog.tools.transfer.exported import Message
+    from qlog.tools.transfer.publisher import Address, Publisher
+
+_COPIES_MAX = 10_000  # messages whose confirms are looked after
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `qlog inspect export` wrote.")],
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="The broker; a vhost in it stands for all others.")
+    ] = "amqp://guest:guest@localhost:5672",
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Publish all of them to this queue.")
+    ] = None,
+    skip: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Leave out the first N messages of the file.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Publish exported messages into a running broker, to the queues that they were in.
+
+    The queues must exist. Needs the right to write to the default exchange.
+    """
+    from qlog.tools.inspect.rows import Report, counted, printable, progress
+    from qlog.tools.transfer.exported import Malformed
+    from qlog.tools.transfer.publisher import Address, PublishFailed
+
+    try:
+        address = Address.parse(url)
+    except ValueError as error:
+        stop(str(error))
+    importing = _Import(address, queue, skip)
+    failure = None
+    status = 0
+    try:
+        with file.open("rb") as stream, progress("importing", file.stat().st_size) as bar:
+            importing.run(stream, bar.advance)
+    except OSError as error:
+        stop(f"{file} cannot be read: {error.strerror}")
+    except (PublishFailed, Malformed) as error:
+        failure = str(error)
+        status = 1
+    except KeyboardInterrupt:
+        failure = "interrupted"
+        status = 128 + signal.SIGINT
+    if failure is None and importing.begun < skip:
+        stop(f"{file} has {counted(importing.begun, 'message')} only: --skip {skip} is too many")
+    if failure is not None and not as_json:
+        print(f"qlog: {printable(failure)}", file=sys.stderr)
+        if importing.begun > skip:
+            print(f"qlog: {_where_to_go_on(file, importing)}", file=sys.stderr)
+        raise typer.Exit(status)
+    confirmed = max(importing.confirmed, skip)
+    report = Report("import", data_dir=None, in_use=False)
+    report.content = {
+        "file": str(file),
+        "messages": confirmed - skip,
+        "failure": failure,
+        "next_skip": confirmed,
+        "sent_behind": max(importing.begun - confirmed, 0),
+    }
+    report.summary = f"{counted(confirmed - skip, 'message')} published and confirmed"
+    finish(report, as_json=as_json)
+    raise typer.Exit(status)
+
+
+def _where_to_go_on(file: Path, importing: _Import) -> str:
+    from qlog.tools.inspect.rows import counted
+
+    confirmed, begun = importing.confirmed, importing.begun
+    text = f"the first {counted(confirmed, 'message')} of {file} are confirmed; go on with --skip "
+    if begun == confirmed:
+        return f"{text}{confirmed}"
+    behind = f"{confirmed + 1:,} to {begun:,}" if begun > confirmed + 1 else f"{begun:,}"
+    return f"{text}{confirmed}, which sends {behind} again: the broker may have taken some of that"
+
+
+@contextmanager
+def _patiently() -> Iterator[Callable[[], bool]]:
+    """Whether there was a Ctrl-C: the first only notes it, the second ends what is going on."""
+    noted = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal noted
+        noted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Import:
+    """The messages of a file, on their way to one connection a vhost."""
+
+    def __init__(self, address: Address, queue: str | None, skip: int) -> None:
+        self._address = address
+        self._queue = queue
+        self._skip = skip
+        self._publishers: dict[str, Publisher] = {}
+        self._copies: deque[list[tuple[Publisher, int]]] = deque()  # of each, not known confirmed
+        self._done = 0  # messages before those
+        self.begun = 0  # so many messages, the first ones, were sent or left out
+
+    @property
+    def confirmed(self) -> int:
+        """All copies of so many messages, the first ones, are confirmed."""
+        self._forget_confirmed()
+        return self._done
+
+    def _forget_confirmed(self) -> None:
+        while self._copies and all(
+            number <= publisher.confirmed for publisher, number in self._copies[0]
+        ):
+            self._copies.popleft()
+            self._done += 1
+
+    def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
+        """Raises PublishFailed, Malformed, OSError, KeyboardInterrupt."""
+        from qlog.tools.transfer.publisher import PublishFailed
+
+        with ExitStack() as connections, _patiently() as interrupted:
+            try:
+                self._send(stream, advance, connections, interrupted)
+            except BaseException:
+                for publisher in self._publishers.values():
+                    with suppress(PublishFailed):  # the first reason is the one to tell
+                        publisher.wait()
+                raise
+            for publisher in self._publishers.values():
+                publisher.wait()
+
+    def _send(
+        self,
+        stream: BufferedReader,
+        advance: Callable[[int], None],
+        connections: ExitStack,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        from qlog.tools.transfer.exported import read_messages
+        from qlog.tools.transfer.publisher import PublishFailed
+
+        before = 0
+        for number, (position, message) in enumerate(read_messages(stream), 1):
+            if interrupted():
+                raise KeyboardInterrupt
+            advance(position - before)
+            before = position
+            name = f"message {number}"
+            targets: list[tuple[Publisher, str]] = []
+            if number > self._skip:
+                try:
+                    for vhost, queue in self._queues_of(message):
+                        targets.append((self._publisher(vhost, connections), queue))
+                        targets[-1][0].find(queue)
+                except PublishFailed as error:
+                    raise PublishFailed(f"{name}: {error}") from error
+            self.begun = number
+            copies: list[tuple[Publisher, int]] = []
+            for publisher, queue in targets:
+                publisher.publish(queue, message.envelope, message.body, name)
+                copies.append((publisher, publisher.published))
+            self._copies.append(copies)
+            if len(self._copies) > _COPIES_MAX:
+                self._forget_confirmed()
+
+    def _queues_of(self, message: Message) -> list[tuple[str, str]]:
+        from qlog.tools.transfer.publisher import PublishFailed
+
+        vhost = self._address.vhost
+        if self._queue is not None:
+            return [(vhost if vhost is not None else "/", self._queue)]
+        if not message.queues:
+            raise PublishFailed(
+                "it has no queue, since its definition was lost; give one with --queue"
+            )
+        return [(own if vhost is None else vhost, queue) for own, queue in message.queues]
+
+    def _publisher(self, vhost: str, connections: ExitStack) -> Publisher:
+        from qlog.tools.transfer.publisher import Publisher
+
+        if vhost not in self._publishers:
+            publisher = Publisher(self._address, vhost)
+            self._publishers[vhost] = connections.enter_context(publisher)
+        return self._publishers[vhost]
