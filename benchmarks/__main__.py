@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import wire
+from benchmarks.against import install
 from benchmarks.brokers import Broker, BrokerFailed
-from benchmarks.harness import Session, file_system, run_session
+from benchmarks.harness import PEER, SUBJECT, Contender, Session, file_system, run_session
 from benchmarks.recovery.cases import PATTERNS, sweep
 from benchmarks.recovery.latency import IN_FLIGHT
 from benchmarks.recovery.page import tables, write_page
@@ -25,7 +26,7 @@ from benchmarks.report import markdown, print_session
 from benchmarks.scenarios import SCENARIOS, select
 from benchmarks.scenarios.scenario import Settings
 
-app = typer.Typer(help="Measure a broker beside another one.", no_args_is_help=True)
+app = typer.Typer(help="Measure a broker beside others.", no_args_is_help=True)
 # Where fdatasync costs nothing, a figure with confirms means nothing.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
@@ -36,9 +37,18 @@ def run(
         list[str] | None, typer.Argument(help="Names of scenarios; all when none is given.")
     ] = None,
     peer: Annotated[
-        str | None, typer.Option(help="amqp:// address of the broker to compare with.")
+        list[str] | None,
+        typer.Option(
+            help="Compare with this broker: [NAME=]amqp://..., several times for several."
+        ),
     ] = None,
-    peer_pid: Annotated[int | None, typer.Option(help="Its process, to measure memory.")] = None,
+    peer_pid: Annotated[
+        list[str] | None,
+        typer.Option(help="Its process, to measure memory and processor time: [NAME=]PID."),
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Compare with the qlog of this commit.")
+    ] = None,
     broker: Annotated[
         str | None, typer.Option(help="Measure this running broker instead of a qlog of our own.")
     ] = None,
@@ -55,7 +65,7 @@ def run(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write results here.")] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Name the scenarios.")] = False,
 ) -> None:
-    """Run scenarios on a broker, in turn with a peer, and print medians, spreads and ratios."""
+    """Run scenarios on a broker, in turn with peers, and print medians, spreads and ratios."""
     if list_only:
         table = Table("scenario", "what is done", "state")
         for scenario in SCENARIOS:
@@ -72,8 +82,10 @@ def run(
     )
     try:
         chosen = select(scenarios or [])
-        subject_broker = _running("broker", broker, broker_pid)
-        peer_broker = _running("peer", peer, peer_pid)
+        own = wire.Address.parse(broker) if broker else None
+        subject = Contender(SUBJECT, Broker(SUBJECT, own, broker_pid) if own else None)
+        peers = _peers(peer or [], peer_pid or [])
+        _check_names([SUBJECT, *(against or []), *(one.name for one in peers)])
     except KeyError as error:
         raise typer.BadParameter(f"no scenario {error}; --list names them") from None
     except ValueError as error:
@@ -87,9 +99,8 @@ def run(
             json_file.write_text(json.dumps(session.as_json(), indent=1) + "\n")
 
     try:
-        session = run_session(
-            chosen, settings, subject=subject_broker, peer=peer_broker, tell=tell, keep=keep
-        )
+        past = [Contender(commit, installation=install(commit)) for commit in against or []]
+        session = run_session(chosen, settings, [subject, *past, *peers], tell=tell, keep=keep)
     except (BrokerFailed, wire.Refused, OSError) as error:
         progress.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
@@ -230,15 +241,39 @@ def _on_disk(directory: Path | None) -> Path:
     return directory
 
 
-def _running(label: str, url: str | None, pid: int | None) -> Broker | None:
-    return Broker(label, wire.Address.parse(url), pid) if url else None
+def _peers(addresses: list[str], processes: list[str]) -> list[Contender]:
+    """The running brokers of `[NAME=]amqp://...`, with the processes of `[NAME=]PID`.
+
+    Raises:
+        ValueError: one is not of that form, or a process is of no peer.
+    """
+    pids = {name: int(pid) for name, pid in map(_named, processes)}
+    brokers = [(name, wire.Address.parse(url)) for name, url in map(_named, addresses)]
+    for name in pids:
+        if name not in dict(brokers):
+            raise ValueError(f"a process of {name}, but no --peer of that name")
+    return [Contender(name, Broker(name, address, pids.get(name))) for name, address in brokers]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name and the rest of `[NAME=]REST`; an address may have a = of its own."""
+    name, separator, rest = text.partition("=")
+    if separator and "/" not in name:
+        return name, rest
+    return PEER, text
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise ValueError(f"each broker needs a name of its own, not {name!r} twice")
 
 
 @app.command()
 def report(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Written by --json.")],
 ) -> None:
-    """Print the table of targets as Markdown."""
+    """Print the tables of goals and targets, and all figures, as Markdown."""
     try:
         session = Session.from_json(json.loads(file.read_text()))
     except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,6 @@
 """The brokers that are measured: one that runs already, or a fresh qlog of the benchmark's own.
 
+A qlog of the benchmark's own is today's, or an older one from an `Installation` (see against.py).
 Knows processes, log lines and /proc; nothing of AMQP but an address.
 """
 
@@ -34,6 +35,26 @@ class BrokerFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Installation:
+    """A qlog that can be started.
+
+    Attributes:
+        label: what tables call it.
+        python: the interpreter that runs it.
+        directory: where it is started: the interpreter finds the package from there.
+    """
+
+    label: str
+    python: str
+    directory: Path
+
+
+def todays() -> Installation:
+    """The qlog of this source tree, with the libraries of this interpreter."""
+    return Installation("qlog", sys.executable, ROOT)
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Memory of a process and its children.
 
@@ -56,6 +77,7 @@ class Broker:
         pid: its process, None when unknown; memory can then not be measured.
         directory: its data directory, None when unknown.
         start_s: from the start of the process to accepting, for a broker of our own.
+        one_loop: whether its main thread is the loop that serves all clients, as a qlog's is.
     """
 
     label: str
@@ -63,6 +85,7 @@ class Broker:
     pid: int | None = None
     directory: Path | None = None
     start_s: float | None = None
+    one_loop: bool = False
 
     def memory(self) -> Memory:
         """Memory of its process tree now."""
@@ -73,21 +96,31 @@ class Broker:
             resident += status_kib(pid, "VmRSS")
         return Memory(anonymous * 1024, resident * 1024)
 
-    def cpu_s(self) -> float | None:
-        """Processor time of its process tree so far; None when the process is unknown."""
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time so far: of its process tree, and of the thread that serves clients.
+
+        Returns:
+            Seconds by `broker` (the process tree) and `loop` (the main thread). What is unknown is
+            left out: both when the process is, the loop when the broker has no such thread.
+        """
         if self.pid is None:
-            return None
-        ticks = 0
-        for pid in process_tree(self.pid):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+            return {}
+        spent = {"broker": sum(map(_cpu_s, (f"/proc/{pid}" for pid in process_tree(self.pid))))}
+        if self.one_loop:
+            spent["loop"] = _cpu_s(f"/proc/{self.pid}/task/{self.pid}")
+        return spent
 
     def version(self) -> str:
         """What it says of itself: product or platform, and version."""
         with wire.Connection(self.address) as connection:
             names = ("product", "version", "platform")
             return ", ".join(filter(None, map(connection.server_property, names)))
+
+
+def _cpu_s(process: str) -> float:
+    """Processor time of a process or thread so far, by its directory in /proc."""
+    fields = Path(f"{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def process_tree(pid: int) -> Iterator[int]:
@@ -119,8 +152,12 @@ def io_bytes(pid: int) -> dict[str, int]:
 
 
 @contextmanager
-def own_broker(parent: Path) -> Iterator[Broker]:
+def own_broker(parent: Path, installation: Installation | None = None) -> Iterator[Broker]:
     """A qlog on a free port and an empty directory below `parent`, removed at the end.
+
+    Args:
+        parent: where its directory is made.
+        installation: which qlog; None for today's.
 
     Raises:
         BrokerFailed: it does not start, or does not stop when asked to.
@@ -129,11 +166,13 @@ def own_broker(parent: Path) -> Iterator[Broker]:
     log_path = directory / "log"
     data = directory / "data"
     try:
+        installation = installation or todays()
         begun_s = time.monotonic()
-        process = spawn(data, log_path)
+        process = spawn(data, log_path, installation)
         try:
             address = wait_for_start(process, log_path)
-            yield Broker("qlog", address, process.pid, data, time.monotonic() - begun_s)
+            start_s = time.monotonic() - begun_s
+            yield Broker(installation.label, address, process.pid, data, start_s, one_loop=True)
             _stop(process, log_path)
         finally:
             process.kill()
@@ -142,11 +181,14 @@ def own_broker(parent: Path) -> Iterator[Broker]:
         shutil.rmtree(directory)
 
 
-def spawn(data: Path, log_path: Path) -> subprocess.Popen[bytes]:
-    """Start a qlog on a free port and the directory `data`; its log begins anew."""
-    command = [sys.executable, "-m", "qlog", "serve", "--data-dir", str(data), "--port", "0"]
+def spawn(
+    data: Path, log_path: Path, installation: Installation | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a qlog, today's or another, on a free port and the directory `data`; its log is new."""
+    qlog = installation or todays()
+    command = [qlog.python, "-m", "qlog", "serve", "--data-dir", str(data), "--port", "0"]
     with log_path.open("wb") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=qlog.directory, stdout=log, stderr=subprocess.STDOUT)
 
 
 def wait_for_start(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from typing import Any
 
 from benchmarks import load, wire
 from benchmarks.brokers import Broker
-from benchmarks.measure import Span, latencies, quantile_ms, rate
+from benchmarks.measure import Progress, Span, latencies, quantile_ms, rate
+from benchmarks.traffic import Traffic
 
 Figures = dict[str, float]
 
 # A load process that is connecting or finishing its work must answer within this time.
 ANSWER_TIMEOUT_S = 300.0
+# Further off than any fill takes; a fill ends by its count.
+NEVER_S = 3600.0
 
 
 class LoadFailed(Exception):
@@ -51,14 +55,22 @@ def fresh_name(purpose: str) -> str:
     return f"benchmark.{purpose}.{secrets.token_hex(6)}"
 
 
+@dataclass(slots=True)
+class Declared:
+    """The queues of a run; `left` says how many messages have to be in them at its end."""
+
+    left: int = 0
+
+
 @contextmanager
-def declared(address: wire.Address, topology: Topology, drained: bool = True) -> Iterator[None]:
+def declared(address: wire.Address, topology: Topology) -> Iterator[Declared]:
     """The queues of a run, deleted at its end.
 
     Raises:
-        LoadFailed: with `drained`, when a queue is not empty at the end.
+        LoadFailed: there are more or fewer messages in them than there have to be.
     """
-    left = {}
+    found = {}
+    run = Declared()
     try:
         with wire.Connection(address) as connection:
             if topology.exchange:
@@ -67,14 +79,15 @@ def declared(address: wire.Address, topology: Topology, drained: bool = True) ->
                 connection.declare_queue(queue)
                 for key in topology.binding_keys:
                     connection.bind_queue(queue, topology.exchange, key)
-        yield
+        yield run
     finally:
         with wire.Connection(address) as connection:
-            left = {queue: connection.delete_queue(queue) for queue in topology.queues}
+            found = {queue: connection.delete_queue(queue) for queue in topology.queues}
             if topology.exchange:
                 connection.delete_exchange(topology.exchange)
-    if drained and any(left.values()):
-        raise LoadFailed(f"messages left in queues that should be empty: {left}")
+    if sum(found.values()) != run.left:
+        some = {queue: count for queue, count in found.items() if count}
+        raise LoadFailed(f"{run.left} messages should be left in the queues: {some}")
 
 
 class LoadProcess:
@@ -114,21 +127,42 @@ class LoadProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Which messages a consumer gets: every `of`-th of a publisher, from number `first` on."""
+
+    publisher: int
+    first: int = 0
+    of: int = 1
+
+    def of_count(self, count: int) -> int:
+        """How many of the publisher's first `count` messages they are."""
+        return max(0, -(-(count - self.first) // self.of))
+
+    def of_progress(self, whole: Progress) -> Progress:
+        """When they were published, from when the publisher's messages were."""
+        if self.of == 1:
+            return whole
+        return Progress(whole.times_ns, array("q", map(self.of_count, whole.counts)))
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """A load with publishers and consumers that run at the same time.
+
+    Without consumers what is published stays, and the rate is that of confirms.
 
     Attributes:
         publishers: one process for all of them.
         consumers: one process for all of them.
         topology: the queues; consumer i takes from the queue its plan names.
-        sources: for each consumer the publishers whose messages it gets: all messages of one.
+        sources: for each consumer the messages that it gets.
         credit: the only consumer moves the window of the only publisher.
     """
 
     publishers: tuple[load.PublisherPlan, ...]
     consumers: tuple[load.ConsumerPlan, ...]
     topology: Topology
-    sources: tuple[int, ...]
+    sources: tuple[Share, ...] = ()
     credit: bool = False
 
 
@@ -176,14 +210,47 @@ def publish(
     return report
 
 
+def fill(broker: Broker, traffic: Traffic, window: int, messages: int) -> Figures:
+    """Publish so many messages with confirms; all are confirmed when this returns.
+
+    Raises:
+        LoadFailed: not all was confirmed.
+    """
+    plan = load.PublisherPlan(traffic, window, messages_max=messages)
+    before = broker.cpu_s()
+    report = publish(broker, plan, NEVER_S)
+    spent = broker.cpu_s()
+    work = report.work[0]
+    span = Span(work.begun.times_ns[0], work.confirmed.times_ns[-1])
+    samples = latencies(work.begun, work.confirmed, span, work.confirmed_early_ns)
+    return {
+        "rate": messages / span.seconds,
+        "confirm_p50_ms": quantile_ms(samples, 0.5),
+        "confirm_p99_ms": quantile_ms(samples, 0.99),
+        "load_cpu_share": report.cpu_s / report.wall_s,
+    } | cpu_figures(before, spent, messages)
+
+
+def cpu_figures(before: dict[str, float], after: dict[str, float], messages: float) -> Figures:
+    """The broker's processor time for each message, from two answers of `Broker.cpu_s`."""
+    if not messages:
+        return {}
+    return {
+        f"{name}_cpu_us": (after[name] - begun_s) / messages * 1e6
+        for name, begun_s in before.items()
+    }
+
+
 def run_flow(broker: Broker, flow: Flow, warm_up_s: float, seconds: float) -> Figures:
     """Run a flow and return its figures.
 
     Raises:
         LoadFailed: see there.
     """
-    with declared(broker.address, flow.topology), _processes(broker, flow) as processes:
-        publishing, consuming = processes
+    with (
+        declared(broker.address, flow.topology) as queues,
+        _processes(broker, flow) as (publishing, consuming),
+    ):
         begin_ns = time.monotonic_ns()
         span = Span(begin_ns + int(warm_up_s * 1e9), begin_ns + int((warm_up_s + seconds) * 1e9))
         go = load.Go(span.stop_ns)
@@ -191,16 +258,21 @@ def run_flow(broker: Broker, flow: Flow, warm_up_s: float, seconds: float) -> Fi
         expect_ready(consuming)
         publishing.send(go)
         time.sleep(warm_up_s)
-        broker_cpu_s = broker.cpu_s()
+        before = broker.cpu_s()
         time.sleep(seconds)
-        broker_cpu_after_s = broker.cpu_s()
+        after = broker.cpu_s()
         sent: load.Report[load.Published] = publishing.receive()
-        consuming.send([sent.work[source].begun.count for source in flow.sources])
+        consuming.send(
+            [source.of_count(sent.work[source.publisher].begun.count) for source in flow.sources]
+        )
         taken: load.Report[load.Delivered] = consuming.receive()
-    check_counts(flow, sent.work, taken.work)
+        check_counts(flow, sent.work, taken.work)
+        if not flow.consumers:
+            queues.left = sum(one.begun.count for one in sent.work)
     figures = flow_figures(flow, sent, taken, span)
-    if broker_cpu_s is not None and broker_cpu_after_s is not None:
-        figures["broker_cpu_share"] = (broker_cpu_after_s - broker_cpu_s) / seconds
+    figures |= cpu_figures(before, after, figures["rate"] * seconds)
+    if before:
+        figures["broker_cpu_share"] = (after["broker"] - before["broker"]) / seconds
     return figures
 
 
@@ -214,10 +286,9 @@ def check_counts(
                 f"{published.begun.count} published, {published.confirmed.count} confirmed"
             )
     for source, delivered in zip(flow.sources, taken, strict=True):
-        if delivered.delivered.count != sent[source].begun.count:
-            raise LoadFailed(
-                f"{sent[source].begun.count} published, {delivered.delivered.count} delivered"
-            )
+        expected = source.of_count(sent[source.publisher].begun.count)
+        if delivered.delivered.count != expected:
+            raise LoadFailed(f"{expected} published, {delivered.delivered.count} delivered")
 
 
 def flow_figures(
@@ -229,8 +300,9 @@ def flow_figures(
     """Rates, latencies and the cost of the load."""
     published = sum(one.begun.count for one in sent.work)
     delivered = sum(one.delivered.count for one in taken.work)
+    done = [one.delivered for one in taken.work] or [one.confirmed for one in sent.work]
     figures = {
-        "rate": rate((one.delivered for one in taken.work), span),
+        "rate": rate(done, span),
         "publish_rate": rate((one.begun for one in sent.work), span),
         "published": published,
         "load_cpu_share": sent.cpu_s / sent.wall_s + taken.cpu_s / taken.wall_s,
@@ -246,7 +318,8 @@ def flow_figures(
         figures["confirm_p99_ms"] = quantile_ms(samples, 0.99)
     samples = []
     for source, two in zip(flow.sources, taken.work, strict=True):
-        samples += latencies(sent.work[source].begun, two.delivered, span)
+        begun = source.of_progress(sent.work[source.publisher].begun)
+        samples += latencies(begun, two.delivered, span)
     if samples:
         figures["delivery_p50_ms"] = quantile_ms(samples, 0.5)
         figures["delivery_p99_ms"] = quantile_ms(samples, 0.99)

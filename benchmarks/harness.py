@@ -1,4 +1,4 @@
-"""Runs scenarios on a broker and its peer in turn, and keeps what came out."""
+"""Runs scenarios on a broker and its peers in turn, and keeps what came out."""
 
 from __future__ import annotations
 
@@ -7,22 +7,46 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import wire
-from benchmarks.brokers import Broker, BrokerFailed, own_broker
+from benchmarks.brokers import Broker, BrokerFailed, Installation, own_broker
 from benchmarks.flow import Figures, LoadFailed
 from benchmarks.scenarios.scenario import Scenario, Settings
 
 # What a run may have left to do behind must not cost the next one.
 PAUSE_S = 0.5
 
-# Brokers by their part in the comparison.
+# Brokers by their part in the comparison: what is measured, and a peer without a name of its own.
 SUBJECT, PEER = "broker", "peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of the brokers that take turns: one that runs already, or a qlog that is started.
+
+    Attributes:
+        name: what results are kept under.
+        running: the broker that runs already.
+        installation: the qlog to start, afresh where a scenario needs that; None for today's.
+    """
+
+    name: str
+    running: Broker | None = None
+    installation: Installation | None = None
+
+    @contextmanager
+    def broker(self, directory: Path) -> Iterator[Broker]:
+        """The running broker, or a new one whose data is below `directory`."""
+        if self.running is not None:
+            yield self.running
+        else:
+            with own_broker(directory, self.installation) as broker:
+                yield broker
 
 
 @dataclass(slots=True)
@@ -34,8 +58,8 @@ class Result:
         title: see Scenario.
         state: see Scenario.
         headline: see Scenario.
-        runs: figures of each run, by SUBJECT and PEER; run n of both were neighbours. A run that
-            failed has none.
+        runs: figures of each run, by the names of the brokers; their nth runs were neighbours in
+            time. A run that failed has none.
         errors: why runs failed.
     """
 
@@ -49,7 +73,10 @@ class Result:
 
 @dataclass(slots=True)
 class Session:
-    """One call of the benchmark: where it ran, and its results; what the JSON file holds."""
+    """One call of the benchmark: where it ran, and its results; what the JSON file holds.
+
+    The first of `brokers` (names, and what they say of themselves) is compared with the others.
+    """
 
     made: str
     environment: dict[str, str]
@@ -59,6 +86,16 @@ class Session:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def subject(self) -> str:
+        """The name of the broker that the others are compared with."""
+        return next(iter(self.brokers))
+
+    @property
+    def peers(self) -> list[str]:
+        """The names of the others."""
+        return [*self.brokers][1:]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Session:
@@ -93,41 +130,31 @@ def allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
 
 
-@contextmanager
-def _fresh(subject: Broker | None, directory: Path) -> Iterator[Broker]:
-    """The running broker that was given, or a new one of our own."""
-    if subject is not None:
-        yield subject
-    else:
-        with own_broker(directory) as broker:
-            yield broker
-
-
 def run_session(
     scenarios: Sequence[Scenario],
     settings: Settings,
+    contenders: Sequence[Contender],
     *,
-    subject: Broker | None,
-    peer: Broker | None,
     tell: Callable[[str], None],
     keep: Callable[[Session], None],
 ) -> Session:
-    """Run scenarios on the subject and the peer in turn: A B A B ...
+    """Run scenarios on all contenders in turn: A B C A B C ...
 
     Args:
         scenarios: what to run, in this order.
         settings: how long and how much.
-        subject: a running broker; None to start a qlog, and a fresh one where that is needed.
-        peer: what it is compared with, None for nothing.
+        contenders: the brokers, by distinct names; the first is compared with the others.
         tell: gets one line for each run.
         keep: gets the session after each scenario.
 
     Raises:
-        BrokerFailed: the broker of our own does not start or stop.
+        BrokerFailed: a broker of our own does not start or stop.
     """
     allow_descriptors()
-    with _fresh(subject, settings.directory) as steady:
-        brokers = {SUBJECT: steady} | ({PEER: peer} if peer else {})
+    with ExitStack() as stack:
+        steady = {
+            one.name: stack.enter_context(one.broker(settings.directory)) for one in contenders
+        }
         session = Session(
             made=datetime.now(UTC).isoformat(timespec="seconds"),
             environment=environment(settings.directory),
@@ -137,23 +164,23 @@ def run_session(
                 "warm_up_s": settings.warm_up_s,
                 "scale": settings.scale,
             },
-            brokers={part: broker.version() for part, broker in brokers.items()},
+            brokers={name: broker.version() for name, broker in steady.items()},
             results=[],
         )
         for scenario in scenarios:
             result = Result(scenario.name, scenario.title, scenario.state, [*scenario.headline])
             session.results.append(result)
             for number in range(min(settings.runs, scenario.runs_max)):
-                for part, broker in brokers.items():
-                    where = f"{scenario.name} {number + 1} on {broker.label}"
+                for contender in contenders:
+                    where = f"{scenario.name} {number + 1} on {contender.name}"
                     try:
-                        figures = _run(scenario, settings, broker, part, subject)
+                        figures = _run(scenario, settings, contender, steady[contender.name])
                     except (LoadFailed, BrokerFailed, wire.Refused, OSError) as error:
                         result.errors.append(f"{where}: {error}")
                         tell(result.errors[-1])
                         figures = {}
                     if figures is not None:
-                        result.runs.setdefault(part, []).append(figures)
+                        result.runs.setdefault(contender.name, []).append(figures)
                     if figures:
                         tell(f"{where}: {_headline(scenario, figures)}")
                     time.sleep(PAUSE_S)
@@ -162,13 +189,13 @@ def run_session(
 
 
 def _run(
-    scenario: Scenario, settings: Settings, broker: Broker, part: str, subject: Broker | None
+    scenario: Scenario, settings: Settings, contender: Contender, steady: Broker
 ) -> Figures | None:
     """The figures of one run; None where the scenario does not apply."""
-    if part == SUBJECT and scenario.fresh:
-        with _fresh(subject, settings.directory) as fresh:
-            return scenario.run(fresh, settings) if scenario.applies(fresh) else None
-    return scenario.run(broker, settings) if scenario.applies(broker) else None
+    if not scenario.fresh:
+        return scenario.run(steady, settings) if scenario.applies(steady) else None
+    with contender.broker(settings.directory) as fresh:
+        return scenario.run(fresh, settings) if scenario.applies(fresh) else None
 
 
 def _headline(scenario: Scenario, figures: Figures) -> str:

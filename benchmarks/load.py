@@ -5,8 +5,9 @@ and deliveries are read many at a time, and of a run of deliveries only the last
 Each process writes down how far it was at which time; what that means is computed afterwards.
 
 A process is driven over a pipe: it says `READY` when it is connected, waits for `Go`, and sends a
-`Report` when all is done, or a `Failure`. Consumers say `READY` once more when they consume, and
-wait for the numbers of messages that have to arrive.
+`Report` when all is done, or a `Failure`. Publishers also stop when they are sent `STOP`.
+Consumers say `READY` once more when they consume, and wait for the numbers of messages that have
+to arrive: those of each, or of all together.
 """
 
 from __future__ import annotations
@@ -24,17 +25,16 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Generic, TypeVar
 
 from benchmarks import wire
+from benchmarks.deliveries import RECEIVE_BYTES, DeliveryCounter
 from benchmarks.measure import Progress
 from benchmarks.traffic import Traffic, encode
 
 READY = "ready"
+STOP = "stop"
 
 # What one send offers: enough for hundreds of messages, little enough that the time noted for
 # them is the time they left.
 SEND_BYTES_MAX = 256 * 1024
-RECEIVE_BYTES = 256 * 1024
-# Room for several large messages and one receive behind them.
-DELIVERY_BUFFER_BYTES = 4 * 1024 * 1024
 # After this long without a delivery, what was not acknowledged yet is acknowledged.
 IDLE_MS = 20
 # A broker that answers nothing for so long has lost something.
@@ -46,8 +46,6 @@ CREDIT = struct.Struct(">Q")
 # How often a consumer tells a publisher without confirms how far it is, in messages.
 CREDIT_STEP = 250
 ACK_ARGUMENTS = struct.Struct(">Q?")
-DELIVERY_TAG = struct.Struct(">Q")
-BODY_SIZE_OFFSET = wire.FRAME_HEADER.size + 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +74,13 @@ class ConsumerPlan:
         prefetch: messages that may be unacknowledged at once.
         ack_every: acknowledge each so-manieth delivery with all before it; 1 acknowledges each on
             its own, 0 consumes without acknowledgements.
+        message_bytes_max: the largest message with its frames, where that is over a MiB.
     """
 
     queue: str
     prefetch: int = 2000
     ack_every: int = 100
+    message_bytes_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,87 +227,6 @@ class Publisher:
         self.confirms.prefix = delivered
 
 
-class DeliveryCounter:
-    """Counts deliveries in a stream of bytes, however it is cut.
-
-    Delivery tags of a channel with one consumer are consecutive, so the last whole delivery says
-    how many there were. It is found from the end, by the constant part of the deliver method that
-    ends with the consumer tag, which no body contains.
-    """
-
-    def __init__(self, consumer_tag: str) -> None:
-        self._marker = wire.METHOD.pack(*wire.BASIC_DELIVER) + wire.shortstr(consumer_tag)
-        self._buffer = bytearray(DELIVERY_BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
-        # The bytes that arrived and do not belong to a whole delivery.
-        self._begin = self._end = 0
-        # Where the delivery that begins at `_begin` ends, as far as is known.
-        self._needed = 0
-        self.count = 0
-
-    def space(self) -> memoryview:
-        """Where to receive into; at most RECEIVE_BYTES."""
-        if len(self._buffer) - self._end < RECEIVE_BYTES:
-            rest = bytes(self._view[self._begin : self._end])
-            self._view[: len(rest)] = rest
-            self._needed = max(0, self._needed - self._begin)
-            self._begin, self._end = 0, len(rest)
-            assert self._end + RECEIVE_BYTES <= len(self._buffer), "a message fits the buffer"
-        return self._view[self._end : self._end + RECEIVE_BYTES]
-
-    def received(self, size: int) -> None:
-        """`size` bytes were put into `space()`.
-
-        Raises:
-            Refused: something that is not a delivery stands where one has to.
-        """
-        self._end += size
-        if self._end < self._needed:
-            return
-        # Not below 0, which would mean the end of the buffer.
-        marker_end_max = max(0, self._end - DELIVERY_TAG.size)
-        at = self._buffer.rfind(self._marker, self._begin, marker_end_max)
-        if at < 0:
-            self._check_method()
-            return
-        (tag,) = DELIVERY_TAG.unpack_from(self._buffer, at + len(self._marker))
-        start = at - wire.FRAME_HEADER.size
-        whole, stop = self._delivery_end(start)
-        self.count = tag if whole else tag - 1
-        self._begin = stop if whole else start
-        self._needed = 0 if whole else stop
-        if self._begin == self._end:
-            self._begin = self._end = 0
-
-    def _delivery_end(self, start: int) -> tuple[bool, int]:
-        """Whether the delivery that begins at `start` is whole, and where it ends.
-
-        Of one that is not whole, the end is that of the frame that is not: it ends no earlier.
-        """
-        position = start
-        body_left: int | None = None
-        while body_left != 0:
-            if self._end - position < wire.FRAME_HEADER.size:
-                return False, position + wire.FRAME_HEADER.size
-            kind, _, size = wire.FRAME_HEADER.unpack_from(self._buffer, position)
-            stop = position + wire.FRAME_OVERHEAD_BYTES + size
-            if self._end < stop:
-                return False, stop
-            if kind == wire.HEADER_FRAME:
-                (body_left,) = DELIVERY_TAG.unpack_from(self._buffer, position + BODY_SIZE_OFFSET)
-            elif kind == wire.BODY_FRAME:
-                assert body_left is not None
-                body_left -= size
-            position = stop
-        return True, position
-
-    def _check_method(self) -> None:
-        """No delivery is in the rest; refuse it if a whole frame is."""
-        rest = bytearray(self._view[self._begin : self._end])
-        for payload in wire.take_methods(rest):
-            raise wire.Refused(wire.refusal(payload))
-
-
 class Consumer:
     """One consuming connection: counts deliveries and acknowledges them."""
 
@@ -318,7 +237,7 @@ class Consumer:
             self.connection.limit_prefetch(plan.prefetch)
         # Random, so that no body can contain it.
         self.consumer_tag = f"consumer-{os.urandom(12).hex()}"
-        self.counter = DeliveryCounter(self.consumer_tag)
+        self.counter = DeliveryCounter(self.consumer_tag, plan.message_bytes_max)
         self.result = Delivered()
         self.acked = 0
 
@@ -367,17 +286,17 @@ def publish(
     control: Pipe, address: wire.Address, plans: Sequence[PublisherPlan], credit: Pipe | None
 ) -> None:
     """The main function of a publishing process; `credit` moves windows without confirms."""
-    _guarded(control, lambda: _publish(control, address, plans, credit))
+    guarded(control, lambda: _publish(control, address, plans, credit))
 
 
 def consume(
     control: Pipe, address: wire.Address, plans: Sequence[ConsumerPlan], credit: Pipe | None
 ) -> None:
     """The main function of a consuming process; `credit` tells a publisher what was delivered."""
-    _guarded(control, lambda: _consume(control, address, plans, credit))
+    guarded(control, lambda: _consume(control, address, plans, credit))
 
 
-def _guarded(control: Pipe, work: Callable[[], None]) -> None:
+def guarded(control: Pipe, work: Callable[[], None]) -> None:
     # A collection in the middle of a run would be a pause of the load, and there are no cycles.
     gc.disable()
     # Ctrl-C reaches all processes of a terminal; the harness ends this one.
@@ -392,80 +311,91 @@ def _publish(
     control: Pipe, address: wire.Address, plans: Sequence[PublisherPlan], credit: Pipe | None
 ) -> None:
     publishers = {}
-    poll = select.poll()
+    # Not poll: it looks at all sockets each time, and there may be hundreds.
+    poll = select.epoll()
+    poll.register(control, select.EPOLLIN)
     for plan in plans:
         publisher = Publisher(address, plan)
         publishers[publisher.connection.socket.fileno()] = publisher
-        poll.register(publisher.connection.socket, select.POLLIN)
+        poll.register(publisher.connection.socket, select.EPOLLIN)
     if credit:
         assert len(plans) == 1, "one publisher gets the credit"
-        poll.register(credit, select.POLLIN)
+        poll.register(credit, select.EPOLLIN)
     control.send(READY)
     go: Go = control.recv()
-    meter = _Meter()
+    meter = Meter()
     for publisher in publishers.values():
-        publisher.send()
-        if publisher.blocked:
-            poll.modify(publisher.connection.socket, select.POLLIN | select.POLLOUT)
+        _send(publisher, poll)
     stopped = False
     while not all(publisher.done for publisher in publishers.values()):
-        wait_s = STALL_S if stopped else min(STALL_S, (go.stop_ns - time.monotonic_ns()) / 1e9)
-        events = poll.poll(max(0, wait_s * 1000 + 1))
-        if not stopped and time.monotonic_ns() >= go.stop_ns:
+        left_s = (go.stop_ns - time.monotonic_ns()) / 1e9
+        wait_s = STALL_S if stopped else max(0.0, min(STALL_S, left_s + 0.001))
+        events = poll.poll(wait_s)
+        told = any(descriptor == control.fileno() for descriptor, _ in events)
+        if told:
+            assert control.recv() == STOP
+        if not stopped and (told or time.monotonic_ns() >= go.stop_ns):
             stopped = True
             for publisher in publishers.values():
                 publisher.stop()
         elif not events:
             raise wire.Refused(f"no confirm for {STALL_S:.0f} s")
         for descriptor, event in events:
-            if credit and descriptor == credit.fileno():
+            if descriptor in publishers:
+                publisher = publishers[descriptor]
+                if event & ~select.EPOLLOUT:
+                    publisher.read()
+                _send(publisher, poll)
+            elif credit and descriptor == credit.fileno():
                 notes = os.read(descriptor, 65536)
                 publisher = next(iter(publishers.values()))
                 publisher.credit(CREDIT.unpack_from(notes, len(notes) - CREDIT.size)[0])
-            else:
-                publisher = publishers[descriptor]
-                if event & ~select.POLLOUT:
-                    publisher.read()
-            blocked = publisher.blocked
-            publisher.send()
-            if publisher.blocked != blocked:
-                wanted = select.POLLIN | (select.POLLOUT if publisher.blocked else 0)
-                poll.modify(publisher.connection.socket, wanted)
+                _send(publisher, poll)
     report = meter.report([publisher.result for publisher in publishers.values()])
     for publisher in publishers.values():
         publisher.connection.close()
     control.send(report)
 
 
+def _send(publisher: Publisher, poll: select.epoll) -> None:
+    """Send what may be sent, and wait for room in the socket only while it has none."""
+    blocked = publisher.blocked
+    publisher.send()
+    if publisher.blocked != blocked:
+        wanted = select.EPOLLIN | (select.EPOLLOUT if publisher.blocked else 0)
+        poll.modify(publisher.connection.socket, wanted)
+
+
 def _consume(
     control: Pipe, address: wire.Address, plans: Sequence[ConsumerPlan], credit: Pipe | None
 ) -> None:
     consumers = {}
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
+    poll = select.epoll()
+    poll.register(control, select.EPOLLIN)
     for plan in plans:
         consumer = Consumer(address, plan)
         consumers[consumer.connection.socket.fileno()] = consumer
-        poll.register(consumer.connection.socket, select.POLLIN)
+        poll.register(consumer.connection.socket, select.EPOLLIN)
     control.send(READY)
     assert isinstance(control.recv(), Go)
-    meter = _Meter()
+    meter = Meter()
     for consumer in consumers.values():
         consumer.start()
     control.send(READY)
-    expected: list[int] | None = None
-    counts = [0] * len(consumers)
+    expected: list[int] | int | None = None
+    counts = [consumer.counter.count for consumer in consumers.values()]
     credited = 0
     progress_s = time.monotonic()
     while True:
-        events = poll.poll(SURPLUS_MS if counts == expected else IDLE_MS)
+        complete = counts == expected or sum(counts) == expected
+        events = poll.poll((SURPLUS_MS if complete else IDLE_MS) / 1000)
         for descriptor, _ in events:
             if descriptor == control.fileno():
                 expected = control.recv()
             else:
                 consumers[descriptor].read()
         if not events:
-            if counts == expected:
+            if complete:
                 break
             for consumer in consumers.values():
                 consumer.flush()
@@ -485,7 +415,7 @@ def _consume(
     control.send(report)
 
 
-class _Meter:
+class Meter:
     """The processor time of this process from now on."""
 
     def __init__(self) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import PEER, SUBJECT, Result, Session
+from benchmarks.goals import GOALS, TARGETS, Summary, Target, ratios, values
+from benchmarks.harness import PEER, Result, Session
 
 UNITS = {
     "rate": ("messages/s", ""),
@@ -22,7 +21,28 @@ UNITS = {
     "delivery_p50_ms": ("end to end p50", " ms"),
     "delivery_p99_ms": ("end to end p99", " ms"),
     "load_cpu_share": ("load CPUs", ""),
+    "drain_load_cpu_share": ("load CPUs", ""),
     "broker_cpu_share": ("broker CPUs", ""),
+    "broker_cpu_us": ("broker's time each", " µs"),
+    "loop_cpu_us": ("loop's time each", " µs"),
+    "fill_loop_cpu_us": ("fill: loop's time each", " µs"),
+    "drain_loop_cpu_us": ("drain: loop's time each", " µs"),
+    "drain_broker_cpu_us": ("drain: broker's time each", " µs"),
+    "mib_s": ("MiB/s", ""),
+    "confirm_p999_ms": ("confirm p99.9", " ms"),
+    "confirm_max_ms": ("confirm, longest", " ms"),
+    "turn_p50_ms": ("answer p50", " ms"),
+    "turn_p999_ms": ("answer p99.9", " ms"),
+    "turn_max_ms": ("answer, longest", " ms"),
+    "reply_p50_ms": ("reply p50", " ms"),
+    "reply_p99_ms": ("reply p99", " ms"),
+    "ack_rate": ("acks/s", ""),
+    "declare_p50_ms": ("declare p50", " ms"),
+    "declare_p99_ms": ("declare p99", " ms"),
+    "declare_max_ms": ("declare, longest", " ms"),
+    "flow_kept": ("flow, by flow alone", ""),
+    "flood_rate": ("flood, messages/s", ""),
+    "bulk_s": ("in bulk", " s"),
     "raw_sync_p50_ms": ("fdatasync p50", " ms"),
     "anonymous_mib": ("anonymous", " MiB"),
     "resident_mib": ("resident", " MiB"),
@@ -34,35 +54,6 @@ UNITS = {
     "declare_s": ("declare", " s"),
     "delete_s": ("delete", " s"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The middle and the ends of some values."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Summary | None:
-        return cls(median(values), min(values), max(values)) if values else None
-
-
-def values(result: Result, part: str, figure: str) -> list[float]:
-    return [run[figure] for run in result.runs.get(part, []) if figure in run]
-
-
-def ratios(result: Result, figure: str) -> Summary | None:
-    """The subject's value by the peer's, run by run: neighbours saw the same machine."""
-    pairs = zip(result.runs.get(SUBJECT, []), result.runs.get(PEER, []), strict=False)
-    return Summary.of(
-        [
-            ours[figure] / theirs[figure]
-            for ours, theirs in pairs
-            if ours.get(figure) and theirs.get(figure)
-        ]
-    )
 
 
 def number(value: float) -> str:
@@ -81,19 +72,24 @@ def spread(summary: Summary | None) -> str:
     return f"{number(summary.median)} ({number(summary.least)}-{number(summary.most)})"
 
 
-def rows(result: Result) -> Iterator[tuple[str, str, str, str]]:
-    """Figure, subject, peer and ratio of the headline figures that were measured."""
+def columns(session: Session) -> list[str]:
+    """The names above `rows`: the subject, then each peer and the ratio to it."""
+    names = [session.subject]
+    for peer in session.peers:
+        names += [peer, "ratio"]
+    return names
+
+
+def rows(session: Session, result: Result) -> Iterator[list[str]]:
+    """The headline figures that were measured: the figure's name, then what `columns` says."""
     for figure in result.headline:
-        ours = Summary.of(values(result, SUBJECT, figure))
-        theirs = Summary.of(values(result, PEER, figure))
-        if ours or theirs:
+        summaries = [Summary.of(values(result, session.subject, figure))]
+        for peer in session.peers:
+            summaries.append(Summary.of(values(result, peer, figure)))
+            summaries.append(ratios(result, figure, session.subject, peer))
+        if any(summaries):
             name, unit = UNITS[figure]
-            yield (
-                f"{name}{unit and ','}{unit}",
-                spread(ours),
-                spread(theirs),
-                spread(ratios(result, figure)),
-            )
+            yield [f"{name}{unit and ','}{unit}", *map(spread, summaries)]
 
 
 def print_session(session: Session, console: Console) -> None:
@@ -111,9 +107,9 @@ def print_session(session: Session, console: Console) -> None:
             min_width=60,
         )
         table.add_column("", no_wrap=True)
-        for name in (SUBJECT, PEER, "ratio"):
+        for name in columns(session):
             table.add_column(name, justify="right")
-        for row in rows(result):
+        for row in rows(session, result):
             table.add_row(*row)
         if table.row_count:
             console.print()
@@ -122,98 +118,8 @@ def print_session(session: Session, console: Console) -> None:
             console.print(f"failed: {error}", style="red", markup=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the product promises of one figure, judged by ratio to the peer or by its own value.
-
-    Attributes:
-        label: what the table calls it.
-        scenario: the scenario's name.
-        figure: the figure's name.
-        least: what has to be reached.
-        aim: what would be better.
-        by_ratio: the ratio to the peer counts, else the subject's own value.
-        higher: more is better, else less.
-    """
-
-    label: str
-    scenario: str
-    figure: str
-    least: float | None
-    aim: float | None
-    by_ratio: bool = True
-    higher: bool = True
-
-    def text(self, bound: float | None) -> str:
-        if bound is None:
-            return ""
-        sign = "" if self.higher else "≤ "
-        if self.by_ratio:
-            return f"{sign}{_fraction(bound)} ×"
-        return f"{sign}{bound:g}{UNITS.get(self.figure, ('', ''))[1]}"
-
-    def measured(self, result: Result) -> Summary | None:
-        if self.by_ratio:
-            return ratios(result, self.figure)
-        return Summary.of(values(result, SUBJECT, self.figure))
-
-    def verdict(self, summary: Summary) -> str:
-        def meets(bound: float | None) -> bool:
-            if bound is None:
-                return False
-            return summary.median >= bound if self.higher else summary.median <= bound
-
-        if meets(self.aim):
-            return "aim"
-        return "yes" if meets(self.least) else "**no**"
-
-
-def _fraction(bound: float) -> str:
-    return f"1/{round(1 / bound)}" if bound < 1 else f"{bound:g}"
-
-
-def _latency(label: str, scenario: str) -> tuple[Target, Target]:
-    return (
-        Target(f"{label}: p99 of confirm", scenario, "confirm_p99_ms", 1 / 3, 1 / 8, higher=False),
-        Target(f"{label}: p99 end to end", scenario, "delivery_p99_ms", 1 / 3, 1 / 8, higher=False),
-    )
-
-
-TARGETS = (
-    Target("flow 1 KiB, persistent, confirms, manual acks", "flow-1k", "rate", 7, 12),
-    *_latency("flow 1 KiB", "flow-1k"),
-    Target("flow 64 B", "flow-64b", "rate", 8.5, 14),
-    *_latency("flow 64 B", "flow-64b"),
-    Target("flow 1 KiB varied, default exchange", "varied-default", "rate", 6.5, 9),
-    Target("flow 1 KiB varied, topic exchange", "varied-topic", "rate", 6.5, 9),
-    Target("4 publishers, 4 consumers, 4 queues", "four-by-four", "rate", 5, 10),
-    Target("flow 64 KiB", "flow-64k", "rate", 1, 2),
-    Target("fan-out to 10 queues", "fanout", "rate", 7, 12),
-    Target("topic to 10 queues", "topic", "rate", 7, 12),
-    Target("fill 300,000 × 1 KiB", "fill-drain", "fill_rate", 10, 13),
-    Target("drain 300,000 × 1 KiB", "fill-drain", "drain_rate", 12, 18),
-    Target("one in flight: confirm p50", "one-in-flight", "confirm_p50_ms", 1, None, higher=False),
-    Target(
-        "one in flight: confirm p50 by (1.3 × raw fdatasync + 0.5 ms)",
-        "one-in-flight", "confirm_to_bound", None, 1, by_ratio=False, higher=False,
-    ),
-    *(
-        Target(f"{label}, {kind}", scenario, figure, least, aim, by_ratio=False, higher=False)
-        for label, scenario, least, aim in (
-            ("memory idle", "memory-idle", 60, 45),
-            ("memory after 1 million × 1 KiB", "memory-backlog", 200, 120),
-        )
-        for kind, figure in (("anonymous", "anonymous_mib"), ("resident", "resident_mib"))
-    ),
-    Target(
-        "start on an empty directory", "start", "start_s", 1, 0.4, by_ratio=False, higher=False
-    ),
-)  # fmt: skip
-
-
 def markdown(session: Session) -> str:
-    """The table of targets, and below it all headline figures."""
-    results = {result.scenario: result for result in session.results}
+    """The tables of goals and targets, and below them all headline figures."""
     lines = [
         f"Measured {session.made}: "
         + "; ".join(f"{part} {version}" for part, version in session.brokers.items())
@@ -223,28 +129,68 @@ def markdown(session: Session) -> str:
         + ", ".join(f"{name} {value}" for name, value in session.settings.items())
         + ".",
         "",
-        "| scenario | at least | to aim for | measured | min-max | reached |",
-        "|---|---|---|---|---|---|",
-    ]
-    for target in TARGETS:
-        result = results.get(target.scenario)
-        summary = target.measured(result) if result else None
-        goal = f"| {target.label} | {target.text(target.least)} | {target.text(target.aim)} "
-        if summary is None:
-            lines.append(goal + "| | | |")
-            continue
-        measured = number(summary.median) + (" ×" if target.by_ratio else "")
-        ends = f"{number(summary.least)}-{number(summary.most)}"
-        lines.append(goal + f"| {measured} | {ends} | {target.verdict(summary)} |")
-    lines += [
-        "",
-        "| scenario | figure | broker: median (min-max) | peer | ratio |",
-        "|---|---|---|---|---|",
+        *_goals(session),
+        *_targets(session),
+        "| scenario | figure | median (min-max): " + " | ".join(columns(session)) + " |",
+        "|---|" + "---|" * (1 + len(columns(session))),
     ]
     for result in session.results:
-        for row in rows(result):
+        for row in rows(session, result):
             lines.append(f"| {result.scenario} | " + " | ".join(row) + " |")
     failures = [error for result in session.results for error in result.errors]
     if failures:
         lines += ["", "Failed:", "", *(f"- {error}" for error in failures)]
     return "\n".join(lines) + "\n"
+
+
+def _goals(session: Session) -> Iterator[str]:
+    """A row for each goal that was measured, a column for each peer that goals know."""
+    results = {result.scenario: result for result in session.results}
+    peers = [peer for peer in session.peers if any(peer in goal.least for goal in GOALS)]
+    if not peers:
+        return
+    yield "| scenario | " + " | ".join(f"× {peer}, of at least" for peer in peers) + " |"
+    yield "|---|" + "---|" * len(peers)
+    for goal in GOALS:
+        result = results.get(goal.scenario)
+        if result is None:
+            continue
+        cells = []
+        for peer in peers:
+            verdict = goal.verdict(session, result, peer)
+            reached = spread(ratios(result, goal.figure, session.subject, peer))
+            cells.append(f"{reached} of {goal.least[peer]:g}: {verdict}" if verdict else reached)
+        yield f"| {goal.label} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _targets(session: Session) -> Iterator[str]:
+    """A row for each target; those by ratio only when there is a peer to judge them by."""
+    results = {result.scenario: result for result in session.results}
+    yield "| scenario | at least | to aim for | measured | min-max | reached |"
+    yield "|---|---|---|---|---|---|"
+    for target in TARGETS:
+        if target.by_ratio and PEER not in session.brokers:
+            continue
+        result = results.get(target.scenario)
+        summary = target.measured(session, result) if result else None
+        least, aim = bound_text(target, target.least), bound_text(target, target.aim)
+        goal = f"| {target.label} | {least} | {aim} "
+        if summary is None:
+            yield goal + "| | | |"
+            continue
+        measured = number(summary.median) + (" ×" if target.by_ratio else "")
+        ends = f"{number(summary.least)}-{number(summary.most)}"
+        yield goal + f"| {measured} | {ends} | {target.verdict(summary)} |"
+    yield ""
+
+
+def bound_text(target: Target, bound: float | None) -> str:
+    """What a target asks for, with its unit."""
+    if bound is None:
+        return ""
+    sign = "" if target.higher else "≤ "
+    if target.by_ratio:
+        ratio = f"1/{round(1 / bound)}" if bound < 1 else f"{bound:g}"
+        return f"{sign}{ratio} ×"
+    return f"{sign}{bound:g}{UNITS.get(target.figure, ('', ''))[1]}"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, cycle
 
 from benchmarks import wire
+from benchmarks.celery_tasks import task
 
 # A block of identical messages stays small enough for the processor's cache ...
 UNIFORM_BLOCK_BYTES = 256 * 1024
@@ -22,6 +24,9 @@ UNIFORM_BLOCK_BYTES = 256 * 1024
 VARIED_BLOCK_MESSAGES = 8192
 
 PERSISTENT, TRANSIENT = 2, 1
+UNIFORM, VARIED, CELERY = "uniform", "varied", "celery"
+# The number at the end of a fresh key, in hexadecimal digits.
+KEY_DIGITS = 12
 
 CONTENT_TYPE_FLAG, HEADERS_FLAG, DELIVERY_MODE_FLAG = 1 << 15, 1 << 13, 1 << 12
 CORRELATION_ID_FLAG, MESSAGE_ID_FLAG, TIMESTAMP_FLAG = 1 << 10, 1 << 7, 1 << 6
@@ -36,8 +41,10 @@ class Traffic:
         exchange: where they are published.
         routing_keys: used in turn.
         body_bytes: size of each body, or its mean.
-        varied: distinct ids, headers and timestamps, and sizes from half to one and a half of
-            `body_bytes`; otherwise all messages with the same key are the same bytes.
+        shape: UNIFORM: all messages with the same key are the same bytes. VARIED: distinct ids,
+            headers and timestamps, and sizes from half to one and a half of `body_bytes`. CELERY:
+            tasks as Celery sends them, see celery_tasks.py.
+        fresh_keys: the routing keys end in the number of the message, so that none comes twice.
         persistent: delivery mode 2 rather than 1.
         distinct_bodies: of messages that are not varied: this many bodies of the same size.
     """
@@ -45,7 +52,8 @@ class Traffic:
     exchange: str
     routing_keys: tuple[str, ...]
     body_bytes: int
-    varied: bool = False
+    shape: str = UNIFORM
+    fresh_keys: bool = False
     persistent: bool = True
     distinct_bodies: int = 1
 
@@ -79,33 +87,103 @@ class Stream:
         return self.block[rest : rest + bytes_max]
 
 
+class FreshKeys(Stream):
+    """A repetition in which a number at the end of each routing key goes on from round to round.
+
+    Positions may only ascend, as a publisher's do: what was sent is numbered anew.
+    """
+
+    def __init__(self, messages: Sequence[bytes], digits_at: int) -> None:
+        super().__init__(messages)
+        # Where the digits of each message begin.
+        self._places = [offset + digits_at for offset in self.offsets[:-1]]
+        self._bytes = bytearray(self.block)
+        self.block = memoryview(self._bytes)
+        self._round = 0
+
+    def slice(self, position: int, bytes_max: int) -> memoryview:
+        rounds = position // len(self.block)
+        if rounds != self._round:
+            self._round = rounds
+            first = rounds * len(self._places)
+            for number, place in enumerate(self._places, start=first):
+                self._bytes[place : place + KEY_DIGITS] = key_digits(number)
+        return super().slice(position, bytes_max)
+
+
+def key_digits(number: int) -> bytes:
+    """What ends the fresh routing key of a message."""
+    return b"%0*x" % (KEY_DIGITS, number)
+
+
 def encode(traffic: Traffic, frame_bytes_max: int) -> Stream:
     """The stream of a publisher; the same for every call with the same arguments."""
+    if traffic.fresh_keys:
+        return _fresh(traffic, frame_bytes_max)
+    return _repeated(traffic, frame_bytes_max)
+
+
+# Kept: hundreds of publishers may send the same.
+@cache
+def _repeated(traffic: Traffic, frame_bytes_max: int) -> Stream:
     chance = random.Random(1)
-    if traffic.varied:
-        return Stream(_varied(traffic, frame_bytes_max, chance))
-    properties = _uniform_properties(traffic)
+    if traffic.shape == UNIFORM:
+        messages = _uniform(traffic, frame_bytes_max, chance)
+        size = sum(map(len, messages))
+        return Stream(messages * max(1, UNIFORM_BLOCK_BYTES // size))
+    keys = traffic.routing_keys
+    return Stream(
+        [
+            wire.publish_frames(
+                traffic.exchange, keys[number % len(keys)], properties, body, frame_bytes_max
+            )
+            for number, (properties, body) in enumerate(_distinct(traffic, chance))
+        ]
+    )
+
+
+def _fresh(traffic: Traffic, frame_bytes_max: int) -> Stream:
+    (prefix,) = traffic.routing_keys
+    messages = []
+    for number, (properties, body) in enumerate(_distinct(traffic, random.Random(1))):
+        key = prefix + key_digits(number).decode()
+        messages.append(
+            wire.publish_frames(traffic.exchange, key, properties, body, frame_bytes_max)
+        )
+    # The routing key stands at the same place in all of them.
+    at = wire.publish_key_offset(traffic.exchange) + len(prefix)
+    return FreshKeys(messages, at)
+
+
+def _distinct(traffic: Traffic, chance: random.Random) -> Iterator[tuple[bytes, bytes]]:
+    """Properties and bodies of a block of messages, each of its own."""
+    if traffic.shape == VARIED:
+        yield from _varied(traffic, chance)
+        return
+    assert traffic.shape == CELERY and traffic.persistent, traffic
+    for number in range(VARIED_BLOCK_MESSAGES):
+        one = task(number, traffic.body_bytes, chance)
+        yield one.properties(), one.body()
+
+
+def _uniform(traffic: Traffic, frame_bytes_max: int, chance: random.Random) -> list[bytes]:
+    flags = struct.pack(">H", CONTENT_TYPE_FLAG | DELIVERY_MODE_FLAG)
+    content_type = wire.shortstr("application/octet-stream")
+    properties = flags + content_type + _delivery_mode(traffic)
     # All keys have their turn equally often in a block.
     keys = traffic.routing_keys * -(-traffic.distinct_bodies // len(traffic.routing_keys))
     bodies = [chance.randbytes(traffic.body_bytes) for _ in range(traffic.distinct_bodies)]
-    messages = [
+    return [
         wire.publish_frames(traffic.exchange, key, properties, body, frame_bytes_max)
         for key, body in zip(keys, cycle(bodies), strict=False)
     ]
-    size = sum(map(len, messages))
-    return Stream(messages * max(1, UNIFORM_BLOCK_BYTES // size))
 
 
 def _delivery_mode(traffic: Traffic) -> bytes:
     return bytes([PERSISTENT if traffic.persistent else TRANSIENT])
 
 
-def _uniform_properties(traffic: Traffic) -> bytes:
-    flags = struct.pack(">H", CONTENT_TYPE_FLAG | DELIVERY_MODE_FLAG)
-    return flags + wire.shortstr("application/octet-stream") + _delivery_mode(traffic)
-
-
-def _varied(traffic: Traffic, frame_bytes_max: int, chance: random.Random) -> list[bytes]:
+def _varied(traffic: Traffic, chance: random.Random) -> Iterator[tuple[bytes, bytes]]:
     flags = struct.pack(
         ">H",
         CONTENT_TYPE_FLAG | HEADERS_FLAG | DELIVERY_MODE_FLAG | CORRELATION_ID_FLAG
@@ -113,7 +191,6 @@ def _varied(traffic: Traffic, frame_bytes_max: int, chance: random.Random) -> li
     )  # fmt: skip
     half = traffic.body_bytes // 2
     bodies = chance.randbytes(4 * traffic.body_bytes)
-    messages = []
     for number in range(VARIED_BLOCK_MESSAGES):
         headers = wire.table(
             {
@@ -134,13 +211,4 @@ def _varied(traffic: Traffic, frame_bytes_max: int, chance: random.Random) -> li
         )
         size = traffic.body_bytes - half + chance.randrange(2 * half + 1)
         start = chance.randrange(len(bodies) - size)
-        messages.append(
-            wire.publish_frames(
-                traffic.exchange,
-                traffic.routing_keys[number % len(traffic.routing_keys)],
-                properties,
-                bodies[start : start + size],
-                frame_bytes_max,
-            )
-        )
-    return messages
+        yield properties, bodies[start : start + size]

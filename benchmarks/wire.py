@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
@@ -61,18 +62,29 @@ def longstr(raw: bytes) -> bytes:
     return struct.pack(">I", len(raw)) + raw
 
 
-def table(entries: dict[str, str | int | bool]) -> bytes:
-    """A field table of strings (S), integers (I) and booleans (t)."""
-    parts = []
-    for name, value in entries.items():
-        parts.append(shortstr(name))
-        if isinstance(value, bool):
-            parts.append(b"t" + bytes([value]))
-        elif isinstance(value, int):
-            parts.append(b"I" + struct.pack(">i", value))
-        else:
-            parts.append(b"S" + longstr(value.encode()))
+# What a field table may hold here.
+Value: TypeAlias = "str | int | bool | None | Sequence[Value] | Mapping[str, Value]"
+
+
+def table(entries: Mapping[str, Value]) -> bytes:
+    """A field table; see `field_value`."""
+    parts = [shortstr(name) + field_value(value) for name, value in entries.items()]
     return longstr(b"".join(parts))
+
+
+def field_value(value: Value) -> bytes:
+    """A value with its type: S, I, t, V, an array (A) or a nested table (F)."""
+    if value is None:
+        return b"V"
+    if isinstance(value, str):
+        return b"S" + longstr(value.encode())
+    if isinstance(value, bool):
+        return b"t" + bytes([value])
+    if isinstance(value, int):
+        return b"I" + struct.pack(">i", value)
+    if isinstance(value, Mapping):
+        return b"F" + table(value)
+    return b"A" + longstr(b"".join(map(field_value, value)))
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -112,6 +124,11 @@ def publish_frames(
         for start in range(0, len(body), step)
     ]
     return b"".join(parts)
+
+
+def publish_key_offset(exchange: str) -> int:
+    """Where the routing key begins in what `publish_frames` returns."""
+    return FRAME_HEADER.size + METHOD.size + 2 + len(shortstr(exchange)) + 1
 
 
 def refusal(payload: bytes) -> str:

@@ -74,9 +74,10 @@ def confirm_latency(broker: Broker, in_flight: int, seconds: float) -> flow.Figu
     """Publish to one durable queue without a consumer, so many unconfirmed at most, for a time."""
     topology = flow.Topology((flow.fresh_name("latency"),))
     traffic = Traffic("", topology.queues, BODY_BYTES, distinct_bodies=DISTINCT_BODIES)
-    with flow.declared(broker.address, topology, drained=False):
+    with flow.declared(broker.address, topology) as queues:
         plan = load.PublisherPlan(traffic, in_flight)
         (work,) = flow.publish(broker, plan, WARM_UP_S + seconds).work
+        queues.left = work.begun.count
     begin_ns = work.begun.times_ns[0]
     span = Span(begin_ns + int(WARM_UP_S * 1e9), begin_ns + int((WARM_UP_S + seconds) * 1e9))
     samples = latencies(work.begun, work.confirmed, span, work.confirmed_early_ns)
@@ -93,14 +94,15 @@ def system_calls(broker: Broker, in_flight: int) -> flow.Figures:
     plan = load.PublisherPlan(traffic, in_flight)
     with (
         tempfile.NamedTemporaryFile("r", prefix="benchmark-strace-") as counts,
-        flow.declared(broker.address, topology, drained=False),
+        flow.declared(broker.address, topology) as queues,
     ):
         command = [strace, "-f", "-c", "-e", f"trace={TRACED}", "-o", counts.name]
         tracer = subprocess.Popen(
             [*command, "-p", str(broker.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            flow.publish(broker, plan, TRACE_S)
+            (work,) = flow.publish(broker, plan, TRACE_S).work
+            queues.left = work.begun.count
             tracer.terminate()
             tracer.wait()
         finally:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.chart import Chart, Line, Point, Target, short
+from benchmarks.goals import Summary
 from benchmarks.harness import PEER, SUBJECT
 from benchmarks.recovery.cases import NONE, PATTERNS
 from benchmarks.recovery.session import RAW, RAW_ALLOCATED, CaseResult, LatencyResult
-from benchmarks.report import Summary
 
 BLUE, SKY, ORANGE, SAND, GREEN, GREY, SILVER = (
     "#1d4ed8", "#38bdf8", "#c2410c", "#fb923c", "#15803d", "#6b7280", "#9ca3af",

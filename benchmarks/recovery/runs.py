@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import flow, load, wire
+from benchmarks import deliveries, flow, load, wire
 from benchmarks.brokers import ROOT, io_bytes
 from benchmarks.flow import LoadFailed
 from benchmarks.recovery.cases import BODY_BYTES, PATTERNS, Case
@@ -160,7 +160,7 @@ class Backlog:
             **{
                 f"{name}_delivery_s": first_s,
                 f"{name}_start_s": self.broker.start_s,
-                f"{name}_cpu_s": self.broker.cpu_s() or 0.0,
+                f"{name}_cpu_s": self.broker.cpu_s().get("broker", 0.0),
                 f"{name}_asked_mib": read["rchar"] / MIB,
                 f"{name}_disk_mib": read["read_bytes"] / MIB,
                 f"{name}_anonymous_mib": memory.anonymous_bytes / MIB,
@@ -173,13 +173,13 @@ class Backlog:
 def delivered(connection: wire.Connection, queue: str, wanted: int) -> Iterator[range]:
     """Consume `wanted` messages with manual acks; the tags as they arrive, without gaps."""
     tag = f"consumer-{os.urandom(12).hex()}"
-    counter = load.DeliveryCounter(tag)
+    counter = deliveries.DeliveryCounter(tag)
     connection.socket.settimeout(DELIVERY_TIMEOUT_S)
     connection.consume(queue, tag, no_ack=False)
     count = 0
     while count < wanted:
-        unread = connection.unread[: load.RECEIVE_BYTES]
-        del connection.unread[: load.RECEIVE_BYTES]
+        unread = connection.unread[: deliveries.RECEIVE_BYTES]
+        del connection.unread[: deliveries.RECEIVE_BYTES]
         if unread:
             counter.space()[: len(unread)] = unread
             size = len(unread)
@@ -200,7 +200,7 @@ def close_among_deliveries(connection: wire.Connection) -> None:
     reply = wire.method_frame(wire.CONNECTION_CLOSE_OK, channel=0)
     seen = bytearray()
     while reply not in seen:
-        data = connection.socket.recv(load.RECEIVE_BYTES)
+        data = connection.socket.recv(deliveries.RECEIVE_BYTES)
         if not data:
             raise wire.Refused("the broker hung up on a consumer")
         del seen[: -len(reply)]

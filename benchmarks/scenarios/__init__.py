@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.scenarios import backlog, fanout, footprint, steady
+from fnmatch import fnmatchcase
+
+from benchmarks.scenarios import backlog, clients, fanout, footprint, steady
 from benchmarks.scenarios.scenario import Scenario
 
 SCENARIOS: tuple[Scenario, ...] = (
     *footprint.BEFORE_LOAD,
     *steady.SCENARIOS,
+    *clients.SCENARIOS,
     *fanout.SCENARIOS,
     *backlog.SCENARIOS,
     *footprint.AFTER_LOAD,
@@ -17,8 +20,18 @@ SCENARIOS: tuple[Scenario, ...] = (
 def select(names: list[str]) -> list[Scenario]:
     """The scenarios of these names, or all when there are none.
 
+    Args:
+        names: names, or patterns of a shell: `in-turn-*`.
+
     Raises:
         KeyError: with the name that no scenario has.
     """
-    by_name = {scenario.name: scenario for scenario in SCENARIOS}
-    return [by_name[name] for name in names] if names else list(SCENARIOS)
+    if not names:
+        return list(SCENARIOS)
+    chosen = []
+    for name in names:
+        found = [scenario for scenario in SCENARIOS if fnmatchcase(scenario.name, name)]
+        if not found:
+            raise KeyError(name)
+        chosen += [scenario for scenario in found if scenario not in chosen]
+    return chosen

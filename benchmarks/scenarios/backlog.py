@@ -1,66 +1,75 @@
-"""A queue that is filled while nobody consumes, and drained when nobody publishes any more."""
+"""Queues that are filled while nobody consumes, and drained when nobody publishes any more."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from benchmarks import load
 from benchmarks.brokers import Broker
 from benchmarks.flow import (
     Figures,
+    Flow,
     LoadFailed,
     LoadProcess,
+    Share,
     Topology,
+    cpu_figures,
     declared,
     expect_ready,
+    fill,
     fresh_name,
-    publish,
+    run_flow,
 )
-from benchmarks.measure import Span, latencies, quantile_ms
+from benchmarks.measure import Span
 from benchmarks.scenarios.scenario import Scenario, Settings
-from benchmarks.scenarios.steady import ACK_EVERY, PREFETCH, WINDOW
+from benchmarks.scenarios.steady import ACK_EVERY, CPU, PREFETCH, RATES, WINDOW
 from benchmarks.traffic import Traffic
 
 MESSAGES = 300_000
+# Some seconds for a broker that needs a wake-up of each side for each message.
+PREFETCH_ONE_MESSAGES = 50_000
 # Between fill and drain: what was confirmed may still have to leave the broker's buffers.
 SETTLE_S = 1.0
-# Further off than any fill takes; a fill ends by its count.
-NEVER_S = 3600.0
 
 
-def fill(broker: Broker, queue: str, messages: int, body_bytes: int = 1024) -> Figures:
-    """Publish so many messages with confirms; all are confirmed when this returns."""
-    plan = load.PublisherPlan(Traffic("", (queue,), body_bytes), WINDOW, messages_max=messages)
-    report = publish(broker, plan, NEVER_S)
-    begun, confirmed = report.work[0].begun, report.work[0].confirmed
-    span = Span(begun.times_ns[0], confirmed.times_ns[-1])
-    samples = latencies(begun, confirmed, span, report.work[0].confirmed_early_ns)
-    return {
-        "fill_rate": messages / span.seconds,
-        "fill_confirm_p99_ms": quantile_ms(samples, 0.99),
-        "fill_load_cpu_share": report.cpu_s / report.wall_s,
-    }
-
-
-def drain(broker: Broker, queue: str, messages: int) -> Figures:
+def drain(
+    broker: Broker,
+    queue: str,
+    messages: int,
+    *,
+    prefetch: int = PREFETCH,
+    ack_every: int = ACK_EVERY,
+    consumers: int = 1,
+) -> Figures:
     """Consume and acknowledge all that is in a queue."""
-    plan = load.ConsumerPlan(queue, PREFETCH, ACK_EVERY)
-    process = LoadProcess(load.consume, broker.address, (plan,), None)
+    plans = (load.ConsumerPlan(queue, prefetch, ack_every),) * consumers
+    process = LoadProcess(load.consume, broker.address, plans, None)
     try:
         expect_ready(process)
+        before = broker.cpu_s()
         process.send(load.Go(0))
         expect_ready(process)
-        process.send([messages])
+        process.send(messages)
         report: load.Report[load.Delivered] = process.receive()
+        spent = broker.cpu_s()
     finally:
         process.end()
-    work = report.work[0]
-    if work.delivered.count != messages:
-        raise LoadFailed(f"{messages} published, {work.delivered.count} delivered")
-    return {
-        "drain_rate": messages / Span(work.begun_ns, work.delivered.times_ns[-1]).seconds,
-        "drain_load_cpu_share": report.cpu_s / report.wall_s,
-    }
+    delivered = sum(one.delivered.count for one in report.work)
+    if delivered != messages:
+        raise LoadFailed(f"{messages} published, {delivered} delivered")
+    ends_ns = [one.delivered.times_ns[-1] for one in report.work if one.delivered.count]
+    span = Span(min(one.begun_ns for one in report.work), max(ends_ns))
+    figures = {
+        "rate": messages / span.seconds,
+        "load_cpu_share": report.cpu_s / report.wall_s,
+    } | cpu_figures(before, spent, messages)
+    return named("drain", figures)
+
+
+def named(phase: str, figures: Figures) -> Figures:
+    """The figures of one phase of a scenario, told apart from those of another."""
+    return {f"{phase}_{name}": value for name, value in figures.items()}
 
 
 def run_fill_drain(broker: Broker, settings: Settings) -> Figures:
@@ -68,9 +77,68 @@ def run_fill_drain(broker: Broker, settings: Settings) -> Figures:
     queue = fresh_name("backlog")
     messages = settings.scaled(MESSAGES)
     with declared(broker.address, Topology((queue,))):
-        figures = fill(broker, queue, messages)
+        figures = fill(broker, Traffic("", (queue,), 1024), WINDOW, messages)
         time.sleep(SETTLE_S)
-        return figures | drain(broker, queue, messages)
+        return named("fill", figures) | drain(broker, queue, messages)
+
+
+def run_prefetch_one(broker: Broker, settings: Settings, *, consumers: int) -> Figures:
+    """Consumers that take one message at a time share a backlog."""
+    queue = fresh_name("backlog")
+    messages = settings.scaled(PREFETCH_ONE_MESSAGES)
+    with declared(broker.address, Topology((queue,))):
+        fill(broker, Traffic("", (queue,), 1024), WINDOW, messages)
+        time.sleep(SETTLE_S)
+        return drain(broker, queue, messages, prefetch=1, ack_every=1, consumers=consumers)
+
+
+def run_in_turn(broker: Broker, settings: Settings, *, queues: int, consumed: bool) -> Figures:
+    """One connection publishes to many queues in turn: a message for each before the next round."""
+    names = tuple(fresh_name("turn") for _ in range(queues))
+    traffic = Traffic("", names, 1024)
+    if consumed:
+        flow = Flow(
+            publishers=(load.PublisherPlan(traffic, WINDOW),),
+            consumers=tuple(load.ConsumerPlan(name, PREFETCH, ACK_EVERY) for name in names),
+            topology=Topology(names),
+            sources=tuple(Share(0, place, queues) for place in range(queues)),
+        )
+        return run_flow(broker, flow, settings.warm_up_s, settings.seconds)
+    messages = settings.scaled(MESSAGES)
+    with declared(broker.address, Topology(names)) as run:
+        figures = fill(broker, traffic, WINDOW, messages)
+        run.left = messages
+    return figures
+
+
+def _in_turn(queues: int) -> tuple[Scenario, Scenario]:
+    flow = f"1 KiB, persistent, confirms (window {WINDOW})"
+    return (
+        Scenario(
+            f"in-turn-{queues}",
+            f"{MESSAGES:,} messages in turn to {queues} queues on one connection",
+            f"{flow}, no consumers",
+            partial(run_in_turn, queues=queues, consumed=False),
+            ("rate", "confirm_p50_ms", "confirm_p99_ms", "load_cpu_share", *CPU),
+        ),
+        Scenario(
+            f"in-turn-{queues}-consumed",
+            f"messages in turn to {queues} queues on one connection, a consumer for each queue",
+            f"{flow}, manual acks, multiple, every {ACK_EVERY}, prefetch {PREFETCH}",
+            partial(run_in_turn, queues=queues, consumed=True),
+            RATES,
+        ),
+    )
+
+
+def _prefetch_one(name: str, consumers: int) -> Scenario:
+    return Scenario(
+        name,
+        f"{PREFETCH_ONE_MESSAGES:,} messages drained with prefetch 1, consumers: {consumers}",
+        "1 KiB, persistent, manual acks, single, prefetch 1",
+        partial(run_prefetch_one, consumers=consumers),
+        ("drain_rate", "drain_load_cpu_share", "drain_broker_cpu_us", "drain_loop_cpu_us"),
+    )
 
 
 SCENARIOS = (
@@ -80,6 +148,10 @@ SCENARIOS = (
         f"1 KiB, persistent; fill: confirms (window {WINDOW}), no consumer; drain: manual acks, "
         f"multiple, every {ACK_EVERY}, prefetch {PREFETCH}",
         run_fill_drain,
-        ("fill_rate", "drain_rate", "fill_confirm_p99_ms"),
+        ("fill_rate", "drain_rate", "fill_confirm_p99_ms", "fill_loop_cpu_us", "drain_loop_cpu_us"),
     ),
+    _prefetch_one("prefetch-1", 1),
+    _prefetch_one("prefetch-1-by-50", 50),
+    *_in_turn(10),
+    *_in_turn(100),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks.brokers import Broker
-from benchmarks.flow import Figures, Flow, Topology, fresh_name, run_flow
+from benchmarks.flow import Figures, Flow, Share, Topology, fresh_name, run_flow
 from benchmarks.load import ConsumerPlan, PublisherPlan
 from benchmarks.scenarios.scenario import Scenario, Settings
 from benchmarks.scenarios.steady import (
@@ -36,7 +36,7 @@ def run_copies(
         publishers=(PublisherPlan(Traffic(exchange, keys, 1024), WINDOW),),
         consumers=tuple(ConsumerPlan(queue, PREFETCH, ACK_EVERY) for queue in queues),
         topology=Topology(queues, exchange, exchange_type, patterns),
-        sources=(0,) * QUEUES,
+        sources=(Share(0),) * QUEUES,
     )
     return run_flow(broker, flow, settings.warm_up_s, settings.seconds)
 

@@ -6,10 +6,11 @@ import time
 
 from benchmarks import wire
 from benchmarks.brokers import Broker, Memory
-from benchmarks.flow import Figures, LoadFailed, Topology, declared, fresh_name
-from benchmarks.scenarios.backlog import fill
+from benchmarks.flow import Figures, LoadFailed, Topology, declared, fill, fresh_name
+from benchmarks.scenarios.backlog import named
 from benchmarks.scenarios.scenario import Scenario, Settings
 from benchmarks.scenarios.steady import WINDOW
+from benchmarks.traffic import Traffic
 
 BACKLOG_MESSAGES = 1_000_000
 CONNECTIONS = 2_000
@@ -38,7 +39,7 @@ def run_backlog_memory(broker: Broker, settings: Settings) -> Figures:
     with wire.Connection(broker.address) as connection:
         connection.declare_queue(queue)
         try:
-            figures = fill(broker, queue, messages)
+            figures = named("fill", fill(broker, Traffic("", (queue,), 1024), WINDOW, messages))
             time.sleep(SETTLE_S)
             figures |= _memory(broker.memory())
         finally:

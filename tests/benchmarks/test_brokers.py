@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,8 @@ def test_a_broker_is_started_measured_and_stopped(
         assert broker.start_s is not None and broker.start_s > 0
         memory = broker.memory()
         assert 0 < memory.anonymous_bytes < memory.resident_bytes
-        assert broker.cpu_s() is not None
+        spent = broker.cpu_s()
+        assert spent["broker"] >= spent["loop"] >= 0
     assert list(data.iterdir()) == []
 
 
@@ -69,7 +72,26 @@ def test_a_broker_that_fails_when_it_stops_is_an_error(
 
 
 def test_processes_without_a_number_have_no_processor_time() -> None:
-    assert Broker("peer", ADDRESS).cpu_s() is None
+    assert Broker("peer", ADDRESS).cpu_s() == {}
+
+
+def test_processor_time_of_the_loop_is_that_of_the_main_thread() -> None:
+    # A thread beside the main one, whose time counts for the process alone.
+    before = Broker("here", ADDRESS, os.getpid(), one_loop=True).cpu_s()
+    thread = threading.Thread(target=_burn, args=(0.2,))
+    thread.start()
+    thread.join()
+    after = Broker("here", ADDRESS, os.getpid(), one_loop=True).cpu_s()
+    assert after["broker"] - before["broker"] >= 0.15
+    assert after["loop"] - before["loop"] < 0.1
+    assert "loop" not in Broker("here", ADDRESS, os.getpid()).cpu_s()
+
+
+def _burn(seconds: float) -> None:
+    """Spend so much processor time in this thread."""
+    until_s = time.thread_time() + seconds
+    while time.thread_time() < until_s:
+        sum(range(1000))
 
 
 def test_a_process_is_the_first_of_its_tree() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks import load, wire
-from benchmarks.load import Confirms, DeliveryCounter, Published
+from benchmarks import wire
+from benchmarks.deliveries import DELIVERY_TAG, DeliveryCounter
+from benchmarks.load import Confirms, Published
 
 CONSUMER_TAG = "consumer-1"
 
@@ -19,14 +20,14 @@ def delivery(tag: int, body_bytes: int, frame_bytes_max: int) -> bytes:
     """The frames of one delivery; its body is made of frame ends and headers, to mislead."""
     arguments = (
         wire.shortstr(CONSUMER_TAG)
-        + load.DELIVERY_TAG.pack(tag)
+        + DELIVERY_TAG.pack(tag)
         + b"\x00"
         + wire.shortstr("")
         + wire.shortstr("key")
     )
     body = (b"\xce\x01\x00\x01\x00\x00\x00\x20\x00\x3c\x00\x3c\x0a" * body_bytes)[:body_bytes]
     header = (
-        wire.METHOD.pack(60, 0) + load.DELIVERY_TAG.pack(len(body)) + b"\x10\x00\x02"
+        wire.METHOD.pack(60, 0) + DELIVERY_TAG.pack(len(body)) + b"\x10\x00\x02"
     )  # delivery mode only
     step = frame_bytes_max - wire.FRAME_OVERHEAD_BYTES
     return (
@@ -67,8 +68,8 @@ def test_whole_deliveries_are_counted_however_the_bytes_are_cut(
     ends = [sum(map(len, deliveries[: number + 1])) for number in range(len(deliveries))]
     with pytest.MonkeyPatch.context() as patch:
         # So little room that what is left over has to be moved to the front.
-        patch.setattr(load, "RECEIVE_BYTES", 100)
-        patch.setattr(load, "DELIVERY_BUFFER_BYTES", 700)
+        patch.setattr("benchmarks.deliveries.RECEIVE_BYTES", 100)
+        patch.setattr("benchmarks.deliveries.DELIVERY_BUFFER_BYTES", 700)
         counter = DeliveryCounter(CONSUMER_TAG)
         fed = 0
         for piece in pieces(stream, [min(cut, len(stream)) for cut in cuts]):
