@@ -44,9 +44,9 @@ from qlog.server.amqp.frames import (
     method_frame,
     shown,
 )
+from qlog.server.amqp.properties import NO_TRAITS
 from qlog.server.amqp.recognise import (
     ACK_IDS,
-    NO_TRAITS,
     PUBLISH_IDS,
     AckRange,
     PublishForm,
@@ -267,6 +267,13 @@ class Connection:
         self._frame_at = 0  # where the frame now being understood begins
         self._deaf = False  # frames cannot be told apart any more
         self._freed: list[int] = []  # numbers that are free at the end of this read
+
+    def close(self) -> None:
+        """The peer is gone: give back the memory of what it sent."""
+        self._forms.close()
+        self._channels.clear()
+        self._rest.clear()
+        self._rest_bytes = 0
 
     def channels(self) -> frozenset[int]:
         """The channels now open, those waiting for a channel.close-ok included."""
@@ -559,7 +566,7 @@ class Connection:
     def _channel_method(self, number: int, channel: ChannelCore, payload: bytes) -> Event | None:
         if channel.state is _OPEN and payload.startswith(PUBLISH_IDS):
             frame = self._frame()
-            channel.form = self._forms.get(frame) or self._forms.learn(frame)
+            channel.form = self._forms.by_frame.get(frame) or self._forms.learn(frame)
             return None
         method = decode_method(payload)
         ids = (method.CLASS_ID, method.METHOD_ID)

@@ -1,6 +1,7 @@
-"""All of a message but its body: where it was published to, and its properties as they came.
+"""All of a message but its body: where it was published to, and its properties.
 
-Promises that the properties' octets are kept untouched from publisher to consumer. Knows nothing of
+Promises that the properties' octets, made clean when they are received (see `properties.examine`), are
+kept untouched up to the consumer. Knows nothing of
 queues: one envelope may stand for any number of messages that differ in their bodies alone.
 """
 

@@ -1,7 +1,8 @@
 """The properties of a message: what its content header carries behind the body size.
 
-Promises that `scan` accepts exactly what `decode_properties` can decode, and that nothing but
-`HardError` is raised for octets that are no properties. Knows nothing of what a property does.
+Promises that `examine` accepts exactly what `decode_properties` can decode, but for floats that are
+no numbers; that what it returns is written as RabbitMQ writes it; and that nothing but `HardError`
+is raised for octets that are no properties. Knows nothing of what a property does.
 
 Text need not be UTF-8: RabbitMQ does not check it, and clients do put raw octets in a correlation
 id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns back.
@@ -11,12 +12,22 @@ id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns b
 """
 
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from qlog.server.amqp.errors import HardError, internal_error
 from qlog.server.amqp.spec import encode_shortstr
-from qlog.server.amqp.values import Table, Timestamp, decode_table, encode_table, skip_table
+from qlog.server.amqp.values import (
+    Table,
+    Timestamp,
+    Unclean,
+    decode_entries,
+    decode_table,
+    encode_table,
+    rewrite_table,
+    skip_clean_table,
+)
 
 
 @dataclass(slots=True)
@@ -39,16 +50,39 @@ class Properties:
     cluster_id: str | None = None
 
 
-class Traits(NamedTuple):
-    """What the broker must know of every message before it is routed.
+# `Traits.needs`: what of a message must be looked at, each time, before it can be routed or stored.
+CC = 1  # the headers have CC or BCC: more routing keys
+REPLY_TO = 2  # reply_to names the pseudo-queue of direct replies
+USER_ID = 4  # user_id is set, and must be the publisher's
+DELAY = 8  # the headers have x-delay
+DEDUP = 16  # the headers have x-deduplication-header
+BAD_MODE = 32  # the delivery mode is neither transient nor persistent: to be refused
 
-    `persistent` is delivery mode 2. `special` says that expiration, reply_to or user_id
-    is set, that the delivery mode is none of the two, or that the headers may hold CC or BCC (the
-    octets of the names occur somewhere): only then need the properties be decoded.
+# Whoever names this queue in reply_to wants the answer on the channel it asks on.
+PSEUDO_QUEUE = "amq.rabbitmq.reply-to"
+_PSEUDO_QUEUE = PSEUDO_QUEUE.encode()
+
+# Longer expirations are refused, as Erlang's timers end here (rabbit_misc:check_expiry).
+EXPIRY_MS_MAX = 315_360_000_000
+
+
+class Traits(NamedTuple):
+    """What the broker must know of a message before it is routed and stored.
+
+    `persistent` is delivery mode 2. `priority` is 0 to 255, or None when absent. `expiration` is in
+    ms; the text as it came when that is no number of ms that RabbitMQ takes (to be refused); None
+    when absent. `needs` is a sum of the constants above.
+
+    Equal traits are mostly, but not always, the same object.
     """
 
     persistent: bool
-    special: bool
+    priority: int | None
+    expiration: int | str | None
+    needs: int
+
+
+NO_TRAITS = Traits(persistent=False, priority=None, expiration=None, needs=0)
 
 
 TRANSIENT, PERSISTENT = 1, 2  # delivery modes
@@ -60,9 +94,10 @@ _FIELDS = tuple(
     (field.name, _KINDS.get(field.name, _SHORTSTR), 1 << (15 - position))
     for position, field in enumerate(fields(Properties))
 )
+_U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
-_SPECIAL_NAMES = ("expiration", "reply_to", "user_id")
-_SPECIAL = sum(bit for name, _, bit in _FIELDS if name in _SPECIAL_NAMES)
+_FLAGS = {name: bit for name, _, bit in _FIELDS}
+_UNUSED_FLAG = 2
 _MORE_FLAGS = 1
 
 
@@ -126,30 +161,172 @@ def _encode_timestamp(seconds: int) -> bytes:
     return _U64.pack(seconds)
 
 
-def scan(raw: bytes) -> Traits:
-    """Validate properties without building them. Raises HardError as `decode_properties` does."""
+# --- what the broker must know, without building all
+
+
+def examine(raw: bytes) -> tuple[Traits, bytes]:
+    """Validate properties: their traits, and their octets as RabbitMQ would write them.
+
+    The octets are `raw` itself when nothing is to be changed, as nearly always: of a header that
+    stands twice the first stays, `L` becomes `l`, and a bool is 0 or 1 (rabbit_binary_parser).
+    Raises HardError (541) as `decode_properties` does, and for a float that is no number.
+    """
     try:
-        steps, special = _STEPS.get(raw[:2]) or _learn_steps(raw[:2])
-        offset = 2
-        delivery_mode = TRANSIENT
-        for step in steps:
-            if step > 0:
-                offset += step
-            elif step == STEP_SHORTSTR:
-                offset += 1 + raw[offset]
-            elif step == STEP_TABLE:
-                offset = skip_table(raw, offset)
-                special = special or (b"CC" in raw and (b"\x02CC" in raw or b"\x03BCC" in raw))
-            else:
-                delivery_mode = raw[offset]
-                offset += 1
+        return _traits(raw), raw
+    except (IndexError, struct.error, Unclean):
+        pass
+    try:
+        clean = _rewritten(raw)
     except (IndexError, struct.error, HardError):
         raise _malformed() from None
-    if offset != len(raw) or raw[1] & _MORE_FLAGS:
+    return _traits(clean), clean
+
+
+def traits_of(
+    persistent: bool, priority: int | None, expiration: bytes | None, needs: int
+) -> Traits:
+    """The traits with these values, `expiration` as text; the same object as long as it is known."""
+    key = (persistent, priority, expiration, needs)
+    traits = _KNOWN_TRAITS.get(key)
+    if traits is None:
+        if len(_KNOWN_TRAITS) >= TRAITS_MAX:
+            _KNOWN_TRAITS.clear()
+        value = None if expiration is None else _expiration(expiration)
+        traits = _KNOWN_TRAITS[key] = Traits(persistent, priority, value, needs)
+    return traits
+
+
+def _expiration(octets: bytes) -> int | str:
+    text = str(octets, "utf-8", "surrogateescape")
+    return text if expiration_complaint(text) else int(text)
+
+
+def expiration_complaint(text: str) -> str | None:
+    """What RabbitMQ finds wrong with an expiration; None when it is a number of ms.
+
+    The words are those of rabbit_basic:parse_expiration and rabbit_misc:check_expiry.
+    """
+    digits = len(text) - len(text.lstrip("+-0123456789"))
+    number, rest = text[:digits], text[digits:]
+    try:
+        milliseconds = int(number)
+    except ValueError:
+        return "no_integer"
+    if rest:
+        return f'{{leftover_string,"{rest}"}}'
+    if milliseconds < 0:
+        return f"{{value_negative,{milliseconds}}}"
+    if milliseconds > EXPIRY_MS_MAX:
+        return f"{{value_too_large,{milliseconds}}}"
+    return None
+
+
+def _traits(raw: bytes) -> Traits:
+    """Of clean properties. Raises Unclean, IndexError or struct.error for all others."""
+    steps, needs = _STEPS.get(raw[:2]) or _learn_steps(raw[:2])
+    offset = 2
+    persistent = False
+    priority = expiration = None
+    for step in steps:
+        if step > 0:
+            offset += step
+        elif step == STEP_SHORTSTR:
+            offset += 1 + raw[offset]
+        elif step == STEP_TABLE:
+            keys: list[bytes] = []
+            offset = skip_clean_table(raw, offset, keys)
+            for key in _NEEDS.keys() & keys:
+                needs |= _NEEDS[key]
+        elif step == STEP_MODE:
+            persistent = raw[offset] == PERSISTENT
+            if raw[offset] not in _KNOWN_MODES:
+                needs |= BAD_MODE
+            offset += 1
+        elif step == STEP_PRIORITY:
+            priority = raw[offset]
+            offset += 1
+        else:
+            end = offset + 1 + raw[offset]
+            if step == STEP_EXPIRATION:
+                expiration = raw[offset + 1 : end]
+            elif raw[offset + 1 : end] == _PSEUDO_QUEUE:
+                needs |= REPLY_TO
+            offset = end
+    if offset != len(raw) or raw[1] & (_MORE_FLAGS | _UNUSED_FLAG):
+        raise Unclean
+    return traits_of(persistent, priority, expiration, needs)
+
+
+def _rewritten(raw: bytes) -> bytes:
+    """Properties as RabbitMQ would write them. Raises HardError, IndexError or struct.error."""
+    flags = int.from_bytes(raw[:2], "big")
+    parts = [(flags & ~_UNUSED_FLAG).to_bytes(2, "big")]
+    offset = 2
+    for name, kind, bit in _FIELDS:
+        if not flags & bit:
+            continue
+        end = _end_of(raw, offset, kind)
+        if name == "headers":
+            table, end = rewrite_table(raw, offset)
+            parts.append(table)
+        else:
+            parts.append(raw[offset:end])
+        offset = end
+    if len(raw) < 2 or offset != len(raw) or flags & _MORE_FLAGS:
         raise _malformed()
-    if delivery_mode not in _KNOWN_MODES:
-        special = True  # to be refused
-    return _TRAITS[special][delivery_mode == PERSISTENT]
+    return b"".join(parts)
+
+
+def _end_of(raw: bytes, offset: int, kind: int) -> int:
+    """Where the value at `offset` ends."""
+    if kind == _SHORTSTR:
+        return offset + 1 + raw[offset]
+    if kind == _TABLE:
+        size: int = _U32.unpack_from(raw, offset)[0]
+        return offset + 4 + size
+    return offset + (1 if kind == _OCTET else 8)
+
+
+def _span_of(raw: bytes, name: str) -> tuple[int, int] | None:
+    """Where the value of one property stands, with its length; None when it is absent."""
+    flags = raw[0] << 8 | raw[1]
+    if not flags & _FLAGS[name]:
+        return None
+    offset = 2
+    for field, kind, bit in _FIELDS:
+        if flags & bit:
+            end = _end_of(raw, offset, kind)
+            if field == name:
+                return offset, end
+            offset = end
+    raise AssertionError(name)
+
+
+def text_of(raw: bytes, name: str) -> str | None:
+    """One property that is a short string, None when it is absent; `raw` is known to be valid."""
+    span = _span_of(raw, name)
+    return None if span is None else str(raw[span[0] + 1 : span[1]], "utf-8", "surrogateescape")
+
+
+def headers_of(raw: bytes, names: Collection[str]) -> Table:
+    """Those of the headers that are named; `raw` is known to be valid. No other is decoded."""
+    span = _span_of(raw, "headers")
+    return {} if span is None else decode_entries(raw, span[0], names)
+
+
+def with_text(raw: bytes, name: str, text: str) -> bytes:
+    """Valid properties with another value of a short string that they have. Raises ValueError."""
+    span = _span_of(raw, name)
+    assert span is not None
+    return raw[: span[0]] + encode_shortstr(text) + raw[span[1] :]
+
+
+def without_header(raw: bytes, name: str) -> bytes:
+    """Valid and clean properties, with headers, without the one named."""
+    span = _span_of(raw, "headers")
+    assert span is not None
+    table, _ = rewrite_table(raw, span[0], without=name.encode())
+    return raw[: span[0]] + table + raw[span[1] :]
 
 
 def steps_of(flags: bytes) -> list[int]:
@@ -157,31 +334,32 @@ def steps_of(flags: bytes) -> list[int]:
     return (_STEPS.get(flags) or _learn_steps(flags))[0]
 
 
-def _learn_steps(flags: bytes) -> tuple[list[int], bool]:
+def _learn_steps(flags: bytes) -> tuple[list[int], int]:
     word = int.from_bytes(flags, "big")
     steps: list[int] = []
     for name, kind, bit in _FIELDS:
-        if not word & bit:
-            continue
-        if name == "delivery_mode":
-            steps.append(STEP_MODE)
-        elif kind == _SHORTSTR:
-            steps.append(STEP_SHORTSTR)
-        elif kind == _TABLE:
-            steps.append(STEP_TABLE)
-        else:
-            steps.append(1 if kind == _OCTET else _U64.size)
+        if word & bit:
+            steps.append(_STEP_OF.get(name) or (8 if kind == _TIMESTAMP else STEP_SHORTSTR))
     if len(flags) < 2:
-        return steps, False
-    known = _STEPS[flags] = steps, word & _SPECIAL != 0
+        raise IndexError
+    known = _STEPS[flags] = steps, USER_ID if word & _FLAGS["user_id"] else 0
     return known
 
 
-STEP_SHORTSTR, STEP_TABLE, STEP_MODE = 0, -1, -2
+STEP_SHORTSTR, STEP_TABLE, STEP_MODE, STEP_PRIORITY, STEP_EXPIRATION, STEP_REPLY_TO = range(
+    0, -6, -1
+)
+_STEP_OF = {
+    "headers": STEP_TABLE,
+    "delivery_mode": STEP_MODE,
+    "priority": STEP_PRIORITY,
+    "expiration": STEP_EXPIRATION,
+    "reply_to": STEP_REPLY_TO,
+}
 # By the flags: at most 65,536, of which traffic uses a few.
-_STEPS: dict[bytes, tuple[list[int], bool]] = {}
+_STEPS: dict[bytes, tuple[list[int], int]] = {}
 _KNOWN_MODES = (TRANSIENT, PERSISTENT)
-# All there can be, made once, so that they can be told apart by identity.
-_TRAITS = [
-    [Traits(persistent, special) for persistent in (False, True)] for special in (False, True)
-]
+_NEEDS = {b"CC": CC, b"BCC": CC, b"x-delay": DELAY, b"x-deduplication-header": DEDUP}
+# Traits that are the same object again; expirations may be all different, so they are forgotten.
+TRAITS_MAX = 4096
+_KNOWN_TRAITS: dict[tuple[bool, int | None, bytes | None, int], Traits] = {}

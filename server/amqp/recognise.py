@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgpack
 from xxhash import xxh3_64_intdigest
 
+from qlog.server.amqp.budget import Budget
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.frames import (
@@ -29,22 +30,25 @@ from qlog.server.amqp.frames import (
     METHOD,
     OVERHEAD_BYTES,
 )
-from qlog.server.amqp.properties import Traits, scan
-from qlog.server.amqp.shapes import SHAPE_HEAD_BYTES, Shapes
+from qlog.server.amqp.properties import NO_TRAITS, Traits, examine
+from qlog.server.amqp.shapes import SHAPE_HEAD_BYTES, Shapes, find_traits
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
 # Different basic.publish frames remembered by a connection; forgotten all at once when full.
 FORMS_MAX = 1024
 # Longer properties are not remembered: a thousand of them should stay a small sum.
 PROPERTIES_BYTES_MAX = 1024
+# What a form takes beside its frame, which it has three times: 500 octets of objects, and properties
+# of 250 octets three times (as they are, packed, in the prefix). Most have fewer.
+FORM_BYTES = 1250
+# All that the connections of a process may remember of what they have seen.
+BUDGET = Budget(32 * 1024 * 1024)
 
 PUBLISH_IDS = struct.pack(">HH", BasicPublish.CLASS_ID, BasicPublish.METHOD_ID)
 ACK_IDS = struct.pack(">HH", BasicAck.CLASS_ID, BasicAck.METHOD_ID)
 _ACK = struct.Struct(">11xQBB")  # 7 octets of frame head and 4 of ids, tag, bits, frame end
 _HEADER_BYTES_MIN = CONTENT_HEAD.size + 2 + 1  # with the flags and the frame end
 _HEADER_SIZE_MIN = CONTENT_FIXED_BYTES + 2
-
-NO_TRAITS = Traits(persistent=False, special=False)
 
 _pack = msgpack.Packer().pack
 _new_tuple = tuple.__new__
@@ -102,9 +106,10 @@ class PublishForm:
     def envelope_of(
         self, properties: bytes, body_size: int, traits: Traits | None = None
     ) -> Envelope:
-        """The envelope of a message with these properties; `traits` are theirs from now on.
+        """The envelope of a message with these properties, made clean; `traits` are theirs.
 
-        Raises HardError when they are malformed, unless their traits are known already.
+        The traits are given for properties that are known to be clean. Raises HardError when these
+        properties are malformed.
         """
         last = self.envelope
         if last is not None and last.properties == properties:
@@ -112,7 +117,9 @@ class PublishForm:
                 return last
             packed, packed_hash = last.packed, last.packed_hash
         else:
-            self.traits = traits or scan(properties)  # a tuple of two is never false
+            if traits is None:
+                traits, properties = examine(properties)
+            self.traits = traits
             packed = self._packed_route + _pack(properties)
             packed_hash = xxh3_64_intdigest(packed)
         method = self.method
@@ -126,19 +133,40 @@ class PublishForm:
         return envelope
 
 
-class PublishForms(dict[bytes, PublishForm]):
-    """The forms a connection has lately seen, by the octets of the whole method frame."""
+class PublishForms:
+    """What a connection has lately seen: `by_frame` the forms by the octets of the method frame."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_budget", "by_frame", "shapes")
+
+    def __init__(self, budget: Budget = BUDGET) -> None:
+        self._budget = budget
+        self.by_frame: dict[bytes, PublishForm] = {}
         self.shapes = Shapes()
 
     def learn(self, frame: bytes) -> PublishForm:
         """The form of a basic.publish frame not seen before. HardError when it is malformed."""
         method = _decode_publish(frame)
-        if len(self) >= FORMS_MAX:
-            self.clear()
-        form = self[frame] = PublishForm(method, frame)
+        if len(self.by_frame) >= FORMS_MAX:
+            self.close()
+        self._budget.charge(self, FORM_BYTES + 3 * len(frame))
+        form = self.by_frame[frame] = PublishForm(method, frame)
         return form
+
+    def learn_shape(self, header: bytes, traits: Traits) -> None:
+        """Remember the shape of a whole header frame whose properties were found clean."""
+        octets = self.shapes.learn(header, traits)
+        if octets:
+            self._budget.charge(self, octets)
+
+    def forget(self) -> None:
+        """Forget all (see `Budget`)."""
+        self.by_frame.clear()
+        self.shapes.clear()
+
+    def close(self) -> None:
+        """Forget all, and give the budget its share back."""
+        self._budget.release(self)
+        self.forget()
 
 
 def _decode_publish(frame: bytes) -> BasicPublish:
@@ -185,7 +213,7 @@ def take_publishes(
     limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
     bytes_max = limits.body_bytes_max
     shapes = forms.shapes
-    shape_of = shapes.get
+    shapes_of = shapes.by_head.get
     end = len(data)
     startswith = data.startswith
     form: PublishForm | None = None
@@ -199,49 +227,62 @@ def take_publishes(
                 return position
             frame = form.frame
             frame_bytes = len(frame)
-        # So is the header: only the body is new.
-        if form.prefix and startswith(form.prefix, position):
-            behind = _take_repeats(data, position, form, runs)
-            if behind == position:
-                return position
-            position = behind
-            run = None
-            continue
-        # Or it is of a known shape.
-        header_at = position + frame_bytes
-        shape = shape_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
-        if shape is not None:
-            layout, expected, traits, octets, number = shape
-            body_at = header_at + octets
-            if body_at < end and number == channel:
-                body_size, *found, frame_size = layout(data, header_at + SHAPE_HEAD_BYTES)
+        envelope: Envelope | None = None
+        prefix = form.prefix
+        if prefix and startswith(prefix, position):
+            # So is the header: only the body is new. Mostly the next message is like this, too.
+            known = form.envelope
+            assert known is not None
+            body_at = position + len(prefix)
+            body_end = body_at + known.body_size
+            if body_end > body_at and not startswith(prefix, body_end + 1):
+                if body_end >= end or data[body_end] != FRAME_END:
+                    return position
+                envelope = known
+        else:
+            # Or it is of a known shape.
+            header_at = position + frame_bytes
+            alike = shapes_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
+            if alike is not None and (body_at := header_at + alike[0].octets) < end:
+                shape = alike[0]
+                body_size, *found, frame_size = shape.unpack_from(
+                    data, header_at + SHAPE_HEAD_BYTES
+                )
                 body_end = body_at + body_size
                 if (
-                    found == expected
-                    and 0 < body_size == frame_size <= bytes_max
+                    0 < body_size == frame_size <= bytes_max
                     and body_end < end
                     and data[body_end] == FRAME_END
+                    and shape.channel == channel
                 ):
-                    known = form.envelope
-                    envelope = form.envelope_of(
-                        data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES],
-                        body_size,
-                        traits,
-                    )
-                    if envelope is known:
-                        form.prefix = data[position:body_at]
-                    if run is None or run.traits is not traits:
-                        run = run_with(runs, traits)
-                        add_method = run.methods.append
-                        add_envelope = run.envelopes.append
-                        add_body = run.bodies.append
-                    add_method(form.method)
-                    add_envelope(envelope)
-                    add_body(data[body_at:body_end])
-                    shapes.recognised += 1
-                    position = body_end + 1
-                    continue
-        behind = _take_one(data, position, form, forms, limits, runs)
+                    traits: Traits | None = shape.traits
+                    if found != shape.expected:
+                        traits = find_traits(alike, data, header_at + SHAPE_HEAD_BYTES)
+                    if traits is not None:
+                        shapes.recognised += 1
+                        known = form.envelope
+                        envelope = form.envelope_of(
+                            data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES],
+                            body_size,
+                            traits,
+                        )
+                        if envelope is known:
+                            form.prefix = data[position:body_at]
+        if envelope is not None:
+            if run is None or run.traits is not form.traits:
+                run = run_with(runs, form.traits)
+                add_method = run.methods.append
+                add_envelope = run.envelopes.append
+                add_body = run.bodies.append
+            add_method(form.method)
+            add_envelope(envelope)
+            add_body(data[body_at:body_end])
+            position = body_end + 1
+            continue
+        if prefix and startswith(prefix, position):
+            behind = _take_repeats(data, position, form, runs)
+        else:
+            behind = _take_one(data, position, form, forms, limits, runs)
         if behind == position:
             return position
         position = behind
@@ -295,14 +336,15 @@ def _take_one(
         ):
             return position
     known = form.envelope
+    properties = data[header_at + CONTENT_HEAD.size : header_end - 1]
     try:
-        envelope = form.envelope_of(data[header_at + CONTENT_HEAD.size : header_end - 1], body_size)
+        envelope = form.envelope_of(properties, body_size)
     except HardError:
         return position
     if envelope is known:
         form.prefix = data[position:body_at]
-    else:
-        forms.shapes.learn(data[header_at:header_end], form.traits)
+    elif envelope.properties == properties:  # they are clean
+        forms.learn_shape(data[header_at:header_end], form.traits)
     run_with(runs, form.traits).add(form.method, envelope, data[body_at : body_at + body_size])
     return behind
 
@@ -315,13 +357,14 @@ def _form_at(
     if head_end > len(data):
         return None
     kind, number, size = FRAME_HEAD.unpack_from(data, position)
-    frame_end = head_end + size + 1
-    if kind != METHOD or number != limits.channel or frame_end > len(data):
+    frame = data[position : head_end + size + 1]
+    if number != limits.channel:
         return None
-    frame = data[position:frame_end]
-    form = forms.get(frame)
+    form = forms.by_frame.get(frame)
     if form is not None:
         return form
+    if kind != METHOD or len(frame) < size + OVERHEAD_BYTES:
+        return None
     if (
         not data.startswith(PUBLISH_IDS, head_end)
         or frame[-1] != FRAME_END

@@ -1,99 +1,223 @@
 """Header frames that differ in their values only: valid by comparison, without being walked.
 
 Programs send headers of few shapes: the same properties and keys, ids of the same length. A shape is
-learnt from a frame that was walked: the octets that say what is where (flags, lengths, keys, types)
-must be the same again, all others may be anything. One `unpack_from` takes the former out of the
-data, one comparison of lists tells whether they are.
+learnt from a frame that was walked: the octets that say what is where (flags, lengths, keys, types, at
+every depth) must be the same again, and those that prove that a value is clean; all others may be
+anything. One `unpack_from` takes the former out of the data, one comparison of lists tells whether
+they are.
 
-Promises to accept only what `properties.scan` accepts, with the traits it gave the frame that was
-learnt (keys, which may make a message special, are part of the shape). Learning costs more than
-walking: it stops where shapes do not come back.
+Promises to accept only what `properties.examine` accepts, finds clean, and gives the same traits.
+Learning costs more than walking: it stops where shapes do not come back.
 """
 
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from qlog.server.amqp.frames import BODY, CONTENT_HEAD, FRAME_HEAD
-from qlog.server.amqp.properties import STEP_MODE, STEP_SHORTSTR, STEP_TABLE, Traits, steps_of
-from qlog.server.amqp.values import table_layout
+from qlog.server.amqp.properties import (
+    PSEUDO_QUEUE,
+    STEP_EXPIRATION,
+    STEP_MODE,
+    STEP_PRIORITY,
+    STEP_REPLY_TO,
+    STEP_SHORTSTR,
+    STEP_TABLE,
+    Traits,
+    steps_of,
+    traits_of,
+)
+from qlog.server.amqp.values import Spans, table_spans
 
 # Shapes a connection learns before any was recognised, and keeps at most.
 SHAPES_MAX = 64
 # Beyond that, one for so many that were recognised.
 RECOGNISED_PER_SHAPE = 16
+# Shapes that live side by side although their header frames have the same size. Each is a try.
+SHAPES_PER_HEAD_MAX = 8
+# Frames that are longer are always walked: 64 shapes should stay a small sum. Celery's have 1,000.
+SHAPE_FRAME_BYTES_MAX = 4096
 
 # Of a header frame: type, channel, size, class and weight. Together they are the key of a shape.
 SHAPE_HEAD_BYTES = 11
 
+_PSEUDO_QUEUE = PSEUDO_QUEUE.encode()
 
-class Shape(NamedTuple):
+
+class Shape:
     """`unpack_from` takes out of what is behind the head: the body size, the octets that must be as
     `expected` (the frame end and the type and channel of the body's frame among them), and the size
     of the body's frame. `octets` is where the body begins, from the header frame's first octet.
     The shape is of `channel` alone: content frames of several channels may stand in turn.
+
+    Priority and expiration stand among the expected octets, by themselves, at the places
+    `priority_at` and `expiration_at` (-1: absent): other values make other traits, but no other
+    shape. `tells` is whether there is one of them.
     """
 
-    unpack_from: Callable[[bytes, int], tuple[Any, ...]]
-    expected: list[bytes]
-    traits: Traits
-    octets: int
-    channel: int
+    __slots__ = (
+        "channel",
+        "expected",
+        "expiration_at",
+        "octets",
+        "priority_at",
+        "tells",
+        "traits",
+        "unpack_from",
+    )
+
+    def __init__(self, frame: bytes, traits: Traits) -> None:
+        layout, self.priority_at, self.expiration_at = _layout(frame)
+        self.tells = self.priority_at >= 0 or self.expiration_at >= 0
+        self.channel = int.from_bytes(frame[1:3], "big")
+        self.unpack_from: Callable[[bytes, int], tuple[Any, ...]] = layout.unpack_from
+        _, *expected, _ = layout.unpack_from(_with_body_head(frame), SHAPE_HEAD_BYTES)
+        self.expected: list[bytes] = expected
+        self.octets = len(frame) + FRAME_HEAD.size
+        self.traits = traits
+
+    def traits_with(self, found: list[bytes]) -> Traits | None:
+        """The traits of a header in which priority or expiration differ; None if more does."""
+        expected = self.expected
+        priority: int | None = None
+        expiration: bytes | None = None
+        if self.priority_at >= 0:
+            priority = found[self.priority_at][0]
+            found[self.priority_at] = expected[self.priority_at]
+        if self.expiration_at >= 0:
+            expiration = found[self.expiration_at]
+            found[self.expiration_at] = expected[self.expiration_at]
+        if found != expected:
+            return None
+        return traits_of(self.traits.persistent, priority, expiration, self.traits.needs)
 
 
-class Shapes(dict[bytes, Shape]):
-    """The shapes a connection has lately seen, by the head of the header frame."""
+def _with_body_head(frame: bytes) -> bytes:
+    """The header frame as if a body of no octets followed."""
+    return frame + FRAME_HEAD.pack(BODY, int.from_bytes(frame[1:3], "big"), 0)
+
+
+def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
+    """The traits of the header whose octets behind its head are at `at` in `data`.
+
+    None if it is of none of these shapes, which have the same head. The one it is of comes first now.
+    """
+    for shape in alike:
+        _, *found, _ = shape.unpack_from(data, at)
+        if found == shape.expected:
+            traits: Traits | None = shape.traits
+        else:
+            traits = shape.traits_with(found) if shape.tells else None
+        if traits is not None:
+            if shape is not alike[0]:
+                alike.remove(shape)
+                alike.insert(0, shape)
+            return traits
+    return None
+
+
+class Shapes:
+    """The shapes a connection has lately seen.
+
+    `by_head` has them by the head of the header frame: a short list each, the most recent first.
+    """
+
+    __slots__ = ("_count", "_learnt", "by_head", "recognised")
 
     def __init__(self) -> None:
+        self.by_head: dict[bytes, list[Shape]] = {}
         self.recognised = 0
         self._learnt = 0
+        self._count = 0
 
-    def learn(self, frame: bytes, traits: Traits) -> None:
-        """Remember the shape of a whole header frame that was found valid."""
-        if self._learnt >= SHAPES_MAX + self.recognised // RECOGNISED_PER_SHAPE:
-            return
+    def __len__(self) -> int:
+        return self._count
+
+    def learn(self, frame: bytes, traits: Traits) -> int:
+        """Remember the shape of a whole header frame whose properties were found clean.
+
+        Returns about how many octets of memory it takes, 0 if it is not remembered.
+        """
+        if (
+            self._learnt >= SHAPES_MAX + self.recognised // RECOGNISED_PER_SHAPE
+            or len(frame) > SHAPE_FRAME_BYTES_MAX
+        ):
+            return 0
+        head = frame[:SHAPE_HEAD_BYTES]
+        alike = self.by_head.get(head)
+        if alike and find_traits(alike, _with_body_head(frame), SHAPE_HEAD_BYTES):
+            return 0  # it was walked because of its body
         self._learnt += 1
-        layout = _layout(frame)
-        if layout is None:
-            return
-        if len(self) >= SHAPES_MAX:
+        if self._count >= SHAPES_MAX:
             self.clear()
-        # As if a body of no octets followed.
-        channel = int.from_bytes(frame[1:3], "big")
-        body_head = FRAME_HEAD.pack(BODY, channel, 0)
-        _, *expected, _ = layout.unpack(frame[SHAPE_HEAD_BYTES:] + body_head)
-        octets = len(frame) + FRAME_HEAD.size
-        self[frame[:SHAPE_HEAD_BYTES]] = Shape(
-            layout.unpack_from, expected, traits, octets, channel
-        )
+        shape = Shape(frame, traits)
+        alike = self.by_head.setdefault(head, [])
+        alike.insert(0, shape)
+        if len(alike) > SHAPES_PER_HEAD_MAX:
+            alike.pop()
+        else:
+            self._count += 1
+        return len(frame) + 100 * len(shape.expected) + 500
+
+    def clear(self) -> None:
+        """Forget all shapes."""
+        self.by_head.clear()
+        self._count = 0
 
 
-def _layout(frame: bytes) -> struct.Struct | None:
-    """The shape of a header frame; None if it is too deep to be worth it."""
-    # What must be the same and what need not, in turn: octets of each.
-    spans = [2]  # the flags
+def _layout(frame: bytes) -> tuple[struct.Struct, int, int]:
+    """The layout behind the head, and which of its fields are priority and expiration (-1: none)."""
+    spans = Spans()
+    spans.same(2)  # the flags
     raw = frame[CONTENT_HEAD.size : -1]
     offset = 2
+    priority_at = expiration_at = -1
     for step in steps_of(raw[:2]):
-        if step == STEP_SHORTSTR:
-            spans[-1] += 1
-            spans += (raw[offset], 0)
-            offset += 1 + raw[offset]
+        if step > 0:
+            spans.differ(step)
+            offset += step
         elif step == STEP_TABLE:
-            table = table_layout(raw, offset)
-            if table is None:
-                return None
-            spans[-1] += table[0]
-            spans += table[1:]
-            offset += sum(table)
+            offset = table_spans(raw, offset, spans)
         elif step == STEP_MODE:
-            spans[-1] += 1
+            spans.same(1)
+            offset += 1
+        elif step == STEP_PRIORITY:
+            priority_at = _alone(spans, 1)
             offset += 1
         else:
-            spans += (step, 0)
-            offset += step
-    spans[-1] += 1 + 3  # the frame end; type and channel of the next frame
-    same = (f"{octets}s" for octets in spans[::2])
-    other = (f"{octets}x" for octets in [*spans[1::2], 0])
-    middle = "".join(map("".join, zip(same, other, strict=True)))
-    return struct.Struct(f">Q{middle}I")
+            size = raw[offset]
+            spans.same(1)
+            offset += 1
+            if step == STEP_SHORTSTR:
+                spans.differ(size)
+            elif step == STEP_EXPIRATION:
+                expiration_at = _alone(spans, size)
+            else:
+                assert step == STEP_REPLY_TO
+                proof = _proof_octets(raw[offset : offset + size])
+                spans.same(proof)
+                spans.differ(size - proof)
+            offset += size
+    spans.same(1 + 3)  # the frame end; type and channel of the next frame
+    counts = spans.counts
+    same = (f"{octets}s" for octets in counts[::2])
+    differ = (f"{octets}x" for octets in [*counts[1::2], 0])
+    middle = "".join(map("".join, zip(same, differ, strict=True)))
+    return struct.Struct(f">Q{middle}I"), priority_at, expiration_at
+
+
+def _alone(spans: Spans, octets: int) -> int:
+    """Add octets as a field of their own; which of those that must be the same it is."""
+    at = (len(spans.counts) + 1) // 2
+    spans.counts += (0, octets, 0, 0)
+    return at
+
+
+def _proof_octets(reply_to: bytes) -> int:
+    """How many octets of a reply_to say whether it names the pseudo-queue."""
+    if len(reply_to) != len(_PSEUDO_QUEUE):
+        return 0
+    for at, (octet, other) in enumerate(zip(reply_to, _PSEUDO_QUEUE, strict=True)):
+        if octet != other:
+            return at + 1
+    return len(reply_to)

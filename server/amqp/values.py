@@ -2,21 +2,27 @@
 
 Promises that each of RabbitMQ's value types (`S I i l L b B s u d f D t T F A x V`) comes out of
 decoding as a Python value that is encoded back to the same type, and that no input raises anything
-but `HardError`. Knows nothing of what a key means. Keys of a table are unique in what is decoded:
-the last one wins, and the order of first appearance is kept. A key that is not UTF-8 is accepted as
+but `HardError`. Knows nothing of what a key means. Keys of a table are unique in what is decoded: of
+one that stands twice the first stays, as in RabbitMQ. A key that is not UTF-8 is accepted as
 RabbitMQ does, its odd octets as surrogates (PEP 383), which encoding turns back.
+
+A table is *clean* when RabbitMQ, which decodes headers and encodes them again, would write it with
+the same octets (but for the order of its keys, which it sorts): no key of its own stands twice (those
+of tables inside it may), no `L` (becomes `l`), no bool but 0 and 1 (becomes 1), no float that is
+not a number (refused).
 
     table: length u32, then per entry: key (u8 length, UTF-8), type u8, value
     array: length u32, then per entry: type u8, value
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 from typing import TypeAlias, Union
 
-from qlog.server.amqp.errors import HardError, frame_error
+from qlog.server.amqp.errors import HardError, frame_error, internal_error
 
 # Deep enough for any header seen in the wild (x-death is 3), far from Python's recursion limit.
 NESTING_MAX = 200
@@ -162,7 +168,8 @@ def _table(data: bytes, offset: int, depth: int) -> tuple[Table, int]:
     while offset < end:
         key_end = offset + 1 + data[offset]
         key = str(data[offset + 1 : key_end], "utf-8", "surrogateescape")
-        table[key], offset = _value(data, key_end, depth)
+        value, offset = _value(data, key_end, depth)
+        table.setdefault(key, value)
     if offset != end:
         raise malformed("entry crosses its end")
     return table, end
@@ -280,28 +287,193 @@ def skip_table(data: bytes, offset: int, depth: int = 0, keyed: bool = True) -> 
     return end
 
 
-def table_layout(data: bytes, offset: int) -> list[int] | None:
-    """The octets of a valid table at `offset` that say what is where, and those that are values, in
-    turn: an odd number of counts, their sum the size of the table. None if it holds another one.
+class Unclean(Exception):
+    """A table that is malformed, or that RabbitMQ would write in another way."""
+
+
+def skip_clean_table(
+    data: bytes, offset: int, keys: list[bytes], depth: int = 0, keyed: bool = True
+) -> int:
+    """The offset behind the clean table at `offset`, or array if not `keyed`; its own keys are added
+    to `keys`.
+
+    Raises Unclean, IndexError or struct.error for what is not clean.
     """
+    end: int = offset + 4 + _U32.unpack_from(data, offset)[0]
+    offset += 4
+    if end > len(data) or depth > NESTING_MAX:
+        raise Unclean
+    while offset < end:
+        if keyed:
+            key_at = offset + 1
+            offset = key_at + data[offset]
+            keys.append(data[key_at:offset])
+        wire = data[offset]
+        if wire == _LONGSTR or wire == _BINARY:
+            offset += 5 + _U32.unpack_from(data, offset + 1)[0]
+        elif fixed_bytes := _ALWAYS_CLEAN_BYTES.get(wire):
+            offset += fixed_bytes
+        elif wire == _TABLE or wire == _ARRAY:
+            offset = skip_clean_table(data, offset + 1, [], depth + 1, wire == _TABLE)
+        else:
+            _check_clean(data, offset)
+            offset += _FIXED_BYTES[wire]
+    if offset != end or (not depth and len(set(keys)) != len(keys)):
+        raise Unclean
+    return end
+
+
+def _check_clean(data: bytes, offset: int) -> None:
+    """Raise Unclean unless the value at `offset` is a float that is a number, or a bool of 0 or 1."""
+    wire = data[offset]
+    if wire == _BOOL:
+        clean = data[offset + 1] <= 1
+    else:
+        clean = wire in _FLOATS and isfinite(_FLOATS[wire].unpack_from(data, offset + 1)[0])
+    if not clean:
+        raise Unclean
+
+
+def rewrite_table(data: bytes, offset: int, *, without: bytes | None = None) -> tuple[bytes, int]:
+    """The table at `offset` made clean, without the key `without`, and the offset behind it.
+
+    Raises HardError, IndexError or struct.error when it is malformed or holds a float that is no
+    number.
+    """
+    return _rewritten(data, offset, 0, True, set() if without is None else {without})
+
+
+def _rewritten(
+    data: bytes, offset: int, depth: int, keyed: bool, dropped: set[bytes]
+) -> tuple[bytes, int]:
+    """A table or array made clean; at depth 0 a key is written once, and none of `dropped`."""
+    if depth > NESTING_MAX:
+        raise malformed("nested too deeply")
+    end: int = offset + 4 + _U32.unpack_from(data, offset)[0]
+    offset += 4
+    if end > len(data):
+        raise malformed("cut short")
+    parts: list[bytes] = []
+    while offset < end:
+        key = b""
+        if keyed:
+            key = data[offset + 1 : offset + 1 + data[offset]]
+            offset += 1 + len(key)
+        value, offset = _rewritten_value(data, offset, depth)
+        if not keyed:
+            parts.append(value)
+        elif depth or key not in dropped:
+            parts += (bytes((len(key),)), key, value)
+            dropped.add(key)
+    if offset != end:
+        raise malformed("entry crosses its end")
+    table = b"".join(parts)
+    return _U32.pack(len(table)) + table, end
+
+
+def _rewritten_value(data: bytes, offset: int, depth: int) -> tuple[bytes, int]:
+    """A value made clean, its type first, and the offset behind it."""
+    wire = data[offset]
+    if wire == _TABLE or wire == _ARRAY:
+        inner, end = _rewritten(data, offset + 1, depth + 1, wire == _TABLE, set())
+        return bytes((wire,)) + inner, end
+    if wire == _LONGSTR or wire == _BINARY:
+        end = offset + 5 + _U32.unpack_from(data, offset + 1)[0]
+    elif wire in _FIXED_BYTES:
+        end = offset + _FIXED_BYTES[wire]
+    else:
+        raise malformed(f"unknown type {wire}")
+    if wire == _LONG_CAPITAL:
+        return b"l" + data[offset + 1 : end], end
+    if wire == _BOOL:
+        return (b"t\x01" if data[offset + 1] else b"t\x00"), end
+    if wire in _FLOATS and not isfinite(_FLOATS[wire].unpack_from(data, offset + 1)[0]):
+        raise internal_error()
+    return data[offset:end], end
+
+
+def decode_entries(data: bytes, offset: int, names: Collection[str]) -> Table:
+    """Those entries of the valid table at `offset` that are named; no other is decoded."""
+    wanted = {name.encode(): name for name in names}
+    table: Table = {}
     end = offset + 4 + _U32.unpack_from(data, offset)[0]
     offset += 4
-    spans = [4]
     while offset < end:
-        named = 1 + data[offset]
-        wire = data[offset + named]
-        if wire in (_TABLE, _ARRAY):
-            return None
-        if wire in (_LONGSTR, _BINARY):
-            size = _U32.unpack_from(data, offset + named + 1)[0]
-            spans[-1] += named + 5
-            offset += named + 5 + size
+        key_end = offset + 1 + data[offset]
+        name = wanted.get(data[offset + 1 : key_end])
+        if name is not None and name not in table:
+            table[name], offset = _value(data, key_end, 0)
+        else:
+            offset = _behind_value(data, key_end)
+    return table
+
+
+def _behind_value(data: bytes, offset: int) -> int:
+    """The offset behind the valid value whose type is at `offset`."""
+    return offset + (_FIXED_BYTES.get(data[offset]) or 5 + _U32.unpack_from(data, offset + 1)[0])
+
+
+class Spans:
+    """Octets that must be the same (they say what is where), and octets that may differ, in turn.
+
+    `counts` begins and ends with those that must be the same.
+    """
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts = [0]
+
+    def same(self, octets: int) -> None:
+        """So many that must be the same follow."""
+        self.counts[-1] += octets
+
+    def differ(self, octets: int) -> None:
+        """So many that may differ follow."""
+        if octets:
+            self.counts += (octets, 0)
+
+
+def table_spans(data: bytes, offset: int, spans: Spans, keyed: bool = True) -> int:
+    """Add the spans of the clean table at `offset`, or array if not `keyed`; the offset behind it.
+
+    Every table with the same octets at the same places is clean, whatever the others are.
+    """
+    end: int = offset + 4 + _U32.unpack_from(data, offset)[0]
+    offset += 4
+    spans.same(4)
+    while offset < end:
+        named = 1 + data[offset] if keyed else 0
+        offset += named
+        wire = data[offset]
+        offset += 1
+        spans.same(named + 1)
+        if wire == _TABLE or wire == _ARRAY:
+            offset = table_spans(data, offset, spans, wire == _TABLE)
+            continue
+        if wire == _LONGSTR or wire == _BINARY:
+            size = _U32.unpack_from(data, offset)[0]
+            offset += 4
+            spans.same(4)
         else:
             size = _FIXED_BYTES[wire] - 1
-            spans[-1] += named + 1
-            offset += named + 1 + size
-        spans += (size, 0)
-    return spans
+            proof = _proof_octets(wire, data, offset)
+            offset += proof
+            size -= proof
+            spans.same(proof)
+        spans.differ(size)
+        offset += size
+    return end
+
+
+def _proof_octets(wire: int, data: bytes, offset: int) -> int:
+    """How many octets of a value prove that it is clean, whatever the others are."""
+    if wire == _BOOL:
+        return 1
+    if wire in _FLOATS:
+        # A float is no number when all bits of its exponent are set. Seven of them are here.
+        return 2 if data[offset] & 0x7F == 0x7F else 1
+    return 0
 
 
 _LONGSTR, _BINARY, _TABLE, _ARRAY = b"SxFA"
@@ -310,6 +482,14 @@ _FIXED_BYTES = {wire[0]: 1 + struct.calcsize(layout) for wire, _, layout, _ in _
     ord("t"): 2,
     ord("V"): 1,
     ord("D"): 1 + _DECIMAL.size,
+}
+_BOOL, _LONG_CAPITAL = b"tL"
+_FLOATS = {ord("f"): struct.Struct(">f"), ord("d"): struct.Struct(">d")}
+# Of the types that are clean with any value.
+_ALWAYS_CLEAN_BYTES = {
+    wire: octets
+    for wire, octets in _FIXED_BYTES.items()
+    if wire not in (_BOOL, _LONG_CAPITAL, *_FLOATS)
 }
 
 

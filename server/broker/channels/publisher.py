@@ -11,17 +11,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, precondition_failed
-from qlog.server.amqp.properties import Properties, encode_properties
+from qlog.server.amqp.properties import (
+    BAD_MODE,
+    CC,
+    REPLY_TO,
+    USER_ID,
+    Traits,
+    decode_properties,
+    expiration_complaint,
+    headers_of,
+    text_of,
+    with_text,
+    without_header,
+)
 from qlog.server.amqp.recognise import PublishRun
-from qlog.server.amqp.values import Value, type_name
-from qlog.server.broker.channels.reply_to import REPLY_PREFIX, REPLY_TO
-from qlog.server.broker.queues.arguments import EXPIRY_MS_MAX
+from qlog.server.amqp.values import Table, type_name
+from qlog.server.broker.channels.reply_to import REPLY_PREFIX
 from qlog.server.broker.queues.targets import Targets
 
 if TYPE_CHECKING:
@@ -155,7 +165,7 @@ class Publisher:
 
     def _routed(self, run: PublishRun) -> Iterable[Routed]:
         """The run by where its messages go, in their order: mostly all to the same queues."""
-        if not run.traits.special:
+        if not _wants_a_look(run.traits):
             routes = self._routes
             known = [routes.get(key) for key in dict.fromkeys(map(id, run.methods))]
             first = known[0]
@@ -167,16 +177,17 @@ class Publisher:
 
     def _one_by_one(self, run: PublishRun) -> Iterator[Routed]:
         messages = zip(run.methods, run.envelopes, run.bodies, strict=True)
+        look = _wants_a_look(run.traits)
         for method, published, body in messages:
             route = self._routes.get(id(method))
-            if route is not None and not run.traits.special:
+            if route is not None and not look:
                 targets, envelope = route[1], published
             else:
-                targets, envelope = self._route(method, published, special=run.traits.special)
+                targets, envelope = self._route(method, published, run.traits if look else None)
             yield targets, [method], [envelope], [body]
 
     def _route(
-        self, method: spec.BasicPublish, envelope: Envelope, *, special: bool
+        self, method: spec.BasicPublish, envelope: Envelope, traits: Traits | None
     ) -> tuple[Targets, Envelope]:
         """Where the message goes, and as what it is stored (its headers may change).
 
@@ -190,45 +201,46 @@ class Publisher:
                 f"cannot publish to internal {self._vhost.rs_exchange(exchange.name)}"
             )
         keys = [method.routing_key]
-        if special:
-            envelope, more_keys = self._examine(envelope)
+        if traits is not None:
+            envelope, more_keys = self._examine(envelope, traits)
             keys += more_keys
         if not method.exchange and method.routing_key.startswith(REPLY_PREFIX):
             return Targets((), self._broker.replies.find(method.routing_key)), envelope
         targets, cacheable = self._vhost.route(method.exchange, keys, envelope)
-        if cacheable and not special:
+        if cacheable and traits is None:
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             self._routes[id(method)] = (method, targets)
         return targets, envelope
 
-    def _examine(self, envelope: Envelope) -> tuple[Envelope, list[str]]:
-        """The slow path of messages with properties that mean something to the broker."""
-        original = properties = envelope.decoded_properties()
-        if properties.reply_to == REPLY_TO:
-            properties = replace(properties, reply_to=self._channel.reply_address())
-        if properties.delivery_mode not in (None, 1, 2):
-            raise precondition_failed(
-                f"invalid message: {{delivery_mode_unknown,{properties.delivery_mode}}}"
+    def _examine(self, envelope: Envelope, traits: Traits) -> tuple[Envelope, list[str]]:
+        """A message with properties that mean something to the broker: as what it is stored, and
+        the further routing keys that it names.
+        """
+        properties, needs = envelope.properties, traits.needs
+        if needs & REPLY_TO:
+            properties = with_text(properties, "reply_to", self._channel.reply_address())
+        if needs & BAD_MODE:
+            mode = decode_properties(properties).delivery_mode
+            raise precondition_failed(f"invalid message: {{delivery_mode_unknown,{mode}}}")
+        if isinstance(traits.expiration, str):
+            check_expiration(traits.expiration)
+        keys: list[str] = []
+        if needs & CC:
+            headers = headers_of(properties, ("CC", "BCC"))
+            keys = _carbon_copies(headers, "CC") + _carbon_copies(headers, "BCC")
+            if "BCC" in headers:
+                properties = without_header(properties, "BCC")
+        if needs & USER_ID:
+            user, claimed = self._channel.client.user, text_of(properties, "user_id")
+            if claimed != user.name and "impersonator" not in user.tags:
+                raise precondition_failed(
+                    f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
+                )
+        if properties is not envelope.properties:
+            envelope = Envelope.pack(
+                envelope.exchange, envelope.routing_key, properties, envelope.body_size
             )
-        if properties.expiration is not None:
-            check_expiration(properties.expiration)
-        headers = properties.headers or {}
-        keys = _carbon_copies(headers, "CC") + _carbon_copies(headers, "BCC")
-        if "BCC" in headers:
-            kept = {key: value for key, value in headers.items() if key != "BCC"}
-            properties = replace(properties, headers=kept)
-        user = self._channel.client.user
-        if (
-            properties.user_id is not None
-            and properties.user_id != user.name
-            and "impersonator" not in user.tags
-        ):
-            raise precondition_failed(
-                f"user_id property set to '{properties.user_id}' but authenticated user was '{user.name}'"
-            )
-        if properties is not original:
-            envelope = _with_properties(envelope, properties)
         return envelope, keys
 
     def _past_queues(
@@ -254,13 +266,14 @@ class Publisher:
                     channel.sink.send_content(channel.number, returned, envelope, body)
 
 
-def _with_properties(envelope: Envelope, properties: Properties) -> Envelope:
-    return Envelope.pack(
-        envelope.exchange, envelope.routing_key, encode_properties(properties), envelope.body_size
+def _wants_a_look(traits: Traits) -> bool:
+    """Whether messages with these traits have to be looked at one by one."""
+    return bool(traits.needs & (CC | REPLY_TO | USER_ID | BAD_MODE)) or isinstance(
+        traits.expiration, str
     )
 
 
-def _carbon_copies(headers: dict[str, Value], name: str) -> list[str]:
+def _carbon_copies(headers: Table, name: str) -> list[str]:
     """The extra routing keys of a CC or BCC header: an array of long strings."""
     if name not in headers:
         return []
@@ -274,19 +287,6 @@ def _carbon_copies(headers: dict[str, Value], name: str) -> list[str]:
 
 def check_expiration(text: str) -> None:
     """Raises 406 unless `expiration` is a number of milliseconds that RabbitMQ would take."""
-    digits = len(text) - len(text.lstrip("+-0123456789"))
-    number, rest = text[:digits], text[digits:]
-    try:
-        milliseconds = int(number)
-    except ValueError:
-        complaint = "no_integer"
-    else:
-        if rest:
-            complaint = f'{{leftover_string,"{rest}"}}'
-        elif milliseconds < 0:
-            complaint = f"{{value_negative,{milliseconds}}}"
-        elif milliseconds > EXPIRY_MS_MAX:
-            complaint = f"{{value_too_large,{milliseconds}}}"
-        else:
-            return
-    raise precondition_failed(f"invalid expiration '{text}': {complaint}")
+    complaint = expiration_complaint(text)
+    if complaint is not None:
+        raise precondition_failed(f"invalid expiration '{text}': {complaint}")

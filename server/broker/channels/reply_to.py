@@ -10,10 +10,12 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from qlog.server.amqp.properties import PSEUDO_QUEUE
+
 if TYPE_CHECKING:
     from qlog.server.broker.channels.channel import Channel
 
-REPLY_TO = "amq.rabbitmq.reply-to"
+REPLY_TO = PSEUDO_QUEUE
 REPLY_PREFIX = REPLY_TO + "."
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qlog.server.amqp.errors import precondition_failed
+from qlog.server.amqp.properties import EXPIRY_MS_MAX
 from qlog.server.amqp.values import Table, Value, type_name
 
-# Erlang timers end here; RabbitMQ refuses longer ones (rabbit_misc:check_expiry).
-EXPIRY_MS_MAX = 315_360_000_000
 PRIORITY_MAX = 255
 QUEUE_TYPES = ("classic", "quorum")
 OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")

@@ -100,7 +100,7 @@ def test_different_headers_and_keys_are_not_kept_for_ever() -> None:
     for number in range(600):
         hear(connection, message(b"x", properties, key=str(number)))
     kept = connection._forms
-    assert len(kept) <= FORMS_MAX
-    assert sum(len(raw) + len(form.prefix) for raw, form in kept.items()) < 2**20
+    assert len(kept.by_frame) <= FORMS_MAX
+    assert sum(len(raw) + len(form.prefix) for raw, form in kept.by_frame.items()) < 2**20
     assert len(kept.shapes) <= SHAPES_MAX
-    assert all(form.envelope is None for form in kept.values())
+    assert all(form.envelope is None for form in kept.by_frame.values())

@@ -90,6 +90,11 @@ def test_pamqp_reads_our_tables(table: Table) -> None:
     assert pamqp_decode.field_table(octets) == (len(octets), table)
 
 
+def test_of_a_key_that_stands_twice_the_first_stays() -> None:
+    octets = longstr(b"\x01kt\x01\x01iV\x01kt\x00")
+    assert decode_table(octets) == ({"k": True, "i": None}, len(octets))
+
+
 def test_keys_that_are_not_utf8_come_back() -> None:
     octets = longstr(b"\x02\xff\xfet\x01")
     table, _ = decode_table(octets)
