@@ -23,6 +23,7 @@ from typing import Generic, Self
 
 from qlog.storage.bytes.datadir import Identity, mark_doubt
 from qlog.storage.bytes.disk import Disk, OSDisk
+from qlog.storage.bytes.footer import run_bytes
 from qlog.storage.bytes.record import PERSISTENT, TARGET_BYTES, pack_run
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, Shortage, SyncFailed, is_shortage
 from qlog.storage.index.checkpoint import CheckpointDone
@@ -216,12 +217,16 @@ class Store(Generic[M]):
         *,
         persistent: bool,
         now_ms: int,
+        dues_ms: Sequence[int] | None = None,
     ) -> int:
         """Give each of the messages the next qseq in each of the lanes.
 
         One record a message, however many lanes. The LSN after the last record: the run is
         durable when `durable_lsn` reaches it. What is not persistent stays in memory, and is
-        durable as soon as what came before it. The two lists are kept: they must not change.
+        durable as soon as what came before it. The lists are kept: they must not change.
+
+        Arguments: `now_ms` is the time of all of the messages, `dues_ms` the due time of each
+        (both wall-clock milliseconds, above 0); None when they have none.
         """
         log = self._commits.log
         count = len(bodies)
@@ -234,34 +239,54 @@ class Store(Generic[M]):
             or sum(map(len, bodies)) + count * TARGET_BYTES * len(lanes) > settings.batch_bytes_max
         ):
             half = count // 2
-            self.append(lanes, metas[:half], bodies[:half], persistent=persistent, now_ms=now_ms)
-            return self.append(
-                lanes, metas[half:], bodies[half:], persistent=persistent, now_ms=now_ms
-            )
+            for part in (slice(half), slice(half, count)):
+                lsn = self.append(
+                    lanes,
+                    metas[part],
+                    bodies[part],
+                    persistent=persistent,
+                    now_ms=now_ms,
+                    dues_ms=None if dues_ms is None else dues_ms[part],
+                )
+            return lsn
         ids = [lane.id for lane in lanes]
         firsts = [lane.next_qseq for lane in lanes]
         if persistent:
-            parts, lengths = pack_run(ids, firsts, metas, bodies, PERSISTENT, now_ms)
+            parts, lengths, sizes = pack_run(
+                ids, firsts, metas, bodies, PERSISTENT, now_ms, dues_ms
+            )
             size = sum(lengths)
-            footer_bytes = 8 * count + 8 + 12 * len(ids)
+            footer_bytes = run_bytes(count, len(ids), has_dues=dues_ms is not None)
             batch = log.place(count, size, footer_bytes)
             positions = array("I", accumulate(lengths, initial=batch.end))
             positions.pop()
             columns = batch.segment.columns
             assert columns is not None
-            columns.add(ids, firsts, positions, lengths)
+            columns.add(ids, firsts, positions, lengths, sizes, dues_ms)
+            columns.note_times(now_ms, now_ms)
             batch.parts += parts
             log.added(batch, count, size, footer_bytes)
             self._checkpoints.appended(size)
             run = Run(
-                batch.segment.segment_id, positions, lengths, log.lsn, len(ids), metas, bodies
+                batch.segment.segment_id,
+                positions,
+                lengths,
+                sizes,
+                log.lsn,
+                len(ids),
+                now_ms,
+                metas,
+                bodies,
+                dues_ms,
             )
         else:
-            lengths = array("I", map(len, bodies))
-            positions = array("I", accumulate(lengths, initial=0))
+            sizes = array("I", map(len, bodies))
+            positions = array("I", accumulate(sizes, initial=0))
             positions.pop()
-            run = Run(IN_MEMORY, positions, lengths, 0, len(ids), metas, bodies)
-            run.origin = (ids, firsts, now_ms)
+            run = Run(
+                IN_MEMORY, positions, sizes, sizes, 0, len(ids), now_ms, metas, bodies, dues_ms
+            )
+            run.origin = (ids, firsts)
         self._recovered.cache.add(run)
         for lane in lanes:
             lane.add(run)

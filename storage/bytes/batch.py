@@ -16,7 +16,9 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from qlog.storage.bytes.checks import U32
 
-FORMAT_VERSION = 2  # 1: before the first release, batch headers had no check of their own
+# 1: before the first release, batch headers had no check of their own. 2: qlog 0.1.0; records had
+# no due times, and nothing knew the sizes of bodies.
+FORMAT_VERSION = 3
 
 # magic 8s, version u16, header length u16, flags u32, directory uuid 16s, file id u32, 0 u32,
 # base u64 (segment: LSN of the first record; ledger: number of the first batch), epoch u64, xxh3 u64

@@ -1,8 +1,11 @@
 """The bytes of messages in the log: a record each. Pure: bytes in, values out.
 
-    record   = record header (32) , target (12) * target count , meta , body
+    record   = record header (32) , [ due time (8) ] , target (12) * target count , meta , body
 
-All integers are little-endian. What a meta or a body means is not known here.
+The due time (ms since 1970, above 0) is there when the record's flags have DUE: the message is to
+be looked at again at that time, whatever its owner then does with it. The size of the body is what
+the length leaves over. All integers are little-endian. What a meta or a body means is not known
+here.
 """
 
 import itertools
@@ -29,11 +32,25 @@ TARGET_BYTES = TARGET.size
 assert TARGET_BYTES == 12
 MESSAGE = 1  # the only record type yet
 PERSISTENT = 1  # record flag: the message was published to survive a restart
+DUE = 2  # record flag: a due time stands behind the header
+DUE_TIME = struct.Struct("<Q")
+DUE_BYTES = DUE_TIME.size
 
 
-def record_seed(packed_hash: int, timestamp_ms: int, kind: int, flags: int) -> int:
-    """The seed of a record's hash: all that surrounds the body and is the same for a whole run."""
-    return (packed_hash ^ timestamp_ms ^ (kind << 56) ^ (flags << 48)) & U64
+def record_seed(packed_hash: int, timestamp_ms: int, kind: int, flags: int, due_ms: int = 0) -> int:
+    """The seed of a record's hash: all that surrounds the body but for lengths and targets.
+
+    A due time is hashed into it: as it is, a change of it could cancel out with one of the time.
+    `due_ms` is 0 for a record without a due time.
+    """
+    seed = (packed_hash ^ timestamp_ms ^ (kind << 56) ^ (flags << 48)) & U64
+    return xxh3_64_intdigest(DUE_TIME.pack(due_ms), seed) if due_ms else seed
+
+
+def fixed_bytes(flags: int, target_count: int) -> int:
+    """What stands in front of a record's meta."""
+    due_bytes = DUE_BYTES if flags & DUE else 0
+    return RECORD_HEADER_BYTES + due_bytes + TARGET_BYTES * target_count
 
 
 class Meta(Protocol):
@@ -48,14 +65,15 @@ class Meta(Protocol):
 
 
 @cache
-def _record_packer(target_count: int) -> Callable[..., bytes]:
-    """Packs a record's header and targets together."""
-    return struct.Struct("<IIBBHIQQ" + "IQ" * target_count).pack
+def _record_packer(target_count: int, has_due: bool) -> Callable[..., bytes]:
+    """Packs all that stands in front of a record's meta."""
+    due = "Q" if has_due else ""
+    return struct.Struct("<IIBBHIQQ" + due + "IQ" * target_count).pack
 
 
 @cache
 def run_unpacker(target_count: int) -> Callable[[bytes, int], tuple[int, ...]]:
-    """Unpacks (from data, at an offset) a record's header and so many targets together."""
+    """Unpacks (from data, at an offset) header and targets of a record without a due time."""
     return struct.Struct("<IIBBHIQQ" + "IQ" * target_count).unpack_from
 
 
@@ -66,37 +84,44 @@ def pack_run(
     bodies: Sequence[bytes],
     flags: int,
     timestamp_ms: int,
-) -> tuple[list[bytes], "array[int]"]:
-    """The records of a run, as buffers to be written one behind the other, and their lengths.
+    dues_ms: Sequence[int] | None = None,
+) -> tuple[list[bytes], "array[int]", "array[int]"]:
+    """The records of a run, as buffers to be written one behind the other.
 
-    Record i goes to each of `lanes`, where its qseq is `firsts[…] + i`. No step here is Python
-    code for each message: this is where the broker's speed is made or lost.
+    Also their lengths, and the sizes of their bodies. Record i goes to each of `lanes`, where its
+    qseq is `firsts[…] + i`. `dues_ms`: each message's due time; the flag DUE is set for them here.
+    No step here is Python code for each message: this is where the broker's speed is made or lost.
     """
     count = len(bodies)
-    fixed = RECORD_HEADER_BYTES + TARGET_BYTES * len(lanes)
+    if dues_ms is not None:
+        flags |= DUE
+    fixed = fixed_bytes(flags, len(lanes))
     seed = record_seed(0, timestamp_ms, MESSAGE, flags)
+    sizes = array("I", map(len, bodies))
     parts: list[bytes] = [b""] * (3 * count)
     meta_lengths: Iterable[int]
+    seeds: Iterable[int]
     if metas[0] is metas[-1] and metas.count(metas[0]) == count:
         packed = metas[0].packed
         meta_lengths = repeat(len(packed))
-        lengths = array("I", map((fixed + len(packed)).__add__, map(len, bodies)))
-        hashes = map(xxh3_64_intdigest, bodies, repeat(seed ^ metas[0].packed_hash))
+        lengths = array("I", map((fixed + len(packed)).__add__, sizes))
+        seeds = repeat(seed ^ metas[0].packed_hash, count)
         parts[1::3] = [packed] * count
     else:
         packeds = [meta.packed for meta in metas]
         meta_lengths = list(map(len, packeds))
-        lengths = array("I", map(fixed.__add__, map(add, meta_lengths, map(len, bodies))))
+        lengths = array("I", map(fixed.__add__, map(add, meta_lengths, sizes)))
         seeds = [meta.packed_hash ^ seed for meta in metas]
-        hashes = map(xxh3_64_intdigest, bodies, seeds)
         parts[1::3] = packeds
-    targets = [
-        column
-        for lane, first in zip(lanes, firsts, strict=True)
-        for column in (repeat(lane), itertools.count(first))
-    ]
+    columns: list[Iterable[int]] = []
+    if dues_ms is not None:
+        assert len(dues_ms) == count and min(dues_ms) > 0
+        seeds = map(xxh3_64_intdigest, map(DUE_TIME.pack, dues_ms), seeds)
+        columns.append(dues_ms)
+    for lane, first in zip(lanes, firsts, strict=True):
+        columns += (repeat(lane), itertools.count(first))
     parts[0::3] = map(
-        _record_packer(len(lanes)),
+        _record_packer(len(lanes), dues_ms is not None),
         lengths,
         meta_lengths,
         repeat(MESSAGE),
@@ -104,11 +129,11 @@ def pack_run(
         repeat(0),
         repeat(len(lanes)),
         repeat(timestamp_ms),
-        hashes,
-        *targets,
+        map(xxh3_64_intdigest, bodies, seeds),
+        *columns,
     )
     parts[2::3] = bodies
-    return parts, lengths
+    return parts, lengths, sizes
 
 
 class Alike(NamedTuple):
@@ -118,24 +143,31 @@ class Alike(NamedTuple):
     first_qseq: int
     packed: bytes
     bodies: tuple[bytes, ...]
+    times_ms: tuple[int, ...]
+    dues_ms: tuple[int, ...] | None  # None: none has a due time
 
 
 def unpack_alike(data: bytes, count: int, length: int) -> Alike | None:
     """So many records of this length that stand one behind the other in `data`, verified.
 
-    None if they are not alike in all but body, qseq and time, or if anything is wrong with them: then
-    they are to be looked at one by one. No step here is Python code for each message.
+    None if they are not alike in all but body, qseq, time and due time, or if anything is wrong
+    with them: then they are to be looked at one by one. No step here is Python code for each
+    message.
     """
     if len(data) < count * length or length < _ALIKE_HEAD.size:
         return None
-    meta_bytes = RECORD_HEADER.unpack_from(data)[1]
-    body_bytes = length - _ALIKE_HEAD.size - meta_bytes
+    _, meta_bytes, _, flags, *_ = RECORD_HEADER.unpack_from(data)
+    head = _ALIKE_DUE_HEAD if flags & DUE else _ALIKE_HEAD
+    body_bytes = length - head.size - meta_bytes
     if body_bytes < 0:
         return None
-    layout = struct.Struct(f"{_ALIKE_HEAD.format}{meta_bytes}s{body_bytes}s")
+    layout = struct.Struct(f"{head.format}{meta_bytes}s{body_bytes}s")
     records = layout.iter_unpack(memoryview(data)[: count * length])
-    *same, timestamps, digests, lanes, qseqs, packed, bodies = zip(*records, strict=True)
-    expected = (length, meta_bytes, MESSAGE, same[3][0], same[4][0], 1)
+    columns = list(zip(*records, strict=True))
+    *same, times, digests = columns[:8]
+    dues = columns[8] if flags & DUE else None
+    lanes, qseqs, packed, bodies = columns[-4:]
+    expected = (length, meta_bytes, MESSAGE, flags, same[4][0], 1)
     if (
         any(column.count(value) < count for column, value in zip(same, expected, strict=True))
         or lanes.count(lanes[0]) < count
@@ -144,16 +176,17 @@ def unpack_alike(data: bytes, count: int, length: int) -> Alike | None:
     ):
         return None
     packed_hash = xxh3_64_intdigest(packed[0])
-    seeds = {
-        timestamp: record_seed(packed_hash, timestamp, MESSAGE, expected[3])
-        for timestamp in set(timestamps)
-    }
-    if tuple(map(xxh3_64_intdigest, bodies, map(seeds.__getitem__, timestamps))) != digests:
+    by_time = {time: record_seed(packed_hash, time, MESSAGE, flags) for time in set(times)}
+    seeds = map(by_time.__getitem__, times)
+    if dues is not None:
+        seeds = map(xxh3_64_intdigest, map(DUE_TIME.pack, dues), seeds)
+    if tuple(map(xxh3_64_intdigest, bodies, seeds)) != digests:
         return None
-    return Alike(lanes[0], qseqs[0], packed[0], bodies)
+    return Alike(lanes[0], qseqs[0], packed[0], bodies, times, dues)
 
 
 _ALIKE_HEAD = struct.Struct("<IIBBHIQQIQ")  # a record's header and one target
+_ALIKE_DUE_HEAD = struct.Struct("<IIBBHIQQQIQ")  # and a due time between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +202,7 @@ class Record:
     meta: bytes
     body: bytes
     whole: bool  # the record's own hash is right
+    due_ms: int = 0  # 0: it has no due time
 
 
 def unpack_record(data: bytes, offset: int) -> Record | None:
@@ -178,17 +212,47 @@ def unpack_record(data: bytes, offset: int) -> Record | None:
     length, meta_bytes, kind, flags, _, target_count, timestamp_ms, digest = (
         RECORD_HEADER.unpack_from(data, offset)
     )
-    meta_at = offset + RECORD_HEADER_BYTES + TARGET_BYTES * target_count
+    meta_at = offset + fixed_bytes(flags, target_count)
     body_at = meta_at + meta_bytes
     end = offset + length
     if not (meta_at <= body_at <= end <= len(data)):
         return None
-    targets = struct.unpack_from("<" + "IQ" * target_count, data, offset + RECORD_HEADER_BYTES)
+    due_ms = DUE_TIME.unpack_from(data, offset + RECORD_HEADER_BYTES)[0] if flags & DUE else 0
+    targets_at = meta_at - TARGET_BYTES * target_count
+    targets = struct.unpack_from("<" + "IQ" * target_count, data, targets_at)
     meta = data[meta_at:body_at]
     body = data[body_at:end]
-    seed = record_seed(xxh3_64_intdigest(meta), timestamp_ms, kind, flags)
+    seed = record_seed(xxh3_64_intdigest(meta), timestamp_ms, kind, flags, due_ms)
     whole = xxh3_64_intdigest(body, seed) == digest
-    return Record(offset, length, kind, flags, timestamp_ms, targets, meta, body, whole)
+    return Record(offset, length, kind, flags, timestamp_ms, targets, meta, body, whole, due_ms)
+
+
+class Measured(NamedTuple):
+    """What a footer has to say of records that stand one behind the other."""
+
+    sizes: "array[int]"  # of the bodies
+    dues_ms: "array[int] | None"  # None: the records have no due times
+    earliest_ms: int
+    latest_ms: int
+
+
+def measure(data: bytes, lengths: "array[int]") -> Measured:
+    """Read the headers of whole records, all or none of which have due times."""
+    sizes = array("I")
+    dues = array("Q")
+    times = []
+    offset = 0
+    for length in lengths:
+        _, meta_bytes, _, flags, _, target_count, timestamp_ms, _ = RECORD_HEADER.unpack_from(
+            data, offset
+        )
+        sizes.append(length - fixed_bytes(flags, target_count) - meta_bytes)
+        if flags & DUE:
+            dues.append(DUE_TIME.unpack_from(data, offset + RECORD_HEADER_BYTES)[0])
+        times.append(timestamp_ms)
+        offset += length
+    assert len(dues) in (0, len(lengths))
+    return Measured(sizes, dues or None, min(times), max(times))
 
 
 def unpack_records(data: bytes) -> Iterator[Record]:

@@ -77,7 +77,9 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
         update = lane_update(lane, lane.durable_upto(durable_lsn))
         for first, run in lane.unindexed(durable_lsn):
             if run.segment_id != IN_MEMORY:
-                update.placed.append(Placed(first, run.segment_id, run.positions, run.lengths))
+                update.placed.append(
+                    Placed(first, run.segment_id, run.positions, run.lengths, run.sizes)
+                )
                 snapshot.runs.append(run)
                 continue
             transient = transients.get(id(run))
@@ -176,8 +178,9 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
         origin = transient.run.origin
         assert origin is not None
         try:
+            run = transient.run
             segment_id, positions, lengths = spill.append(
-                origin[0], origin[1], transient.metas, transient.bodies, origin[2]
+                *origin, transient.metas, transient.bodies, run.now_ms, run.dues_ms
             )
         except OSError as error:
             if not is_shortage(error):
@@ -188,5 +191,5 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
             return
         snapshot.spilled.append((transient.run, segment_id, positions, lengths))
         for update, first in transient.owners:
-            update.placed.append(Placed(first, segment_id, positions, lengths))
+            update.placed.append(Placed(first, segment_id, positions, lengths, run.sizes))
         del snapshot.transients[0]

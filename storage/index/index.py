@@ -1,15 +1,16 @@
 """Where the messages are, in LMDB: derived from log and ledger, and deletable at any time.
 
-    blocks      (lane u32, first qseq u64) big-endian -> up to 255 pointers of 16 bytes
-                (segment u32, position u32, length u32, flags u32): 4080 bytes fill one overflow page
+    blocks      (lane u32, first qseq u64) big-endian -> hash u64, 0 u64, up to 254 pointers of 16
+                bytes (segment u32, position u32, length u32, body size u32): 4080 bytes, which fill
+                one overflow page
     acked       the same key -> hash, 32 bytes of bits: what is settled in a block that is not below
                 the floor, and not settled as a whole
-    lanes       lane -> hash, [next qseq, placed upto, floor, delivered, alive, spilled, ranges of
-                blocks above the floor that are settled]
+    lanes       lane -> hash, [next qseq, placed upto, floor, delivered, alive, alive bytes,
+                spilled, ranges of blocks above the floor that are settled]
     segments    segment -> hash, [pointers to unsettled messages, their bytes]
     checkpoint  -> hash, up to where log and ledger are in here
 
-The flags of a block's first pointer hold a hash of the block. One transaction a checkpoint; between
+The key is part of every hash. One transaction a checkpoint; between
 two of them a message that came and went leaves no trace here. The environment must not be used
 across a fork; read transactions are short, and writing is one thread's.
 """
@@ -41,6 +42,7 @@ SPILL = 1 << 31  # segment ids from here on are files of spill/
 _KEY = struct.Struct(">IQ")
 _NUMBER = struct.Struct(">I")
 _HASH = struct.Struct("<Q")
+_BLOCK_HEAD = struct.Struct("<QQ")  # hash, 0: with 254 pointers one overflow page
 _CHECKPOINT = b"checkpoint"
 _BLOCKS_CACHED_MAX = 64
 _SELECT = bytes.maketrans(b"01", b"\0\1")
@@ -70,6 +72,7 @@ class LaneRow:
     floor: int
     delivered: int
     alive: int = 0  # unsettled messages with a pointer to the log
+    alive_bytes: int = 0  # the sum of their bodies' sizes
     spilled: int = 0  # and to spill/
     full: list[int] = field(default_factory=list)  # ranges of blocks above the floor all settled
 
@@ -82,6 +85,17 @@ class Placed:
     segment_id: int
     positions: "array[int]"
     lengths: "array[int]"
+    sizes: "array[int]"  # of the bodies
+
+    def part(self, low: int, high: int) -> "Placed":
+        """Those from `low` on and before `high`, counted from the first."""
+        return Placed(
+            self.first + low,
+            self.segment_id,
+            self.positions[low:high],
+            self.lengths[low:high],
+            self.sizes[low:high],
+        )
 
 
 @dataclass(slots=True)
@@ -233,7 +247,10 @@ class Index:
             count = next(at for at, other in enumerate(segments) if other != segment_id)
         end = 4 * (slot + count)
         return Pointers(
-            segment_id, columns[4 * slot + 1 : end : 4], columns[4 * slot + 2 : end : 4]
+            segment_id,
+            columns[4 * slot + 1 : end : 4],
+            columns[4 * slot + 2 : end : 4],
+            columns[4 * slot + 3 : end : 4],
         )
 
     def all_pointers(self) -> Iterator[tuple[int, int, int, int, int]]:
@@ -285,7 +302,7 @@ class Index:
     def rows(self) -> Iterator[tuple[str, bytes, bytes | None]]:
         """(database, key, value) of every row as of one moment; a damaged one has no value.
 
-        A block's value is its columns; the hash in it is 0.
+        A block's value is its pointers, without the head.
         """
         with self._transaction() as transaction:
             for name, database in self._databases().items():
@@ -409,13 +426,13 @@ class Index:
         floor: int,
         end_block: int | None,
         tally: "_Tally",
-    ) -> tuple[int, int]:
+    ) -> "_Counts":
         """Delete the blocks from the old floor's to before `end_block` (None: to the end).
 
-        How many (unsettled, spilled) messages went with them.
+        What of the lane's unsettled messages went with them, as less than nothing.
         """
         first_block = floor // BLOCK
-        alive = spilled = 0
+        counts = _Counts()
         keys = []
         acked = {}
         with transaction.cursor(db=self._acked) as cursor:
@@ -427,15 +444,13 @@ class Index:
                 block = _open_key(key)[1] // BLOCK
                 if block == first_block:
                     bits |= (1 << (floor - block * BLOCK)) - 1
-                logged, paged = tally.add(_open_block(key, row), bits, -1)
-                alive += logged
-                spilled += paged
+                counts.add(tally.add(_open_block(key, row), bits, -1))
                 keys.append(key)
         for key in keys:
             transaction.delete(key, db=self._blocks)
         for key in acked:
             transaction.delete(key, db=self._acked)
-        return alive, spilled
+        return counts
 
     def _update(self, transaction: lmdb.Transaction, update: LaneUpdate, tally: "_Tally") -> None:
         lane_id = update.lane_id
@@ -450,10 +465,9 @@ class Index:
         floor = max(update.floor, old_floor)
         old_floor_block = old_floor // BLOCK
         floor_block, floor_slot = divmod(floor, BLOCK)
+        counts = _Counts(lane.alive, lane.alive_bytes, lane.spilled)
         if floor_block > old_floor_block:
-            logged, paged = self._delete_blocks(transaction, lane_id, old_floor, floor_block, tally)
-            lane.alive += logged
-            lane.spilled += paged
+            counts.add(self._delete_blocks(transaction, lane_id, old_floor, floor_block, tally))
         pieces = _pieces(update.placed, floor)
         touched = {block for block in update.bitmaps if block >= floor_block} | pieces.keys()
         if floor_slot and floor > old_floor:
@@ -478,9 +492,7 @@ class Index:
             if block == floor_block:
                 bits |= (1 << floor_slot) - 1
             if columns:
-                logged, paged = tally.add(columns, old_bits, -1)
-                lane.alive += logged
-                lane.spilled += paged
+                counts.add(tally.add(columns, old_bits, -1))
             if bits == FULL:
                 if row is not None:
                     transaction.delete(key, db=self._blocks)
@@ -490,10 +502,8 @@ class Index:
                     _write_piece(columns, block, piece)
                 transaction.put(key, _close_block(key, columns), db=self._blocks)
             if columns:
-                logged, paged = tally.add(columns, bits, 1)
-                lane.alive += logged
-                lane.spilled += paged
-        if lane.alive < 0 or lane.spilled < 0:
+                counts.add(tally.add(columns, bits, 1))
+        if counts.alive < 0 or counts.alive_bytes < 0 or counts.spilled < 0:
             raise IndexDoubt(f"lane {lane_id} has fewer than no messages")
         lane_row = msgpack.packb(
             [
@@ -501,8 +511,9 @@ class Index:
                 update.placed_upto,
                 floor,
                 max(update.delivered, lane.delivered),
-                lane.alive,
-                lane.spilled,
+                counts.alive,
+                counts.alive_bytes,
+                counts.spilled,
                 update.full,
             ]
         )
@@ -510,9 +521,9 @@ class Index:
 
     def _move(self, transaction: lmdb.Transaction, move: Move, tally: "_Tally") -> None:
         by_lane: dict[int, list[Placed]] = {}
-        for lane_ids, firsts, positions, lengths in move.columns.runs():
-            for lane_id, first in zip(lane_ids, firsts, strict=True):
-                placed = Placed(first, move.segment_id, positions, lengths)
+        for run in move.columns.runs():
+            for lane_id, first in zip(run.lanes, run.firsts, strict=True):
+                placed = Placed(first, move.segment_id, run.positions, run.lengths, run.sizes)
                 by_lane.setdefault(lane_id, []).append(placed)
         for lane_id, runs in by_lane.items():
             row = transaction.get(_NUMBER.pack(lane_id), db=self._lanes)
@@ -576,6 +587,20 @@ class Settlements:
         return bits
 
 
+@dataclass(slots=True)
+class _Counts:
+    """Unsettled messages of a lane, or changes of that."""
+
+    alive: int = 0  # in the log
+    alive_bytes: int = 0  # their bodies
+    spilled: int = 0
+
+    def add(self, other: "_Counts") -> None:
+        self.alive += other.alive
+        self.alive_bytes += other.alive_bytes
+        self.spilled += other.spilled
+
+
 class _Tally:
     """Changes of the segments' live counts."""
 
@@ -583,38 +608,42 @@ class _Tally:
         self.counts: Counter[int] = Counter()
         self.sizes: Counter[int] = Counter()
 
-    def add(self, columns: "array[int]", bits: int, sign: int) -> tuple[int, int]:
-        """Count a block's unsettled messages in (1) or out (-1): (in the log, spilled), signed."""
+    def add(self, columns: "array[int]", bits: int, sign: int) -> _Counts:
+        """Count a block's unsettled messages in (1) or out (-1); those of the lane, signed."""
         segments: array[int] = columns[0::4]
         lengths: array[int] = columns[2::4]
+        bodies: array[int] = columns[3::4]
         count = len(segments)
         if bits:
             unsettled = ~bits & ((1 << count) - 1)
             if not unsettled:
-                return 0, 0
+                return _Counts()
             select = format(unsettled, f"0{count}b")[::-1].encode().translate(_SELECT)
             segments = array("I", compress(segments, select))
             lengths = array("I", compress(lengths, select))
+            bodies = array("I", compress(bodies, select))
             count = len(segments)
         one = segments[0]
-        logged = spilled = 0
         if segments.count(one) == count:
-            sizes = {one: sum(lengths)}
-            counts: dict[int, int] = {one: count}
+            by_segment = {one: [count, sum(lengths), sum(bodies)]}
         else:
-            counts = Counter(segments)
-            sizes = dict.fromkeys(counts, 0)
-            for segment_id, length in zip(segments, lengths, strict=True):
-                sizes[segment_id] += length
-        for segment_id, many in counts.items():
+            by_segment = {segment_id: [0, 0, 0] for segment_id in segments}
+            for segment_id, length, body in zip(segments, lengths, bodies, strict=True):
+                sums = by_segment[segment_id]
+                sums[0] += 1
+                sums[1] += length
+                sums[2] += body
+        result = _Counts()
+        for segment_id, (many, size, body_bytes) in by_segment.items():
             if segment_id:  # 0: no message there
                 self.counts[segment_id] += sign * many
-                self.sizes[segment_id] += sign * sizes[segment_id]
+                self.sizes[segment_id] += sign * size
                 if segment_id >= SPILL:
-                    spilled += many
+                    result.spilled += sign * many
                 else:
-                    logged += many
-        return sign * logged, sign * spilled
+                    result.alive += sign * many
+                    result.alive_bytes += sign * body_bytes
+        return result
 
 
 def unpack_checkpoint(row: bytes) -> Checkpoint:
@@ -635,9 +664,7 @@ def _pieces(placed: Iterable[Placed], floor: int) -> dict[int, list[Placed]]:
         while at < end:
             block = at // BLOCK
             stop = min(end, (block + 1) * BLOCK)
-            low = at - run.first
-            high = stop - run.first
-            piece = Placed(at, run.segment_id, run.positions[low:high], run.lengths[low:high])
+            piece = run.part(at - run.first, stop - run.first)
             pieces.setdefault(block, []).append(piece)
             at = stop
     return pieces
@@ -653,12 +680,13 @@ def _write_piece(columns: "array[int]", block: int, piece: Placed) -> None:
     columns[start:end:4] = array("I", [piece.segment_id]) * count
     columns[start + 1 : end : 4] = piece.positions
     columns[start + 2 : end : 4] = piece.lengths
+    columns[start + 3 : end : 4] = piece.sizes
 
 
 def _write_moved(columns: "array[int]", block: int, piece: Placed, sources: frozenset[int]) -> None:
     """As `_write_piece`, for those pointers only that are to one of the sources."""
     start = 4 * (piece.first - block * BLOCK)
-    for slot, position, length in zip(
+    for slot, position, length in zip(  # a copied message has the body that it had
         range(start, len(columns), 4), piece.positions, piece.lengths, strict=False
     ):
         if columns[slot] in sources:
@@ -713,18 +741,20 @@ def _open_row(key: bytes, row: bytes | memoryview) -> bytes:
 
 
 def _close_block(key: bytes, columns: "array[int]") -> bytes:
-    columns[3] = 0
-    columns[3] = xxh3_64_intdigest(columns.tobytes(), xxh3_64_intdigest(key)) & 0xFFFF_FFFF
-    return columns.tobytes()
+    """The row of a block, from its pointers."""
+    pointers = columns.tobytes()
+    return _BLOCK_HEAD.pack(xxh3_64_intdigest(pointers, xxh3_64_intdigest(key)), 0) + pointers
 
 
 def _open_block(key: bytes, row: bytes | memoryview | None) -> "array[int]":
-    columns = array("I")
-    if row is None or len(row) % 16 or not row:
+    """The pointers of a block: segment, position, length, body size, segment, …"""
+    head = _BLOCK_HEAD.size
+    if row is None or len(row) <= head or (len(row) - head) % 16:
         raise IndexDoubt(f"the block {key.hex()} is missing or damaged")
-    columns.frombytes(row)
-    digest = columns[3]
-    columns[3] = 0
-    if xxh3_64_intdigest(columns.tobytes(), xxh3_64_intdigest(key)) & 0xFFFF_FFFF != digest:
+    pointers = bytes(row[head:])
+    digest, zero = _BLOCK_HEAD.unpack_from(row)
+    if zero or xxh3_64_intdigest(pointers, xxh3_64_intdigest(key)) != digest:
         raise IndexDoubt(f"the block {key.hex()} is damaged")
+    columns = array("I")
+    columns.frombytes(pointers)
     return columns

@@ -26,10 +26,9 @@ class Shelf(Protocol[M]):
         lane_id: int,
         qseq: int,
         pointers: Pointers,
-        metas: list[M],
-        bodies: list[bytes],
+        into: Slice[M],
     ) -> None:
-        """Read and verify these messages, and add them to the lists.
+        """Read and verify these messages, and add them to the slice.
 
         Raises CorruptLog, OutOfDescriptors.
         """
@@ -55,6 +54,7 @@ class Lane(Generic[M]):
         self.next_qseq = 0
         self.settled = Settled()
         self.alive = 0  # messages not settled
+        self.alive_bytes = 0  # the sum of their bodies' sizes
         self.dropped = False
         self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
         self.delivered_unwritten = False
@@ -78,6 +78,7 @@ class Lane(Generic[M]):
         self._runs.append(run)
         self.next_qseq += run.count
         self.alive += run.count
+        self.alive_bytes += run.body_bytes
         self._changes.dirty.add(self)
 
     # -- reading
@@ -94,8 +95,7 @@ class Lane(Generic[M]):
             return None
         firsts = self._firsts
         runs = self._runs
-        metas: list[M] = []
-        bodies: list[bytes] = []
+        slice_: Slice[M] = Slice(start)
         at = start
         bytes_left = bytes_max
         place = bisect_right(firsts, at) - 1
@@ -106,36 +106,47 @@ class Lane(Generic[M]):
             index = at - firsts[place] if run is not None else 0
             if run is not None and index < run.count:
                 wanted = min(stop - at, run.count - index)
-                count = _within(run.positions, run.lengths, index, wanted, bytes_left, not bodies)
+                count = _within(run.positions, run.lengths, index, wanted, bytes_left, at == start)
                 if not count:
                     break
                 end = index + count
                 if run.bodies is None:
                     pointers = Pointers(
-                        run.segment_id, run.positions[index:end], run.lengths[index:end]
+                        run.segment_id,
+                        run.positions[index:end],
+                        run.lengths[index:end],
+                        run.sizes[index:end],
                     )
-                    self._shelf.fetch(self.id, at, pointers, metas, bodies)
+                    self._shelf.fetch(self.id, at, pointers, slice_)
                 else:
                     assert run.metas is not None
-                    metas += run.metas[index:end]
-                    bodies += run.bodies[index:end]
+                    slice_.add(
+                        run.metas[index:end],
+                        run.bodies[index:end],
+                        [run.now_ms] * count,
+                        run.sizes[index:end],
+                        None if run.dues_ms is None else run.dues_ms[index:end],
+                    )
                 bytes_left -= run.positions[end - 1] + run.lengths[end - 1] - run.positions[index]
             else:
                 following = firsts[place + 1] if place + 1 < len(firsts) else stop
                 wanted = min(stop, following) - at
                 pointers = self._shelf.pointers(self.id, at, wanted)
-                count, size = _within_lengths(pointers.lengths, bytes_left, not bodies)
+                count, size = _within_lengths(pointers.lengths, bytes_left, at == start)
                 if not count:
                     break
                 if count < len(pointers.lengths):
                     pointers = Pointers(
-                        pointers.segment_id, pointers.positions[:count], pointers.lengths[:count]
+                        pointers.segment_id,
+                        pointers.positions[:count],
+                        pointers.lengths[:count],
+                        pointers.sizes[:count],
                     )
-                self._shelf.fetch(self.id, at, pointers, metas, bodies)
+                self._shelf.fetch(self.id, at, pointers, slice_)
                 bytes_left -= size
             at += count
         self._was_read(at)
-        return Slice(start, metas, bodies)
+        return slice_
 
     def _was_read(self, upto: int) -> None:
         firsts = self._firsts
@@ -148,26 +159,34 @@ class Lane(Generic[M]):
 
     # -- settling
 
-    def settle(self, first: int, count: int) -> int:
+    def settle(self, first: int, count: int, size: int | None = None) -> int:
         """Acked, purged or expired: these are returned no more; how many were not settled yet.
 
         Idempotent. Lasting when the ledger is written (some milliseconds later) and synced.
+        `size`: the sum of the sizes of the bodies, from those who know it; then none of the
+        messages may be settled yet. Without it the sizes are looked up, those of messages that
+        are not in memory in the index. Raises CorruptLog when the index is wrong; nothing is
+        settled then.
         """
         assert first >= 0 and count >= 0
         end = min(first + count, self.next_qseq)
         if end <= first:
             return 0
         settled = self.settled
-        if first <= settled.floor and not settled.bits and not settled.full:  # in order
-            fresh = end - settled.floor
-            if fresh <= 0:
-                return 0
-            settled.floor = end
+        size_given = size is not None
+        if size is None:
+            size = self._unsettled_bytes(first, end)
+        if first <= settled.floor and settled.in_order:
+            fresh = max(end - settled.floor, 0)
+            settled.floor += fresh
         else:
             fresh = settled.mark(first, end)
-            if not fresh:
-                return 0
+        assert fresh == count or not size_given, "settled twice"
+        if not fresh:
+            return 0
         self.alive -= fresh
+        self.alive_bytes -= size
+        assert self.alive_bytes >= 0
         changes = self._changes
         unwritten = self.unwritten
         if not unwritten:
@@ -185,6 +204,50 @@ class Lane(Generic[M]):
         if runs and self._firsts[0] + runs[0].count <= settled.floor:
             self._forget_settled()
         return fresh
+
+    def _unsettled_bytes(self, first: int, end: int) -> int:
+        """The sum of the sizes of the unsettled messages in [first, end).
+
+        What is looked up is these messages or all others, whichever are fewer.
+        """
+        floor = self.settled.floor
+        first = max(first, floor)
+        if first >= end:
+            return 0
+        count = end - first - self.settled.between(first, end)
+        if count <= self.alive // 2:
+            return self._look_up_bytes(first, end)
+        others = self._look_up_bytes(floor, first) + self._look_up_bytes(end, self.next_qseq)
+        return self.alive_bytes - others
+
+    def _look_up_bytes(self, first: int, end: int) -> int:
+        size = 0
+        while first < end:
+            start, stop = self.settled.stretch(first, end, end - first)
+            size += self._stretch_bytes(start, stop)
+            first = stop if stop > start else end
+        return size
+
+    def _stretch_bytes(self, at: int, stop: int) -> int:
+        """The sum of the sizes of messages none of which is settled."""
+        firsts = self._firsts
+        runs = self._runs
+        place = bisect_right(firsts, at) - 1
+        size = 0
+        while at < stop:
+            if place + 1 < len(firsts) and firsts[place + 1] <= at:
+                place += 1
+            run = runs[place] if place >= 0 else None
+            index = at - firsts[place] if run is not None else 0
+            if run is not None and index < run.count:
+                sizes = run.sizes[index : index + stop - at]
+            else:
+                following = firsts[place + 1] if place + 1 < len(firsts) else stop
+                wanted = min(stop, following) - at
+                sizes = self._shelf.pointers(self.id, at, wanted).sizes
+            size += sum(sizes)
+            at += len(sizes)
+        return size
 
     def note_delivered(self, upto: int) -> None:
         """Everything below `upto` was handed to a consumer once; lasting with the next acks."""
@@ -292,7 +355,7 @@ class Lane(Generic[M]):
         self._firsts = []
         self._runs = []
         self._read_runs = 0
-        self.alive = 0
+        self.alive = self.alive_bytes = 0
         self.settled = Settled(self.next_qseq)
         self.dropped = True
 

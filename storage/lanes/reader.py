@@ -17,16 +17,20 @@ from xxhash import xxh3_64_intdigest
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.bytes.record import (
+    DUE,
     MESSAGE,
     RECORD_HEADER_BYTES,
     TARGET_BYTES,
+    Record,
+    fixed_bytes,
+    record_seed,
     run_unpacker,
     unpack_alike,
     unpack_record,
 )
 from qlog.storage.errors import CorruptLog, OutOfDescriptors, Shortage, shortage_of
 from qlog.storage.index.index import SPILL, Index, IndexDoubt
-from qlog.storage.lanes.run import M, Pointers
+from qlog.storage.lanes.run import M, Pointers, Slice
 
 _FILES_MAX = 64
 _METAS_MAX = 4096
@@ -49,19 +53,17 @@ class Reader(Generic[M]):
         self._files: OrderedDict[int, int] = OrderedDict()
         self._metas: dict[tuple[bytes, int], M] = {}
 
-    def fetch(
-        self, lane_id: int, qseq: int, pointers: Pointers, metas: list[M], bodies: list[bytes]
-    ) -> None:
-        """Add the messages to the lists.
+    def fetch(self, lane_id: int, qseq: int, pointers: Pointers, into: Slice[M]) -> None:
+        """Add the messages to the slice.
 
-        Raises CorruptLog, OutOfDescriptors; the lists are then as before.
+        Raises CorruptLog, OutOfDescriptors; the slice is then as before.
         """
         segment_id = pointers.segment_id
         positions = pointers.positions
         lengths = pointers.lengths
         count = len(positions)
         start = 0
-        got = len(bodies)
+        got = len(into.bodies)
         try:
             file = self._file(segment_id)
             while start < count:
@@ -79,14 +81,17 @@ class Reader(Generic[M]):
                 ):
                     alike = unpack_alike(data, end - start, length)
                 if alike is not None and alike[:2] == (lane_id, qseq + start):
-                    meta = self._meta(alike.packed, len(alike.bodies[0]))
-                    metas += [meta] * (end - start)
-                    bodies += alike.bodies
+                    size = len(alike.bodies[0])
+                    many = end - start
+                    meta = self._meta(alike.packed, size)
+                    into.add(
+                        [meta] * many, alike.bodies, alike.times_ms, [size] * many, alike.dues_ms
+                    )
                 else:
-                    self._unpack(data, base, lane_id, qseq, pointers, start, end, metas, bodies)
+                    self._unpack(data, base, lane_id, qseq, pointers, start, end, into)
                 start = end
         except OSError as error:
-            del metas[got:], bodies[got:]
+            into.keep(got)
             if shortage_of(error) is Shortage.DESCRIPTORS:
                 raise OutOfDescriptors(
                     f"{self._path(segment_id)} cannot be opened now: {error.strerror}; "
@@ -96,7 +101,7 @@ class Reader(Generic[M]):
                 f"{self._path(segment_id)} cannot be read: {error.strerror}; check the disk"
             ) from error
         except CorruptLog:
-            del metas[got:], bodies[got:]
+            into.keep(got)
             raise
 
     def _meta(self, packed: bytes, body_bytes: int) -> M:
@@ -157,15 +162,17 @@ class Reader(Generic[M]):
         pointers: Pointers,
         start: int,
         end: int,
-        metas: list[M],
-        bodies: list[bytes],
+        into: Slice[M],
     ) -> None:
         """Slice the records out of `data`, which was read at `base`; the hot path of a cold read."""
         positions = pointers.positions
         lengths = pointers.lengths
         unpack = _UNPACK_ONE
         known = self._metas
-        head = _HEAD_BYTES
+        metas: list[M] = []
+        bodies: list[bytes] = []
+        times: list[int] = []
+        dues: list[int] = []
         expected = qseq + start
         last_packed = b""
         last_size = -1
@@ -188,11 +195,14 @@ class Reader(Generic[M]):
                 ) = unpack(data, at)
             except struct.error:  # the file ends here
                 raise self._corrupt(pointers.segment_id, position) from None
-            body_at = at + head + meta_bytes
-            if target_count != 1:
-                if not self._is_target(data, at, lane_id, expected):
+            body_at = at + _HEAD_BYTES + meta_bytes
+            due = 0
+            if target_count != 1 or flags & DUE:
+                record = unpack_record(data, at)
+                if record is None or not _goes_to(record, lane_id, expected):
                     raise self._corrupt(pointers.segment_id, position)
-                body_at += TARGET_BYTES * (target_count - 1)
+                body_at = at + fixed_bytes(flags, target_count) + meta_bytes
+                due = record.due_ms
             elif lane != lane_id or number != expected:
                 raise self._corrupt(pointers.segment_id, position)
             packed = data[body_at - meta_bytes : body_at]
@@ -202,29 +212,31 @@ class Reader(Generic[M]):
                 last_size = stop - body_at
                 meta = known.get((packed, last_size))
                 if meta is None:  # nothing is decoded that was not verified
-                    seed = xxh3_64_intdigest(packed) ^ timestamp ^ (kind << 56) ^ (flags << 48)
+                    seed = record_seed(xxh3_64_intdigest(packed), timestamp, kind, flags, due)
                     if xxh3_64_intdigest(body, seed) != digest:
                         raise self._corrupt(pointers.segment_id, position)
                     meta = self._meta(packed, last_size)
             seed = meta.packed_hash ^ timestamp ^ (kind << 56) ^ (flags << 48)
+            if due:
+                seed = record_seed(meta.packed_hash, timestamp, kind, flags, due)
             if xxh3_64_intdigest(body, seed) != digest or actual != length or kind != MESSAGE:
                 raise self._corrupt(pointers.segment_id, position)
             metas.append(meta)
             bodies.append(body)
+            times.append(timestamp)
+            dues.append(due)
             expected += 1
-
-    @staticmethod
-    def _is_target(data: bytes, at: int, lane_id: int, qseq: int) -> bool:
-        record = unpack_record(data, at)
-        if record is None:
-            return False
-        return (lane_id, qseq) in zip(record.targets[0::2], record.targets[1::2], strict=True)
+        into.add(metas, bodies, times, list(map(len, bodies)), dues if any(dues) else None)
 
     def _corrupt(self, segment_id: int, position: int) -> CorruptLog:
         return CorruptLog(
             f"{self._path(segment_id)} is damaged at byte {position}: a message there is not what "
             "was written; run `qlog inspect segments`"
         )
+
+
+def _goes_to(record: Record, lane_id: int, qseq: int) -> bool:
+    return (lane_id, qseq) in zip(record.targets[0::2], record.targets[1::2], strict=True)
 
 
 def _span(positions: "array[int]", lengths: "array[int]", start: int) -> tuple[int, int]:

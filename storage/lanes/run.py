@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from qlog.storage.bytes.record import Meta
@@ -18,17 +18,21 @@ class Run(Generic[M]):
 
     __slots__ = (
         "bodies",
+        "body_bytes",
         "count",
+        "dues_ms",
         "indexed",
         "lengths",
         "lsn_end",
         "memory_bytes",
         "metas",
+        "now_ms",
         "origin",
         "owners",
         "positions",
         "readers",
         "segment_id",
+        "sizes",
     )
 
     def __init__(
@@ -36,22 +40,29 @@ class Run(Generic[M]):
         segment_id: int,
         positions: "array[int]",
         lengths: "array[int]",
+        sizes: "array[int]",
         lsn_end: int,
         owners: int,
+        now_ms: int,
         metas: Sequence[M] | None = None,
         bodies: Sequence[bytes] | None = None,
+        dues_ms: Sequence[int] | None = None,
     ) -> None:
         self.segment_id = segment_id
         self.positions = positions  # in the segment; in memory only: from any origin
         self.lengths = lengths  # of the whole records
+        self.sizes = sizes  # of the bodies
+        self.body_bytes = sum(sizes)
         self.lsn_end = lsn_end  # 0: not in the log
         self.count = len(positions)
         self.owners = owners  # lanes that may still need it
         self.readers = owners  # lanes that did not read to its end yet
+        self.now_ms = now_ms  # when all of them were appended, by the wall clock
         self.metas = metas
         self.bodies = bodies  # None: only on disk
+        self.dues_ms = dues_ms  # None: they have no due times
         self.indexed = False
-        self.origin: tuple[Sequence[int], Sequence[int], int] | None = None  # to spill it
+        self.origin: tuple[Sequence[int], Sequence[int]] | None = None  # to spill it
         self.memory_bytes = (
             positions[-1]
             + lengths[-1]
@@ -61,13 +72,42 @@ class Run(Generic[M]):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice(Generic[M]):
-    """Messages of a lane with consecutive qseqs, none of them settled."""
+    """Messages of a lane with consecutive qseqs, none of them settled: an entry each in the lists."""
 
     first_qseq: int
-    metas: Sequence[M]
-    bodies: Sequence[bytes]
+    metas: list[M] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    times_ms: list[int] = field(default_factory=list)  # when they were appended, by the wall clock
+    sizes: list[int] = field(default_factory=list)  # of the bodies
+    dues_ms: list[int] | None = None  # due times, 0 for one without; None: all are without
+
+    def add(
+        self,
+        metas: Sequence[M],
+        bodies: Sequence[bytes],
+        times_ms: Sequence[int],
+        sizes: Sequence[int],
+        dues_ms: Sequence[int] | None,
+    ) -> None:
+        """The messages that follow."""
+        before = len(self.bodies)
+        self.metas += metas
+        self.bodies += bodies
+        self.times_ms += times_ms
+        self.sizes += sizes
+        if dues_ms is None and self.dues_ms is None:
+            return
+        if self.dues_ms is None:
+            self.dues_ms = [0] * before
+        self.dues_ms += [0] * len(bodies) if dues_ms is None else dues_ms
+
+    def keep(self, count: int) -> None:
+        """Keep so many of the first messages."""
+        del self.metas[count:], self.bodies[count:], self.times_ms[count:], self.sizes[count:]
+        if self.dues_ms is not None:
+            del self.dues_ms[count:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +117,4 @@ class Pointers:
     segment_id: int
     positions: "array[int]"
     lengths: "array[int]"
+    sizes: "array[int]"  # of the bodies

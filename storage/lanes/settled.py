@@ -1,13 +1,14 @@
 """Which messages of a lane are settled: a floor, bits above it, and ranges of blocks above it.
 
-Everything below the floor is settled. Above it a block of 255 has an integer of bits, unless none
+Everything below the floor is settled. Above it a block of 254 has an integer of bits, unless none
 or all of it is settled: whole blocks are kept as ranges, so that one message which nobody
 acknowledges costs no memory for the millions behind it. Knows qseqs only.
 """
 
 from bisect import bisect_left, bisect_right
 
-BLOCK = 255  # messages a block: 255 pointers of 16 bytes fill one overflow page of LMDB
+# Messages a block: 254 pointers of 16 bytes and a head of 16 fill one overflow page of LMDB.
+BLOCK = 254
 FULL = (1 << BLOCK) - 1
 
 
@@ -35,7 +36,7 @@ class Settled:
         elif end <= self.floor:
             fresh = 0
         else:  # the floor jumps; bits below it mean nothing any more
-            fresh = end - self.floor - self._between(self.floor, end)
+            fresh = end - self.floor - self.between(self.floor, end)
             self._raise(end)
         self._settle_floor()
         return fresh
@@ -103,7 +104,7 @@ class Settled:
             block, slot = divmod(at, BLOCK)
             whole = end // BLOCK
             if not slot and whole > block + 1:  # many at once
-                fresh += (whole - block) * BLOCK - self._between(at, whole * BLOCK)
+                fresh += (whole - block) * BLOCK - self.between(at, whole * BLOCK)
                 for known in _keys(self.bits, block, whole):
                     del self.bits[known]
                 self.dirty.update(range(block, whole))
@@ -127,8 +128,8 @@ class Settled:
             self.bits[block] = bits
         self.dirty.add(block)
 
-    def _between(self, first: int, end: int) -> int:
-        """How many at or above the floor are settled in [first, end)."""
+    def between(self, first: int, end: int) -> int:
+        """How many are settled in [first, end), which begins at or above the floor."""
         if self.in_order:
             return 0
         count = 0

@@ -36,6 +36,7 @@ import lmdb
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
+from qlog.storage.bytes.footer import run_bytes
 from qlog.storage.bytes.record import unpack_record
 from qlog.storage.errors import SyncFailed, is_shortage
 from qlog.storage.index.index import Index, IndexDoubt, Live, Move
@@ -53,7 +54,8 @@ _SMALL_SHARE = 8  # a segment of less than this part of the usual size is small,
 _SMALL_COUNT_MIN = 8  # and so many small neighbours are put together
 _CROWDED_AGE_SHARE = 0.1  # of the age that a segment has to have otherwise
 _GAIN_SHARE = 64  # nothing is done for less than this part of a segment
-_STRAY_BYTES = BATCH_HEADER_BYTES + 28  # around a record that stands alone: its batch, the footer
+# Around a record that stands alone: its batch, and what the footer says of it (but a due time).
+_STRAY_BYTES = BATCH_HEADER_BYTES + run_bytes(1, 1, has_dues=False)
 _UNREADABLE = frozenset({errno.EIO, errno.ENOENT})  # else the fault may not be the file's
 
 
@@ -392,7 +394,7 @@ def _dense_pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
     if columns is None:
         raise _Unfit(file.file_id)
     lsn = source.base_lsn
-    for lanes, firsts, positions, lengths in columns.runs():
+    for lanes, firsts, positions, lengths, *_ in columns.runs():
         yield _Piece(lsn, lanes, firsts, positions, lengths)
         lsn += len(positions)
     if lsn != source.end_lsn:
@@ -410,7 +412,7 @@ def _stray_pieces(file: BatchFile) -> Iterator[_Piece]:
         if batch.end > trailer.log_end or batch.header.base < lsn:
             raise _Unfit(file.file_id)
         lsn = batch.header.base
-        for lanes, firsts, positions, lengths in columns_of(batch).runs():
+        for lanes, firsts, positions, lengths, *_ in columns_of(batch).runs():
             yield _Piece(lsn, lanes, firsts, positions, lengths)
             lsn += len(positions)
         end = batch.end

@@ -22,6 +22,7 @@ from qlog.storage.bytes.batch import (
 from qlog.storage.bytes.checks import place_seed
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.bytes.footer import Columns, pack_footer
+from qlog.storage.bytes.record import measure
 from qlog.storage.write.placement import Segment
 
 _BATCH_BYTES_MAX = 1 << 20
@@ -90,7 +91,8 @@ class SparseWriter:
     ) -> None:
         """Records from `lsn` on, whole, one behind the other in `data`; LSNs only go up.
 
-        Record i went to each of the lanes, where its qseq is `firsts[…] + i`.
+        Record i went to each of the lanes, where its qseq is `firsts[…] + i`. All of the records
+        or none have due times.
         """
         if self._count and (
             lsn != self._lsn + self._count or self._size + len(data) > _BATCH_BYTES_MAX
@@ -102,7 +104,9 @@ class SparseWriter:
             self.log_end += BATCH_HEADER_BYTES
         positions = array("I", accumulate(lengths, initial=self.log_end))
         positions.pop()
-        self.columns.add(lanes, firsts, positions, lengths)
+        sizes, dues_ms, earliest_ms, latest_ms = measure(data, lengths)
+        self.columns.add(lanes, firsts, positions, lengths, sizes, dues_ms)
+        self.columns.note_times(earliest_ms, latest_ms)
         self._parts.append(data)
         self._size += len(data)
         self._count += len(lengths)

@@ -1,6 +1,6 @@
 """The messages of one lane that a start found in the log and the index does not have yet.
 
-Flat columns of integers, some 25 bytes for a message that stands alone and 8 for one among its
+Flat columns of integers, some 28 bytes for a message that stands alone and 12 for one among its
 neighbours: when the index is rebuilt, all there are may be here at once.
 """
 
@@ -13,7 +13,7 @@ from qlog.storage.index.index import Placed
 class Adopted:
     """Stretches of consecutive qseqs in one segment, in order."""
 
-    __slots__ = ("_counts", "_firsts", "_lengths", "_positions", "_segments")
+    __slots__ = ("_counts", "_firsts", "_lengths", "_positions", "_segments", "_sizes")
 
     def __init__(self) -> None:
         self._firsts = array("Q")
@@ -21,6 +21,7 @@ class Adopted:
         self._segments = array("I")
         self._positions = array("I")  # one a message
         self._lengths = array("I")
+        self._sizes = array("I")
 
     @property
     def end(self) -> int:
@@ -28,23 +29,27 @@ class Adopted:
         return self._firsts[-1] + self._counts[-1] if self._firsts else 0
 
     def add(
-        self, first: int, segment_id: int, positions: "array[int]", lengths: "array[int]"
+        self,
+        first: int,
+        segment_id: int,
+        positions: "array[int]",
+        lengths: "array[int]",
+        sizes: "array[int]",
     ) -> None:
         """The log is read in order, so these are behind all that were added before."""
+        self._positions += positions
+        self._lengths += lengths
+        self._sizes += sizes
         firsts = self._firsts
         if firsts:
             end = self.end
             assert first >= end
             if first == end and self._segments[-1] == segment_id:
                 self._counts[-1] += len(positions)
-                self._positions += positions
-                self._lengths += lengths
                 return
         firsts.append(first)
         self._counts.append(len(positions))
         self._segments.append(segment_id)
-        self._positions += positions
-        self._lengths += lengths
 
     def stretches(self) -> Iterator[tuple[int, int]]:
         """(first, end) of each."""
@@ -61,6 +66,10 @@ class Adopted:
                 low = at + start
                 high = at + min(start + count_max, count)
                 yield Placed(
-                    first + start, segment_id, self._positions[low:high], self._lengths[low:high]
+                    first + start,
+                    segment_id,
+                    self._positions[low:high],
+                    self._lengths[low:high],
+                    self._sizes[low:high],
                 )
             at += count

@@ -16,7 +16,6 @@ Segments are in the order of their first LSNs. What a compaction put together st
 segments that went into it from the moment the ledger says so, and for nothing before.
 """
 
-from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Identity, Paths, check_format, numbered
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.bytes.footer import Columns
+from qlog.storage.bytes.footer import Columns, PlacedRun
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, StorageError
 from qlog.storage.index.index import SPILL, Checkpoint, Live
 from qlog.storage.start.fold import COMPACTED, SegmentFacts
@@ -264,12 +263,12 @@ class Lanes:
     """What the reader of the log knows of lanes, and does with their messages.
 
     What lies below the `floor` of a lane is settled. `adopt` hears of each run that reaches above
-    the floor of a lane that is not deleted: lane, first qseq, segment, positions and lengths.
+    the floor of a lane that is not deleted: lane, segment, first qseq in the lane, and the run.
     """
 
     deleted: Collection[int]
     floor: Callable[[int], int]
-    adopt: Callable[[int, int, int, "array[int]", "array[int]"], None]
+    adopt: Callable[[int, int, int, PlacedRun], None]
 
 
 def check_version(file: BatchFile) -> None:
@@ -476,12 +475,12 @@ class _Scan:
     def _adopt(self, columns: Columns, segment: Segment) -> None:
         """The messages go to the lanes that they were routed to."""
         lanes, named_upto = self.lanes, self.result.named_upto
-        for lane_ids, firsts, positions, lengths in columns.runs():
-            self.result.records += len(positions)
-            for lane_id, first in zip(lane_ids, firsts, strict=True):
+        for run in columns.runs():
+            self.result.records += len(run.positions)
+            for lane_id, first in zip(run.lanes, run.firsts, strict=True):
                 if lane_id in lanes.deleted:
                     continue
-                end = first + len(positions)
+                end = first + len(run.positions)
                 named_upto[lane_id] = max(named_upto.get(lane_id, 0), end)
                 if end <= lanes.floor(lane_id):
                     continue
@@ -491,7 +490,7 @@ class _Scan:
                     self._find(path, what)
                     continue
                 self.ends[lane_id] = end
-                lanes.adopt(lane_id, first, segment.segment_id, positions, lengths)
+                lanes.adopt(lane_id, segment.segment_id, first, run)
 
     def _read_moved(self) -> None:
         """What is in compacted segments: a kill may have kept pointers from being moved there."""

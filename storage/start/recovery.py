@@ -16,7 +16,6 @@ log is sealed before anything is appended, the new ledger takes over whole, the 
 import os
 import shutil
 import time
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ import lmdb
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Identity, Paths, mark_doubt, numbered, prepare
 from qlog.storage.bytes.disk import Disk
+from qlog.storage.bytes.footer import PlacedRun
 from qlog.storage.errors import (
     DirectoryUnreadable,
     shortage_of,
@@ -416,16 +416,9 @@ class _Recovery(Generic[M]):
         raise_first(judge_age_of_catalog(self.paths, self.identity, self.epoch_seen, lane_ids))
         return found
 
-    def _adopt(
-        self,
-        lane_id: int,
-        first: int,
-        segment_id: int,
-        positions: "array[int]",
-        lengths: "array[int]",
-    ) -> None:
+    def _adopt(self, lane_id: int, segment_id: int, first: int, run: PlacedRun) -> None:
         """Messages of the log, in its order, that the index does not have yet."""
-        self.adopted[lane_id].add(first, segment_id, positions, lengths)
+        self.adopted[lane_id].add(first, segment_id, run.positions, run.lengths, run.sizes)
 
     # -- making it lasting
 
@@ -514,6 +507,7 @@ class _Recovery(Generic[M]):
             self.disk.unlink(paths.index_doubt)
         for lane_id, row in index.lanes().items():
             self.lanes[lane_id].alive = row.alive
+            self.lanes[lane_id].alive_bytes = row.alive_bytes
         return index.live()
 
     def _updates(self) -> Iterator[list[LaneUpdate]]:

@@ -33,7 +33,15 @@ from qlog.storage.bytes.footer import (
     unpack_columns,
     unpack_trailer,
 )
-from qlog.storage.bytes.record import RECORD_HEADER, RECORD_HEADER_BYTES, TARGET
+from qlog.storage.bytes.record import (
+    DUE,
+    DUE_TIME,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    TARGET,
+    TARGET_BYTES,
+    fixed_bytes,
+)
 
 _WINDOW_BYTES = 1 << 20
 _ZEROS = bytes(_WINDOW_BYTES)
@@ -207,30 +215,40 @@ def columns_of(batch: Batch) -> Columns:
     unpack = RECORD_HEADER.unpack_from
     one_target = TARGET.unpack_from
     offset = 0
-    positions = array("I")
-    lengths = array("I")
+    positions, lengths, sizes, dues = array("I"), array("I"), array("I"), array("Q")
     run_targets: tuple[int, ...] = ()
     expected: tuple[int, ...] = ()  # the targets of a next record that continues the run
+    run_due = 0
+    times: set[int] = set()
     while offset < len(body):
-        length, _, _, _, _, target_count, _, _ = unpack(body, offset)
+        length, meta_bytes, _, flags, _, target_count, timestamp_ms, _ = unpack(body, offset)
+        fixed = fixed_bytes(flags, target_count)
+        due = flags & DUE
         if target_count == 1:
-            targets = one_target(body, offset + RECORD_HEADER_BYTES)
+            targets = one_target(body, offset + fixed - TARGET_BYTES)
             following = (targets[0], targets[1] + 1)
         else:
             targets = struct.unpack_from(
-                "<" + "IQ" * target_count, body, offset + RECORD_HEADER_BYTES
+                "<" + "IQ" * target_count, body, offset + fixed - TARGET_BYTES * target_count
             )
             following = tuple(part + (index & 1) for index, part in enumerate(targets))
-        if targets != expected:
+        if targets != expected or due != run_due:
             if positions:
-                columns.add(run_targets[0::2], run_targets[1::2], positions, lengths)
-                positions = array("I")
-                lengths = array("I")
+                columns.add(
+                    run_targets[0::2], run_targets[1::2], positions, lengths, sizes, dues or None
+                )
+                positions, lengths, sizes, dues = array("I"), array("I"), array("I"), array("Q")
             run_targets = targets
+            run_due = due
         expected = following
         positions.append(base + offset)
         lengths.append(length)
+        sizes.append(length - fixed - meta_bytes)
+        if due:
+            dues.append(DUE_TIME.unpack_from(body, offset + RECORD_HEADER_BYTES)[0])
+        times.add(timestamp_ms)
         offset += length
     if positions:
-        columns.add(run_targets[0::2], run_targets[1::2], positions, lengths)
+        columns.add(run_targets[0::2], run_targets[1::2], positions, lengths, sizes, dues or None)
+        columns.note_times(min(times), max(times))
     return columns

@@ -50,9 +50,10 @@ class SpillWriter(Generic[M]):
         metas: Sequence[M],
         bodies: Sequence[bytes],
         timestamp_ms: int,
+        dues_ms: Sequence[int] | None,
     ) -> "tuple[int, array[int], array[int]]":
         """Write a run: the segment id, positions and lengths of its records. Raises OSError."""
-        parts, lengths = pack_run(lanes, firsts, metas, bodies, 0, timestamp_ms)
+        parts, lengths, _ = pack_run(lanes, firsts, metas, bodies, 0, timestamp_ms, dues_ms)
         data = b"".join(parts)
         if self._file < 0 or self._position + len(data) > self._file_bytes_max:
             self._begin()

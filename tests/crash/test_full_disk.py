@@ -263,7 +263,7 @@ index = Index(Path(sys.argv[1]), map_bytes=1 << 30, reserve_bytes=1 << 20)
 def grow(count):  # pointers to so many messages: 16 bytes each
     global end
     numbers = array("I", range(1, count + 1))
-    placed = [Placed(end, 1, numbers, numbers)]
+    placed = [Placed(end, 1, numbers, numbers, numbers)]
     update = LaneUpdate(1, end + count, end + count, 0, 0, placed=placed)
     index.apply([update], (), None)
     end += count

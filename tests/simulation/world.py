@@ -227,7 +227,8 @@ class World:
         model = self.models[lane]
         going = sorted(model.alive)[::every][:count]
         for qseq in going:
-            assert self.running.lane(model.lane_id).settle(qseq, 1) == 1
+            size = len(model.alive[qseq])
+            assert self.running.lane(model.lane_id).settle(qseq, 1, size) == 1
         self._settled(model, going)
 
     def _settled(self, model: Model, going: Sequence[int]) -> None:
@@ -459,6 +460,7 @@ class World:
         for model in self.models:
             lane = probe(store).lanes.get(model.lane_id)
             assert (0 if lane is None else lane.alive) == len(model.alive)
+            assert (0 if lane is None else lane.alive_bytes) == _size(model.alive)
 
     # -- restarts
 
@@ -601,6 +603,7 @@ class World:
             f"{name}: delivered up to {view.delivered}, {delivered} was safe"
         )
         assert (0 if lane is None else lane.alive) == len(found)
+        assert (0 if lane is None else lane.alive_bytes) == _size(found)
         model.alive = found
         model.settled = {}
         model.lsns = dict.fromkeys(found, 0)
@@ -672,6 +675,10 @@ class World:
                 assert probe(store).paths.segment(segment_id).name in names, (
                     f"a pointer to segment {segment_id}, which is gone"
                 )
+
+
+def _size(messages: dict[int, bytes]) -> int:
+    return sum(map(len, messages.values()))
 
 
 def _counted(store: Store[Envelope]) -> dict[int, Live]:

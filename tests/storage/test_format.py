@@ -25,7 +25,16 @@ from qlog.storage.bytes.footer import (
     unpack_columns,
     unpack_trailer,
 )
-from qlog.storage.bytes.record import MESSAGE, PERSISTENT, pack_run, unpack_records
+from qlog.storage.bytes.record import (
+    DUE,
+    DUE_BYTES,
+    MESSAGE,
+    PERSISTENT,
+    measure,
+    pack_run,
+    unpack_alike,
+    unpack_records,
+)
 from tests.storage.support import envelope
 
 UUID = bytes(range(16))
@@ -42,7 +51,7 @@ def test_a_file_header_says_what_was_packed() -> None:
     assert len(data) == FILE_HEADER_BYTES
     header = unpack_file_header(data + b"more")
     assert header is not None
-    assert (header.magic, header.version, header.uuid) == (SEGMENT_MAGIC, 2, UUID)
+    assert (header.magic, header.version, header.uuid) == (SEGMENT_MAGIC, 3, UUID)
     assert (header.file_id, header.base, header.epoch) == (7, 1 << 40, 3)
 
 
@@ -128,47 +137,119 @@ def test_a_batch_is_valid_only_where_it_was_written() -> None:
         st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**63)), min_size=1, max_size=4
     ),
     timestamp=st.integers(0, 2**63),
+    due=st.none() | st.integers(1, 2**63),
 )
 def test_records_come_back_as_they_were(
-    bodies: list[bytes], names: list[bytes], lanes: list[tuple[int, int]], timestamp: int
+    bodies: list[bytes],
+    names: list[bytes],
+    lanes: list[tuple[int, int]],
+    timestamp: int,
+    due: int | None,
 ) -> None:
     metas = [envelope(names[at % len(names)]) for at in range(len(bodies))]
     ids = [lane for lane, _ in lanes]
     firsts = [first for _, first in lanes]
-    parts, lengths = pack_run(ids, firsts, metas, bodies, PERSISTENT, timestamp)
+    dues = None if due is None else [due + at for at in range(len(bodies))]
+    parts, lengths, sizes = pack_run(ids, firsts, metas, bodies, PERSISTENT, timestamp, dues)
     data = b"".join(parts)
     assert sum(lengths) == len(data)
+    assert list(sizes) == list(map(len, bodies))
+    measured = measure(data, lengths)
+    assert measured.sizes == sizes
+    assert measured.dues_ms == (None if dues is None else array("Q", dues))
+    assert measured.earliest_ms == measured.latest_ms == timestamp
     records = list(unpack_records(data))
     assert [record.body for record in records] == bodies
     assert [record.meta for record in records] == [meta.packed for meta in metas]
     assert [record.length for record in records] == list(lengths)
     for at, record in enumerate(records):
-        assert record.whole and record.kind == MESSAGE and record.flags == PERSISTENT
+        assert record.whole and record.kind == MESSAGE
+        assert record.flags == (PERSISTENT if dues is None else PERSISTENT | DUE)
+        assert record.due_ms == (0 if dues is None else dues[at])
         assert record.timestamp_ms == timestamp
         assert record.targets[0::2] == tuple(ids)
         assert record.targets[1::2] == tuple(first + at for first in firsts)
 
 
-def test_a_flipped_bit_of_meta_or_body_makes_a_record_unwhole() -> None:
-    parts, _ = pack_run([1], [2], [envelope(b"meta")], [b"body"], 0, 5)
+def test_a_flipped_bit_of_meta_body_or_times_makes_a_record_unwhole() -> None:
+    parts, _, _ = pack_run([1], [2], [envelope(b"meta")], [b"body"], 0, 5, [5])
     data = b"".join(parts)
-    start = data.index(b"meta")
-    for bit in range(start * 8, len(data) * 8):
+    times = range(16 * 8, 24 * 8), range(32 * 8, 40 * 8)  # of the message, and when it is due
+    for bit in (*times[0], *times[1], *range(data.index(b"meta") * 8, len(data) * 8)):
         assert not any(record.whole for record in unpack_records(flipped(data, bit)))
+
+
+def test_the_same_change_of_both_times_does_not_go_unseen() -> None:
+    parts, _, _ = pack_run([1], [2], [envelope(b"meta")], [b"body"], 0, 5, [5])
+    data = b"".join(parts)
+    for bit in range(64):
+        twice = flipped(flipped(data, 16 * 8 + bit), 32 * 8 + bit)
+        assert not any(record.whole for record in unpack_records(twice))
+
+
+@given(
+    runs=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(0, 2**63), st.none() | st.integers(1, 2**63)),
+        min_size=1,
+        max_size=3,
+    ),
+    body_bytes=st.integers(0, 30),
+    bit=st.none() | st.integers(0, 10_000),
+)
+def test_records_that_are_alike_are_unpacked_together(
+    runs: list[tuple[int, int, int | None]], body_bytes: int, bit: int | None
+) -> None:
+    """Or not at all, when anything is wrong with them."""
+    data = b""
+    qseq = 7
+    for count, timestamp, due in runs:
+        bodies = [b"%03d" % (qseq + at) + b"x" * body_bytes for at in range(count)]
+        dues = None if due is None else [due + at for at in range(count)]
+        parts, _, _ = pack_run([3], [qseq], [envelope()] * count, bodies, 1, timestamp, dues)
+        data += b"".join(parts)
+        qseq += count
+    if bit is not None:
+        data = flipped(data, bit % (8 * len(data)))
+    records = list(unpack_records(data))
+    length = records[0].length if records else 0
+    together = unpack_alike(data, qseq - 7, length)
+    same_flags = len({due is None for _, _, due in runs}) == 1
+    if bit is None:
+        assert (together is not None) == same_flags
+    if together is None:
+        return
+    assert len(records) == qseq - 7 and all(record.whole for record in records)
+    assert together.lane_id == records[0].targets[0]
+    assert together.bodies == tuple(record.body for record in records)
+    assert together.times_ms == tuple(record.timestamp_ms for record in records)
+    dues_ms = tuple(record.due_ms for record in records)
+    assert (together.dues_ms or (0,) * len(records)) == dues_ms
+
+
+def test_a_run_without_due_times_is_as_small_as_it_was() -> None:
+    _, with_dues, _ = pack_run([1], [2], [envelope()], [b"body"], 0, 5, [9])
+    _, without, _ = pack_run([1], [2], [envelope()], [b"body"], 0, 5)
+    assert with_dues[0] == without[0] + DUE_BYTES
 
 
 def test_a_footer_comes_back_and_no_flipped_bit_goes_unseen() -> None:
     columns = Columns()
-    columns.add([1], [10], array("I", [112, 200]), array("I", [88, 50]))
-    columns.add([1, 2], [12, 0], array("I", [250]), array("I", [60]))
+    columns.add([1], [10], array("I", [112, 200]), array("I", [88, 50]), array("I", [9, 8]))
+    columns.note_times(1000, 1000)
+    columns.add(
+        [1, 2], [12, 0], array("I", [250]), array("I", [60]), array("I", [7]), array("Q", [1 << 41])
+    )
+    columns.note_times(900, 1001)
     data = pack_footer(columns, UUID, 3, 100, 103, 310)
     assert len(data) == columns.packed_bytes
     trailer = unpack_trailer(data[-TRAILER_BYTES:])
     assert trailer is not None
     assert (trailer.base_lsn, trailer.end_lsn, trailer.log_end) == (100, 103, 310)
+    assert (trailer.earliest_ms, trailer.latest_ms) == (900, 1001)
     found = unpack_columns(data, trailer, UUID)
     assert found is not None
     assert list(found.runs()) == list(columns.runs())
+    assert [run.dues_ms for run in found.runs()] == [None, array("Q", [1 << 41])]
     for bit in range(len(data) * 8):
         damaged = flipped(data, bit)
         trailer = unpack_trailer(damaged[-TRAILER_BYTES:])

@@ -2,12 +2,13 @@
 
 from array import array
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Changes, Lane
-from qlog.storage.lanes.run import Pointers, Run
+from qlog.storage.lanes.run import Pointers, Run, Slice
 from qlog.storage.lanes.settled import BLOCK
 from tests.storage.support import Envelope, envelope, ignore
 
@@ -23,8 +24,7 @@ class NoShelf:
         lane_id: int,
         qseq: int,
         pointers: Pointers,
-        metas: list[Envelope],
-        bodies: list[bytes],
+        into: Slice[Envelope],
     ) -> None:
         raise AssertionError
 
@@ -37,9 +37,10 @@ def lane_of(*counts: int) -> Lane[Envelope]:
         bodies = [b"%d" % (serial + at) for at in range(count)]
         serial += count
         positions = array("I", range(0, 10 * count, 10))
-        run: Run[Envelope] = Run(
-            1, positions, array("I", [10]) * count, serial, 1, [envelope()] * count, bodies
-        )
+        sizes = array("I", map(len, bodies))
+        lengths = array("I", [10]) * count
+        metas = [envelope()] * count
+        run: Run[Envelope] = Run(1, positions, lengths, sizes, serial, 1, serial, metas, bodies)
         cache.add(run)
         lane.add(run)
     return lane
@@ -56,9 +57,12 @@ def test_settled_messages_are_not_read_again(
     left = set(range(900))
     for first, count in settled:
         going = left & set(range(first, first + count))
-        assert lane.settle(first, count) == len(going)
+        size = sum(len(b"%d" % qseq) for qseq in going)
+        known = size if len(going) == count else None  # who knows the size must know it right
+        assert lane.settle(first, count, known) == len(going)
         left -= going
         assert lane.alive == len(left)
+        assert lane.alive_bytes == sum(len(b"%d" % qseq) for qseq in left)
         assert lane.settled.floor == min(left, default=900)
     part = lane.read(qseq, count_max, 1 << 20)
     expected = sorted(known for known in left if known >= qseq)
@@ -72,7 +76,13 @@ def test_settled_messages_are_not_read_again(
         and expected[contiguous] == expected[0] + contiguous
     ):
         contiguous += 1
-    assert list(part.bodies) == [b"%d" % (expected[0] + at) for at in range(contiguous)]
+    assert part.bodies == [b"%d" % (expected[0] + at) for at in range(contiguous)]
+    assert part.sizes == list(map(len, part.bodies))
+    assert part.times_ms == [
+        next(end for end in (300, 301, 600, 700, 900) if qseq < end)  # each run has one time
+        for qseq in range(expected[0], expected[0] + contiguous)
+    ]
+    assert part.dues_ms is None
 
 
 @given(ranges)
@@ -95,12 +105,23 @@ def test_bytes_are_limited_but_one_message_comes_always() -> None:
 
 
 def test_a_million_are_settled_in_one_step() -> None:
+    """And no size is looked up for it: of these, none has a place."""
     lane = lane_of()
     lane.next_qseq = lane.alive = 1_000_000
-    assert lane.settle(1000, 1) == 1
+    lane.alive_bytes = 5_000_000
+    assert lane.settle(1000, 1, 5) == 1
+    assert lane.alive_bytes == 4_999_995
     assert lane.settle(0, 1_000_000) == 999_999
-    assert lane.alive == 0 and lane.settled.in_order
+    assert lane.alive == lane.alive_bytes == 0 and lane.settled.in_order
     assert lane.unwritten == [1000, 1001, 0, 1_000_000]
+
+
+def test_a_size_is_given_for_messages_that_wait_only() -> None:
+    lane = lane_of(10)
+    lane.settle(0, 1)
+    for first, count in ((0, 1), (0, 2), (9, 2)):
+        with pytest.raises(AssertionError):
+            lane.settle(first, count, count)
 
 
 def test_settling_in_order_makes_one_range_for_the_ledger() -> None:

@@ -823,3 +823,64 @@ def test_the_ledger_has_the_time_of_a_settlement_to_the_second(tmp_path: Path) -
         [9_000],
         [2_000],
     ]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("cold", [True, False])
+def test_a_slice_has_times_sizes_and_due_times(bench: Bench, persistent: bool, cold: bool) -> None:
+    """From memory, from the log and from spill/, alike or not, of one lane or of several."""
+    store = bench.store
+    lane, other = new_lane(store), new_lane(store)
+    runs: list[tuple[list[bytes], int, list[int] | None]] = [
+        ([b"%03d" % at for at in range(12)], 1000, None),
+        ([b"%03d" % at for at in range(12)], 1001, [5000 + at for at in range(12)]),
+        ([b"x" * at for at in range(5)], 1002, [5100] * 5),
+        ([b"last"], 1003, None),
+    ]
+    for bodies, now_ms, dues in runs:
+        metas = [envelope(b"key")] * len(bodies)
+        lanes = [lane, other] if now_ms == 1002 else [lane]
+        store.append(lanes, metas, bodies, persistent=persistent, now_ms=now_ms, dues_ms=dues)
+    assert store.checkpoint()
+    if cold:
+        for _, run in lane.runs():
+            probe(store).cache.drop(run)
+    slice_ = lane.read(0, 100, 1 << 20)
+    assert slice_ is not None
+    expected = [
+        (body, now_ms, len(body), 0 if dues is None else dues[at])
+        for bodies, now_ms, dues in runs
+        for at, body in enumerate(bodies)
+    ]
+    assert slice_.dues_ms is not None
+    rows = zip(slice_.bodies, slice_.times_ms, slice_.sizes, slice_.dues_ms, strict=True)
+    assert list(rows) == expected
+    slice_ = lane.read(0, 12, 1 << 20)
+    assert slice_ is not None and slice_.dues_ms is None
+
+
+def test_bytes_that_wait_are_known_at_any_time(bench: Bench) -> None:
+    """With the sizes known to who settles, or looked up in memory, log and spill/."""
+    lane = new_lane(bench.store)
+    sizes = dict(enumerate([5, 0, 300, 7, 7, 7, 40, 2]))
+    publish(bench.store, [lane], [b"x" * size for size in sizes.values()])
+    publish(bench.store, [lane], [b"transient"], persistent=False)
+    sizes[8] = len(b"transient")
+    assert lane.alive_bytes == sum(sizes.values())
+    assert bench.store.checkpoint()
+    assert lane.alive_bytes == sum(sizes.values())
+    for _, run in lane.runs():
+        probe(bench.store).cache.drop(run)
+    lane.forget_indexed()
+    assert not lane.runs()
+    for first, count in ((2, 1), (1, 4), (8, 1)):
+        lane.settle(first, count)
+        for qseq in range(first, first + count):
+            sizes.pop(qseq, None)
+        assert lane.alive_bytes == sum(sizes.values())
+    lane.settle(5, 2, sizes.pop(5) + sizes.pop(6))
+    assert lane.alive_bytes == sum(sizes.values()) == 7
+    assert bench.store.settle_down()
+    bench.restart()
+    lane = bench.store.lane(lane.id)
+    assert lane.alive_bytes == 7

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qlog.storage.bytes.disk import OSDisk
-from qlog.storage.index.index import Index, _close_block
+from qlog.storage.index.index import Index, _close_block, _open_block
 from qlog.storage.settings import StoreSettings
 from qlog.storage.write.segment import BatchFile, seal
 from qlog.tools.cli import app
@@ -112,8 +111,7 @@ def test_a_pointer_that_leads_elsewhere_is_noticed(tmp_path: Path) -> None:
     index = Index(directory / "index.lmdb", map_bytes=settings.index_map_bytes)
     key = struct.pack(">IQ", 1, 0)
     with index._env.begin(write=True) as transaction:
-        columns = array("I")
-        columns.frombytes(transaction.get(key, db=index._blocks) or b"")
+        columns = _open_block(key, transaction.get(key, db=index._blocks))
         columns[4 * 5 + 1] += 8
         transaction.put(key, _close_block(key, columns), db=index._blocks)
     index.close()

@@ -167,7 +167,8 @@ class Queue:
         count = self._redelivered_below - slice_.first_qseq
         if count <= 0:
             return slice_, False
-        return Slice(slice_.first_qseq, slice_.metas[:count], slice_.bodies[:count]), True
+        slice_.keep(count)
+        return slice_, True
 
     def _read(self, qseq: int, count_max: int, bytes_max: int) -> Slice[Envelope]:
         slice_ = self.lane.read(qseq, count_max, bytes_max)

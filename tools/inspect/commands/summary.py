@@ -244,7 +244,7 @@ def _edge_ms(directory: Directory, segments: list[Segment], at: int) -> int | No
 
 def _first_waiting_ms(directory: Directory, segment: Segment) -> int | None:
     """When the first message of a segment was published that some queue waits for."""
-    for lane_ids, firsts, positions, _ in segment.columns.runs():
+    for lane_ids, firsts, positions, *_ in segment.columns.runs():
         live = 0
         for lane_id, first in zip(lane_ids, firsts, strict=True):
             live |= directory.unsettled(lane_id, first, len(positions))

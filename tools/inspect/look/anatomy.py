@@ -35,11 +35,14 @@ from qlog.storage.bytes.batch import (
 )
 from qlog.storage.bytes.checks import place_seed
 from qlog.storage.bytes.record import (
+    DUE,
+    DUE_TIME,
     MESSAGE,
     PERSISTENT,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
     TARGET_BYTES,
+    fixed_bytes,
     record_seed,
 )
 from qlog.tools.inspect.look.decode import brief, json_value, queue_text, time_text
@@ -90,6 +93,7 @@ _BATCH_HEADER_NAMES = (
     "durable LSN",
     "xxh3",
 )
+_FLAGS = ((PERSISTENT, "persistent"), (DUE, "due time"))
 _RECORD_HEADER_NAMES = (
     "length",
     "meta length",
@@ -193,12 +197,13 @@ def _record(
         if field.name == "type":
             text += " (message)" if value == MESSAGE else " (unknown)"
         elif field.name == "flags":
-            text += " (persistent)" if value & PERSISTENT else ""
+            names = [name for flag, name in _FLAGS if value & flag]
+            text += f" ({', '.join(names)})" if names else ""
         elif field.name == "timestamp":
             text += f" ({time_text(value) or 'no such time'})"
         yield Field(field.part, field.position, field.data, field.name, text)
     length, meta_bytes, kind, flags, _, target_count, timestamp, digest = RECORD_HEADER.unpack(head)
-    meta_at = RECORD_HEADER_BYTES + TARGET_BYTES * target_count
+    meta_at = fixed_bytes(flags, target_count)
     body_at = meta_at + meta_bytes
     if not (meta_at <= body_at <= length <= len(data)):
         checks.append(Checksum("record", None, "the body", "the lengths do not fit together"))
@@ -206,7 +211,14 @@ def _record(
             "record", position + RECORD_HEADER_BYTES, data[RECORD_HEADER_BYTES:], "?", "no telling"
         )
         return
-    for at in range(RECORD_HEADER_BYTES, meta_at, TARGET_BYTES):
+    targets_at = meta_at - TARGET_BYTES * target_count
+    due_ms = 0
+    if flags & DUE:
+        (due_ms,) = DUE_TIME.unpack_from(data, RECORD_HEADER_BYTES)
+        due = data[RECORD_HEADER_BYTES:targets_at]
+        text = f"{due_ms} ({time_text(due_ms) or 'no such time'})"
+        yield Field("due time", position + RECORD_HEADER_BYTES, due, "due time", text)
+    for at in range(targets_at, meta_at, TARGET_BYTES):
         lane_id, qseq = struct.unpack_from("<IQ", data, at)
         queue = directory.queue_of(lane_id)
         name = queue_text(None, None, lane_id) if queue is None else f"queue '{queue.name}'"
@@ -215,9 +227,9 @@ def _record(
     yield from _meta(data[meta_at:body_at], position + meta_at)
     body = data[body_at:length]
     yield Field("body", position + body_at, body, "body", "")
-    seed = record_seed(xxh3_64_intdigest(data[meta_at:body_at]), timestamp, kind, flags)
+    seed = record_seed(xxh3_64_intdigest(data[meta_at:body_at]), timestamp, kind, flags, due_ms)
     right = xxh3_64_intdigest(body, seed) == digest
-    covers = "meta, timestamp, type, flags and body (not lengths and targets: the batch's does)"
+    covers = "meta, times, type, flags and body (not lengths and targets: the batch's does)"
     checks.append(Checksum("record", right, covers))
 
 

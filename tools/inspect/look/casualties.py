@@ -66,7 +66,7 @@ def known_of(directory: Directory, view: FileView, pointers: Iterable[Pointer]) 
     sparse = view.header is not None and view.header.sparse
     end = 0
     with directory.opened(view) as file:
-        for lanes, firsts, positions, lengths in footer.runs():
+        for lanes, firsts, positions, lengths, *_ in footer.runs():
             for at, (position, length) in enumerate(zip(positions, lengths, strict=True)):
                 if sparse and position != end:  # a new batch, which says its own LSN
                     head = file.read(BATCH_HEADER_BYTES, position - BATCH_HEADER_BYTES)

@@ -265,6 +265,8 @@ def _same(footer: Columns, walked: Columns) -> bool:
     return (
         footer.positions == walked.positions
         and footer.lengths == walked.lengths
+        and footer.sizes == walked.sizes
+        and footer.dues_ms == walked.dues_ms
         and _joined(footer) == _joined(walked)
     )
 
@@ -272,7 +274,7 @@ def _same(footer: Columns, walked: Columns) -> bool:
 def _joined(columns: Columns) -> list[tuple[array[int], array[int], int]]:
     """(lanes, first qseqs, count) of runs as long as they can be."""
     runs: list[tuple[array[int], array[int], int]] = []
-    for lanes, firsts, positions, _ in columns.runs():
+    for lanes, firsts, positions, *_ in columns.runs():
         count = len(positions)
         if runs:
             before_lanes, before_firsts, before_count = runs[-1]
@@ -518,6 +520,8 @@ def _columns_of_entries(entries: list[Entry]) -> Columns:
                 record.targets[1::2],
                 array("I", (entry.position,)),
                 array("I", (entry.length,)),
+                array("I", (len(record.body),)),
+                array("Q", (record.due_ms,)) if record.due_ms else None,
             )
     return columns
 
@@ -550,7 +554,7 @@ def tally(
     """Count what is not settled; into `lanes` too, if they are given."""
     result = SegmentTally()
     known = directory.ledger.lanes
-    for lane_ids, firsts, _, lengths in columns.runs():
+    for lane_ids, firsts, _, lengths, *_ in columns.runs():
         many = len(lengths)
         live = 0
         for lane_id, first in zip(lane_ids, firsts, strict=True):
@@ -622,7 +626,7 @@ def _entries_by_footer(
     offsets: tuple[int, int] | None,
 ) -> Iterator[Entry]:
     with directory.opened(view) as file:
-        for lanes, firsts, positions, lengths in footer.runs():
+        for lanes, firsts, positions, lengths, *_ in footer.runs():
             skipped = max(from_lsn - lsn, 0)
             ours = lane_ids is None or not lane_ids.isdisjoint(lanes)
             if ours and offsets is not None:

@@ -149,20 +149,31 @@ def compare(
     for segment in present:
         ids.add(segment.segment_id)
         lsn = segment.base_lsn or 0  # in a sparse one that is too low, but far below the checkpoint
-        for lanes, firsts, positions, lengths in segment.columns.runs():
-            for lane_id, first in zip(lanes, firsts, strict=True):
+        for placed in segment.columns.runs():
+            positions = placed.positions
+            for lane_id, first in zip(placed.lanes, placed.firsts, strict=True):
                 if segment.state != "given up" and not directory.is_gone(lane_id):
-                    run = _Run(segment.segment_id, lane_id, first, positions, lengths, lsn)
+                    run = _Run(
+                        segment.segment_id,
+                        lane_id,
+                        first,
+                        positions,
+                        placed.lengths,
+                        placed.sizes,
+                        lsn,
+                    )
                     _compare_run(directory, contents, blocks, found, run, checkpoint, result)
             lsn += len(positions)
         advance(segment.size_bytes)
     damaged = {segment.segment_id for segment in present if segment.damage}
     alive: Counter[int] = Counter()
+    alive_bytes: Counter[int] = Counter()
     spilled: Counter[int] = Counter()
     live: dict[int, Live] = {}
     for (lane_id, block), columns in blocks.items():
         ours = columns[0::4]
         lengths = columns[2::4]
+        sizes = columns[3::4]
         bits = ~contents.settled_bits(lane_id, block) & ((1 << len(ours)) - 1)
         strays = bits & ~found.get((lane_id, block), 0)
         for segment_id in set(ours):
@@ -177,6 +188,8 @@ def compare(
             tally.count += of_it.bit_count()
             tally.size += selected_bytes(lengths, of_it)
             (spilled if segment_id >= SPILL else alive)[lane_id] += of_it.bit_count()
+            if segment_id < SPILL:
+                alive_bytes[lane_id] += selected_bytes(sizes, of_it)
             if segment_id < SPILL and segment_id not in damaged:
                 what = "a pointer to a record that is not there"
                 if segment_id not in ids:
@@ -190,7 +203,7 @@ def compare(
                         )
     result.pointers = sum(alive.values()) + sum(spilled.values())
     result.spilled = sum(spilled.values())
-    result.counts = list(_wrong_counts(contents, alive, spilled, live))
+    result.counts = list(_wrong_counts(contents, alive, alive_bytes, spilled, live))
     return result
 
 
@@ -205,7 +218,11 @@ def _slots(bits: int) -> Iterator[int]:
 
 
 def _wrong_counts(
-    contents: IndexContents, alive: Counter[int], spilled: Counter[int], live: dict[int, Live]
+    contents: IndexContents,
+    alive: Counter[int],
+    alive_bytes: Counter[int],
+    spilled: Counter[int],
+    live: dict[int, Live],
 ) -> Iterator[str]:
     if contents.damaged:
         return  # they cannot be right
@@ -216,6 +233,11 @@ def _wrong_counts(
         ):
             if said != is_:
                 yield f"lane {lane_id} counts {said} unsettled {name}, and has {is_} pointers"
+        if row.alive_bytes != alive_bytes[lane_id]:
+            yield (
+                f"lane {lane_id} counts {row.alive_bytes} bytes of unsettled messages, and the "
+                f"pointers say {alive_bytes[lane_id]}"
+            )
     for segment_id in sorted(contents.live.keys() | live.keys()):
         said_live = contents.live.get(segment_id, Live())
         is_live = live.get(segment_id, Live())
@@ -233,6 +255,7 @@ class _Run:
     first: int
     positions: Any  # arrays
     lengths: Any
+    sizes: Any  # of the bodies
     lsn: int  # of the first
 
 
@@ -256,6 +279,7 @@ def _compare_run(
         columns = blocks.get((lane_id, block))
         positions = run.positions[at : at + count]
         lengths = run.lengths[at : at + count]
+        sizes = run.sizes[at : at + count]
         end = slot + count
         matched = 0
         if (
@@ -263,16 +287,14 @@ def _compare_run(
             and columns[4 * slot : 4 * end : 4].count(run.segment_id) == count
             and columns[4 * slot + 1 : 4 * end : 4] == positions
             and columns[4 * slot + 2 : 4 * end : 4] == lengths
+            and columns[4 * slot + 3 : 4 * end : 4] == sizes
         ):
             matched = (1 << count) - 1
         if columns is not None and not matched:
             for offset in range(min(count, len(columns) // 4 - slot)):
                 place = 4 * (slot + offset)
-                if (columns[place], columns[place + 1], columns[place + 2]) == (
-                    run.segment_id,
-                    positions[offset],
-                    lengths[offset],
-                ):
+                pointer = (run.segment_id, positions[offset], lengths[offset], sizes[offset])
+                if tuple(columns[place : place + 4]) == pointer:
                     matched |= 1 << offset
         if matched:
             found[lane_id, block] = found.get((lane_id, block), 0) | matched << slot

@@ -13,14 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, BATCH_MAGIC_BYTES, unpack_batch_header
-from qlog.storage.bytes.record import MESSAGE, RECORD_HEADER_BYTES, Record, unpack_record
+from qlog.storage.bytes.record import (
+    DUE,
+    MESSAGE,
+    PERSISTENT,
+    RECORD_HEADER_BYTES,
+    Record,
+    unpack_record,
+)
 
 Target = tuple[int, int]  # lane, qseq
 
 # Where a record begins there are kind, flags and two zeros eight bytes later.
 _KIND_AT = 8
-_KINDS = re.compile(rb"(?=\x01[\x00\x01]\x00\x00)")
-assert MESSAGE == 1
+_KINDS = re.compile(rb"(?=\x01[\x00-\x03]\x00\x00)")
+assert MESSAGE == 1 and PERSISTENT | DUE == 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,7 +235,7 @@ class _Planner:
             if not whole:
                 continue  # what decodes of damaged messages is no evidence
             lsns = segment.base_lsn or 0, segment.end_lsn or 0
-            for lanes, firsts, positions, _ in segment.columns.runs():
+            for lanes, firsts, positions, *_ in segment.columns.runs():
                 self._place(lanes, firsts, len(positions), *lsns, segment.segment_id in counting)
         for view in views:
             for stretch in directory.stretches(view) if view.path.suffix == ".qack" else ():
@@ -449,7 +449,7 @@ class _Planner:
         for stretch in self.directory.stretches(rewrite.view):
             if stretch.batch is not None:
                 header = stretch.batch.header
-                for lanes, firsts, positions, _ in columns_of(stretch.batch).runs():
+                for lanes, firsts, positions, *_ in columns_of(stretch.batch).runs():
                     end = header.base + header.count
                     self._place(lanes, firsts, len(positions), header.base, end)
         losses = []
@@ -653,7 +653,7 @@ def pieces(
 def _whole(batch: Batch) -> Iterator[Kept]:
     lsn = batch.header.base
     start = batch.end - len(batch.body)
-    for lanes, firsts, positions, lengths in columns_of(batch).runs():
+    for lanes, firsts, positions, lengths, *_ in columns_of(batch).runs():
         data = batch.body[positions[0] - start : positions[-1] + lengths[-1] - start]
         yield Kept(lsn, tuple(lanes), tuple(firsts), lengths, data)
         lsn += len(lengths)
