@@ -1,6 +1,6 @@
 """The composition root: what a broker is made of, and in which order it starts and stops.
 
-    async with open_broker(Settings(data_dir=..., port=0)) as broker:
+    async with open_broker(config.of(data_dir=..., port=0)) as broker:
         ...  # AMQP clients may connect to broker.url
 
 Start: take the addresses, lock and recover the directory, load definitions, accept. Stop: stop accepting, close
@@ -10,12 +10,10 @@ connections with 320, write what is pending, checkpoint, unlock.
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from urllib.parse import quote
 
 import trio
@@ -26,8 +24,8 @@ from qlog.server.broker.broker import Broker
 from qlog.server.config import Settings
 from qlog.server.net.listen import accept_clients, bind
 from qlog.server.net.network import Network
+from qlog.server.resources import ResourceWatch
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.errors import Shortage
 from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")
@@ -35,8 +33,9 @@ logger = logging.getLogger("qlog.broker")
 # Clients get this long to answer connection.close before their sockets are cut: stopping takes
 # under five seconds in all.
 CLOSE_S = 2.0
-MEMORY_WATERMARK_FRACTION = 0.4  # RabbitMQ's vm_memory_high_watermark
-PAGE_BYTES = 4096
+# A recovery that takes long says how far it is, this often.
+PROGRESS_INTERVAL_S = 5.0
+CANCEL_INTERVAL_S = 0.02
 
 
 class StorageFailed(Exception):
@@ -83,10 +82,11 @@ async def open_broker(
 ) -> AsyncIterator[RunningBroker]:
     """Run a broker for the duration of the block, on the operating system's disk or another.
 
-    Raises StorageError if the directory cannot be used, OSError if the address cannot be listened
-    on, StorageFailed on leaving if the disk failed meanwhile.
+    The directory is recovered by another thread; that can be cancelled. Raises StorageError if the
+    directory cannot be used, OSError if an address cannot be listened on, StorageFailed on leaving
+    if the disk failed meanwhile.
     """
-    listeners = bind(settings.host.replace(",", " ").split(), settings.port)
+    listeners = bind(settings.network.host, settings.network.port)
     try:
         token = trio.lowlevel.current_trio_token()
         network: Network | None = None
@@ -98,17 +98,23 @@ async def open_broker(
         def notify() -> None:  # called on the storage's threads
             token.run_sync_soon(on_loop, idempotent=True)
 
-        store: Store[Envelope] = Store.open(
-            settings.data_dir,
-            decode=Envelope.unpack,
-            notify=notify,
-            settings=settings.store_settings(),
-            disk=disk,
-            clock_ms=lambda: time.time_ns() // 1_000_000,
-        )
+        def recover() -> Store[Envelope]:
+            return Store.open(
+                settings.data_dir,
+                decode=Envelope.unpack,
+                notify=notify,
+                settings=settings.storage,
+                disk=disk,
+                clock_ms=lambda: time.time_ns() // 1_000_000,
+                progress=_Progress(),
+            )
+
+        store = await trio.to_thread.run_sync(recover)
         try:
-            broker = Broker(store, settings.broker_settings(), now_s=trio.current_time)
-            watch = _ResourceWatch(broker, settings)
+            await trio.lowlevel.checkpoint()  # cancelled when recovery was nearly done
+            broker = Broker(store, settings.broker, now_s=trio.current_time)
+            _log_start(broker)
+            watch = ResourceWatch(broker, settings.resources, settings.data_dir)
             network = Network(broker, watch.check)
             watch.check()
             accept_clients(listeners)
@@ -123,6 +129,45 @@ async def open_broker(
     finally:
         for listener in listeners:
             listener.close()
+
+
+class _Progress:
+    """Called by recovery, on its thread, as it goes on: it says so, or is told to end."""
+
+    def __init__(self) -> None:
+        self._said_s = self._looked_s = time.monotonic()
+
+    def __call__(self, what: str, count: int) -> None:
+        """`count` of `what` are done. Raises trio.Cancelled when nobody waits for it any more."""
+        now_s = time.monotonic()
+        if now_s < self._looked_s + CANCEL_INTERVAL_S:
+            return
+        self._looked_s = now_s
+        trio.from_thread.check_cancelled()
+        if now_s >= self._said_s + PROGRESS_INTERVAL_S:
+            self._said_s = now_s
+            logger.info("recovering: %d %s", count, what)
+
+
+def _log_start(broker: Broker) -> None:
+    """What the start found and did: a warning where something was cut or made anew."""
+    report = broker.store.report
+    queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
+    waiting = [queue.ready for queue in queues if queue.ready]
+    said = [f"{sum(waiting)} messages wait in {len(waiting)} of {len(queues)} queues"]
+    if report.log_bytes_cut:
+        said.append(
+            f"cut {report.log_bytes_cut} bytes off the end of the log, with "
+            f"{report.log_records_cut} messages that were never confirmed"
+        )
+    if report.ledger_bytes_cut:
+        said.append(f"cut {report.ledger_bytes_cut} bytes off the end of the ledger")
+    if report.index_rebuilt:
+        said.append(f"made the index anew: {report.index_rebuilt}")
+    level = logging.INFO if len(said) == 1 else logging.WARNING
+    if report.records_replayed:
+        said.append(f"replayed {report.records_replayed} messages")
+    logger.log(level, "recovered in %.3f s: %s", report.duration_s, "; ".join(said))
 
 
 @asynccontextmanager
@@ -156,51 +201,3 @@ async def _close_clients(network: Network) -> None:
         await network.drain(CLOSE_S)
     finally:
         network.cut()
-
-
-class _ResourceWatch:
-    """Memory and disk watermarks: over them, publishers are blocked."""
-
-    def __init__(self, broker: Broker, settings: Settings) -> None:
-        self._broker = broker
-        self._directory = settings.data_dir
-        self._memory_limit_bytes = settings.memory_high_watermark_bytes or int(
-            _total_memory_bytes() * MEMORY_WATERMARK_FRACTION
-        )
-        self._disk_limit_bytes = settings.disk_free_limit_bytes
-
-    def check(self) -> None:
-        """Compare with the limits; changes are logged, and so is damage that storage found."""
-        for finding in self._broker.store.take_findings():
-            logger.error("%s", finding)
-        try:
-            resident_bytes = _resident_bytes()
-        except OSError as error:  # out of file descriptors: as before, then
-            logger.warning("cannot look at the memory error=%s", error)
-        else:
-            self._set("low on memory", resident_bytes > self._memory_limit_bytes)
-        try:
-            free_bytes = shutil.disk_usage(self._directory).free
-        except OSError as error:  # gone, unmounted: nothing can be kept there
-            logger.warning("cannot look at the disk error=%s", error)
-            free_bytes = 0
-        store = self._broker.store
-        full = store.shortage is Shortage.SPACE
-        self._set("low on disk", full or free_bytes < self._disk_limit_bytes)
-        self._set("low on file descriptors", store.shortage is Shortage.DESCRIPTORS)
-
-    def _set(self, name: str, on: bool) -> None:
-        if self._broker.alarms[name] != on:
-            logger.warning("resource alarm %s: %s", "set" if on else "cleared", name)
-            self._broker.set_alarm(name, on)
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
-
-
-def _total_memory_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemTotal")

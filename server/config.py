@@ -1,123 +1,201 @@
 """Settings of the daemon: defaults, a TOML file, the environment, the command line; the last one wins.
 
-Every setting is also `QLOG_<NAME>` in the environment. Raises ConfigError with one line that names
-the setting and where it came from.
+Each setting is defined once: a field of one of the structs that `Settings` is made of, one struct
+for each part of the broker that is set. From these definitions come the options of `qlog serve` and
+their help, the names in the environment (`QLOG_<NAME>`), the names in the file, and the table in
+docs/operations.md (tools/settings_table.py).
 """
 
 from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from qlog import __version__
-from qlog.server.broker.broker import BrokerSettings
+import msgspec
+from msgspec import Meta, Struct, structs
+
+from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.settings import StoreSettings
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-# RabbitMQ's names, respected on a first start so that its container recipes work.
-RABBITMQ_NAMES = {
-    "default_user": "RABBITMQ_DEFAULT_USER",
-    "default_pass": "RABBITMQ_DEFAULT_PASS",
-    "default_vhost": "RABBITMQ_DEFAULT_VHOST",
-}
+# A range that ends here has an end only because numbers do.
+LIMITLESS = 1 << 40
 
 
 class ConfigError(Exception):
     """A setting that cannot be; str() is one line for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All settings of `qlog serve`. Sizes in bytes, times in seconds.
+class NetworkSettings(Struct, frozen=True, kw_only=True):
+    """Where clients connect."""
 
-    `memory_high_watermark_bytes` and `disk_free_limit_bytes` block publishers; 0 for the first means
-    40 % of the machine's memory, as in RabbitMQ.
-    """
-
-    data_dir: Path = Path("qlog-data")
-    host: str = "127.0.0.1"
-    port: int = 5672
-    log_level: str = "info"
-    default_user: str = "guest"
-    default_pass: str = "guest"
-    default_vhost: str = "/"
-    loopback_users: str = "guest"
-    product: str = "RabbitMQ"
-    version: str = "4.2.0"
-    frame_bytes_max: int = 131072
-    channel_max: int = 2047
-    heartbeat_s: int = 60
-    message_bytes_max: int = 128 * 1024 * 1024
-    consumer_timeout_s: float = 1800.0
-    memory_high_watermark_bytes: int = 0
-    disk_free_limit_bytes: int = 50_000_000
-    ack_flush_s: float = 0.005
-    ledger_sync_s: float = 1.0
-    checkpoint_interval_s: float = 1.0
-    segment_bytes_max: int = 64 * 1024 * 1024
-    ledger_bytes_max: int = 16 * 1024 * 1024
-    cache_bytes_max: int = 32 * 1024 * 1024
-    compact_share_max: float = 0.3
-    compact_age_s: float = 60.0
-    compact_bytes_per_s: int = 32 * 1024 * 1024
-
-    def broker_settings(self) -> BrokerSettings:
-        """What the broker's rules need of them."""
-        return BrokerSettings(
-            default_user=self.default_user,
-            default_pass=self.default_pass,
-            default_vhost=self.default_vhost,
-            loopback_users=frozenset(self.loopback_users.replace(",", " ").split()),
-            product=self.product,
-            version=self.version,
-            platform=f"qlog {__version__}",
-            frame_bytes_max=self.frame_bytes_max,
-            channel_max=self.channel_max,
-            heartbeat_s=self.heartbeat_s,
-            message_bytes_max=self.message_bytes_max,
-            consumer_timeout_s=self.consumer_timeout_s,
-        )
-
-    def store_settings(self) -> StoreSettings:
-        """What the storage engine needs of them."""
-        return StoreSettings(
-            ack_flush_s=self.ack_flush_s,
-            ledger_sync_s=self.ledger_sync_s,
-            checkpoint_interval_s=self.checkpoint_interval_s,
-            segment_bytes_max=self.segment_bytes_max,
-            ledger_bytes_max=self.ledger_bytes_max,
-            cache_bytes_max=self.cache_bytes_max,
-            compact_share_max=self.compact_share_max,
-            compact_age_s=self.compact_age_s,
-            compact_bytes_per_s=self.compact_bytes_per_s,
-        )
+    host: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            description="Addresses to listen on. localhost is 127.0.0.1 and ::1; :: is every "
+            "address, IPv4 and IPv6.",
+        ),
+    ] = ("127.0.0.1",)
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    ] = 5672
 
 
-_TYPES: dict[str, type] = {"Path": Path, "str": str, "int": int, "float": float}
-# Smallest and largest values that make sense; a frame is at least what the specification demands.
-_RANGES: dict[str, tuple[float, float]] = {
-    "port": (0, 65535),
-    "frame_bytes_max": (8192, 2**31 - 1),
-    "channel_max": (1, 65535),
-    "heartbeat_s": (0, 65535),
-    "message_bytes_max": (1, 512 * 1024 * 1024),
-    "consumer_timeout_s": (0, 10**9),
-    "memory_high_watermark_bytes": (0, 2**62),
-    "disk_free_limit_bytes": (0, 2**62),
-    "ack_flush_s": (0.001, 1),
-    "ledger_sync_s": (0.001, 60),
-    "checkpoint_interval_s": (0.01, 600),
-    "segment_bytes_max": (64 * 1024, 2**31 - 1),
-    "ledger_bytes_max": (64 * 1024, 2**31 - 1),
-    "cache_bytes_max": (0, 2**40),
-    "compact_share_max": (0, 1),
-    "compact_age_s": (0, 10**9),
-    "compact_bytes_per_s": (1, 2**40),
-}
+class LogSettings(Struct, frozen=True, kw_only=True):
+    """What is told on stderr."""
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="What is less important than this is not logged."),
+    ] = "info"
+
+
+class ResourceSettings(Struct, frozen=True, kw_only=True):
+    """When publishers are blocked."""
+
+    memory_high_watermark_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**62,
+            description="Publishers are blocked when the broker uses more memory; 0: 40 % of the "
+            "memory that it may use (the machine's, or what its control group is limited to).",
+            extra={"unit": "bytes"},
+        ),
+    ] = 0
+    disk_free_limit_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**62,
+            description="Publishers are blocked when the disk has less space left.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 50_000_000
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """All settings of `qlog serve`, each in the group of the part that is set."""
+
+    data_dir: Annotated[
+        Path, Meta(description="The directory where everything is kept; made if it is missing.")
+    ] = Path("qlog-data")
+    network: NetworkSettings = NetworkSettings()
+    log: LogSettings = LogSettings()
+    broker: BrokerSettings = BrokerSettings()
+    resources: ResourceSettings = ResourceSettings()
+    storage: StoreSettings = StoreSettings()
+
+
+class Setting(Struct, frozen=True, kw_only=True):
+    """The definition of one setting, as the field of its struct has it."""
+
+    name: str
+    group: str  # the field of `Settings`; empty for a setting of its own
+    type: Any
+    constrained: Any  # the type with its `Meta`
+    default: Any
+    help: str
+    unit: str  # "bytes", "s", "bytes/s"; empty where there is none
+    low: float | None  # the smallest and largest values, both allowed
+    high: float | None
+    choices: tuple[str, ...]
+    also: str  # RabbitMQ's name in the environment, so that its container recipes work; or empty
+    secret: bool  # never in errors
+    is_option: bool  # False for secrets, which all users of the machine would see
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """Names in the environment; a later one wins."""
+        ours = f"QLOG_{self.name.upper()}"
+        return (self.also, ours) if self.also else (ours,)
+
+    @property
+    def option(self) -> str:
+        """The option of `qlog serve`; empty where there is none."""
+        return f"--{self.name.replace('_', '-')}" if self.is_option else ""
+
+    @property
+    def is_list(self) -> bool:
+        """Several texts: a list in the file; elsewhere separated by commas or spaces."""
+        return get_origin(self.type) in (tuple, frozenset)
+
+    @property
+    def title(self) -> str:
+        """What the help and the docs call its group."""
+        return self.group.capitalize() or "Directory"
+
+    @property
+    def default_text(self) -> str:
+        """The default as it would be given."""
+        if self.is_list:
+            return ",".join(sorted(self.default))
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+    @property
+    def range_text(self) -> str:
+        """From where to where it goes; empty for texts."""
+        if self.low is None:
+            return ""
+        assert self.high is not None
+        return f"{self.low} to {self.high}" if self.high < LIMITLESS else f"at least {self.low}"
+
+    @property
+    def wanted(self) -> str:
+        """What a value has to be, for people."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.low is not None:
+            return f"{'a whole number' if self.type is int else 'a number'}, {self.range_text}"
+        if self.type is Path:
+            return "the path of a directory"
+        return "a list of texts" if self.is_list else "a text"
+
+
+@cache
+def definitions() -> Mapping[str, Setting]:
+    """All settings by their names, in the order of the help."""
+    found: dict[str, Setting] = {}
+    for part in structs.fields(Settings):
+        if isinstance(part.type, type) and issubclass(part.type, Struct):
+            settings = _definitions(part.name, part.type)
+        else:
+            settings = iter([_definition("", part)])
+        for setting in settings:
+            assert setting.name not in found, f"two settings are called {setting.name}"
+            found[setting.name] = setting
+    return found
+
+
+def _definitions(group: str, struct: type[Struct]) -> Iterator[Setting]:
+    for field in structs.fields(struct):
+        if get_origin(field.type) is Annotated:
+            yield _definition(group, field)
+
+
+def _definition(group: str, field: structs.FieldInfo) -> Setting:
+    kind, meta = get_args(field.type)
+    extra = meta.extra or {}
+    secret = extra.get("secret", False)
+    return Setting(
+        name=field.name,
+        group=group,
+        type=kind,
+        constrained=field.type,
+        default=field.default,
+        help=meta.description,
+        unit=extra.get("unit", ""),
+        low=meta.ge,
+        high=meta.le,
+        choices=get_args(kind) if get_origin(kind) is Literal else (),
+        also=extra.get("also", ""),
+        secret=secret,
+        is_option=extra.get("option", not secret),
+    )
 
 
 def load(
@@ -128,24 +206,27 @@ def load(
 ) -> Settings:
     """Put the settings together.
 
-    Arguments: `options` what was given on the command line; None values were not given.
+    Arguments: `environment` is the process's own if None; `options` what was given on the command
+    line, where None and nothing mean that an option was not given. Raises ConfigError, which names
+    the setting and where it came from.
     """
     environment = os.environ if environment is None else environment
     given: dict[str, tuple[Any, str]] = {}
     if config_file is not None:
         given.update(_from_file(config_file))
-    for field in fields(Settings):
-        for name in (RABBITMQ_NAMES.get(field.name), f"QLOG_{field.name.upper()}"):
-            if name and name in environment:
-                given[field.name] = environment[name], f"${name}"
+    for name, setting in definitions().items():
+        for variable in setting.environment:
+            if variable in environment:
+                given[name] = environment[variable], f"${variable}"
     for name, value in (options or {}).items():
-        if value is not None:
-            given[name] = value, f"--{name.replace('_', '-')}"
-    kinds = {field.name: _TYPES[str(field.type)] for field in fields(Settings)}
-    return replace(
-        Settings(),
-        **{name: _value(name, kinds[name], *pair) for name, pair in given.items()},
-    )
+        if value not in (None, [], ()):
+            given[name] = value, definitions()[name].option
+    return _composed(given)
+
+
+def of(**values: Any) -> Settings:
+    """The settings of a broker that runs inside a program, by their names. Raises ConfigError."""
+    return _composed({name: (value, "argument") for name, value in values.items()})
 
 
 def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
@@ -155,28 +236,35 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    names = {field.name for field in fields(Settings)}
-    if unknown := sorted(set(table) - names):
+    if unknown := sorted(set(table) - set(definitions())):
         raise ConfigError(
-            f"{path}: unknown setting '{unknown[0]}'; there are: {', '.join(sorted(names))}"
+            f"{path}: unknown setting '{unknown[0]}'; there are: {', '.join(sorted(definitions()))}"
         )
     return {name: (value, str(path)) for name, value in table.items()}
 
 
-def _value(name: str, kind: type, value: Any, source: str) -> Any:
+def _composed(given: Mapping[str, tuple[Any, str]]) -> Settings:
+    values: dict[str, dict[str, Any]] = {}
+    for name, (value, source) in given.items():
+        setting = definitions()[name]
+        values.setdefault(setting.group, {})[name] = _value(setting, value, source)
+    top = values.pop("", {})
+    kinds = {field.name: field.type for field in structs.fields(Settings)}
+    return Settings(**top, **{group: kinds[group](**named) for group, named in values.items()})
+
+
+def _value(setting: Setting, given: Any, source: str) -> Any:
+    value = given
     try:
-        if isinstance(value, (list, dict)) or (isinstance(value, bool) and kind is str):
-            raise ValueError
-        converted = kind(str(value))  # TOML's true is not the number 1
-    except ValueError:
-        raise ConfigError(
-            f"{source}: '{value}' is not a valid {kind.__name__} for {name}"
-        ) from None
-    low, high = _RANGES.get(name, (None, None))
-    if low is not None and high is not None and not low <= converted <= high:
-        raise ConfigError(f"{source}: {name} must be from {low} to {high}, not {value}")
-    if name == "log_level" and converted not in LOG_LEVELS:
-        raise ConfigError(
-            f"{source}: log_level must be one of {', '.join(LOG_LEVELS)}, not {value}"
-        )
-    return converted
+        if setting.type is Path:
+            if not isinstance(value, (str, Path)) or not str(value):
+                raise msgspec.ValidationError
+            return Path(value)
+        if setting.is_list:
+            texts = msgspec.convert([value] if isinstance(value, str) else value, list[str])
+            value = [part for text in texts for part in text.replace(",", " ").split()]
+        # Not strict: the environment and options are texts, whatever the type of the setting.
+        return msgspec.convert(value, setting.constrained, strict=False)
+    except msgspec.ValidationError:
+        shown = "" if setting.secret else f", not {given!r}"
+        raise ConfigError(f"{source}: {setting.name} must be {setting.wanted}{shown}") from None

@@ -1,28 +1,109 @@
-"""What can be set about the storage engine; units are in the names."""
+"""What can be set about the storage engine. The defaults are right for nearly everyone.
 
-from dataclasses import dataclass
+A field with a `Meta` is a setting of the operator's: its help, unit and range stand here and
+nowhere else, and `qlog serve --help`, the environment's names and docs/operations.md are made of
+them. A field without one is for tests and measurements.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 
-@dataclass(frozen=True, slots=True)
-class StoreSettings:
-    """The defaults are right for nearly everyone."""
+class StoreSettings(Struct, frozen=True, kw_only=True):
+    """What is kept how, and for how long it may stay in memory alone."""
 
-    segment_bytes_max: int = 64 << 20  # the unit in which disk space is given back
-    ledger_bytes_max: int = 16 << 20
+    ack_flush_s: Annotated[
+        float,
+        Meta(
+            ge=0.001,
+            le=1,
+            description="Acknowledgements younger than this may come back after a kill.",
+            extra={"unit": "s"},
+        ),
+    ] = 0.005
+    ledger_sync_s: Annotated[
+        float,
+        Meta(
+            ge=0.001,
+            le=60,
+            description="Acknowledgements younger than this may come back after a power loss.",
+            extra={"unit": "s"},
+        ),
+    ] = 1.0
+    checkpoint_interval_s: Annotated[
+        float,
+        Meta(
+            ge=0.01,
+            le=600,
+            description="How often the index catches up; a start after a kill replays the rest.",
+            extra={"unit": "s"},
+        ),
+    ] = 1.0
+    segment_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=64 << 10,
+            le=(2 << 30) - 1,
+            description="Size of a file of the log; disk space is given back by the file.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 64 << 20
+    ledger_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=64 << 10,
+            le=(2 << 30) - 1,
+            description="Size of a file of acknowledgements. Another one is reserved, so that "
+            "consumers go on when the disk is full.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 16 << 20
+    cache_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="Message bodies kept in memory after they are on disk.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 32 << 20
+    compact_share_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Files of the log of which less than this share is alive are rewritten. "
+            "When the log is more than twice what is alive, those of which less than half is "
+            "alive are, too, after a tenth of the time; 0 leaves only these.",
+        ),
+    ] = 0.3
+    compact_age_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="Files of the log younger than this are not rewritten.",
+            extra={"unit": "s"},
+        ),
+    ] = 60.0
+    compact_bytes_per_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 40,
+            description="At most so much of the log is rewritten in a second.",
+            extra={"unit": "bytes/s"},
+        ),
+    ] = 32 << 20
+
     batch_bytes_max: int = 4 << 20
     batch_records_max: int = 4096
-    cache_bytes_max: int = 32 << 20  # bodies kept in memory after they are on disk
     pending_bytes_max: int = 8 << 20  # appended and not on disk: then the store is congested
-    checkpoint_interval_s: float = 1.0
     checkpoint_operations: int = 100_000
     checkpoint_bytes: int = 64 << 20
-    ack_flush_s: float = 0.005  # acks younger than this may come back after kill -9
     ack_flush_count: int = 1024
-    ledger_sync_s: float = 1.0  # and acks younger than this after a power loss
     index_map_bytes: int = 64 << 30  # address space, not disk: 160 MB are 10 million messages
     index_reserve_bytes: int = 16 << 20  # of the disk, for when it is full
     catalog_map_bytes: int = 1 << 30
     catalog_reserve_bytes: int = 1 << 20
-    compact_share_max: float = 0.3  # sealed segments with less alive than this are compacted,
-    compact_age_s: float = 60.0  # when they are older than this,
-    compact_bytes_per_s: int = 32 << 20  # and at most so many bytes of them in a second

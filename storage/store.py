@@ -36,6 +36,7 @@ from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
 from qlog.storage.start import recovery
+from qlog.storage.start.recovery import Progress, ignore_progress
 from qlog.storage.worker import ThreadWorker, Worker
 from qlog.storage.write.commit import CommitResult, Committer
 from qlog.storage.write.commits import RETRY_S, Commits
@@ -138,17 +139,18 @@ class Store(Generic[M]):
         disk: Disk | None = None,
         new_worker: Callable[[str, Callable[[], None]], Worker] = ThreadWorker,
         clock_ms: Callable[[], int] | None = None,
+        progress: Progress = ignore_progress,
     ) -> Self:
         """Lock, verify and recover a data directory, or make a new one.
 
         `decode` makes a meta of its bytes and the size of its body. `notify` is called from the
         store's threads, and from `Lane.settle` when a timer starts; the owner then calls `advance`
         and `tick`. `clock_ms`: the wall clock, for the times of settlements in the ledger, which are
-        for people alone. Raises StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable,
+        for people alone. `progress` is told how far recovery is, and may raise to end it. Raises StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable,
         CorruptLog.
         """
         recovered = recovery.recover(
-            directory, decode, settings or StoreSettings(), disk or OSDisk()
+            directory, decode, settings or StoreSettings(), disk or OSDisk(), progress
         )
         return cls(recovered, notify=notify, new_worker=new_worker, clock_ms=clock_ms)
 

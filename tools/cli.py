@@ -13,7 +13,7 @@ import typer.core
 
 from qlog import __version__
 from qlog.tools.inspect.app import app as inspect
-from qlog.tools.serve import serve
+from qlog.tools.serve import ServeCommand, serve
 
 # What typer raises for wrong options; where the class is defined depends on its version.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -45,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(serve)
+app.command(cls=ServeCommand)(serve)
 app.add_typer(inspect, name="inspect")
 
 

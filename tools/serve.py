@@ -1,70 +1,154 @@
 """`qlog serve`: the daemon on a terminal or under a supervisor.
 
 Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start (one line on stderr says why), 2 for
-wrong options, 74 (EX_IOERR) when the disk failed while it ran.
+wrong options, 74 (EX_IOERR) when the disk failed while it ran. No other signal that can be caught
+ends it, and nothing that is wrong with stderr does.
 """
 
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
+import signal
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
+import typer.main
 
 from qlog import __version__
 
 if TYPE_CHECKING:
     import trio
 
-    from qlog.server.config import Settings
+    from qlog.server.config import Setting, Settings
 
 EXIT_IO_ERROR = 74
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Sent by terminals, log rotation and mistaken scripts; each of them would end or stop the process.
+HARMLESS_SIGNALS = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+    signal.SIGTTOU,
+    signal.SIGPIPE,
+)
+
+
+class ServeCommand(typer.core.TyperCommand):
+    """`qlog serve`, with an option for each setting.
+
+    The options are made of the settings' definitions when they are asked for, so that the other
+    commands start without them. Their values are the context's `obj`.
+    """
+
+    _settings_options: list[Any] | None = None
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options: first those of the settings."""
+        if self._settings_options is None:
+            self._settings_options = _settings_options()
+        return [*self._settings_options, *super().get_params(ctx)]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; only its own options are its arguments."""
+        ctx.obj = {param.name: ctx.params.pop(param.name) for param in self._settings_options or ()}
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The help of the options, by groups."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            group = getattr(param, "rich_help_panel", None) or "Options"
+            if record := param.get_help_record(ctx):
+                groups.setdefault(group, []).append(record)
+        for group in ("Options", *(group for group in groups if group != "Options")):
+            with formatter.section(group):
+                formatter.write_dl(groups[group])
+
+
+def _settings_options() -> list[Any]:
+    """An option for each setting that has one, as typer makes them."""
+    from qlog.server.config import definitions
+
+    def options(**values: Any) -> None:
+        """Only its signature is looked at."""
+
+    kinds = {
+        setting.name: Annotated[
+            list[str] | None if setting.is_list else str | None,
+            typer.Option(
+                setting.option,
+                help=f"{setting.help} {_allowed(setting)}",
+                metavar=_metavar(setting),
+                rich_help_panel=setting.title,
+            ),
+        ]
+        for setting in definitions().values()
+        if setting.is_option
+    }
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in kinds.items()
+        ]
+    )
+    options.__annotations__ = kinds
+    options.__signature__ = signature  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(options)
+    return list(typer.main.get_command(app).params)
+
+
+def _metavar(setting: Setting) -> str:
+    if setting.type is Path:
+        return "DIR"
+    if setting.low is None:
+        return "TEXT"
+    return {"s": "SECONDS", "bytes": "BYTES", "bytes/s": "BYTES/S"}.get(setting.unit, "NUMBER")
+
+
+def _allowed(setting: Setting) -> str:
+    parts = [f"default: {setting.default_text}"]
+    if setting.choices:
+        parts.append(", ".join(setting.choices))
+    if setting.range_text:
+        parts.append(setting.range_text)
+    return f"[{'; '.join(parts)}]"
 
 
 def serve(
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where everything is kept; created if missing. [default: ./qlog-data]",
-            metavar="DIR",
-        ),
-    ] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(help="Addresses to listen on, separated by commas. [default: 127.0.0.1]"),
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 picks a free one. [default: 5672]")
-    ] = None,
+    context: typer.Context,
     config: Annotated[
         Path | None,
         typer.Option(
             envvar="QLOG_CONFIG", metavar="FILE.toml", help="Read settings from a TOML file."
         ),
     ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [default: info]")
-    ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Run the broker until SIGTERM or Ctrl-C.
 
-    Every setting can also be given as QLOG_… in the environment.
+    Every setting can also be given as QLOG_… in the environment, or by its name in a TOML file:
+    options win over the environment, the environment over the file.
     """
     if version:
         typer.echo(f"qlog {__version__}")
         return
+    signals = _Signals()
+    from qlog.tools import stderr
+
+    stderr.take_over()
     from qlog.server import config as configuration
     from qlog.storage.errors import StorageError
 
     try:
-        settings = configuration.load(
-            config_file=config,
-            options={"data_dir": data_dir, "host": host, "port": port, "log_level": log_level},
-        )
+        settings = configuration.load(config_file=config, options=context.obj)
     except configuration.ConfigError as error:
         _stop(str(error), 2)
     import trio
@@ -74,20 +158,18 @@ def serve(
 
     _tune_interpreter()
     _raise_descriptor_limit()
-    _log_to_stderr(settings.log_level)
+    _log_to_stderr(settings.log.log_level)
     try:
-        trio.run(_serve, settings)
-    except StorageError as error:
+        trio.run(_serve, settings, signals)
+    except (StorageError, CannotListen) as error:
         _stop(str(error), 1)
     except StorageFailed as error:
         _stop(f"the disk failed: {error}", EXIT_IO_ERROR)
-    except CannotListen as error:
-        _stop(str(error), 1)
     except OSError as error:
         where = f" {error.filename}:" if error.filename else ""
         _stop(f"cannot start:{where} {error.strerror or error}", 1)
     finally:
-        _ignore_signals()
+        _ignore(STOP_SIGNALS)
 
 
 def _stop(message: str, status: int) -> NoReturn:
@@ -107,7 +189,6 @@ def _tune_interpreter() -> None:
 def _raise_descriptor_limit() -> None:
     """As many clients as may be: the soft limit is there for programs that use `select`."""
     import resource
-    from contextlib import suppress
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS takes no more than `kern.maxfilesperproc`
@@ -129,46 +210,69 @@ class _OneLine(logging.Formatter):
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, signals: _Signals) -> None:
     import trio
 
     from qlog.server.app import open_broker
 
-    async with open_broker(settings) as broker:
-        with trio.CancelScope() as serving:
-            _stop_by_signal(serving)
-            # Printed whatever the log level: scripts and supervisors wait for this line.
-            urls = " ".join(broker.urls)
-            print(f"Server startup complete, listening on {urls}", file=sys.stderr)
-            await broker.failed.wait()
+    with trio.CancelScope() as starting:
+        signals.end(starting)
+        async with open_broker(settings) as broker:
+            with trio.CancelScope() as serving:
+                signals.end(serving)
+                # Printed whatever the log level: scripts and supervisors wait for this line.
+                urls = " ".join(broker.urls)
+                print(f"Server startup complete, listening on {urls}", file=sys.stderr)
+                await broker.failed.wait()
 
 
-def _stop_by_signal(serving: trio.CancelScope) -> None:
-    """Have SIGTERM and SIGINT end what is in the scope, and nothing from then on: a second signal
-    does not break off what the first began, nor change the exit status."""
-    import signal
-    from contextlib import suppress
+class _Signals:
+    """What signals mean, from the first moment on.
 
-    import trio
+    SIGTERM and SIGINT end the broker, wherever it is; a second one breaks nothing off and does not
+    change the exit status. SIGHUP is for what can be read again. The others do nothing.
+    """
 
-    def stop(number: int) -> None:
-        if not serving.cancel_called:
-            logging.getLogger("qlog").info("stopping signal=%s", signal.Signals(number).name)
-            serving.cancel()
+    def __init__(self) -> None:
+        self._stopped_by: signal.Signals | None = None
+        self._scope: trio.CancelScope | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        _ignore(HARMLESS_SIGNALS)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._received)
+        signal.signal(signal.SIGHUP, self._received)
 
-    def received(number: int, frame: object) -> None:
-        _ignore_signals()
+    def end(self, scope: trio.CancelScope) -> None:
+        """From now on a signal that ends the broker cancels this scope, and no other."""
+        import trio
+
+        self._token = trio.lowlevel.current_trio_token()
+        self._scope = scope
+        if self._stopped_by is not None:
+            scope.cancel()
+
+    def _received(self, number: int, frame: object) -> None:
+        if number in STOP_SIGNALS:
+            _ignore(STOP_SIGNALS)
+            self._stopped_by = signal.Signals(number)
+        if self._token is None:
+            return  # not running yet; `end` comes
+        import trio
+
         with suppress(trio.RunFinishedError):
-            token.run_sync_soon(stop, number)
+            self._token.run_sync_soon(self._stop if number in STOP_SIGNALS else self._read_again)
 
-    token = trio.lowlevel.current_trio_token()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, received)
+    def _stop(self) -> None:
+        assert self._stopped_by is not None and self._scope is not None
+        logging.getLogger("qlog").info("stopping signal=%s", self._stopped_by.name)
+        self._scope.cancel()
+
+    def _read_again(self) -> None:
+        logging.getLogger("qlog").info(
+            "nothing was read again: settings are read at a start only signal=SIGHUP"
+        )
 
 
-def _ignore_signals() -> None:
-    """It ends anyway."""
-    import signal
-
-    for number in (signal.SIGTERM, signal.SIGINT):
+def _ignore(signals: Iterable[signal.Signals]) -> None:
+    for number in signals:
         signal.signal(number, signal.SIG_IGN)

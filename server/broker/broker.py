@@ -12,7 +12,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qlog.server.amqp.envelope import Envelope
@@ -24,6 +23,7 @@ from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.queue import Queue
 from qlog.server.broker.queues.targets import Targets
+from qlog.server.broker.settings import BrokerSettings
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import OutOfDescriptors, StorageError
 from qlog.storage.store import Store
@@ -34,27 +34,6 @@ if TYPE_CHECKING:
     from qlog.server.broker.channels.publisher import Publisher
 
 logger = logging.getLogger("qlog.broker")
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerSettings:
-    """What operators may change of the rules.
-
-    `product` and `version` are what clients are told: they switch behaviour on both.
-    """
-
-    default_user: str = "guest"
-    default_pass: str = "guest"
-    default_vhost: str = "/"
-    loopback_users: frozenset[str] = frozenset({"guest"})
-    product: str = "RabbitMQ"
-    version: str = "4.2.0"
-    platform: str = "qlog"
-    frame_bytes_max: int = 131072
-    channel_max: int = 2047
-    heartbeat_s: int = 60
-    message_bytes_max: int = 128 * 1024 * 1024
-    consumer_timeout_s: float = 1800.0
 
 
 class Broker:

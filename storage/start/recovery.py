@@ -76,6 +76,15 @@ _STRETCH_WEIGHT = 8  # and a stretch of them counts as so many more
 _REWRITE_BYTES = 1 << 20
 
 
+# What is being done, and how many of it are done; called often. What it raises ends the recovery,
+# which may begin again at any time.
+Progress = Callable[[str, int], None]
+
+
+def ignore_progress(what: str, count: int) -> None:
+    """For those who do not ask how far recovery is."""
+
+
 @dataclass(slots=True)
 class RecoveryReport:
     """What a start found; all zero after an orderly stop."""
@@ -130,15 +139,17 @@ def recover(
     decode: Callable[[bytes, int], M],
     settings: StoreSettings,
     disk: Disk,
+    progress: Progress = ignore_progress,
 ) -> Recovered[M]:
-    """Open and recover a data directory. Raises StorageError; the directory is then unlocked."""
+    """Open and recover a data directory. Raises StorageError, and what `progress` raises; the
+    directory is then unlocked."""
     paths = Paths(directory.absolute())
     opened: list[Callable[[], None]] = [disk.release]
     try:
         lock = prepare(disk, paths)
         opened.append(lambda: disk.close(lock))
         held = len(opened)
-        recovery = _Recovery(paths, lock, decode, settings, disk, opened)
+        recovery = _Recovery(paths, lock, decode, settings, disk, opened, progress)
         before = recovery.report
         try:
             return recovery.run()
@@ -148,7 +159,7 @@ def recover(
         while len(opened) > held:
             opened.pop()()
         mark_doubt(disk, paths)
-        recovery = _Recovery(paths, lock, decode, settings, disk, opened)
+        recovery = _Recovery(paths, lock, decode, settings, disk, opened, progress)
         recovered = recovery.run()
         report = recovered.report
         report.index_rebuilt = before.index_rebuilt
@@ -178,7 +189,10 @@ class _Recovery(Generic[M]):
         settings: StoreSettings,
         disk: Disk,
         opened: list[Callable[[], None]],
+        progress: Progress,
     ) -> None:
+        self.progress = progress
+        self.found_count = 0
         self.paths = paths
         self.lock = lock
         self.decode = decode
@@ -418,6 +432,8 @@ class _Recovery(Generic[M]):
 
     def _adopt(self, lane_id: int, segment_id: int, first: int, run: PlacedRun) -> None:
         """Messages of the log, in its order, that the index does not have yet."""
+        self.found_count += len(run.positions)
+        self.progress("messages found in the log", self.found_count)
         self.adopted[lane_id].add(first, segment_id, run.positions, run.lengths, run.sizes)
 
     # -- making it lasting
@@ -499,7 +515,8 @@ class _Recovery(Generic[M]):
         assert self.index is not None
         index = self.shelf.index = self.index
         gone = [segment_id for segment_id in self.live_before if segment_id not in self.segments]
-        for part in self._updates():
+        for number, part in enumerate(self._updates()):
+            self.progress("parts of the index made", number)
             index.apply(part, (), None)
         index.apply((), self.deleted, checkpoint, gone, moves)
         if paths.index_doubt.name in self.disk.names(paths.root):

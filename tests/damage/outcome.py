@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from qlog.server.broker.broker import Broker, BrokerSettings
+from qlog.server.broker.broker import Broker
+from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.errors import CorruptLog, StorageError
 from tests.damage.directories import Place, opened
 

@@ -34,8 +34,8 @@ def open_image(directory: Path) -> Found:
     )
     try:
         settings = Settings(data_dir=directory)
-        broker = Broker(store, settings.broker_settings())
-        vhost = broker.vhosts[settings.default_vhost]
+        broker = Broker(store, settings.broker)
+        vhost = broker.vhosts[settings.broker.default_vhost]
         queues = {name: _messages(queue.lane) for name, queue in vhost.queues.items()}
         bound: set[str] = set()
         if vhost.routing.exchange(FANOUT) is not None:

@@ -10,6 +10,10 @@ import os
 import sys
 from collections.abc import Callable
 
+import trio
+from msgspec import structs
+
+from qlog.server import config
 from qlog.server.config import Settings
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space import compactor
@@ -62,9 +66,21 @@ class InlineWorker:
         """Nothing to end."""
 
 
+async def at_once(work: Callable[[], object]) -> object:
+    """Instead of trio's threads."""
+    return work()
+
+
+def load_small(load: Callable[..., Settings] = config.load, **given: object) -> Settings:
+    """The settings, with the storage's own smaller than an operator may set them."""
+    return structs.replace(load(**given), storage=SMALL)
+
+
 if __name__ == "__main__":
     if os.environ.get(ONE_THREAD):
         Store.open.__func__.__kwdefaults__["new_worker"] = InlineWorker  # type: ignore[attr-defined]
-    Settings.store_settings = lambda self: SMALL  # type: ignore[method-assign]
+        trio.to_thread.run_sync = at_once  # type: ignore[assignment]
+        trio.from_thread.check_cancelled = lambda: None
+    config.load = load_small
     compactor._LOOK_S = COMPACT_LOOK_S
     app(["serve", *sys.argv[1:]])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from qlog.server import app
+from qlog.server import app, config
 from qlog.server.amqp import spec
 from qlog.server.app import open_broker
 from qlog.server.config import Settings
@@ -21,7 +20,7 @@ from tests.server.net.support import connect, declare
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """An empty directory, and any free port."""
     monkeypatch.setattr(app, "CLOSE_S", 0.1)
-    return Settings(data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=0)
+    return config.of(data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=0)
 
 
 async def test_messages_are_there_when_opened_again(settings: Settings) -> None:
@@ -56,7 +55,7 @@ async def test_directory_is_free_again_after_a_failure(settings: Settings) -> No
             async with open_broker(settings):
                 pass
         with pytest.raises(OSError):
-            other = replace(settings, port=broker.port, data_dir=settings.data_dir / "other")
+            other = config.of(data_dir=settings.data_dir / "other", port=broker.port)
             async with open_broker(other):
                 pass
         assert not (settings.data_dir / "other").exists()
@@ -74,8 +73,10 @@ async def test_cancelled_broker_is_closed(settings: Settings) -> None:
             pass
 
 
-async def test_url_can_be_dialled(settings: Settings) -> None:
-    login = replace(settings, default_user="a@b", default_pass="p/:", default_vhost="v/1")
+async def test_url_can_be_dialled(tmp_path: Path) -> None:
+    login = config.of(
+        data_dir=tmp_path, port=0, default_user="a@b", default_pass="p/:", default_vhost="v/1"
+    )
     async with open_broker(login) as broker:
         assert broker.url == f"amqp://a%40b:p%2F%3A@127.0.0.1:{broker.port}/v%2F1"
         assert broker.urls == [f"amqp://127.0.0.1:{broker.port}"]

@@ -11,10 +11,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from msgspec.structs import replace
 
 from tests.simulation.disk import LMDB_NAMES, CrashCounts
 from tests.simulation.world import LANES, Fate, World, small_steps

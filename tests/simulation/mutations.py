@@ -8,13 +8,15 @@ reason; lives without all of them at once must go well. Together they name every
 import ast
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary, WeakSet
+
+from msgspec.structs import replace
 
 import qlog.storage
 from qlog.storage.errors import SyncFailed

@@ -3,10 +3,10 @@
 import errno
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from qlog.storage.bytes.footer import Columns
 from qlog.storage.errors import CorruptLog

@@ -5,10 +5,10 @@ import random
 import shutil
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from qlog.storage.errors import CorruptLog
 from qlog.storage.index.index import Index, IndexDoubt

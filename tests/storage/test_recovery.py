@@ -6,10 +6,10 @@ import random
 import shutil
 import struct
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES, pack_batch
 from qlog.storage.bytes.datadir import Identity

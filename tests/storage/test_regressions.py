@@ -5,10 +5,10 @@ The random search that finds such things again is `python -m tests.simulation`.
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.simulation.lives import scratch
 from tests.simulation.mutations import follow, older_ledger_removed

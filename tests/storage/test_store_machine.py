@@ -7,11 +7,11 @@ often, by `python -m tests.simulation`.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from msgspec.structs import replace
 
 from tests.simulation.disk import LMDB_NAMES
 from tests.simulation.lives import scratch

@@ -191,10 +191,14 @@ def test_unknown_host(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "environment", "text"),
     [
-        (["--port", "70000"], {}, "--port: port must be from 0 to 65535, not 70000"),
+        (["--port", "70000"], {}, "--port: port must be a whole number, 0 to 65535, not '70000'"),
         (["--log-level", "loud"], {}, "--log-level: log_level must be one of"),
         (["--config", "/nowhere.toml"], {}, "cannot read the configuration /nowhere.toml"),
-        ([], {"QLOG_HEARTBEAT_S": "often"}, "$QLOG_HEARTBEAT_S: 'often' is not a valid int"),
+        (
+            [],
+            {"QLOG_HEARTBEAT_S": "often"},
+            "$QLOG_HEARTBEAT_S: heartbeat_s must be a whole number",
+        ),
     ],
 )
 def test_wrong_settings(options: list[str], environment: dict[str, str], text: str) -> None:

@@ -20,10 +20,11 @@ from qlog.server.amqp.frames import FRAME_HEAD, HEADER, METHOD, PROTOCOL_HEADER,
 from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
 from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
-from qlog.server.broker.broker import Broker, BrokerSettings
+from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
 from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.store import Store
 from tests.storage.support import SMALL, FaultyDisk, ManualWorker, abandon, ignore
 

@@ -17,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from qlog.server import app
+from qlog.server import app, config, resources
 from qlog.server.amqp import spec
 from qlog.server.amqp.frames import HEARTBEAT_FRAME
 from qlog.server.app import RunningBroker, StorageFailed, open_broker
@@ -44,7 +44,7 @@ from tests.server.net.support import (
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """An empty directory, and any free port."""
-    return Settings(data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=1)
+    return config.of(data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=1)
 
 
 @pytest.fixture(autouse=True)
@@ -288,7 +288,7 @@ async def test_blocked_publisher_is_not_missed(
     async with open_broker(settings) as broker:
         peer = await connect(broker, heartbeat_s=10)
         await declare(peer, "q")
-        monkeypatch.setattr(app, "_resident_bytes", lambda: 1 << 60)
+        monkeypatch.setattr(resources, "_resident_bytes", lambda: 1 << 60)
         await pass_time(mock_clock, 1)
         await peer.write(message(1, "q", b"first"))
         assert (await peer.expect(spec.ConnectionBlocked)).reason == "low on memory"
@@ -296,7 +296,7 @@ async def test_blocked_publisher_is_not_missed(
         await pass_time(mock_clock, 60)
         queue = broker.broker.vhosts["/"].queues["q"]
         assert queue.ready == 1  # it is not read
-        monkeypatch.setattr(app, "_resident_bytes", lambda: 0)
+        monkeypatch.setattr(resources, "_resident_bytes", lambda: 0)
         await pass_time(mock_clock, 1)
         await peer.expect(spec.ConnectionUnblocked)
         await declare(peer, "other")
@@ -597,7 +597,7 @@ async def test_no_file_descriptor_left_is_sat_out(
         def fail() -> int:
             raise OSError(24, "Too many open files")
 
-        monkeypatch.setattr(app, "_resident_bytes", fail)
+        monkeypatch.setattr(resources, "_resident_bytes", fail)
         await pass_time(mock_clock, 3)
         await declare(peer, "q")
         mock_clock.rate = 5

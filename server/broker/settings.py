@@ -1,0 +1,88 @@
+"""What can be set about the broker's rules. A field without a `Meta` is not the operator's to set."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from qlog import __version__
+
+
+class BrokerSettings(Struct, frozen=True, kw_only=True):
+    """Who may come in, and what clients are told and may do."""
+
+    default_user: Annotated[
+        str,
+        Meta(
+            description="The user that a first start makes.",
+            extra={"also": "RABBITMQ_DEFAULT_USER"},
+        ),
+    ] = "guest"
+    default_pass: Annotated[
+        str,
+        Meta(
+            description="The password of that user.",
+            extra={"also": "RABBITMQ_DEFAULT_PASS", "secret": True},
+        ),
+    ] = "guest"
+    default_vhost: Annotated[
+        str,
+        Meta(
+            description="The virtual host that a first start makes.",
+            extra={"also": "RABBITMQ_DEFAULT_VHOST"},
+        ),
+    ] = "/"
+    loopback_users: Annotated[
+        frozenset[str], Meta(description="Users who are let in from this machine only.")
+    ] = frozenset({"guest"})
+    product: Annotated[
+        str, Meta(description="The product that clients are told; some go by it.")
+    ] = "RabbitMQ"
+    version: Annotated[
+        str,
+        # As an option, `--version` is qlog's own.
+        Meta(
+            description="The version that clients are told; some go by it.", extra={"option": False}
+        ),
+    ] = "4.2.0"
+    frame_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=8192,  # 4.2.3 of the specification demands 4096; RabbitMQ takes no less than this
+            le=2**31 - 1,
+            description="The largest frame that clients are offered.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 131072
+    channel_max: Annotated[
+        int, Meta(ge=1, le=65535, description="How many channels a connection may have.")
+    ] = 2047
+    heartbeat_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="The heartbeat that clients are offered; 0: none.",
+            extra={"unit": "s"},
+        ),
+    ] = 60
+    message_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=512 << 20,
+            description="Larger messages are refused with 406.",
+            extra={"unit": "bytes"},
+        ),
+    ] = 128 << 20
+    consumer_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10**9,
+            description="How long a delivery may stay unacknowledged; 0: for ever.",
+            extra={"unit": "s"},
+        ),
+    ] = 1800.0
+    platform: str = f"qlog {__version__}"
