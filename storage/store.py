@@ -14,23 +14,20 @@ batches, index/checkpoints.py the index and the space. Here it is put together: 
 commit thread consists of, whose result goes where, and when the next thing is due.
 """
 
-from array import array
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from typing import Generic, Self
 
 from qlog.storage.bytes.datadir import Identity, mark_doubt
 from qlog.storage.bytes.disk import Disk, OSDisk
-from qlog.storage.bytes.footer import run_bytes
-from qlog.storage.bytes.record import PERSISTENT, TARGET_BYTES, pack_run
+from qlog.storage.bytes.record import TARGET_BYTES
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, Shortage, SyncFailed, is_shortage
 from qlog.storage.index.checkpoint import CheckpointDone
 from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.reader import Reader
-from qlog.storage.lanes.run import IN_MEMORY, M, Run
+from qlog.storage.lanes.run import M
 from qlog.storage.lmdb.catalog import Catalog
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import CompactionStep
@@ -40,6 +37,7 @@ from qlog.storage.start.recovery import Progress, ignore_progress
 from qlog.storage.worker import ThreadWorker, Worker
 from qlog.storage.write.commit import CommitResult, Committer
 from qlog.storage.write.commits import RETRY_S, Commits
+from qlog.storage.write.gathering import Gathering
 from qlog.storage.write.ledger import LANE_DELETED
 from qlog.storage.write.settling import Settling
 from qlog.storage.write.upkeep import Prepared, Sealed, Unlinked, Upkeep
@@ -98,6 +96,7 @@ class Store(Generic[M]):
             recovered.settings,
             notify,
         )
+        self._gathering = Gathering(recovered.log, recovered.cache)
         self._checkpoints = Checkpoints(
             commits=self._commits,
             settling=self._settling,
@@ -225,7 +224,7 @@ class Store(Generic[M]):
 
         One record a message, however many lanes. The LSN after the last record: the run is
         durable when `durable_lsn` reaches it. What is not persistent stays in memory, and is
-        durable as soon as what came before it. The lists are kept: they must not change.
+        durable as soon as what came before it.
 
         Arguments: `now_ms` is the time of all of the messages, `dues_ms` the due time of each
         (both wall-clock milliseconds, above 0); None when they have none.
@@ -251,47 +250,11 @@ class Store(Generic[M]):
                     dues_ms=None if dues_ms is None else dues_ms[part],
                 )
             return lsn
-        ids = [lane.id for lane in lanes]
-        firsts = [lane.next_qseq for lane in lanes]
         if persistent:
-            parts, lengths, sizes = pack_run(
-                ids, firsts, metas, bodies, PERSISTENT, now_ms, dues_ms
-            )
-            size = sum(lengths)
-            footer_bytes = run_bytes(count, len(ids), has_dues=dues_ms is not None)
-            batch = log.place(count, size, footer_bytes)
-            positions = array("I", accumulate(lengths, initial=batch.end))
-            positions.pop()
-            columns = batch.segment.columns
-            assert columns is not None
-            columns.add(ids, firsts, positions, lengths, sizes, dues_ms)
-            columns.note_times(now_ms, now_ms)
-            batch.parts += parts
-            log.added(batch, count, size, footer_bytes)
+            size = self._gathering.persistent(lanes, metas, bodies, now_ms, dues_ms)
             self._checkpoints.appended(size)
-            run = Run(
-                batch.segment.segment_id,
-                positions,
-                lengths,
-                sizes,
-                log.lsn,
-                len(ids),
-                now_ms,
-                metas,
-                bodies,
-                dues_ms,
-            )
         else:
-            sizes = array("I", map(len, bodies))
-            positions = array("I", accumulate(sizes, initial=0))
-            positions.pop()
-            run = Run(
-                IN_MEMORY, positions, sizes, sizes, 0, len(ids), now_ms, metas, bodies, dues_ms
-            )
-            run.origin = (ids, firsts)
-        self._recovered.cache.add(run)
-        for lane in lanes:
-            lane.add(run)
+            self._gathering.transient(lanes, metas, bodies, now_ms, dues_ms)
         self._settling.changes.operations += count
         return log.lsn
 

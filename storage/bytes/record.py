@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import repeat
-from operator import add
+from operator import add, xor
 from typing import NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -77,42 +77,57 @@ def run_unpacker(target_count: int) -> Callable[[bytes, int], tuple[int, ...]]:
     return struct.Struct("<IIBBHIQQ" + "IQ" * target_count).unpack_from
 
 
+def record_lengths(
+    target_count: int, metas: Sequence[Meta], sizes: "array[int]", *, has_dues: bool
+) -> "array[int]":
+    """The lengths of records with bodies of these sizes, in bytes."""
+    fixed = fixed_bytes(DUE if has_dues else 0, target_count)
+    if _alike(metas):
+        return array("I", map((fixed + len(metas[0].packed)).__add__, sizes))
+    return array("I", map(fixed.__add__, map(add, [len(meta.packed) for meta in metas], sizes)))
+
+
 def pack_run(
     lanes: Sequence[int],
     firsts: Sequence[int],
     metas: Sequence[Meta],
     bodies: Sequence[bytes],
+    lengths: "array[int]",
     flags: int,
-    timestamp_ms: int,
+    times_ms: Sequence[int],
     dues_ms: Sequence[int] | None = None,
-) -> tuple[list[bytes], "array[int]", "array[int]"]:
+) -> list[bytes]:
     """The records of a run, as buffers to be written one behind the other.
 
-    Also their lengths, and the sizes of their bodies. Record i goes to each of `lanes`, where its
-    qseq is `firsts[…] + i`. `dues_ms`: each message's due time; the flag DUE is set for them here.
-    No step here is Python code for each message: this is where the broker's speed is made or lost.
+    Record i goes to each of `lanes`, where its qseq is `firsts[…] + i`. `lengths` are those that
+    `record_lengths` gave. `times_ms`: when each message was appended. `dues_ms`: each message's due
+    time; the flag DUE is set for them here. No step here is Python code for each message: this is
+    where the broker's speed is made or lost.
     """
     count = len(bodies)
     if dues_ms is not None:
         flags |= DUE
-    fixed = fixed_bytes(flags, len(lanes))
-    seed = record_seed(0, timestamp_ms, MESSAGE, flags)
-    sizes = array("I", map(len, bodies))
+    seed = record_seed(0, 0, MESSAGE, flags)
     parts: list[bytes] = [b""] * (3 * count)
     meta_lengths: Iterable[int]
+    times: Iterable[int] = times_ms
+    same_time = times_ms[0] == times_ms[-1] and times_ms.count(times_ms[0]) == count
+    if same_time:
+        seed ^= times_ms[0]
+        times = repeat(times_ms[0])
     seeds: Iterable[int]
-    if metas[0] is metas[-1] and metas.count(metas[0]) == count:
+    if _alike(metas):
         packed = metas[0].packed
         meta_lengths = repeat(len(packed))
-        lengths = array("I", map((fixed + len(packed)).__add__, sizes))
         seeds = repeat(seed ^ metas[0].packed_hash, count)
         parts[1::3] = [packed] * count
     else:
         packeds = [meta.packed for meta in metas]
-        meta_lengths = list(map(len, packeds))
-        lengths = array("I", map(fixed.__add__, map(add, meta_lengths, sizes)))
+        meta_lengths = map(len, packeds)
         seeds = [meta.packed_hash ^ seed for meta in metas]
         parts[1::3] = packeds
+    if not same_time:
+        seeds = map(xor, seeds, times_ms)
     columns: list[Iterable[int]] = []
     if dues_ms is not None:
         assert len(dues_ms) == count and min(dues_ms) > 0
@@ -128,12 +143,17 @@ def pack_run(
         repeat(flags),
         repeat(0),
         repeat(len(lanes)),
-        repeat(timestamp_ms),
+        times,
         map(xxh3_64_intdigest, bodies, seeds),
         *columns,
     )
     parts[2::3] = bodies
-    return parts, lengths, sizes
+    return parts
+
+
+def _alike(metas: Sequence[Meta]) -> bool:
+    """Whether all are one and the same."""
+    return metas[0] is metas[-1] and metas.count(metas[0]) == len(metas)
 
 
 class Alike(NamedTuple):

@@ -52,7 +52,7 @@ class Snapshot(Generic[M]):
     unlinked: list[int] = field(default_factory=list)  # segments that are gone
     condemned: list[int] = field(default_factory=list)  # their end is in the ledger by then
     moves: list[Move] = field(default_factory=list)  # what was compacted; the ledger has it by then
-    spilled: "list[tuple[Run[M], int, array[int], array[int]]]" = field(default_factory=list)
+    spilled: "list[tuple[Run[M], int, array[int]]]" = field(default_factory=list)
     ledger: LedgerPosition | None = None
 
 
@@ -76,6 +76,7 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
             continue
         update = lane_update(lane, lane.durable_upto(durable_lsn))
         for first, run in lane.unindexed(durable_lsn):
+            run.gathered = True
             if run.segment_id != IN_MEMORY:
                 update.placed.append(
                     Placed(first, run.segment_id, run.positions, run.lengths, run.sizes)
@@ -175,12 +176,17 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
     """
     while snapshot.transients:
         transient = snapshot.transients[0]
-        origin = transient.run.origin
-        assert origin is not None
+        run = transient.run
+        lane_ids, firsts = zip(*run.origin, strict=True)
         try:
-            run = transient.run
-            segment_id, positions, lengths = spill.append(
-                *origin, transient.metas, transient.bodies, run.now_ms, run.dues_ms
+            segment_id, positions = spill.append(
+                lane_ids,
+                firsts,
+                transient.metas,
+                transient.bodies,
+                run.lengths,
+                run.times_ms,
+                run.dues_ms,
             )
         except OSError as error:
             if not is_shortage(error):
@@ -189,7 +195,7 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
                 for update, first in left.owners:
                     update.placed_upto = min(update.placed_upto, first)
             return
-        snapshot.spilled.append((transient.run, segment_id, positions, lengths))
+        snapshot.spilled.append((run, segment_id, positions))
         for update, first in transient.owners:
-            update.placed.append(Placed(first, segment_id, positions, lengths, run.sizes))
+            update.placed.append(Placed(first, segment_id, positions, run.lengths, run.sizes))
         del snapshot.transients[0]

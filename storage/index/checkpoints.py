@@ -236,19 +236,21 @@ class Checkpoints(Generic[M]):
             self.held = done.shortage
             self._notify()
             return
-        for run, segment_id, positions, lengths in snapshot.spilled:
+        for run, segment_id, positions in snapshot.spilled:
             self._cache.drop(run)
             run.segment_id = segment_id
             run.positions = positions
-            run.lengths = lengths
+            run.gathered = False
             run.indexed = True
         for transient in snapshot.transients:  # no space for them: again with the next one
+            transient.run.gathered = False
             for update, _ in transient.owners:
                 lane = self._lanes.get(update.lane_id)
                 if lane is not None:
                     self._changes.dirty.add(lane)
         self.snapshot = None
         for run in snapshot.runs:
+            run.gathered = False
             run.indexed = True
         self._index.forget_cached()
         self._lanes_with_runs.update(snapshot.lanes)

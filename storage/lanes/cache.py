@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Generic
 
-from qlog.storage.lanes.run import M, Run
+from qlog.storage.lanes.run import RUN_OVERHEAD_BYTES, M, Run
 
 
 class Cache(Generic[M]):
@@ -15,13 +15,14 @@ class Cache(Generic[M]):
     def __init__(self, bytes_max: int) -> None:
         self.bytes = 0
         self.transient_bytes = 0
+        self.durable_lsn = 0
         self._bytes_max = bytes_max
         self._count = 0
         self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
         self._fresh: deque[Run[M]] = deque()  # those not durable yet
-        self._durable_lsn = 0
 
     def add(self, run: Run[M]) -> None:
+        """A new run, which may grow."""
         if run.lsn_end:
             self.bytes += run.memory_bytes
             self._count += 1
@@ -30,9 +31,26 @@ class Cache(Generic[M]):
         else:
             self.transient_bytes += run.memory_bytes
 
+    def grown(self, run: Run[M], size: int) -> None:
+        """A run takes so many more bytes."""
+        if run.lsn_end:
+            self.bytes += size
+        else:
+            self.transient_bytes += size
+
+    def joined(self, run: Run[M], later: Run[M]) -> None:
+        """Make `later` a part of `run`; both are durable, or neither is in the log."""
+        if later.bodies is not None:
+            if later.lsn_end:
+                self.bytes -= RUN_OVERHEAD_BYTES
+                self._count -= 1
+            else:
+                self.transient_bytes -= RUN_OVERHEAD_BYTES
+        run.join(later)
+
     def advance(self, durable_lsn: int) -> None:
         """All below is on disk now: what nobody waits for can go."""
-        self._durable_lsn = durable_lsn
+        self.durable_lsn = durable_lsn
         fresh = self._fresh
         while fresh and fresh[0].lsn_end <= durable_lsn:
             run = fresh.popleft()
@@ -49,7 +67,7 @@ class Cache(Generic[M]):
     def was_read(self, run: Run[M]) -> None:
         """A lane read the run to its end."""
         run.readers -= 1
-        if run.readers <= 0 and run.segment_id and run.lsn_end <= self._durable_lsn:
+        if run.readers <= 0 and run.segment_id and run.lsn_end <= self.durable_lsn:
             self.drop(run)
 
     def was_settled(self, run: Run[M]) -> None:

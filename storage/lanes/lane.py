@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, Protocol
 
 from qlog.storage.lanes.cache import Cache
@@ -56,6 +57,7 @@ class Lane(Generic[M]):
         self.alive = 0  # messages not settled
         self.alive_bytes = 0  # the sum of their bodies' sizes
         self.dropped = False
+        self.open_run: Run[M] | None = None  # the newest: it may take more messages
         self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
         self.delivered_unwritten = False
         self._shelf = shelf
@@ -64,6 +66,7 @@ class Lane(Generic[M]):
         self._firsts: list[int] = []  # the first qseq of each run in memory
         self._runs: list[Run[M]] = []
         self._read_runs = 0  # so many of them were read to their end
+        self._joined_runs = 0  # and so many are joined as far as they can be
 
     @property
     def delivered(self) -> int:
@@ -73,13 +76,43 @@ class Lane(Generic[M]):
     # -- appending
 
     def add(self, run: Run[M]) -> None:
-        """The run's messages get the next qseqs."""
+        """A new run, whose messages get the next qseqs; `grown` tells of them."""
+        self._join_durable()
         self._firsts.append(self.next_qseq)
         self._runs.append(run)
-        self.next_qseq += run.count
-        self.alive += run.count
-        self.alive_bytes += run.body_bytes
+        self.open_run = run
+
+    def grown(self, run: Run[M], count: int, body_bytes: int) -> None:
+        """So many messages were added to the newest run."""
+        assert self.open_run is run
+        if self._read_runs == len(self._runs):  # it had been read to what was its end
+            self._read_runs -= 1
+            run.readers += 1
+        self.next_qseq += count
+        self.alive += count
+        self.alive_bytes += body_bytes
         self._changes.dirty.add(self)
+
+    def _join_durable(self) -> None:
+        """Join runs that are on disk, so that few are left of messages that came one by one."""
+        runs = self._runs
+        firsts = self._firsts
+        at = self._joined_runs
+        durable_lsn = self._cache.durable_lsn
+        while at < len(runs) and runs[at].lsn_end <= durable_lsn:
+            before = runs[at - 1] if at and at != self._read_runs else None
+            if (
+                before is not None
+                and firsts[at - 1] + before.count == firsts[at]
+                and before.can_join(runs[at])
+            ):
+                self._cache.joined(before, runs[at])
+                del runs[at], firsts[at]
+                if at < self._read_runs:
+                    self._read_runs -= 1
+            else:
+                at += 1
+        self._joined_runs = at
 
     # -- reading
 
@@ -106,7 +139,8 @@ class Lane(Generic[M]):
             index = at - firsts[place] if run is not None else 0
             if run is not None and index < run.count:
                 wanted = min(stop - at, run.count - index)
-                count = _within(run.positions, run.lengths, index, wanted, bytes_left, at == start)
+                lengths = run.lengths[index : index + wanted]
+                count, size = _within(lengths, bytes_left, at == start)
                 if not count:
                     break
                 end = index + count
@@ -123,16 +157,15 @@ class Lane(Generic[M]):
                     slice_.add(
                         run.metas[index:end],
                         run.bodies[index:end],
-                        [run.now_ms] * count,
+                        run.times_ms[index:end],
                         run.sizes[index:end],
                         None if run.dues_ms is None else run.dues_ms[index:end],
                     )
-                bytes_left -= run.positions[end - 1] + run.lengths[end - 1] - run.positions[index]
             else:
                 following = firsts[place + 1] if place + 1 < len(firsts) else stop
                 wanted = min(stop, following) - at
                 pointers = self._shelf.pointers(self.id, at, wanted)
-                count, size = _within_lengths(pointers.lengths, bytes_left, at == start)
+                count, size = _within(pointers.lengths, bytes_left, at == start)
                 if not count:
                     break
                 if count < len(pointers.lengths):
@@ -143,7 +176,7 @@ class Lane(Generic[M]):
                         pointers.sizes[:count],
                     )
                 self._shelf.fetch(self.id, at, pointers, slice_)
-                bytes_left -= size
+            bytes_left -= size
             at += count
         self._was_read(at)
         return slice_
@@ -292,6 +325,9 @@ class Lane(Generic[M]):
             del self._firsts[:count]
             del self._runs[:count]
             self._read_runs = max(self._read_runs - count, 0)
+            self._joined_runs = max(self._joined_runs - count, 0)
+            if not self._runs:
+                self.open_run = None
 
     # -- for checkpoint and recovery
 
@@ -328,6 +364,7 @@ class Lane(Generic[M]):
         if len(kept) < len(self._runs):
             read_runs = self._read_runs
             self._read_runs = sum(place < read_runs for place, _, _ in kept)
+            self._joined_runs = 0
             self._firsts = [first for _, first, _ in kept]
             self._runs = [run for _, _, run in kept]
         return bool(kept)
@@ -337,6 +374,7 @@ class Lane(Generic[M]):
         firsts = self._firsts
         runs = self._runs
         read_runs = self._read_runs
+        self._joined_runs = 0
         self._firsts = []
         self._runs = []
         for place, (first, run) in enumerate(zip(firsts, runs, strict=True)):
@@ -354,37 +392,20 @@ class Lane(Generic[M]):
             self._cache.was_settled(run)
         self._firsts = []
         self._runs = []
-        self._read_runs = 0
+        self._read_runs = self._joined_runs = 0
+        self.open_run = None
         self.alive = self.alive_bytes = 0
         self.settled = Settled(self.next_qseq)
         self.dropped = True
 
 
-def _within(
-    positions: "array[int]",
-    lengths: "array[int]",
-    index: int,
-    count: int,
-    bytes_left: int,
-    one_at_least: bool,
-) -> int:
-    """How many of `count` records that lie one behind the other fit in `bytes_left`."""
-    last = index + count - 1
-    limit = positions[index] + bytes_left
-    if positions[last] + lengths[last] <= limit:
-        return count
-    fitting = bisect_right(positions, limit, index + 1, last + 1) - index - 1
-    return max(fitting, 1) if one_at_least else max(fitting, 0)
-
-
-def _within_lengths(lengths: "array[int]", bytes_left: int, one_at_least: bool) -> tuple[int, int]:
-    """How many records fit in `bytes_left`, wherever they lie, and their size."""
+def _within(lengths: "array[int]", bytes_left: int, one_at_least: bool) -> tuple[int, int]:
+    """How many of the first records fit in `bytes_left`, and their size."""
     size = sum(lengths)
     if size <= bytes_left:
         return len(lengths), size
-    size = 0
-    for count, length in enumerate(lengths):
-        if size + length > bytes_left and (count or not one_at_least):
-            return count, size
-        size += length
-    return len(lengths), size
+    ends = list(accumulate(lengths))
+    count = bisect_right(ends, bytes_left)
+    if not count and one_at_least:
+        count = 1
+    return count, ends[count - 1] if count else 0

@@ -1,4 +1,4 @@
-"""Messages that were appended together, in memory and as places; shared by the lanes they went to."""
+"""Messages with consecutive qseqs, in memory and as places; shared by the lanes they went to."""
 
 from array import array
 from collections.abc import Sequence
@@ -9,67 +9,121 @@ from qlog.storage.bytes.record import Meta
 
 M = TypeVar("M", bound=Meta)
 IN_MEMORY = 0  # the segment id of a run that is nowhere else
-_RUN_OVERHEAD_BYTES = 600  # what the objects of a run take
-_MESSAGE_OVERHEAD_BYTES = 56  # and those of one of its messages
+NOT_PACKED = 1 << 62  # the end of a run whose records have no numbers yet: never durable
+RUN_OVERHEAD_BYTES = 900  # what the objects of a run take
+_MESSAGE_OVERHEAD_BYTES = 64  # and those of one of its messages
+# A run takes no more than this: it leaves memory as a whole.
+_COUNT_MAX = 4096
+_BYTES_MAX = 1 << 20
 
 
 class Run(Generic[M]):
-    """Messages appended together, shared by all the lanes they went to."""
+    """Messages that went to the same lanes, with consecutive qseqs in each.
+
+    A run is open while its batch is: then more messages are added to it. When the batch is handed
+    over, the run is packed, and its positions are known. Later runs of the same lane are joined to
+    it once all are durable, so that a lane has few runs however its messages came.
+    """
 
     __slots__ = (
+        "batch",
         "bodies",
-        "body_bytes",
         "count",
         "dues_ms",
+        "gathered",
         "indexed",
+        "lane_count",
         "lengths",
         "lsn_end",
         "memory_bytes",
         "metas",
-        "now_ms",
         "origin",
         "owners",
         "positions",
         "readers",
         "segment_id",
         "sizes",
+        "times_ms",
     )
 
-    def __init__(
+    def __init__(self, segment_id: int, lsn_end: int, lane_count: int, *, has_dues: bool) -> None:
+        self.segment_id = segment_id
+        self.lsn_end = lsn_end  # 0: not in the log
+        self.batch: object | None = None  # where its records wait as long as it is open
+        self.lane_count = lane_count
+        self.count = 0
+        self.positions = array("I")  # in the segment; none until it is packed
+        self.lengths = array("I")  # of the whole records
+        self.sizes = array("I")  # of the bodies
+        self.times_ms = array("Q")  # when each was appended, by the wall clock
+        self.dues_ms: array[int] | None = array("Q") if has_dues else None
+        self.metas: list[M] | None = []
+        self.bodies: list[bytes] | None = []  # None: only on disk
+        self.owners = lane_count  # lanes that may still need it
+        self.readers = lane_count  # lanes that did not read to its end yet
+        self.origin: list[tuple[int, int]] = []  # (lane, first qseq), of one that is only in memory
+        self.gathered = False  # a checkpoint that is under way has it
+        self.indexed = False
+        self.memory_bytes = RUN_OVERHEAD_BYTES
+
+    def extend(
         self,
-        segment_id: int,
-        positions: "array[int]",
+        metas: Sequence[M],
+        bodies: Sequence[bytes],
         lengths: "array[int]",
         sizes: "array[int]",
-        lsn_end: int,
-        owners: int,
         now_ms: int,
-        metas: Sequence[M] | None = None,
-        bodies: Sequence[bytes] | None = None,
-        dues_ms: Sequence[int] | None = None,
-    ) -> None:
-        self.segment_id = segment_id
-        self.positions = positions  # in the segment; in memory only: from any origin
-        self.lengths = lengths  # of the whole records
-        self.sizes = sizes  # of the bodies
-        self.body_bytes = sum(sizes)
-        self.lsn_end = lsn_end  # 0: not in the log
-        self.count = len(positions)
-        self.owners = owners  # lanes that may still need it
-        self.readers = owners  # lanes that did not read to its end yet
-        self.now_ms = now_ms  # when all of them were appended, by the wall clock
-        self.metas = metas
-        self.bodies = bodies  # None: only on disk
-        self.dues_ms = dues_ms  # None: they have no due times
-        self.indexed = False
-        self.origin: tuple[Sequence[int], Sequence[int]] | None = None  # to spill it
-        self.memory_bytes = (
-            positions[-1]
-            + lengths[-1]
-            - positions[0]
-            + _MESSAGE_OVERHEAD_BYTES * self.count
-            + _RUN_OVERHEAD_BYTES
+        dues_ms: Sequence[int] | None,
+    ) -> int:
+        """Add messages behind the others; how much memory they take, in bytes."""
+        assert self.metas is not None and self.bodies is not None
+        count = len(bodies)
+        if count == 1:
+            self.times_ms.append(now_ms)
+        else:
+            self.times_ms += array("Q", [now_ms]) * count
+        self.lengths += lengths
+        self.sizes += sizes
+        if self.dues_ms is not None:
+            assert dues_ms is not None
+            self.dues_ms.extend(dues_ms)
+        self.metas += metas
+        self.bodies += bodies
+        self.count += count
+        grown = sum(lengths) + _MESSAGE_OVERHEAD_BYTES * count
+        self.memory_bytes += grown
+        return grown
+
+    def can_join(self, later: "Run[M]") -> bool:
+        """Whether the next run of the lane can be made a part of this one."""
+        return (
+            self.lane_count == later.lane_count == 1
+            and self.segment_id == later.segment_id
+            and (self.bodies is None) is (later.bodies is None)
+            and (self.dues_ms is None) is (later.dues_ms is None)
+            and self.indexed is later.indexed
+            and not (self.gathered or later.gathered)
+            and self.count + later.count <= _COUNT_MAX
+            and self.memory_bytes + later.memory_bytes <= _BYTES_MAX
         )
+
+    def join(self, later: "Run[M]") -> None:
+        """Take over the messages of the next run, whose memory is counted here from now on."""
+        self.positions += later.positions
+        self.lengths += later.lengths
+        self.sizes += later.sizes
+        self.times_ms += later.times_ms
+        if self.dues_ms is not None:
+            assert later.dues_ms is not None
+            self.dues_ms += later.dues_ms
+        if self.bodies is not None:
+            assert self.metas is not None and later.metas is not None and later.bodies is not None
+            self.metas += later.metas
+            self.bodies += later.bodies
+        self.count += later.count
+        self.lsn_end = max(self.lsn_end, later.lsn_end)
+        self.memory_bytes += later.memory_bytes - RUN_OVERHEAD_BYTES
+        later.metas = later.bodies = None
 
 
 @dataclass(slots=True)

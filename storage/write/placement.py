@@ -1,17 +1,24 @@
 """The ordered segments, as the loop thread sees them: where the next record goes.
 
-Positions are known when a record is appended, before anything is written: the log gathers records
-in batches, and hands batches over whole to the commit thread. Records are numbered (LSN); the LSN
-of a position in time is the number of the next record.
+Records gather in the open batch, run by run. When it is full, or handed over, it is packed: then
+each record has its place and its number (LSN). Before that only the batch's place is known, and how
+many records it has, so that the LSN behind all that was appended is known all the time: a batch
+becomes durable as a whole.
 
 A segment has room for its footer from the start, so that sealing one never needs space.
 """
 
+from array import array
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Protocol
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
 from qlog.storage.bytes.footer import TRAILER_BYTES, Columns
+from qlog.storage.bytes.record import PERSISTENT, pack_run
+from qlog.storage.lanes.run import Run
 
 
 @dataclass(slots=True)
@@ -41,11 +48,83 @@ class PendingBatch:
     base_lsn: int
     count: int = 0
     size: int = 0  # of the records
-    parts: list[bytes] = field(default_factory=list)
+    pieces: "list[Piece]" = field(default_factory=list)  # until it is packed
+    parts: list[bytes] = field(default_factory=list)  # the records, once it is packed
 
     @property
     def end(self) -> int:
         return self.position + BATCH_HEADER_BYTES + self.size
+
+    def pack(self) -> None:
+        """Lay the records out, run by run, and tell the runs where theirs are."""
+        columns = self.segment.columns
+        assert columns is not None
+        at = self.position + BATCH_HEADER_BYTES
+        lsn_end = self.base_lsn + self.count
+        for piece in self.pieces:
+            run = piece.run
+            self.parts += pack_run(
+                piece.lanes,
+                piece.firsts,
+                piece.metas,
+                piece.bodies,
+                piece.lengths,
+                PERSISTENT,
+                piece.times_ms,
+                piece.dues_ms,
+            )
+            positions = array("I", accumulate(piece.lengths, initial=at))
+            at = positions.pop()
+            run.positions = positions
+            run.lsn_end = lsn_end
+            run.batch = None
+            columns.add(
+                piece.lanes, piece.firsts, positions, piece.lengths, piece.sizes, piece.dues_ms
+            )
+            columns.note_times(min(piece.times_ms), max(piece.times_ms))
+        assert at == self.end
+        self.pieces.clear()
+
+
+class Target(Protocol):
+    """A lane that messages go to."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def next_qseq(self) -> int: ...
+
+
+class Piece:
+    """A run as its batch sees it. Its lanes may forget it before it is packed: what is to be
+    written is held here.
+    """
+
+    __slots__ = (
+        "bodies",
+        "dues_ms",
+        "firsts",
+        "lanes",
+        "lengths",
+        "metas",
+        "run",
+        "sizes",
+        "times_ms",
+    )
+
+    def __init__(self, run: Run[Any], lanes: Sequence[Target]) -> None:
+        assert run.metas is not None and run.bodies is not None
+        self.run = run
+        self.lanes = [lane.id for lane in lanes]
+        self.firsts = [lane.next_qseq for lane in lanes]
+        # The run's own lists, which grow with it.
+        self.metas = run.metas
+        self.bodies = run.bodies
+        self.lengths = run.lengths
+        self.sizes = run.sizes
+        self.times_ms = run.times_ms
+        self.dues_ms = run.dues_ms
 
 
 class Log:
@@ -133,6 +212,7 @@ class Log:
 
     def _close_batch(self) -> None:
         if self._open is not None:
+            self._open.pack()
             self._closed.append(self._open)
             self._open = None
 

@@ -49,18 +49,19 @@ class SpillWriter(Generic[M]):
         firsts: Sequence[int],
         metas: Sequence[M],
         bodies: Sequence[bytes],
-        timestamp_ms: int,
+        lengths: "array[int]",
+        times_ms: Sequence[int],
         dues_ms: Sequence[int] | None,
-    ) -> "tuple[int, array[int], array[int]]":
-        """Write a run: the segment id, positions and lengths of its records. Raises OSError."""
-        parts, lengths, _ = pack_run(lanes, firsts, metas, bodies, 0, timestamp_ms, dues_ms)
+    ) -> "tuple[int, array[int]]":
+        """Write a run: the segment id, and the positions of its records. Raises OSError."""
+        parts = pack_run(lanes, firsts, metas, bodies, lengths, 0, times_ms, dues_ms)
         data = b"".join(parts)
         if self._file < 0 or self._position + len(data) > self._file_bytes_max:
             self._begin()
         self._disk.write(self._file, [data], self._position)
         positions = array("I", accumulate(lengths, initial=self._position))
         self._position = positions.pop()
-        return self.current_id, positions, lengths
+        return self.current_id, positions
 
     def close(self) -> None:
         if self._file >= 0:

@@ -1,6 +1,7 @@
 """Layouts: what is packed is unpacked, and no flipped bit goes unseen."""
 
 from array import array
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -30,8 +31,10 @@ from qlog.storage.bytes.record import (
     DUE_BYTES,
     MESSAGE,
     PERSISTENT,
+    Meta,
     measure,
     pack_run,
+    record_lengths,
     unpack_alike,
     unpack_records,
 )
@@ -71,6 +74,22 @@ def test_the_first_bytes_of_a_batch_are_fixed() -> None:
 
 _u32 = st.integers(0, 2**32 - 1)
 _u64 = st.integers(0, 2**64 - 1)
+
+
+def packed(
+    lanes: Sequence[int],
+    firsts: Sequence[int],
+    metas: Sequence[Meta],
+    bodies: Sequence[bytes],
+    flags: int,
+    times_ms: Sequence[int],
+    dues_ms: Sequence[int] | None,
+) -> "tuple[bytes, array[int], array[int]]":
+    """A run's records, their lengths, and the sizes of their bodies."""
+    sizes = array("I", map(len, bodies))
+    lengths = record_lengths(len(lanes), metas, sizes, has_dues=dues_ms is not None)
+    parts = pack_run(lanes, firsts, metas, bodies, lengths, flags, times_ms, dues_ms)
+    return b"".join(parts), lengths, sizes
 
 
 @given(
@@ -138,6 +157,7 @@ def test_a_batch_is_valid_only_where_it_was_written() -> None:
     ),
     timestamp=st.integers(0, 2**63),
     due=st.none() | st.integers(1, 2**63),
+    same_time=st.booleans(),
 )
 def test_records_come_back_as_they_were(
     bodies: list[bytes],
@@ -145,19 +165,19 @@ def test_records_come_back_as_they_were(
     lanes: list[tuple[int, int]],
     timestamp: int,
     due: int | None,
+    same_time: bool,
 ) -> None:
     metas = [envelope(names[at % len(names)]) for at in range(len(bodies))]
     ids = [lane for lane, _ in lanes]
     firsts = [first for _, first in lanes]
     dues = None if due is None else [due + at for at in range(len(bodies))]
-    parts, lengths, sizes = pack_run(ids, firsts, metas, bodies, PERSISTENT, timestamp, dues)
-    data = b"".join(parts)
+    times = [timestamp + (0 if same_time else at) for at in range(len(bodies))]
+    data, lengths, sizes = packed(ids, firsts, metas, bodies, PERSISTENT, times, dues)
     assert sum(lengths) == len(data)
-    assert list(sizes) == list(map(len, bodies))
     measured = measure(data, lengths)
     assert measured.sizes == sizes
     assert measured.dues_ms == (None if dues is None else array("Q", dues))
-    assert measured.earliest_ms == measured.latest_ms == timestamp
+    assert (measured.earliest_ms, measured.latest_ms) == (times[0], times[-1])
     records = list(unpack_records(data))
     assert [record.body for record in records] == bodies
     assert [record.meta for record in records] == [meta.packed for meta in metas]
@@ -166,22 +186,20 @@ def test_records_come_back_as_they_were(
         assert record.whole and record.kind == MESSAGE
         assert record.flags == (PERSISTENT if dues is None else PERSISTENT | DUE)
         assert record.due_ms == (0 if dues is None else dues[at])
-        assert record.timestamp_ms == timestamp
+        assert record.timestamp_ms == times[at]
         assert record.targets[0::2] == tuple(ids)
         assert record.targets[1::2] == tuple(first + at for first in firsts)
 
 
 def test_a_flipped_bit_of_meta_body_or_times_makes_a_record_unwhole() -> None:
-    parts, _, _ = pack_run([1], [2], [envelope(b"meta")], [b"body"], 0, 5, [5])
-    data = b"".join(parts)
+    data, _, _ = packed([1], [2], [envelope(b"meta")], [b"body"], 0, [5], [5])
     times = range(16 * 8, 24 * 8), range(32 * 8, 40 * 8)  # of the message, and when it is due
     for bit in (*times[0], *times[1], *range(data.index(b"meta") * 8, len(data) * 8)):
         assert not any(record.whole for record in unpack_records(flipped(data, bit)))
 
 
 def test_the_same_change_of_both_times_does_not_go_unseen() -> None:
-    parts, _, _ = pack_run([1], [2], [envelope(b"meta")], [b"body"], 0, 5, [5])
-    data = b"".join(parts)
+    data, _, _ = packed([1], [2], [envelope(b"meta")], [b"body"], 0, [5], [5])
     for bit in range(64):
         twice = flipped(flipped(data, 16 * 8 + bit), 32 * 8 + bit)
         assert not any(record.whole for record in unpack_records(twice))
@@ -205,8 +223,8 @@ def test_records_that_are_alike_are_unpacked_together(
     for count, timestamp, due in runs:
         bodies = [b"%03d" % (qseq + at) + b"x" * body_bytes for at in range(count)]
         dues = None if due is None else [due + at for at in range(count)]
-        parts, _, _ = pack_run([3], [qseq], [envelope()] * count, bodies, 1, timestamp, dues)
-        data += b"".join(parts)
+        times = [timestamp] * count
+        data += packed([3], [qseq], [envelope()] * count, bodies, 1, times, dues)[0]
         qseq += count
     if bit is not None:
         data = flipped(data, bit % (8 * len(data)))
@@ -227,8 +245,8 @@ def test_records_that_are_alike_are_unpacked_together(
 
 
 def test_a_run_without_due_times_is_as_small_as_it_was() -> None:
-    _, with_dues, _ = pack_run([1], [2], [envelope()], [b"body"], 0, 5, [9])
-    _, without, _ = pack_run([1], [2], [envelope()], [b"body"], 0, 5)
+    _, with_dues, _ = packed([1], [2], [envelope()], [b"body"], 0, [5], [9])
+    _, without, _ = packed([1], [2], [envelope()], [b"body"], 0, [5], None)
     assert with_dues[0] == without[0] + DUE_BYTES
 
 

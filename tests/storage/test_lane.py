@@ -36,13 +36,13 @@ def lane_of(*counts: int) -> Lane[Envelope]:
     for count in counts:
         bodies = [b"%d" % (serial + at) for at in range(count)]
         serial += count
-        positions = array("I", range(0, 10 * count, 10))
-        sizes = array("I", map(len, bodies))
-        lengths = array("I", [10]) * count
-        metas = [envelope()] * count
-        run: Run[Envelope] = Run(1, positions, lengths, sizes, serial, 1, serial, metas, bodies)
+        run: Run[Envelope] = Run(1, serial, 1, has_dues=False)
         cache.add(run)
         lane.add(run)
+        sizes = array("I", map(len, bodies))
+        lengths = array("I", [10]) * count
+        cache.grown(run, run.extend([envelope()] * count, bodies, lengths, sizes, serial, None))
+        lane.grown(run, count, sum(sizes))
     return lane
 
 

@@ -1,0 +1,109 @@
+"""Messages on their way into the log's open batch: gathered into runs, however few come at once.
+
+A message goes to the open run of its lanes, if there is one, else to a new one. So a batch has one
+run for each set of lanes that it brings messages to, and not one for each append. It promises that
+within a lane the order of appends is the order in the log: what goes to other lanes beside it begins
+a new run.
+"""
+
+from array import array
+from collections.abc import Sequence
+from typing import Generic
+
+from qlog.storage.bytes.footer import run_bytes
+from qlog.storage.bytes.record import record_lengths
+from qlog.storage.lanes.cache import Cache
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.lanes.run import IN_MEMORY, NOT_PACKED, M, Run
+from qlog.storage.write.placement import Log, Piece
+
+
+class Gathering(Generic[M]):
+    """See the head of this file."""
+
+    def __init__(self, log: Log, cache: Cache[M]) -> None:
+        self._log = log
+        self._cache = cache
+
+    def persistent(
+        self,
+        lanes: Sequence[Lane[M]],
+        metas: Sequence[M],
+        bodies: Sequence[bytes],
+        now_ms: int,
+        dues_ms: Sequence[int] | None,
+    ) -> int:
+        """Have the messages written with the next batch; their size in the log, in bytes."""
+        log = self._log
+        count = len(bodies)
+        has_dues = dues_ms is not None
+        sizes = array("I", map(len, bodies))
+        lengths = record_lengths(len(lanes), metas, sizes, has_dues=has_dues)
+        size = sum(lengths)
+        run_footer_bytes = run_bytes(0, len(lanes), has_dues=False)
+        footer_bytes = run_bytes(count, len(lanes), has_dues=has_dues)
+        batch = log.place(count, size, footer_bytes)
+        run = _open_run(lanes, batch, has_dues)
+        if run is None:
+            run = Run(batch.segment.segment_id, NOT_PACKED, len(lanes), has_dues=has_dues)
+            run.batch = batch
+            batch.pieces.append(Piece(run, lanes))
+            self._begin(run, lanes)
+        else:
+            footer_bytes -= run_footer_bytes
+        log.added(batch, count, size, footer_bytes)
+        self._extend(run, lanes, metas, bodies, lengths, sizes, now_ms, dues_ms)
+        return size
+
+    def transient(
+        self,
+        lanes: Sequence[Lane[M]],
+        metas: Sequence[M],
+        bodies: Sequence[bytes],
+        now_ms: int,
+        dues_ms: Sequence[int] | None,
+    ) -> None:
+        """Keep the messages in memory, until a checkpoint spills them."""
+        has_dues = dues_ms is not None
+        sizes = array("I", map(len, bodies))
+        lengths = record_lengths(len(lanes), metas, sizes, has_dues=has_dues)
+        run: Run[M] = Run(IN_MEMORY, 0, len(lanes), has_dues=has_dues)
+        run.origin = [(lane.id, lane.next_qseq) for lane in lanes]
+        self._begin(run, lanes)
+        self._extend(run, lanes, metas, bodies, lengths, sizes, now_ms, dues_ms)
+
+    def _begin(self, run: Run[M], lanes: Sequence[Lane[M]]) -> None:
+        self._cache.add(run)
+        for lane in lanes:
+            lane.add(run)
+
+    def _extend(
+        self,
+        run: Run[M],
+        lanes: Sequence[Lane[M]],
+        metas: Sequence[M],
+        bodies: Sequence[bytes],
+        lengths: "array[int]",
+        sizes: "array[int]",
+        now_ms: int,
+        dues_ms: Sequence[int] | None,
+    ) -> None:
+        self._cache.grown(run, run.extend(metas, bodies, lengths, sizes, now_ms, dues_ms))
+        body_bytes = sum(sizes)
+        for lane in lanes:
+            lane.grown(run, len(bodies), body_bytes)
+
+
+def _open_run(lanes: Sequence[Lane[M]], batch: object, has_dues: bool) -> Run[M] | None:
+    """The run in the batch that more messages to these lanes, and to no others, can be added to."""
+    run = lanes[0].open_run
+    if (
+        run is None
+        or run.batch is not batch
+        or run.lane_count != len(lanes)
+        or (run.dues_ms is not None) is not has_dues
+    ):
+        return None
+    if len(lanes) > 1 and any(lane.open_run is not run for lane in lanes):
+        return None
+    return run
