@@ -268,13 +268,6 @@ class Connection:
         self._deaf = False  # frames cannot be told apart any more
         self._freed: list[int] = []  # numbers that are free at the end of this read
 
-    def close(self) -> None:
-        """The peer is gone: give back the memory of what it sent."""
-        self._forms.close()
-        self._channels.clear()
-        self._rest.clear()
-        self._rest_bytes = 0
-
     def channels(self) -> frozenset[int]:
         """The channels now open, those waiting for a channel.close-ok included."""
         return frozenset(self._channels) - frozenset(self._freed)
@@ -299,6 +292,9 @@ class Connection:
                 channel.state = ChannelState.CLOSED
                 channel.expect_method()
             self._channels.clear()
+            # What is remembered of the peer's traffic goes now, however long this object lives on.
+            self._forms.close()
+            self._rest.clear()
 
     # --- sending
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgpack
 from xxhash import xxh3_64_intdigest
 
-from qlog.server.amqp.properties import Properties, decode_properties
+from qlog.server.amqp.properties import Properties, decode_properties, headers_of
+from qlog.server.amqp.values import Table
 
 
 class Envelope(NamedTuple):
@@ -39,6 +40,10 @@ class Envelope(NamedTuple):
         """The envelope of a stored message. Raises ValueError when `packed` is not one."""
         exchange, routing_key, properties = msgpack.unpackb(packed)
         return cls(exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed))
+
+    def headers(self) -> Table:
+        """The headers, decoded; empty when there are none. Raises HardError when malformed."""
+        return headers_of(self.properties)
 
     def decoded_properties(self) -> Properties:
         """The properties, decoded. Raises HardError when they are malformed."""

@@ -24,6 +24,12 @@ CONTENT_FIXED = struct.Struct(">HHQ")
 CONTENT_FIXED_BYTES = CONTENT_FIXED.size
 BASIC = 60
 
+# basic.ack and basic.nack as whole frames: frame head, ids, delivery tag, bits, frame end. They are
+# packed at once because each publish of a client that waits for its confirm makes one.
+_CONFIRM = struct.Struct(">BHIHHQBB")
+_CONFIRM_BYTES = _CONFIRM.size - OVERHEAD_BYTES
+_ACK, _NACK = 80, 120
+
 HEARTBEAT_FRAME = FRAME_HEAD.pack(HEARTBEAT, 0, 0) + END
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
@@ -34,6 +40,14 @@ def method_frame(channel: int, method: Method) -> bytes:
     """The frame of a method."""
     payload = encode_method(method)
     return FRAME_HEAD.pack(METHOD, channel, len(payload)) + payload + END
+
+
+def confirm_frame(channel: int, tag: int, *, multiple: bool, nack: bool = False) -> bytes:
+    """The frame of a basic.ack or basic.nack from the server. `multiple`: all tags up to this one."""
+    method_id = _NACK if nack else _ACK
+    return _CONFIRM.pack(
+        METHOD, channel, _CONFIRM_BYTES, BASIC, method_id, tag, multiple, FRAME_END
+    )
 
 
 def header_frame(channel: int, envelope: Envelope) -> bytes:

@@ -57,6 +57,7 @@ USER_ID = 4  # user_id is set, and must be the publisher's
 DELAY = 8  # the headers have x-delay
 DEDUP = 16  # the headers have x-deduplication-header
 BAD_MODE = 32  # the delivery mode is neither transient nor persistent: to be refused
+BAD_EXPIRATION = 64  # the expiration is no number of ms that RabbitMQ takes: to be refused
 
 # Whoever names this queue in reply_to wants the answer on the channel it asks on.
 PSEUDO_QUEUE = "amq.rabbitmq.reply-to"
@@ -70,8 +71,7 @@ class Traits(NamedTuple):
     """What the broker must know of a message before it is routed and stored.
 
     `persistent` is delivery mode 2. `priority` is 0 to 255, or None when absent. `expiration` is in
-    ms; the text as it came when that is no number of ms that RabbitMQ takes (to be refused); None
-    when absent. `needs` is a sum of the constants above.
+    ms; the text as it came when that is no number (BAD_EXPIRATION); None when absent. `needs` is a sum of the constants above.
 
     Equal traits are mostly, but not always, the same object.
     """
@@ -192,6 +192,8 @@ def traits_of(
         if len(_KNOWN_TRAITS) >= TRAITS_MAX:
             _KNOWN_TRAITS.clear()
         value = None if expiration is None else _expiration(expiration)
+        if isinstance(value, str):
+            needs |= BAD_EXPIRATION
         traits = _KNOWN_TRAITS[key] = Traits(persistent, priority, value, needs)
     return traits
 
@@ -308,10 +310,12 @@ def text_of(raw: bytes, name: str) -> str | None:
     return None if span is None else str(raw[span[0] + 1 : span[1]], "utf-8", "surrogateescape")
 
 
-def headers_of(raw: bytes, names: Collection[str]) -> Table:
-    """Those of the headers that are named; `raw` is known to be valid. No other is decoded."""
+def headers_of(raw: bytes, names: Collection[str] | None = None) -> Table:
+    """Those of the headers that are named, or all; `raw` is known to be valid."""
     span = _span_of(raw, "headers")
-    return {} if span is None else decode_entries(raw, span[0], names)
+    if span is None:
+        return {}
+    return decode_table(raw, span[0])[0] if names is None else decode_entries(raw, span[0], names)
 
 
 def with_text(raw: bytes, name: str, text: str) -> bytes:

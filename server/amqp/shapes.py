@@ -16,6 +16,7 @@ from typing import Any
 
 from qlog.server.amqp.frames import BODY, CONTENT_HEAD, FRAME_HEAD
 from qlog.server.amqp.properties import (
+    BAD_EXPIRATION,
     PSEUDO_QUEUE,
     STEP_EXPIRATION,
     STEP_MODE,
@@ -89,7 +90,8 @@ class Shape:
             found[self.expiration_at] = expected[self.expiration_at]
         if found != expected:
             return None
-        return traits_of(self.traits.persistent, priority, expiration, self.traits.needs)
+        needs = self.traits.needs & ~BAD_EXPIRATION
+        return traits_of(self.traits.persistent, priority, expiration, needs)
 
 
 def _with_body_head(frame: bytes) -> bytes:

@@ -18,6 +18,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError, internal_error, precondition_failed
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.channels.confirms import Confirms
 from qlog.server.broker.channels.reply_to import Replies
 from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.queues.arguments import QueueArguments
@@ -31,7 +32,6 @@ from qlog.storage.store import Store
 if TYPE_CHECKING:
     from qlog.server.broker.channels.channel import Channel
     from qlog.server.broker.channels.client import Client
-    from qlog.server.broker.channels.publisher import Publisher
 
 logger = logging.getLogger("qlog.broker")
 
@@ -62,7 +62,7 @@ class Broker:
         )
         self._awake: dict[Queue, None] = {}
         self._waiting: dict[Queue, None] = {}
-        self._unconfirmed: dict[Publisher, None] = {}
+        self._unconfirmed: dict[Confirms, None] = {}
         self._confirmed_lsn = store.durable_lsn
         self._syncing: deque[tuple[int, Channel]] = deque()
         self._load()
@@ -218,9 +218,14 @@ class Broker:
         for client in {consumer.channel.client: None for consumer in queue.consumers}:
             client.fail(internal_error(f"cannot deliver from {queue}"), 0)
 
-    def await_durability(self, publisher: Publisher) -> None:
-        """The publisher has confirms that wait for the disk."""
-        self._unconfirmed[publisher] = None
+    @property
+    def durable_lsn(self) -> int:
+        """The log is durable up to here."""
+        return self.store.durable_lsn
+
+    def await_durability(self, confirms: Confirms) -> None:
+        """Confirms wait for the disk."""
+        self._unconfirmed[confirms] = None
 
     def await_sync(self, channel: Channel) -> None:
         """The channel's tx.commit waits until log and ledger are synced."""
@@ -232,9 +237,9 @@ class Broker:
         if durable_lsn == self._confirmed_lsn and not self._syncing:
             return
         self._confirmed_lsn = durable_lsn
-        for publisher in list(self._unconfirmed):
-            if publisher.confirm_through(durable_lsn):
-                del self._unconfirmed[publisher]
+        for confirms in list(self._unconfirmed):
+            if confirms.confirm_through(durable_lsn):
+                del self._unconfirmed[confirms]
         while self._syncing and self.store.synced >= self._syncing[0][0]:
             self._syncing.popleft()[1].synced()
 

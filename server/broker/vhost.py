@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qlog.routing.binding import Binding, DestinationKind
@@ -29,7 +30,7 @@ from qlog.server.broker.queues.arguments import (
     assert_string,
 )
 from qlog.server.broker.queues.queue import Queue
-from qlog.server.broker.queues.targets import Targets
+from qlog.server.broker.queues.targets import Routes, Targets
 from qlog.storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("qlog.broker")
 
 RESERVED_PREFIX = "amq."
-# Remembered sets of queues; with many bindings there can be more of them than memory is for.
-TARGETS_MAX = 4096
 
 
 class VHost:
@@ -51,8 +50,7 @@ class VHost:
         self.name = name
         self.routing = RoutingTable()
         self.queues: dict[str, Queue] = {}
-        self._targets: dict[tuple[str, ...], Targets] = {}
-        self._targets_version = -1
+        self.routes = Routes()
 
     # -- names -------------------------------------------------------------------------------
 
@@ -85,21 +83,11 @@ class VHost:
         """Changes whenever a remembered route may be wrong."""
         return self.routing.version
 
-    def route(self, exchange: str, keys: list[str], envelope: Envelope) -> tuple[Targets, bool]:
-        """The queues of a message, and whether exchange and key alone decided it."""
-        routed = self.routing.route(
-            exchange, keys, lambda: envelope.decoded_properties().headers or {}
-        )
-        if self._targets_version != self.routing.version:
-            self._targets.clear()
-            self._targets_version = self.routing.version
-        targets = self._targets.get(routed.queues)
-        if targets is None:
-            if len(self._targets) >= TARGETS_MAX:
-                self._targets.clear()
-            targets = Targets(tuple(self.queues[name] for name in routed.queues))
-            self._targets[routed.queues] = targets
-        return targets, routed.cacheable
+    def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
+        """The queues of a message, and whether exchange and keys alone decided it."""
+        self.routes.check(self.routing.version)
+        routed = self.routing.route(exchange, keys, envelope.headers)
+        return self.routes.targets(routed.queues, self.queues), routed.cacheable
 
     # -- exchanges ---------------------------------------------------------------------------
 

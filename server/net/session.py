@@ -209,7 +209,6 @@ class Session:
             try:
                 self.client.lost()
             finally:
-                self._core.close()
                 self._outbox.clear()
                 self._socket.close()
             self._network.end_tick()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class Channel:
         self.vhost = client.vhost
         self._protocol = client.protocol.channel(number)
         self.sink: Sink = client.sink
-        self.publisher = Publisher(self)
+        self.publisher = Publisher(self, client.vhost, client.broker)
         self.consumers: dict[str, Consumer] = {}
         self.unacked = Unacked()
         self.unacked_by_consumers = 0
@@ -344,7 +344,7 @@ class Channel:
             raise precondition_failed("fast reply consumer does not exist")
         return self._reply_address
 
-    def deliver_replies(self, envelopes: list[Envelope], bodies: list[bytes]) -> None:
+    def deliver_replies(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
         """Answers to this channel's requests. Who does not read them loses them."""
         if self._reply_consumer is None or self.sink.overfull:
             return  # None: it left between a transaction's publish and its commit
@@ -356,12 +356,12 @@ class Channel:
     def confirm_select(self, method: spec.ConfirmSelect) -> None:
         if self.publisher.transaction is not None:
             raise precondition_failed("cannot switch from tx to confirm mode")
-        self.publisher.select_confirms()
+        self.publisher.confirms.select()
         if not method.nowait:
             self.send(spec.ConfirmSelectOk())
 
     def tx_select(self, method: spec.TxSelect) -> None:
-        if self.publisher.confirming:
+        if self.publisher.confirms.selected:
             raise precondition_failed("cannot switch from confirm to tx mode")
         if self.publisher.transaction is None:
             self.publisher.begin()

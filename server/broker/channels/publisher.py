@@ -1,22 +1,26 @@
-"""The way in: from a channel's basic.publish to the store, and the confirms that come back.
+"""The way in: from a channel's basic.publish to the store.
 
-The fast path is a dict lookup a run: identical method bytes give the identical `BasicPublish`, for
-which the queues are remembered until a binding changes. Runs that go to the same queues are appended
-as one. What needs a look (CC, expiration, reply-to, user-id …) is marked `special` by the protocol
-core and takes the slow path. Promises: every publish in confirm mode gets exactly one confirm, in
-order, and none before `Store.durable_lsn` has passed it.
+What one read brings is grouped by where it goes (grouping.py), so that a run of messages is looked
+at as a whole: identical methods go to the same queues, known ways are remembered by the vhost, and
+one attribute of the targets says whether anything but an append is to be done. Only messages whose
+traits need a look (CC, direct reply-to, user-id …), or whose way depends on their headers, are
+taken one by one. Promises: the messages before one that is refused are stored; each is counted for
+exactly one confirm; nothing is confirmed that could not be stored.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import repeat
+from operator import is_
+from typing import Protocol
 
+from qlog.routing.exchange import Exchange
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, precondition_failed
 from qlog.server.amqp.properties import (
+    BAD_EXPIRATION,
     BAD_MODE,
     CC,
     REPLY_TO,
@@ -31,163 +35,154 @@ from qlog.server.amqp.properties import (
 )
 from qlog.server.amqp.recognise import PublishRun
 from qlog.server.amqp.values import Table, type_name
-from qlog.server.broker.channels.reply_to import REPLY_PREFIX
-from qlog.server.broker.queues.targets import Targets
-
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.channel import Channel
+from qlog.server.broker.access.users import User
+from qlog.server.broker.channels.confirms import Confirms, Publishing
+from qlog.server.broker.channels.grouping import Grouping
+from qlog.server.broker.channels.reply_to import REPLY_PREFIX, Replies
+from qlog.server.broker.channels.transactions import Transaction, Unqueued
+from qlog.server.broker.queues.targets import Routes, Targets
 
 NO_ROUTE = 312
-ROUTES_MAX = 4096  # cached routes a channel; keys that never repeat must not fill memory
+# Messages with one of these needs are looked at one by one. The others' time comes with the queues
+# and exchanges that ask for them.
+_LOOK = CC | REPLY_TO | USER_ID | BAD_MODE | BAD_EXPIRATION
 
-Batch = tuple[Targets, bool, list[Envelope], list[bytes]]  # targets, persistent, envelopes, bodies
-# targets, methods, envelopes, bodies
-Routed = tuple[Targets, list[spec.BasicPublish], list[Envelope], list[bytes]]
+
+class Author(Protocol):
+    """Who publishes."""
+
+    @property
+    def user(self) -> User: ...
+
+
+class PublishingChannel(Publishing, Protocol):
+    """What a publisher needs of its channel."""
+
+    @property
+    def client(self) -> Author: ...
+
+    def reply_address(self) -> str:
+        """What `reply_to` becomes in a request. Raises 406 without a reply consumer."""
+
+
+class Exchanges(Protocol):
+    """What a publisher needs of its vhost."""
+
+    routes: Routes
+
+    @property
+    def routes_version(self) -> int: ...
+
+    def exchange(self, name: str) -> Exchange:
+        """Raises 404."""
+
+    def rs_exchange(self, name: str) -> str: ...
+
+    def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
+        """The queues of a message, and whether exchange and keys alone decided it."""
+
+
+class Post(Protocol):
+    """What a publisher needs of the broker."""
+
+    @property
+    def replies(self) -> Replies: ...
+
+    @property
+    def durable_lsn(self) -> int:
+        """The log is durable up to here."""
+
+    def enqueue(
+        self,
+        targets: Targets,
+        persistent: bool,
+        envelopes: Sequence[Envelope],
+        bodies: Sequence[bytes],
+    ) -> int:
+        """Append messages to the queues; the LSN that makes them durable. Keeps the lists."""
+
+    def await_durability(self, confirms: Confirms) -> None:
+        """Call `confirm_through` when the log gets further."""
 
 
 class Publisher:
     """The publishing half of one channel."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: PublishingChannel, exchanges: Exchanges, post: Post) -> None:
         self._channel = channel
-        self._vhost = channel.vhost
-        self._broker = channel.client.broker
-        self._routes: dict[int, tuple[spec.BasicPublish, Targets]] = {}
-        self._routes_version = -1
-        self.confirming = False
-        self.transaction: list[Batch] | None = None  # what tx.commit will publish
-        self._transaction_past_queues: list[Routed] = []
-        self._sequence = 0  # publishes seen in confirm mode
-        self._noted = 0  # of these: confirmed, or waiting in _unconfirmed
-        self._confirmed = 0
-        self._lsn = 0  # the log must be durable up to here for all of them
-        self._unconfirmed: deque[tuple[int, int]] = deque()  # (lsn, sequence)
+        self._exchanges = exchanges
+        self._routes = exchanges.routes
+        self._post = post
+        self.confirms = Confirms(channel)
+        self.transaction: Transaction | None = None
 
     def publish(self, runs: list[PublishRun]) -> None:
         """Route and store what one read from the socket brought.
 
         Raises the AMQPError of the first message that is refused; those before it are stored.
         """
-        if self._routes_version != self._vhost.routes_version:
-            self._routes.clear()
-            self._routes_version = self._vhost.routes_version
-        batch: Batch | None = None
+        self._routes.check(self._exchanges.routes_version)
+        grouping = Grouping()
         try:
             for run in runs:
-                persistent = run.traits.persistent
-                for targets, methods, envelopes, bodies in self._routed(run):
-                    if batch is None or batch[0] is not targets or batch[1] is not persistent:
-                        if batch is not None:
-                            self._store(batch)
-                        batch = (targets, persistent, envelopes, bodies)
-                    else:
-                        batch[2].extend(envelopes)
-                        batch[3].extend(bodies)
-                    self._sequence += len(bodies)
-                    if not targets.queues:
-                        self._past_queues(targets, methods, envelopes, bodies)
+                if run.traits.needs & _LOOK or not self._as_a_whole(run, grouping):
+                    self._one_by_one(run, grouping)
         except AMQPError:
-            self._finish(batch)
+            self._store(grouping)
             raise
-        self._finish(batch)
-
-    # -- storing -----------------------------------------------------------------------------
-
-    def _finish(self, batch: Batch | None) -> None:
-        """Store what is left and let it be confirmed. Not reached when storing failed: a batch must
-        not be stored twice, nor confirmed on the word of a second try."""
-        if batch is not None:
-            self._store(batch)
-        if self.confirming:
-            self._await_durability()
-
-    def _store(self, batch: Batch) -> None:
-        if not batch[0].queues:
-            return
-        if self.transaction is not None:
-            self.transaction.append(batch)
-        else:
-            self._lsn = max(self._lsn, self._broker.enqueue(*batch))
-
-    def commit(self) -> None:
-        """tx.commit: publish what was kept back."""
-        assert self.transaction is not None
-        batches, past_queues = self.transaction, self._transaction_past_queues
-        self.transaction = None
-        for message in past_queues:
-            self._past_queues(*message)
-        for targets, persistent, envelopes, bodies in batches:
-            if any(queue.deleted for queue in targets.queues):
-                targets = Targets(tuple(queue for queue in targets.queues if not queue.deleted))
-            if targets.queues:
-                self._broker.enqueue(targets, persistent, envelopes, bodies)
-        self.begin()
-
-    def begin(self) -> None:
-        """Keep back what is published from here on; forget what was kept back."""
-        self.transaction = []
-        self._transaction_past_queues = []
-
-    # -- confirms ----------------------------------------------------------------------------
-
-    def select_confirms(self) -> None:
-        """confirm.select: publishes from here on are counted, from 1."""
-        if not self.confirming:
-            self.confirming = True
-            self._sequence = 0
-
-    def _await_durability(self) -> None:
-        if self._sequence == self._noted:
-            return
-        self._noted = self._sequence
-        if not self._unconfirmed and self._lsn <= self._broker.store.durable_lsn:
-            self._confirm(self._sequence)
-        else:
-            self._unconfirmed.append((self._lsn, self._sequence))
-            self._broker.await_durability(self)
-
-    def confirm_through(self, durable_lsn: int) -> bool:
-        """The log is durable up to `durable_lsn`: send one cumulative confirm. True: all are sent."""
-        sequence = 0
-        unconfirmed = self._unconfirmed
-        while unconfirmed and unconfirmed[0][0] <= durable_lsn:
-            sequence = unconfirmed.popleft()[1]
-        if sequence and not self._channel.closed:
-            self._confirm(sequence)
-        return not unconfirmed
-
-    def _confirm(self, sequence: int) -> None:
-        several = sequence - self._confirmed > 1
-        self._confirmed = sequence
-        self._channel.send(spec.BasicAck(delivery_tag=sequence, multiple=several))
+        self._store(grouping)
 
     # -- routing -----------------------------------------------------------------------------
 
-    def _routed(self, run: PublishRun) -> Iterable[Routed]:
-        """The run by where its messages go, in their order: mostly all to the same queues."""
-        if not _wants_a_look(run.traits):
-            routes = self._routes
-            known = [routes.get(key) for key in dict.fromkeys(map(id, run.methods))]
-            first = known[0]
-            if first is not None and all(
-                route is not None and route[1] is first[1] for route in known
-            ):
-                return ((first[1], run.methods, run.envelopes, run.bodies),)
-        return self._one_by_one(run)
-
-    def _one_by_one(self, run: PublishRun) -> Iterator[Routed]:
-        messages = zip(run.methods, run.envelopes, run.bodies, strict=True)
-        look = _wants_a_look(run.traits)
-        for method, published, body in messages:
-            route = self._routes.get(id(method))
-            if route is not None and not look:
-                targets, envelope = route[1], published
+    def _as_a_whole(self, run: PublishRun, grouping: Grouping) -> bool:
+        """Add a run, all of whose ways are known. False, with nothing done, when one is not."""
+        methods = run.methods
+        persistent = run.traits.persistent
+        known = self._routes.known.get
+        first = methods[0]
+        if all(map(is_, methods, repeat(first))):
+            targets = known((first.exchange, first.routing_key))
+            if targets is None or first.immediate:
+                return False
+            self.confirms.sequence += len(methods)
+            if targets.plain:
+                group = grouping.group(targets, persistent)
+                group.envelopes += run.envelopes
+                group.bodies += run.bodies
             else:
-                targets, envelope = self._route(method, published, run.traits if look else None)
-            yield targets, [method], [envelope], [body]
+                self._unqueued(Unqueued(targets, methods, run.envelopes, run.bodies))
+            return True
+        ways: dict[int, Targets] = {}
+        for identity, method in dict(zip(map(id, methods), methods, strict=True)).items():
+            targets = known((method.exchange, method.routing_key))
+            if targets is None or not targets.plain or method.immediate:
+                return False
+            ways[identity] = targets
+        self.confirms.sequence += len(methods)
+        open_group = grouping.open(persistent).get
+        messages = zip(map(id, methods), run.envelopes, run.bodies, strict=True)
+        for identity, envelope, body in messages:
+            targets = ways[identity]
+            group = open_group(targets) or grouping.group(targets, persistent)
+            group.envelopes.append(envelope)
+            group.bodies.append(body)
+        return True
+
+    def _one_by_one(self, run: PublishRun, grouping: Grouping) -> None:
+        """Add a run, message by message. Raises the AMQPError of the first that is refused."""
+        traits = run.traits
+        for method, published, body in zip(run.methods, run.envelopes, run.bodies, strict=True):
+            targets, envelope = self._route(method, published, traits)
+            self.confirms.sequence += 1
+            if targets.plain:
+                group = grouping.group(targets, traits.persistent)
+                group.envelopes.append(envelope)
+                group.bodies.append(body)
+            else:
+                self._unqueued(Unqueued(targets, [method], [envelope], [body]))
 
     def _route(
-        self, method: spec.BasicPublish, envelope: Envelope, traits: Traits | None
+        self, method: spec.BasicPublish, envelope: Envelope, traits: Traits
     ) -> tuple[Targets, Envelope]:
         """Where the message goes, and as what it is stored (its headers may change).
 
@@ -195,22 +190,21 @@ class Publisher:
         """
         if method.immediate:
             raise not_implemented("immediate=true")
-        exchange = self._vhost.exchange(method.exchange)
-        if exchange.internal:
-            raise access_refused(
-                f"cannot publish to internal {self._vhost.rs_exchange(exchange.name)}"
-            )
-        keys = [method.routing_key]
-        if traits is not None:
+        name, key = method.exchange, method.routing_key
+        targets = self._routes.known.get((name, key))
+        if targets is None and self._exchanges.exchange(name).internal:
+            raise access_refused(f"cannot publish to internal {self._exchanges.rs_exchange(name)}")
+        keys = [key]
+        if traits.needs & _LOOK:
             envelope, more_keys = self._examine(envelope, traits)
             keys += more_keys
-        if not method.exchange and method.routing_key.startswith(REPLY_PREFIX):
-            return Targets((), self._broker.replies.find(method.routing_key)), envelope
-        targets, cacheable = self._vhost.route(method.exchange, keys, envelope)
-        if cacheable and traits is None:
-            if len(self._routes) >= ROUTES_MAX:
-                self._routes.clear()
-            self._routes[id(method)] = (method, targets)
+        if len(keys) == 1 and targets is not None:
+            return targets, envelope
+        if not name and key.startswith(REPLY_PREFIX):
+            return Targets((), self._post.replies.find(key)), envelope
+        targets, cacheable = self._exchanges.route(name, keys, envelope)
+        if cacheable and len(keys) == 1:
+            self._routes.remember(name, key, targets)
         return targets, envelope
 
     def _examine(self, envelope: Envelope, traits: Traits) -> tuple[Envelope, list[str]]:
@@ -223,8 +217,9 @@ class Publisher:
         if needs & BAD_MODE:
             mode = decode_properties(properties).delivery_mode
             raise precondition_failed(f"invalid message: {{delivery_mode_unknown,{mode}}}")
-        if isinstance(traits.expiration, str):
-            check_expiration(traits.expiration)
+        if needs & BAD_EXPIRATION:
+            text = str(traits.expiration)
+            raise precondition_failed(f"invalid expiration '{text}': {expiration_complaint(text)}")
         keys: list[str] = []
         if needs & CC:
             headers = headers_of(properties, ("CC", "BCC"))
@@ -243,34 +238,59 @@ class Publisher:
             )
         return envelope, keys
 
-    def _past_queues(
-        self,
-        targets: Targets,
-        methods: list[spec.BasicPublish],
-        envelopes: list[Envelope],
-        bodies: list[bytes],
-    ) -> None:
+    # -- storing -----------------------------------------------------------------------------
+
+    def _store(self, grouping: Grouping) -> None:
+        """Store what was grouped, and let all that was counted be confirmed.
+
+        An error ends it: a group must not be stored twice, nor confirmed when one before it failed.
+        """
+        transaction, post = self.transaction, self._post
+        if transaction is not None:
+            transaction.groups += grouping.groups
+            return
+        ticket = 0
+        for group in grouping.groups:
+            lsn = post.enqueue(group.targets, group.persistent, group.envelopes, group.bodies)
+            ticket = max(ticket, lsn)
+        confirms = self.confirms
+        if confirms.selected:
+            confirms.note(ticket)
+            if not confirms.confirm_through(post.durable_lsn):
+                post.await_durability(confirms)
+
+    def _unqueued(self, messages: Unqueued) -> None:
         """Messages that no queue takes: direct replies, and what nobody is bound to."""
         if self.transaction is not None:
-            # Copies: a batch that goes on with the next run would make these lists longer.
-            self._transaction_past_queues.append((targets, methods, envelopes[:], bodies[:]))
-        elif targets.replies_to is not None:
+            self.transaction.unqueued.append(messages)
+            return
+        targets, methods, envelopes, bodies = messages
+        if targets.replies_to is not None:
             targets.replies_to.deliver_replies(envelopes, bodies)
-        else:
-            channel = self._channel
-            for method, envelope, body in zip(methods, envelopes, bodies, strict=True):
-                if method.mandatory:
-                    returned = spec.BasicReturn(
-                        NO_ROUTE, "NO_ROUTE", method.exchange, method.routing_key
-                    )
-                    channel.sink.send_content(channel.number, returned, envelope, body)
+            return
+        sink, number = self._channel.sink, self._channel.number
+        for method, envelope, body in zip(methods, envelopes, bodies, strict=True):
+            if method.mandatory:
+                returned = spec.BasicReturn(
+                    NO_ROUTE, "NO_ROUTE", method.exchange, method.routing_key
+                )
+                sink.send_content(number, returned, envelope, body)
 
+    # -- transactions ------------------------------------------------------------------------
 
-def _wants_a_look(traits: Traits) -> bool:
-    """Whether messages with these traits have to be looked at one by one."""
-    return bool(traits.needs & (CC | REPLY_TO | USER_ID | BAD_MODE)) or isinstance(
-        traits.expiration, str
-    )
+    def begin(self) -> None:
+        """Keep back what is published from here on; forget what was kept back."""
+        self.transaction = Transaction()
+
+    def commit(self) -> None:
+        """tx.commit: publish what was kept back, and begin anew."""
+        transaction, self.transaction = self.transaction, None
+        assert transaction is not None
+        for messages in transaction.unqueued:
+            self._unqueued(messages)
+        for group in transaction.surviving():
+            self._post.enqueue(group.targets, group.persistent, group.envelopes, group.bodies)
+        self.begin()
 
 
 def _carbon_copies(headers: Table, name: str) -> list[str]:
@@ -283,10 +303,3 @@ def _carbon_copies(headers: Table, name: str) -> list[str]:
             f'invalid message: {{unacceptable_type_in_header,"{name}",{type_name(copies)}}}'
         )
     return [copy for copy in copies if isinstance(copy, str)]  # others are passed over
-
-
-def check_expiration(text: str) -> None:
-    """Raises 406 unless `expiration` is a number of milliseconds that RabbitMQ would take."""
-    complaint = expiration_complaint(text)
-    if complaint is not None:
-        raise precondition_failed(f"invalid expiration '{text}': {complaint}")

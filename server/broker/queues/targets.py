@@ -1,26 +1,88 @@
-"""Where a message goes: the queues of a routing result, sorted by what the store must do for them."""
+"""Where messages go: sets of queues, sorted by what the store must do for them, and known ways there.
+
+Promises that the same set of queues is the same object as long as no binding changes, so that
+messages with different keys but the same queues are stored and delivered as one; and that what all
+vhosts of a process remember stays within one bound.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
+from qlog.server.amqp.budget import Budget
 from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.queues.queue import Queue
+from qlog.storage.lanes.lane import Lane
 
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.channel import Channel
-    from qlog.server.broker.queues.queue import Queue
-    from qlog.storage.lanes.lane import Lane
+# What remembered ways of all vhosts may take.
+BUDGET = Budget(16 * 1024 * 1024)
+# A way takes its key, and about so many octets of objects; a set of queues as much, and 40 for each.
+_WAY_BYTES = 300
+_QUEUE_BYTES = 40
+
+
+class ReplyChannel(Protocol):
+    """A channel that takes direct replies."""
+
+    def deliver_replies(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
+        """Send the replies to its client."""
 
 
 class Targets:
-    """One set of queues. The same set is the same object while bindings stay, so that a run of messages
-    with different keys but the same queues is stored and delivered as one."""
+    """One set of queues; or `replies_to`, the channel of a direct reply, which goes past all queues.
 
-    __slots__ = ("all", "durable", "queues", "replies_to", "transient")
+    `plain`: a message is appended to the lanes, and that is all. Not so for what no queue takes. A
+    queue with a limit, deduplication, a stream or a delay makes its sets not plain, too: this is
+    the one thing that is asked of every run.
+    """
 
-    def __init__(self, queues: tuple[Queue, ...], replies_to: Channel | None = None) -> None:
+    __slots__ = ("all", "durable", "plain", "queues", "replies_to", "transient")
+
+    def __init__(self, queues: tuple[Queue, ...], replies_to: ReplyChannel | None = None) -> None:
         self.queues = queues
-        self.replies_to = replies_to  # a direct reply: past all queues, to this channel
+        self.replies_to = replies_to
+        self.plain = bool(queues)
         self.durable: list[Lane[Envelope]] = [queue.lane for queue in queues if queue.durable]
         self.transient: list[Lane[Envelope]] = [queue.lane for queue in queues if not queue.durable]
         self.all = self.durable + self.transient
+
+
+class Routes:
+    """The ways that are known in one vhost: `known` by exchange and routing key.
+
+    Only ways that these two alone decided are remembered, and only until a binding changes.
+    """
+
+    __slots__ = ("_budget", "_sets", "_version", "known")
+
+    def __init__(self, budget: Budget = BUDGET) -> None:
+        self.known: dict[tuple[str, str], Targets] = {}
+        self._budget = budget
+        self._sets: dict[tuple[str, ...], Targets] = {}
+        self._version = -1
+
+    def check(self, version: int) -> None:
+        """Forget all if the version of the routing table is another than at the last call."""
+        if version != self._version:
+            self._version = version
+            self._budget.release(self)
+            self.forget()
+
+    def remember(self, exchange: str, key: str, targets: Targets) -> None:
+        """The way of all messages with this exchange and key."""
+        self._budget.charge(self, _WAY_BYTES + len(exchange) + len(key))
+        self.known[exchange, key] = targets
+
+    def targets(self, names: tuple[str, ...], queues: Mapping[str, Queue]) -> Targets:
+        """The set of the queues with these names."""
+        targets = self._sets.get(names)
+        if targets is None:
+            self._budget.charge(self, _WAY_BYTES + _QUEUE_BYTES * len(names))
+            targets = self._sets[names] = Targets(tuple(queues[name] for name in names))
+        return targets
+
+    def forget(self) -> None:
+        """Forget all (see `Budget`)."""
+        self.known.clear()
+        self._sets.clear()

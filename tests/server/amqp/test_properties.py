@@ -14,6 +14,7 @@ from pamqp import header as pamqp_header
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.properties import (
+    BAD_EXPIRATION,
     BAD_MODE,
     CC,
     DEDUP,
@@ -96,10 +97,16 @@ def test_pamqp_reads_ours() -> None:
         (Properties(priority=255), NO_TRAITS._replace(priority=255)),
         (Properties(expiration="0"), NO_TRAITS._replace(expiration=0)),
         (Properties(expiration="+60000"), NO_TRAITS._replace(expiration=60000)),
-        (Properties(expiration=""), NO_TRAITS._replace(expiration="")),
-        (Properties(expiration="-1"), NO_TRAITS._replace(expiration="-1")),
-        (Properties(expiration="10 s"), NO_TRAITS._replace(expiration="10 s")),
-        (Properties(expiration=f"{2**64}"), NO_TRAITS._replace(expiration=f"{2**64}")),
+        (Properties(expiration=""), NO_TRAITS._replace(expiration="", needs=BAD_EXPIRATION)),
+        (Properties(expiration="-1"), NO_TRAITS._replace(expiration="-1", needs=BAD_EXPIRATION)),
+        (
+            Properties(expiration="10 s"),
+            NO_TRAITS._replace(expiration="10 s", needs=BAD_EXPIRATION),
+        ),
+        (
+            Properties(expiration=f"{2**64}"),
+            NO_TRAITS._replace(expiration=f"{2**64}", needs=BAD_EXPIRATION),
+        ),
         (Properties(reply_to="q"), NO_TRAITS),
         (Properties(reply_to="amq.rabbitmq.reply-tp"), NO_TRAITS),
         (Properties(reply_to="amq.rabbitmq.reply-to.x"), NO_TRAITS),
@@ -197,7 +204,7 @@ def test_examining_accepts_what_decoding_accepts(
         persistent=decoded.delivery_mode == 2,
         priority=decoded.priority,
         expiration=traits.expiration,
-        needs=_needs(decoded),
+        needs=_needs(decoded) | (BAD_EXPIRATION if isinstance(traits.expiration, str) else 0),
     )
     if isinstance(traits.expiration, int):
         assert decoded.expiration is not None and int(decoded.expiration) == traits.expiration

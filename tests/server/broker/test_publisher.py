@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from qlog.server.amqp import spec
+from qlog.server.amqp.budget import Budget
 from qlog.server.amqp.properties import Properties
-from qlog.server.broker import vhost as vhost_module
+from qlog.server.broker.queues.targets import Routes
 from tests.server.broker.support import Bench, Peer, make, message
 
 
@@ -177,15 +178,19 @@ def test_route_follows_bindings(peer: Peer) -> None:
     assert queue.ready == 1
 
 
-def test_remembered_sets_of_queues_are_bounded(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vhost_module, "TARGETS_MAX", 8)
+def test_what_is_remembered_of_ways_is_bounded(peer: Peer) -> None:
+    budget = Budget(5000)
+    vhost = peer.bench.broker.vhosts["/"]
+    vhost.routes = Routes(budget)
     for number in range(30):
         peer.declare(f"q{number}")
-    for number in range(30):
-        peer.publish(1, f"q{number}", b"a")
-    vhost = peer.bench.broker.vhosts["/"]
-    assert len(vhost._targets) <= 8
-    assert all(queue.ready == 1 for queue in vhost.queues.values())
+    peer.ask(2, make(spec.ConfirmSelect), spec.ConfirmSelectOk)  # a channel with these routes
+    for _ in range(3):
+        for number in range(30):
+            peer.publish(2, f"q{number}", b"a")
+    assert 0 < budget.bytes_held <= 5000
+    assert 0 < len(vhost.routes.known) < 30
+    assert all(queue.ready == 3 for queue in vhost.queues.values())
 
 
 def test_carbon_copies(peer: Peer) -> None:

@@ -1,0 +1,85 @@
+"""The confirms of one channel: every publish gets one answer, in the order of the publishes.
+
+An answer is an ack, or a nack for what a queue rejected. It waits until the log is durable up to the
+publish's ticket, and until all before it are answered. What comes due together is told cumulatively:
+neighbours with the same outcome are one basic.ack or basic.nack with `multiple`. Promises: exactly one
+answer for each publish in confirm mode, and no ack before `durable_lsn` has passed its ticket. Knows
+nothing of messages and queues.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from qlog.server.amqp.frames import confirm_frame
+from qlog.server.broker.channels.sink import Sink
+
+
+class Publishing(Protocol):
+    """The channel that the confirms are sent on."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def sink(self) -> Sink: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+
+class Confirms:
+    """See the head of this file. `selected`: the channel is in confirm mode."""
+
+    __slots__ = ("_answered", "_channel", "_noted", "_ticket", "_waiting", "selected", "sequence")
+
+    def __init__(self, channel: Publishing) -> None:
+        self.selected = False
+        self.sequence = 0  # publishes counted; the first is number 1
+        self._channel = channel
+        self._noted = 0  # of these: answered, or in _waiting
+        self._answered = 0
+        self._ticket = 0  # the log must be durable up to here for all that is noted
+        # (ticket, sequence, rejected): all up to this sequence that no entry before it stands for.
+        self._waiting: deque[tuple[int, int, bool]] = deque()
+
+    def select(self) -> None:
+        """confirm.select: publishes from here on are counted, from 1; again: no effect."""
+        if not self.selected:
+            self.selected = True
+            self.sequence = 0
+
+    def note(self, ticket: int, rejected: tuple[int, ...] = ()) -> None:
+        """What was counted since the last call is durable with the ticket (an LSN).
+
+        `rejected`: the sequence numbers, ascending, of those to be nacked. Nothing is sent yet.
+        """
+        if self.sequence == self._noted:
+            return
+        ticket = self._ticket = max(self._ticket, ticket)
+        waiting = self._waiting
+        for sequence in rejected:
+            assert self._noted < sequence <= self.sequence
+            if sequence - 1 > self._noted:
+                waiting.append((ticket, sequence - 1, False))
+            waiting.append((ticket, sequence, True))
+            self._noted = sequence
+        if self._noted < self.sequence:
+            waiting.append((ticket, self.sequence, False))
+            self._noted = self.sequence
+
+    def confirm_through(self, durable_lsn: int) -> bool:
+        """The log is durable up to `durable_lsn`: send what is due. True: nothing waits any more."""
+        waiting = self._waiting
+        frames: list[bytes] = []
+        while waiting and waiting[0][0] <= durable_lsn:
+            _, sequence, rejected = waiting.popleft()
+            while waiting and waiting[0][0] <= durable_lsn and waiting[0][2] is rejected:
+                sequence = waiting.popleft()[1]
+            several = sequence - self._answered > 1
+            self._answered = sequence
+            frames.append(
+                confirm_frame(self._channel.number, sequence, multiple=several, nack=rejected)
+            )
+        if frames and not self._channel.closed:
+            self._channel.sink.write(frames)
+        return not waiting

@@ -1,0 +1,44 @@
+"""What a channel in transaction mode keeps back until tx.commit: publishes, and what becomes of them.
+
+Promises that the order of publishes is kept, and that nothing of a transaction that is dropped has
+happened. Knows nothing of how messages are stored.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.spec import BasicPublish
+from qlog.server.broker.channels.grouping import Group
+from qlog.server.broker.queues.targets import Targets
+
+
+class Unqueued(NamedTuple):
+    """Messages that no queue takes: direct replies, and what nobody is bound to."""
+
+    targets: Targets
+    methods: Sequence[BasicPublish]
+    envelopes: Sequence[Envelope]
+    bodies: Sequence[bytes]
+
+
+class Transaction:
+    """What was published since the last tx.commit or tx.rollback."""
+
+    __slots__ = ("groups", "unqueued")
+
+    def __init__(self) -> None:
+        self.groups: list[Group] = []
+        self.unqueued: list[Unqueued] = []
+
+    def surviving(self) -> list[Group]:
+        """The groups, for those of their queues that were not deleted meanwhile."""
+        groups = []
+        for group in self.groups:
+            queues = group.targets.queues
+            if any(queue.deleted for queue in queues):
+                queues = tuple(queue for queue in queues if not queue.deleted)
+                group.targets = Targets(queues)
+            if queues:
+                groups.append(group)
+        return groups

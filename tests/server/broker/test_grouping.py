@@ -1,0 +1,85 @@
+"""Grouping: disjoint sets of queues may change places, but each queue's messages never do."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.channels.grouping import Grouping
+from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.targets import Targets
+
+NAMES = "abcd"
+
+
+class NamedQueue:
+    """As much of a queue as grouping looks at."""
+
+    durable = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lane = object()
+
+
+QUEUES = {name: NamedQueue(name) for name in NAMES}
+SETS = st.sets(st.sampled_from(NAMES), min_size=1).map(frozenset)
+
+
+def targets_of(known: dict[frozenset[str], Targets], names: frozenset[str]) -> Targets:
+    if names not in known:
+        queues = tuple(cast(Queue, QUEUES[name]) for name in sorted(names))
+        known[names] = Targets(queues)
+    return known[names]
+
+
+def grouped(messages: list[tuple[frozenset[str], bool]]) -> Grouping:
+    grouping = Grouping()
+    known: dict[frozenset[str], Targets] = {}
+    for number, (names, persistent) in enumerate(messages):
+        group = grouping.group(targets_of(known, names), persistent)
+        assert grouping.open(persistent)[group.targets] is group
+        group.envelopes.append(Envelope.pack("", "", b"\0\0", 1))
+        group.bodies.append(b"%d" % number)
+    return grouping
+
+
+@given(st.lists(st.tuples(SETS, st.booleans()), max_size=40))
+def test_each_queue_gets_its_messages_in_order(messages: list[tuple[frozenset[str], bool]]) -> None:
+    got: dict[str, list[tuple[bytes, bool]]] = {name: [] for name in NAMES}
+    grouping = grouped(messages)
+    for group in grouping.groups:
+        assert len(group.envelopes) == len(group.bodies) > 0
+        for queue in group.targets.queues:
+            got[queue.name] += [(body, group.persistent) for body in group.bodies]
+    for name in NAMES:
+        assert got[name] == [
+            (b"%d" % number, persistent)
+            for number, (names, persistent) in enumerate(messages)
+            if name in names
+        ]
+
+
+@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=40))
+def test_disjoint_sets_are_one_group_each(names: list[str]) -> None:
+    grouping = grouped([(frozenset(name), True) for name in names])
+    assert len(grouping.groups) == len(set(names))
+
+
+def test_sets_that_overlap_are_parted_where_they_meet() -> None:
+    ab, a, c = frozenset("ab"), frozenset("a"), frozenset("c")
+    grouping = grouped([(names, True) for names in (ab, c, ab, a, c, a, ab)])
+    assert [group.bodies for group in grouping.groups] == [
+        [b"0", b"2"],
+        [b"1", b"4"],
+        [b"3", b"5"],
+        [b"6"],
+    ]
+
+
+def test_persistent_and_transient_messages_for_one_queue_keep_their_order() -> None:
+    grouping = grouped([(frozenset("a"), persistent) for persistent in (True, False, False, True)])
+    assert [group.bodies for group in grouping.groups] == [[b"0"], [b"1", b"2"], [b"3"]]
