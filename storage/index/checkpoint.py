@@ -106,6 +106,7 @@ def lane_update(lane: Lane[M], placed_upto: int) -> LaneUpdate:
         settled.delivered,
         bitmaps,
         settled.full[:],
+        settled.attempts.flat(),
     )
 
 

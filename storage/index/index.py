@@ -6,7 +6,8 @@
     acked       the same key -> hash, 32 bytes of bits: what is settled in a block that is not below
                 the floor, and not settled as a whole
     lanes       lane -> hash, [next qseq, placed upto, floor, delivered, alive, alive bytes,
-                spilled, ranges of blocks above the floor that are settled]
+                spilled, ranges of blocks above the floor that are settled, attempts: first qseq,
+                end, number, …]
     segments    segment -> hash, [pointers to unsettled messages, their bytes]
     checkpoint  -> hash, up to where log and ledger are in here
 
@@ -75,6 +76,7 @@ class LaneRow:
     alive_bytes: int = 0  # the sum of their bodies' sizes
     spilled: int = 0  # and to spill/
     full: list[int] = field(default_factory=list)  # ranges of blocks above the floor all settled
+    attempts: list[int] = field(default_factory=list)  # first, end, number, … of what came back
 
 
 @dataclass(slots=True)
@@ -109,6 +111,7 @@ class LaneUpdate:
     delivered: int
     bitmaps: dict[int, int] = field(default_factory=dict)  # block -> bits, of those that changed
     full: list[int] = field(default_factory=list)  # ranges of blocks that are settled
+    attempts: list[int] = field(default_factory=list)  # first, end, number, … of what came back
     placed: list[Placed] = field(default_factory=list)
 
 
@@ -515,6 +518,7 @@ class Index:
                 counts.alive_bytes,
                 counts.spilled,
                 update.full,
+                update.attempts,
             ]
         )
         transaction.put(lane_key, _close_row(lane_key, lane_row), db=self._lanes)

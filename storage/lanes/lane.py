@@ -41,6 +41,7 @@ class Changes(Generic[M]):
 
     acked: "list[Lane[M]]"  # lanes with settlements that the ledger does not have
     delivered: "list[Lane[M]]"  # and with deliveries
+    attempted: "list[Lane[M]]"  # and with messages that came back
     dirty: "set[Lane[M]]"  # lanes that the index is behind of
     await_acks: Callable[[], None]  # called when the first of them comes
     acked_count: int = 0
@@ -59,6 +60,7 @@ class Lane(Generic[M]):
         self.dropped = False
         self.open_run: Run[M] | None = None  # the newest: it may take more messages
         self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
+        self.attempts_unwritten: list[int] = []  # first, end, attempts, … in their order
         self.delivered_unwritten = False
         self._shelf = shelf
         self._cache = cache
@@ -212,6 +214,8 @@ class Lane(Generic[M]):
         if first <= settled.floor and settled.in_order:
             fresh = max(end - settled.floor, 0)
             settled.floor += fresh
+            if settled.attempts:
+                settled.attempts.settle(first, end)
         else:
             fresh = settled.mark(first, end)
         assert fresh == count or not size_given, "settled twice"
@@ -291,6 +295,29 @@ class Lane(Generic[M]):
                 self._changes.delivered.append(self)
                 self._changes.dirty.add(self)
                 self._changes.await_acks()
+
+    def note_attempts(self, first: int, count: int, attempts: int) -> None:
+        """These were handed out and came back, for the time that `attempts` says.
+
+        None of them may be settled. Lasting with the next acks.
+        """
+        end = first + count
+        assert self.settled.floor <= first < end <= self.next_qseq
+        assert not self.settled.between(first, end)
+        self.settled.attempts.note(first, end, attempts)
+        unwritten = self.attempts_unwritten
+        if not unwritten:
+            self._changes.attempted.append(self)
+            self._changes.dirty.add(self)
+            self._changes.await_acks()
+        if unwritten and unwritten[-2:] == [first, attempts]:
+            unwritten[-2] = end
+        else:
+            unwritten += (first, end, attempts)
+
+    def attempts_of(self, first: int, count: int) -> list[int]:
+        """How often each of these unsettled messages was handed out and came back, in order."""
+        return self.settled.attempts.of(first, count)
 
     def recovered(
         self, placed_upto: int, next_qseq: int, present: Iterable[tuple[int, int]]

@@ -2,10 +2,13 @@
 
 Everything below the floor is settled. Above it a block of 254 has an integer of bits, unless none
 or all of it is settled: whole blocks are kept as ranges, so that one message which nobody
-acknowledges costs no memory for the millions behind it. Knows qseqs only.
+acknowledges costs no memory for the millions behind it. What else the ledger says of messages is
+kept beside it: what was delivered, and how often messages came back. Knows qseqs only.
 """
 
 from bisect import bisect_left, bisect_right
+
+from qlog.storage.lanes.attempts import Attempts
 
 # Messages a block: 254 pointers of 16 bytes and a head of 16 fill one overflow page of LMDB.
 BLOCK = 254
@@ -15,7 +18,7 @@ FULL = (1 << BLOCK) - 1
 class Settled:
     """See the head of this file. Ranges are flat: start, end, start, end, … in ascending order."""
 
-    __slots__ = ("bits", "delivered", "dirty", "floor", "full")
+    __slots__ = ("attempts", "bits", "delivered", "dirty", "floor", "full")
 
     def __init__(self, floor: int = 0) -> None:
         self.floor = floor
@@ -23,6 +26,7 @@ class Settled:
         self.full: list[int] = []  # ranges of blocks that are settled
         self.dirty: set[int] = set()  # blocks that changed; the owner clears it
         self.delivered = 0  # everything below was handed to a consumer once
+        self.attempts = Attempts()  # of messages that came back
 
     @property
     def in_order(self) -> bool:
@@ -39,6 +43,8 @@ class Settled:
             fresh = end - self.floor - self.between(self.floor, end)
             self._raise(end)
         self._settle_floor()
+        if self.attempts:
+            self.attempts.settle(first, end)
         return fresh
 
     def add_settled(self, block: int, bits: int) -> None:

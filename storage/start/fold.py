@@ -9,8 +9,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from qlog.storage.lanes.attempts import Attempts
 from qlog.storage.write.ledger import (
     ACK,
+    ATTEMPTS,
     DELIVERED,
     LANE,
     LANE_DELETED,
@@ -20,6 +22,7 @@ from qlog.storage.write.ledger import (
     SNAPSHOT_END,
     Record,
     ack_ranges,
+    attempts_ranges,
     lane_bitmaps,
 )
 
@@ -30,6 +33,7 @@ class Settlements(Protocol):
     """Where the settlements of one lane go."""
 
     delivered: int
+    attempts: Attempts
 
     def mark(self, first: int, end: int) -> object:
         """[first, end) is settled."""
@@ -124,7 +128,7 @@ class LaneFacts(Generic[S]):
         kind = record[0]
         if kind == LANE_DELETED:
             self.deleted.add(record[1])
-        if kind not in (ACK, LANE, DELIVERED) or record[1] in self.deleted:
+        if kind not in (ACK, LANE, DELIVERED, ATTEMPTS) or record[1] in self.deleted:
             return
         lane_id = record[1]
         lane = self.of(lane_id)
@@ -136,8 +140,13 @@ class LaneFacts(Generic[S]):
         elif kind == DELIVERED:
             named = record[2]
             lane.delivered = max(lane.delivered, named)
+        elif kind == ATTEMPTS:
+            for first, end, attempts in attempts_ranges(record):
+                lane.attempts.note(first, end, attempts)
+                named = max(named, end)
         else:
             _, _, named, floor, delivered, *_ = record
+            lane.attempts.forget()  # those that count follow in the snapshot
             lane.delivered = max(lane.delivered, delivered)
             for block, bits in lane_bitmaps(record).items():
                 lane.add_settled(block, bits)

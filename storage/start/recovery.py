@@ -201,7 +201,7 @@ class _Recovery(Generic[M]):
         self.opened = opened
         self.report = RecoveryReport()
         self.cache: Cache[M] = Cache(settings.cache_bytes_max)
-        self.changes: Changes[M] = Changes([], [], set(), lambda: None)
+        self.changes: Changes[M] = Changes([], [], [], set(), lambda: None)
         self.lanes: dict[int, Lane[M]] = {}
         self.adopted: defaultdict[int, Adopted] = defaultdict(Adopted)
         self.placed_upto: dict[int, int] = {}  # lane -> where the index is complete
@@ -384,6 +384,7 @@ class _Recovery(Generic[M]):
             lane.settled.floor = row.floor
             lane.settled.delivered = row.delivered
             lane.settled.full = row.full
+            lane.settled.attempts.load(row.attempts)
             self.placed_upto[lane_id] = row.placed_upto
             self.named_upto[lane_id] = row.next_qseq
         for lane_id, block, bits in self.bitmaps:

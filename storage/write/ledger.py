@@ -1,4 +1,4 @@
-"""The ack ledger: what was settled and delivered, and which segments were given up.
+"""The ack ledger: what was settled, delivered and came back, and which segments were given up.
 
 One file, in the frame of the log (see format.py): the body of a batch is a msgpack list, first the
 log's durable LSN, then records. A batch's `base` counts batches, its `durable` is the number below
@@ -41,6 +41,7 @@ SEGMENT_DROPPED = 6  # id, end LSN: all in it is settled; the file may be gone
 SNAPSHOT_END = 7  # what comes before in this file is complete
 TIME = 8  # ms since 1970: handed over then was this batch, and within a second those without a time
 SEGMENT_REPLACED = 9  # id, old id, …: what was alive in the old ones is in this one, too
+ATTEMPTS = 10  # lane, gap, count, attempts, …: these came back so often; gaps as in ACK, or below 0
 
 Record = list[Any]
 Records = Sequence[Record]
@@ -69,14 +70,35 @@ def ack_ranges(record: Record) -> Iterator[tuple[int, int]]:
         at += count
 
 
+def attempts_record(lane_id: int, flat: Sequence[int]) -> Record:
+    """`flat` is first, end, attempts, first, end, attempts, …"""
+    record: Record = [ATTEMPTS, lane_id]
+    before = 0
+    for first, end, attempts in zip(flat[0::3], flat[1::3], flat[2::3], strict=True):
+        record += (first - before, end - first, attempts)
+        before = end
+    return record
+
+
+def attempts_ranges(record: Record) -> Iterator[tuple[int, int, int]]:
+    """The (first, end, attempts) of each range in an ATTEMPTS record."""
+    at = 0
+    for gap, count, attempts in zip(record[2::3], record[3::3], record[4::3], strict=True):
+        at += gap
+        yield at, at + count, attempts
+        at += count
+
+
 def lane_records(lane_id: int, next_qseq: int, settled: Settled) -> Iterator[Record]:
-    """All that is settled in a lane, for a snapshot."""
+    """All that is settled in a lane, and what came back to it, for a snapshot."""
     record: Record = [LANE, lane_id, next_qseq, settled.floor, settled.delivered]
     for block, bits in settled.bits.items():
         record += (block, bits.to_bytes(32, "little"))
     yield record
     if settled.full:
         yield ack_record(lane_id, [block * BLOCK for block in settled.full])
+    if settled.attempts:
+        yield attempts_record(lane_id, settled.attempts.flat())
 
 
 def lane_bitmaps(record: Record) -> dict[int, int]:

@@ -14,7 +14,7 @@ from qlog.storage.lanes.lane import Changes
 from qlog.storage.lanes.run import M
 from qlog.storage.settings import StoreSettings
 from qlog.storage.write.commit import CommitJob, CommitResult
-from qlog.storage.write.ledger import DELIVERED, TIME, Record, Records, ack_record
+from qlog.storage.write.ledger import DELIVERED, TIME, Record, Records, ack_record, attempts_record
 
 _TIME_MS = 1000  # a batch says when it was made, unless one within so long before did
 _NEVER_S = 60.0
@@ -83,7 +83,7 @@ class Settling(Generic[M]):
         now = False
         wait_s = _NEVER_S
         changes = self.changes
-        if changes.acked or changes.delivered or self._records:
+        if changes.acked or changes.delivered or changes.attempted or self._records:
             assert self._since_s is not None
             due_s = self._since_s + settings.ack_flush_s
             if now_s >= due_s:
@@ -114,10 +114,14 @@ class Settling(Generic[M]):
         self._chunks = []
 
     def flush(self) -> None:
-        """Make a batch of all that lanes settled and delivered."""
+        """Make a batch of all that lanes settled and delivered, and what came back to them."""
         changes = self.changes
         records = self._records
         self._records = []
+        for lane in changes.attempted:  # before acks: what is settled came back before
+            if not lane.dropped:
+                records.append(attempts_record(lane.id, lane.attempts_unwritten))
+            lane.attempts_unwritten = []
         for lane in changes.acked:
             if not lane.dropped:
                 records.append(ack_record(lane.id, lane.unwritten))
@@ -126,6 +130,7 @@ class Settling(Generic[M]):
             lane.delivered_unwritten = False
             if not lane.dropped:
                 records.append([DELIVERED, lane.id, lane.delivered])
+        changes.attempted.clear()
         changes.acked.clear()
         changes.delivered.clear()
         changes.acked_count = 0

@@ -31,6 +31,7 @@ _STEPS = {  # and how often, before taste
     "purge": 1,
     "read": 3,
     "read_all": 3,
+    "attempt": 5,
     "delete_lane": 1,
     "tick": 18,
     "work": 30,
@@ -173,6 +174,10 @@ class Life:
 
     def _read_all(self) -> tuple[Any, ...]:
         return self.choice.randrange(LANES), self.choice.random() < 0.5
+
+    def _attempt(self) -> tuple[Any, ...]:
+        choice = self.choice
+        return choice.randrange(LANES), choice.random(), choice.choice((1, 1, 5, 100))
 
     def _delete_lane(self) -> tuple[Any, ...]:
         return (self.choice.randrange(LANES),)

@@ -20,14 +20,16 @@ from msgspec.structs import replace
 
 import qlog.storage
 from qlog.storage.errors import SyncFailed
+from qlog.storage.index import checkpoint
 from qlog.storage.index.checkpoints import Checkpoints
+from qlog.storage.index.index import LaneUpdate
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
 from qlog.storage.start.recovery import _Recovery
 from qlog.storage.store import Store
 from qlog.storage.write.commit import CommitJob, CommitResult, Committer
-from qlog.storage.write.ledger import LedgerWriter
+from qlog.storage.write.ledger import ATTEMPTS, LedgerWriter, Record, lane_records
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.lives import Violation, judged, live, scratch
 from tests.simulation.world import Fate, World
@@ -186,6 +188,22 @@ def _forget_full() -> list[AbstractContextManager[Any]]:
     return [patch.object(Store, "_committed", committed)]
 
 
+def _attempts_not_in_snapshot() -> list[AbstractContextManager[Any]]:
+    def records(*arguments: Any) -> list[Record]:
+        return [record for record in lane_records(*arguments) if record[0] != ATTEMPTS]
+
+    return [patch.object(checkpoint, "lane_records", records)]
+
+
+def _attempts_not_in_index() -> list[AbstractContextManager[Any]]:
+    original = checkpoint.lane_update
+
+    def update(*arguments: Any) -> LaneUpdate:
+        return replace(original(*arguments), attempts=[])
+
+    return [patch.object(checkpoint, "lane_update", update)]
+
+
 # -- lives that do not come about at random
 
 
@@ -295,6 +313,18 @@ MUTATIONS = [
     ),
     Mutation("no orphan rule", "a qseq is given twice", patches=_orphans_hit),
     Mutation("a full disk drops a batch", "it is not there", patches=_forget_full),
+    Mutation(
+        "attempts are not in the ledger's snapshot",
+        "they are forgotten when the ledger rolls",
+        patches=_attempts_not_in_snapshot,
+        taste={"attempt": 4},
+    ),
+    Mutation(
+        "attempts are not in the index",
+        "they are forgotten when a checkpoint has them",
+        patches=_attempts_not_in_index,
+        taste={"attempt": 4},
+    ),
 ]
 
 

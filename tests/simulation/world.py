@@ -86,6 +86,7 @@ class Model:
     settled: dict[int, tuple[bytes, int]] = field(default_factory=dict)  # and in which step
     next_qseq: int = 0
     delivered: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # (step, upto)
+    attempts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (step, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class View:
     messages: dict[int, bytes]
     next_qseq: int
     delivered: int
+    attempts: dict[int, int]  # of the messages, where it is not 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +255,29 @@ class World:
         model = self.models[lane]
         handle = self.running.lane(model.lane_id)
         assert contents(handle) == model.alive
+        assert _attempts(handle) == {
+            qseq: model.attempts[qseq][-1][1] for qseq in model.alive.keys() & model.attempts.keys()
+        }
         if deliver:
             self.step += 1
             handle.note_delivered(model.next_qseq)
             model.delivered.append((self.step, model.next_qseq))
+
+    def attempt(self, lane: int, start: float, count: int) -> None:
+        """Messages that follow on each other come back."""
+        model = self.models[lane]
+        first = int(start * model.next_qseq)
+        end = first
+        while end < first + count and end in model.alive:
+            end += 1
+        if end == first:
+            return
+        self.step += 1
+        handle = self.running.lane(model.lane_id)
+        number = max(handle.attempts_of(first, end - first)) + 1
+        handle.note_attempts(first, end - first, number)
+        for qseq in range(first, end):
+            model.attempts.setdefault(qseq, [(0, 0)]).append((self.step, number))
 
     def delete_lane(self, lane: int) -> None:
         store = self.running
@@ -536,7 +557,7 @@ class World:
     @staticmethod
     def _views(store: Store[Envelope]) -> dict[int, View]:
         return {
-            lane.id: View(contents(lane), lane.next_qseq, lane.delivered)
+            lane.id: View(contents(lane), lane.next_qseq, lane.delivered, _attempts(lane))
             for lane in probe(store).lanes.values()
         }
 
@@ -574,7 +595,7 @@ class World:
     def _check_lane(
         self, model: Model, lane: Lane[Envelope] | None, views: dict[int, View], step: int
     ) -> None:
-        view = views.get(model.lane_id, View({}, 0, 0))
+        view = views.get(model.lane_id, View({}, 0, 0, {}))
         name = f"lane {model.lane_id}"
         found = view.messages
         for qseq, body in found.items():  # 2, 3
@@ -592,6 +613,11 @@ class World:
         named = max(
             [upto for dated, upto in model.delivered if dated <= step]
             + [qseq + 1 for qseq, (_, dated) in model.settled.items() if dated <= step]
+            + [
+                qseq + 1
+                for qseq, history in model.attempts.items()
+                if any(0 < dated <= step for dated, _ in history)
+            ]
             + [qseq + 1 for qseq, lsn in model.lsns.items() if lsn <= self.lsn_durable]
         )
         assert named <= view.next_qseq <= model.next_qseq, (  # 4
@@ -602,6 +628,13 @@ class World:
         assert delivered <= view.delivered <= max(upto for _, upto in model.delivered), (
             f"{name}: delivered up to {view.delivered}, {delivered} was safe"
         )
+        for qseq in found:
+            history = model.attempts.get(qseq, [(0, 0)])
+            number = view.attempts.get(qseq, 0)
+            safe = max(known for dated, known in history if dated <= step)
+            assert safe <= number <= history[-1][1], (
+                f"{name}: {qseq} came back {number} times, {safe} times are safe"
+            )
         assert (0 if lane is None else lane.alive) == len(found)
         assert (0 if lane is None else lane.alive_bytes) == _size(found)
         model.alive = found
@@ -611,11 +644,14 @@ class World:
             model.lsns[view.next_qseq - 1] = 0  # so many were named
         model.next_qseq = view.next_qseq
         model.delivered = [(0, view.delivered)]
+        model.attempts = {qseq: [(0, number)] for qseq, number in view.attempts.items()}
 
     def _image(self, views: dict[int, View]) -> Image:
         """All that must not depend on the index, of the lanes that the catalog names."""
         store = self.running
-        named = {model.lane_id: views.get(model.lane_id, View({}, 0, 0)) for model in self.models}
+        named = {
+            model.lane_id: views.get(model.lane_id, View({}, 0, 0, {})) for model in self.models
+        }
         places = {
             (lane_id, qseq): (segment_id, position, length)
             for lane_id, qseq, segment_id, position, length in probe(store).index.all_pointers()
@@ -630,6 +666,7 @@ class World:
         for lane_id, view in image.views.items():
             other = without.views[lane_id]
             assert view.messages == other.messages, f"lane {lane_id} differs without the index"
+            assert view.attempts == other.attempts, f"lane {lane_id}: attempts without index"
             assert view.delivered == other.delivered, f"lane {lane_id}: deliveries without index"
             # Transient messages that the index had seen are forgotten with it.
             assert view.next_qseq >= other.next_qseq
@@ -675,6 +712,11 @@ class World:
                 assert probe(store).paths.segment(segment_id).name in names, (
                     f"a pointer to segment {segment_id}, which is gone"
                 )
+
+
+def _attempts(lane: Lane[Envelope]) -> dict[int, int]:
+    """How often the messages of a lane came back, of those that did."""
+    return {qseq: number for qseq in contents(lane) if (number := lane.attempts_of(qseq, 1)[0])}
 
 
 def _size(messages: dict[int, bytes]) -> int:

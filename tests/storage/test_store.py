@@ -884,3 +884,33 @@ def test_bytes_that_wait_are_known_at_any_time(bench: Bench) -> None:
     bench.restart()
     lane = bench.store.lane(lane.id)
     assert lane.alive_bytes == 7
+
+
+def test_attempts_survive_a_kill_when_the_ledger_has_them_and_go_with_their_message(
+    bench: Bench,
+) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"%d" % at for at in range(10)])
+    assert bench.store.settle_down()
+    lane.note_attempts(2, 5, 1)
+    lane.note_attempts(4, 1, 2)
+    assert lane.attempts_of(0, 8) == [0, 0, 1, 1, 2, 1, 1, 0]
+    bench.tick()
+    bench.tick()
+    bench.commits.wait()
+    bench.restart()
+    lane = bench.store.lane(lane.id)
+    assert lane.attempts_of(0, 8) == [0, 0, 1, 1, 2, 1, 1, 0]
+    lane.settle(0, 4)
+    lane.note_attempts(6, 1, 3)
+    assert bench.store.checkpoint()
+    bench.restart()
+    lane = bench.store.lane(lane.id)
+    assert lane.attempts_of(4, 4) == [2, 1, 3, 0]
+    lane.settle(4, 3)
+    assert not lane.settled.attempts
+    with pytest.raises(AssertionError):
+        lane.note_attempts(6, 1, 4)
+    assert bench.store.settle_down()
+    bench.restart()
+    assert bench.store.lane(lane.id).attempts_of(7, 3) == [0, 0, 0]

@@ -94,6 +94,10 @@ class StoreMachine(RuleBasedStateMachine):
     def read_all(self, lane: int, deliver: bool) -> None:
         self.world.perform(self.world.read_all, lane, deliver)
 
+    @rule(lane=lanes, start=st.floats(0, 1), count=st.integers(1, 100))
+    def attempt(self, lane: int, start: float, count: int) -> None:
+        self.world.perform(self.world.attempt, lane, start, count)
+
     @rule(lane=lanes)
     def delete_lane(self, lane: int) -> None:
         self.world.perform(self.world.delete_lane, lane)

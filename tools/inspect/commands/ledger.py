@@ -242,6 +242,11 @@ def _text(record: Record) -> str:
             )
         case "delivered":
             return f"delivered below {item['delivered_below']}"
+        case "attempts":
+            return "; ".join(
+                f"came back {number} times: {ranges_text([(first, last + 1)])}"
+                for first, last, number in item["ranges"]
+            )
         case "lane_deleted":
             return "the queue was deleted"
         case "segments":

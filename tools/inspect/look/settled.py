@@ -6,21 +6,24 @@ never had one may count as settled or not.
 
 from __future__ import annotations
 
+from qlog.storage.lanes.attempts import Attempts
 from qlog.storage.lanes.settled import BLOCK
 
 
 class Settled:
     """A lane by the ledger's account."""
 
-    __slots__ = ("blocks", "delivered", "floor")
+    __slots__ = ("attempts", "blocks", "delivered", "floor")
 
     def __init__(self) -> None:
         self.floor = 0
         self.blocks: dict[int, int] = {}  # block of qseqs -> bits of those settled
         self.delivered = 0  # everything below was handed to a consumer once
+        self.attempts = Attempts()  # of messages that came back
 
     def mark(self, first: int, end: int) -> None:
         """[first, end) is settled."""
+        self.attempts.settle(first, end)
         if first <= self.floor:
             self.floor = max(self.floor, end)
             return

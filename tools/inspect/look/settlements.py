@@ -15,6 +15,7 @@ from qlog.storage.lanes.settled import BLOCK
 from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.write.ledger import (
     ACK,
+    ATTEMPTS,
     DELIVERED,
     LANE,
     LANE_DELETED,
@@ -25,6 +26,7 @@ from qlog.storage.write.ledger import (
     TIME,
     Record,
     ack_ranges,
+    attempts_ranges,
     lane_bitmaps,
     unpack_body,
 )
@@ -78,7 +80,7 @@ def batches_of(directory: Directory, view: FileView) -> Iterator[LedgerBatch]:
 
 def lane_of(record: Record) -> int | None:
     """The lane that a record is about."""
-    return record[1] if record[0] in (ACK, LANE_DELETED, DELIVERED, LANE) else None
+    return record[1] if record[0] in (ACK, LANE_DELETED, DELIVERED, LANE, ATTEMPTS) else None
 
 
 def settled_ranges(record: Record) -> list[tuple[int, int]]:
@@ -122,6 +124,9 @@ def described(record: Record) -> dict[str, Any]:
             return {"kind": "lane_deleted", "lane": lane}
         case [kind, lane, below] if kind == DELIVERED:
             return {"kind": "delivered", "lane": lane, "delivered_below": below}
+        case [kind, lane, *_] if kind == ATTEMPTS:
+            ranges = [[first, end - 1, number] for first, end, number in attempts_ranges(record)]
+            return {"kind": "attempts", "lane": lane, "ranges": ranges}
         case [kind, lane, next_qseq, floor, delivered, *_] if kind == LANE:
             return {
                 "kind": "lane",

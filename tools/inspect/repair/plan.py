@@ -563,7 +563,11 @@ class _Planner:
         for lane_id in sorted(lane_ids - directory.ledger.deleted):
             settled = StoredSettled()
             known = directory.ledger.lanes.get(lane_id)
+            if ledger_damaged and contents is not None and lane_id in contents.lanes:
+                settled.attempts.load(contents.lanes[lane_id].attempts)
             if known is not None:
+                for range_ in known.attempts.ranges():
+                    settled.attempts.note(*range_)
                 for block, bits in known.blocks.items():
                     settled.add_settled(block, bits)
                 settled.mark(0, known.floor)
