@@ -36,6 +36,7 @@ CLOSE_S = 2.0
 # A recovery that takes long says how far it is, this often.
 PROGRESS_INTERVAL_S = 5.0
 CANCEL_INTERVAL_S = 0.02
+FIRST_START = 1  # the epoch of a directory is the number of its starts
 
 
 class StorageFailed(Exception):
@@ -167,7 +168,8 @@ def _log_start(broker: Broker) -> None:
     level = logging.INFO if len(said) == 1 else logging.WARNING
     if report.records_replayed:
         said.append(f"replayed {report.records_replayed} messages")
-    logger.log(level, "recovered in %.3f s: %s", report.duration_s, "; ".join(said))
+    done = "made the data directory" if report.epoch == FIRST_START else "recovered"
+    logger.log(level, "%s in %.3f s: %s", done, report.duration_s, "; ".join(said))
 
 
 @asynccontextmanager

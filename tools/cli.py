@@ -1,4 +1,4 @@
-"""The `qlog` command. Each subcommand imports what it needs when it runs, so that all start fast.
+"""The `qlog` command. Each subcommand is imported when it is asked for, so that all start fast.
 
 A wrong option ends with status 2 and two lines: what is wrong, and how to ask for help.
 """
@@ -10,16 +10,23 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+import typer.main
 
 from qlog import __version__
-from qlog.tools.inspect.app import app as inspect
 from qlog.tools.serve import ServeCommand, serve
+
+INSPECT_HELP = "Look into a data directory, check it, and get messages out of it."
 
 # What typer raises for wrong options; where the class is defined depends on its version.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class _Commands(typer.core.TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name, with its own commands and options."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _inspect() if name == "inspect" else command, rest
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run, and end the process."""
         try:
@@ -46,7 +53,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=ServeCommand)(serve)
-app.add_typer(inspect, name="inspect")
+
+
+@app.command("inspect", help=INSPECT_HELP)
+def _inspect_in_the_list() -> None:
+    """Stands in the list of commands; never runs, since `resolve_command` gives the real one."""
+
+
+def _inspect() -> Any:
+    from qlog.tools.inspect.app import app as inspect
+
+    assert inspect.info.help == INSPECT_HELP
+    parent = typer.Typer(
+        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+    )
+    parent.add_typer(inspect, name="inspect")
+    group: Any = typer.main.get_command(parent)
+    return group.commands["inspect"]
 
 
 def _print_version(wanted: bool) -> None:

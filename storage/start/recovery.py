@@ -516,9 +516,9 @@ class _Recovery(Generic[M]):
         assert self.index is not None
         index = self.shelf.index = self.index
         gone = [segment_id for segment_id in self.live_before if segment_id not in self.segments]
-        for number, part in enumerate(self._updates()):
-            self.progress("parts of the index made", number)
+        for number, part in enumerate(self._updates(), 1):
             index.apply(part, (), None)
+            self.progress("parts of the index written", number)
         index.apply((), self.deleted, checkpoint, gone, moves)
         if paths.index_doubt.name in self.disk.names(paths.root):
             self.disk.sync_directory(paths.root)  # the old one must not be back without its mark

@@ -39,11 +39,13 @@ class BrokerProcess:
         port: int = 0,
         settings: Mapping[str, str] | None = None,
         launcher: Sequence[str] = (),
+        log_level: str = "warning",
     ) -> None:
         self.data_dir = data_dir
         self.port = port
         self.settings = dict(settings or {})
         self.launcher = launcher
+        self.log_level = log_level
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[str] = []  # what it said; all of it once it has ended
         self._started = threading.Event()
@@ -73,7 +75,7 @@ class BrokerProcess:
             *self.launcher,
             sys.executable,
             *("-m", "qlog", "serve", "--data-dir", str(self.data_dir)),
-            *("--port", str(self.port), "--log-level", "warning"),
+            *("--port", str(self.port), "--log-level", self.log_level),
         ]
         self.process = subprocess.Popen(
             command,

@@ -254,4 +254,6 @@ def test_other_commands_do_not_load_the_settings() -> None:
         check=True,
     ).stderr
     assert "qlog.tools.serve" in loaded
-    assert not re.search(r"\b(msgspec|trio|lmdb|psutil|qlog\.server)\b", loaded)
+    assert not re.search(
+        r"\b(msgspec|trio|lmdb|psutil|qlog\.server|qlog\.tools\.inspect)\b", loaded
+    )

@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from qlog.storage.bytes.datadir import Identity, Paths
 from qlog.storage.lmdb.catalog import Catalog
-from tests.live.conversation import Client, connections
+from tests.live.conversation import Client, connections, until
 from tests.live.server import ROOT, BrokerProcess
+
+# A recovery that goes on until it is told to end, and says so on stderr.
+ENDLESS_RECOVERY = """
+import sys, time
+from qlog.storage.store import Store
+def recover(*args, progress, **named):
+    print("recovering", file=sys.stderr)
+    while True:
+        progress("messages", 1)
+        time.sleep(0.001)
+Store.open = recover
+from qlog.tools.cli import app
+app(sys.argv[1:])
+"""
+
+# SIGTERM comes before anything can be cancelled.
+EARLY_SIGNAL = """
+import os, signal, sys
+from qlog.server import config
+load = config.load
+def load_and_stop(**given):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return load(**given)
+config.load = load_and_stop
+from qlog.tools.cli import app
+app(sys.argv[1:])
+"""
 
 # A disk whose syncs fail from the moment that a file exists.
 BROKEN_DISK = """
@@ -104,6 +134,186 @@ def test_signal_right_after_the_startup_line(tmp_path: Path) -> None:
     broker = BrokerProcess(tmp_path / "data").start()
     code, _ = broker.terminate()
     assert code == 0
+
+
+def test_signal_during_recovery_ends_it_with_0(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS_RECOVERY, "serve", "--port", "0"],
+        cwd=ROOT,
+        env={**os.environ, "QLOG_DATA_DIR": str(tmp_path / "data")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        while "recovering" not in (line := process.stderr.readline()):
+            assert line, process.wait(5)
+        process.terminate()
+        _, said = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert "stopping signal=SIGTERM" in said and "complete" not in said and "Traceback" not in said
+
+
+def test_signal_before_anything_has_begun_ends_it_with_0(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", EARLY_SIGNAL, "serve", "--port", "0"],
+        cwd=ROOT,
+        env={**os.environ, "QLOG_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["HUP", "USR1", "USR2", "TSTP", "TTOU", "PIPE"])
+def test_other_signals_do_no_harm(running: BrokerProcess, client: Client, name: str) -> None:
+    assert running.process is not None
+    talk = client.channel()
+    for _ in range(2):
+        running.process.send_signal(getattr(signal, f"SIG{name}"))
+        talk.declare("there")
+    assert running.terminate()[0] == 0
+
+
+def test_hangup_says_that_nothing_is_read_again(tmp_path: Path) -> None:
+    broker = BrokerProcess(tmp_path / "data", log_level="info").start()
+    assert broker.process is not None
+    broker.process.send_signal(signal.SIGHUP)
+    with connections(broker.url) as connect:
+        connect().channel()
+    assert broker.terminate()[0] == 0
+    assert [line for line in broker.lines if line.endswith("start only signal=SIGHUP")]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_log_on_a_full_disk(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        assert serves(tmp_path, full) == 0
+
+
+def test_log_that_nobody_reads(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        assert serves(tmp_path, closed) == 0
+
+
+def test_log_in_a_pipe_that_is_full(tmp_path: Path) -> None:
+    """And nobody empties it: the broker serves, and ends with the rest of its log unwritten."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        with os.fdopen(writer, "w") as full:
+            assert serves(tmp_path, full) == 0
+    finally:
+        os.close(reader)
+
+
+def serves(tmp_path: Path, stderr: TextIO) -> int:
+    """Start a broker that logs to there, talk to it, stop it; its exit status."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qlog", "serve", "--port", str(port), "--log-level", "debug"],
+        cwd=ROOT,
+        env={**os.environ, "QLOG_DATA_DIR": str(tmp_path / "data")},
+        stderr=stderr,
+    )
+    try:
+        until(lambda: accepts(port), "the broker accepts")
+        for _ in range(3):  # each makes some lines of the log
+            with pytest.raises(AssertionError, match="Login was refused"):
+                Client(f"amqp://nobody:x@127.0.0.1:{port}/")
+        with connections(f"amqp://guest:guest@127.0.0.1:{port}/") as connect:
+            connect().channel().queue()
+        process.terminate()
+        return process.wait(15)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+# --- what a start says
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """The directory of a broker that was killed: three messages in one of two queues."""
+    broker = BrokerProcess(tmp_path / "data").start()
+    with connections(broker.url) as connect:
+        talk = connect().channel()
+        talk.declare("empty", durable=True)
+        talk.declare("full", durable=True)
+        talk.confirm()
+        for number in range(3):
+            talk.publish("", "full", b"%d" % number, delivery_mode=2)
+        talk.confirmed(3)
+        broker.kill()
+    return broker.data_dir
+
+
+def said_at_start(directory: Path) -> str:
+    """The line that says what the start did. The broker is then stopped in good order."""
+    broker = BrokerProcess(directory, log_level="info").start()
+    assert broker.terminate()[0] == 0
+    (line,) = (line for line in broker.lines if " s: " in line)
+    return line
+
+
+def test_start_after_an_orderly_stop(filled: Path) -> None:
+    said_at_start(filled)
+    line = said_at_start(filled)
+    assert re.search(
+        r" INFO +qlog\.broker: recovered in \d\.\d{3} s: 3 messages wait in 1 of 2 queues$", line
+    )
+
+
+def test_first_start(tmp_path: Path) -> None:
+    line = said_at_start(tmp_path / "data")
+    assert re.search(
+        r" INFO +qlog.broker: made the data directory in .* s: 0 messages wait in 0 of 0 queues$",
+        line,
+    )
+
+
+def test_start_with_garbage_behind_the_last_batch(filled: Path) -> None:
+    (segment,) = (filled / "log").glob("*.qseg")
+    data = segment.read_bytes()
+    end = len(data.rstrip(b"\0"))
+    with segment.open("r+b") as file:
+        file.seek(end)
+        file.write(b"\xff" * 4000)
+    line = said_at_start(filled)
+    assert " WARNING " in line and "3 messages wait in 1 of 2 queues; cut " in line
+    cut = re.search(
+        r"cut (\d+) bytes off the end of the log, with 0 messages that were never", line
+    )
+    assert cut and 4000 <= int(cut[1]) <= 4000 + 8  # a batch may end with zeros
+
+
+def test_start_without_an_index(filled: Path) -> None:
+    shutil.rmtree(filled / "index.lmdb")
+    line = said_at_start(filled)
+    assert " WARNING " in line
+    assert "3 messages wait in 1 of 2 queues; made the index anew: it was missing" in line
 
 
 def test_failed_disk_exits_with_74(tmp_path: Path) -> None:
