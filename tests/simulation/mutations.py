@@ -6,6 +6,7 @@ reason; lives without all of them at once must go well. Together they name every
 """
 
 import ast
+import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ def _attempts_not_in_index() -> list[AbstractContextManager[Any]]:
     original = checkpoint.lane_update
 
     def update(*arguments: Any) -> LaneUpdate:
-        return replace(original(*arguments), attempts=[])
+        return dataclasses.replace(original(*arguments), attempts=[])
 
     return [patch.object(checkpoint, "lane_update", update)]
 
