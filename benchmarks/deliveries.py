@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Iterator
 
 from benchmarks import wire
 
 RECEIVE_BYTES = 256 * 1024
 # Room for several large messages and one receive behind them.
 DELIVERY_BUFFER_BYTES = 4 * 1024 * 1024
+DELIVERY_TIMEOUT_S = 600.0
 DELIVERY_TAG = struct.Struct(">Q")
 BODY_SIZE_OFFSET = wire.FRAME_HEADER.size + 4
 
@@ -101,3 +104,65 @@ class DeliveryCounter:
         rest = bytearray(self._view[self._begin : self._end])
         for payload in wire.take_methods(rest):
             raise wire.Refused(wire.refusal(payload))
+
+
+def delivered(connection: wire.Connection, queue: str, wanted: int) -> Iterator[range]:
+    """Consume `wanted` messages with manual acks; the tags as they arrive, without gaps."""
+    tag = f"consumer-{os.urandom(12).hex()}"
+    counter = DeliveryCounter(tag)
+    connection.socket.settimeout(DELIVERY_TIMEOUT_S)
+    connection.consume(queue, tag, no_ack=False)
+    count = 0
+    while count < wanted:
+        unread = connection.unread[:RECEIVE_BYTES]
+        del connection.unread[:RECEIVE_BYTES]
+        if unread:
+            counter.space()[: len(unread)] = unread
+            size = len(unread)
+        else:
+            size = connection.socket.recv_into(counter.space())
+        if not size:
+            raise wire.Refused("the broker hung up on a consumer")
+        counter.received(size)
+        before, count = count, min(counter.count, wanted)
+        if count > before:
+            yield range(before + 1, count + 1)
+
+
+def take_deliveries(buffer: bytearray) -> list[tuple[int, bytes]]:
+    """The whole deliveries at the front of `buffer`, which are removed from it.
+
+    Returns:
+        For each its delivery tag and the payload of its header frame.
+
+    Raises:
+        Refused: something that is not a delivery stands there.
+    """
+    found = []
+    begin = position = 0
+    tag = 0
+    header = b""
+    body_left: int | None = None
+    while len(buffer) - position >= wire.FRAME_HEADER.size:
+        kind, _, size = wire.FRAME_HEADER.unpack_from(buffer, position)
+        start = position + wire.FRAME_HEADER.size
+        position = start + size + 1
+        if len(buffer) < position:
+            break
+        if kind == wire.METHOD_FRAME:
+            payload = bytes(buffer[start : start + size])
+            if wire.METHOD.unpack_from(payload) != wire.BASIC_DELIVER:
+                raise wire.Refused(wire.refusal(payload))
+            (tag,) = DELIVERY_TAG.unpack_from(payload, wire.METHOD.size + 1 + payload[4])
+        elif kind == wire.HEADER_FRAME:
+            header = bytes(buffer[start : start + size])
+            (body_left,) = DELIVERY_TAG.unpack_from(header, 4)
+        elif body_left is None:
+            raise wire.Refused(f"frame of kind {kind} where a method was expected")
+        else:
+            body_left -= size
+        if body_left == 0:
+            found.append((tag, header))
+            begin, body_left = position, None
+    del buffer[:begin]
+    return found

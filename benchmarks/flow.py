@@ -25,8 +25,6 @@ Figures = dict[str, float]
 
 # A load process that is connecting or finishing its work must answer within this time.
 ANSWER_TIMEOUT_S = 300.0
-# Further off than any fill takes; a fill ends by its count.
-NEVER_S = 3600.0
 
 
 class LoadFailed(Exception):
@@ -166,47 +164,30 @@ class Flow:
     credit: bool = False
 
 
-@contextmanager
-def _processes(broker: Broker, flow: Flow) -> Iterator[tuple[LoadProcess, LoadProcess]]:
-    with ExitStack() as stack:
-        read_end: Pipe | None = None
-        write_end: Pipe | None = None
-        if flow.credit:
-            read_end, write_end = multiprocessing.Pipe(duplex=False)
-            stack.callback(read_end.close)
-            stack.callback(write_end.close)
-        consuming = LoadProcess(load.consume, broker.address, flow.consumers, write_end)
-        stack.callback(consuming.end)
-        publishing = LoadProcess(load.publish, broker.address, flow.publishers, read_end)
-        stack.callback(publishing.end)
-        for process in (consuming, publishing):
-            expect_ready(process)
-        yield publishing, consuming
-
-
 def expect_ready(process: LoadProcess) -> None:
     answer = process.receive()
     assert answer == load.READY, answer
 
 
 def publish(
-    broker: Broker, plan: load.PublisherPlan, seconds: float
+    broker: Broker, plans: Sequence[load.PublisherPlan], seconds: float | None = None
 ) -> load.Report[load.Published]:
-    """Publish alone, until the plan's count is reached or the time is over; all is confirmed then.
+    """Publish alone, for a time or until the plans' counts are reached; all is confirmed then.
 
     Raises:
         LoadFailed: not all was confirmed.
     """
-    process = LoadProcess(load.publish, broker.address, (plan,), None)
+    process = LoadProcess(load.publish, broker.address, plans, None)
     try:
         expect_ready(process)
-        process.send(load.Go(time.monotonic_ns() + int(seconds * 1e9)))
+        process.send(load.GO)
+        if seconds is not None:
+            time.sleep(seconds)
+            process.send(load.STOP)
         report: load.Report[load.Published] = process.receive()
     finally:
         process.end()
-    begun, confirmed = report.work[0].begun, report.work[0].confirmed
-    if confirmed.count != begun.count:
-        raise LoadFailed(f"{begun.count} published, {confirmed.count} confirmed")
+    check_confirmed(report.work)
     return report
 
 
@@ -218,7 +199,7 @@ def fill(broker: Broker, traffic: Traffic, window: int, messages: int) -> Figure
     """
     plan = load.PublisherPlan(traffic, window, messages_max=messages)
     before = broker.cpu_s()
-    report = publish(broker, plan, NEVER_S)
+    report = publish(broker, (plan,))
     spent = broker.cpu_s()
     work = report.work[0]
     span = Span(work.begun.times_ns[0], work.confirmed.times_ns[-1])
@@ -241,54 +222,119 @@ def cpu_figures(before: dict[str, float], after: dict[str, float], messages: flo
     }
 
 
-def run_flow(broker: Broker, flow: Flow, warm_up_s: float, seconds: float) -> Figures:
-    """Run a flow and return its figures.
+@contextmanager
+def _processes(broker: Broker, flow: Flow) -> Iterator[tuple[LoadProcess, LoadProcess]]:
+    with ExitStack() as stack:
+        read_end: Pipe | None = None
+        write_end: Pipe | None = None
+        if flow.credit:
+            read_end, write_end = multiprocessing.Pipe(duplex=False)
+            stack.callback(read_end.close)
+            stack.callback(write_end.close)
+        consuming = LoadProcess(load.consume, broker.address, flow.consumers, write_end)
+        stack.callback(consuming.end)
+        publishing = LoadProcess(load.publish, broker.address, flow.publishers, read_end)
+        stack.callback(publishing.end)
+        for process in (consuming, publishing):
+            expect_ready(process)
+        yield publishing, consuming
+
+
+class Running:
+    """A flow that goes on until it is stopped.
+
+    Attributes:
+        others: messages that others published to its queues, where nobody consumes them.
+    """
+
+    def __init__(self, flow: Flow, publishing: LoadProcess, consuming: LoadProcess) -> None:
+        self.others = 0
+        self._flow = flow
+        self._publishing = publishing
+        self._consuming = consuming
+        self._sent: load.Report[load.Published] | None = None
+        self._taken: load.Report[load.Delivered] | None = None
+
+    def start(self) -> None:
+        """Consume, then publish."""
+        self._consuming.send(load.GO)
+        expect_ready(self._consuming)
+        self._publishing.send(load.GO)
+
+    def stop(self) -> None:
+        """Publish no more, and wait until all that was published is confirmed and delivered.
+
+        Raises:
+            LoadFailed: not all was, or more was delivered.
+        """
+        sources = self._flow.sources
+        self._publishing.send(load.STOP)
+        sent: load.Report[load.Published] = self._publishing.receive()
+        expected = [source.of_count(sent.work[source.publisher].begun.count) for source in sources]
+        self._consuming.send(expected)
+        taken: load.Report[load.Delivered] = self._consuming.receive()
+        for plan, published in zip(self._flow.publishers, sent.work, strict=True):
+            if plan.confirms:
+                check_confirmed([published])
+        delivered = [one.delivered.count for one in taken.work]
+        if delivered != expected:
+            raise LoadFailed(f"{expected} published, {delivered} delivered")
+        self._sent, self._taken = sent, taken
+
+    @property
+    def published(self) -> int:
+        """How many messages were published in all, once it is stopped."""
+        assert self._sent is not None, "it is stopped"
+        return sum(one.begun.count for one in self._sent.work)
+
+    def figures(self, span: Span) -> Figures:
+        """Rates, latencies and the cost of the load within a span, once it is stopped."""
+        assert self._sent is not None and self._taken is not None, "it is stopped"
+        return flow_figures(self._flow, self._sent, self._taken, span)
+
+
+@contextmanager
+def running(broker: Broker, flow: Flow) -> Iterator[Running]:
+    """The processes of a flow, connected, and its queues, which are deleted at the end.
 
     Raises:
-        LoadFailed: see there.
+        LoadFailed: more or fewer messages are left in the queues than have to be.
     """
     with (
         declared(broker.address, flow.topology) as queues,
         _processes(broker, flow) as (publishing, consuming),
     ):
-        begin_ns = time.monotonic_ns()
-        span = Span(begin_ns + int(warm_up_s * 1e9), begin_ns + int((warm_up_s + seconds) * 1e9))
-        go = load.Go(span.stop_ns)
-        consuming.send(go)
-        expect_ready(consuming)
-        publishing.send(go)
-        time.sleep(warm_up_s)
-        before = broker.cpu_s()
-        time.sleep(seconds)
-        after = broker.cpu_s()
-        sent: load.Report[load.Published] = publishing.receive()
-        consuming.send(
-            [source.of_count(sent.work[source.publisher].begun.count) for source in flow.sources]
-        )
-        taken: load.Report[load.Delivered] = consuming.receive()
-        check_counts(flow, sent.work, taken.work)
+        run = Running(flow, publishing, consuming)
+        yield run
         if not flow.consumers:
-            queues.left = sum(one.begun.count for one in sent.work)
-    figures = flow_figures(flow, sent, taken, span)
-    figures |= cpu_figures(before, after, figures["rate"] * seconds)
+            queues.left = run.published + run.others
+
+
+def run_flow(broker: Broker, flow: Flow, warm_up_s: float, seconds: float) -> Figures:
+    """Run a flow for a time and return its figures.
+
+    Raises:
+        LoadFailed: see there.
+    """
+    with running(broker, flow) as run:
+        run.start()
+        time.sleep(warm_up_s)
+        start_ns, before = time.monotonic_ns(), broker.cpu_s()
+        time.sleep(seconds)
+        span, after = Span(start_ns, time.monotonic_ns()), broker.cpu_s()
+        run.stop()
+    figures = run.figures(span)
+    figures |= cpu_figures(before, after, figures["rate"] * span.seconds)
     if before:
-        figures["broker_cpu_share"] = (after["broker"] - before["broker"]) / seconds
+        figures["broker_cpu_share"] = (after["broker"] - before["broker"]) / span.seconds
     return figures
 
 
-def check_counts(
-    flow: Flow, sent: Sequence[load.Published], taken: Sequence[load.Delivered]
-) -> None:
-    """All published messages are confirmed and delivered, or LoadFailed is raised."""
-    for plan, published in zip(flow.publishers, sent, strict=True):
-        if plan.confirms and published.confirmed.count != published.begun.count:
-            raise LoadFailed(
-                f"{published.begun.count} published, {published.confirmed.count} confirmed"
-            )
-    for source, delivered in zip(flow.sources, taken, strict=True):
-        expected = source.of_count(sent[source.publisher].begun.count)
-        if delivered.delivered.count != expected:
-            raise LoadFailed(f"{expected} published, {delivered.delivered.count} delivered")
+def check_confirmed(work: Sequence[load.Published]) -> None:
+    """All published messages are confirmed, or LoadFailed is raised."""
+    for one in work:
+        if one.confirmed.count != one.begun.count:
+            raise LoadFailed(f"{one.begun.count} published, {one.confirmed.count} confirmed")
 
 
 def flow_figures(

@@ -157,6 +157,15 @@ TARGETS = (
         "start on an empty directory", "start", "start_s", 1, 0.4, by_ratio=False, higher=False
     ),
     Target(
+        "longest answer but for one in 1,000 while 60,000 messages are in memory", "stalls",
+        "turn_p999_ms", 20, None, by_ratio=False, higher=False,
+    ),
+    Target(
+        "declare beside a flow, p99", "declares", "declare_p99_ms", 20, None,
+        by_ratio=False, higher=False,
+    ),
+    Target("flow kept beside 1,000 declares", "declares", "flow_kept", 0.9, None, by_ratio=False),
+    Target(
         "an idle connection, anonymous", "connections", "anonymous_kib_each", 6, None,
         by_ratio=False, higher=False,
     ),
@@ -177,6 +186,7 @@ GOALS = (
     Goal("prefetch 1, 50 consumers", "prefetch-1-by-50", "drain_rate", _ratios(2.8, 1.5, 0.45)),
     Goal("in turn to 10 queues", "in-turn-10", "rate", _ratios(3.5, 3.5, 1)),
     Goal("in turn to 100 queues", "in-turn-100", "rate", _ratios(1.8, 2.5, 0.6)),
+    Goal("50 RPC clients", "rpc-50", "rate", _ratios(3, 0.95, 0.25)),
     Goal("Celery-like", "celery", "rate", _ratios(4, 5, None)),
     *(
         Goal(label, scenario, figure, _ratios(past, *others), or_loop=True)

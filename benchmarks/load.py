@@ -4,8 +4,9 @@ Promises that the broker is what is measured: nothing is encoded while the clock
 and deliveries are read many at a time, and of a run of deliveries only the last is looked at.
 Each process writes down how far it was at which time; what that means is computed afterwards.
 
-A process is driven over a pipe: it says `READY` when it is connected, waits for `Go`, and sends a
-`Report` when all is done, or a `Failure`. Publishers also stop when they are sent `STOP`.
+A process is driven over a pipe: it says `READY` when it is connected, waits for `GO`, and sends a
+`Report` when all is done, or a `Failure`. Publishers go on until all is published that their plans
+say, or until they are sent `STOP`.
 Consumers say `READY` once more when they consume, and wait for the numbers of messages that have
 to arrive: those of each, or of all together.
 """
@@ -29,8 +30,7 @@ from benchmarks.deliveries import RECEIVE_BYTES, DeliveryCounter
 from benchmarks.measure import Progress
 from benchmarks.traffic import Traffic, encode
 
-READY = "ready"
-STOP = "stop"
+READY, GO, STOP = "ready", "go", "stop"
 
 # What one send offers: enough for hundreds of messages, little enough that the time noted for
 # them is the time they left.
@@ -81,13 +81,6 @@ class ConsumerPlan:
     prefetch: int = 2000
     ack_every: int = 100
     message_bytes_max: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Go:
-    """The clock runs: publishers stop at `stop_ns`, consumers start to consume."""
-
-    stop_ns: int
 
 
 @dataclass(slots=True)
@@ -322,24 +315,18 @@ def _publish(
         assert len(plans) == 1, "one publisher gets the credit"
         poll.register(credit, select.EPOLLIN)
     control.send(READY)
-    go: Go = control.recv()
+    assert control.recv() == GO
     meter = Meter()
     for publisher in publishers.values():
         _send(publisher, poll)
-    stopped = False
     while not all(publisher.done for publisher in publishers.values()):
-        left_s = (go.stop_ns - time.monotonic_ns()) / 1e9
-        wait_s = STALL_S if stopped else max(0.0, min(STALL_S, left_s + 0.001))
-        events = poll.poll(wait_s)
-        told = any(descriptor == control.fileno() for descriptor, _ in events)
-        if told:
+        events = poll.poll(STALL_S)
+        if not events:
+            raise wire.Refused(f"no confirm for {STALL_S:.0f} s")
+        if any(descriptor == control.fileno() for descriptor, _ in events):
             assert control.recv() == STOP
-        if not stopped and (told or time.monotonic_ns() >= go.stop_ns):
-            stopped = True
             for publisher in publishers.values():
                 publisher.stop()
-        elif not events:
-            raise wire.Refused(f"no confirm for {STALL_S:.0f} s")
         for descriptor, event in events:
             if descriptor in publishers:
                 publisher = publishers[descriptor]
@@ -377,7 +364,7 @@ def _consume(
         consumers[consumer.connection.socket.fileno()] = consumer
         poll.register(consumer.connection.socket, select.EPOLLIN)
     control.send(READY)
-    assert isinstance(control.recv(), Go)
+    assert control.recv() == GO
     meter = Meter()
     for consumer in consumers.values():
         consumer.start()

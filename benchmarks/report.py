@@ -37,10 +37,13 @@ UNITS = {
     "reply_p50_ms": ("reply p50", " ms"),
     "reply_p99_ms": ("reply p99", " ms"),
     "ack_rate": ("acks/s", ""),
+    "ack_broker_cpu_us": ("broker's time each", " µs"),
+    "ack_loop_cpu_us": ("loop's time each", " µs"),
     "declare_p50_ms": ("declare p50", " ms"),
     "declare_p99_ms": ("declare p99", " ms"),
     "declare_max_ms": ("declare, longest", " ms"),
-    "flow_kept": ("flow, by flow alone", ""),
+    "flow_kept": ("flow meanwhile, by flow alone", ""),
+    "flow_lost": ("messages that the flow lost", ""),
     "flood_rate": ("flood, messages/s", ""),
     "bulk_s": ("in bulk", " s"),
     "raw_sync_p50_ms": ("fdatasync p50", " ms"),
@@ -108,7 +111,7 @@ def print_session(session: Session, console: Console) -> None:
         )
         table.add_column("", no_wrap=True)
         for name in columns(session):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for row in rows(session, result):
             table.add_row(*row)
         if table.row_count:

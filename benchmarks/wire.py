@@ -31,18 +31,29 @@ CONNECTION_OPEN, CONNECTION_OPEN_OK = (10, 40), (10, 41)
 CONNECTION_CLOSE, CONNECTION_CLOSE_OK = (10, 50), (10, 51)
 CONNECTION_BLOCKED, CONNECTION_UNBLOCKED = (10, 60), (10, 61)
 CHANNEL_OPEN, CHANNEL_OPEN_OK = (20, 10), (20, 11)
-CHANNEL_CLOSE = (20, 40)
+CHANNEL_CLOSE, CHANNEL_CLOSE_OK = (20, 40), (20, 41)
 EXCHANGE_DECLARE, EXCHANGE_DECLARE_OK = (40, 10), (40, 11)
 EXCHANGE_DELETE, EXCHANGE_DELETE_OK = (40, 20), (40, 21)
 QUEUE_DECLARE, QUEUE_DECLARE_OK = (50, 10), (50, 11)
 QUEUE_BIND, QUEUE_BIND_OK = (50, 20), (50, 21)
+QUEUE_UNBIND, QUEUE_UNBIND_OK = (50, 50), (50, 51)
+QUEUE_PURGE, QUEUE_PURGE_OK = (50, 30), (50, 31)
 QUEUE_DELETE, QUEUE_DELETE_OK = (50, 40), (50, 41)
 BASIC_QOS, BASIC_QOS_OK = (60, 10), (60, 11)
 BASIC_CONSUME, BASIC_CONSUME_OK = (60, 20), (60, 21)
+BASIC_CANCEL, BASIC_CANCEL_OK = (60, 30), (60, 31)
 BASIC_PUBLISH = (60, 40)
 BASIC_DELIVER = (60, 60)
+BASIC_GET, BASIC_GET_OK = (60, 70), (60, 71)
 BASIC_ACK, BASIC_NACK = (60, 80), (60, 120)
+BASIC_REJECT = (60, 90)
+TX_SELECT, TX_SELECT_OK = (90, 10), (90, 11)
+TX_COMMIT, TX_COMMIT_OK = (90, 20), (90, 21)
+TX_ROLLBACK, TX_ROLLBACK_OK = (90, 30), (90, 31)
 CONFIRM_SELECT, CONFIRM_SELECT_OK = (85, 10), (85, 11)
+
+# Bits of a queue.declare.
+PASSIVE, DURABLE, EXCLUSIVE, AUTO_DELETE = 1, 2, 4, 8
 
 # The whole frame of a basic.ack: header, class, method, delivery tag, multiple, frame end.
 ACK_FRAME = struct.Struct(">BHIHHQBB")
@@ -275,12 +286,18 @@ class Connection:
         return self._reply(expected)
 
     def declare_queue(self, name: str, durable: bool = True) -> None:
-        arguments = b"\x00\x00" + shortstr(name) + bytes([durable << 1]) + table({})
+        arguments = b"\x00\x00" + shortstr(name) + bytes([DURABLE * durable]) + table({})
         self.call(QUEUE_DECLARE, arguments, QUEUE_DECLARE_OK)
+
+    def declare_reply_queue(self) -> str:
+        """Declare an exclusive queue that the broker names, and return its name."""
+        arguments = b"\x00\x00" + shortstr("") + bytes([EXCLUSIVE | AUTO_DELETE]) + table({})
+        reply = self.call(QUEUE_DECLARE, arguments, QUEUE_DECLARE_OK)
+        return reply[METHOD.size + 1 : METHOD.size + 1 + reply[METHOD.size]].decode()
 
     def count_messages(self, name: str) -> int:
         """How many messages of a queue are ready."""
-        arguments = b"\x00\x00" + shortstr(name) + b"\x01" + table({})
+        arguments = b"\x00\x00" + shortstr(name) + bytes([PASSIVE]) + table({})
         reply = self.call(QUEUE_DECLARE, arguments, QUEUE_DECLARE_OK)
         return int(struct.unpack_from(">I", reply, METHOD.size + len(shortstr(name)))[0])
 

@@ -76,7 +76,7 @@ def confirm_latency(broker: Broker, in_flight: int, seconds: float) -> flow.Figu
     traffic = Traffic("", topology.queues, BODY_BYTES, distinct_bodies=DISTINCT_BODIES)
     with flow.declared(broker.address, topology) as queues:
         plan = load.PublisherPlan(traffic, in_flight)
-        (work,) = flow.publish(broker, plan, WARM_UP_S + seconds).work
+        (work,) = flow.publish(broker, (plan,), WARM_UP_S + seconds).work
         queues.left = work.begun.count
     begin_ns = work.begun.times_ns[0]
     span = Span(begin_ns + int(WARM_UP_S * 1e9), begin_ns + int((WARM_UP_S + seconds) * 1e9))
@@ -101,7 +101,7 @@ def system_calls(broker: Broker, in_flight: int) -> flow.Figures:
             [*command, "-p", str(broker.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            (work,) = flow.publish(broker, plan, TRACE_S).work
+            (work,) = flow.publish(broker, (plan,), TRACE_S).work
             queues.left = work.begun.count
             tracer.terminate()
             tracer.wait()

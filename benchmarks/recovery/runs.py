@@ -6,13 +6,12 @@ queue that is consumed must hold exactly what was confirmed and not acknowledged
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import deliveries, flow, load, wire
@@ -32,9 +31,7 @@ TELL_S = 2.0
 TAIL_MESSAGES_MAX = 20_000
 # After this long an idle broker has checkpointed.
 SETTLE_S = 3.0
-DELIVERY_TIMEOUT_S = 600.0
 VERIFY_TIMEOUT_S = 600.0
-NEVER_S = 3600.0
 
 # Values of a figure, one of each run.
 Samples = dict[str, list[float]]
@@ -77,7 +74,7 @@ class Backlog:
         """Publish to all queues in turn until all is confirmed; how many seconds that took."""
         traffic = Traffic("", self.queues, BODY_BYTES, distinct_bodies=DISTINCT_BODIES)
         plan = load.PublisherPlan(traffic, WINDOW, messages_max=messages)
-        (work,) = flow.publish(self.broker, plan, NEVER_S).work
+        (work,) = flow.publish(self.broker, (plan,)).work
         self.expected += len(range(0, messages, len(self.queues)))
         return (work.confirmed.times_ns[-1] - work.begun.times_ns[0]) / 1e9
 
@@ -120,7 +117,7 @@ class Backlog:
         acked = 0
         connection = wire.Connection(self.broker.address)
         try:
-            for tags in delivered(connection, self.queues[0], wanted):
+            for tags in deliveries.delivered(connection, self.queues[0], wanted):
                 frames = [wire.ack_frame(tag, False) for tag in pattern.select(tags)]
                 acked += len(frames)
                 connection.socket.sendall(b"".join(frames))
@@ -151,7 +148,7 @@ class Backlog:
         assert self.broker.pid is not None and self.broker.start_s is not None
         with wire.Connection(self.broker.address) as connection:
             connection.limit_prefetch(1)
-            next(delivered(connection, self.queues[0], 1))  # and no other one follows it
+            next(deliveries.delivered(connection, self.queues[0], 1))  # and no other one follows it
             first_s = time.monotonic() - begun_s
             read = io_bytes(self.broker.pid)
             memory = self.broker.memory()
@@ -168,29 +165,6 @@ class Backlog:
             }
         )
         self.tell(f"{name} restart: first delivery after {first_s:.2f} s")
-
-
-def delivered(connection: wire.Connection, queue: str, wanted: int) -> Iterator[range]:
-    """Consume `wanted` messages with manual acks; the tags as they arrive, without gaps."""
-    tag = f"consumer-{os.urandom(12).hex()}"
-    counter = deliveries.DeliveryCounter(tag)
-    connection.socket.settimeout(DELIVERY_TIMEOUT_S)
-    connection.consume(queue, tag, no_ack=False)
-    count = 0
-    while count < wanted:
-        unread = connection.unread[: deliveries.RECEIVE_BYTES]
-        del connection.unread[: deliveries.RECEIVE_BYTES]
-        if unread:
-            counter.space()[: len(unread)] = unread
-            size = len(unread)
-        else:
-            size = connection.socket.recv_into(counter.space())
-        if not size:
-            raise wire.Refused("the broker hung up on a consumer")
-        counter.received(size)
-        before, count = count, min(counter.count, wanted)
-        if count > before:
-            yield range(before + 1, count + 1)
 
 
 def close_among_deliveries(connection: wire.Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from benchmarks.scenarios import backlog, clients, fanout, footprint, steady
+from benchmarks.scenarios import backlog, bystanders, clients, crowds, fanout, footprint, steady
 from benchmarks.scenarios.scenario import Scenario
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -13,6 +13,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     *clients.SCENARIOS,
     *fanout.SCENARIOS,
     *backlog.SCENARIOS,
+    *crowds.SCENARIOS,
+    *bystanders.SCENARIOS,
     *footprint.AFTER_LOAD,
 )
 

@@ -48,7 +48,7 @@ def drain(
     try:
         expect_ready(process)
         before = broker.cpu_s()
-        process.send(load.Go(0))
+        process.send(load.GO)
         expect_ready(process)
         process.send(messages)
         report: load.Report[load.Delivered] = process.receive()

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks import wire
-from benchmarks.deliveries import DELIVERY_TAG, DeliveryCounter
+from benchmarks.deliveries import DELIVERY_TAG, DeliveryCounter, take_deliveries
 from benchmarks.load import Confirms, Published
 
 CONSUMER_TAG = "consumer-1"
@@ -94,6 +94,26 @@ def test_what_is_no_delivery_is_refused(frame: bytes, text: str) -> None:
     feed(counter, delivery(1, 10, 4096))
     with pytest.raises(wire.Refused, match=text):
         feed(counter, frame)
+    with pytest.raises(wire.Refused, match=text):
+        take_deliveries(bytearray(delivery(1, 10, 4096) + frame))
+
+
+@given(st.lists(st.integers(0, 90), max_size=8), st.integers(24, 60), st.integers(0, 2000))
+def test_whole_deliveries_are_taken_from_the_front(
+    sizes: list[int], frame_bytes_max: int, cut: int
+) -> None:
+    whole = [delivery(tag, size, frame_bytes_max) for tag, size in enumerate(sizes, start=1)]
+    stream = b"".join(whole)
+    buffer = bytearray(stream[:cut])
+    found = take_deliveries(buffer)
+    buffer += stream[cut:]
+    found += take_deliveries(buffer)
+    assert [tag for tag, _ in found] == list(range(1, len(sizes) + 1))
+    # Class and weight, the size of the body, and delivery mode as the only property.
+    assert [header[4:] for _, header in found] == [
+        DELIVERY_TAG.pack(size) + b"\x10\x00\x02" for size in sizes
+    ]
+    assert not buffer
 
 
 def test_confirms_count_each_message_once() -> None:
