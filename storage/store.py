@@ -447,6 +447,7 @@ class Store(Generic[M]):
         assert isinstance(result, CommitResult)
         commits, settling = self._commits, self._settling
         commits.committed(result)
+        settling.durable(commits.durable_lsn)
         if result.failure is not None:
             self._fail(result.failure)
             return

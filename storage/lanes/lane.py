@@ -7,7 +7,8 @@ it is settled, and as it was published. It knows nothing of durability: that is 
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import accumulate
 from typing import Generic, Protocol
 
@@ -46,6 +47,16 @@ class Changes(Generic[M]):
     await_acks: Callable[[], None]  # called when the first of them comes
     acked_count: int = 0
     operations: int = 0  # since the last checkpoint
+    # Settlements that wait for the log: (LSN, serial, lane, first, count, size), a heap.
+    waiting: "list[tuple[int, int, Lane[M], int, int, int]]" = field(default_factory=list)
+    waiting_serial: int = 0
+
+    def release(self, durable_lsn: int) -> None:
+        """The log is durable up to here: settle what waited for that."""
+        waiting = self.waiting
+        while waiting and waiting[0][0] <= durable_lsn:
+            _, _, lane, first, count, size = heappop(waiting)
+            lane.released(first, count, size)
 
 
 class Lane(Generic[M]):
@@ -55,7 +66,7 @@ class Lane(Generic[M]):
         self.id = lane_id
         self.next_qseq = 0
         self.settled = Settled()
-        self.alive = 0  # messages not settled
+        self.alive = 0  # messages not settled, nor about to be (`settle_after`)
         self.alive_bytes = 0  # the sum of their bodies' sizes
         self.dropped = False
         self.open_run: Run[M] | None = None  # the newest: it may take more messages
@@ -69,6 +80,7 @@ class Lane(Generic[M]):
         self._runs: list[Run[M]] = []
         self._read_runs = 0  # so many of them were read to their end
         self._joined_runs = 0  # and so many are joined as far as they can be
+        self._waiting_bytes = 0  # of messages that are settled once the log is durable
 
     @property
     def delivered(self) -> int:
@@ -242,6 +254,33 @@ class Lane(Generic[M]):
             self._forget_settled()
         return fresh
 
+    def settle_after(self, lsn: int, first: int, count: int, size: int) -> None:
+        """Settle messages once the log is durable up to `lsn`, and not before, come what may.
+
+        For messages that were handed on, to a dead letter queue for example: their copies have to be
+        on disk first. They do not count as alive any more, but come back if the process dies before.
+        `size` is the sum of the sizes of their bodies. None of them may be settled by anybody else.
+        """
+        if lsn <= self._cache.durable_lsn:
+            self.settle(first, count, size)
+            return
+        self.alive -= count
+        self.alive_bytes -= size
+        self._waiting_bytes += size
+        assert self.alive >= 0 and self.alive_bytes >= 0
+        changes = self._changes
+        changes.waiting_serial += 1
+        heappush(changes.waiting, (lsn, changes.waiting_serial, self, first, count, size))
+
+    def released(self, first: int, count: int, size: int) -> None:
+        """What these messages waited for has come (`Changes.release`)."""
+        if self.dropped:
+            return
+        self._waiting_bytes -= size
+        self.alive += count
+        self.alive_bytes += size
+        self.settle(first, count, size)
+
     def _unsettled_bytes(self, first: int, end: int) -> int:
         """The sum of the sizes of the unsettled messages in [first, end).
 
@@ -255,7 +294,7 @@ class Lane(Generic[M]):
         if count <= self.alive // 2:
             return self._look_up_bytes(first, end)
         others = self._look_up_bytes(floor, first) + self._look_up_bytes(end, self.next_qseq)
-        return self.alive_bytes - others
+        return self.alive_bytes + self._waiting_bytes - others
 
     def _look_up_bytes(self, first: int, end: int) -> int:
         size = 0

@@ -2,7 +2,7 @@
 
 Settlements gather for `ack_flush_s`, become one batch of records, and are synced at least once in
 `ledger_sync_s`. It promises that records reach the ledger in the order in which they were noted, and
-that a settlement which waits for a ticket (`Changes.settle_after`) reaches it only when the log is
+that a settlement which waits for the log (`Lane.settle_after`) reaches it only when the log is
 durable up to there. When the file is written is said here; writing it is the commit thread's.
 """
 
@@ -139,6 +139,11 @@ class Settling(Generic[M]):
         if records:
             self._add_time(records)
             self._chunks.append(records)
+
+    def durable(self, lsn: int) -> None:
+        """The log is durable up to `lsn`: what waited for that is settled now."""
+        if self.changes.waiting:
+            self.changes.release(lsn)
 
     def rolls(self) -> None:
         """The job begins a new file of the ledger, which has no time yet."""

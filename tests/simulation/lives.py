@@ -28,6 +28,7 @@ _STEPS = {  # and how often, before taste
     "publish": 30,
     "settle": 6,
     "settle_some": 14,
+    "hand_on": 4,
     "purge": 1,
     "read": 3,
     "read_all": 3,
@@ -159,6 +160,10 @@ class Life:
     def _settle_some(self) -> tuple[Any, ...]:
         choice = self.choice
         return choice.randrange(LANES), choice.choice((1, 1, 2, 3, 7)), choice.randint(1, 40)
+
+    def _hand_on(self) -> tuple[Any, ...]:
+        source = self.choice.randrange(LANES)
+        return source, (source + 1) % LANES, self.choice.randint(1, 20)
 
     def _purge(self) -> tuple[Any, ...]:
         return self.choice.randrange(LANES), 0.0, 1 << 30

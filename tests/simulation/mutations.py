@@ -205,6 +205,13 @@ def _attempts_not_in_index() -> list[AbstractContextManager[Any]]:
     return [patch.object(checkpoint, "lane_update", update)]
 
 
+def _settle_at_once() -> list[AbstractContextManager[Any]]:
+    def settle_after(self: Lane[Any], lsn: int, first: int, count: int, size: int) -> None:
+        self.settle(first, count, size)
+
+    return [patch.object(Lane, "settle_after", settle_after)]
+
+
 # -- lives that do not come about at random
 
 
@@ -313,6 +320,12 @@ MUTATIONS = [
         taste={"fail": 8},
     ),
     Mutation("no orphan rule", "a qseq is given twice", patches=_orphans_hit),
+    Mutation(
+        "what is handed on is settled before its copy is on disk",
+        "on a full disk acks go on, and the copy is lost",
+        patches=_settle_at_once,
+        taste={"hand_on": 4, "fill_disk": 3},
+    ),
     Mutation("a full disk drops a batch", "it is not there", patches=_forget_full),
     Mutation(
         "attempts are not in the ledger's snapshot",

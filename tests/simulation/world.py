@@ -76,6 +76,16 @@ class Fate:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class HandedOn:
+    """A message whose copy went to another lane; it is settled when the log is durable to `lsn`."""
+
+    body: bytes
+    lane_id: int  # of the copy
+    qseq: int
+    lsn: int
+
+
 @dataclass(slots=True)
 class Model:
     """One lane as it should be."""
@@ -84,6 +94,7 @@ class Model:
     alive: dict[int, bytes] = field(default_factory=dict)  # unsettled
     lsns: dict[int, int] = field(default_factory=dict)  # of the persistent: durable from here on
     settled: dict[int, tuple[bytes, int]] = field(default_factory=dict)  # and in which step
+    handed_on: "dict[int, HandedOn]" = field(default_factory=dict)
     next_qseq: int = 0
     delivered: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # (step, upto)
     attempts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (step, number)
@@ -96,7 +107,7 @@ class View:
     messages: dict[int, bytes]
     next_qseq: int
     delivered: int
-    attempts: dict[int, int]  # of the messages, where it is not 0
+    attempts: dict[int, int] = field(default_factory=dict)  # of the messages, where not 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,33 +205,37 @@ class World:
     def publish(
         self, lanes: Sequence[int], count: int, size: int, persistent: bool, varied: bool
     ) -> None:
-        store = self.running
         count = min(count, 1 + 20_000 // (size + 1))
         bodies = [b"%d:" % (self.serial + at) + b"x" * size for at in range(count)]
         self.serial += count
         self.counts["messages"] += count
-        models = [self.models[at] for at in lanes]
+        packed = b"key%d" % (self.serial if varied else 0)
+        self._append([self.models[at] for at in lanes], bodies, persistent, packed)
+
+    def _append(
+        self, models: Sequence[Model], bodies: list[bytes], persistent: bool, packed: bytes
+    ) -> None:
+        store = self.running
         before = store.lsn
-        publish(
-            store,
-            [store.lane(model.lane_id) for model in models],
-            bodies,
-            persistent=persistent,
-            packed=b"key%d" % (self.serial if varied else 0),
-        )
+        lanes = [store.lane(model.lane_id) for model in models]
+        publish(store, lanes, bodies, persistent=persistent, packed=packed)
         for model in models:
             for at, body in enumerate(bodies):
                 model.alive[model.next_qseq + at] = body
                 if persistent:
                     model.lsns[model.next_qseq + at] = before + at + 1
-            model.next_qseq += count
+            model.next_qseq += len(bodies)
 
     def settle(self, lane: int, start: float, count: int) -> None:
         """A range, settled in part perhaps; all of it is a purge."""
         model = self.models[lane]
         first = int(start * model.next_qseq)
         going = [qseq for qseq in model.alive if first <= qseq < first + count]
-        fresh = self.running.lane(model.lane_id).settle(first, count)
+        handle = self.running.lane(model.lane_id)
+        if any(first <= qseq < first + count for qseq in model.handed_on):
+            fresh = sum(handle.settle(qseq, 1) for qseq in going)  # the others are somebody else's
+        else:
+            fresh = handle.settle(first, count)
         assert fresh == len(going)
         self._settled(model, going)
 
@@ -233,30 +248,59 @@ class World:
             assert self.running.lane(model.lane_id).settle(qseq, 1, size) == 1
         self._settled(model, going)
 
+    def hand_on(self, source: int, target: int, count: int) -> None:
+        """As dead letters are: copies go to another lane, then the originals are settled."""
+        store = self.running
+        model = self.models[source]
+        going = sorted(model.alive)[:count]
+        if source == target or not going:
+            return
+        copies = self.models[target]
+        first = copies.next_qseq
+        bodies = [model.alive[qseq] for qseq in going]
+        self._append([copies], bodies, True, b"handed on")
+        handle = store.lane(model.lane_id)
+        for at, (qseq, body) in enumerate(zip(going, bodies, strict=True)):
+            handle.settle_after(store.lsn, qseq, 1, len(body))
+            del model.alive[qseq]
+            copy = HandedOn(body, copies.lane_id, first + at, store.lsn)
+            model.handed_on[qseq] = copy
+        self.counts["messages handed on"] += len(going)
+
     def _settled(self, model: Model, going: Sequence[int]) -> None:
         self.step += 1
         for qseq in going:
             model.settled[qseq] = (model.alive.pop(qseq), self.step)
 
+    def _unsettled(self, model: Model) -> dict[int, bytes]:
+        """What a lane holds: what is alive, and what waits for its copy to be durable."""
+        durable_lsn = self.running.durable_lsn
+        waiting = {
+            qseq: copy.body for qseq, copy in model.handed_on.items() if copy.lsn > durable_lsn
+        }
+        return model.alive | waiting
+
     def read(self, lane: int, start: float, count: int, size: int) -> None:
         model = self.models[lane]
         qseq = int(start * model.next_qseq)
         found = self.running.lane(model.lane_id).read(qseq, count, size)
-        first = min((known for known in model.alive if known >= qseq), default=None)
+        unsettled = self._unsettled(model)
+        first = min((known for known in unsettled if known >= qseq), default=None)
         if first is None:
             assert found is None
             return
         assert found is not None and found.first_qseq == first
         assert 1 <= len(found.bodies) <= count
         for at, body in enumerate(found.bodies):
-            assert model.alive[first + at] == body
+            assert unsettled[first + at] == body
 
     def read_all(self, lane: int, deliver: bool) -> None:
         model = self.models[lane]
         handle = self.running.lane(model.lane_id)
-        assert contents(handle) == model.alive
+        unsettled = self._unsettled(model)
+        assert contents(handle) == unsettled
         assert _attempts(handle) == {
-            qseq: model.attempts[qseq][-1][1] for qseq in model.alive.keys() & model.attempts.keys()
+            qseq: model.attempts[qseq][-1][1] for qseq in unsettled.keys() & model.attempts.keys()
         }
         if deliver:
             self.step += 1
@@ -582,6 +626,7 @@ class World:
         assert probe(store).identity.lane_ids_reserved > max(
             [0, *(model.lane_id for model in self.models), *self.dropped]
         ), "lanes would get ids that others had"
+        self._check_handed_on(views)
         for model in self.models:
             self._check_lane(model, probe(store).lanes.get(model.lane_id), views, step)
         named = {model.lane_id for model in self.models}
@@ -591,6 +636,22 @@ class World:
         store.retain(named)
         self.lsn_durable = store.lsn
         self.models = [model if model.lane_id >= 0 else self._new_model() for model in self.models]
+
+    def _check_handed_on(self, views: dict[int, View]) -> None:
+        """No message is settled whose copy is not there: it would be lost."""
+        models = {model.lane_id: model for model in self.models}
+        for model in self.models:
+            found = views.get(model.lane_id, View({}, 0, 0)).messages
+            for qseq, copy in model.handed_on.items():
+                was_durable = model.lsns.get(qseq, self.lsn_durable + 1) <= self.lsn_durable
+                if qseq in found or not was_durable or copy.lane_id not in models:
+                    continue
+                target = models[copy.lane_id]
+                assert (
+                    copy.qseq in views.get(copy.lane_id, View({}, 0, 0)).messages
+                    or copy.qseq in target.settled
+                    or copy.qseq in target.handed_on
+                ), f"lane {model.lane_id}: {qseq} was handed on and settled, and its copy is lost"
 
     def _check_lane(
         self, model: Model, lane: Lane[Envelope] | None, views: dict[int, View], step: int
@@ -602,6 +663,9 @@ class World:
             assert qseq in model.lsns, f"{name}: {qseq} was never persistent"
             if qseq in model.alive:
                 assert body == model.alive[qseq], f"{name}: {qseq} is not what was published"
+                continue
+            if qseq in model.handed_on:
+                assert body == model.handed_on[qseq].body, f"{name}: {qseq} is something else"
                 continue
             assert qseq in model.settled, f"{name}: {qseq} is back after a restart without it"
             settled_body, settled_step = model.settled[qseq]
@@ -639,6 +703,7 @@ class World:
         assert (0 if lane is None else lane.alive_bytes) == _size(found)
         model.alive = found
         model.settled = {}
+        model.handed_on = {}
         model.lsns = dict.fromkeys(found, 0)
         if view.next_qseq:
             model.lsns[view.next_qseq - 1] = 0  # so many were named

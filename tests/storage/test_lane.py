@@ -139,3 +139,17 @@ def test_what_was_read_by_all_leaves_memory_when_it_is_durable() -> None:
     assert run.bodies is not None
     lane._cache.advance(10)
     assert run.bodies is None and lane._cache.bytes == 0
+
+
+def test_what_is_handed_on_is_settled_when_the_log_is_durable_and_counts_no_more_before() -> None:
+    lane = lane_of(10)
+    lane.settle_after(99, 2, 3, 3)
+    assert lane.alive == 7 and lane.alive_bytes == 7
+    assert not lane.unwritten and lane.settled.floor == 0
+    assert lane.settle(0, 2) == 2 and lane.alive_bytes == 5  # looked up around what waits
+    changes = lane._changes
+    changes.release(98)
+    assert lane.settled.floor == 2
+    changes.release(99)
+    assert lane.settled.floor == 5 and lane.unwritten == [0, 5]
+    assert lane.alive == lane.alive_bytes == 5
