@@ -95,7 +95,7 @@ class SegmentFacts:
             id_
             for id_ in present
             if id_ in self.dropped
-            or (id_ not in named and (id_ >= COMPACTED or id_ < self.listed_end))
+            or (id_ not in named and (self.complete if id_ >= COMPACTED else id_ < self.listed_end))
         }
 
     def missing(self, present: Collection[int], needed: Iterable[int] = ()) -> list[int]:

@@ -40,7 +40,8 @@ class Finding:
 
     `what` follows on a place in the file; without a `position` it follows on the file's name.
     `end`: of the bytes that are damaged. `lsn_first` and `lsn_end` (exclusive): the messages that
-    are missing. None: does not apply, or is not known.
+    are missing. None: does not apply, or is not known. `disagrees`: the file may be whole by
+    itself, and cannot be right beside another one.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Finding:
     lsn_first: int | None = None
     lsn_end: int | None = None
     kind: type[StorageError] = CorruptLog
+    disagrees: bool = False
 
     def error(self) -> StorageError:
         """What a start raises: one line."""
@@ -371,7 +373,7 @@ class _Scan:
         for segment_id in facts.missing(present, self.needed):
             self._skip(segment_id, "is missing")
         for segment_id in sorted(given_up & self.needed):
-            self._skip(segment_id, "has messages, and the ledger gave it up")
+            self._disagree(segment_id, "has messages, and the ledger gave it up")
         result.leftover = sorted(given_up)
         bases: dict[int, int] = {}
         blank: list[int] = []
@@ -407,6 +409,10 @@ class _Scan:
             return None
         finally:
             file.close()
+
+    def _disagree(self, segment_id: int, what: str) -> None:
+        path = self.paths.segment(segment_id)
+        self.result.findings.append(Finding(path, what, disagrees=True))
 
     def _skip(self, segment_id: int, what: str, position: int | None = None) -> None:
         self.skipped = True
@@ -485,9 +491,8 @@ class _Scan:
                 if end <= lanes.floor(lane_id):
                     continue
                 if first < self.ends.get(lane_id, 0):
-                    path = self.paths.segment(segment.segment_id)
                     what = f"has message {first} of lane {lane_id}, and so has one before it"
-                    self._find(path, what)
+                    self._disagree(segment.segment_id, what)
                     continue
                 self.ends[lane_id] = end
                 lanes.adopt(lane_id, segment.segment_id, first, run)
@@ -513,8 +518,8 @@ class _Scan:
         path = self.paths.segment(segment.segment_id)
         end = segment.end_lsn
         if end > base:
-            what = f"messages {base} to {end - 1} are in the segment behind it, too"
-            self._find(path, what, segment.log_end)
+            what = f"has messages {base} to {end - 1}, and so has the one before it"
+            self._disagree(segment_id, what)
         # Numbers that follow on each other leave no place for one that was given up.
         gap = segment_id != segment.segment_id + 1 or segment_id >= COMPACTED
         if end < base and not (gap and before.sealed):

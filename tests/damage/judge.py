@@ -4,7 +4,8 @@ What must be:
 
 - `verify` changes nothing, and has a finding for every damage below the durable point.
 - A start ends neither by a signal nor with a traceback. If it is refused, one line says so, and
-  `verify` has findings too.
+  `verify` has findings too. It is refused if and only if inspect foretells it, and for its first
+  finding.
 - A repair ends with a directory on which a broker starts and `verify` has no finding. Whatever was not
   hit is there; what is not there, it has named.
 - If it starts: everything that was confirmed and not settled is there, byte for byte, or reading it
@@ -54,8 +55,9 @@ def try_one(facts: Facts, directory: Path, seed: int) -> Verdict | None:
         report: Report | None = verified(Directory(directory))
         findings = [str(item) for item in report.damage] if report is not None else []
         notes = report.notes if report is not None else []
+        refusals = [str(item.error()) for item in Directory(directory).refusals()]
     except StorageError as error:
-        findings, notes = [str(error)], []
+        findings, notes, refusals = [str(error)], [], [str(error)]
     if _image(directory) != before:
         return Verdict(done, "?", "verify changed something")
     must = must_be_found(facts, done)
@@ -70,7 +72,8 @@ def try_one(facts: Facts, directory: Path, seed: int) -> Verdict | None:
     if mistake is not None:
         return Verdict(done, "repaired", f"after a repair, {mistake}")
     outcome = start(directory, _qseq_end(facts))
-    return Verdict(done, _word(facts, outcome), _mistake(facts, done, outcome, findings))
+    mistake = _mistake(facts, done, outcome, findings) or mistake_of_foretelling(outcome, refusals)
+    return Verdict(done, _word(facts, outcome), mistake)
 
 
 def must_be_found(facts: Facts, done: Strike) -> str:
@@ -135,6 +138,15 @@ def _mistake(facts: Facts, done: Strike, outcome: Outcome, findings: list[str]) 
         return f"{sorted(strange)} were never published"
     back = outcome.messages.keys() & _settled(facts, done)
     return f"{sorted(back)} had been settled" if back else None
+
+
+def mistake_of_foretelling(outcome: Outcome, refusals: list[str]) -> str | None:
+    """LMDB and the catalog have their own words for what is wrong with definitions."""
+    if bool(outcome.refused) != bool(refusals):
+        return f"refused: {outcome.refused or 'no'}; foretold: {refusals}"
+    if outcome.refused and refusals[0] != outcome.refused and "catalog" not in refusals[0]:
+        return f"refused for {outcome.refused}; foretold: {refusals[0]}"
+    return None
 
 
 def _qseq_end(facts: Facts) -> int:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from qlog.storage.start.examine import Verdict as Checksum
+from qlog.storage.start.judge import LogScan
 from qlog.tools.inspect.look import log
 from qlog.tools.inspect.look.directory import Directory
 from tests.damage.directories import KINDS, Facts, make, new_place
-from tests.damage.judge import try_one
-from tests.damage.outcome import Crash, in_child
+from tests.damage.judge import mistake_of_foretelling, try_one
+from tests.damage.outcome import Crash, Outcome, in_child
 
 CASES = 10  # of each kind
 
@@ -68,12 +69,21 @@ def test_the_judge_notices_what_verify_does_not(
         return (item for item in stretches(self, view) if item.verdict is not Checksum.DAMAGED)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Directory, "stretches", blind)
-    monkeypatch.setattr(log, "_judge", lambda *arguments: None)
+    monkeypatch.setattr(log, "_tell", lambda *arguments: None)
+    monkeypatch.setattr(Directory, "judge_log", lambda self: LogScan())
     mistakes = 0
     for seed in range(CASES):
         verdict = try_one(sources["stopped"], root / f"blind-{seed}", seed)
         mistakes += verdict is not None and verdict.mistake is not None
     assert mistakes > 2
+
+
+@pytest.mark.parametrize(
+    ("refused", "foretold"), [("", ["why"]), ("why", []), ("why", ["something else"])]
+)
+def test_a_start_that_was_foretold_otherwise_is_noticed(refused: str, foretold: list[str]) -> None:
+    assert mistake_of_foretelling(Outcome(refused), foretold) is not None
+    assert mistake_of_foretelling(Outcome("why"), ["why", "and this"]) is None
 
 
 def test_a_crash_is_noticed() -> None:

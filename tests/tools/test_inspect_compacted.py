@@ -76,3 +76,18 @@ def test_damage_in_a_compacted_segment_is_named(moments: list[Path], tmp_path: P
     document = inspect(directory, "messages", "--limit", "1000", "--unsettled", status=1)
     assert [item["lsn"] for item in document["messages"]] == WAITING
     assert [item["lsn"] for item in document["messages"] if item["damage"]] == [lsn]
+
+
+def test_a_new_segment_that_nothing_was_written_to_is_sound(
+    moments: list[Path], tmp_path: Path
+) -> None:
+    """What was compacted has higher numbers, and older messages."""
+    directory = tmp_path / "data"
+    shutil.copytree(moments[-1], directory)
+    ids = [int(path.stem) for path in (directory / "log").iterdir()]
+    newest = 1 + max([0, *(id_ for id_ in ids if id_ < COMPACTED)])
+    assert max(ids) >= COMPACTED
+    (directory / "log" / f"{newest:010d}.qseg").write_bytes(bytes(16384))
+    assert inspect(directory, "verify", status=0)["damage"] == []
+    *_, last = inspect(directory, "segments")["segments"]
+    assert (last["id"], last["state"]) == (newest, "reserved")

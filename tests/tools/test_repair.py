@@ -293,7 +293,7 @@ def test_queues_that_an_older_catalog_does_not_know_are_defined_again(tmp_path: 
     shutil.rmtree(directory / "catalog.lmdb")
     (tmp_path / "older").rename(directory / "catalog.lmdb")
     (damage,) = inspect(directory, "verify", status=1)["damage"]
-    assert damage["file"] == "catalog.lmdb" and "an older copy: of epoch 1" in damage["what"]
+    assert damage["file"] == "catalog.lmdb" and "an older copy, of start 1" in damage["what"]
     output = tmp_path / "messages"
     run("export", "-o", str(output), "--data-dir", str(directory), status=1)
     assert len(output.read_text().splitlines()) == 100
@@ -429,7 +429,7 @@ def test_a_strange_segment_behind_the_log_is_moved_out(
         pass
     damage = inspect(directory, "verify", status=1)["damage"]
     assert [(item["file"], item["what"]) for item in damage if "missing" not in item["what"]] == [
-        (f"log/{path.name}", "the file belongs to another directory, or has another's name")
+        (f"log/{path.name}", "it belongs to another directory, or has another's name")
     ]
     done = repair(directory)
     assert done["losses"] == [] and not path.exists()
@@ -530,7 +530,7 @@ def test_without_a_ledger_what_was_compacted_twice_counts_once(tmp_path: Path) -
     max((directory / "ledger").glob("*.qack")).write_bytes(os.urandom(4096))
     shutil.rmtree(directory / "index.lmdb")
     found = [item["what"] for item in inspect(directory, "verify", status=1)["damage"]]
-    assert f"messages 0 to {end - 1} are in the one before it, too" in found
+    assert f"it has messages 0 to {end - 1}, and so has the one before it" in found
     assert repair(directory)["losses"] == []
     rest = [*range(0, end, 4), *range(end, 200)]
     assert waiting(directory) == {"orders": rest, "audit": rest}

@@ -121,8 +121,8 @@ def _write(
     stream: BinaryIO,
 ) -> tuple[int, list[Damage]]:
     """How many messages were written, and what could not be."""
-    from qlog.tools.inspect.commands.messages import walk
     from qlog.tools.inspect.look.log import survey, views_of
+    from qlog.tools.inspect.look.reader import messages
     from qlog.tools.inspect.rows import Damage, progress
     from qlog.tools.transfer.exported import as_json, as_msgpack
 
@@ -132,7 +132,7 @@ def _write(
     count = 0
     size = sum(view.size for view in views)
     with progress("exporting", 0 if stream.isatty() else size) as bar:
-        for view, entry in walk(directory, views, 0, lane_ids):
+        for view, entry in messages(directory, views, 0, lane_ids):
             bar.advance(entry.length)
             record = entry.record
             why = entry.damage

@@ -28,7 +28,6 @@ from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.segment import Batch
 from qlog.tools.inspect.command import stop, writing_stdout
-from qlog.tools.inspect.commands.messages import walk
 from qlog.tools.inspect.look.decode import add_body, body_lines, decoded, lines_of, queue_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import (
@@ -39,7 +38,8 @@ from qlog.tools.inspect.look.environment import (
     read,
     read_catalog,
 )
-from qlog.tools.inspect.look.log import Entry, views_of
+from qlog.tools.inspect.look.log import views_of
+from qlog.tools.inspect.look.reader import Entry, messages
 from qlog.tools.inspect.look.selection import Selection
 from qlog.tools.inspect.rows import counted, printable
 
@@ -149,7 +149,7 @@ class _Tail:
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """Messages as they become durable; ends with the broker."""
         directory = self._directory
-        for view, entry in walk(directory, views_of(directory), self._lsn, None):
+        for view, entry in messages(directory, views_of(directory), self._lsn, None):
             if entry.lsn >= self._durable_lsn or entry.lsn_end is None:
                 break
             self.damaged = self.damaged or entry.damage is not None

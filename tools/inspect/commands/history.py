@@ -136,9 +136,9 @@ def _first(events: list[_Event], offset: int) -> _Event | None:
 def _report(
     directory: Directory, vhost: str, queue: str, selection: Selection, limit: int
 ) -> Report:
-    from qlog.tools.inspect.commands.messages import walk
     from qlog.tools.inspect.look.decode import decoded
     from qlog.tools.inspect.look.log import views_of
+    from qlog.tools.inspect.look.reader import messages
     from qlog.tools.inspect.rows import Column, Damage, Report, counted, progress
 
     lane_ids = selection.lane_ids
@@ -150,7 +150,7 @@ def _report(
     report.notes = list(directory.notes)
     report.damage = list(directory.damage)
     with progress("searching", sum(view.size for view in views)) as bar:
-        for view, entry in walk(directory, views, 0, lane_ids, selection.offsets):
+        for view, entry in messages(directory, views, 0, lane_ids, selection.offsets):
             bar.advance(entry.length)
             record = entry.record
             if record is None or not selection.takes(directory, record):

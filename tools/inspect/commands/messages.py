@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,9 +20,7 @@ from qlog.tools.inspect.command import (
 )
 
 if TYPE_CHECKING:
-    from qlog.storage.start.examine import FileView
     from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.look.log import Entry
     from qlog.tools.inspect.look.selection import Selection
     from qlog.tools.inspect.rows import Report
 
@@ -144,6 +140,7 @@ def _report(
 ) -> Report:
     from qlog.tools.inspect.look.decode import add_body, body_lines, decoded, row_of
     from qlog.tools.inspect.look.log import survey, views_of
+    from qlog.tools.inspect.look.reader import messages as read
     from qlog.tools.inspect.rows import Column, Damage, Report, counted, progress
 
     views = views_of(directory)
@@ -160,7 +157,7 @@ def _report(
     items: list[dict[str, Any]] = []
     next_lsn: int | None = None
     with progress("searching", sum(view.size for view in views)) as bar:
-        for view, entry in walk(directory, views, from_lsn, selection.lane_ids, selection.offsets):
+        for view, entry in read(directory, views, from_lsn, selection.lane_ids, selection.offsets):
             bar.advance(entry.length)
             if entry.record is not None and not selection.takes(directory, entry.record):
                 continue
@@ -206,55 +203,3 @@ def _report(
     if next_lsn is not None:
         report.summary += f"; there are more: --from {next_lsn}"
     return report
-
-
-def walk(
-    directory: Directory,
-    views: list[FileView],
-    from_lsn: int,
-    lane_ids: frozenset[int] | None,
-    offsets: tuple[int, int] | None = None,
-) -> Iterator[tuple[FileView, Entry]]:
-    """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too.
-
-    With `offsets` (first, end), those with others may be left out.
-    """
-    from qlog.tools.inspect.look.log import entries
-
-    views = _readable(directory, views)
-    for view, following in zip_longest(views, views[1:]):
-        attested_lsn = directory.attested_lsn
-        if following is not None and following.header is not None:
-            if following.header.base <= from_lsn:
-                continue
-            attested_lsn = max(attested_lsn, following.header.base)
-        try:
-            for entry in entries(directory, view, from_lsn, lane_ids, attested_lsn, offsets):
-                yield view, entry
-        except FileNotFoundError:  # given up by a running broker
-            continue
-
-
-def _readable(directory: Directory, views: list[FileView]) -> list[FileView]:
-    """Those to be read: what was given up too, unless another segment has it again."""
-    from qlog.storage.start.fold import COMPACTED
-
-    standings = directory.standings([view.file_id for view in views])
-    compacted_end = max(
-        (
-            view.trailer.end_lsn
-            for view in views
-            if view.file_id >= COMPACTED and view.file_id not in standings and view.trailer
-        ),
-        default=0,
-    )
-    return [
-        view
-        for view in views
-        if view.file_id not in standings
-        or (
-            standings[view.file_id] == "given up"
-            and view.header is not None
-            and view.header.base >= compacted_end
-        )
-    ]

@@ -274,10 +274,8 @@ def _next_start(directory: Directory, found: Survey, end_lsn: int) -> dict[str, 
     rebuild: str | None = None
     if index is None:
         rebuild = "it is damaged" if directory.paths.index.is_dir() else "it is missing"
-    elif index.checkpoint is None:
-        rebuild = "it was not finished"
-    elif directory.paths.index_doubt.exists():
-        rebuild = "the broker had found it wrong"
+    elif index.doubt:
+        rebuild = index.doubt
     checkpoint = None if index is None else index.checkpoint
     replayed = bytes_replayed = 0
     if checkpoint is not None and rebuild is None:
@@ -286,12 +284,12 @@ def _next_start(directory: Directory, found: Survey, end_lsn: int) -> dict[str, 
             if segment.counts and (segment.end_lsn or 0) > checkpoint.lsn:
                 begun = checkpoint.position if segment.segment_id == checkpoint.segment_id else 0
                 bytes_replayed += max(segment.used_bytes - begun, 0)
-    stopping = [item for item in (*directory.damage, *found.damage) if item.file != "index.lmdb"]
+    refusals = directory.refusals()
     texts = []
     if directory.in_use:
         texts.append("were the broker killed now:")
-    if stopping:
-        texts.append("will probably be refused, for what is damaged")
+    if refusals:
+        texts.append(f"is refused: {refusals[0].error()}")
     elif rebuild is not None and (found.segments or directory.ledger_ids()):
         texts.append(f"rebuilds the index, since {rebuild}")
     elif rebuild is not None:
@@ -302,7 +300,7 @@ def _next_start(directory: Directory, found: Survey, end_lsn: int) -> dict[str, 
     else:
         texts.append("has nothing to replay")
     return {
-        "refused": bool(stopping),
+        "refused": bool(refusals),
         "rebuilds_index": rebuild,
         "messages_replayed": replayed,
         "bytes_replayed": bytes_replayed,

@@ -141,7 +141,7 @@ def _check_ledger(directory: Directory) -> tuple[int, list[Damage]]:
             batches = sum(1 for item in directory.stretches(view) if item.batch is not None)
         except FileNotFoundError:  # the next file took over
             pass
-    return batches, directory.ledger.damage
+    return batches, [item for item in directory.damage if item.file.startswith("ledger")]
 
 
 def _check_catalog(directory: Directory) -> tuple[int, list[Damage]]:

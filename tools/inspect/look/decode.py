@@ -17,7 +17,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import AMQPError
 from qlog.storage.bytes.record import Record
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import Entry
+from qlog.tools.inspect.look.reader import Entry
 from qlog.tools.inspect.rows import Bytes, Cell, Time, well_formed
 
 DUMP_OCTETS = 16  # a line

@@ -1,26 +1,39 @@
-"""A data directory as a whole: whose lanes are whose, what is settled, what must be there.
+"""A data directory as a whole: whose lanes are whose, what is settled, what is damaged.
 
 Reads catalog, index and ledger when it is made, in this order and before any of the log, so that
 what they say of the log is in it by the time it is read. Settlements are the ledger's: it begins
 with a snapshot of all of them, and the index is only asked how far the log must reach. What is
-damaged is noted in `damage`, and as much as possible goes on without it. Changes nothing.
+damage is for storage/start/judge.py to say, which is asked as a start asks it: with `findings` a
+start is refused. As much as possible goes on without what is damaged. Changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
-from qlog.storage.bytes.batch import FILE_HEADER_BYTES, FileHeader, unpack_file_header
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES, unpack_file_header
 from qlog.storage.bytes.datadir import Identity, Paths, check_format, numbered
 from qlog.storage.errors import DirectoryUnreadable
-from qlog.storage.index.index import SPILL
+from qlog.storage.lanes.settled import Settled
 from qlog.storage.lmdb.environment import check_environment
 from qlog.storage.lmdb.file_check import Implausible
 from qlog.storage.start.examine import Examination, FileView, Verdict
 from qlog.storage.start.fold import COMPACTED, LaneFacts, SegmentFacts
-from qlog.storage.write.ledger import Record, unpack_body
+from qlog.storage.start.judge import (
+    Evidence,
+    Finding,
+    Lanes,
+    LedgerFile,
+    LogScan,
+    index_doubt,
+    judge_age_of_catalog,
+    judge_ledger,
+    judge_log,
+    judge_missing_catalog,
+)
 from qlog.storage.write.segment import BatchFile
 from qlog.tools.inspect.look.environment import (
     CatalogFacts,
@@ -32,22 +45,54 @@ from qlog.tools.inspect.look.environment import (
     read_catalog,
     read_index,
 )
-from qlog.tools.inspect.look.settled import Settled
 from qlog.tools.inspect.look.unreadable import ForgivingDisk
 from qlog.tools.inspect.rows import Damage
 
-_TRIES_MAX = 5  # a running broker may unlink what was just listed, but not so often
+T = TypeVar("T")
+
+LOOKS_MAX = 5  # at what a running broker changes meanwhile
+
+
+def look_again(in_use: bool, look: Callable[[bool], T], seems_wrong: Callable[[T], bool]) -> T:
+    """What `look(again)` finds; while a broker is at work, what seems wrong is looked at again.
+
+    A file may be unlinked, or a batch be written, between two looks of which one follows on the
+    other. Raises DirectoryUnreadable when that goes on and on.
+    """
+    looks = LOOKS_MAX if in_use else 1
+    for looks_left in reversed(range(looks)):
+        try:
+            found = look(looks_left + 1 < looks)
+        except FileNotFoundError as error:
+            if not looks_left:
+                raise DirectoryUnreadable(f"{error.filename} is not there any more") from error
+            continue
+        if not looks_left or not seems_wrong(found):
+            return found
+    raise AssertionError("there is a last look")
 
 
 class LedgerFacts:
     """What the ledger's current file says; `lanes` are what is settled."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: LedgerFile) -> None:
+        self.file = file
         self.lanes: dict[int, Settled] = {}
-        self.segments = SegmentFacts()
-        self.log_durable = 0  # the log had been synced up to this LSN
-        self.damage: list[Damage] = []
-        self._lane_facts: LaneFacts[Settled] = LaneFacts(self._lane)
+        self._lane_facts: LaneFacts[Settled] = LaneFacts(
+            lambda lane_id: self.lanes.setdefault(lane_id, Settled())
+        )
+        for record in (*file.records, *file.beyond):
+            self._lane_facts.apply(record)
+        file.records, file.beyond = [], []  # these may be many
+
+    @property
+    def segments(self) -> SegmentFacts:
+        return self.file.segments
+
+    @property
+    def damaged(self) -> bool:
+        """Settlements are lost."""
+        return bool(self.file.findings)
 
     @property
     def deleted(self) -> set[int]:
@@ -58,14 +103,6 @@ class LedgerFacts:
         """Above all messages of a lane that the ledger names."""
         return self._lane_facts.named_upto.get(lane_id, 0)
 
-    def apply(self, record: Record) -> None:
-        """Take in one record, in their order."""
-        self.segments.apply(record)
-        self._lane_facts.apply(record)
-
-    def _lane(self, lane_id: int) -> Settled:
-        return self.lanes.setdefault(lane_id, Settled())
-
 
 class Directory(Examination):
     """One look at a directory.
@@ -74,14 +111,21 @@ class Directory(Examination):
     """
 
     _disk: ForgivingDisk
+    in_use: bool
+    identity: Identity
+    catalog_facts: CatalogFacts
+    index_facts: IndexFacts | None
+    ledger: LedgerFacts
+    evidence: Evidence
+    findings: list[Finding]  # of catalog and ledger
+    damage: list[Damage]  # these, and what is no reason to refuse a start
+    notes: list[str]
+    owners: dict[int, QueueFacts]  # by lane
 
     def __init__(self, root: Path) -> None:
-        self.paths = Paths(root.absolute())
+        self.paths = paths = Paths(root.absolute())
         self._disk = ForgivingDisk()
         self.root = root
-        self.damage: list[Damage] = []
-        self.notes: list[str] = []
-        paths = self.paths
         if not root.is_dir():
             raise DirectoryUnreadable(
                 f"{root} is not a directory; name the broker's with --data-dir"
@@ -92,21 +136,38 @@ class Directory(Examination):
             raise DirectoryUnreadable(
                 f"{root} is not a data directory: it has no catalog.lmdb, no log and no ledger"
             )
-        self.in_use = is_in_use(paths.catalog)
-        self.catalog_facts = self._read_catalog()
-        self.identity = self.catalog_facts.identity or self._identity_of_files()
-        self.index_facts = self._read_index()
-        self.ledger = self._read_ledger()
-        self.damage += self.ledger.damage
-        self._check_epoch()
-        self.owners: dict[int, QueueFacts] = {
-            lane_id: queue for queue in self.catalog_facts.queues for lane_id in queue.lanes
-        }
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read catalog, index and ledger anew: a running broker goes on with them."""
+        self.in_use = is_in_use(self.paths.catalog)
+        look_again(self.in_use, self._read, lambda _: bool(self.findings))
 
     @property
     def running(self) -> bool:
         """Whether a broker has the directory open, found out without touching its lock."""
         return self.in_use
+
+    def _read(self, again: bool) -> None:
+        self.damage, self.notes, self.findings = [], [], []
+        self.catalog_facts = self._read_catalog()
+        self.identity = self.catalog_facts.identity or self._identity_of_files()
+        self.index_facts = self._read_index()
+        self.evidence = self._weigh()
+        file = judge_ledger(self._disk, self.paths, self.evidence, everything=True)
+        path = self.paths.ledger_file(file.file_id)
+        file.findings += self._unread(path)
+        self._find(*file.findings)
+        if file.bytes_cut and not (file.findings or self.in_use):
+            self.notes.append(
+                f"{self.relative(path)} ends in {file.bytes_cut} bytes of a write that was under "
+                "way; the next start cuts them"
+            )
+        self.ledger = LedgerFacts(file)
+        self._check_age(LogScan())
+        self.owners = {
+            lane_id: queue for queue in self.catalog_facts.queues for lane_id in queue.lanes
+        }
 
     # -- what is settled
 
@@ -121,35 +182,69 @@ class Directory(Examination):
         lane = self.ledger.lanes.get(lane_id)
         return (1 << count) - 1 if lane is None else lane.unsettled(first, count)
 
-    # -- what must be there
+    def queue_of(self, lane_id: int) -> QueueFacts | None:
+        """The queue that a lane belongs to; None when it is gone, or cannot be known."""
+        return self.owners.get(lane_id)
+
+    def lanes(self) -> Iterator[int]:
+        """Every lane that the catalog, the ledger or the index names and that is not deleted."""
+        indexed = self.index_facts.lanes if self.index_facts is not None else {}
+        known = self.owners.keys() | self.ledger.lanes.keys() | indexed.keys()
+        yield from sorted(known - self.ledger.deleted)
+
+    @property
+    def _names_known(self) -> bool:
+        return self.catalog_facts.identity is not None and not any(
+            item.file == "catalog.lmdb" for item in self.damage
+        )
+
+    # -- the log
+
+    def refusals(self) -> list[Finding]:
+        """Why a start on the directory is refused; none: it is not. A start names the first."""
+        found = self.judge_log().findings
+        return [*self.findings, *found]
+
+    def judge_log(self) -> LogScan:
+        """What a start finds in the log."""
+        return look_again(self.in_use, self._judge_log, lambda scan: bool(scan.findings))
+
+    def _judge_log(self, again: bool) -> LogScan:
+        if again:
+            self.refresh()
+        evidence, ledger = self.evidence, self.ledger
+        lanes = Lanes(
+            ledger.deleted,
+            lambda lane_id: ledger.lanes[lane_id].floor if lane_id in ledger.lanes else 0,
+            lambda *_: None,
+        )
+        scan = judge_log(self._disk, self.paths, evidence, ledger.file, lanes)
+        for segment_id in self.segment_ids():  # a start ends at what it cannot read
+            scan.findings += self._unread(self.paths.segment(segment_id))
+        self._check_age(scan)
+        return scan
+
+    def _check_age(self, scan: LogScan) -> None:
+        """Note that the catalog is an older copy, as far as ledger, index and log know."""
+        if self.catalog_facts.identity is None or self.in_use:
+            return
+        epochs = [self.ledger.file.epoch, scan.epoch]
+        lane_ids = {*self.ledger.lanes, *self.ledger.deleted, *scan.named_upto}
+        if self.evidence.attested is not None:
+            epochs.append(self.evidence.attested.epoch)
+        if self.evidence.checkpoint is not None and self.index_facts is not None:
+            lane_ids |= self.index_facts.lanes.keys()
+        found = judge_age_of_catalog(self.paths, self.identity, max(epochs), lane_ids)
+        known = any(item.path == self.paths.catalog for item in self.findings)
+        if not known:
+            self._find(*found)
 
     @property
     def attested_lsn(self) -> int:
         """Something outside the log says that it had been synced up to here."""
-        index = self.index_facts
-        return max(
-            self.identity.closed_lsn,
-            self.ledger.log_durable,
-            0 if index is None or index.checkpoint is None else index.checkpoint.lsn,
-        )
-
-    def missing_segments(self, present: list[int]) -> list[int]:
-        """The ids of segments that were never given up and have no file."""
-        missing = self._missing(present)
-        if missing and self.in_use:  # given up since ledger and index were read?
-            self.refresh()
-            self.index_facts = self._read_index()
-            missing = self._missing(present)
-        return missing
-
-    def refresh(self) -> None:
-        """Read the ledger again, which a running broker goes on with."""
-        self.ledger = self._read_ledger()
-
-    def _missing(self, present: list[int]) -> list[int]:
-        live = {} if self.index_facts is None else self.index_facts.live
-        needed = (id_ for id_, item in live.items() if item.count and id_ < SPILL)
-        return self.ledger.segments.missing(present, needed)
+        attested = self.evidence.attested
+        by_index = 0 if attested is None else attested.lsn
+        return max(self.identity.closed_lsn, self.ledger.file.log_durable, by_index)
 
     def standings(self, present: list[int]) -> dict[int, str]:
         """The segments that do not count: `given up`; `replaced` by one that compaction made; or
@@ -157,24 +252,24 @@ class Directory(Examination):
         segments = self.ledger.segments
         found = dict.fromkeys(segments.replaced.keys() & set(present), "replaced")
         for segment_id in segments.given_up(present) - found.keys():
-            if segment_id in segments.dropped or segment_id < COMPACTED:
-                found[segment_id] = "given up"
-            elif segments.complete:  # else nobody knows
-                found[segment_id] = "unfinished"
+            given_up = segment_id in segments.dropped or segment_id < COMPACTED
+            found[segment_id] = "given up" if given_up else "unfinished"
         return found
+
+    # -- files
 
     def segment_ids(self) -> list[int]:
         """Of the segments that have a file."""
-        return self._numbered(self.paths.log, ".qseg")
+        return numbered(self._disk, self.paths.log, ".qseg")
+
+    def ledger_ids(self) -> list[int]:
+        return numbered(self._disk, self.paths.ledger, ".qack")
 
     def is_foreign(self, view: FileView) -> bool:
         """By its header the file is another directory's: only batches that verify can be ours."""
         if view.header is None or view.footer_verdict is Verdict.WHOLE:
             return False  # a footer that verifies knows better
         return view.header.uuid != self.identity.uuid
-
-    def ledger_ids(self) -> list[int]:
-        return self._numbered(self.paths.ledger, ".qack")
 
     def opened(self, view: FileView) -> AbstractContextManager[BatchFile]:
         """The file behind a view, to read from."""
@@ -188,76 +283,72 @@ class Directory(Examination):
         finally:
             self._disk.close(file)
 
+    def check_version(self, view: FileView) -> None:
+        """Raises OtherFormat."""
+        if view.header is not None:
+            check_format(view.path, view.header.version)
+
     def unreadable(self, path: Path) -> list[Damage]:
         """What the disk did not give back of a file, as far as it was read."""
-        return [
-            Damage(self.relative(path), f"this part cannot be read: {why}", position, end)
-            for position, end, why in self._disk.unreadable(path)
-        ]
+        return list(map(self.damage_of, self._unread(path)))
 
     def relative(self, path: Path) -> str:
         """How a file is named in reports."""
         return str(path.relative_to(self.paths.root))
 
-    # -- inside
-
-    @property
-    def _names_known(self) -> bool:
-        return self.catalog_facts.identity is not None and not any(
-            item.file == "catalog.lmdb" for item in self.damage
+    def damage_of(self, finding: Finding) -> Damage:
+        """A finding as it is listed."""
+        what = finding.what if finding.position is not None else f"it {finding.what}"
+        first, end = finding.lsn_first, finding.lsn_end
+        return Damage(
+            self.relative(finding.path),
+            what or "the file's header is damaged",
+            finding.position,
+            finding.end,
+            first,
+            end,
+            None if first is None or end is None else end - first,
         )
 
-    def _numbered(self, directory: Path, suffix: str) -> list[int]:
-        try:
-            return numbered(self._disk, directory, suffix)
-        except FileNotFoundError:
-            return []
+    # -- inside
 
-    def _check_file(self, directory: Path) -> None:
-        """Note what LMDB does not say of a file that it could read."""
+    def _unread(self, path: Path) -> list[Finding]:
+        return [
+            Finding(path, f"this part cannot be read: {why}", position, end)
+            for position, end, why in self._disk.unreadable(path)
+        ]
+
+    def _find(self, *findings: Finding) -> None:
+        self.findings += findings
+        self.damage += map(self.damage_of, findings)
+
+    def _read_catalog(self) -> CatalogFacts:
+        path = self.paths.catalog
+        kind = DirectoryUnreadable
+        try:
+            facts = read_catalog(path)
+        except Unreadable as error:
+            what = f"cannot be used: {error}; the names of queues cannot be known"
+            self._find(Finding(path, what, kind=kind))
+            return CatalogFacts()
+        if why := self._implausible(path):
+            self._find(Finding(path, f"cannot be used: {why}", kind=kind))
+        for entry in facts.damaged:
+            what = f"has a damaged definition: {entry_text(*entry)}"
+            self._find(Finding(path, what, kind=kind))
+        if facts.identity is None and not facts.damaged:
+            self._find(*judge_missing_catalog(self._disk, self.paths))
+        return facts
+
+    def _implausible(self, directory: Path) -> str:
+        """What LMDB does not say of a file that it could read; empty when it may have it."""
         if self.in_use:
-            return  # a broker goes on writing, and looked itself when it started
+            return ""  # a broker goes on writing, and looked itself when it started
         try:
             check_environment(directory)
         except Implausible as error:
-            self.damage.append(Damage(directory.name, str(error)))
-
-    def _read_catalog(self) -> CatalogFacts:
-        try:
-            facts = read_catalog(self.paths.catalog)
-        except Unreadable as error:
-            self.damage.append(
-                Damage("catalog.lmdb", f"{error}; the names of queues cannot be known")
-            )
-            return CatalogFacts()
-        self._check_file(self.paths.catalog)
-        for kind, name in facts.damaged:
-            self.damage.append(
-                Damage("catalog.lmdb", f"the definition of {entry_text(kind, name)} is damaged")
-            )
-        return facts
-
-    def _check_epoch(self) -> None:
-        """Every start writes its number to the catalog before it writes it to any other file."""
-        known = self.catalog_facts.identity
-        uuid = self.identity.uuid
-        epochs = (header.epoch for header in self._headers() if header.uuid == uuid)
-        newest = 0 if known is None or self.in_use else max(epochs, default=0)
-        if known is not None and newest > known.epoch:
-            what = f"it is an older copy: of epoch {known.epoch}, and other files are of {newest}"
-            self.damage.append(Damage("catalog.lmdb", f"{what}; it may not know all queues"))
-
-    def _headers(self) -> Iterator[FileHeader]:
-        """Of ledger and log, those that are whole and under their own names."""
-        files = [(id_, self.paths.ledger_file(id_)) for id_ in self.ledger_ids()]
-        files += [(id_, self.paths.segment(id_)) for id_ in self.segment_ids()]
-        for file_id, path in files:
-            try:
-                header = unpack_file_header(self.read_file(path, FILE_HEADER_BYTES, 0))
-            except FileNotFoundError:
-                continue
-            if header is not None and header.file_id == file_id:
-                yield header
+            return str(error)
+        return ""
 
     def _read_index(self) -> IndexFacts | None:
         if not self.paths.index.is_dir():
@@ -269,99 +360,38 @@ class Directory(Examination):
         except Unreadable as error:
             self.damage.append(Damage("index.lmdb", f"{error}; the next start builds it anew"))
             return None
-        self._check_file(self.paths.index)
-        checkpoint = facts.checkpoint
-        if checkpoint is not None and checkpoint.uuid != self.identity.uuid:
+        why = self._implausible(self.paths.index)
+        if why:
+            facts.doubt, facts.checkpoint = why, None  # a start does not come to read it
+        if facts.doubt:
+            self.damage.append(
+                Damage("index.lmdb", f"{facts.doubt}; the next start builds it anew")
+            )
+        uuid = self.identity.uuid
+        facts.doubt = facts.doubt or index_doubt(
+            facts.checkpoint, uuid, marked=self.paths.index_doubt.exists()
+        )
+        if facts.checkpoint is not None and facts.checkpoint.uuid != uuid:
             self.damage.append(
                 Damage("index.lmdb", "it belongs to another directory; the next start builds anew")
             )
             return None
         return facts
 
+    def _weigh(self) -> Evidence:
+        index = self.index_facts
+        if index is None:
+            return Evidence(self.identity)
+        if index.doubt:
+            return Evidence(self.identity, index.checkpoint)
+        return Evidence(self.identity, index.checkpoint, index.checkpoint, index.live)
+
     def _identity_of_files(self) -> Identity:
         """Without the catalog: what the files say of the directory they belong to."""
-        uuid = next((header.uuid for header in self._headers()), bytes(16))
-        return Identity(uuid, 0, 1, 0)
-
-    def _read_ledger(self) -> LedgerFacts:
-        """The newest ledger file, read again when it seems damaged while a broker writes it."""
-        for tries_left in reversed(range(_TRIES_MAX)):
-            ids = self.ledger_ids()
-            if not ids:
-                facts = LedgerFacts()
-                if self.identity.closed_lsn or self.segment_ids():
-                    facts.damage.append(
-                        Damage("ledger", "it is missing: what was settled cannot be known")
-                    )
-                return facts
-            try:
-                facts = self._replay(self.ledger_file(ids[-1]))
-            except FileNotFoundError:  # the next file took over
-                continue
-            if not facts.damage or not self.in_use or not tries_left:
-                return facts
-        raise DirectoryUnreadable(f"{self.paths.ledger} changes all the time; try again")
-
-    def check_version(self, view: FileView) -> None:
-        """Raises OtherFormat."""
-        if view.header is not None:
-            check_format(view.path, view.header.version)
-
-    def _replay(self, view: FileView) -> LedgerFacts:
-        self.check_version(view)
-        facts = LedgerFacts()
-        name = self.relative(view.path)
-        number: int | None = None
-        if view.header_verdict is Verdict.WHOLE and view.header is not None:
-            number = view.header.base
-        else:
-            facts.damage.append(Damage(name, "the file's header is not this file's", 0))
-        bad: tuple[int, int] | None = None  # where the unbroken sequence ended
-        damaged = False
-        for stretch in self.stretches(view):
-            if stretch.verdict is Verdict.DAMAGED and bad is None:
-                bad = stretch.position, stretch.end
-            batch = stretch.batch
-            if batch is None:
-                continue
-            if number is not None and batch.header.base != number and bad is None:
-                bad = stretch.position, stretch.position
-            if number is not None and batch.header.durable > number:
-                damaged = True
-            if bad is None or number is None:
-                number = batch.header.base + 1
-            log_durable, records = unpack_body(batch.body)
-            facts.log_durable = max(facts.log_durable, log_durable)
-            for record in records:
-                facts.apply(record)
-        complete = facts.segments.complete
-        index = self.index_facts
-        if index is not None and index.checkpoint is not None and number is not None:
-            position = index.checkpoint.ledger
-            damaged = damaged or (position.file_id >= view.file_id and position.number > number)
-        if bad is not None and (damaged or not complete):
-            position_bad, end = bad
-            facts.damage.append(
-                Damage(name, "settlements are lost: their messages show as unsettled", *bad)
-                if end > position_bad
-                else Damage(name, "batches are missing here", position_bad)
-            )
-        elif damaged or not complete:
-            facts.damage.append(Damage(name, "it ends too early: settlements are lost"))
-        elif bad is not None and not self.in_use:
-            self.notes.append(
-                f"{name} ends in {bad[1] - bad[0]} bytes of a write that was under way; "
-                "the next start cuts them"
-            )
-        facts.damage += self.unreadable(view.path)
-        return facts
-
-    def queue_of(self, lane_id: int) -> QueueFacts | None:
-        """The queue that a lane belongs to; None when it is gone, or cannot be known."""
-        return self.owners.get(lane_id)
-
-    def lanes(self) -> Iterator[int]:
-        """Every lane that the catalog, the ledger or the index names and that is not deleted."""
-        indexed = self.index_facts.lanes if self.index_facts is not None else {}
-        known = self.owners.keys() | self.ledger.lanes.keys() | indexed.keys()
-        yield from sorted(known - self.ledger.deleted)
+        files = [(id_, self.paths.ledger_file(id_)) for id_ in self.ledger_ids()]
+        files += [(id_, self.paths.segment(id_)) for id_ in self.segment_ids()]
+        for file_id, path in files:
+            header = unpack_file_header(self.read_file(path, FILE_HEADER_BYTES, 0))
+            if header is not None and header.file_id == file_id:
+                return Identity(header.uuid, 0, 1, 0)
+        return Identity(bytes(16), 0, 1, 0)

@@ -65,13 +65,14 @@ class CatalogFacts:
     damaged: list[tuple[str, str]] = field(default_factory=list)  # (kind, name by its key)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class IndexFacts:
-    """The index but its pointers."""
+    """The index but its pointers. `doubt`: why the rest could not be read; empty when it could."""
 
     checkpoint: Checkpoint | None
-    lanes: dict[int, LaneRow]
-    live: dict[int, Live]
+    lanes: dict[int, LaneRow] = field(default_factory=dict)
+    live: dict[int, Live] = field(default_factory=dict)
+    doubt: str = ""
 
 
 def read_catalog(directory: Path) -> CatalogFacts:
@@ -235,6 +236,13 @@ def _catalog_facts(directory: Path, lock: bool) -> CatalogFacts:
 def _index_facts(directory: Path, lock: bool) -> IndexFacts:
     index = open_index(directory, lock)
     try:
-        return IndexFacts(index.checkpoint(), index.lanes(), index.live())
+        facts = IndexFacts(index.checkpoint())
+        try:  # all that a start reads before it uses the index
+            facts.lanes, facts.live = index.lanes(), index.live()
+            for _ in index.bitmaps():
+                pass
+        except (IndexDoubt, lmdb.Error, ValueError, TypeError) as doubt:
+            facts.doubt = str(doubt) or "it is damaged"
+        return facts
     finally:
         index.close()

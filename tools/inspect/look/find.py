@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, BATCH_MAGIC_BYTES, unpack_batch_header
 from qlog.storage.start.examine import FileView, Verdict
-from qlog.tools.inspect.commands.messages import walk
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import Entry, views_of
+from qlog.tools.inspect.look.log import views_of
+from qlog.tools.inspect.look.reader import Entry, messages
 from qlog.tools.inspect.look.selection import Selection
 
 
@@ -22,7 +22,7 @@ class Found:
 
 def by_lsn(directory: Directory, lsn: int) -> Found | None:
     """The message, damaged or not; None when the log does not have it."""
-    for view, entry in walk(directory, views_of(directory), lsn, None):
+    for view, entry in messages(directory, views_of(directory), lsn):
         if entry.lsn == lsn or (entry.lsn < lsn and (entry.lsn_end is None or entry.lsn_end > lsn)):
             return Found(view, entry)
         if entry.lsn > lsn:
@@ -33,7 +33,7 @@ def by_lsn(directory: Directory, lsn: int) -> Found | None:
 def by_offset(directory: Directory, lane_ids: frozenset[int], offset: int) -> Found | None:
     """The message at an offset of a queue; a damaged one if its targets can be read or told."""
     selection = Selection(lane_ids=lane_ids, offsets=(offset, offset + 1))
-    for view, entry in walk(directory, views_of(directory), 0, lane_ids, selection.offsets):
+    for view, entry in messages(directory, views_of(directory), 0, lane_ids, selection.offsets):
         if entry.record is not None and selection.takes(directory, entry.record):
             return Found(view, entry)
     return None

@@ -171,7 +171,7 @@ class _Planner:
         views = views_of(directory)
         found = survey(directory, views, verify=True, advance=advance)
         segments = {segment.segment_id: segment for segment in found.segments}
-        ledger_damaged = bool(directory.ledger.damage)
+        ledger_damaged = directory.ledger.damaged
         plan.mends_log = bool(found.damage or ledger_damaged)
         counting = self._counting(views, segments)
         self._note_what_is_known(found.segments, {view.file_id for view in counting})
@@ -308,7 +308,7 @@ class _Planner:
                 standings[segment_id] = "damaged"
                 for source in sources:
                     standings.pop(source, None)
-        if directory.ledger.damage:  # that one of them came to count may be what is lost
+        if directory.ledger.damaged:  # that one of them came to count may be what is lost
             standings = {id_: why for id_, why in standings.items() if why != "unfinished"}
         counting = [view for view in views if view.file_id not in standings]
         for view in [one for one in counting if one.file_id >= COMPACTED]:
@@ -508,7 +508,7 @@ class _Planner:
             end = min(after, default=plan.end_lsn)
             covered = any(base <= first and end <= stop for _, base, stop, _ in kept)
             alive = segment_id in needed and needed[segment_id].count
-            if directory.ledger.damage and not alive and (covered or first >= end):
+            if directory.ledger.damaged and not alive and (covered or first >= end):
                 continue  # it was given up, and the ledger does not know it any more
             losses = [
                 _loss_of(segment.file, casualty)
@@ -561,23 +561,17 @@ class _Planner:
         contents = self.contents
         lane_ids = self.next_qseqs.keys() | plan.catalog.lanes.keys()
         for lane_id in sorted(lane_ids - directory.ledger.deleted):
-            settled = StoredSettled()
-            known = directory.ledger.lanes.get(lane_id)
-            if ledger_damaged and contents is not None and lane_id in contents.lanes:
-                settled.attempts.load(contents.lanes[lane_id].attempts)
-            if known is not None:
-                for range_ in known.attempts.ranges():
-                    settled.attempts.note(*range_)
-                for block, bits in known.blocks.items():
-                    settled.add_settled(block, bits)
-                settled.mark(0, known.floor)
-                settled.delivered = known.delivered
+            settled = directory.ledger.lanes.get(lane_id) or StoredSettled()
             # No qseq is given twice: all that any file names counts, and each message that is lost
             # without a trace may have had one more.
             next_qseq = self.next_qseqs.get(lane_id, 0) + self.lost_count
             if ledger_damaged:
                 if contents is not None and lane_id in contents.lanes:
                     row = contents.lanes[lane_id]
+                    newer = list(settled.attempts.ranges())
+                    settled.attempts.load(row.attempts)
+                    for range_ in newer:
+                        settled.attempts.note(*range_)
                     for block, bits in (
                         (b, v) for (o, b), v in contents.settled.items() if o == lane_id
                     ):
@@ -614,11 +608,7 @@ class _Planner:
         if lane_id in ledger.deleted:
             return False
         newest = self.waiting.get(lane_id, 0)
-        return (
-            lane_id in ledger.lanes
-            or newest > ledger.segments.listed_end_lsn
-            or bool(ledger.damage)
-        )
+        return lane_id in ledger.lanes or newest > ledger.segments.listed_end_lsn or ledger.damaged
 
 
 # -- a damaged segment, piece by piece

@@ -1,0 +1,284 @@
+"""A segment from its beginning to its end, whatever became of it: the only reader of damaged ones.
+
+`walk` gives whole batches and the gaps between them. In a gap, `entries_in` and `casualties_in`
+tell the messages from each other, as far as that can be done. `messages` are all of the log, or
+those asked for, whole or not. What a gap means (damage, or a torn tail) is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from qlog.storage.bytes.footer import Columns
+from qlog.storage.bytes.record import Record, unpack_record
+from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.start.fold import COMPACTED
+from qlog.storage.write.segment import Batch, BatchFile, columns_of
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.salvage import Casualty, Known, salvage
+from qlog.tools.inspect.rows import Damage
+
+
+@dataclass(slots=True)
+class Entry:
+    """One message as it lies in the log, or a stretch in which messages cannot be told apart.
+
+    `damage` is None when it is what was written. Of a damaged message `record` is what decodes.
+    `lsn_end` (exclusive) is None when how many messages a stretch held cannot be known.
+    """
+
+    lsn: int
+    lsn_end: int | None
+    position: int
+    length: int
+    record: Record | None
+    damage: str | None = None
+
+    @property
+    def end(self) -> int:
+        return self.position + self.length
+
+    def as_damage(self, file: str, what: str) -> Damage:
+        """How a report lists it, when it is damaged."""
+        lost = None if self.lsn_end is None else self.lsn_end - self.lsn
+        text = f"LSN {self.lsn}{what}"
+        return Damage(file, text, self.position, self.end, self.lsn, self.lsn_end, lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes in the place of messages that do not verify, or messages for which there are none.
+
+    `lsn_end` is None when nothing whole comes after it in the file.
+    """
+
+    position: int
+    end: int
+    lsn_first: int
+    lsn_end: int | None
+
+
+def is_sparse(view: FileView) -> bool:
+    """LSNs may be missing between its batches."""
+    if view.header_verdict is Verdict.WHOLE and view.header is not None:
+        return view.header.sparse
+    return view.file_id >= COMPACTED
+
+
+def base_lsn(view: FileView) -> int | None:
+    """The LSN of the first record, if anything whole says it."""
+    if view.header_verdict is Verdict.WHOLE and view.header is not None:
+        return view.header.base
+    if view.footer_verdict is Verdict.WHOLE and view.trailer is not None:
+        return view.trailer.base_lsn
+    return None
+
+
+def walk(
+    directory: Directory, view: FileView, lsn: int | None, *, due: int | None = None
+) -> Iterator[Batch | Gap]:
+    """Batches and gaps in order, from the beginning of the file.
+
+    `lsn`: of the first message, None when nothing says it; `due`: what it should be then. A batch
+    of messages that others had before it is left out.
+    """
+    sparse = is_sparse(view)
+    bad: tuple[int, int] | None = None
+    for stretch in directory.stretches(view):
+        if stretch.verdict is Verdict.DAMAGED:
+            bad = stretch.position, stretch.end
+        batch = stretch.batch
+        if batch is None:
+            continue
+        base = batch.header.base
+        if lsn is None:
+            lsn = base if bad is None or due is None else due
+        if base < lsn:
+            continue
+        if bad is None and sparse:
+            lsn = base
+        if bad is not None or base != lsn:
+            yield Gap(*(bad or (batch.position, batch.position)), lsn, base)
+            bad = None
+        yield batch
+        lsn = base + batch.header.count
+    if bad is not None:
+        yield Gap(*bad, (due or 0) if lsn is None else lsn, None)
+
+
+def casualties_in(
+    directory: Directory, view: FileView, gap: Gap, known: Mapping[int, Known]
+) -> list[Casualty]:
+    """The messages in a gap, whole or not, and bytes in which none can be told. See `salvage`."""
+    if gap.end == gap.position or directory.is_foreign(view):
+        return []  # of a foreign file, what looks like messages of ours is none
+    data = directory.read(view, gap.end - gap.position, gap.position)
+    return list(salvage(data, gap.position, known, gap.lsn_first, gap.lsn_end))
+
+
+def entries_in(directory: Directory, view: FileView, gap: Gap) -> list[Entry]:
+    """The same, as far as each has an LSN; the last entry is the rest."""
+    size = gap.end - gap.position
+    if size and directory.is_foreign(view):
+        what = "nothing in it is this directory's"
+        return [Entry(gap.lsn_first, gap.lsn_end, gap.position, size, None, what)]
+    entries: list[Entry] = []
+    lsn = gap.lsn_first
+    for one in casualties_in(directory, view, gap, {}):
+        if lsn == gap.lsn_end:
+            break
+        if one.record is None or one.lsn is None:
+            what = "no message can be told from the next here"
+            rest = gap.end - one.position
+            entries.append(Entry(lsn, gap.lsn_end, one.position, rest, None, what))
+            break
+        why = None if one.whole else "the message's checksum is wrong"
+        lsn = one.lsn + 1
+        entries.append(Entry(one.lsn, lsn, one.position, one.length, one.record, why))
+    return entries
+
+
+# -- messages one by one
+
+
+def messages(
+    directory: Directory,
+    views: list[FileView],
+    from_lsn: int = 0,
+    lane_ids: frozenset[int] | None = None,
+    offsets: tuple[int, int] | None = None,
+) -> Iterator[tuple[FileView, Entry]]:
+    """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too.
+
+    With `offsets` (first, end), those with others may be left out. Damaged ones are among them;
+    with `lane_ids` as far as they can be known to go there. A torn tail is not.
+    """
+    views = _readable(directory, views)
+    ends = ends_due(directory, views)
+    for at, view in enumerate(views):
+        following = base_lsn(views[at + 1]) if at + 1 < len(views) else None
+        if following is not None and following <= from_lsn:
+            continue
+        try:
+            footer = directory.columns(view)
+            if footer is None or view.trailer is None or is_sparse(view):
+                found = _walked(directory, view, from_lsn, lane_ids, ends[view.file_id])
+            else:
+                found = _by_footer(directory, view, footer, from_lsn, lane_ids, offsets)
+            for entry in found:
+                yield view, entry
+        except FileNotFoundError:  # given up by a running broker
+            continue
+
+
+def ends_due(directory: Directory, views: list[FileView]) -> dict[int, int]:
+    """By segment: up to this LSN something says that its messages were there (the tail rule)."""
+    scan = directory.judge_log()
+    counting = {item.segment.segment_id for item in scan.found if item.segment.log_end}
+    ends = {}
+    following = scan.attested
+    for view in reversed(views):
+        ends[view.file_id] = following
+        if view.footer_verdict is Verdict.WHOLE and view.trailer is not None:
+            ends[view.file_id] = view.trailer.end_lsn
+        if view.file_id in counting and view.header is not None:
+            following = view.header.base
+    return ends
+
+
+def _readable(directory: Directory, views: list[FileView]) -> list[FileView]:
+    """Those to be read: what was given up too, unless another segment has it again."""
+    standings = directory.standings([view.file_id for view in views])
+    compacted_end = max(
+        (
+            view.trailer.end_lsn
+            for view in views
+            if view.file_id >= COMPACTED and view.file_id not in standings and view.trailer
+        ),
+        default=0,
+    )
+    return [
+        view
+        for view in views
+        if view.file_id not in standings
+        or (
+            standings[view.file_id] == "given up"
+            and view.header is not None
+            and view.header.base >= compacted_end
+        )
+    ]
+
+
+def _by_footer(
+    directory: Directory,
+    view: FileView,
+    footer: Columns,
+    from_lsn: int,
+    lane_ids: frozenset[int] | None,
+    offsets: tuple[int, int] | None,
+) -> Iterator[Entry]:
+    assert view.trailer is not None
+    lsn = view.trailer.base_lsn
+    with directory.opened(view) as file:
+        for lanes, firsts, positions, lengths, *_ in footer.runs():
+            skipped = max(from_lsn - lsn, 0)
+            ours = lane_ids is None or not lane_ids.isdisjoint(lanes)
+            if ours and offsets is not None:
+                wanted, end = offsets
+                ours = any(first < end and first + len(positions) > wanted for first in firsts)
+            if ours and skipped < len(positions):
+                for at in range(skipped, len(positions)):
+                    targets = [
+                        part
+                        for lane, first in zip(lanes, firsts, strict=True)
+                        for part in (lane, first + at)
+                    ]
+                    yield _entry_at(file, lsn + at, positions[at], lengths[at], tuple(targets))
+            lsn += len(positions)
+
+
+def _entry_at(
+    file: BatchFile, lsn: int, position: int, length: int, targets: tuple[int, ...]
+) -> Entry:
+    """The record that a footer places here; the footer's word counts for where it goes."""
+    record = unpack_record(file.read(length, position), 0)
+    damage = None
+    if record is None:
+        damage = "the message's lengths are wrong"
+    elif not record.whole:
+        damage = "the message's checksum is wrong"
+    elif record.length != length or record.targets != targets:
+        damage = "the message's targets are not what the footer says"
+    return Entry(lsn, lsn + 1, position, length, record, damage)
+
+
+def _walked(
+    directory: Directory,
+    view: FileView,
+    from_lsn: int,
+    lane_ids: frozenset[int] | None,
+    end_due: int,
+) -> Iterator[Entry]:
+    for part in walk(directory, view, base_lsn(view)):
+        if isinstance(part, Gap):
+            if part.lsn_end is None and end_due <= part.lsn_first:
+                return
+            entries: Iterator[Entry] = iter(entries_in(directory, view, part))
+        else:
+            entries = _entries_of(part)
+        for entry in entries:
+            targets = () if entry.record is None else entry.record.targets[0::2]
+            ours = lane_ids is None or not targets or not lane_ids.isdisjoint(targets)
+            if ours and (entry.lsn_end is None or entry.lsn_end > from_lsn):
+                yield entry
+
+
+def _entries_of(batch: Batch) -> Iterator[Entry]:
+    columns = columns_of(batch)
+    start = batch.end - len(batch.body)
+    for lsn, position, length in zip(count(batch.header.base), columns.positions, columns.lengths):
+        record = unpack_record(batch.body, position - start)
+        assert record is not None  # the batch was whole
+        yield Entry(lsn, lsn + 1, position, length, record)
