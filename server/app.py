@@ -10,7 +10,6 @@ connections with 320, write what is pending, checkpoint, unlock.
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from qlog.server.broker.broker import Broker
 from qlog.server.config import Settings
 from qlog.server.net.listen import accept_clients, bind
 from qlog.server.net.network import Network
+from qlog.server.net.turns import Turns
 from qlog.server.resources import ResourceWatch
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.store import Store
@@ -49,10 +49,11 @@ class RunningBroker:
     `failed` is set when the storage has failed; who runs the broker then leaves the `async with`.
     """
 
-    def __init__(self, broker: Broker, network: Network, addresses: list[tuple[str, int]]) -> None:
+    def __init__(self, broker: Broker, turns: Turns, addresses: list[tuple[str, int]]) -> None:
         self.broker = broker
         self.addresses = addresses
-        self.failed = network.failed
+        self.turns = turns
+        self.failed = turns.failed
 
     @property
     def port(self) -> int:
@@ -89,15 +90,11 @@ async def open_broker(
     """
     listeners = bind(settings.network.host, settings.network.port)
     try:
-        token = trio.lowlevel.current_trio_token()
-        network: Network | None = None
-
-        def on_loop() -> None:
-            if network is not None:
-                network.end_tick()
+        turns: Turns | None = None
 
         def notify() -> None:  # called on the storage's threads
-            token.run_sync_soon(on_loop, idempotent=True)
+            if turns is not None:
+                turns.wake()
 
         def recover() -> Store[Envelope]:
             return Store.open(
@@ -116,17 +113,19 @@ async def open_broker(
             broker = Broker(store, settings.broker, now_s=trio.current_time)
             _log_start(broker)
             watch = ResourceWatch(broker, settings.resources, settings.data_dir)
-            network = Network(broker, watch.check)
+            turns = Turns(broker)
             watch.check()
             accept_clients(listeners)
-            async with _serving(network, listeners):
+            async with _serving(turns, Network(turns, listeners, watch.check)):
                 addresses = [listener.getsockname()[:2] for listener in listeners]
-                yield RunningBroker(broker, network, addresses)
+                yield RunningBroker(broker, turns, addresses)
         finally:
-            network = None
-            store.close()
-        if store.failure is not None:
-            raise StorageFailed(str(store.failure)) from store.failure
+            store.close()  # and with it the threads that call `wake`
+            if turns is not None:
+                turns.close()
+        failure = turns.failure
+        if failure is not None:
+            raise StorageFailed(str(failure)) from failure
     finally:
         for listener in listeners:
             listener.close()
@@ -173,33 +172,33 @@ def _log_start(broker: Broker) -> None:
 
 
 @asynccontextmanager
-async def _serving(network: Network, listeners: list[socket.socket]) -> AsyncIterator[None]:
-    """Sessions and timers run; at the end clients are told and given a moment."""
-    async with trio.open_nursery() as sessions:
+async def _serving(turns: Turns, network: Network) -> AsyncIterator[None]:
+    """The loop runs; at the end clients are told and given a moment, whoever wants to stop it."""
+    scope = trio.CancelScope(shield=True)
+
+    async def run() -> None:
+        with scope:
+            await turns.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
         try:
-            async with trio.open_nursery() as services:
-                for listener in listeners:
-                    services.start_soon(network.serve, listener, sessions)
-                services.start_soon(network.run_timers)
-                services.start_soon(network.run_feeder)
-                services.start_soon(network.run_checks)
-                try:
-                    yield
-                finally:
-                    services.cancel_scope.cancel()
+            yield
         finally:
             with trio.CancelScope(shield=True):
-                await _close_clients(network)
+                network.close()
+                await _close_clients(turns)
+            scope.cancel()
 
 
-async def _close_clients(network: Network) -> None:
-    if network.failed.is_set():
+async def _close_clients(turns: Turns) -> None:
+    if turns.failed.is_set():
         reason = internal_error("the storage failed; nothing can be confirmed any more")
     else:
         reason = connection_forced("broker forced connection closure with reason 'shutdown'")
     try:
-        network.broker.close_clients(reason)
-        network.end_tick()
-        await network.drain(CLOSE_S)
+        turns.broker.close_clients(reason)
+        turns.say()
+        await turns.drain(CLOSE_S)
     finally:
-        network.cut()
+        turns.cut()

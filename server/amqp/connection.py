@@ -277,6 +277,11 @@ class Connection:
         return self._channels[number]
 
     @property
+    def uploads(self) -> bool:
+        """A message has begun to come, and is not whole yet."""
+        return any(channel.form is not None for channel in self._channels.values())
+
+    @property
     def ended(self) -> bool:
         """It is closing, or closed: nothing new is begun, and only the answer to a close is sent."""
         return self.state in _ENDED

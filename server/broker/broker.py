@@ -60,6 +60,8 @@ class Broker:
         self.alarms = dict.fromkeys(
             ("low on memory", "low on disk", "low on file descriptors"), False
         )
+        # Why publishers are not read, as connection.blocked says it; empty: they are.
+        self.blocked_reason = ""
         self._awake: dict[Queue, None] = {}
         self._waiting: dict[Queue, None] = {}
         self._unconfirmed: dict[Confirms, None] = {}
@@ -261,21 +263,13 @@ class Broker:
                         channel.number,
                     )
 
-    @property
-    def blocked_reason(self) -> str:
-        """Why publishers are not read, as connection.blocked says it; empty: they are."""
-        return " & ".join(name for name, on in self.alarms.items() if on)
-
     def set_alarm(self, name: str, on: bool) -> None:
-        """Raise or clear a resource alarm; publishing clients are told."""
-        before = self.blocked_reason
+        """Raise or clear a resource alarm. Clients are told when they publish, and of its end."""
         self.alarms[name] = on
-        if bool(before) == bool(self.blocked_reason):
-            return
-        for client in list(self.clients):
-            if on:
-                client.block_if_publishing()
-            else:
+        before = self.blocked_reason
+        self.blocked_reason = " & ".join(name for name, on in self.alarms.items() if on)
+        if before and not self.blocked_reason:
+            for client in list(self.clients):
                 client.unblock()
 
     def close_clients(self, error: HardError) -> None:

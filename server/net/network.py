@@ -1,8 +1,8 @@
-"""All sockets of a broker, and the rhythm that binds them to the disk.
+"""How clients get in, and what is looked at once a second.
 
-A tick ends with `end_tick`: deliver, take what the disk has finished and confirm it, hand over what
-came meanwhile, send. When nothing else happens, the disk's answer makes a tick of its own. Timers
-live here too.
+Accepting is part of the turn (`turns`), some at a time. File descriptors are the limit: some are
+kept for all else than clients, and who comes when there are no more waits in the backlog until
+others leave.
 """
 
 import errno
@@ -10,19 +10,21 @@ import logging
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import trio
-
-from qlog.server.broker.broker import Broker
+from qlog.server.net.poller import READABLE
 from qlog.server.net.session import Session
+from qlog.server.net.turns import Turns
 
 logger = logging.getLogger("qlog.network")
 
 CHECK_INTERVAL_S = 1.0
 # The broker looks for overdue deliveries this often; RabbitMQ does it once a minute.
 CONSUMER_CHECK_INTERVAL_S = 60.0
+# So many are accepted in one turn: a thousand that come at once are in within some turns, while those
+# who are there have theirs.
+ACCEPTED_MAX = 64
 # File descriptors for all else than clients. RabbitMQ sets as many aside, and like it the broker
 # does not accept more clients than the others are enough for.
 DESCRIPTORS_RESERVED = 100
@@ -32,154 +34,73 @@ SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class Network:
-    """The listeners and sessions of one broker.
+    """The listeners of one broker.
 
-    Arguments: `broker`, whose store's `notify` must lead to `end_tick`; `check` is called once a
-    second (resource alarms are the composition root's to judge).
+    Arguments: `turns` is the loop of all its sockets; `check` is called once a second (resource
+    alarms are the composition root's to judge).
     """
 
-    def __init__(self, broker: Broker, check: Callable[[], None]) -> None:
-        self.broker = broker
-        self._unsent: list[Session] = []
-        self.held_back: set[Session] = set()  # not read, for whatever reason
+    def __init__(
+        self, turns: Turns, listeners: Sequence[socket.socket], check: Callable[[], None]
+    ) -> None:
+        self.turns = turns
         self._check = check
-        self._sessions: set[Session] = set()
         self._sessions_max = sessions_max()
-        self._session_ended = trio.lowlevel.ParkingLot()
         self._crowded = False  # clients have to wait until others leave
         self._turned_away = False  # and one did since the last check
-        self._wake_timer = trio.Event()
-        self._drained: list[Session] = []
-        self._wake_feeder = trio.Event()
-        self.failed = trio.Event()  # the disk lied: nothing may be confirmed any more
+        self._consumers_due_s = 0.0
+        self._doors = [Door(self, listener) for listener in listeners]
+        turns.on_burial = self._open_doors
+        turns.at(turns.now_s + CHECK_INTERVAL_S, self._on_second)
 
-    @property
-    def congested(self) -> bool:
-        """So much waits for the disk that publishers must."""
-        return self.broker.store.congested
+    def close(self) -> None:
+        """Let nobody in any more."""
+        for door in self._doors:
+            door.close()
+        self._doors.clear()
 
-    # -- the tick ----------------------------------------------------------------------------
+    def _on_second(self) -> None:
+        """Resource alarms, overdue consumers, and whether there is room for clients again."""
+        turns, broker = self.turns, self.turns.broker
+        turns.at(turns.now_s + CHECK_INTERVAL_S, self._on_second)
+        self._check()
+        broker.try_again()
+        has_room = len(turns.sessions) < self._sessions_max
+        if self._crowded and has_room and not self._turned_away:
+            self._crowded = False
+            logger.warning("file descriptor limit alarm cleared: new connections are accepted")
+        self._turned_away = False
+        if turns.now_s >= self._consumers_due_s:
+            interval_s = min(CONSUMER_CHECK_INTERVAL_S, max(1.0, broker.consumer_timeout_s / 4))
+            self._consumers_due_s = turns.now_s + interval_s
+            broker.check_consumers()
+        turns.touched = True
 
-    def end_tick(self) -> None:
-        """Deliver from the queues this tick touched, hand its messages to the disk, send."""
-        self.broker.pump()
-        self._exchange_with_disk()
-        self._flush()
-        if not self._wake_timer.is_set():
-            self._wake_timer.set()
+    # -- accepting ---------------------------------------------------------------------------
 
-    def _exchange_with_disk(self) -> None:
-        """Take what the disk has finished, and hand over what came meanwhile.
+    def accept(self, listener: socket.socket) -> bool:
+        """Let one client in. False: nobody waits, or there is no room."""
+        turns = self.turns
+        if len(turns.sessions) >= self._sessions_max:
+            self._turn_away(f"{len(turns.sessions)} connections")
+            return False
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                self._turn_away(str(error))
+                return False
+            return True  # the peer has thought better of it, or cannot be reached any more
+        sock.setblocking(False)
+        with suppress(OSError):  # some systems refuse when the peer has gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        host, port = address[:2]
+        Session(turns, sock, f"{host}:{port}", loopback=_is_loopback(host))
+        return True
 
-        At the end of each tick, not only when the commit thread has woken the loop: a batch's wait
-        for the one before it is then not longer than a tick.
-        """
-        store = self.broker.store
-        store.advance()
-        if store.failure is not None:
-            self.failed.set()
-            return
-        self.broker.progress()
-        self.broker.pump()
-        store.commit()  # what held-back events brought, if a tx.commit let them go on
-        if self.held_back and not store.congested:
-            self.resume_readers()
-
-    def resume_readers(self) -> None:
-        """Let those go on who were held back and need not be any more."""
-        for session in [session for session in self.held_back if not session.must_wait]:
-            session.resume()
-
-    def _flush(self) -> None:
-        while self._unsent:
-            unsent, self._unsent = self._unsent, []
-            for session in unsent:
-                session.flush()
-
-    def mark(self, session: Session) -> None:
-        """The session is to be flushed when the tick ends."""
-        self._unsent.append(session)
-
-    def hold_back(self, session: Session, held: bool) -> None:
-        """The session is not read any more until it is told to `resume`; or it is again."""
-        if held:
-            self.held_back.add(session)
-        else:
-            self.held_back.discard(session)
-
-    def drained(self, session: Session) -> None:
-        """A full outbox has room again: its queues are asked, after all others had their turn."""
-        self._drained.append(session)
-        self._wake_feeder.set()
-
-    # -- tasks -------------------------------------------------------------------------------
-
-    async def run_timers(self) -> None:
-        """The store's deadlines: while there is something to do, and not otherwise."""
-        store, now_s = self.broker.store, self.broker.now_s
-        while True:
-            delay_s = store.tick(now_s())
-            self._wake_timer = trio.Event()
-            with trio.move_on_after(delay_s):
-                await self._wake_timer.wait()
-                # Woken by traffic: acks are due soon, but not at once.
-                await trio.sleep(min(delay_s, store.settings.ack_flush_s))
-
-    async def run_feeder(self) -> None:
-        """Feed clients that drained: one round a turn of the loop, so that nobody is starved."""
-        while True:
-            await self._wake_feeder.wait()
-            self._wake_feeder = trio.Event()
-            drained, self._drained = self._drained, []
-            for session in drained:
-                session.client.drained()
-            self.end_tick()
-
-    async def run_checks(self) -> None:
-        """Heartbeats, handshake deadlines, resource alarms, overdue consumers."""
-        next_consumer_check_s = 0.0
-        interval_s = min(CONSUMER_CHECK_INTERVAL_S, max(1.0, self.broker.consumer_timeout_s / 4))
-        while True:
-            await trio.sleep(CHECK_INTERVAL_S)
-            now_s = self.broker.now_s()
-            self._check()
-            self.broker.try_again()
-            has_room = len(self._sessions) < self._sessions_max
-            if self._crowded and has_room and not self._turned_away:
-                self._crowded = False
-                logger.warning("file descriptor limit alarm cleared: new connections are accepted")
-            self._turned_away = False
-            if now_s >= next_consumer_check_s:
-                next_consumer_check_s = now_s + interval_s
-                self.broker.check_consumers()
-            for session in list(self._sessions):
-                session.check(now_s)
-            self.end_tick()
-            if self.held_back and not self.broker.blocked_reason:
-                self.resume_readers()
-
-    async def serve(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        """Accept clients until cancelled; their sessions live in `nursery` until they are `cut`."""
-        while True:
-            await trio.lowlevel.wait_readable(listener)
-            if len(self._sessions) >= self._sessions_max:
-                await self._wait_for_room(f"{len(self._sessions)} connections")
-                continue
-            try:
-                sock, address = listener.accept()
-            except OSError as error:
-                if error.errno in SHORTAGES:
-                    await self._wait_for_room(str(error))
-                continue  # else the peer has thought better of it, or cannot be reached any more
-            sock.setblocking(False)
-            with suppress(OSError):  # some systems refuse when the peer has gone already
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            host, port = address[:2]
-            session = Session(self, sock, f"{host}:{port}", loopback=_is_loopback(host))
-            self._sessions.add(session)
-            nursery.start_soon(self._run_session, session)
-
-    async def _wait_for_room(self, why: str) -> None:
+    def _turn_away(self, why: str) -> None:
         """Out of file descriptors: those who are connected go on, the next are in the backlog."""
         if not self._crowded:
             self._crowded = True
@@ -189,30 +110,66 @@ class Network:
                 why,
             )
         self._turned_away = True
-        with trio.move_on_after(CHECK_INTERVAL_S / 2):
-            await self._session_ended.park()
+        self.pause()
 
-    async def _run_session(self, session: Session) -> None:
-        try:
-            await session.run()
-        except Exception:
-            # Our bug: this client pays for it, the others do not.
-            logger.exception("internal error peer=%s", session.client.peer)
-        finally:
-            self._sessions.discard(session)
-            self.held_back.discard(session)
-            self._session_ended.unpark_all()
+    def pause(self) -> None:
+        """Let nobody in for a moment, unless somebody leaves."""
+        for door in self._doors:
+            door.shut()
+        self.turns.at(self.turns.now_s + CHECK_INTERVAL_S / 2, self._open_doors)
 
-    async def drain(self, seconds: float) -> None:
-        """Wait until every client has gone, but not longer."""
-        with trio.move_on_after(seconds):
-            while self._sessions:
-                await trio.sleep(0.01)
+    def _open_doors(self) -> None:
+        for door in self._doors:
+            door.open()
+
+
+class Door:
+    """A listener in the poller."""
+
+    def __init__(self, network: Network, listener: socket.socket) -> None:
+        self.queued = False
+        self._network = network
+        self._listener = listener
+        self._open = True
+        self._turns = network.turns
+        self._turns.poller.add(listener.fileno(), self, READABLE)
+
+    def __str__(self) -> str:
+        return f"listener={self._listener.getsockname()}"
+
+    def noticed(self, ready: int) -> None:
+        """Somebody is there."""
+        self._turns.enqueue(self)
+
+    def take_turn(self, until_s: float) -> int:
+        """Let some in."""
+        for _ in range(ACCEPTED_MAX):
+            if not self._open or not self._network.accept(self._listener):
+                break
+            if self._turns.clock_s() >= until_s:
+                break
+        return 0
+
+    def shut(self) -> None:
+        """Let nobody in for now."""
+        if self._open:
+            self._open = False
+            self._turns.poller.change(self._listener.fileno(), 0)
+
+    def open(self) -> None:
+        """Let them in again."""
+        if not self._open:
+            self._open = True
+            self._turns.poller.change(self._listener.fileno(), READABLE)
+
+    def close(self) -> None:
+        """Leave the poller; the socket is its owner's."""
+        self._open = False
+        self._turns.poller.remove(self._listener.fileno())
 
     def cut(self) -> None:
-        """Close the sockets of those who are still there."""
-        for session in self._sessions:
-            session.cut()
+        """A session could not be made, which is our bug. The next may fare better, a little later."""
+        self._network.pause()
 
 
 def sessions_max() -> int:

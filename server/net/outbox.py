@@ -2,7 +2,7 @@
 
 import socket
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from qlog.server.amqp.frames import Buffer
@@ -15,17 +15,22 @@ OUTBOX_BYTES_MAX = 1024 * 1024
 OVERFULL_BYTES = 64 * OUTBOX_BYTES_MAX
 # Buffers a sendmsg; the kernel's limit is 1024.
 BUFFERS_MAX = 256
+# A client that reads as fast as it is sent to does not keep the others waiting for all of it.
+SEND_BYTES_MAX = 4 * 1024 * 1024
 
 
 class Outbox:
     """Buffers in order, sent without waiting as far as the socket takes them.
 
-    They are sealed by the transport when they are first sent, all that was written till then at once.
+    The transport seals them when they are first sent, all that was written till then at once.
     """
+
+    __slots__ = ("_sealed", "_written", "bytes")
 
     def __init__(self) -> None:
         self._written: list[Buffer] = []
-        self._sealed: deque[Buffer] = deque()
+        # What the socket did not take. Most clients take all, so that there is a queue for few.
+        self._sealed: deque[Buffer] | None = None
         self.bytes = 0
 
     def __bool__(self) -> bool:
@@ -54,29 +59,61 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything: the client is gone."""
         self._written.clear()
-        self._sealed.clear()
+        self._sealed = None
         self.bytes = 0
 
     def send(self, sock: socket.socket, transport: Transport) -> bool:
-        """Send what the socket takes now. True: all is out. Raises OSError when the peer is gone."""
-        buffers = self._sealed
+        """Send what the socket takes now, but not without end.
+
+        True: all is out. Raises OSError when the peer is gone.
+        """
+        sealed = self._sealed
         if self._written or transport.has_words:
-            before = len(buffers)
-            buffers.extend(transport.seal(self._written))
-            self.bytes += sum(map(len, islice(buffers, before, None)))
-            self.bytes -= sum(map(len, self._written))
-            self._written = []
-        while buffers:
-            try:
-                sent = sock.sendmsg(list(islice(buffers, BUFFERS_MAX)))
-            except BlockingIOError:
+            written, self._written = self._written, []
+            buffers = transport.seal(written)
+            if buffers is not written:
+                self.bytes += sum(map(len, buffers)) - sum(map(len, written))
+            if sealed is None:
+                sent = _send(sock, buffers)
+                if sent == self.bytes:
+                    self.bytes = 0
+                    return True
+                sealed = self._sealed = deque(buffers)
+                self._drop(sealed, sent)
+                if not sent:
+                    return False
+            else:
+                sealed.extend(buffers)
+        if sealed is None:
+            return True
+        allowed = SEND_BYTES_MAX
+        while sealed and allowed > 0:
+            sent = _send(sock, sealed)
+            if not sent:
                 return False
-            self.bytes -= sent
-            while sent:
-                size = len(buffers[0])
-                if sent < size:
-                    buffers[0] = memoryview(buffers[0])[sent:]
-                    break
-                buffers.popleft()
-                sent -= size
+            self._drop(sealed, sent)
+            allowed -= sent
+        if sealed:
+            return False
+        self._sealed = None
         return True
+
+    def _drop(self, sealed: deque[Buffer], sent: int) -> None:
+        self.bytes -= sent
+        while sent:
+            size = len(sealed[0])
+            if sent < size:
+                sealed[0] = memoryview(sealed[0])[sent:]
+                break
+            sealed.popleft()
+            sent -= size
+
+
+def _send(sock: socket.socket, buffers: Sequence[Buffer] | deque[Buffer]) -> int:
+    """One call: how many octets of the first buffers the socket took."""
+    try:
+        if len(buffers) == 1:
+            return sock.send(buffers[0])
+        return sock.sendmsg(list(islice(buffers, BUFFERS_MAX)))
+    except BlockingIOError:
+        return 0

@@ -1,32 +1,33 @@
-"""One client's socket: a reader that hands over what came, and a way out that rarely waits.
+"""One client's socket: hands over what came, a read a turn, and sends what the tick wrote at its end.
 
-A read brings up to RECEIVE_BYTES: hundreds of messages, one tick. What the tick wrote is sent at its
-end without waiting; only when the socket is full does a writer task wait for it. Promises: a client
-that does not read holds up nobody else and costs at most its outbox: deliveries stop when that is
-full, and it is not read either when its answers pile up beyond. While an alarm is on or the disk is
-behind, publishers are not read.
+A read brings hundreds of messages where a client sends so many, and is one tick with those of
+others. Promises: a client that does not read holds up nobody else and costs at most its outbox:
+deliveries stop when that is full, and it is not read either when its answers pile up beyond. While
+an alarm is on or the disk is behind, publishers are not read. A session has no task: when it is
+not read or has to wait for room, the poller is told so, and events go on where they stopped.
 """
 
 import logging
 import socket
-from collections.abc import Sequence
-from typing import Protocol
+import struct
+from collections.abc import Iterator, Sequence
 
-import trio
-
-from qlog.server.amqp.connection import Connection
+from qlog.server.amqp.connection import Connection, Event, HeartbeatReceived
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.spec import Method
-from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
 from qlog.server.net.outbox import Outbox
+from qlog.server.net.poller import GONE, READABLE, WRITABLE
 from qlog.server.net.transport import PLAIN, Transport
+from qlog.server.net.turns import Timer, Turns
 
 logger = logging.getLogger("qlog.connection")
 
 # One read: large enough that a busy publisher's tick carries hundreds of messages, small enough that
-# the others' turn comes within milliseconds. Of large messages, more fit in the same time.
+# the others' turn comes within milliseconds. Of large messages, more fit in the same time. A client
+# that sends little is read in small pieces, which cost less to allocate.
+RECEIVE_BYTES_MIN = 16 * 1024
 RECEIVE_BYTES = 256 * 1024
 RECEIVE_LARGE_BYTES = 1024 * 1024
 LARGE_FRAME_BYTES = 16 * 1024
@@ -34,60 +35,84 @@ LARGE_FRAME_BYTES = 16 * 1024
 HANDSHAKE_S = 10.0
 # How long a peer that reads slowly may take to read what was written before the end.
 LAST_WORDS_S = 5.0
+# How long a peer that was told everything may take to close: its publishes may be under way, and a
+# socket that is closed upon them makes its writes fail before it has read close-ok (rabbit_reader).
+LINGER_S = 30.0
 
-
-class Ticks(Protocol):
-    """What a session needs of those who end its ticks."""
-
-    @property
-    def broker(self) -> Broker:
-        """Whose client it is."""
-
-    @property
-    def congested(self) -> bool:
-        """So much waits for the disk that publishers must."""
-
-    def end_tick(self) -> None:
-        """Deliver, hand over to the disk, and send what was written."""
-
-    def mark(self, session: "Session") -> None:
-        """The session is to be flushed when the tick ends."""
-
-    def drained(self, session: "Session") -> None:
-        """The session can take deliveries again."""
-
-    def hold_back(self, session: "Session", held: bool) -> None:
-        """The session is not read any more until it is told to `resume`; or it is again."""
+# While one of these lasts, what was read already waits, too. For the disk and for a tx.commit only
+# the next read does: that is little, and there may be other channels in it.
+_STOPS = Hold.ALARM | Hold.ANSWERS
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: what is unsent is dropped, the peer is told
 
 
 class Session:
     """The socket of one client; the `Sink` that the broker writes to."""
 
+    __slots__ = (
+        "_closing_at_s",
+        "_core",
+        "_ended",
+        "_events",
+        "_fd",
+        "_finishing",
+        "_interest",
+        "_left",
+        "_marked",
+        "_outbox",
+        "_receive_bytes",
+        "_reset",
+        "_socket",
+        "_starved",
+        "_timer",
+        "_transport",
+        "_turns",
+        "_writing",
+        "client",
+        "opened",
+        "queued",
+        "received_at_s",
+        "sent_at_s",
+        "started_at_s",
+        "why_not_read",
+    )
+
     def __init__(
         self,
-        network: Ticks,
+        turns: Turns,
         sock: socket.socket,
         peer: str,
         *,
         loopback: bool,
         transport: Transport = PLAIN,
     ) -> None:
-        self._network = network
-        self._transport = transport
+        self._turns = turns
         self._socket = sock
-        self._core = Connection(message_bytes_max=network.broker.settings.message_bytes_max)
+        self._fd = sock.fileno()
+        self._transport = transport
+        self._core = Connection(message_bytes_max=turns.broker.settings.message_bytes_max)
         self._outbox = Outbox()
-        self._marked = False  # stands in the network's list of those with something to send
-        self._writing = False  # a writer task waits for the socket
+        self._events: Iterator[Event] | None = None  # of a read that is not obeyed to its end
+        self._receive_bytes = RECEIVE_BYTES_MIN
+        self._interest = READABLE
+        self.queued = False
+        self._marked = False  # stands in the list of those with something to send
+        self._writing = False  # the socket is full: waits until it can be written
         self._starved = False  # deliveries were held back for a full outbox
+        self._left = False  # left the poller: the peer is gone, and what it sent has to wait
+        self._ended = False
+        self._reset = False
+        self._finishing = False  # all is said: what comes is dropped until the peer closes
         self._closing_at_s: float | None = None
-        # Who cancels the broker stops it politely: clients are told before they are cut.
-        self._scope = trio.CancelScope(shield=True)
-        self._nursery: trio.Nursery | None = None
-        self._resume = trio.Event()
+        self.opened = False  # connection.open came
         self.why_not_read = READ
-        self.client = Client(network.broker, self, self._core, peer=peer, loopback=loopback)
-        self.started_at_s = self.received_at_s = self.sent_at_s = network.broker.now_s()
+        self.client = Client(turns.broker, self, self._core, peer=peer, loopback=loopback)
+        self.started_at_s = self.received_at_s = self.sent_at_s = turns.now_s
+        turns.poller.add(self._fd, self, READABLE)
+        turns.sessions.add(self)
+        self._timer: Timer = turns.at(self.started_at_s + HANDSHAKE_S, self._on_time)
+
+    def __str__(self) -> str:
+        return f"peer={self.client.peer}"
 
     # -- the Sink ----------------------------------------------------------------------------
 
@@ -103,16 +128,6 @@ class Session:
     def overfull(self) -> bool:
         """The outbox holds more than it ever should."""
         return self._outbox.overfull
-
-    def hold(self, reason: Hold) -> None:
-        """Read nothing until the reason is released."""
-        self.why_not_read |= reason
-
-    def release(self, reason: Hold) -> None:
-        """The reason is gone."""
-        if reason in self.why_not_read:
-            self.why_not_read &= ~reason
-            self.resume()
 
     @property
     def frame_max(self) -> int:
@@ -134,160 +149,280 @@ class Session:
         self._outbox.extend(buffers)
         self._mark()
 
+    def hold(self, reason: Hold) -> None:
+        """Read nothing until the reason is released."""
+        self.why_not_read |= reason
+        self._watch()
+
+    def release(self, reason: Hold) -> None:
+        """The reason is gone: read on, if there is no other."""
+        if reason not in self.why_not_read:
+            return
+        self.why_not_read &= ~reason
+        if self.why_not_read is READ:
+            self.received_at_s = self._turns.now_s  # the silence was ours
+            self._go_on()
+
     def disconnect(self, *, after_s: float = 0.0) -> None:
         """Close when what was written is out, at the latest LAST_WORDS_S from now; with a delay,
         not before: the socket stays open for the peer's answer, or to make it wait.
         """
-        self._closing_at_s = self._network.broker.now_s() + after_s
-        self._resume.set()  # a reader that is held back reads the peer's answer
+        self._closing_at_s = self._turns.now_s + after_s
+        self._schedule()
+        self._go_on()  # a peer that was held back may have an answer
         self._mark()
+
+    def finish(self) -> None:
+        """All is said: when it is out, drop what comes until the peer closes, at most LINGER_S."""
+        self._finishing = True
+        self.disconnect(after_s=LINGER_S)
 
     def _mark(self) -> None:
         if not self._marked:
             self._marked = True
-            self._network.mark(self)
+            self._turns.mark(self)
+
+    # -- the poller --------------------------------------------------------------------------
+
+    def noticed(self, ready: int) -> None:
+        """The poller says so of the socket."""
+        if self._ended:
+            return
+        if ready & WRITABLE and self._writing:
+            self._send()
+        if ready & READABLE or (ready & GONE and self._interest & READABLE):
+            self._turns.enqueue(self)
+        elif ready & GONE:
+            self._peer_died()
+
+    def _peer_died(self) -> None:
+        """It is not read and died. The poller would say so again and again.
+
+        What it sent before counts if it only waits for the disk; an alarm may last for hours,
+        in which what the client holds should go back, and answers cannot be sent any more.
+        """
+        if self.why_not_read & _STOPS:
+            self.cut()
+        elif not self._left:
+            self._left = True
+            self._turns.poller.remove(self._fd)
+
+    def _watch(self) -> None:
+        """Tell the poller what matters now. Of a client that is closing the close-ok is awaited."""
+        interest = WRITABLE if self._writing else 0
+        if self.why_not_read is READ or self._core.ended:
+            interest |= READABLE
+        if interest != self._interest and not (self._left or self._ended):
+            self._interest = interest
+            self._turns.poller.change(self._fd, interest)
+
+    def _go_on(self) -> None:
+        self._watch()
+        if self._events is not None or self._left:
+            self._turns.enqueue(self)
 
     # -- out ---------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Send what can be sent without waiting; the rest is a writer task's."""
+        """Send what can be sent without waiting; for the rest the poller says when."""
         self._marked = False
-        if self._writing:
-            return
+        if not (self._writing or self._ended):
+            self._send()
+
+    def _send(self) -> None:
+        outbox = self._outbox
         try:
-            done = self._outbox.send(self._socket, self._transport)
+            done = outbox.send(self._socket, self._transport)
         except OSError:
-            self._scope.cancel()  # the reader would find out too, but not if it is not reading
+            self.cut()  # reading would find out too, but not if it is not read
             return
-        self.sent_at_s = self._network.broker.now_s()
-        if done:
-            self._after_sending()
-        elif self._nursery is not None:
-            self._writing = True
-            self._nursery.start_soon(self._write)
-
-    async def _write(self) -> None:
-        while self._outbox:
-            await trio.lowlevel.wait_writable(self._socket)
-            overfull = self._outbox.overfull
-            try:
-                self._outbox.send(self._socket, self._transport)
-            except OSError:
-                self._scope.cancel()
-                return
-            self.sent_at_s = self._network.broker.now_s()
-            if overfull and not self._outbox.overfull:
-                self.resume()
-            self._feed()
-        self._writing = False
-        self._after_sending()
-
-    def _feed(self) -> None:
-        if self._starved and not self._outbox.full:
+        self.sent_at_s = self._turns.now_s
+        if self._writing is done:
+            self._writing = not done
+            self._watch()
+        if Hold.ANSWERS in self.why_not_read and not outbox.overfull:
+            self.release(Hold.ANSWERS)
+        if self._starved and not outbox.full:
             self._starved = False
-            self._network.drained(self)
+            self._turns.drained(self)
+        if done and self._closing_at_s is not None:
+            self._after_last_words()
 
-    def _after_sending(self) -> None:
-        self._feed()
-        if self._closing_at_s is not None and self._closing_at_s <= self._network.broker.now_s():
-            self._scope.cancel()
+    def _after_last_words(self) -> None:
+        if self._finishing:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.cut()
+        elif self._closing_at_s is not None and self._closing_at_s <= self._turns.now_s:
+            self.cut()
+
+    def feed(self) -> None:
+        """There is room again: ask the queues for deliveries."""
+        if not self._ended:
+            self.client.drained()
 
     # -- in ----------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serve the client until it goes, is thrown out, or the broker stops."""
-        try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    try:
-                        await self._read()
-                    finally:
-                        self._nursery = None  # it closes: no writer can start any more
-                    nursery.cancel_scope.cancel()
-        finally:
-            try:
-                self.client.lost()
-            finally:
-                self._outbox.clear()
-                self._socket.close()
-            self._network.end_tick()
+    def take_turn(self, until_s: float) -> int:
+        """Obey what one read brings, or what was left of the last one, till about `until_s`.
 
-    async def _read(self) -> None:
-        sock, core, client, network = self._socket, self._core, self.client, self._network
-        while True:
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                large = core.frame_bytes_awaited >= LARGE_FRAME_BYTES
-                data = sock.recv(RECEIVE_LARGE_BYTES if large else RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return
+        Returns how many octets were read.
+        """
+        if self._ended:
+            return 0
+        size = 0
+        events = self._events
+        if events is None:
+            if self.why_not_read is not READ and not self._core.ended:
+                return 0
+            data = self._receive()
             if not data:
-                return
-            self.received_at_s = network.broker.now_s()
-            for event in core.receive(self._transport.feed(data)):
-                client.handle_events((event,))
-                if self._outbox.overfull:  # hundreds of basic.get may stand in one read
-                    network.end_tick()
-                    await self._wait_to_read()
-            network.end_tick()
-            await self._wait_to_read()
-
-    def _judge(self) -> None:
-        """Set or clear the reasons that are the session's own to see."""
-        if self._outbox.overfull:
-            self.why_not_read |= Hold.ANSWERS
+                return 0
+            size = len(data)
+            events = self._core.receive(self._transport.feed(data))
+            if self._transport.has_words:
+                self._mark()
+        if self._obey(events, until_s):
+            self._events = None
+            self._after_read()
         else:
-            self.why_not_read &= ~Hold.ANSWERS
-        if self._network.congested and self.client.publishes:
-            self.why_not_read |= Hold.DISK
-        else:
-            self.why_not_read &= ~Hold.DISK
+            self._events = events
+        return size
 
-    @property
-    def must_wait(self) -> bool:
-        """The client is not to be read. One that is closing is: its close-ok is awaited."""
-        self._judge()
-        return self.why_not_read is not READ and not self._core.ended
+    def _receive(self) -> bytes | None:
+        """One read; None: there is nothing, or nobody any more."""
+        size = self._receive_bytes
+        if self._core.frame_bytes_awaited >= LARGE_FRAME_BYTES:
+            size = RECEIVE_LARGE_BYTES
+        try:
+            data = self._socket.recv(size)
+        except BlockingIOError:
+            return None
+        except OSError:
+            self.cut()
+            return None
+        if not data:
+            self.cut()
+            return None
+        self.received_at_s = self._turns.now_s
+        if len(data) == size:
+            self._receive_bytes = RECEIVE_BYTES
+        elif len(data) < RECEIVE_BYTES_MIN // 4:
+            self._receive_bytes = RECEIVE_BYTES_MIN
+        return data
 
-    async def _wait_to_read(self) -> None:
-        while self.must_wait:
-            self._resume = trio.Event()
-            self._network.hold_back(self, True)
-            await self._resume.wait()
-            self._network.hold_back(self, False)
+    def _obey(self, events: Iterator[Event], until_s: float) -> bool:
+        """Whether all is obeyed. Else the rest waits for its turn, or for the end of a hold."""
+        client, turns, outbox = self.client, self._turns, self._outbox
+        clock_s = turns.clock_s
+        for event in events:
+            client.handle(event)
+            if event.__class__ is not HeartbeatReceived:
+                turns.touched = True
+            if outbox.overfull:  # hundreds of basic.get may stand in one read
+                self.hold(Hold.ANSWERS)
+            held = self.why_not_read
+            if held is not READ and held & _STOPS and not self._core.ended:
+                return False
+            if clock_s() >= until_s:
+                turns.enqueue(self)
+                return False
+        return True
 
-    def cut(self) -> None:
-        """Close the socket now."""
-        self._scope.cancel()
+    def _after_read(self) -> None:
+        client = self.client
+        if self._core.uploads and client.broker.blocked_reason:
+            client.block()  # it is told before it has sent all of a large message
+        if client.publishes and self._turns.congested:
+            self.hold(Hold.DISK)
+            self._turns.fall_behind(self)
+        if not self.opened and client.vhost is not None:
+            self.opened = True
+            self._schedule()
+        if self._left and self.why_not_read is READ:
+            self._turns.enqueue(self)
 
-    def resume(self) -> None:
-        """The alarm is over, or the disk has caught up: read on."""
-        self.received_at_s = self._network.broker.now_s()  # silence was ours until now
-        self._resume.set()
+    def catch_up(self) -> None:
+        """The disk has caught up."""
+        self.release(Hold.DISK)
 
     # -- time --------------------------------------------------------------------------------
 
-    def check(self, now_s: float) -> None:
-        """Once a second: heartbeats, and deadlines that have passed."""
-        client = self.client
+    def _schedule(self) -> None:
+        """Have `_on_time` called when something is due."""
+        self._timer.cancel()
+        due_s = self._next_due_s()
+        if due_s is not None and not self._ended:
+            self._timer = self._turns.at(due_s, self._on_time)
+
+    def _next_due_s(self) -> float | None:
+        """When to look again: a deadline, or a heartbeat."""
+        closing_s = self._closing_at_s
+        if closing_s is not None:
+            late = self._outbox and closing_s <= self._turns.now_s
+            return closing_s + LAST_WORDS_S if late else closing_s
+        if not self.opened:
+            return self.started_at_s + HANDSHAKE_S
+        interval_s = self._core.heartbeat_s
+        if not interval_s:
+            return None
+        # With octets under way a heartbeat says nothing new, and is not added to them.
+        said_s = self._turns.now_s if self._outbox else self.sent_at_s
+        heard_s = self.received_at_s if self.why_not_read is READ else self._turns.now_s
+        return min(said_s + interval_s / 2, heard_s + 2 * interval_s)
+
+    def _on_time(self) -> None:
+        """Heartbeats, and deadlines that have passed."""
+        client, now_s = self.client, self._turns.now_s
+        due_s = self._next_due_s()
+        if due_s is None or due_s > now_s:
+            self._schedule()
+            return
         if self._closing_at_s is not None:
-            deadline_s = self._closing_at_s + (LAST_WORDS_S if self._outbox else 0)
-            if deadline_s <= now_s:
-                self._scope.cancel()
+            self.cut()
             return
-        if client.vhost is None and now_s - self.started_at_s > HANDSHAKE_S:
+        if not self.opened:
             logger.warning("handshake timeout peer=%s", client.peer)
-            self._scope.cancel()
+            self.cut()
             return
-        interval_s = client.heartbeat_s
-        if not interval_s or client.vhost is None:
-            return
-        if now_s - self.sent_at_s >= interval_s / 2 and not self._outbox:
-            self._outbox.add(self._core.heartbeat())
-            self._mark()
-        if now_s - self.received_at_s > 2 * interval_s and not self.must_wait:
+        interval_s = self._core.heartbeat_s
+        if self.why_not_read is READ and now_s - self.received_at_s >= 2 * interval_s:
             logger.warning("missed heartbeats peer=%s interval_s=%d", client.peer, interval_s)
-            self._scope.cancel()
+            # It may be stuck and not gone: it is told, and what it never read is dropped.
+            self._reset = True
+            self.cut()
+            return
+        self.sent_at_s = now_s
+        self._outbox.add(self._core.heartbeat())
+        self._mark()
+        self._schedule()
+
+    # -- the end -----------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Everything was said; only the peer has to close."""
+        return self._finishing and not self._outbox
+
+    def cut(self) -> None:
+        """End now: nothing is read or sent any more, and the turn's end closes the socket."""
+        if self._ended:
+            return
+        self._ended = True
+        self._timer.cancel()
+        if not self._left:
+            self._turns.poller.remove(self._fd)
+        self._turns.leave(self)
+
+    def bury(self) -> None:
+        """Give back what the client held, and the socket."""
+        try:
+            self.client.lost()
+        finally:
+            del self.client  # the two hold each other, and the collector of cycles runs rarely
+            self._events = None
+            self._outbox.clear()
+            if self._reset:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._socket.close()

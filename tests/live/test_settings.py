@@ -108,7 +108,7 @@ def test_overdue_message_alone_goes_back(start: Start) -> None:
     ids=["memory", "disk", "both"],
 )
 def test_publishers_are_blocked(start: Start, settings: dict[str, int], reason: str) -> None:
-    """After their first publish, and read no further; all others go on."""
+    """With their first publish, which does not get in, and read no further; all others go on."""
     connect = start(**settings)
     publisher, consumer = connect().channel(), connect().channel()
     queue = consumer.queue()
@@ -117,7 +117,6 @@ def test_publishers_are_blocked(start: Start, settings: dict[str, int], reason: 
     publisher.publish("", queue, b"first")
     blocked = publisher.client.expect(0, Connection.Blocked)
     assert blocked.reason == reason
-    assert consumer.expect(Basic.Deliver).body == b"first"
     publisher.publish("", queue, b"second")
     for _ in range(5):
         consumer.quiet(queue)

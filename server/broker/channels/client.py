@@ -7,6 +7,7 @@ ends, however, gives back what it held; errors reach exactly as far as their kin
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable
 
 from qlog.server.amqp import spec
@@ -43,8 +44,9 @@ logger = logging.getLogger("qlog.connection")
 
 # A peer that cannot log in is kept waiting, so that guessing is slow (rabbit_reader).
 SILENT_CLOSE_S = 3.0
-# How long a peer may take to answer connection.close before the socket is closed anyway.
-CLOSE_OK_WAIT_S = 5.0
+# How long a peer may take to answer connection.close before the socket is closed anyway; what it
+# sends meanwhile is read and dropped (rabbit_reader, CLOSING_TIMEOUT).
+CLOSE_OK_WAIT_S = 30.0
 MECHANISMS = ("PLAIN", "AMQPLAIN")
 
 
@@ -67,8 +69,8 @@ class Client:
         self.channels: dict[int, Channel] = {}
         self.exclusive_queues: dict[str, Queue] = {}
         self.properties: Table = {}
-        self.heartbeat_s = 0
         self._held_events = 0  # that wait for a tx.commit
+        self._put_aside: deque[Event] = deque()  # a publish while an alarm is on, and what follows
         self.authenticated = False
         self._user: User | None = None
         self._mechanism = ""
@@ -88,34 +90,39 @@ class Client:
 
     # -- events ------------------------------------------------------------------------------
 
-    def handle_events(self, events: Iterable[Event]) -> None:
-        """Obey, in order. Errors are sent to the client."""
-        for event in events:
-            try:
-                self._handle(event)
-            except AMQPError as error:
-                method = event.method if isinstance(event, MethodReceived) else None
-                if isinstance(event, Publishes):
-                    error.class_id, error.method_id = 60, 40
-                elif isinstance(event, Acks):
-                    error.class_id, error.method_id = 60, 80
-                elif method is not None and not error.class_id and self.authenticated:
-                    error.class_id, error.method_id = method.CLASS_ID, method.METHOD_ID
-                self.fail(error, getattr(event, "channel", 0))
-            except StorageError as failure:
-                logger.error("storage refused peer=%s error=%s", self.peer, failure)
-                self.fail(internal_error("the storage refused; see the broker's log"), 0)
-            except Exception:
-                # Our bug: this client pays for it, the others do not.
-                logger.exception("internal error peer=%s", self.peer)
-                self.fail(internal_error("see the broker's log"), 0)
+    def handle(self, event: Event) -> None:
+        """Obey. Errors are sent to the client."""
+        if self._put_aside:
+            self._put_aside.append(event)
+            return
+        try:
+            self._handle(event)
+        except AMQPError as error:
+            method = event.method if isinstance(event, MethodReceived) else None
+            if isinstance(event, Publishes):
+                error.class_id, error.method_id = 60, 40
+            elif isinstance(event, Acks):
+                error.class_id, error.method_id = 60, 80
+            elif method is not None and not error.class_id and self.authenticated:
+                error.class_id, error.method_id = method.CLASS_ID, method.METHOD_ID
+            self.fail(error, getattr(event, "channel", 0))
+        except StorageError as failure:
+            logger.error("storage refused peer=%s error=%s", self.peer, failure)
+            self.fail(internal_error("the storage refused; see the broker's log"), 0)
+        except Exception:
+            # Our bug: this client pays for it, the others do not.
+            logger.exception("internal error peer=%s", self.peer)
+            self.fail(internal_error("see the broker's log"), 0)
 
     def _handle(self, event: Event) -> None:
         match event:
             case Publishes(channel=number):
                 self.publishes = True
-                self.channels[number].handle(event)
-                self.block_if_publishing()
+                if self.broker.blocked_reason:
+                    self._put_aside.append(event)
+                    self.block()
+                else:
+                    self.channels[number].handle(event)
             case Acks(channel=number):
                 self.channels[number].handle(event)
             case MethodReceived(channel=0, method=method):
@@ -173,7 +180,7 @@ class Client:
                 event.method, spec.ChannelClose
             )
             if (number in self.channels or closes) and not self.protocol.ended:
-                self.handle_events([event])
+                self.handle(event)
 
     def _is_held(self, number: int) -> bool:
         """Whether the channel waits for the disk, so that even its closing has to wait."""
@@ -189,7 +196,7 @@ class Client:
             case spec.ConnectionSecureOk():
                 self._login(method.response)
             case spec.ConnectionTuneOk():
-                self.heartbeat_s = method.heartbeat
+                pass  # the core keeps what was agreed
             case spec.ConnectionOpen():
                 self._open(method.virtual_host)
             case spec.ConnectionUpdateSecret():
@@ -198,7 +205,7 @@ class Client:
                 self._end()
                 logger.info("connection closed by client peer=%s", self.peer)
                 self.sink.send(0, spec.ConnectionCloseOk())
-                self.sink.disconnect()
+                self.sink.finish()
             case spec.ConnectionCloseOk():
                 self.sink.disconnect()
             case _:
@@ -258,20 +265,26 @@ class Client:
         """It is not read while an alarm is on."""
         return Hold.ALARM in self.sink.why_not_read
 
-    def block_if_publishing(self) -> None:
-        """A publisher is told why, and not read, while an alarm is on."""
-        reason = self.broker.blocked_reason
-        if reason and self.publishes and not self.blocked and not self.protocol.ended:
+    def block(self) -> None:
+        """It publishes while an alarm is on: it is told why, and not read until that is over.
+
+        What it published before the alarm is of no account: consumers may have published once.
+        """
+        if not self.blocked and not self.protocol.ended:
             self.sink.hold(Hold.ALARM)
             if self.capable("connection.blocked"):
-                self.sink.send(0, spec.ConnectionBlocked(reason))
+                self.sink.send(0, spec.ConnectionBlocked(self.broker.blocked_reason))
 
     def unblock(self) -> None:
-        """The alarm is over."""
-        if self.blocked:
-            self.sink.release(Hold.ALARM)
-            if self.capable("connection.blocked") and not self.protocol.ended:
-                self.sink.send(0, spec.ConnectionUnblocked())
+        """The alarm is over: go on where it stopped."""
+        if not self.blocked:
+            return
+        self.sink.release(Hold.ALARM)
+        if self.capable("connection.blocked") and not self.protocol.ended:
+            self.sink.send(0, spec.ConnectionUnblocked())
+        put_aside, self._put_aside = self._put_aside, deque()
+        for event in put_aside:
+            self.handle(event)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -322,6 +335,7 @@ class Client:
 
     def _end(self) -> None:
         """Give back what the client held. The protocol has ended, so that nothing is sent to it."""
+        self._put_aside.clear()
         for number in list(self.channels):
             self._end_channel(number)
         for queue in list(self.exclusive_queues.values()):

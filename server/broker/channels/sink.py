@@ -60,4 +60,7 @@ class Sink(Protocol):
         """Send what is already encoded."""
 
     def disconnect(self, *, after_s: float = 0.0) -> None:
-        """Close the connection when what was written is out, at the latest `after_s` from now."""
+        """Close the connection `after_s` from now, and not before all that was written is out."""
+
+    def finish(self) -> None:
+        """All is said: send it, then read and drop what comes until the client closes."""

@@ -8,13 +8,14 @@ methods is one tick; what the broker wrote is taken apart into `Said`. Nothing i
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from qlog.server.amqp import spec
-from qlog.server.amqp.connection import Connection
+from qlog.server.amqp.connection import Connection, Event
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import FRAME_HEAD, HEADER, METHOD, PROTOCOL_HEADER, method_frame
 from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
@@ -91,6 +92,9 @@ class ListSink:
     def disconnect(self, *, after_s: float = 0.0) -> None:
         self.closed_after_s = after_s
 
+    def finish(self) -> None:
+        self.closed_after_s = 30.0
+
     def take(self) -> list[Said]:
         """What was sent since the last call."""
         data, self.data = bytes(self.data), bytearray()
@@ -120,6 +124,7 @@ class Peer:
         self.bench = bench
         self.core = Connection()
         self.sink = ListSink(self.core)
+        self._events: Iterator[Event] = iter(())
         self.client = Client(bench.broker, self.sink, self.core, peer="test", loopback=loopback)
         self.receive(PROTOCOL_HEADER)
         self.send(
@@ -138,8 +143,17 @@ class Peer:
 
     def receive(self, data: bytes) -> None:
         """Octets from the client: one tick."""
-        self.client.handle_events(self.core.receive(data))
+        self._events = chain(self._events, self.core.receive(data))
+        self.obey()
         self.bench.end_tick()
+
+    def obey(self) -> None:
+        """What came, up to what an alarm stops; call it again when that is over."""
+        while Hold.ALARM not in self.sink.why_not_read or self.core.ended:
+            event = next(self._events, None)
+            if event is None:
+                return
+            self.client.handle(event)
 
     def send(self, channel: int, *methods: Method | bytes) -> None:
         """Methods, or frames already made, in one read."""

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from qlog.server.amqp import spec
+from qlog.server.amqp.errors import connection_forced
 from qlog.server.broker.queues.queue import Queue
 from qlog.storage.errors import CorruptLog
 from tests.server.broker.support import Bench, Peer, make, message
@@ -258,33 +259,70 @@ def test_overdue_delivery_goes_back_by_itself_where_asked_for(bench: Bench, peer
 # --- alarms
 
 
-def test_alarm_blocks_publishers_only(bench: Bench, peer: Peer) -> None:
+def test_alarm_stops_who_publishes(bench: Bench, peer: Peer) -> None:
+    """It is told then and not before, and nothing that it publishes gets in before the end."""
     peer.declare("q")
+    peer.publish(1, "q", b"before")
     consumer = Peer(bench)
     consume(consumer, 1, "q", "c")
     consumer.take()
     bench.broker.set_alarm("low on disk", True)
-    assert peer.take() == consumer.take() == []
-    peer.publish(1, "q", b"a")
+    peer.send(1, make(spec.QueueDeclare, queue="q", passive=True))  # it published before
+    assert peer.hear() == [spec.QueueDeclareOk("q", 0, 1)] and not peer.client.blocked
+    peer.publish(1, "q", b"a", b"b")
     assert peer.hear() == [spec.ConnectionBlocked("low on disk")]
+    peer.send(1, message(1, "q", b"c"), make(spec.QueueDeclare, queue="q", passive=True))
+    assert peer.take() == [] and consumer.deliveries() == []
     assert peer.client.blocked and not consumer.client.blocked
-    assert len(consumer.deliveries()) == 1
     bench.broker.set_alarm("low on memory", True)
     bench.broker.set_alarm("low on disk", False)
     assert peer.take() == [] and peer.client.blocked
     bench.broker.set_alarm("low on memory", False)
-    assert peer.hear() == [spec.ConnectionUnblocked()] and not peer.client.blocked
-    assert consumer.take() == []
+    peer.obey()
+    bench.end_tick()
+    assert peer.hear() == [spec.ConnectionUnblocked(), spec.QueueDeclareOk("q", 0, 1)]
+    assert not peer.client.blocked
+    assert [body for _, _, _, body in consumer.deliveries()] == [b"a", b"b", b"c"]
 
 
-def test_who_published_before_is_blocked_with_the_alarm(bench: Bench, peer: Peer) -> None:
-    peer.publish(1, "nowhere", b"a")
-    bench.broker.alarms["low on memory"] = True
-    bench.broker.set_alarm("low on disk", True)  # no change: one was on
-    assert peer.take() == []
-    bench.broker.alarms = {"low on memory": False, "low on disk": False}
-    bench.broker.set_alarm("low on memory", True)
-    assert peer.hear() == [spec.ConnectionBlocked("low on memory")]
+def test_others_go_on_during_an_alarm(bench: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    peer.publish(1, "q", b"a", b"b")
+    consumer = Peer(bench)
+    consume(consumer, 1, "q", "c")
+    bench.broker.set_alarm("low on disk", True)
+    assert len(consumer.take()) == 3  # consume-ok and both
+    consumer.send(1, spec.BasicAck(2, True))
+    assert queue.unacked == 0 and not consumer.client.blocked
+    got = consumer.ask(2, make(spec.BasicGet, queue="q"), spec.BasicGetEmpty)
+    assert isinstance(got, spec.BasicGetEmpty)
+    consumer.declare("other")
+
+
+def test_blocked_client_that_is_closed(bench: Bench, peer: Peer) -> None:
+    """What it published during the alarm never gets in; its close-ok is heard."""
+    queue = peer.declare("q")
+    bench.broker.set_alarm("low on disk", True)
+    peer.publish(1, "q", b"a")
+    bench.broker.close_clients(connection_forced("bye"))
+    peer.take()
+    peer.send(0, spec.ConnectionCloseOk())
+    bench.broker.set_alarm("low on disk", False)
+    assert queue.ready == 0 and peer.take() == [] and peer.sink.closed_after_s == 0
+
+
+def test_alarm_behind_a_commit(bench: Bench, peer: Peer) -> None:
+    """What waits for a tx.commit and meets an alarm then is put off, and stays in order."""
+    queue = peer.declare("q")
+    peer.ask(1, spec.TxSelect(), spec.TxSelectOk)
+    peer.send(1, spec.TxCommit(), message(1, "q", b"a"), spec.TxCommit())
+    bench.broker.set_alarm("low on disk", True)
+    bench.disk()
+    assert peer.hear() == [spec.TxCommitOk(), spec.ConnectionBlocked("low on disk")]
+    assert queue.ready == 0
+    bench.broker.set_alarm("low on disk", False)
+    bench.disk()
+    assert peer.hear() == [spec.ConnectionUnblocked(), spec.TxCommitOk()] and queue.ready == 1
 
 
 # --- what must not happen, and does

@@ -18,7 +18,6 @@ from qlog.server.amqp.frames import BODY, FRAME_HEAD, HEADER, METHOD, PROTOCOL_H
 from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
 from qlog.server.app import RunningBroker
-from qlog.server.net.network import Network
 from qlog.server.net.session import Session
 from tests.server.broker.support import CAPABILITIES, Said, make
 
@@ -133,13 +132,6 @@ def session_of(broker: RunningBroker, peer: SocketPeer) -> Session:
     )
     assert isinstance(session, Session)
     return session
-
-
-def network_of(broker: RunningBroker, peer: SocketPeer) -> Network:
-    """The broker's sockets."""
-    network = session_of(broker, peer)._network
-    assert isinstance(network, Network)
-    return network
 
 
 @contextmanager

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import shutil
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,21 +19,20 @@ from qlog.server import app, config, resources
 from qlog.server.amqp import spec
 from qlog.server.amqp.frames import HEARTBEAT_FRAME
 from qlog.server.app import RunningBroker, StorageFailed, open_broker
+from qlog.server.broker.channels.sink import READ, Hold
 from qlog.server.config import Settings
-from qlog.server.net import network, outbox
-from qlog.server.net.network import Network
+from qlog.server.net import outbox
 from qlog.server.net.outbox import OUTBOX_BYTES_MAX
-from qlog.server.net.session import RECEIVE_BYTES, Session
+from qlog.server.net.session import RECEIVE_BYTES
 from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import SyncFailed
-from tests.server.broker.support import Bench, make, message
+from tests.server.broker.support import make, message
 from tests.server.net.support import (
     Gone,
     SocketPeer,
     connect,
     deadline,
     declare,
-    network_of,
     session_of,
     until,
 )
@@ -131,13 +128,13 @@ async def test_client_is_not_read_while_its_answers_pile_up(
 
             written = trio.Event()
             nursery.start_soon(publish)
-            await until(lambda: session in network_of(broker, peer).held_back, "held back")
+            await until(lambda: Hold.ANSWERS in session.why_not_read, "held back")
             assert session._outbox.bytes < 3 * OUTBOX_BYTES_MAX
             for _ in range(500):
                 await peer.expect(spec.BasicReturn)
             await written.wait()
             await declare(peer, "q")
-            assert session not in network_of(broker, peer).held_back
+            assert session.why_not_read is READ
 
 
 async def test_publisher_waits_for_the_disk_and_others_do_not(settings: Settings) -> None:
@@ -157,9 +154,8 @@ async def test_publisher_waits_for_the_disk_and_others_do_not(settings: Settings
                         await publisher.write(message(1, "q", b"x" * 100_000))
 
                 nursery.start_soon(publish)
-                network = network_of(broker, publisher)
                 session = session_of(broker, publisher)
-                await until(lambda: session in network.held_back, "held back")
+                await until(lambda: Hold.DISK in session.why_not_read, "held back")
                 pending = broker.broker.store.settings.pending_bytes_max
                 taken = broker.broker.vhosts["/"].queues["q"].lane.next_qseq * 100_000
                 assert pending / 2 < taken < pending + 8 * RECEIVE_BYTES
@@ -170,34 +166,7 @@ async def test_publisher_waits_for_the_disk_and_others_do_not(settings: Settings
             confirmed = 0
             while confirmed < count:
                 confirmed = (await publisher.expect(spec.BasicAck)).delivery_tag
-            assert confirmed == count and session not in network.held_back
-
-
-async def test_nobody_flushes_into_a_session_that_ends(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "data")
-    network = Network(bench.broker, lambda: None)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    session = Session(network, ours, "test", loopback=True)
-    ended = False
-
-    async def run() -> None:
-        nonlocal ended
-        await session.run()
-        ended = True
-
-    with deadline():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            await wait_all_tasks_blocked()
-            theirs.shutdown(socket.SHUT_WR)
-            while not ended:  # in every turn of the loop, while it ends
-                session.write([b"x" * 1_000_000])
-                session._writing = False
-                network.end_tick()
-                await trio.lowlevel.checkpoint()
-    theirs.close()
-    bench.close()
+            assert confirmed == count and session.why_not_read is READ
 
 
 async def test_sockets_are_given_back(settings: Settings) -> None:
@@ -295,7 +264,7 @@ async def test_blocked_publisher_is_not_missed(
         await peer.write(message(1, "q", b"second"), HEARTBEAT_FRAME)
         await pass_time(mock_clock, 60)
         queue = broker.broker.vhosts["/"].queues["q"]
-        assert queue.ready == 1  # it is not read
+        assert queue.ready == 0  # it is not read
         monkeypatch.setattr(resources, "_resident_bytes", lambda: 0)
         await pass_time(mock_clock, 1)
         await peer.expect(spec.ConnectionUnblocked)
@@ -313,15 +282,18 @@ async def test_low_disk_blocks_and_lets_go(
         consume = make(spec.BasicConsume, queue="q")
         await consumer.ask(1, consume, spec.BasicConsumeOk)
 
+        await peer.write(message(1, "q", b"a"))
+        await declare(peer, "q")
+
         def gone(path: Path) -> None:
             raise FileNotFoundError(path)
 
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", gone)
             await pass_time(mock_clock, 1)
-            await peer.write(message(1, "q", b"a"))
+            await peer.write(message(1, "q", b"b"))
             assert (await peer.expect(spec.ConnectionBlocked)).reason == "low on disk"
-            await consumer.expect(spec.BasicDeliver)
+            await consumer.expect(spec.BasicDeliver)  # from before
             await consumer.send(1, spec.BasicAck(1, False))
             await consumer.ask(1, make(spec.BasicGet, queue="q"), spec.BasicGetEmpty)
         await pass_time(mock_clock, 1)
@@ -453,7 +425,7 @@ async def test_what_waits_for_a_commit_stays_little(settings: Settings) -> None:
                     await peer.send(1, spec.TxCommit())
 
                 nursery.start_soon(flood)
-                await until(lambda: session in network_of(broker, peer).held_back, "held back")
+                await until(lambda: Hold.COMMIT in session.why_not_read, "held back")
                 assert session.client._held_events <= 2 * RECEIVE_BYTES / 100_000
             finally:
                 disk.go.set()
@@ -461,110 +433,6 @@ async def test_what_waits_for_a_commit_stays_little(settings: Settings) -> None:
             await peer.expect(spec.TxCommitOk)
             assert session.client._held_events == 0
             assert broker.broker.vhosts["/"].queues["q"].ready == 101
-
-
-async def test_clients_beyond_the_descriptors_wait_until_others_leave(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
-    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 0.01)
-
-    def alarms() -> list[str]:
-        return [text for text in caplog.messages if "descriptor limit alarm" in text]
-
-    with deadline():
-        async with open_broker(settings) as broker, trio.open_nursery() as nursery:
-            peers = [await connect(broker) for _ in range(4)]
-            net = network_of(broker, peers[0])
-            late: list[SocketPeer] = []
-
-            async def come() -> None:
-                late.append(await connect(broker))
-
-            nursery.start_soon(come)
-            nursery.start_soon(come)
-            await until(alarms, "the alarm")
-            await trio.sleep(0.1)
-            assert not late and len(net._sessions) == 4 and len(alarms()) == 1
-            await declare(peers[0], "q")
-            for peer in peers[1:]:
-                await peer.stream.aclose()
-            await until(lambda: len(late) == 2 and len(alarms()) == 2, "the end of it")
-            assert ["alarm set" in text for text in alarms()] == [True, False]
-
-
-async def test_the_alarm_stays_while_there_is_no_room(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also when nobody waits: the next client would have to."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
-    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 0.01)
-    with deadline():
-        async with open_broker(settings) as broker:
-            peers = [await connect(broker) for _ in range(4)]
-            net = network_of(broker, peers[0])
-            stream = await trio.open_tcp_stream("127.0.0.1", broker.port)
-            await until(lambda: "alarm set" in caplog.text, "the alarm")
-            await peers.pop().stream.aclose()
-            await until(lambda: not net._turned_away and len(net._sessions) == 4, "taken in")
-            checks: list[None] = []
-            monkeypatch.setattr(net, "_check", lambda: checks.append(None))
-            await until(lambda: len(checks) > 3, "checks")
-            assert "alarm cleared" not in caplog.text
-            await stream.aclose()
-            await until(lambda: "alarm cleared" in caplog.text, "the end of it")
-            assert caplog.text.count("alarm set") == 1
-
-
-@pytest.mark.parametrize(
-    "error", [errno.ENETDOWN, errno.EPROTO, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EPERM]
-)
-async def test_trouble_with_one_peer_is_no_shortage(
-    error: int,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """`accept` says what the network had to say of it; the next one is taken at once."""
-    accept = socket.socket.accept
-    troubled = 0
-
-    def trouble(listener: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
-        nonlocal troubled
-        if troubled < 1:
-            troubled += 1
-            raise OSError(error, os.strerror(error))
-        return accept(listener)
-
-    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 1000.0)
-    with deadline():
-        async with open_broker(settings) as broker:
-            monkeypatch.setattr(socket.socket, "accept", trouble)
-            await connect(broker)
-            assert troubled and "alarm" not in caplog.text
-
-
-async def test_who_cannot_be_accepted_waits(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Others on the machine have taken the last descriptors."""
-    monkeypatch.setattr(network, "CHECK_INTERVAL_S", 0.01)
-    accept = socket.socket.accept
-    refused = 0
-
-    def refuse(listener: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
-        nonlocal refused
-        if refused < 10:
-            refused += 1
-            raise OSError(errno.ENFILE, "Too many open files in system")
-        return accept(listener)
-
-    with deadline():
-        async with open_broker(settings) as broker:
-            monkeypatch.setattr(socket.socket, "accept", refuse)
-            await connect(broker)
-            await until(lambda: "alarm cleared" in caplog.text, "the end of it")
-            assert caplog.text.count("alarm set") == 1 and "in system" in caplog.text
 
 
 async def test_delivery_waits_for_a_descriptor(settings: Settings) -> None:
