@@ -27,7 +27,7 @@ from benchmarks.flow import (
     fresh_name,
 )
 from benchmarks.load import GO, READY, STOP, Meter, Published, guarded
-from benchmarks.measure import Span, latencies, quantile_ms, rate
+from benchmarks.measure import Span, overlapping, quantile_ms, rate
 from benchmarks.traffic import Traffic
 
 QUESTION_EVERY_NS = 2_000_000
@@ -57,11 +57,11 @@ class Beside:
         (self.answers,) = self.asking.receive().work
 
     def figures(self, span: Span) -> Figures:
-        """How long confirms and answers took that were asked for within a span, if any were."""
+        """How long confirms and answers took that were waited for within a span, if any were."""
         assert self.confirms is not None and self.answers is not None, "they are stopped"
         figures = {"bystander_rate": rate((self.confirms.confirmed,), span)}
         for name, seen in (("confirm", self.confirms), ("turn", self.answers)):
-            samples = latencies(seen.begun, seen.confirmed, span)
+            samples = overlapping(seen.begun, seen.confirmed, span)
             for quantile, fraction in QUANTILES if samples else ():
                 figures[f"{name}_{quantile}_ms"] = quantile_ms(samples, fraction)
         return figures

@@ -99,6 +99,20 @@ def latencies(
     return result
 
 
+def overlapping(begun: Progress, done: Progress, span: Span) -> Latencies:
+    """How long each message took that was under way within `span`, for messages done in order.
+
+    Unlike `latencies` it has those that were begun before the span and done in it: what is stopped
+    when something begins was begun before it.
+    """
+    first = done.count_at(span.start_ns)
+    index = bisect_right(begun.counts, first)
+    if index == len(begun.counts):
+        return []
+    start_ns = min(span.start_ns, begun.times_ns[index])
+    return latencies(begun, done, Span(start_ns, span.stop_ns))
+
+
 def quantile_ms(samples: Latencies, fraction: float) -> float:
     """The latency in milliseconds that `fraction` of the messages did not exceed."""
     if not samples:

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.measure import Progress, Span, latencies, quantile_ms, rate
+from benchmarks.measure import Progress, Span, latencies, overlapping, quantile_ms, rate
 
 
 def progress(*records: tuple[int, int]) -> Progress:
@@ -45,6 +45,27 @@ def test_latencies_of_ranges_are_those_of_single_messages(data: st.DataObject, t
         for number in range(total)
         if start <= time_of(begun, number) < stop
     ]
+    assert sorted(latency for latency, count in found for _ in range(count)) == sorted(expected)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=8),
+    st.integers(0, 99),
+    st.integers(1, 99),
+)
+def test_who_waits_one_after_the_other_is_seen_while_under_way(
+    steps: list[tuple[int, int]], start: int, length: int
+) -> None:
+    begun, done = Progress(), Progress()
+    times, now = [], 0
+    for number, (pause, wait) in enumerate(steps, start=1):
+        begun.note(now + pause, number)
+        done.note(now + pause + wait, number)
+        times.append((now + pause, now + pause + wait))
+        now += pause + wait
+    span = Span(start, start + length)
+    found = overlapping(begun, done, span)
+    expected = [b - a for a, b in times if b > span.start_ns and a < span.stop_ns]
     assert sorted(latency for latency, count in found for _ in range(count)) == sorted(expected)
 
 
