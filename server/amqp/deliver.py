@@ -30,11 +30,13 @@ from qlog.server.amqp.spec import BasicDeliver, encode_shortstr
 
 # From this size on, copying a body costs more than one more buffer for the kernel to gather.
 OWN_BUFFER_BYTES_MIN = 16 * 1024
-# Pairs of exchange and key that a consumer has lately seen; forgotten all at once when full.
-ROUTES_MAX = 1024
+# Ends of basic.deliver frames that the process remembers, of some 100 octets, at most 600; forgotten
+# all at once when full. They are the same for all consumers.
+ENDS_MAX = 8192
 
 _TAG = struct.Struct(">Q")
 _OCTETS_8 = struct.Struct("8s")
+_IDS = struct.pack(">HH", BasicDeliver.CLASS_ID, BasicDeliver.METHOD_ID)
 _END_AND_BODY_HEAD = struct.Struct(">BBHI")  # the header frame's end, the body frame's head
 _FIXED_BYTES = 4 + 8  # the ids and the delivery tag of a basic.deliver
 
@@ -49,7 +51,8 @@ class DeliveryEncoder:
         payload_bytes_max = frame_max - OVERHEAD_BYTES if frame_max else 2**32
         self._joined_bytes_max = min(payload_bytes_max, OWN_BUFFER_BYTES_MIN - 1)
         self._consumer_tag = encode_shortstr(consumer_tag)
-        self._routes: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
+        # What stands before the delivery tag, by the length of what stands behind it: at most 512.
+        self._fronts: dict[int, bytes] = {}
 
     def encode(
         self,
@@ -64,10 +67,32 @@ class DeliveryEncoder:
         are not copied: they are buffers of their own, or memoryviews when they need several frames.
         """
         assert len(envelopes) == len(bodies)
+        if len(bodies) == 1:
+            return self._one(first_tag, redelivered, envelopes[0], bodies[0])
         sizes = list(map(len, bodies))
         if sizes and min(sizes) > 0 and max(sizes) <= self._joined_bytes_max:
             return [b"".join(self._columns(first_tag, redelivered, envelopes, bodies, sizes))]
         return self._one_by_one(first_tag, redelivered, envelopes, bodies)
+
+    def _one(self, tag: int, redelivered: bool, envelope: Envelope, body: bytes) -> list[Buffer]:
+        """One delivery, as consumers with a prefetch of 1 get them."""
+        size = len(body)
+        if not 0 < size <= self._joined_bytes_max:
+            return self._one_by_one(tag, redelivered, (envelope,), (body,))
+        before, after = self._around_tag(envelope, redelivered)
+        return [
+            b"".join(
+                (
+                    before,
+                    _TAG.pack(tag),
+                    after,
+                    self._header(envelope),
+                    self._body_head(size),
+                    body,
+                    END,
+                )
+            )
+        ]
 
     def _columns(
         self,
@@ -97,8 +122,7 @@ class DeliveryEncoder:
             pieces[0::8] = [before] * count
             pieces[2::8] = [after] * count
         else:
-            around = [self._around_tag(envelope, redelivered) for envelope in envelopes]
-            pieces[0::8], pieces[2::8] = zip(*around, strict=True)
+            pieces[0::8], pieces[2::8] = self._around_tags(exchanges, keys, redelivered)
         pieces[1::8] = chain.from_iterable(_OCTETS_8.iter_unpack(tags))
         properties = [envelope.properties for envelope in envelopes]
         pieces[3::8] = map(
@@ -161,22 +185,42 @@ class DeliveryEncoder:
         """The end of a header frame, and the head of a body frame."""
         return _END_AND_BODY_HEAD.pack(FRAME_END, BODY, self._channel, size)
 
+    def _around_tags(
+        self, exchanges: list[str], keys: list[str], redelivered: bool
+    ) -> tuple[Sequence[bytes], Sequence[bytes]]:
+        """As `_around_tag`, for many."""
+        routes = list(zip(exchanges, keys, repeat(redelivered), strict=False))
+        try:
+            afters = list(map(_ENDS.__getitem__, routes))
+            return list(map(self._fronts.__getitem__, map(len, afters))), afters
+        except KeyError:
+            around = [self._around(route) for route in routes]
+            return [before for before, _ in around], [after for _, after in around]
+
     def _around_tag(self, envelope: Envelope, redelivered: bool) -> tuple[bytes, bytes]:
         """What of a basic.deliver frame stands before the delivery tag, and what behind it."""
-        route = (envelope.exchange, envelope.routing_key, redelivered)
-        parts = self._routes.get(route)
-        if parts is None:
-            if len(self._routes) >= ROUTES_MAX:
-                self._routes.clear()
-            parts = self._routes[route] = self._method_parts(*route)
-        return parts
+        return self._around((envelope.exchange, envelope.routing_key, redelivered))
 
-    def _method_parts(
-        self, exchange: str, routing_key: str, redelivered: bool
-    ) -> tuple[bytes, bytes]:
-        after = b"".join(
-            (bytes((redelivered,)), encode_shortstr(exchange), encode_shortstr(routing_key), END)
-        )
-        size = _FIXED_BYTES + len(self._consumer_tag) + len(after) - len(END)
-        ids = struct.pack(">HH", BasicDeliver.CLASS_ID, BasicDeliver.METHOD_ID)
-        return FRAME_HEAD.pack(METHOD, self._channel, size) + ids + self._consumer_tag, after
+    def _around(self, route: tuple[str, str, bool]) -> tuple[bytes, bytes]:
+        """As `_around_tag`, by exchange, key and redelivered; remembered."""
+        after = _ENDS.get(route)
+        if after is None:
+            if len(_ENDS) >= ENDS_MAX:
+                _ENDS.clear()
+            after = _ENDS[route] = _end(*route)
+        before = self._fronts.get(len(after))
+        if before is None:
+            size = _FIXED_BYTES + len(self._consumer_tag) + len(after) - len(END)
+            before = FRAME_HEAD.pack(METHOD, self._channel, size) + _IDS + self._consumer_tag
+            self._fronts[len(after)] = before
+        return before, after
+
+
+def _end(exchange: str, routing_key: str, redelivered: bool) -> bytes:
+    """What stands behind the delivery tag, with the frame end."""
+    return b"".join(
+        (bytes((redelivered,)), encode_shortstr(exchange), encode_shortstr(routing_key), END)
+    )
+
+
+_ENDS: dict[tuple[str, str, bool], bytes] = {}

@@ -1,10 +1,11 @@
 """Deliveries in bulk are the octets of deliveries one by one."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlog.server.amqp import spec
-from qlog.server.amqp.deliver import OWN_BUFFER_BYTES_MIN, ROUTES_MAX, DeliveryEncoder
+from qlog.server.amqp import deliver, spec
+from qlog.server.amqp.deliver import OWN_BUFFER_BYTES_MIN, DeliveryEncoder
 from qlog.server.amqp.envelope import Envelope
 from tests.server.amqp.conversation import running
 
@@ -45,10 +46,24 @@ def test_large_bodies_are_not_copied() -> None:
     assert sum(isinstance(b, memoryview) and b.obj is body for b in buffers) == 2
 
 
-def test_routes_remembered_are_bounded() -> None:
+@given(st.lists(st.tuples(st.sampled_from("ab"), _BODIES), min_size=1, max_size=5))
+def test_one_delivery_is_encoded_as_among_others(messages: list[tuple[str, bytes]]) -> None:
+    envelopes = [Envelope.pack("x", key, b"\0\0", len(octets)) for key, octets in messages]
+    bodies = [octets for _, octets in messages]
+    encoder = DeliveryEncoder(7, "tag", 4096)
+    alone = [
+        encoder.encode(number, False, [envelope], [octets])
+        for number, (envelope, octets) in enumerate(zip(envelopes, bodies, strict=True))
+    ]
+    assert b"".join(map(b"".join, alone)) == b"".join(encoder.encode(0, False, envelopes, bodies))
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliver, "ENDS_MAX", 100)
+    deliver._ENDS.clear()
     encoder = DeliveryEncoder(1, "t", 131072)
-    envelopes = [Envelope.pack("", f"k{i}", b"\0\0", 1) for i in range(ROUTES_MAX * 2 + 1)]
+    envelopes = [Envelope.pack("", f"k{i}", b"\0\0", 1) for i in range(1000)]
     first = encoder.encode(1, False, envelopes, [b"x"] * len(envelopes))
-    assert len(encoder._routes) <= ROUTES_MAX
-    again = DeliveryEncoder(1, "t", 131072).encode(1, False, envelopes, [b"x"] * len(envelopes))
-    assert first == again
+    assert 0 < len(deliver._ENDS) <= 100 and len(encoder._fronts) <= 3
+    again = [encoder.encode(1 + i, False, [env], [b"x"])[0] for i, env in enumerate(envelopes)]
+    assert b"".join(first) == b"".join(again)

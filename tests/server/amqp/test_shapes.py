@@ -1,6 +1,7 @@
 """Shapes accept what walking accepts and finds clean, with the same traits, and nothing else."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -159,9 +160,7 @@ def test_other_values_are_of_the_same_shape(known: Properties, other: dict[str, 
     shapes = Shapes()
     raw = encode_properties(known)
     shapes.learn(header_frame(raw, 5), examine(raw)[0])
-    for name, value in other.items():
-        setattr(known, name, value)
-    changed = encode_properties(known)
+    changed = encode_properties(replace(known, **other))  # type: ignore[arg-type]
     assert recognised(shapes, header_frame(changed, 9)) == examine(changed)[0]
 
 
