@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import wire
-from benchmarks.brokers import Broker, BrokerFailed, Installation, own_broker
+from benchmarks.brokers import ROOT, Broker, BrokerFailed, Installation, own_broker
 from benchmarks.flow import Figures, LoadFailed
 from benchmarks.scenarios.scenario import Scenario, Settings
 
@@ -105,7 +106,11 @@ class Session:
 
 def environment(directory: Path) -> dict[str, str]:
     """What the figures depend on besides the brokers."""
+    git = ["git", "describe", "--always", "--dirty"]
+    described = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
+        # Outside of a git repository nothing is known of the sources.
+        "commit": described.stdout.strip() or "unknown",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "processors": str(os.cpu_count()),

@@ -149,10 +149,10 @@ def markdown(session: Session) -> str:
 def _goals(session: Session) -> Iterator[str]:
     """A row for each goal that was measured, a column for each peer that goals know."""
     results = {result.scenario: result for result in session.results}
-    peers = [peer for peer in session.peers if any(peer in goal.least for goal in GOALS)]
+    peers = [peer for peer in session.peers if any(peer in goal.bounds for goal in GOALS)]
     if not peers:
         return
-    yield "| scenario | " + " | ".join(f"× {peer}, of at least" for peer in peers) + " |"
+    yield "| scenario | " + " | ".join(f"× {peer}, and what is asked" for peer in peers) + " |"
     yield "|---|" + "---|" * len(peers)
     for goal in GOALS:
         result = results.get(goal.scenario)
@@ -162,13 +162,15 @@ def _goals(session: Session) -> Iterator[str]:
         for peer in peers:
             verdict = goal.verdict(session, result, peer)
             reached = spread(ratios(result, goal.figure, session.subject, peer))
-            cells.append(f"{reached} of {goal.least[peer]:g}: {verdict}" if verdict else reached)
+            sign = "≥" if goal.higher else "≤"
+            asked = f"{reached}, {sign} {goal.bounds[peer]:g}: {verdict}" if verdict else reached
+            cells.append(asked)
         yield f"| {goal.label} | " + " | ".join(cells) + " |"
     yield ""
 
 
 def _targets(session: Session) -> Iterator[str]:
-    """A row for each target; those by ratio only when there is a peer to judge them by."""
+    """A row for each target whose scenario was run; by ratio only with a peer to judge them by."""
     results = {result.scenario: result for result in session.results}
     yield "| scenario | at least | to aim for | measured | min-max | reached |"
     yield "|---|---|---|---|---|---|"
@@ -176,7 +178,9 @@ def _targets(session: Session) -> Iterator[str]:
         if target.by_ratio and PEER not in session.brokers:
             continue
         result = results.get(target.scenario)
-        summary = target.measured(session, result) if result else None
+        if result is None:
+            continue
+        summary = target.measured(session, result)
         least, aim = bound_text(target, target.least), bound_text(target, target.aim)
         goal = f"| {target.label} | {least} | {aim} "
         if summary is None:

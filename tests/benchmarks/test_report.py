@@ -62,8 +62,8 @@ def test_several_peers_have_a_column_and_a_ratio_each() -> None:
         "| flow-1k | messages/s | 90 (80-100) | 10 (1-10) | 9 (8-10) | 111 (110-112) | "
         "0.804 (0.727-0.901) | 10 (1-10) | 9 (8-10) |" in lines
     )
-    assert "| scenario | × f8c01d8, of at least | × lavinmq, of at least |" in lines
-    assert "| flow 1 KiB | 0.804 (0.727-0.901) of 1: **no** | 9 (8-10) of 2: yes |" in lines
+    assert "| scenario | × f8c01d8, and what is asked | × lavinmq, and what is asked |" in lines
+    assert "| flow 1 KiB | 0.804 (0.727-0.901), ≥ 1: **no** | 9 (8-10), ≥ 2: yes |" in lines
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,13 @@ def test_a_goal_is_reached_within_five_percent(rate: float, verdict: str) -> Non
     goal = Goal("flow", "flow-1k", "rate", {PAST: 1.0})
     assert goal.verdict(made, made.results[0], PAST) == verdict
     assert goal.verdict(made, made.results[0], "rabbitmq4") is None
+
+
+@pytest.mark.parametrize(("p99_ms", "verdict"), [(20.0, "yes"), (20.1, "**no**"), (1.0, "yes")])
+def test_a_goal_can_be_a_limit(p99_ms: float, verdict: str) -> None:
+    made = session(**{SUBJECT: [{"confirm_p99_ms": p99_ms}], PAST: [{"confirm_p99_ms": 10.0}]})
+    goal = Goal("flood", "flow-1k", "confirm_p99_ms", {PAST: 2.0}, higher=False)
+    assert goal.verdict(made, made.results[0], PAST) == verdict
 
 
 def test_goals_targets_and_headlines_name_what_there_is() -> None:
