@@ -22,8 +22,8 @@ from qlog.server.broker.channels.confirms import Confirms
 from qlog.server.broker.channels.reply_to import Replies
 from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.queues.arguments import QueueArguments
-from qlog.server.broker.queues.queue import Queue
 from qlog.server.broker.queues.targets import Targets
+from qlog.server.broker.queues.type import Declaration, QueueType
 from qlog.server.broker.settings import BrokerSettings
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import OutOfDescriptors, StorageError
@@ -62,8 +62,8 @@ class Broker:
         )
         # Why publishers are not read, as connection.blocked says it; empty: they are.
         self.blocked_reason = ""
-        self._awake: dict[Queue, None] = {}
-        self._waiting: dict[Queue, None] = {}
+        self._awake: dict[QueueType, None] = {}
+        self._waiting: dict[QueueType, None] = {}
         self._unconfirmed: dict[Confirms, None] = {}
         self._confirmed_lsn = store.durable_lsn
         self._syncing: deque[tuple[int, Channel]] = deque()
@@ -90,18 +90,15 @@ class Broker:
         for definition in self.definitions.queues():
             vhost = self.vhosts[definition.vhost]
             lane_ids.append(definition.lane_id)
-            vhost.add_queue(
-                Queue(
-                    vhost,
-                    definition.name,
-                    self.store.lane(definition.lane_id),
-                    durable=True,
-                    auto_delete=definition.auto_delete,
-                    exclusive=False,
-                    owner=None,
-                    arguments=QueueArguments(definition.arguments),
-                )
+            declared = Declaration(
+                vhost.name,
+                definition.name,
+                True,
+                definition.auto_delete,
+                False,
+                QueueArguments(definition.arguments),
             )
+            vhost.add_queue(declared, definition.lane_id, None)
         for vhost_name, binding in self.definitions.bindings():
             self.vhosts[vhost_name].routing.bind(
                 binding.source,
@@ -174,12 +171,7 @@ class Broker:
         self._awake.update(dict.fromkeys(targets.queues))
         return lsn
 
-    def consumer_timeout_of(self, queue: Queue) -> float:
-        """How long a delivery of this queue may stay unacknowledged, in seconds; 0: for ever."""
-        own_s = queue.arguments.consumer_timeout_s
-        return self.consumer_timeout_s if own_s is None else own_s
-
-    def wake(self, queue: Queue) -> None:
+    def wake(self, queue: QueueType) -> None:
         """The queue may have something to deliver: `pump` will look."""
         self._awake[queue] = None
 
@@ -196,7 +188,7 @@ class Broker:
                     except Exception as error:  # noqa: BLE001 - reported there
                         self._cannot_deliver(queue, error)
 
-    def _put_off(self, queue: Queue, error: OutOfDescriptors) -> None:
+    def _put_off(self, queue: QueueType, error: OutOfDescriptors) -> None:
         """What the queue has next cannot be read now: `try_again` asks it."""
         if not self._waiting:
             logger.warning("cannot deliver now from %s error=%s", queue, error)
@@ -207,7 +199,7 @@ class Broker:
         self._awake.update(self._waiting)
         self._waiting.clear()
 
-    def _cannot_deliver(self, queue: Queue, error: Exception) -> None:
+    def _cannot_deliver(self, queue: QueueType, error: Exception) -> None:
         """What the queue has next cannot be read, or worse: reported, never skipped.
 
         Its consumers are thrown out, so that they notice and the queue is not asked again and
@@ -217,8 +209,8 @@ class Broker:
             logger.error("cannot deliver from %s error=%s", queue, error)
         else:
             logger.error("cannot deliver from %s", queue, exc_info=error)
-        for client in {consumer.channel.client: None for consumer in queue.consumers}:
-            client.fail(internal_error(f"cannot deliver from {queue}"), 0)
+        for taker in list(queue.takers):
+            taker.fail(internal_error(f"cannot deliver from {queue}"))
 
     @property
     def durable_lsn(self) -> int:

@@ -19,7 +19,7 @@ from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.values import Table, decode_table, encode_table
 from qlog.server.broker.access.users import User
-from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.type import Declaration
 from qlog.storage.lmdb.catalog import Catalog
 
 
@@ -131,19 +131,19 @@ class Definitions:
 
     # -- queues ------------------------------------------------------------------------------
 
-    def save_queue(self, queue: Queue) -> None:
+    def save_queue(self, declared: Declaration, lane_id: int) -> None:
         self._put(
             "queue",
-            _name(queue.vhost.name, queue.name),
+            _name(declared.vhost, declared.name),
             {
-                "lane": queue.lane.id,
-                "auto_delete": queue.auto_delete,
-                "arguments": _packed(queue.arguments.table),
+                "lane": lane_id,
+                "auto_delete": declared.auto_delete,
+                "arguments": _packed(declared.arguments.table),
             },
         )
 
-    def delete_queue(self, queue: Queue) -> None:
-        self._catalog.delete("queue", _name(queue.vhost.name, queue.name))
+    def delete_queue(self, declared: Declaration) -> None:
+        self._catalog.delete("queue", _name(declared.vhost, declared.name))
 
     def queues(self) -> Iterator[QueueDefinition]:
         for (vhost, name), value in self._items("queue"):

@@ -29,13 +29,13 @@ from qlog.server.broker.queues.arguments import (
     assert_equivalent_argument,
     assert_string,
 )
-from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.factory import make_queue
 from qlog.server.broker.queues.targets import Routes, Targets
+from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from qlog.server.broker.broker import Broker
-    from qlog.server.broker.channels.client import Client
 
 logger = logging.getLogger("qlog.broker")
 
@@ -49,7 +49,7 @@ class VHost:
         self.broker = broker
         self.name = name
         self.routing = RoutingTable()
-        self.queues: dict[str, Queue] = {}
+        self.queues: dict[str, QueueType] = {}
         self.routes = Routes()
 
     # -- names -------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class VHost:
         """An exchange as error texts print it."""
         return f"exchange '{name}' in vhost '{self.name}'"
 
-    def queue(self, name: str) -> Queue:
+    def queue(self, name: str) -> QueueType:
         """The queue of that name. Raises 404."""
         queue = self.queues.get(name)
         if queue is None:
@@ -194,7 +194,7 @@ class VHost:
 
     def _durable(self, binding: Binding) -> bool:
         if binding.kind == "queue":
-            destination_durable = self.queues[binding.destination].durable
+            destination_durable = self.queues[binding.destination].declared.durable
         else:
             destination_durable = self.exchange(binding.destination).durable
         return destination_durable and self.exchange(binding.source).durable
@@ -213,13 +213,13 @@ class VHost:
     def declare_queue(
         self,
         name: str,
-        client: Client,
+        owner: Owner,
         *,
         durable: bool,
         exclusive: bool,
         auto_delete: bool,
         arguments: Table,
-    ) -> Queue:
+    ) -> QueueType:
         """queue.declare; an empty name is given one. Raises 403, 405 and 406."""
         if name.startswith(RESERVED_PREFIX):
             raise access_refused(
@@ -230,41 +230,56 @@ class VHost:
         queue = self.queues.get(name)
         resource = self.rs_queue(name)
         if queue is not None:
-            self.assert_access(queue, client)
-            if exclusive != queue.exclusive:
+            self.assert_access(queue, owner)
+            declared = queue.declared
+            if exclusive != declared.exclusive:
                 raise self._locked(queue)
-            assert_equivalent_argument("durable", resource, durable, queue.durable)
-            assert_equivalent_argument("auto_delete", resource, auto_delete, queue.auto_delete)
-            queue.arguments.assert_equivalent(arguments, resource)
+            assert_equivalent_argument("durable", resource, durable, declared.durable)
+            assert_equivalent_argument("auto_delete", resource, auto_delete, declared.auto_delete)
+            declared.arguments.assert_equivalent(arguments, resource)
             return queue
-        checked = QueueArguments.check(arguments, resource)
-        store = self.broker.store
-        queue = Queue(
-            self,
+        declared = Declaration(
+            self.name,
             name,
-            store.lane(store.new_lane_id()),
-            durable=durable,
-            auto_delete=auto_delete,
-            exclusive=exclusive,
-            owner=client if exclusive else None,
-            arguments=checked,
+            durable,
+            auto_delete,
+            exclusive,
+            QueueArguments.check(arguments, resource),
         )
+        lane_id = self.broker.store.new_lane_id()
         if durable:
-            self.broker.definitions.save_queue(queue)
-        self.add_queue(queue)
+            self.broker.definitions.save_queue(declared, lane_id)
+        queue = self.add_queue(declared, lane_id, owner if exclusive else None)
         if exclusive:
-            client.exclusive_queues[name] = queue
+            owner.exclusive_queues[name] = queue
         return queue
 
-    def add_queue(self, queue: Queue) -> None:
+    def add_queue(self, declared: Declaration, lane_id: int, owner: Owner | None) -> QueueType:
         """Make a queue known, new or recovered."""
+        broker = self.broker
+        queue = make_queue(
+            self,
+            declared,
+            broker.store.lane(lane_id),
+            owner=owner,
+            consumer_timeout_s=broker.settings.consumer_timeout_s,
+        )
         self.queues[queue.name] = queue
         self.routing.add_queue(queue.name)
+        return queue
 
-    def delete_queue(self, queue: Queue) -> int:
+    def wake(self, queue: QueueType) -> None:
+        """Something may be deliverable: have the queue pumped at the end of this tick."""
+        self.broker.wake(queue)
+
+    def unused(self, queue: QueueType) -> None:
+        """The last consumer of an auto-delete queue left. Raises StorageError."""
+        self.delete_queue(queue)
+
+    def delete_queue(self, queue: QueueType) -> int:
         """Delete a queue with its bindings and messages.
 
-        Returns how many messages were ready. `Queue.cancel_consumers` is the caller's to call: a
+        Returns how many messages were ready. `cancel_takers` of the queue is the caller's to call: a
         client that deletes hears of its success first. Raises StorageError when the catalog cannot
         be written: the queue is there as before, unless it is exclusive, which goes with its client.
         """
@@ -272,8 +287,8 @@ class VHost:
         removed = self.routing.removal_of_queue(queue.name)
         try:
             with self.broker.definitions.transaction():
-                if queue.durable:
-                    self.broker.definitions.delete_queue(queue)
+                if queue.declared.durable:
+                    self.broker.definitions.delete_queue(queue.declared)
                 self._forget(removed)
         except StorageError as error:
             if queue.owner is None:
@@ -282,19 +297,20 @@ class VHost:
             # auto-delete exchange that lost its last binding. A restart finds it, unbound.
             logger.error("cannot delete %s error=%s", ", ".join(removed), error)
         self.routing.remove(removed)
-        queue.deleted = True
+        queue.close()
         del self.queues[queue.name]
         if queue.owner is not None:
             queue.owner.exclusive_queues.pop(queue.name, None)
-        self.broker.store.drop(queue.lane)
+        for lane in queue.lanes:
+            self.broker.store.drop(lane)
         return ready
 
-    def assert_access(self, queue: Queue, client: Client) -> None:
+    def assert_access(self, queue: QueueType, owner: Owner) -> None:
         """Raises 405 if the queue is exclusive to another connection."""
-        if queue.exclusive and queue.owner is not client:
+        if queue.declared.exclusive and queue.owner is not owner:
             raise self._locked(queue)
 
-    def _locked(self, queue: Queue) -> Exception:
+    def _locked(self, queue: QueueType) -> Exception:
         return resource_locked(
             f"cannot obtain exclusive access to locked {queue}. It could be originally declared on "
             "another connection or the exclusive property value does not match that of the original "

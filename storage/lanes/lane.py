@@ -130,12 +130,15 @@ class Lane(Generic[M]):
 
     # -- reading
 
-    def read(self, qseq: int, count_max: int, bytes_max: int) -> Slice[M] | None:
+    def read(
+        self, qseq: int, count_max: int, bytes_max: int, *, passing: bool = True
+    ) -> Slice[M] | None:
         """The first unsettled message at or after `qseq` and those right behind it.
 
         Stops at a settled one, or at the limits (bytes are those of whole records), but gives one
-        message at least; None when there is nothing. Raises CorruptLog when what is on disk is
-        not what was written.
+        message at least; None when there is nothing. `passing`: what was read is not asked for
+        again soon, so that memory may forget it. Raises CorruptLog when what is on disk is not
+        what was written.
         """
         start, stop = self.settled.stretch(qseq, self.next_qseq, count_max)
         if start == stop:
@@ -192,7 +195,8 @@ class Lane(Generic[M]):
                 self._shelf.fetch(self.id, at, pointers, slice_)
             bytes_left -= size
             at += count
-        self._was_read(at)
+        if passing:
+            self._was_read(at)
         return slice_
 
     def _was_read(self, upto: int) -> None:

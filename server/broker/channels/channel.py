@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from qlog.server.amqp import spec
@@ -18,6 +17,7 @@ from qlog.server.amqp.connection import Acks, Event, MethodReceived, Publishes
 from qlog.server.amqp.deliver import DeliveryEncoder
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
+    HardError,
     access_refused,
     command_invalid,
     not_allowed,
@@ -27,9 +27,10 @@ from qlog.server.amqp.errors import (
 from qlog.server.amqp.recognise import AckRange
 from qlog.server.broker.channels import topology
 from qlog.server.broker.channels.consumer import Consumer
+from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.publisher import Publisher
 from qlog.server.broker.channels.reply_to import REPLY_TO
-from qlog.server.broker.channels.unacked import Unacked, UnackedRun
+from qlog.server.broker.channels.unacked import UnackedRun
 from qlog.server.broker.queues.arguments import assert_integer
 from qlog.storage.errors import StorageError
 
@@ -51,37 +52,31 @@ class Channel:
         self.client = client
         self.number = number
         self.vhost = client.vhost
-        self._protocol = client.protocol.channel(number)
+        self._core = client.protocol.channel(number)
         self.sink: Sink = client.sink
         self.publisher = Publisher(self, client.vhost, client.broker)
         self.consumers: dict[str, Consumer] = {}
-        self.unacked = Unacked()
-        self.unacked_by_consumers = 0
-        self.prefetch = 0  # for the whole channel (basic.qos global=true)
+        self.outstanding = Outstanding(number, self._core, client.sink, client.broker.now_s)
         self.last_queue = ""
         self._consumer_prefetch = 0  # for consumers yet to come
-        self._next_tag = 1
         self._reply_consumer: DeliveryEncoder | None = None
         self._reply_tag = ""
         self._reply_address = ""
         self._settlements: list[Settlement] = []  # in a transaction
-        self._lapsed = Unacked()  # overdue and requeued: a late ack of these is ignored
         self._held: list[Event] | None = None  # events that wait for tx.commit to be on disk
 
     @property
     def closed(self) -> bool:
         """Nothing is to be sent on it any more. The protocol core says so."""
-        return self._protocol.closed
+        return self._core.closed
 
     def send(self, method: spec.Method) -> None:
         """Send a method on this channel."""
         self.sink.send(self.number, method)
 
-    def take_tags(self, count: int) -> int:
-        """Reserve delivery tags; returns the first."""
-        first = self._next_tag
-        self._next_tag += count
-        return first
+    def fail(self, error: HardError) -> None:
+        """The connection ends, for something that a queue of this channel's consumers met."""
+        self.client.fail(error, 0)
 
     # -- events ------------------------------------------------------------------------------
 
@@ -112,10 +107,10 @@ class Channel:
         self._forget_reply_consumer()
         for runs, _ in self._settlements:
             self._requeue(runs)
-        self._requeue(self.unacked.take_all())
+        self._requeue(self.outstanding.unacked.take_all())
         for consumer in list(self.consumers.values()):
             try:
-                consumer.queue.remove_consumer(consumer)
+                consumer.queue.remove_taker(consumer)
             except StorageError as error:
                 # An auto-delete queue whose definition could not be deleted stays; the rest must end.
                 logger.error("cannot delete %s error=%s", consumer.queue, error)
@@ -127,7 +122,7 @@ class Channel:
         if method.prefetch_size:
             raise not_implemented(f"prefetch_size!=0 ({method.prefetch_size})")
         if method.global_:
-            self.prefetch = method.prefetch_count
+            self.outstanding.prefetch = method.prefetch_count
         else:
             self._consumer_prefetch = method.prefetch_count
         self.send(spec.BasicQosOk())
@@ -145,32 +140,29 @@ class Channel:
         priority = method.arguments.get("x-priority", 0)
         assert isinstance(priority, int)
         timeout_ms = method.arguments.get("x-consumer-timeout")
-        if queue.exclusive_consumer or (method.exclusive and queue.consumers):
+        if queue.exclusive_taker or (method.exclusive and queue.takers):
             raise access_refused(f"{queue} in exclusive use")
-        if isinstance(timeout_ms, int):
-            timeout_s = timeout_ms / 1000
-        else:
-            timeout_s = self.client.broker.consumer_timeout_of(queue)
         consumer = Consumer(
             self,
+            self.outstanding,
             queue,
             tag,
             no_ack=method.no_ack,
             exclusive=method.exclusive,
             prefetch=self._consumer_prefetch,
             priority=priority,
-            timeout_s=timeout_s,
+            own_timeout_s=timeout_ms / 1000 if isinstance(timeout_ms, int) else None,
             arguments=method.arguments,
         )
         self.consumers[tag] = consumer
         if not method.nowait:
             self.send(spec.BasicConsumeOk(tag))
-        queue.add_consumer(consumer)
+        queue.add_taker(consumer)
 
     def cancel(self, method: spec.BasicCancel) -> None:
         consumer = self.consumers.pop(method.consumer_tag, None)
         if consumer is not None:
-            consumer.queue.remove_consumer(consumer)
+            consumer.queue.remove_taker(consumer)
         elif method.consumer_tag == self._reply_tag:
             self._forget_reply_consumer()
         if not method.nowait:
@@ -179,26 +171,30 @@ class Channel:
     def queue_deleted(self, consumer: Consumer) -> None:
         """Its queue is gone: the client is told, if it can hear (consumer_cancel_notify)."""
         del self.consumers[consumer.tag]
-        consumer.queue.remove_consumer(consumer)
+        consumer.queue.remove_taker(consumer)
         if self.client.capable("consumer_cancel_notify"):
             self.send(spec.BasicCancel(consumer.tag, nowait=True))
 
     def get(self, method: spec.BasicGet) -> None:
         queue = topology.find_queue(self, method.queue)
-        got = queue.get()
-        if got is None:
+        taken = queue.get()
+        if taken is None:
             self.send(spec.BasicGetEmpty())
             return
-        slice_, redelivered = got
-        envelope, body = slice_.metas[0], slice_.bodies[0]
-        tag = self.take_tags(1)
-        ok = spec.BasicGetOk(tag, redelivered, envelope.exchange, envelope.routing_key, queue.ready)
-        self.sink.send_content(self.number, ok, envelope, body)
+        outstanding, backlog, qseq = self.outstanding, taken.backlog, taken.first_qseq
+        envelope = taken.envelopes[0]
+        tag = outstanding.take_tags(1)
+        ok = spec.BasicGetOk(
+            tag, taken.redelivered, envelope.exchange, envelope.routing_key, queue.ready
+        )
+        self.sink.send_content(self.number, ok, envelope, taken.bodies[0])
         if method.no_ack:
-            queue.settle(slice_.first_qseq, 1)
+            backlog.settle(qseq, 1, taken.sizes[0])
         else:
-            now_s = self.client.broker.now_s()
-            self.unacked.add(UnackedRun(tag, 1, queue, slice_.first_qseq, None, now_s))
+            now_s = outstanding.now_s()
+            outstanding.unacked.add(
+                UnackedRun(tag, 1, queue, backlog, qseq, taken.sizes, 0, None, now_s)
+            )
 
     def feed_consumers(self) -> None:
         """Credit came back, or the socket drained: whoever can take more says so."""
@@ -210,7 +206,7 @@ class Channel:
     def _acks(self, ranges: Iterable[AckRange]) -> None:
         for range_ in ranges:
             if range_.multiple:
-                self._settle(self._take_through(range_.last))
+                self._settle(self.outstanding.take_through(range_.last))
                 continue
             self._settle(self._take_range(range_.first, range_.last))
 
@@ -220,7 +216,7 @@ class Channel:
 
     def nack(self, method: spec.BasicNack) -> None:
         if method.multiple:
-            taken = self._take_through(method.delivery_tag)
+            taken = self.outstanding.take_through(method.delivery_tag)
         else:
             taken = self._take_range(method.delivery_tag, method.delivery_tag)
         self._reject(taken, method.requeue)
@@ -231,28 +227,16 @@ class Channel:
     def recover(self, method: spec.BasicRecover | spec.BasicRecoverAsync) -> None:
         if not method.requeue:
             raise not_implemented("requeue=false")
-        self._requeue(self.unacked.take_all())
+        self._requeue(self.outstanding.unacked.take_all())
         if isinstance(method, spec.BasicRecover):
             self.send(spec.BasicRecoverOk())
 
     def _take_range(self, first: int, last: int) -> list[UnackedRun]:
-        taken, tag = self.unacked.take_range(first, last)
-        while tag <= last and self._lapsed.take_range(tag, tag)[0]:
-            more, tag = self.unacked.take_range(tag + 1, last)
-            taken += more
+        taken, tag = self.outstanding.take_range(first, last)
         if tag <= last:
             self._settle(taken)  # those before the bad tag are settled, as in RabbitMQ
             raise precondition_failed(f"unknown delivery tag {tag}")
         return taken
-
-    def _take_through(self, tag: int) -> list[UnackedRun]:
-        if tag == 0:
-            self._lapsed.take_all()
-            return self.unacked.take_all()
-        if tag not in self.unacked and tag not in self._lapsed:
-            raise precondition_failed(f"unknown delivery tag {tag}")
-        self._lapsed.take_through(tag)
-        return self.unacked.take_through(tag)
 
     def _settle(self, runs: list[UnackedRun]) -> None:
         """Acknowledge, or keep for tx.commit."""
@@ -264,11 +248,11 @@ class Channel:
     def _acknowledge(self, runs: list[UnackedRun]) -> None:
         self._release(runs)
         for run in runs:
-            run.queue.settle(run.qseq, run.count)
+            run.backlog.settle(run.qseq, run.count, run.size)
 
     def _reject(self, runs: list[UnackedRun], requeue: bool) -> None:
         if not requeue:
-            self._settle(runs)  # dead letters will leave from here
+            self._settle(runs)
         elif self.publisher.transaction is not None:
             self._settlements.append((runs, True))
         else:
@@ -277,23 +261,27 @@ class Channel:
     def _requeue(self, runs: list[UnackedRun]) -> None:
         self._release(runs)
         for run in runs:
-            run.queue.requeue(run.qseq, run.count)
+            run.queue.requeue(run.backlog, run.qseq, run.count, run.size)
 
     def _release(self, runs: list[UnackedRun]) -> None:
         """Give the consumers of these deliveries their credit back."""
-        consumers = {}
+        takers = {}
+        count = 0
         for run in runs:
-            if run.consumer is not None:
-                run.consumer.unacked -= run.count
-                self.unacked_by_consumers -= run.count
-                consumers[run.consumer.tag] = run.consumer
+            taker = run.taker
+            if taker is not None:
+                taker.unacked -= run.count
+                count += run.count
+                takers[taker.tag] = taker
+        self.outstanding.by_consumers -= count
         if self.closed:
             return
-        if self.prefetch:
+        if self.outstanding.prefetch:
             self.feed_consumers()
         else:
-            for tag, consumer in consumers.items():
-                if self.consumers.get(tag) is consumer:
+            for tag, taker in takers.items():
+                consumer = self.consumers.get(tag)
+                if consumer is taker:
                     consumer.queue.feed(consumer)
 
     def take_overdue(self, now_s: float) -> float | None:
@@ -303,20 +291,11 @@ class Channel:
         themselves and do not count.
         """
         overdue_s = None
-        for run in list(self.unacked):
-            queue = run.queue
-            if run.consumer is not None:
-                timeout_s = run.consumer.timeout_s
+        for run in self.outstanding.unacked.overdue(now_s):
+            if run.queue.effective.timeout_requeues:
+                self._requeue(self.outstanding.lapse(run))
             else:
-                timeout_s = self.client.broker.consumer_timeout_of(queue)
-            if not timeout_s or now_s - run.delivered_at_s <= timeout_s:
-                continue
-            if queue.arguments.timeout_requeues:
-                taken, _ = self.unacked.take_range(run.tag, run.end - 1)
-                self._lapsed.give_back([copy(lapsed) for lapsed in taken])
-                self._requeue(taken)
-            else:
-                overdue_s = timeout_s
+                overdue_s = (run.taker or run.queue).timeout_s
         return overdue_s
 
     # -- direct replies ----------------------------------------------------------------------
@@ -348,7 +327,7 @@ class Channel:
         """Answers to this channel's requests. Who does not read them loses them."""
         if self._reply_consumer is None or self.sink.overfull:
             return  # None: it left between a transaction's publish and its commit
-        first_tag = self.take_tags(len(bodies))
+        first_tag = self.outstanding.take_tags(len(bodies))
         self.sink.write(self._reply_consumer.encode(first_tag, False, envelopes, bodies))
 
     # -- confirms and transactions -----------------------------------------------------------
@@ -394,7 +373,9 @@ class Channel:
         self._assert_transactional()
         self.publisher.begin()
         settlements, self._settlements = self._settlements, []
-        self.unacked.give_back([run for runs, _ in settlements for run in runs])
+        for runs, _ in settlements:
+            for run in runs:
+                self.outstanding.unacked.give_back(run)
         self.send(spec.TxRollbackOk())
 
     def _assert_transactional(self) -> None:

@@ -36,7 +36,7 @@ from qlog.server.broker.access.users import Refused, User, authenticate
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.channel import Channel
 from qlog.server.broker.channels.sink import Hold, Sink
-from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import StorageError
 
@@ -67,7 +67,7 @@ class Client:
         self.loopback = loopback
         self.vhost: VHost | None = None
         self.channels: dict[int, Channel] = {}
-        self.exclusive_queues: dict[str, Queue] = {}
+        self.exclusive_queues: dict[str, QueueType] = {}
         self.properties: Table = {}
         self._held_events = 0  # that wait for a tx.commit
         self._put_aside: deque[Event] = deque()  # a publish while an alarm is on, and what follows
@@ -338,8 +338,9 @@ class Client:
         self._put_aside.clear()
         for number in list(self.channels):
             self._end_channel(number)
-        for queue in list(self.exclusive_queues.values()):
-            queue.vhost.delete_queue(queue)
+        if self.vhost is not None:
+            for queue in list(self.exclusive_queues.values()):
+                self.vhost.delete_queue(queue)
 
 
 def _plain(response: bytes) -> tuple[str, bytes]:

@@ -2,81 +2,115 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from qlog.server.amqp.deliver import DeliveryEncoder
-from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
+from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.unacked import UnackedRun
-
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.channel import Channel
-    from qlog.server.broker.queues.queue import Queue
-    from qlog.storage.lanes.run import Slice
+from qlog.server.broker.queues.backlog import Taken
+from qlog.server.broker.queues.type import QueueType
 
 # "As many as there are": no prefetch limit. One turn is bounded by bytes anyway.
 UNLIMITED = 1 << 30
 
 
+class ConsumerOwner(Protocol):
+    """What a consumer needs of its channel, beside what is outstanding there."""
+
+    def queue_deleted(self, consumer: Consumer) -> None:
+        """Its queue is gone."""
+
+    def fail(self, error: HardError) -> None:
+        """The connection ends."""
+
+
 class Consumer:
-    """Created by basic.consume.
+    """Created by basic.consume; a `Taker` for its queue.
 
     Arguments: `prefetch` in messages (0: no limit), `priority` from the argument `x-priority`,
-    `timeout_s` how long it may hold a delivery unacknowledged.
+    `own_timeout_s` how long it may hold a delivery unacknowledged, None as the queue says. `unacked`
+    is how many messages it holds.
     """
 
     def __init__(
         self,
-        channel: Channel,
-        queue: Queue,
+        owner: ConsumerOwner,
+        outstanding: Outstanding,
+        queue: QueueType,
         tag: str,
         *,
         no_ack: bool,
         exclusive: bool,
         prefetch: int,
         priority: int,
-        timeout_s: float,
+        own_timeout_s: float | None,
         arguments: Table,
     ) -> None:
-        self.channel = channel
         self.queue = queue
         self.tag = tag
         self.no_ack = no_ack
         self.exclusive = exclusive
         self.prefetch = prefetch
         self.priority = priority
-        self.timeout_s = timeout_s
         self.arguments = arguments
         self.unacked = 0
         self.hungry = False  # stands in its queue's ring
-        self._encoder = DeliveryEncoder(channel.number, tag, channel.sink.frame_max)
+        self._owner = owner
+        self._outstanding = outstanding
+        self._own_timeout_s = own_timeout_s
+        self._encoder = DeliveryEncoder(outstanding.number, tag, outstanding.sink.frame_max)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long it may hold a delivery unacknowledged, in seconds; 0: for ever."""
+        own_s = self._own_timeout_s
+        return self.queue.effective.consumer_timeout_s if own_s is None else own_s
 
     def credit(self) -> int:
         """How many messages it can take now."""
-        channel = self.channel
-        if channel.sink.full or channel.closed:
+        outstanding = self._outstanding
+        if outstanding.sink.full or outstanding.core.closed:
             return 0
         if self.no_ack:
             return UNLIMITED
         credit = self.prefetch - self.unacked if self.prefetch else UNLIMITED
-        if channel.prefetch:
-            credit = min(credit, channel.prefetch - channel.unacked_by_consumers)
+        if outstanding.prefetch:
+            credit = min(credit, outstanding.prefetch - outstanding.by_consumers)
         return credit
 
-    def deliver(self, slice_: Slice[Envelope], redelivered: bool) -> None:
+    def deliver(self, taken: Taken) -> None:
         """Send the messages; they are unacked from now on, or settled at once with no_ack."""
-        channel, count = self.channel, len(slice_.bodies)
-        first_tag = channel.take_tags(count)
-        channel.sink.write(
-            self._encoder.encode(first_tag, redelivered, slice_.metas, slice_.bodies)
+        outstanding, bodies = self._outstanding, taken.bodies
+        count = len(bodies)
+        first_tag = outstanding.take_tags(count)
+        outstanding.sink.write(
+            self._encoder.encode(first_tag, taken.redelivered, taken.envelopes, bodies)
         )
         if self.no_ack:
-            self.queue.settle(slice_.first_qseq, count)
+            taken.backlog.settle(taken.first_qseq, count, sum(taken.sizes))
             return
         self.unacked += count
-        channel.unacked_by_consumers += count
-        channel.unacked.add(
+        outstanding.by_consumers += count
+        outstanding.unacked.add(
             UnackedRun(
-                first_tag, count, self.queue, slice_.first_qseq, self, channel.client.broker.now_s()
+                first_tag,
+                count,
+                self.queue,
+                taken.backlog,
+                taken.first_qseq,
+                taken.sizes,
+                0,
+                self,
+                outstanding.now_s(),
             )
         )
+
+    def queue_deleted(self) -> None:
+        """Its queue is gone."""
+        self._owner.queue_deleted(self)
+
+    def fail(self, error: HardError) -> None:
+        """Its queue cannot give what is next: the connection ends."""
+        self._owner.fail(error)

@@ -6,8 +6,8 @@ closed as soon as another group gets a message for one of its queues. Knows noth
 """
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.broker.queues.queue import Queue
 from qlog.server.broker.queues.targets import Targets
+from qlog.server.broker.queues.type import QueueType
 
 
 class Group:
@@ -34,7 +34,7 @@ class Grouping:
         self.groups: list[Group] = []
         # By persistence (False, True): the groups that may still grow.
         self._open: tuple[dict[Targets, Group], dict[Targets, Group]] = ({}, {})
-        self._latest: dict[Queue, Group] = {}
+        self._latest: dict[QueueType, Group] = {}
 
     def open(self, persistent: bool) -> dict[Targets, Group]:
         """The groups of this kind that may grow: to be looked at, and only until `group` is called."""

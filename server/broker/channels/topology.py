@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qlog.server.amqp import spec
 from qlog.server.amqp.errors import access_refused, not_found, precondition_failed
 from qlog.server.broker.channels.reply_to import REPLY_PREFIX, REPLY_TO
-from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.type import QueueType
 
 if TYPE_CHECKING:
     from qlog.server.broker.channels.channel import Channel
@@ -23,7 +23,7 @@ def _not_default(exchange: str) -> None:
         raise access_refused("operation not permitted on the default exchange")
 
 
-def find_queue(channel: Channel, name: str) -> Queue:
+def find_queue(channel: Channel, name: str) -> QueueType:
     """The queue a method names, "" standing for the channel's last declared one. Raises 404, 405."""
     queue = channel.vhost.queue(queue_name(channel, name))
     channel.vhost.assert_access(queue, channel.client)
@@ -111,7 +111,7 @@ def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
         )
     channel.last_queue = queue.name
     if not method.nowait:
-        channel.send(spec.QueueDeclareOk(queue.name, queue.ready, len(queue.consumers)))
+        channel.send(spec.QueueDeclareOk(queue.name, queue.ready, len(queue.takers)))
 
 
 def _declare_reply_to(channel: Channel, name: str, nowait: bool) -> None:
@@ -158,7 +158,7 @@ def queue_delete(channel: Channel, method: spec.QueueDelete) -> None:
     queue = channel.vhost.queues.get(name)
     if queue is not None:
         channel.vhost.assert_access(queue, channel.client)
-        if method.if_unused and queue.consumers:
+        if method.if_unused and queue.takers:
             raise precondition_failed(f"{queue} in use")
         if method.if_empty and queue.ready:
             raise precondition_failed(f"{queue} not empty")
@@ -166,4 +166,4 @@ def queue_delete(channel: Channel, method: spec.QueueDelete) -> None:
     if not method.nowait:
         channel.send(spec.QueueDeleteOk(count))
     if queue is not None:
-        queue.cancel_consumers()
+        queue.cancel_takers()

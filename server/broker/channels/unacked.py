@@ -1,40 +1,64 @@
 """What a channel has handed out and not got back: runs of delivery tags, in order.
 
 A delivery of 250 messages is one entry, not 250; an acknowledgement takes whole entries or cuts
-one in two. Tags are exact: taking one that is not outstanding is the client's error, as in RabbitMQ.
-Knows nothing of what an acknowledgement means: the caller settles, requeues or dead-letters.
+one in pieces. Tags are exact: taking one that is not outstanding is the client's error, as in
+RabbitMQ. Promises that taking a tag costs the same with ten entries as with 300,000, in whatever
+order they are taken: entries lie in chunks, and only one chunk is touched. Knows nothing of what an
+acknowledgement means: the caller settles, requeues or discards.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.consumer import Consumer
-    from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.backlog import Backlog
+from qlog.server.broker.queues.type import QueueType, Taker
+
+# Entries a chunk: few enough that moving them costs nothing, many enough that chunks are few.
+CHUNK_RUNS = 256
 
 
 class UnackedRun:
-    """`count` messages of one queue from `qseq` on, delivered under the tags from `tag` on."""
+    """`count` messages of one queue from `qseq` on, delivered under the tags from `tag` on.
 
-    __slots__ = ("consumer", "count", "delivered_at_s", "qseq", "queue", "tag")
+    `sizes` are the octets of all messages that were delivered together; the first of this run's is
+    at index `at`. `taker` None: they were taken by basic.get.
+    """
+
+    __slots__ = (
+        "at",
+        "backlog",
+        "count",
+        "delivered_at_s",
+        "qseq",
+        "queue",
+        "sizes",
+        "tag",
+        "taker",
+    )
 
     def __init__(
         self,
         tag: int,
         count: int,
-        queue: Queue,
+        queue: QueueType,
+        backlog: Backlog,
         qseq: int,
-        consumer: Consumer | None,
+        sizes: Sequence[int],
+        at: int,
+        taker: Taker | None,
         delivered_at_s: float,
     ) -> None:
         self.tag = tag
         self.count = count
         self.queue = queue
+        self.backlog = backlog
         self.qseq = qseq
-        self.consumer = consumer  # None: taken by basic.get
+        self.sizes = sizes
+        self.at = at
+        self.taker = taker
         self.delivered_at_s = delivered_at_s
 
     @property
@@ -42,51 +66,85 @@ class UnackedRun:
         """The first tag behind the run."""
         return self.tag + self.count
 
-    def _cut(self, count: int) -> UnackedRun:
+    @property
+    def size(self) -> int:
+        """The octets of its messages."""
+        if self.count == len(self.sizes):
+            return sum(self.sizes)
+        return sum(self.sizes[self.at : self.at + self.count])
+
+    def cut(self, count: int) -> UnackedRun:
         """Take the first `count` messages off as a run of their own."""
         head = UnackedRun(
-            self.tag, count, self.queue, self.qseq, self.consumer, self.delivered_at_s
+            self.tag,
+            count,
+            self.queue,
+            self.backlog,
+            self.qseq,
+            self.sizes,
+            self.at,
+            self.taker,
+            self.delivered_at_s,
         )
         self.tag += count
         self.qseq += count
+        self.at += count
         self.count -= count
         return head
 
 
-def _first_tag(run: UnackedRun) -> int:
-    return run.tag
+class _Chunk:
+    """Runs in order, beside their first tags. `holders`: whose runs are, or were, among them."""
+
+    __slots__ = ("holders", "runs", "tags")
+
+    def __init__(self, runs: list[UnackedRun]) -> None:
+        self.runs = runs
+        self.tags = list(map(_tag, runs))
+        self.holders = {_holder(run) for run in runs}
+
+
+_tag = attrgetter("tag")
+
+
+def _holder(run: UnackedRun) -> Taker | QueueType:
+    """Whose timeout counts for a run: its consumer's, or its queue's."""
+    return run.queue if run.taker is None else run.taker
 
 
 class Unacked:
     """The outstanding delivery tags of one channel."""
 
     def __init__(self) -> None:
-        self._runs: list[UnackedRun] = []
+        self._chunks: list[_Chunk] = []  # none of them empty
+        self._firsts: list[int] = []  # of each chunk: no tag in it is lower, all before are
 
     def __iter__(self) -> Iterator[UnackedRun]:
-        return iter(self._runs)
+        for chunk in self._chunks:
+            yield from chunk.runs
 
     def __bool__(self) -> bool:
-        return bool(self._runs)
+        return bool(self._chunks)
+
+    def __contains__(self, tag: int) -> bool:
+        place = bisect_right(self._firsts, tag) - 1
+        if place < 0:
+            return False
+        chunk = self._chunks[place]
+        index = bisect_right(chunk.tags, tag) - 1
+        return index >= 0 and tag < chunk.runs[index].end
 
     def add(self, run: UnackedRun) -> None:
         """Append a delivery; its tags are higher than all before it."""
-        self._runs.append(run)
-
-    def take(self, tag: int) -> UnackedRun | None:
-        """Take the run that starts at `tag` or the tail of the one that holds it, cut to begin there.
-
-        None: `tag` is not outstanding.
-        """
-        index = bisect_right(self._runs, tag, key=_first_tag) - 1
-        if index < 0 or self._runs[index].end <= tag:
-            return None
-        run = self._runs[index]
-        if run.tag == tag:
-            return self._runs.pop(index)
-        head = run._cut(tag - run.tag)
-        self._runs[index] = head
-        return run
+        chunks = self._chunks
+        if chunks and len(chunks[-1].runs) < CHUNK_RUNS:
+            chunk = chunks[-1]
+            chunk.runs.append(run)
+            chunk.tags.append(run.tag)
+            chunk.holders.add(run.queue if run.taker is None else run.taker)
+        else:
+            chunks.append(_Chunk([run]))
+            self._firsts.append(run.tag)
 
     def take_range(self, first: int, last: int) -> tuple[list[UnackedRun], int]:
         """Take the tags `first`…`last` one after the other.
@@ -96,39 +154,128 @@ class Unacked:
         taken: list[UnackedRun] = []
         tag = first
         while tag <= last:
-            run = self.take(tag)
-            if run is None:
-                return taken, tag
-            if run.end > last + 1:
-                taken.append(run._cut(last + 1 - tag))
-                index = bisect_right(self._runs, run.tag, key=_first_tag)
-                self._runs.insert(index, run)
-                return taken, last + 1
-            taken.append(run)
-            tag = run.end
+            place = bisect_right(self._firsts, tag) - 1
+            if place < 0:
+                break
+            chunk = self._chunks[place]
+            index = bisect_right(chunk.tags, tag) - 1
+            if index < 0 or chunk.runs[index].end <= tag:
+                break
+            if chunk.tags[index] < tag:
+                self._split(chunk, index, tag)
+                index += 1
+            tag = self._take_whole(place, index, tag, last, taken)
         return taken, tag
 
-    def __contains__(self, tag: int) -> bool:
-        index = bisect_right(self._runs, tag, key=_first_tag) - 1
-        return index >= 0 and tag < self._runs[index].end
+    def _split(self, chunk: _Chunk, index: int, tag: int) -> None:
+        """Cut a run of a chunk in two, so that one begins with `tag`."""
+        rest = chunk.runs[index]
+        chunk.runs[index] = rest.cut(tag - rest.tag)
+        chunk.runs.insert(index + 1, rest)
+        chunk.tags.insert(index + 1, tag)
 
-    def take_through(self, tag: int) -> list[UnackedRun]:
-        """Take everything up to and including `tag`."""
-        runs = self._runs
-        index = bisect_right(runs, tag, key=_first_tag)
-        taken = runs[:index]
-        del runs[:index]
-        if taken and taken[-1].end > tag + 1:
-            rest = taken[-1]
-            taken[-1] = rest._cut(tag + 1 - rest.tag)
-            runs.insert(0, rest)
+    def _take_whole(
+        self, place: int, index: int, tag: int, last: int, taken: list[UnackedRun]
+    ) -> int:
+        """Take the runs of one chunk that follow one another from `tag` on, and not beyond `last`.
+
+        Returns the tag behind them.
+        """
+        chunk = self._chunks[place]
+        runs = chunk.runs
+        end = index
+        while end < len(runs) and tag <= last and runs[end].tag == tag:
+            run = runs[end]
+            if run.end > last + 1:
+                taken += runs[index:end]
+                taken.append(run.cut(last + 1 - tag))
+                chunk.tags[end] = run.tag
+                self._remove(place, index, end)
+                return last + 1
+            tag = run.end
+            end += 1
+        taken += runs[index:end]
+        self._remove(place, index, end)
+        return tag
+
+    def _remove(self, place: int, index: int, end: int) -> None:
+        chunk = self._chunks[place]
+        del chunk.runs[index:end]
+        del chunk.tags[index:end]
+        if not chunk.runs:
+            del self._chunks[place]
+            del self._firsts[place]
+        elif len(chunk.runs) > 2 * CHUNK_RUNS:  # cut in many pieces
+            self._halve(place)
+
+    def _halve(self, place: int) -> None:
+        chunk = self._chunks[place]
+        half = len(chunk.runs) // 2
+        upper = _Chunk(chunk.runs[half:])
+        self._chunks[place] = _Chunk(chunk.runs[:half])
+        self._chunks.insert(place + 1, upper)
+        self._firsts.insert(place + 1, upper.tags[0])
+
+    def take_through(self, tag: int, runs_max: int | None = None) -> list[UnackedRun]:
+        """Take everything up to and including `tag`, in tag order.
+
+        With `runs_max` some of it, not many more than so many: the rest is for further calls, until
+        one returns nothing.
+        """
+        taken: list[UnackedRun] = []
+        while self._chunks and self._firsts[0] <= tag:
+            if runs_max is not None and len(taken) >= runs_max:
+                break
+            chunk = self._chunks[0]
+            if chunk.runs[-1].end <= tag + 1:
+                taken += chunk.runs
+                del self._chunks[0], self._firsts[0]
+                continue
+            end = bisect_right(chunk.tags, tag)
+            taken += chunk.runs[:end]
+            if taken and taken[-1].end > tag + 1:
+                rest = taken.pop()
+                taken.append(rest.cut(tag + 1 - rest.tag))
+                end -= 1
+                chunk.tags[end] = rest.tag
+            self._remove(0, 0, end)
+            break
         return taken
 
-    def take_all(self) -> list[UnackedRun]:
-        """Take everything, in tag order."""
-        taken, self._runs = self._runs, []
-        return taken
+    def take_all(self, runs_max: int | None = None) -> list[UnackedRun]:
+        """Take everything, in tag order; with `runs_max` as `take_through` does."""
+        if not self._chunks:
+            return []
+        return self.take_through(self._chunks[-1].runs[-1].end - 1, runs_max)
 
-    def give_back(self, runs: list[UnackedRun]) -> None:
+    def give_back(self, run: UnackedRun) -> None:
         """Put back what was taken (tx.rollback)."""
-        self._runs = sorted(self._runs + runs, key=_first_tag)
+        place = max(bisect_right(self._firsts, run.tag) - 1, 0)
+        if not self._chunks:
+            self.add(run)
+            return
+        chunk = self._chunks[place]
+        index = bisect_right(chunk.tags, run.tag)
+        chunk.runs.insert(index, run)
+        chunk.tags.insert(index, run.tag)
+        chunk.holders.add(_holder(run))
+        self._firsts[place] = min(self._firsts[place], run.tag)
+        if len(chunk.runs) > 2 * CHUNK_RUNS:
+            self._halve(place)
+
+    def overdue(self, now_s: float) -> list[UnackedRun]:
+        """The runs that are out for longer than the timeout of their holder.
+
+        They stay. Of a chunk, whose first run is its oldest, the others are looked at only when the
+        first would be overdue with one of the timeouts that count in it.
+        """
+        found: list[UnackedRun] = []
+        for chunk in self._chunks:
+            age_s = now_s - chunk.runs[0].delivered_at_s
+            if any(0 < holder.timeout_s < age_s for holder in chunk.holders):
+                found += [
+                    run
+                    for run in chunk.runs
+                    if 0 < _holder(run).timeout_s < now_s - run.delivered_at_s
+                ]
+        return found

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from qlog.server.amqp.budget import Budget
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.type import QueueType
 from qlog.storage.lanes.lane import Lane
 
 # What remembered ways of all vhosts may take.
@@ -39,12 +39,18 @@ class Targets:
 
     __slots__ = ("all", "durable", "plain", "queues", "replies_to", "transient")
 
-    def __init__(self, queues: tuple[Queue, ...], replies_to: ReplyChannel | None = None) -> None:
+    def __init__(
+        self, queues: tuple[QueueType, ...], replies_to: ReplyChannel | None = None
+    ) -> None:
         self.queues = queues
         self.replies_to = replies_to
         self.plain = bool(queues)
-        self.durable: list[Lane[Envelope]] = [queue.lane for queue in queues if queue.durable]
-        self.transient: list[Lane[Envelope]] = [queue.lane for queue in queues if not queue.durable]
+        self.durable: list[Lane[Envelope]] = [
+            queue.lane for queue in queues if queue.declared.durable
+        ]
+        self.transient: list[Lane[Envelope]] = [
+            queue.lane for queue in queues if not queue.declared.durable
+        ]
         self.all = self.durable + self.transient
 
 
@@ -74,7 +80,7 @@ class Routes:
         self._budget.charge(self, _WAY_BYTES + len(exchange) + len(key))
         self.known[exchange, key] = targets
 
-    def targets(self, names: tuple[str, ...], queues: Mapping[str, Queue]) -> Targets:
+    def targets(self, names: tuple[str, ...], queues: Mapping[str, QueueType]) -> Targets:
         """The set of the queues with these names."""
         targets = self._sets.get(names)
         if targets is None:

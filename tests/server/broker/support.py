@@ -24,7 +24,7 @@ from qlog.server.amqp.values import Table
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
-from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.store import Store
 from tests.storage.support import SMALL, FaultyDisk, ManualWorker, abandon, ignore
@@ -187,7 +187,7 @@ class Peer:
         """Messages in one read; see `message`."""
         self.send(channel, *(message(channel, key, body, **options) for body in bodies))  # type: ignore[arg-type]
 
-    def declare(self, name: str, **options: object) -> Queue:
+    def declare(self, name: str, **options: object) -> QueueType:
         """A durable queue, on channel 1."""
         declare = make(spec.QueueDeclare, queue=name, **{"durable": True, **options})
         answer = self.ask(1, declare, spec.QueueDeclareOk)

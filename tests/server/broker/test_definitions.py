@@ -55,7 +55,7 @@ def test_arguments_of_every_type_survive(bench: Bench, peer: Peer) -> None:
     peer.ask(1, bind, spec.QueueBindOk)
     bench.restart()
     vhost = bench.broker.vhosts["/"]
-    assert encode_table(vhost.queues["q"].arguments.table) == ARGUMENTS
+    assert encode_table(vhost.queues["q"].declared.arguments.table) == ARGUMENTS
     found = vhost.exchange("e")
     assert (found.type, found.durable, found.internal, found.auto_delete) == (
         "topic",
@@ -207,7 +207,7 @@ def test_what_could_not_be_deleted_is_still_there(
         for exchange in ("e", "x"):
             assert vhost.routing.route(exchange, ["k"], dict).queues == ("q",)
         assert vhost.queues["q"].ready == 1 and not vhost.queues["q"].deleted
-        assert vhost.queues["a"].consumers == []
+        assert not vhost.queues["a"].takers
     peer = Peer(bench)
     peer.ask(1, make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk)
     bench.restart()

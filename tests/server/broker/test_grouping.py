@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.channels.grouping import Grouping
-from qlog.server.broker.queues.queue import Queue
+from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.targets import Targets
+from qlog.server.broker.queues.type import Declaration, QueueType
 
 NAMES = "abcd"
 
@@ -18,11 +19,17 @@ NAMES = "abcd"
 class NamedQueue:
     """As much of a queue as grouping looks at."""
 
-    durable = True
-
     def __init__(self, name: str) -> None:
         self.name = name
         self.lane = object()
+        self.declared = Declaration(
+            "/",
+            name,
+            durable=True,
+            auto_delete=False,
+            exclusive=False,
+            arguments=QueueArguments({}),
+        )
 
 
 QUEUES = {name: NamedQueue(name) for name in NAMES}
@@ -31,7 +38,7 @@ SETS = st.sets(st.sampled_from(NAMES), min_size=1).map(frozenset)
 
 def targets_of(known: dict[frozenset[str], Targets], names: frozenset[str]) -> Targets:
     if names not in known:
-        queues = tuple(cast(Queue, QUEUES[name]) for name in sorted(names))
+        queues = tuple(cast(QueueType, QUEUES[name]) for name in sorted(names))
         known[names] = Targets(queues)
     return known[names]
 

@@ -1,0 +1,70 @@
+"""What one channel has handed out: its delivery tags, and how many deliveries it may have out.
+
+Consumers take tags and put their deliveries here; the channel takes what the client acknowledges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qlog.server.amqp.connection import ChannelCore
+from qlog.server.amqp.errors import precondition_failed
+from qlog.server.broker.channels.sink import Sink
+from qlog.server.broker.channels.unacked import Unacked, UnackedRun
+from qlog.server.broker.numbers import Numbers
+
+
+class Outstanding:
+    """See the head of this file.
+
+    Arguments: `number` of the channel; `core` says whether it is closed, when nothing is handed out
+    any more; `now_s` a monotonic clock in seconds. `prefetch` is that of
+    the whole channel (basic.qos global=true), 0 for no limit; `by_consumers` counts what is out,
+    but for what basic.get took.
+    """
+
+    def __init__(
+        self, number: int, core: ChannelCore, sink: Sink, now_s: Callable[[], float]
+    ) -> None:
+        self.number = number
+        self.core = core
+        self.sink = sink
+        self.now_s = now_s
+        self.unacked = Unacked()
+        self.prefetch = 0
+        self.by_consumers = 0
+        self._next_tag = 1
+        self._lapsed = Numbers()  # overdue and requeued: a late ack of these is ignored
+
+    def take_tags(self, count: int) -> int:
+        """Reserve delivery tags; returns the first."""
+        first = self._next_tag
+        self._next_tag += count
+        return first
+
+    def take_range(self, first: int, last: int) -> tuple[list[UnackedRun], int]:
+        """Take the deliveries with the tags `first`…`last`, one after the other.
+
+        Returns them, and the first tag that is unknown (`last + 1`: none).
+        """
+        taken, tag = self.unacked.take_range(first, last)
+        while tag <= last and self._lapsed.discard(tag, 1):
+            more, tag = self.unacked.take_range(tag + 1, last)
+            taken += more
+        return taken, tag
+
+    def take_through(self, tag: int) -> list[UnackedRun]:
+        """Take all deliveries up to a tag, 0 for all there are. Raises 406 if it is unknown."""
+        if not tag:
+            self._lapsed.clear()
+            return self.unacked.take_all()
+        if tag not in self.unacked and tag not in self._lapsed:
+            raise precondition_failed(f"unknown delivery tag {tag}")
+        self._lapsed.discard(0, tag + 1)
+        return self.unacked.take_through(tag)
+
+    def lapse(self, run: UnackedRun) -> list[UnackedRun]:
+        """Take an overdue delivery; one late acknowledgement of each of its tags will be ignored."""
+        self._lapsed.add(run.tag, run.count)
+        taken, _ = self.unacked.take_range(run.tag, run.end - 1)
+        return taken

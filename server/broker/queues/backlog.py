@@ -1,0 +1,254 @@
+"""The ready set of one lane: what waits for a consumer, what is out with one, and what comes next.
+
+The messages themselves, by dense sequence number (qseq), are the lane's (`qlog.storage`). This file
+alone knows which of them are ready:
+
+    0 …                    cursor …                      lane.next_qseq
+    | settled, out, returned | never taken in this run, or settled |
+
+Within a lane messages are taken in order, so whatever comes back lies below the cursor and goes
+first: that is "requeued to its original place". Each unsettled message is in exactly one of three
+states: ready (returned, or at the cursor and above), out (taken and not given back), or leaving
+(purged, and on its way to the lane's ledger). Promises that `take` gives each ready message once,
+lowest qseq first, whatever was settled, given back or removed in between. Knows no consumer and
+no rule: who takes, and why something is removed, is the caller's business.
+"""
+
+from __future__ import annotations
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.numbers import Numbers
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.lanes.run import Slice
+
+# One take is what one join and one send carry; beyond this a larger one gains nothing.
+TAKE_BYTES_MAX = 256 * 1024
+
+
+class Taken:
+    """Messages with consecutive qseqs, as they were taken (or looked at) together.
+
+    `times_ms`: when each was published, by the wall clock; `dues_ms`: when each is due, 0 for one
+    that has no such time, or None for all of them; `sizes`: the octets of the bodies;
+    `redelivered`: somebody had them before.
+    """
+
+    __slots__ = (
+        "backlog",
+        "bodies",
+        "dues_ms",
+        "envelopes",
+        "first_qseq",
+        "redelivered",
+        "sizes",
+        "times_ms",
+    )
+
+    def __init__(self, backlog: Backlog, slice_: Slice[Envelope], redelivered: bool) -> None:
+        self.backlog = backlog
+        self.first_qseq = slice_.first_qseq
+        self.envelopes = slice_.metas
+        self.bodies = slice_.bodies
+        self.times_ms = slice_.times_ms
+        self.dues_ms = slice_.dues_ms
+        self.sizes = slice_.sizes
+        self.redelivered = redelivered
+
+
+class Backlog:
+    """See the head of this file.
+
+    `out` and `out_bytes` are the messages that were taken and are neither settled nor given back.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_cursor",
+        "_leaving",
+        "_leaving_bytes",
+        "_redelivered_below",
+        "_returned",
+        "lane",
+        "out",
+        "out_bytes",
+    )
+
+    def __init__(self, lane: Lane[Envelope]) -> None:
+        self.lane = lane
+        self.out = 0
+        self.out_bytes = 0
+        # Handed out by an earlier run of the broker, for all that is known: these are redeliveries.
+        self._redelivered_below = lane.delivered
+        self._cursor = 0
+        self._returned = Numbers()
+        self._leaving = Numbers()
+        self._leaving_bytes = 0
+        self._closed = False
+
+    @property
+    def ready(self) -> int:
+        """Messages that wait for a consumer."""
+        return self.lane.alive - self.out - self._leaving.count
+
+    @property
+    def ready_bytes(self) -> int:
+        """The octets of their bodies."""
+        return self.lane.alive_bytes - self.out_bytes - self._leaving_bytes
+
+    # -- taking ------------------------------------------------------------------------------
+
+    def take(self, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken:
+        """The next ready messages: one at least, all redelivered or none. They are out from now on.
+
+        There must be one. Raises CorruptLog and OutOfDescriptors; nothing has happened then.
+        """
+        returned = self._returned
+        if returned.count:
+            first, count = returned.lowest(count_max)
+            slice_ = self._read(first, count, bytes_max)
+            returned.discard(first, len(slice_.bodies))
+            taken = Taken(self, slice_, True)
+        else:
+            taken = self._next(count_max, bytes_max)
+            self._cursor = taken.first_qseq + len(taken.bodies)
+            self.lane.note_delivered(self._cursor)
+        self.out += len(taken.bodies)
+        self.out_bytes += sum(taken.sizes)
+        return taken
+
+    def _next(self, count_max: int, bytes_max: int) -> Taken:
+        """The first at the cursor or above it. Those of an earlier run come by themselves."""
+        below = self._redelivered_below
+        if self._cursor >= below:
+            return Taken(self, self._read(self._cursor, count_max, bytes_max), False)
+        slice_ = self._read(self._cursor, min(count_max, below - self._cursor), bytes_max)
+        # What is settled is passed over, so that the slice may begin, or end, behind `below`.
+        count = below - slice_.first_qseq
+        if count <= 0:
+            return Taken(self, slice_, False)
+        slice_.keep(count)
+        return Taken(self, slice_, True)
+
+    def _read(self, qseq: int, count_max: int, bytes_max: int) -> Slice[Envelope]:
+        slice_ = self.lane.read(qseq, count_max, bytes_max)
+        assert slice_ is not None, (
+            f"lane {self.lane.id}: {self.ready} ready, but none from {qseq} on"
+        )
+        return slice_
+
+    def peek(self, qseq: int, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken | None:
+        """The first ready message at or after `qseq`, and the ready ones right behind it.
+
+        Nothing moves, and the cache does not take them for read. None: nothing is ready there.
+        Raises CorruptLog and OutOfDescriptors.
+        """
+        lane = self.lane
+        redelivered = True
+        found = self._returned.at_or_after(qseq, count_max)
+        if found is None:
+            at = max(qseq, self._cursor)
+            start, stop = lane.settled.stretch(at, lane.next_qseq, count_max)
+            if start == stop:
+                return None
+            redelivered = start < self._redelivered_below
+            if redelivered:
+                stop = min(stop, self._redelivered_below)
+            found = start, stop - start
+        slice_ = lane.read(*found, bytes_max, passing=False)
+        assert slice_ is not None and slice_.first_qseq == found[0]
+        return Taken(self, slice_, redelivered)
+
+    # -- what becomes of messages that are out -----------------------------------------------
+
+    def settle(self, qseq: int, count: int, size: int) -> None:
+        """Messages that are out, `size` octets in all, are done with: acknowledged or discarded."""
+        if self._closed:
+            return
+        self.out -= count
+        self.out_bytes -= size
+        assert self.out >= 0 and qseq + count <= self._cursor
+        self.lane.settle(qseq, count, size)
+
+    def give_back(self, qseq: int, count: int, size: int) -> None:
+        """Messages that are out, `size` octets in all, are ready again, at their old place."""
+        if self._closed:
+            return
+        self.out -= count
+        self.out_bytes -= size
+        assert self.out >= 0 and qseq + count <= self._cursor
+        self._returned.add(qseq, count)
+
+    # -- messages that go without having been taken ------------------------------------------
+
+    def drop(self, count_max: int) -> int:
+        """Settle the first ready messages, in the order of `take`; how many there were.
+
+        Nothing is read, and they do not count as delivered. Raises CorruptLog when the index is
+        wrong, as all do here that settle what was not taken: the sizes are looked up.
+        """
+        lane, returned = self.lane, self._returned
+        left = count_max
+        while left and returned.count:
+            first, count = returned.lowest(left)
+            left -= lane.settle(first, count)
+            returned.discard(first, count)
+        while left:
+            start, stop = lane.settled.stretch(self._cursor, lane.next_qseq, left)
+            if start == stop:
+                break
+            left -= lane.settle(start, stop - start)
+            self._cursor = stop
+        return count_max - left
+
+    def remove(self, qseq: int, count: int) -> int:
+        """Settle what is ready among these messages, wherever they are; how many there were.
+
+        What is out stays out: a message that expires, or is deleted by an operator, while a
+        consumer has it is that consumer's until it comes back (RabbitMQ looks at a message only
+        when it is in the queue, too).
+        """
+        lane, returned, cursor = self.lane, self._returned, self._cursor
+        end = min(qseq + count, lane.next_qseq)
+        removed = 0
+        if qseq < cursor and returned.count:
+            for first, length in returned.within(qseq, min(end, cursor)):
+                removed += lane.settle(first, length)
+                returned.discard(first, length)
+        first = max(qseq, cursor)
+        if end > first:
+            removed += lane.settle(first, end - first)
+        return removed
+
+    def purge(self) -> int:
+        """All that is ready leaves, at once for all who look; how many there were.
+
+        `sweep` has to be called until nothing is left. What is out stays out.
+        """
+        count, lane = self.ready, self.lane
+        if lane.next_qseq > self._cursor:
+            lane.settle(self._cursor, lane.next_qseq - self._cursor)
+            self._cursor = lane.next_qseq
+        if self._returned.count:
+            self._leaving_bytes = lane.alive_bytes - self.out_bytes
+            self._leaving.join(self._returned)
+            self._returned.clear()
+        return count
+
+    def sweep(self, stretches_max: int) -> bool:
+        """Settle some of what was purged; True: nothing is left of it."""
+        lane, leaving = self.lane, self._leaving
+        while leaving.count and stretches_max:
+            first, count = leaving.lowest(leaving.count)
+            before = lane.alive_bytes
+            lane.settle(first, count)
+            self._leaving_bytes -= before - lane.alive_bytes
+            leaving.discard(first, count)
+            stretches_max -= 1
+        return not leaving.count
+
+    def close(self) -> None:
+        """The lane is deleted: nothing is ready, and what is out belongs to nobody any more."""
+        self._closed = True
+        self.out = self.out_bytes = self._leaving_bytes = 0
+        self._returned.clear()
+        self._leaving.clear()

@@ -1,0 +1,170 @@
+"""The classic queue: messages to consumers in order, back to their place when they come back.
+
+Promises: each ready message goes to exactly one consumer; nothing here waits. What is ready is its
+backlog's to know (backlog.py), whose turn it is its dispatch's (dispatch.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.queues.backlog import Backlog, Taken
+from qlog.server.broker.queues.dispatch import Dispatch
+from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
+from qlog.storage.lanes.lane import Lane
+
+# So many stretches of a purge are settled before others look again.
+SWEEP_STRETCHES = 1000
+
+
+class Host(Protocol):
+    """What a queue needs of the vhost around it."""
+
+    def wake(self, queue: QueueType) -> None:
+        """Something may be deliverable: have `pump` called at the end of this tick."""
+
+    def unused(self, queue: QueueType) -> None:
+        """The last consumer of an auto-delete queue left. Raises StorageError."""
+
+
+class ClassicQueue:
+    """See the head of this file, and `QueueType`.
+
+    Arguments: `lane` holds its messages; `owner` is the connection of an exclusive queue.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        declared: Declaration,
+        effective: Effective,
+        lane: Lane[Envelope],
+        owner: Owner | None,
+    ) -> None:
+        self.declared = declared
+        self.effective = effective
+        self.name = declared.name
+        self.owner = owner
+        self.deleted = False
+        self.backlogs = [Backlog(lane)]  # the one that goes first is first
+        self._host = host
+        self._dispatch = Dispatch()
+
+    def __str__(self) -> str:
+        return str(self.declared)
+
+    @property
+    def lane(self) -> Lane[Envelope]:
+        """Where messages for it are appended."""
+        return self.backlogs[0].lane
+
+    @property
+    def lanes(self) -> Collection[Lane[Envelope]]:
+        """All lanes that hold its messages."""
+        return [backlog.lane for backlog in self.backlogs]
+
+    @property
+    def timeout_s(self) -> float:
+        """How long what basic.get took may stay unacknowledged, in seconds; 0: for ever."""
+        return self.effective.consumer_timeout_s
+
+    @property
+    def ready(self) -> int:
+        """Messages that wait for a consumer."""
+        count = 0
+        for backlog in self.backlogs:
+            count += backlog.ready
+        return count
+
+    @property
+    def unacked(self) -> int:
+        """Messages that are out."""
+        return sum(backlog.out for backlog in self.backlogs)
+
+    # -- takers ------------------------------------------------------------------------------
+
+    @property
+    def takers(self) -> Collection[Taker]:
+        """Its consumers, in the order they came."""
+        return self._dispatch.takers
+
+    @property
+    def exclusive_taker(self) -> Taker | None:
+        """The one that allows no other."""
+        return self._dispatch.exclusive
+
+    def add_taker(self, taker: Taker) -> None:
+        """Register; the caller has checked exclusiveness."""
+        self._dispatch.add(taker)
+        self.feed(taker)
+
+    def remove_taker(self, taker: Taker) -> None:
+        """Forget a consumer; an auto-delete queue goes with its last one. Raises StorageError."""
+        self._dispatch.remove(taker)
+        if self.declared.auto_delete and not len(self._dispatch) and not self.deleted:
+            self._host.unused(self)
+
+    def feed(self, taker: Taker) -> None:
+        """The consumer may be able to take more again: let it have its turn."""
+        if self._dispatch.feed(taker):
+            self._host.wake(self)
+
+    def pump(self) -> None:
+        """Deliver until nothing is ready or nobody can take more.
+
+        Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
+        """
+        dispatch = self._dispatch
+        while (ready := self.ready) > 0:
+            turn = dispatch.next(ready)
+            if turn is None:
+                return
+            taker, count = turn
+            taker.deliver(self._take(count))
+
+    def _take(self, count_max: int) -> Taken:
+        for backlog in self.backlogs:
+            if backlog.ready > 0:
+                return backlog.take(count_max)
+        raise AssertionError(f"{self} has nothing ready")
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def get(self) -> Taken | None:
+        """Take one message for basic.get; consumers come first. None: nothing is ready."""
+        self.pump()
+        return self._take(1) if self.ready else None
+
+    def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+        """Messages that are out, `size` octets in all, come back to their place."""
+        backlog.give_back(qseq, count, size)
+        if not self.deleted:
+            self._host.wake(self)
+
+    def discard(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+        """Messages that are out were rejected, and not to be requeued."""
+        backlog.settle(qseq, count, size)
+
+    def purge(self) -> int:
+        """Settle all that is ready; what is out stays out. Returns how many there were."""
+        self.pump()
+        purged = 0
+        for backlog in self.backlogs:
+            purged += backlog.purge()
+            while not backlog.sweep(SWEEP_STRETCHES):
+                pass
+        return purged
+
+    def close(self) -> None:
+        """It is deleted: it has no messages any more. `cancel_takers` is the caller's to call."""
+        self.deleted = True
+        for backlog in self.backlogs:
+            backlog.close()
+
+    def cancel_takers(self) -> None:
+        """Tell those who consume from it that it is gone."""
+        for taker in list(self.takers):
+            taker.queue_deleted()

@@ -1,0 +1,96 @@
+"""Who gets the next messages of a queue: by priority, and in turn among equals.
+
+A hand is what a consumer gets when it is its turn: all it can take when no equal waits, else one
+message of a short queue, and some of a long one. Promises that no consumer waits while messages are
+ready, it has credit and no higher priority wants them, and that equals take turns. Credit is asked
+once a hand. Knows no messages. A single active consumer will be chosen here: of the takers, only the
+active one is let into a ring.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import ValuesView
+
+from qlog.server.broker.queues.type import Taker
+
+# With several consumers, a backlog is dealt out in hands of this many messages; short queues by one.
+HAND_MAX = 32
+HAND_FROM_READY = 512
+
+
+class Dispatch:
+    """The takers of one queue, and in rings those that are hungry: with credit, as far as known.
+
+    `exclusive` is the one that allows no other, if there is one.
+    """
+
+    __slots__ = ("_rings", "_takers", "_top", "_top_priority", "exclusive")
+
+    def __init__(self) -> None:
+        self.exclusive: Taker | None = None
+        self._takers: dict[int, Taker] = {}  # by id: takers are compared by identity
+        self._rings: dict[int, deque[Taker]] = {}  # by priority
+        self._top: deque[Taker] | None = None  # the ring of the highest priority in `_rings`
+        self._top_priority = 0
+
+    def __len__(self) -> int:
+        return len(self._takers)
+
+    @property
+    def takers(self) -> ValuesView[Taker]:
+        """All of them, in the order they came."""
+        return self._takers.values()
+
+    def add(self, taker: Taker) -> None:
+        """A new one; `feed` lets it have its turn."""
+        self._takers[id(taker)] = taker
+        if taker.exclusive:
+            self.exclusive = taker
+
+    def remove(self, taker: Taker) -> None:
+        """One that goes."""
+        del self._takers[id(taker)]
+        if self.exclusive is taker:
+            self.exclusive = None
+        if taker.hungry:
+            taker.hungry = False
+            self._rings[taker.priority].remove(taker)
+
+    def feed(self, taker: Taker) -> bool:
+        """Put it in its ring if it has credit; whether it has."""
+        if taker.hungry:
+            return True  # `next` asks for its credit
+        if taker.credit() <= 0:
+            return False
+        taker.hungry = True
+        priority = taker.priority
+        ring = self._rings.get(priority)
+        if ring is None:
+            ring = self._rings[priority] = deque()
+            if self._top is None or priority > self._top_priority:
+                self._top = ring
+                self._top_priority = priority
+        ring.append(taker)
+        return True
+
+    def next(self, ready: int) -> tuple[Taker, int] | None:
+        """Whose turn it is, and the size of the hand, when `ready` messages wait; None: nobody."""
+        while (ring := self._top) is not None:
+            while ring:
+                taker = ring[0]
+                credit = taker.credit()
+                if credit <= 0:
+                    ring.popleft().hungry = False
+                elif len(ring) == 1:
+                    return taker, credit
+                else:
+                    ring.rotate(-1)
+                    hand = HAND_MAX if ready > HAND_FROM_READY else 1
+                    return taker, min(credit, hand)
+            if len(self._rings) == 1:
+                return None  # the ring stays: its takers will come again
+            del self._rings[self._top_priority]
+            self._top_priority = max(self._rings)
+            self._top = self._rings[self._top_priority]
+        return None

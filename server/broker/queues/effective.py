@@ -1,0 +1,26 @@
+"""What a queue goes by, as opposed to what it was declared with.
+
+A redeclaration is compared with the declared arguments; everything else asks the queue for its
+effective settings, which are replaced as a whole when something changes them. So nobody may copy a
+value out of them for longer than a call.
+"""
+
+from __future__ import annotations
+
+from qlog.server.broker.queues.arguments import QueueArguments
+
+
+class Effective:
+    """The settings of one queue.
+
+    `consumer_timeout_s`: how long a delivery may stay unacknowledged, in seconds, 0 for ever;
+    `timeout_requeues`: what is overdue then goes back by itself, and the channel lives.
+    """
+
+    __slots__ = ("consumer_timeout_s", "timeout_requeues")
+
+    def __init__(self, declared: QueueArguments, *, consumer_timeout_s: float) -> None:
+        """`consumer_timeout_s` is the broker's own, for queues that say nothing else."""
+        own_s = declared.consumer_timeout_s
+        self.consumer_timeout_s = consumer_timeout_s if own_s is None else own_s
+        self.timeout_requeues = declared.timeout_requeues

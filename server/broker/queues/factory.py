@@ -1,0 +1,26 @@
+"""The one place where queues are made, new or found at a start."""
+
+from __future__ import annotations
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.queues.classic import ClassicQueue, Host
+from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.type import Declaration, Owner, QueueType
+from qlog.storage.lanes.lane import Lane
+
+
+def make_queue(
+    host: Host,
+    declared: Declaration,
+    lane: Lane[Envelope],
+    *,
+    owner: Owner | None,
+    consumer_timeout_s: float,
+) -> QueueType:
+    """A queue of the type that its declaration says.
+
+    Arguments: `lane` has its messages; `owner` is the connection of an exclusive queue;
+    `consumer_timeout_s` the broker's own consumer timeout.
+    """
+    effective = Effective(declared.arguments, consumer_timeout_s=consumer_timeout_s)
+    return ClassicQueue(host, declared, effective, lane, owner)

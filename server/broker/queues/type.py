@@ -1,0 +1,151 @@
+"""The contract between queues and all who use them: channels, topology, publishers, operations.
+
+A queue hands messages to takers (consumers) and knows nothing of channels; a channel keeps what was
+handed to it and knows nothing of how a queue keeps its messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import HardError
+from qlog.server.amqp.values import Table
+from qlog.server.broker.queues.arguments import QueueArguments
+from qlog.server.broker.queues.backlog import Backlog, Taken
+from qlog.server.broker.queues.effective import Effective
+from qlog.storage.lanes.lane import Lane
+
+
+class Owner(Protocol):
+    """The connection of an exclusive queue."""
+
+    exclusive_queues: dict[str, QueueType]
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What makes a queue that queue: what declarations give, and redeclarations have to repeat."""
+
+    vhost: str
+    name: str
+    durable: bool
+    auto_delete: bool
+    exclusive: bool
+    arguments: QueueArguments
+
+    def __str__(self) -> str:
+        return f"queue '{self.name}' in vhost '{self.vhost}'"
+
+
+class Taker(Protocol):
+    """Who takes messages from a queue: a consumer.
+
+    `priority`: higher ones get everything while they can take it; `unacked`: how many messages it
+    holds; `hungry` belongs to the queue's dispatch, and is False at first.
+    """
+
+    tag: str
+    priority: int
+    exclusive: bool
+    no_ack: bool
+    prefetch: int
+    arguments: Table
+    unacked: int
+    hungry: bool
+
+    @property
+    def timeout_s(self) -> float:
+        """How long it may hold a delivery unacknowledged, in seconds; 0: for ever."""
+
+    def credit(self) -> int:
+        """How many messages it can take now; none, or less than none, that it cannot."""
+
+    def deliver(self, taken: Taken) -> None:
+        """Have these, at most as many as `credit` said. They are out until they are settled."""
+
+    def queue_deleted(self) -> None:
+        """The queue is gone; the taker takes itself off."""
+
+    def fail(self, error: HardError) -> None:
+        """The queue cannot give what is next: the connection of the taker ends."""
+
+
+class QueueType(Protocol):
+    """One queue of a vhost."""
+
+    declared: Declaration
+    effective: Effective
+    owner: Owner | None  # of an exclusive queue
+    deleted: bool
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def lane(self) -> Lane[Envelope]:
+        """Where messages for it are appended."""
+
+    @property
+    def lanes(self) -> Collection[Lane[Envelope]]:
+        """All lanes that hold its messages."""
+
+    @property
+    def timeout_s(self) -> float:
+        """How long what basic.get took may stay unacknowledged, in seconds; 0: for ever."""
+
+    @property
+    def ready(self) -> int:
+        """Messages that wait for a consumer."""
+
+    @property
+    def unacked(self) -> int:
+        """Messages that are out."""
+
+    # -- takers
+
+    @property
+    def takers(self) -> Collection[Taker]:
+        """Its consumers, in the order they came."""
+
+    @property
+    def exclusive_taker(self) -> Taker | None:
+        """The one that allows no other."""
+
+    def add_taker(self, taker: Taker) -> None:
+        """Register; the caller has checked exclusiveness."""
+
+    def remove_taker(self, taker: Taker) -> None:
+        """Forget a consumer; an auto-delete queue goes with its last one. Raises StorageError."""
+
+    def feed(self, taker: Taker) -> None:
+        """The consumer may be able to take more again: let it have its turn."""
+
+    def pump(self) -> None:
+        """Deliver until nothing is ready or nobody can take more.
+
+        Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
+        """
+
+    # -- messages
+
+    def get(self) -> Taken | None:
+        """Take one message for basic.get; consumers come first. None: nothing is ready."""
+
+    def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+        """Messages that are out, `size` octets in all, come back to their place."""
+
+    def discard(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+        """Messages that are out were rejected, and not to be requeued."""
+
+    def purge(self) -> int:
+        """Settle all that is ready; what is out stays out. Returns how many there were."""
+
+    def close(self) -> None:
+        """It is deleted: it has no messages any more. `cancel_takers` is the caller's to call."""
+
+    def cancel_takers(self) -> None:
+        """Tell those who consume from it that it is gone."""
