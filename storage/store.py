@@ -25,6 +25,8 @@ from qlog.storage.bytes.record import TARGET_BYTES
 from qlog.storage.errors import CorruptLog, DirectoryUnreadable, Shortage, SyncFailed, is_shortage
 from qlog.storage.index.checkpoint import CheckpointDone
 from qlog.storage.index.checkpoints import Checkpoints
+from qlog.storage.index.due import DueTimes
+from qlog.storage.index.due_rows import Due
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.reader import Reader
 from qlog.storage.lanes.run import M
@@ -97,7 +99,9 @@ class Store(Generic[M]):
             notify,
         )
         self._gathering = Gathering(recovered.log, recovered.cache)
+        self._due = DueTimes(recovered.index, self._lanes, self._doubt)
         self._checkpoints = Checkpoints(
+            due=self._due,
             commits=self._commits,
             settling=self._settling,
             lanes=self._lanes,
@@ -250,6 +254,8 @@ class Store(Generic[M]):
                     dues_ms=None if dues_ms is None else dues_ms[part],
                 )
             return lsn
+        if dues_ms is not None:
+            self._due.add(lanes, [lane.next_qseq for lane in lanes], dues_ms)
         if persistent:
             size = self._gathering.persistent(lanes, metas, bodies, now_ms, dues_ms)
             self._checkpoints.appended(size)
@@ -257,6 +263,25 @@ class Store(Generic[M]):
             self._gathering.transient(lanes, metas, bodies, now_ms, dues_ms)
         self._settling.changes.operations += count
         return log.lsn
+
+    def due(self, until_ms: int, count_max: int) -> list[Due]:
+        """Messages whose due time has come and which are not settled, in the order of the times.
+
+        Each is given out once in a process, and after a restart again. One that waits to be
+        settled (`Lane.settle_after`) may be among them. Arguments: `until_ms` is
+        the time now (wall-clock ms), `count_max` messages are given out at most; fewer, too, when
+        very many were settled before their time: then `next_due_ms` is still in the past. Raises
+        CorruptLog when the index is wrong.
+        """
+        return self._due.take(until_ms, count_max)
+
+    @property
+    def next_due_ms(self) -> int | None:
+        """When `due` is worth calling next (wall-clock ms); None: nothing is ever due.
+
+        Raises CorruptLog when the index is wrong.
+        """
+        return self._due.next_ms
 
     @property
     def congested(self) -> bool:

@@ -13,7 +13,8 @@ from typing import Generic
 import lmdb
 
 from qlog.storage.errors import Shortage, SyncFailed, is_shortage, shortage_of
-from qlog.storage.index.index import Checkpoint, Index, IndexDoubt, LaneUpdate, Live, Move, Placed
+from qlog.storage.index.index import Checkpoint, Index, LaneUpdate, Live, Move, Placed
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.run import IN_MEMORY, M, Run
 from qlog.storage.write.ledger import (
@@ -79,7 +80,9 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
             run.gathered = True
             if run.segment_id != IN_MEMORY:
                 update.placed.append(
-                    Placed(first, run.segment_id, run.positions, run.lengths, run.sizes)
+                    Placed(
+                        first, run.segment_id, run.positions, run.lengths, run.sizes, run.dues_ms
+                    )
                 )
                 snapshot.runs.append(run)
                 continue
@@ -198,5 +201,7 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
             return
         snapshot.spilled.append((run, segment_id, positions))
         for update, first in transient.owners:
-            update.placed.append(Placed(first, segment_id, positions, run.lengths, run.sizes))
+            update.placed.append(
+                Placed(first, segment_id, positions, run.lengths, run.sizes, run.dues_ms)
+            )
         del snapshot.transients[0]

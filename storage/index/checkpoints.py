@@ -12,7 +12,9 @@ from typing import Generic
 from qlog.storage.errors import Shortage
 from qlog.storage.index import checkpoint
 from qlog.storage.index.checkpoint import CheckpointDone, Snapshot, snapshot_records
-from qlog.storage.index.index import SPILL, Index, IndexDoubt, Live, Move
+from qlog.storage.index.due import DueTimes
+from qlog.storage.index.index import SPILL, Index, Live, Move
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.reader import Reader
@@ -42,6 +44,7 @@ class Checkpoints(Generic[M]):
     def __init__(
         self,
         *,
+        due: DueTimes,
         commits: Commits[M],
         settling: Settling[M],
         lanes: dict[int, Lane[M]],
@@ -65,6 +68,7 @@ class Checkpoints(Generic[M]):
         self.held: Shortage | None = None  # why it is not written now
         self.condemned: set[int] = set()  # segments that were given up, and are there
         self.lsn = commits.log.lsn  # the index has the log up to here
+        self._due = due
         self._commits = commits
         self._settling = settling
         self._changes: Changes[M] = settling.changes
@@ -167,6 +171,7 @@ class Checkpoints(Generic[M]):
         durable_lsn = self._commits.durable_lsn
         snapshot: Snapshot[M] = Snapshot(durable_lsn, *self._commits.durable_end)
         checkpoint.gather(snapshot, changes.dirty, durable_lsn)
+        self._due.gathered()
         changes.dirty.clear()
         changes.operations = 0
         self._bytes_appended = 0
@@ -253,6 +258,7 @@ class Checkpoints(Generic[M]):
             run.gathered = False
             run.indexed = True
         self._index.forget_cached()
+        self._due.written({update.lane_id: update.placed_upto for update in snapshot.updates})
         self._lanes_with_runs.update(snapshot.lanes)
         self._take_over(snapshot.moves)
         self._lanes_with_runs = {lane for lane in self._lanes_with_runs if lane.forget_indexed()}

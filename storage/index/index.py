@@ -7,7 +7,8 @@
                 the floor, and not settled as a whole
     lanes       lane -> hash, [next qseq, placed upto, floor, delivered, alive, alive bytes,
                 spilled, ranges of blocks above the floor that are settled, attempts: first qseq,
-                end, number, …]
+                end, number, …, blocks that have due times]
+    due, due_times   see due_rows.py
     segments    segment -> hash, [pointers to unsettled messages, their bytes]
     checkpoint  -> hash, up to where log and ledger are in here
 
@@ -32,6 +33,8 @@ from xxhash import xxh3_64_intdigest
 
 from qlog.storage.bytes.batch import FORMAT_VERSION
 from qlog.storage.bytes.footer import Columns
+from qlog.storage.index.due_rows import Due, DueRows
+from qlog.storage.index.rows import IndexDoubt, close_row, open_row
 from qlog.storage.lanes.run import Pointers
 from qlog.storage.lanes.settled import BLOCK, FULL, contains
 from qlog.storage.lmdb.environment import DAMAGE, open_environment
@@ -42,15 +45,10 @@ SPILL = 1 << 31  # segment ids from here on are files of spill/
 
 _KEY = struct.Struct(">IQ")
 _NUMBER = struct.Struct(">I")
-_HASH = struct.Struct("<Q")
 _BLOCK_HEAD = struct.Struct("<QQ")  # hash, 0: with 254 pointers one overflow page
 _CHECKPOINT = b"checkpoint"
 _BLOCKS_CACHED_MAX = 64
 _SELECT = bytes.maketrans(b"01", b"\0\1")
-
-
-class IndexDoubt(Exception):
-    """The index is not what it should be: it must be rebuilt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,7 @@ class LaneRow:
     spilled: int = 0  # and to spill/
     full: list[int] = field(default_factory=list)  # ranges of blocks above the floor all settled
     attempts: list[int] = field(default_factory=list)  # first, end, number, … of what came back
+    due_blocks: int = 0  # blocks that have, or had, messages with due times
 
 
 @dataclass(slots=True)
@@ -88,6 +87,7 @@ class Placed:
     positions: "array[int]"
     lengths: "array[int]"
     sizes: "array[int]"  # of the bodies
+    dues_ms: "array[int] | None" = None  # due times; None: they have none
 
     def part(self, low: int, high: int) -> "Placed":
         """Those from `low` on and before `high`, counted from the first."""
@@ -97,6 +97,7 @@ class Placed:
             self.positions[low:high],
             self.lengths[low:high],
             self.sizes[low:high],
+            None if self.dues_ms is None else self.dues_ms[low:high],
         )
 
 
@@ -170,6 +171,8 @@ class Index:
             self._lanes = self._env.open_db(b"lanes", create=create)
             self._segments = self._env.open_db(b"segments", create=create)
             self._checkpoint = self._env.open_db(b"checkpoint", create=create)
+            self._due = self._env.open_db(b"due", create=create)
+            self._due_times = self._env.open_db(b"due_times", create=create)
         except lmdb.Error as error:
             raise IndexDoubt(str(error)) from error
         self._headroom = Headroom(self._env, directory, reserve_bytes)
@@ -195,12 +198,12 @@ class Index:
             row = transaction.get(_CHECKPOINT, db=self._checkpoint)
         if row is None:
             return None
-        return unpack_checkpoint(_open_row(_CHECKPOINT, row))
+        return unpack_checkpoint(open_row(_CHECKPOINT, row))
 
     def lanes(self) -> dict[int, LaneRow]:
         with self._transaction() as transaction:
             return {
-                _open_number(key): LaneRow(*msgpack.unpackb(_open_row(key, row)))
+                _open_number(key): LaneRow(*msgpack.unpackb(open_row(key, row)))
                 for key, row in transaction.cursor(db=self._lanes)
             }
 
@@ -210,7 +213,7 @@ class Index:
         with self._transaction() as transaction:
             for key, row in transaction.cursor(db=self._acked):
                 lane_id, base = _open_key(key)
-                bits = int.from_bytes(_open_row(key, row), "little")
+                bits = int.from_bytes(open_row(key, row), "little")
                 found.append((lane_id, base // BLOCK, bits))
         yield from found
 
@@ -218,7 +221,7 @@ class Index:
         """Segments with their unsettled messages."""
         with self._transaction() as transaction:
             return {
-                _open_number(key): Live(*msgpack.unpackb(_open_row(key, row)))
+                _open_number(key): Live(*msgpack.unpackb(open_row(key, row)))
                 for key, row in transaction.cursor(db=self._segments)
             }
 
@@ -227,7 +230,7 @@ class Index:
         key = _NUMBER.pack(segment_id)
         with self._transaction() as transaction:
             row = transaction.get(key, db=self._segments)
-        return Live() if row is None else Live(*msgpack.unpackb(_open_row(key, row)))
+        return Live() if row is None else Live(*msgpack.unpackb(open_row(key, row)))
 
     def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
         """The pointers from `qseq` on that lie in one block and one segment; at least one."""
@@ -288,6 +291,11 @@ class Index:
         with self._transaction() as transaction:
             yield Settlements(transaction, self._lanes, self._acked)
 
+    def due_after(self, position: Due | None, count_max: int) -> list[Due]:
+        """Messages that wait to be due behind a position, or the first ones, in order."""
+        with self._transaction() as transaction:
+            return DueRows(transaction, self._due, self._due_times).after(position, count_max)
+
     def spilled(self, lane_id: int) -> list[int]:
         """The qseqs of a lane that point to spill/."""
         found = []
@@ -314,7 +322,7 @@ class Index:
                     value: bytes | None = None
                     with suppress(IndexDoubt):
                         opened = name == "blocks"
-                        value = _open_block(key, row).tobytes() if opened else _open_row(key, row)
+                        value = _open_block(key, row).tobytes() if opened else open_row(key, row)
                     yield name, key, value
 
     def usage(self) -> Usage:
@@ -334,6 +342,8 @@ class Index:
             "segments": self._segments,
             "acked": self._acked,
             "blocks": self._blocks,
+            "due": self._due,
+            "due_times": self._due_times,
         }
 
     def forget_cached(self) -> None:
@@ -385,13 +395,13 @@ class Index:
             for segment_id in tally.counts.keys() | tally.sizes.keys():
                 key = _NUMBER.pack(segment_id)
                 row = transaction.get(key, db=self._segments)
-                count, size = msgpack.unpackb(_open_row(key, row)) if row is not None else (0, 0)
+                count, size = msgpack.unpackb(open_row(key, row)) if row is not None else (0, 0)
                 count += tally.counts[segment_id]
                 size += tally.sizes[segment_id]
                 if count < 0 or size < 0:
                     raise IndexDoubt(f"segment {segment_id} has fewer than no messages")
                 transaction.put(
-                    key, _close_row(key, msgpack.packb([count, size])), db=self._segments
+                    key, close_row(key, msgpack.packb([count, size])), db=self._segments
                 )
                 live[segment_id] = Live(count, size)
             for segment_id in unlinked:
@@ -410,7 +420,7 @@ class Index:
                         checkpoint.spill_next,
                     ]
                 )
-                transaction.put(_CHECKPOINT, _close_row(_CHECKPOINT, row), db=self._checkpoint)
+                transaction.put(_CHECKPOINT, close_row(_CHECKPOINT, row), db=self._checkpoint)
         return live
 
     def _drop(self, transaction: lmdb.Transaction, lane_id: int, tally: "_Tally") -> None:
@@ -418,29 +428,31 @@ class Index:
         row = transaction.get(key, db=self._lanes)
         if row is None:
             return
-        floor = LaneRow(*msgpack.unpackb(_open_row(key, row))).floor
-        self._delete_blocks(transaction, lane_id, floor, None, tally)
+        lane = LaneRow(*msgpack.unpackb(open_row(key, row)))
+        self._delete_blocks(transaction, lane_id, lane, None, tally)
         transaction.delete(key, db=self._lanes)
 
     def _delete_blocks(
         self,
         transaction: lmdb.Transaction,
         lane_id: int,
-        floor: int,
+        lane: LaneRow,
         end_block: int | None,
         tally: "_Tally",
     ) -> "_Counts":
-        """Delete the blocks from the old floor's to before `end_block` (None: to the end).
+        """Delete the blocks from the lane's floor to before `end_block` (None: to the end).
 
         What of the lane's unsettled messages went with them, as less than nothing.
         """
+        floor = lane.floor
         first_block = floor // BLOCK
+        due_rows = DueRows(transaction, self._due, self._due_times)
         counts = _Counts()
         keys = []
         acked = {}
         with transaction.cursor(db=self._acked) as cursor:
             for key, row in _range(cursor, lane_id, first_block, end_block):
-                acked[key] = int.from_bytes(_open_row(key, row), "little")
+                acked[key] = int.from_bytes(open_row(key, row), "little")
         with transaction.cursor(db=self._blocks) as cursor:
             for key, row in _range(cursor, lane_id, first_block, end_block):
                 bits = acked.get(key, 0)
@@ -448,6 +460,8 @@ class Index:
                 if block == first_block:
                     bits |= (1 << (floor - block * BLOCK)) - 1
                 counts.add(tally.add(_open_block(key, row), bits, -1))
+                if lane.due_blocks:
+                    lane.due_blocks += due_rows.change(lane_id, block * BLOCK, bits, FULL, (), True)
                 keys.append(key)
         for key in keys:
             transaction.delete(key, db=self._blocks)
@@ -462,7 +476,7 @@ class Index:
         lane = (
             LaneRow(0, 0, 0, 0)
             if row is None
-            else LaneRow(*msgpack.unpackb(_open_row(lane_key, row)))
+            else LaneRow(*msgpack.unpackb(open_row(lane_key, row)))
         )
         old_floor = lane.floor
         floor = max(update.floor, old_floor)
@@ -470,8 +484,9 @@ class Index:
         floor_block, floor_slot = divmod(floor, BLOCK)
         counts = _Counts(lane.alive, lane.alive_bytes, lane.spilled)
         if floor_block > old_floor_block:
-            counts.add(self._delete_blocks(transaction, lane_id, old_floor, floor_block, tally))
+            counts.add(self._delete_blocks(transaction, lane_id, lane, floor_block, tally))
         pieces = _pieces(update.placed, floor)
+        due_rows = DueRows(transaction, self._due, self._due_times)
         touched = {block for block in update.bitmaps if block >= floor_block} | pieces.keys()
         if floor_slot and floor > old_floor:
             touched.add(floor_block)
@@ -479,7 +494,7 @@ class Index:
             key = _KEY.pack(lane_id, block * BLOCK)
             row = transaction.get(key, db=self._blocks)
             old_row = transaction.get(key, db=self._acked)
-            old_bits = 0 if old_row is None else int.from_bytes(_open_row(key, old_row), "little")
+            old_bits = 0 if old_row is None else int.from_bytes(open_row(key, old_row), "little")
             if contains(lane.full, block):
                 old_bits = FULL
             bits = update.bitmaps.get(block, old_bits) | old_bits
@@ -488,7 +503,7 @@ class Index:
                 if old_row is not None:
                     transaction.delete(key, db=self._acked)
             elif bits != old_bits:
-                transaction.put(key, _close_row(key, bits.to_bytes(32, "little")), db=self._acked)
+                transaction.put(key, close_row(key, bits.to_bytes(32, "little")), db=self._acked)
             columns = array("I") if row is None else _open_block(key, row)
             if block == old_floor_block:
                 old_bits |= (1 << (old_floor - block * BLOCK)) - 1
@@ -496,6 +511,15 @@ class Index:
                 bits |= (1 << floor_slot) - 1
             if columns:
                 counts.add(tally.add(columns, old_bits, -1))
+            new_dues = [
+                (piece.first - block * BLOCK, piece.dues_ms)
+                for piece in pieces.get(block, ())
+                if piece.dues_ms is not None
+            ]
+            if new_dues or lane.due_blocks:
+                lane.due_blocks += due_rows.change(
+                    lane_id, block * BLOCK, old_bits, bits, new_dues, bits == FULL
+                )
             if bits == FULL:
                 if row is not None:
                     transaction.delete(key, db=self._blocks)
@@ -506,7 +530,7 @@ class Index:
                 transaction.put(key, _close_block(key, columns), db=self._blocks)
             if columns:
                 counts.add(tally.add(columns, bits, 1))
-        if counts.alive < 0 or counts.alive_bytes < 0 or counts.spilled < 0:
+        if min(counts.alive, counts.alive_bytes, counts.spilled, lane.due_blocks) < 0:
             raise IndexDoubt(f"lane {lane_id} has fewer than no messages")
         lane_row = msgpack.packb(
             [
@@ -519,9 +543,10 @@ class Index:
                 counts.spilled,
                 update.full,
                 update.attempts,
+                lane.due_blocks,
             ]
         )
-        transaction.put(lane_key, _close_row(lane_key, lane_row), db=self._lanes)
+        transaction.put(lane_key, close_row(lane_key, lane_row), db=self._lanes)
 
     def _move(self, transaction: lmdb.Transaction, move: Move, tally: "_Tally") -> None:
         by_lane: dict[int, list[Placed]] = {}
@@ -533,7 +558,7 @@ class Index:
             row = transaction.get(_NUMBER.pack(lane_id), db=self._lanes)
             if row is None:
                 continue
-            floor = LaneRow(*msgpack.unpackb(_open_row(_NUMBER.pack(lane_id), row))).floor
+            floor = LaneRow(*msgpack.unpackb(open_row(_NUMBER.pack(lane_id), row))).floor
             for block, pieces in _pieces(runs, floor).items():
                 key = _KEY.pack(lane_id, block * BLOCK)
                 row = transaction.get(key, db=self._blocks)
@@ -541,7 +566,7 @@ class Index:
                     continue
                 columns = _open_block(key, row)
                 settled = transaction.get(key, db=self._acked)
-                bits = 0 if settled is None else int.from_bytes(_open_row(key, settled), "little")
+                bits = 0 if settled is None else int.from_bytes(open_row(key, settled), "little")
                 if block == floor // BLOCK:
                     bits |= (1 << (floor - block * BLOCK)) - 1
                 tally.add(columns, bits, -1)
@@ -568,7 +593,7 @@ class Settlements:
             key = _NUMBER.pack(lane_id)
             row = self._transaction.get(key, db=self._lanes)
             self._rows[lane_id] = (
-                None if row is None else LaneRow(*msgpack.unpackb(_open_row(key, row)))
+                None if row is None else LaneRow(*msgpack.unpackb(open_row(key, row)))
             )
         lane = self._rows[lane_id]
         if lane is None:
@@ -582,7 +607,7 @@ class Settlements:
         for block in range(max(first, floor) // BLOCK, (first + count - 1) // BLOCK + 1):
             key = _KEY.pack(lane_id, block * BLOCK)
             row = self._transaction.get(key, db=self._acked)
-            settled = 0 if row is None else int.from_bytes(_open_row(key, row), "little")
+            settled = 0 if row is None else int.from_bytes(open_row(key, row), "little")
             if contains(lane.full, block):
                 settled = FULL
             if settled:
@@ -728,20 +753,6 @@ def _open_number(key: bytes) -> int:
         raise IndexDoubt(f"the key {key.hex()} is damaged")
     number: int = _NUMBER.unpack(key)[0]
     return number
-
-
-def _close_row(key: bytes, data: bytes) -> bytes:
-    return _HASH.pack(xxh3_64_intdigest(data, xxh3_64_intdigest(key))) + data
-
-
-def _open_row(key: bytes, row: bytes | memoryview) -> bytes:
-    row = bytes(row)
-    data = row[_HASH.size :]
-    if len(row) < _HASH.size or _HASH.unpack_from(row)[0] != xxh3_64_intdigest(
-        data, xxh3_64_intdigest(key)
-    ):
-        raise IndexDoubt(f"the row {key.hex()} is damaged")
-    return data
 
 
 def _close_block(key: bytes, columns: "array[int]") -> bytes:

@@ -29,7 +29,8 @@ from qlog.storage.bytes.record import (
     unpack_record,
 )
 from qlog.storage.errors import CorruptLog, OutOfDescriptors, Shortage, shortage_of
-from qlog.storage.index.index import SPILL, Index, IndexDoubt
+from qlog.storage.index.index import SPILL, Index
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.run import M, Pointers, Slice
 
 _FILES_MAX = 64

@@ -39,7 +39,8 @@ from qlog.storage.bytes.disk import Disk
 from qlog.storage.bytes.footer import run_bytes
 from qlog.storage.bytes.record import unpack_record
 from qlog.storage.errors import SyncFailed, is_shortage
-from qlog.storage.index.index import Index, IndexDoubt, Live, Move
+from qlog.storage.index.index import Index, Live, Move
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.sparse import SparseWriter
 from qlog.storage.write.placement import Segment

@@ -13,7 +13,16 @@ from qlog.storage.index.index import Placed
 class Adopted:
     """Stretches of consecutive qseqs in one segment, in order."""
 
-    __slots__ = ("_counts", "_firsts", "_lengths", "_positions", "_segments", "_sizes")
+    __slots__ = (
+        "_counts",
+        "_dues_ms",
+        "_firsts",
+        "_has_dues",
+        "_lengths",
+        "_positions",
+        "_segments",
+        "_sizes",
+    )
 
     def __init__(self) -> None:
         self._firsts = array("Q")
@@ -22,6 +31,8 @@ class Adopted:
         self._positions = array("I")  # one a message
         self._lengths = array("I")
         self._sizes = array("I")
+        self._has_dues = array("B")  # one a stretch
+        self._dues_ms = array("Q")  # one a message of those stretches
 
     @property
     def end(self) -> int:
@@ -35,21 +46,26 @@ class Adopted:
         positions: "array[int]",
         lengths: "array[int]",
         sizes: "array[int]",
+        dues_ms: "array[int] | None",
     ) -> None:
         """The log is read in order, so these are behind all that were added before."""
         self._positions += positions
         self._lengths += lengths
         self._sizes += sizes
+        if dues_ms is not None:
+            self._dues_ms += dues_ms
+        has_dues = dues_ms is not None
         firsts = self._firsts
         if firsts:
             end = self.end
             assert first >= end
-            if first == end and self._segments[-1] == segment_id:
+            if (first, segment_id, has_dues) == (end, self._segments[-1], self._has_dues[-1]):
                 self._counts[-1] += len(positions)
                 return
         firsts.append(first)
         self._counts.append(len(positions))
         self._segments.append(segment_id)
+        self._has_dues.append(has_dues)
 
     def stretches(self) -> Iterator[tuple[int, int]]:
         """(first, end) of each."""
@@ -58,9 +74,9 @@ class Adopted:
 
     def placed(self, count_max: int) -> Iterator[Placed]:
         """All of it for the index, not more than so many messages at once."""
-        at = 0
-        for first, count, segment_id in zip(
-            self._firsts, self._counts, self._segments, strict=True
+        at = due_at = 0
+        for first, count, segment_id, has_dues in zip(
+            self._firsts, self._counts, self._segments, self._has_dues, strict=True
         ):
             for start in range(0, count, count_max):
                 low = at + start
@@ -71,5 +87,7 @@ class Adopted:
                     self._positions[low:high],
                     self._lengths[low:high],
                     self._sizes[low:high],
+                    self._dues_ms[due_at : due_at + high - low] if has_dues else None,
                 )
+                due_at += high - low if has_dues else 0
             at += count

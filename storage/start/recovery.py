@@ -34,16 +34,8 @@ from qlog.storage.errors import (
     shortage_of,
 )
 from qlog.storage.index.checkpoint import lane_update, snapshot_records
-from qlog.storage.index.index import (
-    SPILL,
-    Checkpoint,
-    Index,
-    IndexDoubt,
-    LaneRow,
-    LaneUpdate,
-    Live,
-    Move,
-)
+from qlog.storage.index.index import SPILL, Checkpoint, Index, LaneRow, LaneUpdate, Live, Move
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.reader import DiskShelf, Reader
@@ -435,7 +427,9 @@ class _Recovery(Generic[M]):
         """Messages of the log, in its order, that the index does not have yet."""
         self.found_count += len(run.positions)
         self.progress("messages found in the log", self.found_count)
-        self.adopted[lane_id].add(first, segment_id, run.positions, run.lengths, run.sizes)
+        self.adopted[lane_id].add(
+            first, segment_id, run.positions, run.lengths, run.sizes, run.dues_ms
+        )
 
     # -- making it lasting
 

@@ -33,6 +33,8 @@ _STEPS = {  # and how often, before taste
     "read": 3,
     "read_all": 3,
     "attempt": 5,
+    "delay": 6,
+    "take_due": 4,
     "delete_lane": 1,
     "tick": 18,
     "work": 30,
@@ -179,6 +181,19 @@ class Life:
 
     def _read_all(self) -> tuple[Any, ...]:
         return self.choice.randrange(LANES), self.choice.random() < 0.5
+
+    def _delay(self) -> tuple[Any, ...]:
+        choice = self.choice
+        return (
+            sorted(choice.sample(range(LANES), choice.choice((1, 1, 2)))),
+            choice.choice((1, 1, 3, 20)),
+            choice.random() < 0.75,
+            choice.choice((-50, 0, 10, 1000, 60_000)),
+            choice.choice((0, 0, 100, 5000)),
+        )
+
+    def _take_due(self) -> tuple[Any, ...]:
+        return self.choice.choice((0, 0, 500, 100_000)), self.choice.choice((1, 5, 1000))
 
     def _attempt(self) -> tuple[Any, ...]:
         choice = self.choice

@@ -7,7 +7,7 @@ reason; lives without all of them at once must go well. Together they name every
 
 import ast
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,10 +23,13 @@ import qlog.storage
 from qlog.storage.errors import SyncFailed
 from qlog.storage.index import checkpoint
 from qlog.storage.index.checkpoints import Checkpoints
-from qlog.storage.index.index import LaneUpdate
+from qlog.storage.index.due import DueTimes
+from qlog.storage.index.due_rows import DueRows
+from qlog.storage.index.index import LaneUpdate, Placed
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
+from qlog.storage.start.adopted import Adopted
 from qlog.storage.start.recovery import _Recovery
 from qlog.storage.store import Store
 from qlog.storage.write.commit import CommitJob, CommitResult, Committer
@@ -212,6 +215,35 @@ def _settle_at_once() -> list[AbstractContextManager[Any]]:
     return [patch.object(Lane, "settle_after", settle_after)]
 
 
+def _due_not_rebuilt() -> list[AbstractContextManager[Any]]:
+    original = Adopted.placed
+
+    def placed(self: Adopted, count_max: int) -> Iterator[Placed]:
+        for one in original(self, count_max):
+            one.dues_ms = None
+            yield one
+
+    return [patch.object(Adopted, "placed", placed)]
+
+
+def _due_only_in_index() -> list[AbstractContextManager[Any]]:
+    original = DueTimes.written
+
+    def written(self: DueTimes, placed_upto: Mapping[int, int]) -> None:
+        original(self, dict.fromkeys(placed_upto, 1 << 60))
+
+    return [patch.object(DueTimes, "written", written)]
+
+
+def _due_after_settling() -> list[AbstractContextManager[Any]]:
+    original = DueRows.change
+
+    def change(self: DueRows, lane: int, base: int, before: int, now: int, *rest: Any) -> int:
+        return original(self, lane, base, before, before, *rest)
+
+    return [patch.object(DueRows, "change", change)]
+
+
 # -- lives that do not come about at random
 
 
@@ -338,6 +370,24 @@ MUTATIONS = [
         "they are forgotten when a checkpoint has them",
         patches=_attempts_not_in_index,
         taste={"attempt": 4},
+    ),
+    Mutation(
+        "the due index is not rebuilt",
+        "messages are never due after a start",
+        patches=_due_not_rebuilt,
+        taste={"delay": 4},
+    ),
+    Mutation(
+        "a checkpoint forgets due times that it does not have",
+        "messages that were not durable when it began are never due",
+        patches=_due_only_in_index,
+        taste={"delay": 8, "take_due": 8, "checkpoint": 3},
+    ),
+    Mutation(
+        "rows of due times stay when their messages are settled",
+        "the index has rows that nothing will ever remove",
+        patches=_due_after_settling,
+        taste={"delay": 4},
     ),
 ]
 

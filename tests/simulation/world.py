@@ -98,6 +98,7 @@ class Model:
     next_qseq: int = 0
     delivered: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # (step, upto)
     attempts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (step, number)
+    dues: dict[int, int] = field(default_factory=dict)  # when messages are due, settled ones too
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class World:
         self.store: Store[Envelope] | None = None
         self.workers: list[Worker] = []
         self.models: list[Model] = []
+        self.given_out: set[tuple[int, int, int]] = set()  # as due, by this process
         self.dropped: set[int] = set()  # ids of lanes: they may come back, and nobody asks for them
         (base / "disk").mkdir(parents=True)
         self.disk = SimulatedDisk(base / "disk")
@@ -167,6 +169,7 @@ class World:
     def _open(self) -> None:
         self.workers = []
         self.was_full = self.in_doubt = False
+        self.given_out = set()
         with _hooked(self.disk):
             self.store = Store.open(
                 self.disk.root,
@@ -205,25 +208,50 @@ class World:
     def publish(
         self, lanes: Sequence[int], count: int, size: int, persistent: bool, varied: bool
     ) -> None:
+        self._publish(lanes, count, size, persistent, varied, None)
+
+    def delay(
+        self, lanes: Sequence[int], count: int, persistent: bool, ahead_ms: int, spread_ms: int
+    ) -> None:
+        """Publish messages with due times."""
+        dues = [self.now_ms + ahead_ms + at * 7919 % (spread_ms + 1) for at in range(count)]
+        self._publish(lanes, count, 20, persistent, False, dues)
+
+    def _publish(
+        self,
+        lanes: Sequence[int],
+        count: int,
+        size: int,
+        persistent: bool,
+        varied: bool,
+        dues: list[int] | None,
+    ) -> None:
         count = min(count, 1 + 20_000 // (size + 1))
         bodies = [b"%d:" % (self.serial + at) + b"x" * size for at in range(count)]
         self.serial += count
         self.counts["messages"] += count
         packed = b"key%d" % (self.serial if varied else 0)
-        self._append([self.models[at] for at in lanes], bodies, persistent, packed)
+        self._append([self.models[at] for at in lanes], bodies, persistent, packed, dues)
 
     def _append(
-        self, models: Sequence[Model], bodies: list[bytes], persistent: bool, packed: bytes
+        self,
+        models: Sequence[Model],
+        bodies: list[bytes],
+        persistent: bool,
+        packed: bytes,
+        dues: list[int] | None = None,
     ) -> None:
         store = self.running
         before = store.lsn
         lanes = [store.lane(model.lane_id) for model in models]
-        publish(store, lanes, bodies, persistent=persistent, packed=packed)
+        publish(store, lanes, bodies, persistent=persistent, packed=packed, dues_ms=dues)
         for model in models:
             for at, body in enumerate(bodies):
                 model.alive[model.next_qseq + at] = body
                 if persistent:
                     model.lsns[model.next_qseq + at] = before + at + 1
+                if dues is not None:
+                    model.dues[model.next_qseq + at] = dues[at]
             model.next_qseq += len(bodies)
 
     def settle(self, lane: int, start: float, count: int) -> None:
@@ -306,6 +334,33 @@ class World:
             self.step += 1
             handle.note_delivered(model.next_qseq)
             model.delivered.append((self.step, model.next_qseq))
+
+    @property
+    def now_ms(self) -> int:
+        return 1000 + int(self.now_s * 1000)
+
+    def take_due(self, ahead_ms: int, count: int) -> None:
+        """What is due, or will be soon, is given out in order, and once."""
+        store = self.running
+        until_ms = self.now_ms + ahead_ms
+        waiting = sorted(self._dues() - self.given_out)
+        expected = [due for due in waiting if due[0] <= until_ms][:count]
+        assert store.due(until_ms, count) == expected
+        self.given_out.update(expected)
+        self.counts["given out as due"] += len(expected)
+        left = waiting[len(expected) :]
+        next_ms = store.next_due_ms
+        assert not left or (next_ms is not None and next_ms <= left[0][0])
+
+    def _dues(self) -> set[tuple[int, int, int]]:
+        """(due time, lane, qseq) of all that is not settled."""
+        return {
+            (due_ms, model.lane_id, qseq)
+            for model in self.models
+            for unsettled in (self._unsettled(model),)
+            for qseq, due_ms in model.dues.items()
+            if qseq in unsettled
+        }
 
     def attempt(self, lane: int, start: float, count: int) -> None:
         """Messages that follow on each other come back."""
@@ -630,6 +685,8 @@ class World:
         for model in self.models:
             self._check_lane(model, probe(store).lanes.get(model.lane_id), views, step)
         named = {model.lane_id for model in self.models}
+        rows = probe(store).index.due_after(None, 1 << 30)
+        assert {row for row in rows if row.lane_id in named} == self._dues(), "due times differ"
         assert views.keys() <= named | self.dropped, "a lane came from nowhere"
         # Those that the catalog names stay. The process may have died between two of its commits:
         # then one is not made yet.
@@ -705,6 +762,7 @@ class World:
         model.settled = {}
         model.handed_on = {}
         model.lsns = dict.fromkeys(found, 0)
+        model.dues = {qseq: model.dues[qseq] for qseq in found if qseq in model.dues}
         if view.next_qseq:
             model.lsns[view.next_qseq - 1] = 0  # so many were named
         model.next_qseq = view.next_qseq
@@ -747,6 +805,7 @@ class World:
         rows = index.lanes()
         counted: dict[int, Live] = {}
         placed: Counter[int] = Counter()
+        waiting: set[tuple[int, int]] = set()
         for lane_id, qseq, segment_id, _, length in index.all_pointers():
             block, slot = divmod(qseq, BLOCK)
             row = rows[lane_id]
@@ -756,11 +815,22 @@ class World:
                 or bitmaps.get((lane_id, block), 0) >> slot & 1
             ):
                 continue
+            waiting.add((lane_id, qseq))
             live = counted.setdefault(segment_id, Live())
             live.count += 1
             live.size += length
             placed[lane_id] += segment_id < SPILL
         assert {key: live for key, live in index.live().items() if live.count} == counted
+        dues = {
+            (due_ms, model.lane_id, qseq)
+            for model in self.models
+            for qseq, due_ms in model.dues.items()
+            if (model.lane_id, qseq) in waiting
+        }
+        named = {model.lane_id for model in self.models}
+        rows_due = index.due_after(None, 1 << 30)
+        assert {row for row in rows_due if row.lane_id in named} == dues, "rows of due times differ"
+        assert {(row.lane_id, row.qseq) for row in rows_due} <= waiting
         if strict:
             assert counted == _counted(store)
             for lane_id, lane in probe(store).lanes.items():

@@ -22,6 +22,7 @@ class Probe:
         self.paths = store._recovered.paths
         self.index = store._recovered.index
         self.cache = store._recovered.cache
+        self.due = store._due
         self.ledger = store._recovered.ledger
         self.committer = store._commits._committer
 

@@ -244,9 +244,11 @@ def publish(
     *,
     persistent: bool = True,
     packed: bytes = b"key",
+    dues_ms: Sequence[int] | None = None,
 ) -> int:
+    metas = [envelope(packed)] * len(bodies)
     return store.append(
-        lanes, [envelope(packed)] * len(bodies), list(bodies), persistent=persistent, now_ms=7
+        lanes, metas, list(bodies), persistent=persistent, now_ms=7, dues_ms=dues_ms
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from qlog.storage.errors import CorruptLog
-from qlog.storage.index.index import Index, IndexDoubt
+from qlog.storage.index.index import Index
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lmdb.file_check import Implausible, check
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.store import Store

@@ -13,7 +13,8 @@ import lmdb
 import pytest
 
 from qlog.storage.errors import DirectoryUnreadable
-from qlog.storage.index.index import Index, IndexDoubt
+from qlog.storage.index.index import Index
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lmdb.catalog import Catalog
 from qlog.storage.lmdb.environment import note_failed_commit
 from qlog.storage.lmdb.file_check import Implausible, check

@@ -22,7 +22,8 @@ from qlog.storage.errors import (
     StorageError,
     SyncFailed,
 )
-from qlog.storage.index.index import IndexDoubt, Live
+from qlog.storage.index.index import Live
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.start.examine import Examination, Verdict
 from qlog.storage.store import Store

@@ -16,7 +16,7 @@ from qlog.storage.errors import (
     Shortage,
     SyncFailed,
 )
-from qlog.storage.index.index import IndexDoubt
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.examine import Examination
 from qlog.storage.store import Store

@@ -94,6 +94,23 @@ class StoreMachine(RuleBasedStateMachine):
     def read_all(self, lane: int, deliver: bool) -> None:
         self.world.perform(self.world.read_all, lane, deliver)
 
+    @rule(
+        among=st.sets(lanes, min_size=1),
+        count=st.sampled_from([1, 5, 40]),
+        persistent=st.booleans(),
+        ahead_ms=st.sampled_from([-50, 0, 1000, 60_000]),
+        spread_ms=st.sampled_from([0, 5000]),
+    )
+    def delay(
+        self, among: set[int], count: int, persistent: bool, ahead_ms: int, spread_ms: int
+    ) -> None:
+        world = self.world
+        world.perform(world.delay, sorted(among), count, persistent, ahead_ms, spread_ms)
+
+    @rule(ahead_ms=st.sampled_from([0, 500, 100_000]), count=st.sampled_from([1, 5, 1000]))
+    def take_due(self, ahead_ms: int, count: int) -> None:
+        self.world.perform(self.world.take_due, ahead_ms, count)
+
     @rule(lane=lanes, start=st.floats(0, 1), count=st.integers(1, 100))
     def attempt(self, lane: int, start: float, count: int) -> None:
         self.world.perform(self.world.attempt, lane, start, count)

@@ -720,7 +720,11 @@ def test_a_kill_at_any_time_costs_nothing(tmp_path: Path) -> None:
     file_of(directory, 60).write_bytes(os.urandom(1 << 16))
     flip(max((directory / "ledger").glob("*.qack")), 120)
     damage_entry(directory, b'["/", "audit"]', 2)
-    originals = {one[2] for one in fingerprint(directory).values() if one[1] > 4096}
+    originals = {
+        one[2]
+        for path, one in fingerprint(directory).items()
+        if one[1] > 4096 and not path.endswith("lock.mdb")  # LMDB makes it anew
+    }
     with pytest.MonkeyPatch.context() as monkeypatch:
         kills = Kills(directory, tmp_path / "kills", monkeypatch)
         run("repair", "--accept-loss", "--data-dir", str(directory))

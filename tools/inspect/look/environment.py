@@ -26,7 +26,8 @@ import lmdb
 from qlog.server.broker.definitions import Definitions
 from qlog.storage.bytes.datadir import Identity
 from qlog.storage.errors import OtherFormat, StorageError
-from qlog.storage.index.index import Checkpoint, Index, IndexDoubt, LaneRow, Live
+from qlog.storage.index.index import Checkpoint, Index, LaneRow, Live
+from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lmdb.catalog import Catalog
 from qlog.storage.lmdb.environment import check_environment
 from qlog.storage.lmdb.file_check import CutOff, Implausible
