@@ -225,6 +225,7 @@ class VHost:
             raise access_refused(
                 f"queue name '{name}' contains reserved prefix '{RESERVED_PREFIX}*'"
             )
+        server_named = not name
         name = name or "amq.gen-" + secrets.token_urlsafe(16)
         durable = durable and not exclusive  # it would not outlive its connection anyway
         queue = self.queues.get(name)
@@ -238,14 +239,15 @@ class VHost:
             assert_equivalent_argument("auto_delete", resource, auto_delete, declared.auto_delete)
             declared.arguments.assert_equivalent(arguments, resource)
             return queue
-        declared = Declaration(
-            self.name,
-            name,
-            durable,
-            auto_delete,
-            exclusive,
-            QueueArguments.check(arguments, resource),
+        checked = QueueArguments.check(
+            arguments,
+            resource,
+            durable=durable,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            server_named=server_named,
         )
+        declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
         lane_id = self.broker.store.new_lane_id()
         if durable:
             self.broker.definitions.save_queue(declared, lane_id)

@@ -127,13 +127,6 @@ REFUSALS = [
         args(x_single_active_consumer=True),
         args(x_single_active_consumer=False),
     ),
-    different(
-        "x-queue-type",
-        "the value 'quorum' of type 'longstr'",
-        "none",
-        {"durable": True},
-        {"durable": True, **args(x_queue_type="quorum")},
-    ),
     argument("x-message-ttl", -1, "{value_negative,-1}"),
     argument("x-message-ttl", "soon", '"expected integer, got longstr"'),
     argument("x-expires", 0, "{value_zero,0}"),
@@ -293,6 +286,18 @@ def test_integers_are_equal_across_widths(talk: Talk) -> None:
 def test_absent_queue_type_is_classic(talk: Talk) -> None:
     queue = talk.queue(durable=True)
     talk.declare(queue, durable=True, **args(x_queue_type="classic"))
+
+
+@pytest.mark.newer
+def test_another_queue_type_is_not_equivalent(talk: Talk) -> None:
+    queue = talk.queue(durable=True)
+    declare = Queue.Declare(queue=queue, durable=True, **args(x_queue_type="quorum"))
+    assert talk.refused(declare) == refusal(
+        406,
+        f"PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue '{queue}' in vhost '/': "
+        "received 'quorum' but current is 'classic'",
+        Queue.Declare,
+    )
 
 
 def test_passive_compares_nothing(talk: Talk) -> None:

@@ -2,7 +2,8 @@
 
 Only arguments named here are checked and compared; all others are kept and ignored, as in RabbitMQ
 (rabbit_amqqueue:check_declare_arguments, rabbit_misc:assert_args_equivalence). Texts are RabbitMQ's,
-Erlang terms included, because client libraries match on them.
+Erlang terms included, because client libraries match on them. Texts, and which of several
+complaints comes first, are those of RabbitMQ 4.0.5, which was asked.
 """
 
 from __future__ import annotations
@@ -11,17 +12,41 @@ from collections.abc import Callable
 
 from qlog.server.amqp.errors import precondition_failed
 from qlog.server.amqp.properties import EXPIRY_MS_MAX
-from qlog.server.amqp.values import Table, Value, type_name
+from qlog.server.amqp.values import Table, Timestamp, Value, type_name
 
 PRIORITY_MAX = 255
 QUEUE_TYPES = ("classic", "quorum")
 OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
+DEAD_LETTER_STRATEGIES = ("at-most-once", "at-least-once")
+LEADER_LOCATORS = ("client-local", "balanced", "random", "least-leaders", "min-masters")
+# Arguments of other types, for each type, in the order in which RabbitMQ complains of them.
+FOREIGN = {
+    "classic": (
+        "x-dead-letter-strategy",
+        "x-delivery-limit",
+        "x-initial-cluster-size",
+        "x-max-age",
+        "x-max-in-memory-bytes",
+        "x-max-in-memory-length",
+        "x-quorum-initial-group-size",
+        "x-stream-max-segment-size-bytes",
+    ),
+    "quorum": (
+        "x-initial-cluster-size",
+        "x-max-age",
+        "x-max-priority",
+        "x-queue-master-locator",
+        "x-queue-mode",
+        "x-queue-version",
+        "x-stream-max-segment-size-bytes",
+    ),
+}
 
 Check = Callable[[Value, Table], str | None]  # the complaint, or None
 
 
 def _is_int(value: Value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, (bool, Timestamp))
 
 
 def _int(value: Value, _: Table) -> str | None:
@@ -80,35 +105,50 @@ def _queue_type(value: Value, table: Table) -> str | None:
     return None if value in QUEUE_TYPES else f"\"unsupported queue type '{_text(value)}'\""
 
 
-def _queue_version(value: Value, table: Table) -> str | None:
-    if complaint := _int(value, table):
+def _queue_mode(value: Value, table: Table) -> str | None:
+    if complaint := _string(value, table):
         return complaint
-    return None if value == 2 else f'"unsupported queue version {_text(value)}"'
+    return None if value in ("default", "lazy") else f"\"unsupported queue mode '{_text(value)}'\""
 
 
+def _queue_version(value: Value, table: Table) -> str | None:
+    if complaint := _non_negative(value, table):
+        return complaint
+    return None if value in (1, 2) else f"\"unsupported queue version '{_text(value)}'\""
+
+
+def _group_size(value: Value, table: Table) -> str | None:
+    return "{value_zero,0}" if _is_int(value) and value == 0 else _non_negative(value, table)
+
+
+# In the order in which they are checked, `x-queue-type` before all of them.
 CHECKS: dict[str, Check] = {
     "x-expires": _expires,
     "x-message-ttl": _expiry,
     "x-dead-letter-exchange": _string,
     "x-dead-letter-routing-key": _dead_letter_key,
+    "x-dead-letter-strategy": _one_of(DEAD_LETTER_STRATEGIES, "invalid_dlx_strategy"),
     "x-max-length": _non_negative,
     "x-max-length-bytes": _non_negative,
+    "x-max-in-memory-length": _non_negative,
+    "x-max-in-memory-bytes": _non_negative,
     "x-max-priority": _priority,
     "x-overflow": _one_of(OVERFLOWS, "invalid_overflow"),
-    "x-queue-mode": _one_of(("default", "lazy"), "invalid_queue_mode"),
-    "x-single-active-consumer": _bool,
-    "x-queue-type": _queue_type,
+    "x-queue-mode": _queue_mode,
     "x-queue-version": _queue_version,
+    "x-single-active-consumer": _bool,
+    "x-quorum-initial-group-size": _group_size,
+    "x-queue-leader-locator": _one_of(LEADER_LOCATORS, "invalid_queue_locator_arg"),
     "x-consumer-timeout": _non_negative,
 }
-# Compared on redeclaration though not checked.
-COMPARED = (*CHECKS, "x-delivery-limit")
+# Compared on redeclaration; the delivery limit is not checked.
+COMPARED = ("x-queue-type", *CHECKS, "x-delivery-limit")
 
 
 class QueueArguments:
     """The validated arguments of one queue.
 
-    Raises (from `check`): 406 `invalid arg 'K' for RS: …`.
+    Raises (from `check`): 406 `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
     """
 
     __slots__ = ("consumer_timeout_s", "table", "timeout_requeues")
@@ -120,31 +160,71 @@ class QueueArguments:
         self.timeout_requeues = table.get("x-consumer-timeout-action") == "requeue"
 
     @classmethod
-    def check(cls, table: Table, resource: str) -> QueueArguments:
-        """Validate the arguments of a declaration of `resource` (as printed in error texts)."""
+    def check(
+        cls,
+        table: Table,
+        resource: str,
+        *,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        server_named: bool,
+    ) -> QueueArguments:
+        """Validate a declaration of `resource` (as printed in error texts) that makes a queue."""
         assert_string(table, "x-dead-letter-exchange", resource)
+        _assert_valid("x-queue-type", _queue_type, table, resource)
+        queue_type = str(table.get("x-queue-type", "classic"))
+        if server_named and queue_type != "classic":
+            raise precondition_failed(
+                f"Cannot declare a server-named queue for type rabbit_{queue_type}_queue"
+            )
+        foreign = FOREIGN[queue_type]
         for key, check in CHECKS.items():
-            if key in table and (complaint := check(table[key], table)) is not None:
-                raise precondition_failed(f"invalid arg '{key}' for {resource}: {complaint}")
+            if key not in foreign:
+                _assert_valid(key, check, table, resource)
+        for key in foreign:
+            if key in table:
+                raise precondition_failed(
+                    f"invalid arg '{key}' for {resource} of queue type rabbit_{queue_type}_queue"
+                )
+        if queue_type == "quorum":
+            _assert_lasting(resource, durable, exclusive, auto_delete)
         return cls(table)
 
     def assert_equivalent(self, received: Table, resource: str) -> None:
         """Raises 406 if a redeclaration differs in an argument that counts."""
+        # RabbitMQ puts the type into a declaration that lacks it.
+        current = {"x-queue-type": "classic", **self.table}
+        received = {"x-queue-type": "classic", **received}
+        foreign = FOREIGN.get(str(current["x-queue-type"]), ())
         for key in COMPARED:
-            current_value, received_value = self.table.get(key), received.get(key)
-            if key == "x-queue-type":
-                current_value, received_value = (
-                    current_value or "classic",
-                    received_value or "classic",
-                )
+            if key in foreign:
+                continue
             assert_equivalent_argument(
                 key,
                 resource,
-                received_value,
-                current_value,
+                received.get(key),
+                current.get(key),
                 received=key in received,
-                current=key in self.table,
+                current=key in current,
             )
+
+
+def _assert_valid(key: str, check: Check, table: Table, resource: str) -> None:
+    if key in table and (complaint := check(table[key], table)) is not None:
+        raise precondition_failed(f"invalid arg '{key}' for {resource}: {complaint}")
+
+
+def _assert_lasting(resource: str, durable: bool, exclusive: bool, auto_delete: bool) -> None:
+    """What is replicated cannot go with a client or a node."""
+    invalid = {
+        "auto-delete": auto_delete,
+        "exclusive-owner": exclusive,
+        "non-durable": not durable,
+    }
+    for name, given in invalid.items():
+        if given:
+            raise precondition_failed(f"invalid property '{name}' for {resource}")
 
 
 def assert_string(table: Table, key: str, resource: str) -> None:
