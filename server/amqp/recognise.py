@@ -257,7 +257,9 @@ def take_publishes(
                 ):
                     traits: Traits | None = shape.traits
                     if found != shape.expected:
-                        traits = find_traits(alike, data, header_at + SHAPE_HEAD_BYTES)
+                        traits = shape.traits_with(found) if shape.tells else None
+                        if traits is None and len(alike) > 1:
+                            traits = find_traits(alike, data, header_at + SHAPE_HEAD_BYTES)
                     if traits is not None:
                         shapes.recognised += 1
                         known = form.envelope

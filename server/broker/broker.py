@@ -66,6 +66,8 @@ class Broker:
         self._waiting: dict[QueueType, None] = {}
         self._unconfirmed: dict[Confirms, None] = {}
         self._confirmed_lsn = store.durable_lsn
+        # Channels whose tx.commit waits for the log up to an LSN, and those that wait for a sync.
+        self._committing: deque[tuple[int, Channel]] = deque()
         self._syncing: deque[tuple[int, Channel]] = deque()
         self._load()
 
@@ -221,9 +223,16 @@ class Broker:
         """Confirms wait for the disk."""
         self._unconfirmed[confirms] = None
 
-    def await_sync(self, channel: Channel) -> None:
-        """The channel's tx.commit waits until log and ledger are synced."""
-        self._syncing.append((self.store.request_sync(), channel))
+    def await_sync(self, channel: Channel, after_lsn: int) -> None:
+        """The channel's tx.commit waits until log and ledger are synced.
+
+        Its settlements, if any, wait until the log is durable up to `after_lsn`: only from then on
+        can a sync of the ledger bring them.
+        """
+        if after_lsn > self.store.durable_lsn:
+            self._committing.append((after_lsn, channel))
+        else:
+            self._syncing.append((self.store.request_sync(), channel))
 
     def progress(self) -> None:
         """The disk got further: confirm what is durable, answer the commits that are."""
@@ -234,6 +243,8 @@ class Broker:
         for confirms in list(self._unconfirmed):
             if confirms.confirm_through(durable_lsn):
                 del self._unconfirmed[confirms]
+        while self._committing and self._committing[0][0] <= durable_lsn:
+            self.await_sync(self._committing.popleft()[1], 0)
         while self._syncing and self.store.synced >= self._syncing[0][0]:
             self._syncing.popleft()[1].synced()
 

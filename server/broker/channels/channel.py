@@ -30,6 +30,7 @@ from qlog.server.broker.channels.consumer import Consumer
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.publisher import Publisher
 from qlog.server.broker.channels.reply_to import REPLY_TO
+from qlog.server.broker.channels.transactions import Settlement, Transaction
 from qlog.server.broker.channels.unacked import UnackedRun
 from qlog.server.broker.queues.arguments import assert_integer
 from qlog.storage.errors import StorageError
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from qlog.server.broker.channels.sink import Sink
 
 logger = logging.getLogger("qlog.connection")
-
-# What tx.commit will do to deliveries: (runs, requeue); not to requeue is to acknowledge.
-Settlement = tuple[list[UnackedRun], bool]
 
 
 class Channel:
@@ -62,7 +60,6 @@ class Channel:
         self._reply_consumer: DeliveryEncoder | None = None
         self._reply_tag = ""
         self._reply_address = ""
-        self._settlements: list[Settlement] = []  # in a transaction
         self._held: list[Event] | None = None  # events that wait for tx.commit to be on disk
 
     @property
@@ -105,8 +102,8 @@ class Channel:
     def close(self) -> None:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
         self._forget_reply_consumer()
-        for runs, _ in self._settlements:
-            self._requeue(runs)
+        if self.publisher.transaction is not None:
+            self._requeue(self.publisher.transaction.unsettled())
         self._requeue(self.outstanding.unacked.take_all())
         for consumer in list(self.consumers.values()):
             try:
@@ -241,20 +238,21 @@ class Channel:
     def _settle(self, runs: list[UnackedRun]) -> None:
         """Acknowledge, or keep for tx.commit."""
         if self.publisher.transaction is not None:
-            self._settlements.append((runs, False))
+            self.publisher.transaction.settlements.append(Settlement(runs, requeue=False))
             return
         self._acknowledge(runs)
 
-    def _acknowledge(self, runs: list[UnackedRun]) -> None:
+    def _acknowledge(self, runs: list[UnackedRun], after_lsn: int = 0) -> None:
+        """These are done with, lastingly not before the log is durable up to `after_lsn`."""
         self._release(runs)
         for run in runs:
-            run.backlog.settle(run.qseq, run.count, run.size)
+            run.backlog.settle(run.qseq, run.count, run.size, after_lsn)
 
     def _reject(self, runs: list[UnackedRun], requeue: bool) -> None:
         if not requeue:
             self._settle(runs)
         elif self.publisher.transaction is not None:
-            self._settlements.append((runs, True))
+            self.publisher.transaction.settlements.append(Settlement(runs, requeue=True))
         else:
             self._requeue(runs)
 
@@ -348,16 +346,15 @@ class Channel:
 
     def tx_commit(self, method: spec.TxCommit) -> None:
         """Publish and settle what was kept back; CommitOk follows when log and ledger are synced."""
-        self._assert_transactional()
-        self.publisher.commit()
-        settlements, self._settlements = self._settlements, []
-        for runs, requeue in settlements:
+        transaction = self._new_transaction()
+        lsn = self.publisher.commit(transaction)
+        for runs, requeue in transaction.settlements:
             if requeue:
                 self._requeue(runs)
             else:
-                self._acknowledge(runs)
+                self._acknowledge(runs, lsn)
         self._held = []
-        self.client.broker.await_sync(self)
+        self.client.broker.await_sync(self, lsn if transaction.settlements else 0)
 
     def synced(self) -> None:
         """What tx.commit did is on disk: answer, and go on with what came meanwhile."""
@@ -370,17 +367,17 @@ class Channel:
 
     def tx_rollback(self, method: spec.TxRollback) -> None:
         """Forget the publishes; what was acknowledged is unacknowledged again."""
-        self._assert_transactional()
-        self.publisher.begin()
-        settlements, self._settlements = self._settlements, []
-        for runs, _ in settlements:
-            for run in runs:
-                self.outstanding.unacked.give_back(run)
+        for run in self._new_transaction().unsettled():
+            self.outstanding.unacked.give_back(run)
         self.send(spec.TxRollbackOk())
 
-    def _assert_transactional(self) -> None:
+    def _new_transaction(self) -> Transaction:
+        """Begin anew; returns what was kept back until now. Raises 406."""
         if self.publisher.transaction is None:
             raise precondition_failed("channel is not transactional")
+        before = self.publisher.transaction
+        self.publisher.begin()
+        return before
 
     # -- the rest ----------------------------------------------------------------------------
 

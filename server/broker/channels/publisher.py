@@ -37,7 +37,7 @@ from qlog.server.amqp.recognise import PublishRun
 from qlog.server.amqp.values import Table, type_name
 from qlog.server.broker.access.users import User
 from qlog.server.broker.channels.confirms import Confirms, Publishing
-from qlog.server.broker.channels.grouping import Grouping
+from qlog.server.broker.channels.grouping import Group, Grouping
 from qlog.server.broker.channels.reply_to import REPLY_PREFIX, Replies
 from qlog.server.broker.channels.transactions import Transaction, Unqueued
 from qlog.server.broker.queues.targets import Routes, Targets
@@ -99,7 +99,7 @@ class Post(Protocol):
         envelopes: Sequence[Envelope],
         bodies: Sequence[bytes],
     ) -> int:
-        """Append messages to the queues; the LSN that makes them durable. Keeps the lists."""
+        """Append messages to the queues; the LSN that makes them durable, 0 if none has to be."""
 
     def await_durability(self, confirms: Confirms) -> None:
         """Call `confirm_through` when the log gets further."""
@@ -245,25 +245,34 @@ class Publisher:
 
         An error ends it: a group must not be stored twice, nor confirmed when one before it failed.
         """
-        transaction, post = self.transaction, self._post
-        if transaction is not None:
-            transaction.groups += grouping.groups
+        if self.transaction is not None:
+            self.transaction.groups += grouping.groups
             return
-        ticket = 0
-        for group in grouping.groups:
-            lsn = post.enqueue(group.targets, group.persistent, group.envelopes, group.bodies)
-            ticket = max(ticket, lsn)
+        ticket = self._enqueue(grouping.groups)
         confirms = self.confirms
         if confirms.selected:
             confirms.note(ticket)
-            if not confirms.confirm_through(post.durable_lsn):
-                post.await_durability(confirms)
+            if not confirms.confirm_through(self._post.durable_lsn):
+                self._post.await_durability(confirms)
+
+    def _enqueue(self, groups: list[Group]) -> int:
+        """Append the groups; the LSN that makes all of them durable, 0 if none has to be."""
+        enqueue = self._post.enqueue
+        ticket = 0
+        for group in groups:
+            lsn = enqueue(group.targets, group.persistent, group.envelopes, group.bodies)
+            ticket = max(ticket, lsn)
+        return ticket
 
     def _unqueued(self, messages: Unqueued) -> None:
-        """Messages that no queue takes: direct replies, and what nobody is bound to."""
+        """No queue takes these messages: pass them on now, or keep them for tx.commit."""
         if self.transaction is not None:
             self.transaction.unqueued.append(messages)
-            return
+        else:
+            self._pass_queues(messages)
+
+    def _pass_queues(self, messages: Unqueued) -> None:
+        """Send direct replies, and return what was mandatory."""
         targets, methods, envelopes, bodies = messages
         if targets.replies_to is not None:
             targets.replies_to.deliver_replies(envelopes, bodies)
@@ -282,15 +291,11 @@ class Publisher:
         """Keep back what is published from here on; forget what was kept back."""
         self.transaction = Transaction()
 
-    def commit(self) -> None:
-        """tx.commit: publish what was kept back, and begin anew."""
-        transaction, self.transaction = self.transaction, None
-        assert transaction is not None
+    def commit(self, transaction: Transaction) -> int:
+        """Publish what was kept back; the LSN that makes it durable, 0 if none has to be."""
         for messages in transaction.unqueued:
-            self._unqueued(messages)
-        for group in transaction.surviving():
-            self._post.enqueue(group.targets, group.persistent, group.envelopes, group.bodies)
-        self.begin()
+            self._pass_queues(messages)
+        return self._enqueue(transaction.surviving())
 
 
 def _carbon_copies(headers: Table, name: str) -> list[str]:

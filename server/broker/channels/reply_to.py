@@ -8,12 +8,9 @@ Answers are never stored (RabbitMQ: rabbit_channel, "fast reply").
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
 
 from qlog.server.amqp.properties import PSEUDO_QUEUE
-
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.channel import Channel
+from qlog.server.broker.queues.targets import ReplyChannel
 
 REPLY_TO = PSEUDO_QUEUE
 REPLY_PREFIX = REPLY_TO + "."
@@ -23,9 +20,9 @@ class Replies:
     """The channels that wait for direct replies, by address."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[str, ReplyChannel] = {}
 
-    def register(self, channel: Channel) -> str:
+    def register(self, channel: ReplyChannel) -> str:
         """A new address for the channel."""
         address = REPLY_PREFIX + secrets.token_urlsafe(24)
         self._channels[address] = channel
@@ -35,6 +32,6 @@ class Replies:
         """The channel is gone or cancelled its consumer."""
         self._channels.pop(address, None)
 
-    def find(self, address: str) -> Channel | None:
+    def find(self, address: str) -> ReplyChannel | None:
         """The channel behind an address, if it still waits."""
         return self._channels.get(address)

@@ -1,7 +1,7 @@
-"""What a channel in transaction mode keeps back until tx.commit: publishes, and what becomes of them.
+"""What a channel in transaction mode keeps back until tx.commit: publishes and settlements.
 
-Promises that the order of publishes is kept, and that nothing of a transaction that is dropped has
-happened. Knows nothing of how messages are stored.
+Promises that the order of publishes, and that of settlements, is kept, and that nothing of a
+transaction that is dropped has happened. Knows nothing of how messages are stored or settled.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.spec import BasicPublish
 from qlog.server.broker.channels.grouping import Group
+from qlog.server.broker.channels.unacked import UnackedRun
 from qlog.server.broker.queues.targets import Targets
 
 
@@ -22,14 +23,26 @@ class Unqueued(NamedTuple):
     bodies: Sequence[bytes]
 
 
-class Transaction:
-    """What was published since the last tx.commit or tx.rollback."""
+class Settlement(NamedTuple):
+    """Deliveries that were rejected with `requeue`, or acknowledged."""
 
-    __slots__ = ("groups", "unqueued")
+    runs: list[UnackedRun]
+    requeue: bool
+
+
+class Transaction:
+    """What the client sent since the last tx.commit or tx.rollback."""
+
+    __slots__ = ("groups", "settlements", "unqueued")
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
         self.unqueued: list[Unqueued] = []
+        self.settlements: list[Settlement] = []
+
+    def unsettled(self) -> list[UnackedRun]:
+        """The deliveries of all settlements: they are unacknowledged again if it is dropped."""
+        return [run for settlement in self.settlements for run in settlement.runs]
 
     def surviving(self) -> list[Group]:
         """The groups, for those of their queues that were not deleted meanwhile."""

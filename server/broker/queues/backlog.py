@@ -160,14 +160,20 @@ class Backlog:
 
     # -- what becomes of messages that are out -----------------------------------------------
 
-    def settle(self, qseq: int, count: int, size: int) -> None:
-        """Messages that are out, `size` octets in all, are done with: acknowledged or discarded."""
+    def settle(self, qseq: int, count: int, size: int, after_lsn: int = 0) -> None:
+        """Messages that are out, `size` octets in all, are done with: acknowledged or discarded.
+
+        Lastingly not before the log is durable up to `after_lsn`, come what may.
+        """
         if self._closed:
             return
         self.out -= count
         self.out_bytes -= size
         assert self.out >= 0 and qseq + count <= self._cursor
-        self.lane.settle(qseq, count, size)
+        if after_lsn:
+            self.lane.settle_after(after_lsn, qseq, count, size)
+        else:
+            self.lane.settle(qseq, count, size)
 
     def give_back(self, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, are ready again, at their old place."""

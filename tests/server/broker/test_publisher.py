@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from errno import ENOSPC
 from typing import Any
 
 import pytest
@@ -414,6 +416,56 @@ def test_queue_deleted_before_the_commit_gets_nothing(bench: Bench, transacting:
     bench.disk()
     assert transacting.hear() == [spec.TxCommitOk()]
     assert (other.ready, queue.lane.alive) == (1, 0)
+
+
+def test_acks_of_a_commit_wait_for_its_publishes(
+    bench: Bench, transacting: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full for the log, though not for the ledger; then the broker is killed."""
+    transacting.declare("target")
+    transacting.publish(1, "q", b"a")
+    transacting.send(1, spec.TxCommit())
+    bench.disk()
+    transacting.take()
+    transacting.send(1, make(spec.BasicGet, queue="q"))
+    transacting.take()
+    disk = bench.faulty
+    write = disk.write
+
+    def full_for_the_log(file: int, buffers: Sequence[bytes], offset: int) -> None:
+        if disk.names_open[file].startswith("log/"):
+            raise OSError(ENOSPC, "full")
+        write(file, buffers, offset)
+
+    monkeypatch.setattr(disk, "write", full_for_the_log)
+    transacting.send(1, message(1, "target", b"moved"), spec.BasicAck(1, False), spec.TxCommit())
+    for _ in range(3):
+        bench.disk()
+        bench.now_s += 2.0
+    assert bench.store.shortage is not None and transacting.take() == []
+    bench.kill()
+    bench.open()
+    assert (ready(bench), ready(bench, "target")) == (1, 0)
+    bench.close()
+
+
+def test_commit_of_publishes_and_acks_is_answered_when_both_last(
+    bench: Bench, transacting: Peer
+) -> None:
+    transacting.declare("target")
+    transacting.publish(1, "q", b"a")
+    transacting.send(1, spec.TxCommit())
+    bench.disk()
+    transacting.take()
+    transacting.send(1, make(spec.BasicGet, queue="q"))
+    transacting.take()
+    transacting.send(1, message(1, "target", b"moved"), spec.BasicAck(1, False), spec.TxCommit())
+    while not transacting.take():
+        assert bench.disk_once()
+    bench.kill()
+    bench.open()
+    assert (ready(bench), ready(bench, "target")) == (0, 1)
+    bench.close()
 
 
 @pytest.mark.parametrize(
