@@ -41,7 +41,7 @@ class DirectoryLocked(StorageError):
 
 
 class OtherFormat(StorageError):
-    """Another qlog wrote the directory: a newer one, or one from before the first release."""
+    """Another qlog wrote the directory: a newer one, or an older one with another format."""
 
 
 class DirectoryUnreadable(StorageError):

@@ -14,6 +14,8 @@ from qlog.storage.bytes.disk import Disk
 from qlog.storage.errors import DirectoryLocked, DirectoryUnreadable, OtherFormat, SyncFailed
 from qlog.storage.lmdb.catalog import Catalog
 
+# Which qlog wrote an older format.
+_WRITERS = {1: "one from before the first release", 2: "qlog 0.1.0"}
 _KIND = "storage"  # the catalog's kind for what storage itself keeps there
 _NAME = "directory"
 
@@ -116,9 +118,11 @@ def check_format(what: object, version: int) -> None:
             "qlog that wrote it"
         )
     if version < FORMAT_VERSION:
+        writer = _WRITERS.get(version, "an unknown one")
         raise OtherFormat(
-            f"{what} has format {version}, from before the first release, and this qlog reads format "
-            f"{FORMAT_VERSION}; take it over with `qlog inspect export` of the qlog that wrote it"
+            f"{what} has format {version}, this qlog reads format {FORMAT_VERSION}; export its "
+            f"messages with the qlog that wrote it ({writer}), `qlog inspect export`, and bring them "
+            'into this one, `qlog inspect import`: see docs/inspect.md, "From an older format"'
         )
 
 

@@ -431,7 +431,12 @@ def test_only_one_broker_has_a_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "version, advice", [(99, "use the newer qlog"), (1, "take it over with `qlog inspect export`")]
+    "version, advice",
+    [
+        (99, "use the newer qlog"),
+        (2, r"the qlog that wrote it \(qlog 0.1.0\), `qlog inspect export`"),
+        (1, r"\(one from before the first release\)"),
+    ],
 )
 def test_a_directory_of_another_format_is_left_alone(
     tmp_path: Path, version: int, advice: str
