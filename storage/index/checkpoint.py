@@ -8,6 +8,7 @@ the ledger is synced by the commit thread; the rest is done here, on the checkpo
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic
 
 import lmdb
@@ -72,7 +73,7 @@ class CheckpointDone(Generic[M]):
 def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) -> None:
     """Add what changed in these lanes; they count as clean afterwards."""
     transients: dict[int, Transient[M]] = {}
-    for lane in lanes:
+    for lane in sorted(lanes, key=attrgetter("id")):  # spilled in the same order each time
         if lane.dropped:
             continue
         update = lane_update(lane, lane.durable_upto(durable_lsn))
