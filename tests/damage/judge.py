@@ -53,8 +53,8 @@ def try_one(facts: Facts, directory: Path, seed: int) -> Verdict | None:
     before = _image(directory)
     try:
         report: Report | None = verified(Directory(directory))
-        findings = [str(item) for item in report.damage] if report is not None else []
-        notes = report.notes if report is not None else []
+        findings = [str(item) for item in report.all_damage] if report is not None else []
+        notes = report.all_notes if report is not None else []
         refusals = [str(item.error()) for item in Directory(directory).refusals()]
     except StorageError as error:
         findings, notes, refusals = [str(error)], [], [str(error)]
@@ -158,7 +158,7 @@ def _mistake_of_repair(facts: Facts, done: Strike, directory: Path) -> str | Non
     plan = make_plan(was, lambda size: None)
     if plan.needed:
         act(plan, was, OSDisk(), {})
-    findings = [str(item) for item in verified(Directory(directory)).damage]
+    findings = [str(item) for item in verified(Directory(directory)).all_damage]
     if findings:
         return f"verify has findings: {findings}"
     outcome = start(directory, _qseq_end(facts))

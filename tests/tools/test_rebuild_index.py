@@ -63,9 +63,7 @@ def test_an_account_of_it(tmp_path: Path) -> None:
     assert account["index_bytes"] == (directory / "index.lmdb" / "data.mdb").stat().st_size
 
 
-@pytest.mark.parametrize(
-    "step", ["storage.bytes.datadir.mark_doubt", "storage.start.examine.Examination"]
-)
+@pytest.mark.parametrize("step", ["mark_doubt", "Examination"])
 def test_rights_that_are_missing_are_one_line(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +71,6 @@ def test_rights_that_are_missing_are_one_line(
         raise PermissionError(errno.EACCES, "Permission denied", "/its/file")
 
     directory = killed(tmp_path / "data", 10)
-    monkeypatch.setattr(f"qlog.{step}", refuse)
+    monkeypatch.setattr(f"qlog.tools.inspect.commands.rebuild_index.{step}", refuse)
     (line,) = rebuild(directory, status=2).stderr.splitlines()
     assert "/its/file cannot be" in line

@@ -1,49 +1,59 @@
 """`qlog inspect`: what is in a data directory, sound or damaged, running, stopped or copied.
 
 Promises to change nothing in it, but for `repair --accept-loss` and `rebuild-index`, which need that
-no broker runs: no lock is taken, no file is written. One file a command; each imports what it needs when it
-runs. What is found damaged is named, never left out.
+no broker runs: no lock is taken, no file is written. What is found damaged is named, never left out.
+One file a command, which is imported when it is asked for: each starts as fast as what it needs.
 """
 
 from __future__ import annotations
 
-import typer
+from importlib import import_module
+from typing import Any
 
-from qlog.tools.inspect.commands.catalog import catalog
-from qlog.tools.inspect.commands.history import history
-from qlog.tools.inspect.commands.index import index
-from qlog.tools.inspect.commands.ledger import ledger
-from qlog.tools.inspect.commands.message import message
-from qlog.tools.inspect.commands.messages import messages
-from qlog.tools.inspect.commands.queues import queues
-from qlog.tools.inspect.commands.rebuild_index import rebuild_index
-from qlog.tools.inspect.commands.repair import repair
-from qlog.tools.inspect.commands.segments import segments
-from qlog.tools.inspect.commands.summary import summary
-from qlog.tools.inspect.commands.verify import verify
-from qlog.tools.transfer.export import export
-from qlog.tools.transfer.import_ import import_
+import typer
+import typer.core
+import typer.main
+
+_COMMANDS = {
+    "summary": "qlog.tools.inspect.commands.summary",
+    "segments": "qlog.tools.inspect.commands.segments",
+    "queues": "qlog.tools.inspect.commands.queues",
+    "messages": "qlog.tools.inspect.commands.messages",
+    "message": "qlog.tools.inspect.commands.message",
+    "history": "qlog.tools.inspect.commands.history",
+    "ledger": "qlog.tools.inspect.commands.ledger",
+    "index": "qlog.tools.inspect.commands.index",
+    "catalog": "qlog.tools.inspect.commands.catalog",
+    "verify": "qlog.tools.inspect.commands.verify",
+    "repair": "qlog.tools.inspect.commands.repair",
+    "rebuild-index": "qlog.tools.inspect.commands.rebuild_index",
+    "export": "qlog.tools.transfer.export",
+    "import": "qlog.tools.transfer.import_",
+}
+
+
+class _Commands(typer.core.TyperGroup):
+    """The functions are named as their modules are."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of the help."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name; None when there is none."""
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        one = typer.Typer(
+            add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        )
+        one.command(cmd_name)(getattr(import_module(module), module.rpartition(".")[2]))
+        return typer.main.get_command(one)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Look into a data directory, check it, and get messages out of it.",
     epilog="Exit status: 0 sound, 1 damage found, 2 wrong option or no such directory.",
     no_args_is_help=True,
 )
-_COMMANDS = (
-    summary,
-    segments,
-    queues,
-    messages,
-    message,
-    history,
-    ledger,
-    index,
-    catalog,
-    verify,
-    repair,
-    rebuild_index,
-    export,
-)
-for command in _COMMANDS:
-    app.command()(command)
-app.command("import")(import_)

@@ -1,4 +1,4 @@
-"""The options that every `qlog inspect` command has, and how it ends.
+"""What all commands of `qlog inspect` have in common: options, one look at a directory, the end.
 
 Exit status: 0 when everything that was looked at is sound, 1 when damage was found, 2 for a wrong
 option, a directory that cannot be inspected, or a report that cannot be written (one line on stderr
@@ -7,19 +7,22 @@ says why).
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-if TYPE_CHECKING:
-    from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.rows import Report
+from qlog.storage.errors import CorruptLog, StorageError
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.environment import Forbidden
+from qlog.tools.inspect.rows import Report
 
 DataDir = Annotated[
     Path,
@@ -34,18 +37,50 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 DATA_DIR_DEFAULT = Path("qlog-data")
 
 
-def look_at(data_dir: Path) -> Directory:
-    """Read the directory's definitions and state, or end with status 2."""
-    from qlog.storage.errors import StorageError
-    from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.look.environment import Forbidden
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that looks at a directory: `function(directory, report, options…)`.
 
+    It gets --data-dir and --json beside its own options, fills in the report, and may raise
+    StorageError, Forbidden and PermissionError, which end with one line. The name of the function
+    is the command's. It may ask for `as_json` itself.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    _, _, *own = signature.parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    data_dir = inspect.Parameter("data_dir", keyword, default=DATA_DIR_DEFAULT, annotation=DataDir)
+    as_json = inspect.Parameter("as_json", keyword, default=False, annotation=AsJson)
+    options = [data_dir, *own, *([] if "as_json" in signature.parameters else [as_json])]
+    options = [option.replace(kind=keyword) for option in options]
+
+    @wraps(function)
+    def run(data_dir: Path, as_json: bool, **given: Any) -> None:
+        with errors_told():
+            directory = Directory(data_dir)
+            report = Report(function.__name__, directory)
+            if "as_json" in signature.parameters:
+                given["as_json"] = as_json
+            function(directory, report, **given)
+        finish(report, as_json=as_json)
+
+    run.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+@contextmanager
+def errors_told(*, of_damage: bool = True) -> Iterator[None]:
+    """What keeps a command from going on is one line, and status 2.
+
+    `of_damage`: CorruptLog too; else it is passed on.
+    """
     try:
-        return Directory(data_dir)
+        yield
     except (StorageError, Forbidden) as error:
+        if isinstance(error, CorruptLog) and not of_damage:
+            raise
         stop(str(error))
     except PermissionError as error:
-        stop_for_rights(error)
+        stop(f"{error.filename} cannot be opened with these rights; run as the broker's user")
 
 
 def find_lanes(directory: Directory, vhost: str, queue: str) -> frozenset[int]:
@@ -69,7 +104,7 @@ def finish(report: Report, *, as_json: bool) -> None:
     """Print the report and end with the status that it deserves."""
     with writing_stdout(report.summary):
         report.show(as_json=as_json)
-    if report.damage:
+    if report.all_damage:
         raise typer.Exit(1)
 
 
@@ -88,11 +123,6 @@ def writing_stdout(done: str = "") -> Iterator[None]:
         stop_for_pipe()
     except OSError as error:
         stop_for_stdout(error.strerror, done)
-
-
-def stop_for_rights(error: PermissionError) -> NoReturn:
-    """End because a file may not be read."""
-    stop(f"{error.filename} cannot be opened with these rights; run as the broker's user")
 
 
 def stop_for_pipe() -> NoReturn:

@@ -1,8 +1,9 @@
-"""What every `qlog inspect` command prints: a table, notes and damage for people, JSON for programs.
+"""What every `qlog inspect` command prints: rows, notes and damage for people, JSON for programs.
 
-On a terminal tables are drawn to its width; numbers are never cut, names go on in the next line;
-where no table fits, each value has its own line.
-Into a pipe each row is one line of aligned columns with plain numbers. A JSON document always has
+One model of a row: a dataclass (or a map) is an object of the JSON document, and with columns, which
+say what of it a cell shows, a row of a table. On a terminal tables are drawn to its width; numbers
+are never cut, names go on in the next line; where no table fits, each value has its own line. Into a
+pipe each row is one line of aligned columns with plain numbers. A JSON document always has
 `schema`, `data_dir`, `in_use`, `damage` and `notes`. Text that came from a message or a definition
 cannot steer the terminal. Knows nothing of what is inspected.
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # rich is slow to import, and needed on a terminal only
     from rich.console import Console
 
 _PROGRESS_BYTES_MIN = 128 << 20  # less is read before a bar could be looked at
@@ -102,48 +104,123 @@ class Time:
 
 # A list is several lines on a terminal.
 Cell = str | int | Bytes | Time | Sequence[str] | None
+Of = str | Callable[[Any], Cell] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. `name`: its text may go on in the next line; else it is never cut."""
+    """A column of a table: its title, and what a row shows in it.
+
+    `of` is the name of a field, by default the title's, or makes the cell. `is_name`: the text may
+    go on in the next line; else it is never cut.
+    """
 
     title: str
+    of: Of = None
     right: bool = False
-    name: bool = False
+    is_name: bool = False
+    unit: Callable[[Any], Cell] | None = None
+
+    def cell(self, row: Any) -> Cell:
+        """What of a row stands in the column."""
+        if callable(self.of):
+            return self.of(row)
+        name = self.of or self.title
+        value: Cell = row[name] if isinstance(row, dict) else getattr(row, name)
+        return value if self.unit is None or value is None else self.unit(value)
 
 
-@dataclass(slots=True)
+def text(title: str, of: Of = None) -> Column:
+    """Short text, which is never cut."""
+    return Column(title, of)
+
+
+def name(title: str, of: Of = None) -> Column:
+    """Text of any length."""
+    return Column(title, of, is_name=True)
+
+
+def number(title: str, of: Of = None) -> Column:
+    """A count, or an id."""
+    return Column(title, of, right=True)
+
+
+def size(title: str, of: Of = None) -> Column:
+    """So many bytes."""
+    return Column(title, of, right=True, unit=Bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of the same kind, under a title."""
+    """Rows of the same kind, as cells, under a title."""
 
     title: str
     columns: Sequence[Column]
-    rows: list[Sequence[Cell]] = field(default_factory=list)
+    rows: Sequence[Sequence[Cell]]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Things of different kinds, each with its name, under a title."""
 
     title: str
-    rows: list[tuple[str, Cell]] = field(default_factory=list)
+    rows: Sequence[tuple[str, Cell]]
 
 
-@dataclass(slots=True)
-class Report:
-    """What one command found. `columns` and `rows` are a table in front of all `sections`."""
+class Look(Protocol):
+    """What a report says of the directory that was looked at."""
 
-    kind: str  # the command
-    data_dir: str | None  # None for a command that needs none
+    root: Path
     in_use: bool
-    content: dict[str, Any] = field(default_factory=dict)  # for JSON
-    columns: Sequence[Column] = ()
-    rows: list[Sequence[Cell]] = field(default_factory=list)
-    sections: list[Table | Facts] = field(default_factory=list)
-    summary: str = ""
-    notes: list[str] = field(default_factory=list)
-    damage: list[Damage] = field(default_factory=list)
+    notes: list[str]
+    damage: list[Damage]
+
+
+class Report:
+    """What one command found. `content` is its part of the JSON document.
+
+    `notes` and `damage` come behind those of the directory as a whole.
+    """
+
+    def __init__(self, kind: str, look: Look | None = None, data_dir: str | None = None) -> None:
+        """`kind`: the command. `look`: at the directory, if the command looks at one."""
+        self.kind = kind
+        self.look = look
+        self.data_dir = data_dir if look is None else str(look.root)
+        self.in_use = look is not None and look.in_use
+        self.content: dict[str, Any] = {}
+        self.sections: list[Table | Facts] = []
+        self.summary = ""
+        self.notes: list[str] = []
+        self.damage: list[Damage] = []
+
+    @property
+    def all_notes(self) -> list[str]:
+        """With those of the directory."""
+        return self.notes if self.look is None else self.look.notes + self.notes
+
+    @property
+    def all_damage(self) -> list[Damage]:
+        """With that of the directory."""
+        return self.damage if self.look is None else self.look.damage + self.damage
+
+    def say(self, what: str) -> None:
+        """The last line, behind the name of the directory."""
+        self.summary = f"{self.data_dir}{', in use by a broker' if self.in_use else ''}: {what}"
+
+    def table(
+        self, columns: Sequence[Column], rows: Iterable[Any], *, title: str = "", key: str = ""
+    ) -> None:
+        """Show rows; with a `key` they are in the document too."""
+        rows = list(rows)
+        if key:
+            self.content[key] = [document_of(row) for row in rows]
+        cells = [[column.cell(row) for column in columns] for row in rows]
+        self.sections.append(Table(title, columns, cells))
+
+    def facts(self, rows: Iterable[tuple[str, Cell]], *, title: str = "") -> None:
+        """Show things of different kinds."""
+        self.sections.append(Facts(title, list(rows)))
 
     def show(self, *, as_json: bool) -> None:
         """Print it on stdout."""
@@ -153,20 +230,18 @@ class Report:
                 "data_dir": self.data_dir,
                 "in_use": self.in_use,
                 **self.content,
-                "notes": self.notes,
-                "damage": [asdict(item) for item in self.damage],
+                "notes": self.all_notes,
+                "damage": [asdict(item) for item in self.all_damage],
             }
             print(json.dumps(document, indent=2))
-            return
-        if _is_terminal():
+        elif _is_terminal():
             self._draw()
         else:
             self._print()
 
     @property
     def _filled(self) -> list[Table | Facts]:
-        sections = [Table("", self.columns, self.rows), *self.sections]
-        return [section for section in sections if section.rows]
+        return [section for section in self.sections if section.rows]
 
     def _draw(self) -> None:
         from rich.console import Console
@@ -182,9 +257,9 @@ class Report:
                 _draw_table(console, section)
             console.print()
         console.print(Text(printable(self.summary)))
-        for note in self.notes:
+        for note in self.all_notes:
             console.print(Text(f"note: {printable(note)}", "yellow"))
-        for item in self.damage:
+        for item in self.all_damage:
             console.print(Text(f"damaged: {printable(str(item))}", "red"))
 
     def _print(self) -> None:
@@ -199,10 +274,17 @@ class Report:
                 _print_table(section)
             print()
         print(printable(self.summary))
-        for note in self.notes:
+        for note in self.all_notes:
             print(f"note: {printable(note)}")
-        for item in self.damage:
+        for item in self.all_damage:
             print(f"damaged: {printable(str(item))}")
+
+
+def document_of(row: Any) -> Any:
+    """A row as an object of JSON: all its fields, but those whose names begin with `_`."""
+    if isinstance(row, dict):
+        return row
+    return {key: value for key, value in asdict(row).items() if not key.startswith("_")}
 
 
 def _draw_facts(console: Console, facts: Facts) -> None:
@@ -229,7 +311,7 @@ def _draw_table(console: Console, table: Table) -> None:
             line for text in (column.title, *(row[at] for row in rows)) for line in text.split("\n")
         ]
         longest = max(map(len, lines))
-        width += min(longest, _NAME_WIDTH_MIN) if column.name else longest
+        width += min(longest, _NAME_WIDTH_MIN) if column.is_name else longest
     if width > console.width:  # no table fits: one line a value
         for row in rows:
             for column, text in zip(table.columns, row, strict=True):
@@ -242,7 +324,7 @@ def _draw_table(console: Console, table: Table) -> None:
         drawn.add_column(
             column.title,
             justify="right" if column.right else "left",
-            no_wrap=not column.name,
+            no_wrap=not column.is_name,
             overflow="fold",
         )
     for row in rows:

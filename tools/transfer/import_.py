@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qlog.tools.inspect.command import AsJson, finish, stop
-
-if TYPE_CHECKING:
-    from qlog.tools.transfer.exported import Message
-    from qlog.tools.transfer.publisher import Address, Publisher
+from qlog.tools.inspect.rows import Report, counted, printable, progress
+from qlog.tools.transfer.exported import Malformed, Message, read_messages
+from qlog.tools.transfer.publisher import Address, Publisher, PublishFailed
 
 _COPIES_MAX = 10_000  # messages whose confirms are looked after
 
@@ -45,9 +44,6 @@ def import_(
 
     The queues must exist. Needs the right to write to the default exchange.
     """
-    from qlog.tools.inspect.rows import Report, counted, printable, progress
-    from qlog.tools.transfer.exported import Malformed
-    from qlog.tools.transfer.publisher import Address, PublishFailed
 
     try:
         address = Address.parse(url)
@@ -75,7 +71,7 @@ def import_(
             print(f"qlog: {_where_to_go_on(file, importing)}", file=sys.stderr)
         raise typer.Exit(status)
     confirmed = max(importing.confirmed, skip)
-    report = Report("import", data_dir=None, in_use=False)
+    report = Report("import")
     report.content = {
         "file": str(file),
         "messages": confirmed - skip,
@@ -89,7 +85,6 @@ def import_(
 
 
 def _where_to_go_on(file: Path, importing: _Import) -> str:
-    from qlog.tools.inspect.rows import counted
 
     confirmed, begun = importing.confirmed, importing.begun
     text = f"the first {counted(confirmed, 'message')} of {file} are confirmed; go on with --skip "
@@ -143,7 +138,6 @@ class _Import:
 
     def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
         """Raises PublishFailed, Malformed, OSError, KeyboardInterrupt."""
-        from qlog.tools.transfer.publisher import PublishFailed
 
         with ExitStack() as connections, _patiently() as interrupted:
             try:
@@ -163,8 +157,6 @@ class _Import:
         connections: ExitStack,
         interrupted: Callable[[], bool],
     ) -> None:
-        from qlog.tools.transfer.exported import read_messages
-        from qlog.tools.transfer.publisher import PublishFailed
 
         before = 0
         for number, (position, message) in enumerate(read_messages(stream), 1):
@@ -191,7 +183,6 @@ class _Import:
                 self._forget_confirmed()
 
     def _queues_of(self, message: Message) -> list[tuple[str, str]]:
-        from qlog.tools.transfer.publisher import PublishFailed
 
         vhost = self._address.vhost
         if self._queue is not None:
@@ -203,7 +194,6 @@ class _Import:
         return [(own if vhost is None else vhost, queue) for own, queue in message.queues]
 
     def _publisher(self, vhost: str, connections: ExitStack) -> Publisher:
-        from qlog.tools.transfer.publisher import Publisher
 
         if vhost not in self._publishers:
             publisher = Publisher(self._address, vhost)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from qlog.tools.inspect.command import (
-    DATA_DIR_DEFAULT,
-    AsJson,
-    DataDir,
-    finish,
-    look_at,
-    stop,
-    stop_for_rights,
-)
-
-if TYPE_CHECKING:
-    from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.rows import Cell, Report
+from qlog.server.broker.definitions import Definitions
+from qlog.tools.inspect.command import command
+from qlog.tools.inspect.look.decode import brief, json_value
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.environment import SoundEntries, Unreadable, read
+from qlog.tools.inspect.rows import Report, counted, name, number, text
 
 
 class Kind(StrEnum):
@@ -33,59 +26,58 @@ class Kind(StrEnum):
     BINDINGS = "bindings"
 
 
+_VHOST = name("vhost")
+_FLAGS = name(
+    "flags",
+    lambda row: ", ".join(key for key in ("auto_delete", "internal") if row.get(key)) or None,
+)
+_ARGUMENTS = name(
+    "arguments",
+    lambda row: [f"{key}={brief(value)}" for key, value in row["arguments"].items()] or None,
+)
 _COLUMNS = {
-    Kind.VHOSTS: ("vhost",),
-    Kind.USERS: ("user", "tags", "permissions"),
-    Kind.EXCHANGES: ("vhost", "exchange", "type", "flags", "arguments"),
-    Kind.QUEUES: ("vhost", "queue", "lane", "flags", "arguments"),
-    Kind.BINDINGS: ("vhost", "source", "destination", "routing key", "arguments"),
+    Kind.VHOSTS: (_VHOST,),
+    Kind.USERS: (
+        name("user"),
+        name("tags", lambda row: ", ".join(row["tags"]) or None),
+        name(
+            "permissions",
+            lambda row: (
+                [f"{key}: {', '.join(rights)}" for key, rights in row["permissions"].items()]
+                or None
+            ),
+        ),
+    ),
+    Kind.EXCHANGES: (_VHOST, name("exchange"), text("type"), _FLAGS, _ARGUMENTS),
+    Kind.QUEUES: (_VHOST, name("queue"), number("lane"), _FLAGS, _ARGUMENTS),
+    Kind.BINDINGS: (
+        _VHOST,
+        name("source", lambda row: row["source"] or "(default)"),
+        name("destination", lambda row: f"{row['destination_kind']} {row['destination']}"),
+        name("routing key", "routing_key"),
+        _ARGUMENTS,
+    ),
 }
 
 
+@command
 def catalog(
+    directory: Directory,
+    report: Report,
     kind: Annotated[
         Kind | None, typer.Argument(help="Only these. [default: all]", show_default=False)
     ] = None,
-    data_dir: DataDir = DATA_DIR_DEFAULT,
     vhost: Annotated[str | None, typer.Option(help="Of this vhost only. [default: all]")] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show what is defined.
 
-    Vhosts, users, exchanges, queues and bindings. Durable ones only: the others are in the broker's memory. Every queue is bound to the default
-    exchange by its name; these bindings are not written down.
+    Vhosts, users, exchanges, queues and bindings. Durable ones only: the others are in the broker's
+    memory. Every queue is bound to the default exchange by its name; these bindings are not written
+    down.
     """
-    directory = look_at(data_dir)
-    try:
-        report = _report(directory, kind, vhost)
-    except PermissionError as error:
-        stop_for_rights(error)
-    finish(report, as_json=as_json)
-
-
-def definitions_of(directory: Directory) -> dict[str, list[dict[str, Any]]]:
-    """All that are not damaged, by kind, for JSON. Raises Forbidden."""
-    from qlog.tools.inspect.look.environment import Unreadable, read
-
-    try:
-        return read(directory.paths.catalog, _definitions)
-    except Unreadable:
-        assert directory.damage  # said already
-        return {item.value: [] for item in Kind}
-
-
-def _report(directory: Directory, kind: Kind | None, vhost: str | None) -> Report:
-    from qlog.tools.inspect.look.environment import Forbidden
-    from qlog.tools.inspect.rows import Column, Facts, Report, Table, counted
-
-    report = Report("catalog", str(directory.root), directory.in_use)
-    report.notes = list(directory.notes)
-    report.damage = list(directory.damage)
-    try:
-        found = definitions_of(directory)
-    except Forbidden as error:
-        stop(str(error))
-    identity = directory.catalog_facts.identity
+    found = definitions_of(directory)
+    facts = directory.catalog_facts
+    identity = facts.identity
     report.content = {
         "identity": None
         if identity is None
@@ -96,83 +88,44 @@ def _report(directory: Directory, kind: Kind | None, vhost: str | None) -> Repor
             "lane_ids_reserved": identity.lane_ids_reserved,
             "closed_lsn": identity.closed_lsn,
         },
-        "damaged": [{"kind": kind, "name": name} for kind, name in directory.catalog_facts.damaged],
+        "damaged": [{"kind": kind, "name": key} for kind, key in facts.damaged],
     }
     if identity is not None and kind is None:
-        report.sections.append(
-            Facts(
-                "",
-                [
-                    ("uuid", identity.uuid.hex()),
-                    ("epoch", f"{identity.epoch} (starts so far)"),
-                    ("format", str(identity.version)),
-                ],
-            )
+        epoch = f"{identity.epoch} (starts so far)"
+        report.facts(
+            [("uuid", identity.uuid.hex()), ("epoch", epoch), ("format", str(identity.version))]
         )
     counts = []
-    for item in Kind:
-        if kind not in (None, item):
-            continue
-        rows = [
-            row
-            for row in found[item.value]
-            if vhost is None or vhost in (row.get("vhost"), *row.get("permissions", ()))
-        ]
-        if item is Kind.VHOSTS and vhost is not None:
-            rows = [row for row in rows if row["vhost"] == vhost]
-        report.content[item.value] = rows
+    for item in Kind if kind is None else (kind,):
+        rows = found[item.value]
+        if vhost is not None:
+            rows = [row for row in rows if vhost in (row.get("vhost"), *row.get("permissions", ()))]
         counts.append(counted(len(rows), item.value[:-1]))
-        columns = tuple(
-            Column(title, name=title not in ("lane", "type"), right=title == "lane")
-            for title in _COLUMNS[item]
-        )
-        cells = [[_cell(row, title) for title in _COLUMNS[item]] for row in rows]
-        report.sections.append(Table("" if kind else item.value, columns, [*cells]))
-    in_use = ", in use by a broker" if directory.in_use else ""
-    report.summary = f"{directory.root}{in_use}: {', '.join(counts)}"
-    return report
+        report.table(_COLUMNS[item], rows, title="" if kind else item.value, key=item.value)
+    report.say(", ".join(counts))
 
 
-def _cell(row: dict[str, Any], title: str) -> Cell:
-    from qlog.tools.inspect.look.decode import brief
-
-    match title:
-        case "flags":
-            flags = [name for name in ("auto_delete", "internal") if row.get(name)]
-            return ", ".join(flags) or None
-        case "arguments":
-            return [f"{name}={brief(value)}" for name, value in row[title].items()] or None
-        case "tags":
-            return ", ".join(row[title]) or None
-        case "permissions":
-            return [f"{vhost}: {', '.join(rights)}" for vhost, rights in row[title].items()] or None
-        case "lane":
-            return str(row[title])
-        case "destination":
-            return f"{row['destination_kind']} {row['destination']}"
-        case "routing key":
-            return str(row["routing_key"])
-        case "source":
-            return row[title] or "(default)"
-    return str(row[title])
+def definitions_of(directory: Directory) -> dict[str, list[dict[str, Any]]]:
+    """All that are not damaged, by kind, for JSON. Raises Forbidden."""
+    try:
+        return read(directory.paths.catalog, _definitions)
+    except Unreadable:
+        assert directory.damage  # said already
+        return {item.value: [] for item in Kind}
 
 
 def _definitions(directory: Path, lock: bool) -> dict[str, list[dict[str, Any]]]:
     """Read in a child; what is damaged is left out here."""
-    from qlog.server.broker.definitions import Definitions
-    from qlog.tools.inspect.look.decode import json_value
-    from qlog.tools.inspect.look.environment import SoundEntries
-
     catalog = SoundEntries(directory, lock)
     try:
         definitions = Definitions(catalog)
         return {
-            "vhosts": [{"vhost": name} for name in sorted(definitions.vhosts())],
+            "vhosts": [{"vhost": vhost} for vhost in sorted(definitions.vhosts())],
             "users": [
                 {
                     "user": user.name,
                     "tags": list(user.tags),
-                    "permissions": {name: list(item) for name, item in user.permissions.items()},
+                    "permissions": {key: list(item) for key, item in user.permissions.items()},
                 }
                 for user in definitions.users()
             ],

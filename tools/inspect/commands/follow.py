@@ -28,7 +28,7 @@ from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.segment import Batch
 from qlog.tools.inspect.command import stop, writing_stdout
-from qlog.tools.inspect.look.decode import add_body, body_lines, decoded, lines_of, queue_text
+from qlog.tools.inspect.look.decode import Bodies, decoded, lines_of, queue_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import (
     SoundEntries,
@@ -55,9 +55,8 @@ def follow_log(
     from_lsn: int | None,
     selection: Selection,
     limit: int | None,
-    body_max: int | None,
+    bodies: Bodies | None,
     *,
-    as_hex: bool,
     as_json: bool,
 ) -> None:
     """Print messages until something ends it. `from_lsn` None: those from now on."""
@@ -84,13 +83,14 @@ def follow_log(
             item = decoded(directory, file, entry)
             for target in item.get("targets", ()):
                 target["state"] = None
-            if as_json and body_max is not None and record is not None:
-                add_body(item, record)
+            more: list[str] = []
+            if bodies is not None and record is not None:
+                more = bodies.add(item, record)
             with writing_stdout():
                 if as_json:
                     print(json.dumps({"schema": "qlog.inspect.messages.follow/1", **item}))
                 else:
-                    print(_line(item, entry, body_max, as_hex))
+                    print(_line(item, more))
             if left is not None:
                 left -= 1
                 if not left:
@@ -118,7 +118,7 @@ def _learn_names(directory: Directory) -> None:
             directory.owners[lane_id] = queue
 
 
-def _line(item: dict[str, Any], entry: Entry, body_max: int | None, as_hex: bool) -> str:
+def _line(item: dict[str, Any], more: list[str]) -> str:
     """A message in one line."""
     parts = [f"{item['lsn']}", str(item.get("time"))]
     parts.append("; ".join(lines_of(item)))
@@ -127,8 +127,8 @@ def _line(item: dict[str, Any], entry: Entry, body_max: int | None, as_hex: bool
         for target in item.get("targets", ())
     )
     parts.append(f"-> {queues}")
-    if body_max is not None and entry.record is not None:
-        parts.append("; ".join(body_lines(entry.record.body, body_max, as_hex=as_hex)))
+    if more:
+        parts.append("; ".join(more))
     return "  ".join(map(printable, parts))
 
 

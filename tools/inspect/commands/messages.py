@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from qlog.tools.inspect.command import (
-    DATA_DIR_DEFAULT,
-    AsJson,
-    DataDir,
-    OfVhost,
-    find_lanes,
-    finish,
-    look_at,
-    stop,
-    stop_for_rights,
+from qlog.tools.inspect.command import AsJson, OfVhost, command, find_lanes, stop
+from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, Bodies, Shown, decoded
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.log import survey, views_of
+from qlog.tools.inspect.look.reader import messages as read
+from qlog.tools.inspect.look.selection import (
+    KeyPattern,
+    Selection,
+    parse_header,
+    parse_offsets,
+    parse_time,
 )
-
-if TYPE_CHECKING:
-    from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.look.selection import Selection
-    from qlog.tools.inspect.rows import Report
+from qlog.tools.inspect.rows import Report, counted, progress
 
 _LIMIT_DEFAULT = 20
 
 
+@command
 def messages(
-    data_dir: DataDir = DATA_DIR_DEFAULT,
+    directory: Directory,
+    report: Report,
     from_lsn: Annotated[
         int | None,
         typer.Option("--from", metavar="LSN", min=0, help="Begin with this record of the log."),
@@ -87,19 +86,11 @@ def messages(
 ) -> None:
     """Decode messages: all, or those asked for.
 
-    Oldest first; settled ones too, as long as they are there. #N behind a queue is the message's offset in it. Damaged messages are shown as far as they
-    decode. Transient messages are not in the log. With --follow it begins with what comes from
-    now on, unless --from or --since say more; with --json each message is then a line.
+    Oldest first; settled ones too, as long as they are there. #N behind a queue is the message's
+    offset in it. Damaged messages are shown as far as they decode. Transient messages are not in
+    the log. With --follow it begins with what comes from now on, unless --from or --since say more;
+    with --json each message is then a line.
     """
-    directory = look_at(data_dir)
-    from qlog.tools.inspect.look.selection import (
-        KeyPattern,
-        Selection,
-        parse_header,
-        parse_offsets,
-        parse_time,
-    )
-
     now_ms = time.time_ns() // 1_000_000
     selection = Selection(settled=settled)
     if queue is not None:
@@ -110,96 +101,61 @@ def messages(
         selection.offsets = None if offset is None else parse_offsets(offset)
         selection.since_ms = None if since is None else parse_time(since, now_ms)
         selection.until_ms = None if until is None else parse_time(until, now_ms)
-        selection.headers = [parse_header(text) for text in header or ()]
+        selection.headers = [parse_header(one) for one in header or ()]
     except ValueError as error:
         stop(str(error))
     selection.key = None if key is None else KeyPattern(key)
-    body_max = body_limit if body or as_hex else None
-    try:
-        if follow:
-            from qlog.tools.inspect.commands.follow import follow_log
+    bodies = Bodies(body_limit, as_hex) if body or as_hex else None
+    if follow:
+        from qlog.tools.inspect.commands.follow import follow_log
 
-            start = from_lsn if from_lsn is not None or since is None else 0
-            follow_log(directory, start, selection, limit, body_max, as_hex=as_hex, as_json=as_json)
-        else:
-            report = _report(
-                directory, from_lsn or 0, selection, limit or _LIMIT_DEFAULT, body_max, as_hex
-            )
-            finish(report, as_json=as_json)
-    except PermissionError as error:
-        stop_for_rights(error)
+        start = from_lsn if from_lsn is not None or since is None else 0
+        follow_log(directory, start, selection, limit, bodies, as_json=as_json)
+        raise typer.Exit
+    _show(directory, report, from_lsn or 0, selection, limit or _LIMIT_DEFAULT, bodies)
 
 
-def _report(
+def _show(
     directory: Directory,
+    report: Report,
     from_lsn: int,
     selection: Selection,
     limit: int,
-    body_max: int | None,
-    as_hex: bool,
-) -> Report:
-    from qlog.tools.inspect.look.decode import add_body, body_lines, decoded, row_of
-    from qlog.tools.inspect.look.log import survey, views_of
-    from qlog.tools.inspect.look.reader import messages as read
-    from qlog.tools.inspect.rows import Column, Damage, Report, counted, progress
-
+    bodies: Bodies | None,
+) -> None:
     views = views_of(directory)
-    report = Report("messages", str(directory.root), directory.in_use)
-    report.columns = (
-        Column("LSN", right=True),
-        Column("time (UTC)"),
-        Column("size", right=True),
-        Column("message", name=True),
-        Column("queue #offset", name=True),
-    )
-    report.notes = list(directory.notes)
-    report.damage = list(directory.damage)
-    items: list[dict[str, Any]] = []
+    rows: list[Shown] = []
     next_lsn: int | None = None
+    lane_ids, offsets = selection.lane_ids, selection.offsets
     with progress("searching", sum(view.size for view in views)) as bar:
-        for view, entry in read(directory, views, from_lsn, selection.lane_ids, selection.offsets):
+        for view, entry in read(directory, views, from_lsn, lane_ids, offsets):
             bar.advance(entry.length)
             if entry.record is not None and not selection.takes(directory, entry.record):
                 continue
-            if len(items) == limit:
+            if len(rows) == limit:
                 next_lsn = entry.lsn
                 break
             file = directory.relative(view.path)
-            item = decoded(directory, file, entry)
-            more: list[str] = []
-            if body_max is not None and entry.record is not None:
-                add_body(item, entry.record)
-                more = body_lines(entry.record.body, body_max, as_hex=as_hex)
-            items.append(item)
-            report.rows.append(row_of(item, more))
+            rows.append(Shown(decoded(directory, file, entry)))
+            item = rows[-1].item
+            if bodies is not None and entry.record is not None:
+                rows[-1].more = bodies.add(item, entry.record)
             if item["damage"] is not None:
-                report.damage.append(
-                    Damage(
-                        file,
-                        f"LSN {entry.lsn}: {item['damage']}",
-                        entry.position,
-                        entry.position + entry.length,
-                        entry.lsn,
-                        entry.lsn_end,
-                        None if entry.lsn_end is None else entry.lsn_end - entry.lsn,
-                    )
-                )
+                report.damage.append(entry.as_damage(file, f": {item['damage']}"))
     if next_lsn is None:  # walked to the end: what is not there at all is told too
-        found = survey(directory, views, verify=False, advance=lambda size: None)
-        shown = {(item.file, item.position) for item in report.damage}
+        found = survey(directory, views, verify=False)
+        told = {(item.file, item.position) for item in report.all_damage}
         report.damage += [
             item
             for item in found.damage
-            if (item.file, item.position) not in shown
+            if (item.file, item.position) not in told
             and (item.lsn_end is None or item.lsn_end > from_lsn)
         ]
         report.notes += found.notes
-    report.content = {"messages": items, "next_lsn": next_lsn}
-    in_use = ", in use by a broker" if directory.in_use else ""
-    report.summary = f"{directory.root}{in_use}: {counted(len(items), 'message')}"
-    if not items:
-        such = "messages" if selection == type(selection)() else "such messages"
-        report.summary = f"{directory.root}{in_use}: no {such} from LSN {from_lsn} on"
-    if next_lsn is not None:
-        report.summary += f"; there are more: --from {next_lsn}"
-    return report
+    report.table(MESSAGE_COLUMNS, rows)
+    report.content = {"messages": [row.item for row in rows], "next_lsn": next_lsn}
+    what = counted(len(rows), "message")
+    if not rows:
+        such = "messages" if selection == Selection() else "such messages"
+        what = f"no {such} from LSN {from_lsn} on"
+    report.say(what if next_lsn is None else f"{what}; there are more: --from {next_lsn}")

@@ -12,21 +12,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import typer
 
+from qlog.server.amqp.envelope import Envelope
+from qlog.storage.bytes.datadir import Paths, mark_doubt, prepare
+from qlog.storage.bytes.disk import OSDisk
+from qlog.storage.errors import CorruptLog
+from qlog.storage.start.examine import Examination
+from qlog.storage.store import Store
 from qlog.tools.inspect.command import (
     DATA_DIR_DEFAULT,
     AsJson,
     DataDir,
+    errors_told,
     finish,
     stop,
-    stop_for_rights,
 )
-
-if TYPE_CHECKING:
-    from qlog.storage.bytes.datadir import Paths
+from qlog.tools.inspect.rows import Damage, Report, progress
 
 _POINTER_BYTES = 16
 _LOOK_S = 0.2
@@ -39,49 +42,39 @@ def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False)
     while log and ledger are sound; when they are not, use repair. A broker does the same when it
     starts and finds the index missing or wrong.
     """
-    from qlog.storage.bytes.datadir import Paths
-    from qlog.storage.errors import CorruptLog, StorageError
-    from qlog.tools.inspect.rows import Damage, Report
-
     paths = Paths(data_dir.absolute())
     if not paths.catalog.is_dir():
         stop(f"{data_dir} is not a data directory; name the broker's with --data-dir")
-    report = Report("rebuild-index", str(data_dir), in_use=False)
+    report = Report("rebuild-index", data_dir=str(data_dir))
     began_s = time.monotonic()
     messages = size = None
     try:
-        messages = _rebuild(paths)
-        size = (paths.index / "data.mdb").stat().st_size
-        report.summary = (
-            f"the index of {data_dir} was made anew from {messages:,} messages in "
-            f"{time.monotonic() - began_s:.1f} s ({size:,} bytes)"
-        )
+        with errors_told(of_damage=False):
+            messages = _rebuild(paths)
+            size = (paths.index / "data.mdb").stat().st_size
     except CorruptLog as error:
         if not as_json:
             print(f"qlog: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
         report.damage = [Damage(".", str(error))]
-    except StorageError as error:
-        stop(str(error))
-    except PermissionError as error:
-        stop_for_rights(error)
     except OSError as error:
         stop(f"{error.filename or data_dir}: {error.strerror}")
+    duration_s = time.monotonic() - began_s
+    if messages is not None:
+        report.summary = (
+            f"the index of {data_dir} was made anew from {messages:,} messages in "
+            f"{duration_s:.1f} s ({size:,} bytes)"
+        )
     report.content = {
         "messages": messages,
         "index_bytes": size,
-        "duration_s": round(time.monotonic() - began_s, 3),
+        "duration_s": round(duration_s, 3),
     }
     finish(report, as_json=as_json)
 
 
 def _rebuild(paths: Paths) -> int:
     """From how many messages. Raises StorageError, OSError."""
-    from qlog.server.amqp.envelope import Envelope
-    from qlog.storage.bytes.datadir import mark_doubt, prepare
-    from qlog.storage.bytes.disk import OSDisk
-    from qlog.storage.store import Store
-
     disk = OSDisk()
     lock = prepare(disk, paths)  # a broker's index is not to be doubted while it runs
     try:
@@ -99,9 +92,6 @@ def _rebuild(paths: Paths) -> int:
 @contextmanager
 def _shown(paths: Paths) -> Iterator[None]:
     """A bar that follows the size of the new index, which is only roughly known before."""
-    from qlog.storage.start.examine import Examination
-    from qlog.tools.inspect.rows import progress
-
     examination = Examination(paths.root)
     trailers = (examination.segment(one).trailer for one in examination.segment_ids())
     total = sum(_POINTER_BYTES * trailer.record_count for trailer in trailers if trailer)

@@ -7,25 +7,30 @@ lost. No original is lost: what is replaced or given up is in quarantine/ before
 from __future__ import annotations
 
 import shutil
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from qlog.storage.bytes.datadir import Paths, prepare
+from qlog.storage.bytes.disk import OSDisk
 from qlog.tools.inspect.command import (
     DATA_DIR_DEFAULT,
     AsJson,
     DataDir,
+    errors_told,
     finish,
-    look_at,
     stop,
-    stop_for_rights,
 )
+from qlog.tools.inspect.commands.verify import verified
+from qlog.tools.inspect.look.decode import queue_text
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.repair.act import act
+from qlog.tools.inspect.repair.plan import Loss, Plan, make_plan
+from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, progress
 
-if TYPE_CHECKING:
-    from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.repair.plan import Loss, Plan
-    from qlog.tools.inspect.rows import Cell, Report
+_ACTION_COLUMNS = (number("step", itemgetter(0)), name("what", itemgetter(1)))
 
 
 def repair(
@@ -41,57 +46,38 @@ def repair(
     Run it without first: it changes nothing then, and lists what would be lost, message by
     message. What is damaged is moved to quarantine/, never deleted. The broker must not run.
     """
-    from qlog.storage.errors import StorageError
-    from qlog.tools.inspect.look.environment import Forbidden
-
     try:
-        if accept_loss:
-            report = _repaired(data_dir)
-        else:
-            directory = look_at(data_dir)
-            plan = _planned(directory)
-            report = _report(directory, plan)
-            report.damage = plan.damage
-    except PermissionError as error:
-        stop_for_rights(error)
+        with errors_told():
+            directory = Directory(data_dir)
+            report = _repaired(data_dir) if accept_loss else _show(directory, _planned(directory))
     except OSError as error:
         stop(
             f"{error.filename or data_dir}: {error.strerror}; what was done so far can be repeated"
         )
-    except (StorageError, Forbidden) as error:
-        stop(str(error))
     finish(report, as_json=as_json)
 
 
 def _repaired(data_dir: Path) -> Report:
     """Plan and act under the broker's lock, then verify."""
-    from qlog.storage.bytes.datadir import Paths, prepare
-    from qlog.storage.bytes.disk import OSDisk
-    from qlog.tools.inspect.commands.verify import verified
-    from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.repair.act import act
-    from qlog.tools.inspect.rows import Bytes
-
-    look_at(data_dir)  # whether it is one at all
     disk = OSDisk()
     paths = Paths(data_dir.absolute())
     lock = prepare(disk, paths)
     try:
         directory = Directory(data_dir)
         plan = _planned(directory)
-        report = _report(directory, plan)
+        free_bytes = shutil.disk_usage(paths.log).free
+        if plan.needed and free_bytes < plan.written_bytes:
+            stop(
+                f"{paths.log} has no space for what is to be written: it takes "
+                f"{Bytes(plan.written_bytes).human()}, and {Bytes(free_bytes).human()} are free"
+            )
+        report = _show(directory, plan, title="done" if plan.needed else "to be done")
+        report.look, report.damage = None, []
+        report.notes = list(plan.notes)
         if plan.needed:
-            free_bytes = shutil.disk_usage(paths.log).free
-            if free_bytes < plan.written_bytes:
-                stop(
-                    f"{paths.log} has no space for what is to be written: it takes "
-                    f"{Bytes(plan.written_bytes).human()}, and {Bytes(free_bytes).human()} are free"
-                )
             place = act(plan, directory, disk, report.content)
-            after = verified(Directory(data_dir))
-            report.damage = after.damage
+            report.damage = verified(Directory(data_dir)).all_damage
             report.content |= {"done": True, "quarantine": str(place)}
-            report.sections[0].title = "done"
             report.summary = f"{data_dir}: repaired; {_cost(plan)}; the originals are in {place}"
     finally:
         disk.close(lock)
@@ -99,19 +85,16 @@ def _repaired(data_dir: Path) -> Report:
 
 
 def _planned(directory: Directory) -> Plan:
-    from qlog.tools.inspect.repair.plan import make_plan
-    from qlog.tools.inspect.rows import progress
-
     paths = directory.paths
-    size = sum(paths.segment(one).stat().st_size for one in directory.segment_ids())
-    with progress("reading", size) as bar:
+    total = sum(paths.segment(one).stat().st_size for one in directory.segment_ids())
+    with progress("reading", total) as bar:
         return make_plan(directory, bar.advance)
 
 
-def _report(directory: Directory, plan: Plan) -> Report:
-    from qlog.tools.inspect.rows import Column, Report, Table
-
-    report = Report("repair", str(directory.root), directory.in_use)
+def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report:
+    report = Report("repair", directory)
+    report.look = None  # the plan says what it is for
+    report.notes, report.damage = list(plan.notes), plan.damage
     report.content = {
         "actions": plan.actions,
         "losses": [loss.item(directory) for loss in plan.losses],
@@ -119,34 +102,23 @@ def _report(directory: Directory, plan: Plan) -> Report:
         "done": False,
         "quarantine": None,
     }
-    report.sections = [
-        Table(
-            "to be done",
-            (Column("step", right=True), Column("what", name=True)),
-            [(str(at), what) for at, what in enumerate(plan.actions, 1)],
-        ),
-        Table(
-            "lost",
-            (
-                Column("LSN", right=True),
-                Column("where", name=True),
-                Column("size", right=True),
-                Column("message", name=True),
-                Column("queue #offset", name=True),
-            ),
-            [_row(directory, loss) for loss in plan.losses],
-        ),
-    ]
-    report.notes = list(plan.notes)
+    columns = (
+        number("LSN", "lsn"),
+        name("where", _where),
+        number("size", lambda loss: None if loss.body_bytes is None else Bytes(loss.body_bytes)),
+        name("message", _what),
+        name("queue #offset", lambda loss: _queues(directory, loss)),
+    )
+    report.table(_ACTION_COLUMNS, enumerate(plan.actions, 1), title=title)
+    report.table(columns, plan.losses, title="lost")
     if directory.in_use and plan.needed:
         report.notes.append("a broker runs on it: it must be stopped before --accept-loss")
     if plan.settled_losses:
         report.notes.append(
             f"{plan.settled_losses} more messages cannot be read, for which nobody waits any more"
         )
-    if not plan.needed:
-        report.summary = f"{directory.root}: there is nothing to repair"
-    else:
+    report.summary = f"{directory.root}: there is nothing to repair"
+    if plan.needed:
         report.summary = (
             f"{directory.root}: nothing was changed; {_cost(plan)}; with --accept-loss it is done"
         )
@@ -154,31 +126,30 @@ def _report(directory: Directory, plan: Plan) -> Report:
 
 
 def _cost(plan: Plan) -> str:
-    from qlog.tools.inspect.rows import counted
-
     known = sum(loss.count or 0 for loss in plan.losses)
     if any(loss.count is None for loss in plan.losses):
         return f"{counted(known, 'message')} lost that can be named, and perhaps more"
     return f"{counted(known, 'message')} lost"
 
 
-def _row(directory: Directory, loss: Loss) -> tuple[Cell, ...]:
-    from qlog.tools.inspect.look.decode import queue_text
-    from qlog.tools.inspect.rows import Bytes
+def _where(loss: Loss) -> str:
+    return loss.file if loss.position is None else f"{loss.file} byte {loss.position}"
 
-    item: dict[str, Any] = loss.item(directory)
-    where = loss.file if loss.position is None else f"{loss.file} byte {loss.position}"
-    queues = [
-        f"{queue_text(one['vhost'], one['queue'], one['lane'])} #{one['offset']} {one['state']}"
-        for one in item["queues"]
-    ]
-    if not queues and loss.body_bytes is not None:
-        queues = ["where it went is lost"]
-    elif not queues:
-        many = "an unknown number of messages" if loss.count is None else f"{loss.count} messages"
-        return (None, where, None, f"{many} of which nothing is known", None)
-    what = (
-        "?" if loss.routing_key is None else f"{loss.exchange or '(default)'} / {loss.routing_key}"
-    )
-    size = None if loss.body_bytes is None else Bytes(loss.body_bytes)
-    return (None if loss.lsn is None else str(loss.lsn), where, size, what, queues)
+
+def _what(loss: Loss) -> str:
+    if loss.routing_key is not None:
+        return f"{loss.exchange or '(default)'} / {loss.routing_key}"
+    if loss.targets or loss.body_bytes is not None:
+        return "?"
+    many = "an unknown number of messages" if loss.count is None else f"{loss.count} messages"
+    return f"{many} of which nothing is known"
+
+
+def _queues(directory: Directory, loss: Loss) -> Cell:
+    if loss.targets:
+        items = [directory.target(*target) for target in loss.targets]
+        return [
+            f"{queue_text(one['vhost'], one['queue'], one['lane'])} #{one['offset']} {one['state']}"
+            for one in items
+        ]
+    return None if loss.body_bytes is None else "where it went is lost"

@@ -1,28 +1,86 @@
-"""`qlog inspect segments`: the files of the log, what is alive in each, and every checksum looked at."""
+"""`qlog inspect segments`: the files of the log, what is alive in each, every checksum of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
-from qlog.tools.inspect.command import (
-    DATA_DIR_DEFAULT,
-    AsJson,
-    DataDir,
-    finish,
-    look_at,
-    stop_for_rights,
+from qlog.tools.inspect.command import command
+from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tally, views_of
+from qlog.tools.inspect.rows import Bytes, Report, counted, number, progress, size, text
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    id: int
+    file: str
+    state: str
+    base_lsn: int | None
+    end_lsn: int | None
+    size_bytes: int
+    used_bytes: int
+    records: int
+    live: int
+    dead: int
+    live_bytes: int
+    verified: bool
+    damaged: bool
+
+    @classmethod
+    def of(cls, directory: Directory, item: Segment) -> _Row:
+        """What is shown of a segment."""
+        alive = tally(directory, item.columns) if item.counts else SegmentTally()
+        return cls(
+            item.segment_id,
+            item.file,
+            item.state,
+            item.base_lsn,
+            item.end_lsn,
+            item.size_bytes,
+            item.used_bytes,
+            item.records,
+            alive.live,
+            item.records - alive.live,
+            alive.live_bytes,
+            item.verified,
+            bool(item.damage),
+        )
+
+    @property
+    def lsns(self) -> str | None:
+        """Of its messages, if there are any."""
+        if self.base_lsn is None or self.end_lsn is None or self.end_lsn <= self.base_lsn:
+            return None
+        return f"{self.base_lsn}-{self.end_lsn - 1}"
+
+    @property
+    def checks(self) -> str:
+        """What came of its checksums."""
+        if self.state == "reserved":
+            return "-"
+        return "damaged" if self.damaged else "good" if self.verified else "not read"
+
+
+_COLUMNS = (
+    number("segment", "id"),
+    text("state"),
+    text("LSNs", "lsns"),
+    size("size", "size_bytes"),
+    number("records"),
+    number("live"),
+    number("dead"),
+    text("checks"),
 )
-
-if TYPE_CHECKING:
-    from qlog.tools.inspect.look.directory import Directory
-    from qlog.tools.inspect.rows import Report
+_TOTALS = ("size_bytes", "records", "live", "dead", "live_bytes")
 
 
+@command
 def segments(
-    data_dir: DataDir = DATA_DIR_DEFAULT,
-    as_json: AsJson = False,
+    directory: Directory,
+    report: Report,
     quick: Annotated[
         bool, typer.Option("--quick", help="Read footers only; verify no message.")
     ] = False,
@@ -31,82 +89,17 @@ def segments(
 
     Live: messages that some queue still has to settle; a segment without any is given back.
     """
-    directory = look_at(data_dir)
-    try:
-        report = _report(directory, verify=not quick)
-    except PermissionError as error:
-        stop_for_rights(error)
-    finish(report, as_json=as_json)
-
-
-def _report(directory: Directory, *, verify: bool) -> Report:
-    from qlog.tools.inspect.look.log import SegmentTally, survey, tally, views_of
-    from qlog.tools.inspect.rows import Bytes, Column, Report, counted, progress
-
     views = views_of(directory)
-    with progress("verifying", sum(view.size for view in views) if verify else 0) as bar:
-        found = survey(directory, views, verify=verify, advance=bar.advance)
-    report = Report("segments", str(directory.root), directory.in_use)
-    report.columns = (
-        Column("segment", right=True),
-        Column("state"),
-        Column("LSNs"),
-        Column("size", right=True),
-        Column("records", right=True),
-        Column("live", right=True),
-        Column("dead", right=True),
-        Column("checks"),
+    with progress("verifying", 0 if quick else sum(view.size for view in views)) as bar:
+        found = survey(directory, views, verify=not quick, advance=bar.advance)
+    rows = [_Row.of(directory, item) for item in found.segments]
+    report.table(_COLUMNS, rows, key="segments")
+    totals = {name: sum(getattr(row, name) for row in rows) for name in _TOTALS}
+    report.content["totals"] = totals
+    report.say(
+        f"{counted(len(rows), 'segment')}, {Bytes(totals['size_bytes']).human()}, "
+        f"{counted(totals['records'], 'record')}, {totals['live']:,} live "
+        f"({Bytes(totals['live_bytes']).human()})"
     )
-    items = []
-    totals = {"size_bytes": 0, "records": 0, "live": 0, "dead": 0, "live_bytes": 0}
-    for segment in found.segments:
-        alive = tally(directory, segment.columns) if segment.counts else SegmentTally()
-        checks = "damaged" if segment.damage else "good" if segment.verified else "not read"
-        if segment.state == "reserved":
-            checks = "-"
-        item = {
-            "id": segment.segment_id,
-            "file": segment.file,
-            "state": segment.state,
-            "base_lsn": segment.base_lsn,
-            "end_lsn": segment.end_lsn,
-            "size_bytes": segment.size_bytes,
-            "used_bytes": segment.used_bytes,
-            "records": segment.records,
-            "live": alive.live,
-            "dead": segment.records - alive.live,
-            "live_bytes": alive.live_bytes,
-            "verified": segment.verified,
-            "damaged": bool(segment.damage),
-        }
-        items.append(item)
-        for name in totals:
-            totals[name] += int(str(item[name]))
-        report.rows.append(
-            (
-                str(segment.segment_id),
-                segment.state,
-                _range(segment.base_lsn, segment.end_lsn),
-                Bytes(segment.size_bytes),
-                segment.records,
-                alive.live,
-                segment.records - alive.live,
-                checks,
-            )
-        )
-    report.content = {"segments": items, "totals": totals}
-    in_use = ", in use by a broker" if directory.in_use else ""
-    report.summary = (
-        f"{directory.root}{in_use}: {counted(len(items), 'segment')}, "
-        f"{Bytes(totals['size_bytes']).human()}, {counted(totals['records'], 'record')}, "
-        f"{totals['live']:,} live ({Bytes(totals['live_bytes']).human()})"
-    )
-    report.notes = directory.notes + found.notes
-    report.damage = directory.damage + found.damage
-    return report
-
-
-def _range(base_lsn: int | None, end_lsn: int | None) -> str | None:
-    if base_lsn is None or end_lsn is None or end_lsn <= base_lsn:
-        return None
-    return f"{base_lsn}-{end_lsn - 1}"
+    report.notes += found.notes
+    report.damage += found.damage

@@ -45,7 +45,7 @@ from qlog.storage.bytes.record import (
     fixed_bytes,
     record_seed,
 )
-from qlog.tools.inspect.look.decode import brief, json_value, queue_text, time_text
+from qlog.tools.inspect.look.decode import brief, json_value, time_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.find import Found
 
@@ -59,6 +59,16 @@ class Field:
     data: bytes
     name: str
     value: str
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "part": self.part,
+            "name": self.name,
+            "position": self.position,
+            "hex": self.data.hex(),
+            "value": self.value,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +231,7 @@ def _record(
     for at in range(targets_at, meta_at, TARGET_BYTES):
         lane_id, qseq = struct.unpack_from("<IQ", data, at)
         queue = directory.queue_of(lane_id)
-        name = queue_text(None, None, lane_id) if queue is None else f"queue '{queue.name}'"
+        name = f"lane {lane_id}" if queue is None else f"queue '{queue.name}'"
         yield Field("targets", position + at, data[at : at + 4], "lane", f"{lane_id} ({name})")
         yield Field("targets", position + at + 4, data[at + 4 : at + 12], "offset", str(qseq))
     yield from _meta(data[meta_at:body_at], position + meta_at)

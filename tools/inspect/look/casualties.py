@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, unpack_batch_header
 from qlog.storage.lanes.settled import BLOCK
-from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.start.examine import FileView
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.pointers import read_contents
-from qlog.tools.inspect.look.salvage import Casualty, Known, Target, salvage
+from qlog.tools.inspect.look.reader import Gap, base_lsn, casualties_in, walk
+from qlog.tools.inspect.look.salvage import Casualty, Known, Target
 from qlog.tools.inspect.rows import Concern, Damage
 
 
@@ -83,32 +84,9 @@ def known_of(directory: Directory, view: FileView, pointers: Iterable[Pointer]) 
 
 def casualties(directory: Directory, view: FileView, known: dict[int, Known]) -> Iterator[Casualty]:
     """The messages in the damaged parts of a segment, those of them that are whole too."""
-    lsn: int | None = None if view.header is None else view.header.base
-    bad: tuple[int, int] | None = None
-    for stretch in directory.stretches(view):
-        if stretch.verdict is Verdict.DAMAGED:
-            bad = stretch.position, stretch.end
-        if stretch.batch is None:
-            continue
-        if bad is not None:
-            yield from _of(directory, view, known, *bad, lsn, stretch.batch.header.base)
-            bad = None
-        lsn = stretch.batch.header.base + stretch.batch.header.count
-    if bad is not None:
-        yield from _of(directory, view, known, *bad, lsn, None)
-
-
-def _of(
-    directory: Directory,
-    view: FileView,
-    known: dict[int, Known],
-    position: int,
-    end: int,
-    lsn: int | None,
-    lsn_end: int | None,
-) -> Iterator[Casualty]:
-    with directory.opened(view) as file:
-        yield from salvage(file.read(end - position, position), position, known, lsn, lsn_end)
+    for part in walk(directory, view, base_lsn(view)):
+        if isinstance(part, Gap):
+            yield from casualties_in(directory, view, part, known)
 
 
 def missing(pointers: Iterable[Pointer]) -> Iterator[Casualty]:
@@ -166,16 +144,13 @@ def _sum(directory: Directory, lost: Iterable[Casualty]) -> tuple[Concern, ...]:
                 lanes.setdefault(lane_id, []).append(qseq)
     concerns = []
     for lane_id, qseqs in sorted(lanes.items()):
-        queue = directory.queue_of(lane_id)
         concerns.append(
             Concern(
-                None if queue is None else queue.vhost,
-                None if queue is None else queue.name,
-                lane_id,
-                len(qseqs),
-                sum(directory.unsettled(lane_id, qseq, 1) for qseq in qseqs),
-                min(qseqs),
-                max(qseqs) + 1,
+                **directory.named(lane_id),
+                messages=len(qseqs),
+                unsettled=sum(directory.unsettled(lane_id, qseq, 1) for qseq in qseqs),
+                offset_first=min(qseqs),
+                offset_end=max(qseqs) + 1,
             )
         )
     return tuple(concerns)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from qlog.server.amqp.errors import AMQPError
 from qlog.storage.bytes.record import Record
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.reader import Entry
-from qlog.tools.inspect.rows import Bytes, Cell, Time, well_formed
+from qlog.tools.inspect.rows import Bytes, Cell, Time, name, number, text, well_formed
 
 DUMP_OCTETS = 16  # a line
 _DUMP_OCTETS_NARROW = 8  # in a column of a table
@@ -49,7 +50,8 @@ def decoded(directory: Directory, file: str, entry: Entry) -> dict[str, Any]:
         item["damage"] = entry.damage or "its exchange, routing key and properties do not decode"
     else:
         item |= {"exchange": exchange, "routing_key": routing_key, "properties": properties}
-    item["targets"] = _targets(directory, record)
+    targets = zip(record.targets[0::2], record.targets[1::2], strict=True)
+    item["targets"] = [directory.target(lane_id, qseq) for lane_id, qseq in targets]
     return item
 
 
@@ -66,8 +68,8 @@ def add_body(item: dict[str, Any], record: Record) -> None:
 def properties_of(envelope: Envelope) -> dict[str, Any]:
     """Those that are set, for JSON. Raises HardError when they are malformed."""
     properties = envelope.decoded_properties()
-    pairs = ((field.name, getattr(properties, field.name)) for field in fields(properties))
-    return {name: json_value(value) for name, value in pairs if value is not None}
+    pairs = ((one.name, getattr(properties, one.name)) for one in fields(properties))
+    return {key: json_value(value) for key, value in pairs if value is not None}
 
 
 def json_value(value: Any) -> Any:
@@ -84,7 +86,7 @@ def json_value(value: Any) -> Any:
         case bytes() | bytearray() | memoryview():
             return {"base64": base64.b64encode(value).decode()}
         case dict():
-            return {well_formed(name): json_value(item) for name, item in value.items()}
+            return {well_formed(key): json_value(item) for key, item in value.items()}
         case list() | tuple():
             return [json_value(item) for item in value]
         case None:
@@ -119,7 +121,7 @@ def lines_of(item: dict[str, Any]) -> list[str]:
         lines.append(f"DAMAGED: {item['damage']}")
     if item.get("exchange") is not None:
         lines.append(f"{item['exchange'] or '(default)'} / {item['routing_key']}")
-        lines += (f"{name}={brief(value)}" for name, value in item["properties"].items())
+        lines += (f"{key}={brief(value)}" for key, value in item["properties"].items())
     return lines
 
 
@@ -127,48 +129,92 @@ def target_lines(item: dict[str, Any]) -> list[str]:
     """Where a message went, for people."""
     lines = []
     for target in item.get("targets", ()):
-        name = queue_text(target["vhost"], target["queue"], target["lane"])
-        lines.append(f"{name} #{target['offset']} {target['state']}")
+        queue = queue_text(target["vhost"], target["queue"], target["lane"])
+        lines.append(f"{queue} #{target['offset']} {target['state']}")
     return lines
 
 
-def queue_text(vhost: str | None, queue: str | None, lane_id: int) -> str:
+def queue_text(vhost: str | None, queue: str | None, lane: int) -> str:
     """A queue, named in a table; by its lane when its name is lost or it is gone."""
     if queue is None:
-        return f"lane {lane_id}"
+        return f"lane {lane}"
     return queue if vhost in ("/", None) else f"{vhost}: {queue}"
 
 
-def row_of(item: dict[str, Any], more: list[str]) -> tuple[Cell, ...]:
-    """LSN, time, size, message, queues: a message in a table, with more lines to what it is."""
-    if "time" not in item:
-        damaged = f"DAMAGED: {item['damage']}"
-        return (str(item["lsn"]), None, Bytes(item["stored_bytes"]), damaged, None)
-    return (
-        str(item["lsn"]),
-        time_cell(item["time"]),
-        Bytes(item["body_bytes"]),
-        [*lines_of(item), *more],
-        target_lines(item),
-    )
+def lane_text(directory: Directory, lane_id: int) -> str:
+    """The queue of a lane, named in a table."""
+    return queue_text(**directory.named(lane_id))
 
 
-def body_lines(body: bytes, shown_max: int, *, as_hex: bool) -> list[str]:
-    """A body for people: text, or a dump of octets when it is none."""
-    text = None
-    if not as_hex:
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            pass
-    if text is not None and all(char.isprintable() or char in "\r\n\t" for char in text):
-        if len(text) <= shown_max:
-            return [f"body {text}"]
-        return [f"body {text[:shown_max]}… ({len(text)} characters)"]
-    lines = [line.replace("  ", " ", 1) for line in dump(body[:shown_max], _DUMP_OCTETS_NARROW)]
-    if len(body) > shown_max:
-        lines.append(f"… ({len(body)} octets)")
-    return ["body in hexadecimal", *lines]
+@dataclass(slots=True)
+class Shown:
+    """A message in a table, with more lines to what it is."""
+
+    item: dict[str, Any]
+    more: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """As far as it decodes."""
+        return "time" in self.item
+
+    @property
+    def time(self) -> Cell:
+        """Of its publication."""
+        return time_cell(self.item["time"]) if self.is_whole else None
+
+    @property
+    def size(self) -> Cell:
+        """Of its body; of damaged bytes that no message can be told in, of all of them."""
+        return Bytes(self.item["body_bytes" if self.is_whole else "stored_bytes"])
+
+    @property
+    def lines(self) -> Cell:
+        """What it is."""
+        return [*lines_of(self.item), *self.more]
+
+    @property
+    def targets(self) -> Cell:
+        """Where it went."""
+        return target_lines(self.item) if self.is_whole else None
+
+
+MESSAGE_COLUMNS = (
+    number("LSN", lambda shown: str(shown.item["lsn"])),
+    text("time (UTC)", "time"),
+    number("size"),
+    name("message", "lines"),
+    name("queue #offset", "targets"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """How bodies are shown: so many characters or octets of each."""
+
+    shown_max: int
+    as_hex: bool
+
+    def add(self, item: dict[str, Any], record: Record) -> list[str]:
+        """Add the whole body to a message for JSON; the lines of it for people."""
+        add_body(item, record)
+        return self.lines(record.body)
+
+    def lines(self, body: bytes) -> list[str]:
+        """Text, or a dump of octets when it is none."""
+        decoded = None
+        if not self.as_hex:
+            with suppress(UnicodeDecodeError):
+                decoded = body.decode()
+        if decoded is not None and all(char.isprintable() or char in "\r\n\t" for char in decoded):
+            if len(decoded) <= self.shown_max:
+                return [f"body {decoded}"]
+            return [f"body {decoded[: self.shown_max]}… ({len(decoded)} characters)"]
+        shown = dump(body[: self.shown_max], _DUMP_OCTETS_NARROW)
+        lines = [line.replace("  ", " ", 1) for line in shown]
+        if len(body) > self.shown_max:
+            lines.append(f"… ({len(body)} octets)")
+        return ["body in hexadecimal", *lines]
 
 
 def dump(data: bytes, octets: int = DUMP_OCTETS) -> list[str]:
@@ -179,26 +225,3 @@ def dump(data: bytes, octets: int = DUMP_OCTETS) -> list[str]:
         text = "".join(chr(octet) if 32 <= octet < 127 else "." for octet in part)
         lines.append(f"{part.hex(' ').ljust(3 * octets - 1)}  {text}")
     return lines
-
-
-def _targets(directory: Directory, record: Record) -> list[dict[str, Any]]:
-    items = []
-    for lane_id, qseq in zip(record.targets[0::2], record.targets[1::2], strict=True):
-        queue = directory.queue_of(lane_id)
-        items.append(
-            {
-                "vhost": None if queue is None else queue.vhost,
-                "queue": None if queue is None else queue.name,
-                "lane": lane_id,
-                "offset": qseq,
-                "state": state_of(directory, lane_id, qseq),
-            }
-        )
-    return items
-
-
-def state_of(directory: Directory, lane_id: int, qseq: int) -> str:
-    """`unsettled`, `settled`, or `deleted` with its queue."""
-    if directory.is_gone(lane_id):
-        return "deleted"
-    return "unsettled" if directory.unsettled(lane_id, qseq, 1) else "settled"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES, unpack_file_header
 from qlog.storage.bytes.datadir import Identity, Paths, check_format, numbered
@@ -181,6 +181,22 @@ class Directory(Examination):
             return 0
         lane = self.ledger.lanes.get(lane_id)
         return (1 << count) - 1 if lane is None else lane.unsettled(first, count)
+
+    def named(self, lane_id: int) -> dict[str, Any]:
+        """A lane and its queue, for JSON."""
+        owner = self.owners.get(lane_id)
+        vhost, queue = (None, None) if owner is None else (owner.vhost, owner.name)
+        return {"vhost": vhost, "queue": queue, "lane": lane_id}
+
+    def state_of(self, lane_id: int, qseq: int) -> str:
+        """Of a message: `unsettled`, `settled`, or `deleted` with its queue."""
+        if self.is_gone(lane_id):
+            return "deleted"
+        return "unsettled" if self.unsettled(lane_id, qseq, 1) else "settled"
+
+    def target(self, lane_id: int, qseq: int) -> dict[str, Any]:
+        """A message in a lane, for JSON."""
+        return self.named(lane_id) | {"offset": qseq, "state": self.state_of(lane_id, qseq)}
 
     def queue_of(self, lane_id: int) -> QueueFacts | None:
         """The queue that a lane belongs to; None when it is gone, or cannot be known."""

@@ -34,7 +34,7 @@ from qlog.tools.inspect.look.reader import (
     is_sparse,
     walk,
 )
-from qlog.tools.inspect.rows import Damage
+from qlog.tools.inspect.rows import Damage, progress
 
 _BITS = bytes.maketrans(b"01", b"\0\1")
 
@@ -104,7 +104,11 @@ def _first_lsn(directory: Directory, view: FileView) -> int | None:
 
 
 def survey(
-    directory: Directory, views: list[FileView], *, verify: bool, advance: Callable[[int], None]
+    directory: Directory,
+    views: list[FileView],
+    *,
+    verify: bool,
+    advance: Callable[[int], None] = lambda size: None,
 ) -> Survey:
     """Look at every segment; with `verify`, at every byte, else at no more than is needed."""
     ends = ends_due(directory, views)
@@ -426,6 +430,22 @@ def tally(
             result.live += live.bit_count()
             result.live_bytes += selected_bytes(lengths, live)
     return result
+
+
+def tallied(
+    directory: Directory,
+    segments: Iterable[Segment],
+    each: Callable[[Segment, SegmentTally], None] = lambda segment, live: None,
+) -> dict[int, LaneTally]:
+    """What waits in which lane; `each` hears what of it is in a segment."""
+    lanes: dict[int, LaneTally] = {}
+    segments = list(segments)
+    with progress("counting", sum(segment.size_bytes for segment in segments)) as bar:
+        for segment in segments:
+            if segment.counts:
+                each(segment, tally(directory, segment.columns, lanes))
+            bar.advance(segment.size_bytes)
+    return lanes
 
 
 def selected_bytes(lengths: array[int], bits: int) -> int:

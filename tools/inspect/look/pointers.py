@@ -20,9 +20,11 @@ import msgpack
 
 from qlog.storage.index.index import SPILL, Checkpoint, LaneRow, Live, Usage, unpack_checkpoint
 from qlog.storage.lanes.settled import BLOCK, FULL, contains
-from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.decode import lane_text
+from qlog.tools.inspect.look.directory import Directory, look_again
 from qlog.tools.inspect.look.environment import open_index, read
-from qlog.tools.inspect.look.log import Segment, selected_bytes
+from qlog.tools.inspect.look.log import Segment, Survey, selected_bytes, survey, views_of
+from qlog.tools.inspect.rows import progress
 
 _KEY = struct.Struct(">IQ")
 
@@ -124,6 +126,11 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
     counts: list[str] = field(default_factory=list)  # counters that are wrong
 
+    @property
+    def differs(self) -> bool:
+        """Something does not agree."""
+        return bool(self.differences or self.counts)
+
     def add(self, item: Difference) -> None:
         if self.differences and item.continues(self.differences[-1]):
             self.differences[-1].end = item.end
@@ -135,7 +142,7 @@ def compare(
     directory: Directory,
     contents: IndexContents,
     segments: Iterable[Segment],
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda size: None,
 ) -> Comparison:
     """Hold the index against a survey of the log; `advance` hears of the bytes that are done."""
     checkpoint = contents.checkpoint
@@ -334,3 +341,49 @@ def _columns(value: bytes) -> array[int]:
     columns = array("I")
     columns.frombytes(value)
     return columns
+
+
+# -- with the log
+
+
+def look_at_index(directory: Directory) -> tuple[IndexContents, Survey, Comparison]:
+    """Index and log, and how they agree. Raises Unreadable, Forbidden.
+
+    The index comes first: ledger and log, read after it, then know at least as much. While a
+    broker runs, a checkpoint or a compaction may come in between: then it is looked at again.
+    """
+
+    def look(again: bool) -> tuple[IndexContents, Survey, Comparison]:
+        contents = read_contents(directory.paths.index)
+        directory.refresh()
+        views = views_of(directory)
+        found = survey(directory, views, verify=False)
+        with progress("comparing", sum(view.size for view in views)) as bar:
+            return contents, found, compare(directory, contents, found.segments, bar.advance)
+
+    return look_again(directory.in_use, look, lambda found: found[2].differs)
+
+
+def described(directory: Directory, difference: Difference) -> dict[str, Any]:
+    """A difference for JSON; its `text` is for people."""
+    which = f"#{difference.first}"
+    if difference.end > difference.first + 1:
+        which += f"-{difference.end - 1}"
+    text = f"{lane_text(directory, difference.lane_id)} {which}: {difference.what}"
+    where = []
+    if difference.lsn is not None:
+        where.append(f"LSN {difference.lsn}")
+    if difference.segment_id is not None:
+        where.append(f"segment {difference.segment_id} byte {difference.position}")
+    if where:
+        text += f" ({', '.join(where)})"
+    return {
+        **directory.named(difference.lane_id),
+        "offset_first": difference.first,
+        "offset_end": difference.end,
+        "what": difference.what,
+        "lsn": difference.lsn,
+        "segment": difference.segment_id,
+        "position": difference.position,
+        "text": text,
+    }

@@ -77,14 +77,20 @@ def base_lsn(view: FileView) -> int | None:
 
 
 def walk(
-    directory: Directory, view: FileView, lsn: int | None, *, due: int | None = None
+    directory: Directory,
+    view: FileView,
+    lsn: int | None,
+    *,
+    due: int | None = None,
+    sparse: bool | None = None,
 ) -> Iterator[Batch | Gap]:
     """Batches and gaps in order, from the beginning of the file.
 
-    `lsn`: of the first message, None when nothing says it; `due`: what it should be then. A batch
-    of messages that others had before it is left out.
+    `lsn`: of the first message, None when nothing says it; `due`: what it should be then. `sparse`:
+    what `is_sparse` says, unless it is known better. A batch of messages that others had before it
+    is left out.
     """
-    sparse = is_sparse(view)
+    sparse = is_sparse(view) if sparse is None else sparse
     bad: tuple[int, int] | None = None
     for stretch in directory.stretches(view):
         if stretch.verdict is Verdict.DAMAGED:

@@ -157,7 +157,7 @@ def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
         durable_lsn=rewrite.base_lsn,
     )
     try:
-        for part in rewrite.parts():
+        for part in rewrite.parts:
             if isinstance(part, Kept):
                 writer.add(part.lsn, part.lanes, part.firsts, part.lengths, part.data)
         writer.finish(rewrite.end_lsn)

@@ -1,17 +1,14 @@
 """What is left of a catalog that is damaged, and a new one made of it.
 
-Three sources, in this order: the entries that LMDB still reads and whose hashes are right; entries in
-pages of the file that LMDB does not reach any more (their hashes are right too, but they may be old:
-of those only what nobody could misuse is taken, no users); and the messages themselves, which name
-lanes. A queue whose definition is lost gets one again, so that no message is out of reach.
+Two sources, in this order: the entries that LMDB still reads and whose hashes are right, and the
+messages themselves, which name lanes. A queue whose definition is lost gets one again, so that no
+message is out of reach.
 """
 
 from __future__ import annotations
 
 import json
-import struct
-import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from qlog.server.amqp.values import decode_table, encode_table
 from qlog.server.broker.access.users import User, hash_password
 from qlog.server.broker.definitions import Definitions
 from qlog.storage.bytes.datadir import Identity
-from qlog.storage.lmdb.catalog import Catalog, Row, unpack_row
+from qlog.storage.lmdb.catalog import Catalog, unpack_row
 from qlog.storage.lmdb.environment import check_environment
 from qlog.storage.lmdb.file_check import Implausible
 from qlog.storage.settings import StoreSettings
@@ -32,12 +29,6 @@ from qlog.tools.inspect.look.environment import SoundEntries, Unreadable, entry_
 
 RECOVERED = "qlog.recovered."  # and the lane: the name of a queue whose own name is lost
 _VHOST = "/"
-_PAGE_BYTES = 4096
-_PAGE_HEAD = struct.Struct("=QHHHH")  # see storage/lmdb_file.py
-_NODE = struct.Struct("=HHHH")
-_LEAF = 2
-_BIG = 1
-_STALE_KINDS = frozenset({"vhost", "exchange", "queue", "binding"})
 
 Entry = tuple[str, str]  # kind, name
 
@@ -48,7 +39,6 @@ class CatalogMend:
 
     entries: dict[Entry, bytes] = field(default_factory=dict)
     identity: Identity | None = None  # None: a new one has to be made
-    stale: dict[Entry, bytes] = field(default_factory=dict)  # found in pages, perhaps old
     damaged: list[tuple[bytes, bytes]] = field(default_factory=list)  # keys and rows, as they are
     actions: list[str] = field(default_factory=list)
     unusable: str = ""  # why the environment as a whole cannot be used
@@ -102,9 +92,6 @@ def collect(directory: Directory) -> CatalogMend:
         mend.actions.append(f"make a new catalog: the one there cannot be used ({mend.unusable})")
         for kind, name in mend.entries:
             mend.actions.append(f"take over the {entry_text(kind, name)}")
-        for found in _stale_rows(directory):
-            if found.kind in _STALE_KINDS and found.value is not None:
-                mend.stale[found.kind, found.name] = found.value
     for key, row in mend.damaged:
         entry = unpack_row(key, row)
         mend.actions.append(
@@ -124,11 +111,6 @@ def give_back(
         name, value = _queue_for(mend, lane_id)
         mend.entries["queue", name] = value
         mend.actions.append(f"define the {entry_text('queue', name)} again, for lane {lane_id}")
-    for (kind, name), value in mend.stale.items():
-        if kind != "queue" and (kind, name) not in mend.entries:
-            mend.entries[kind, name] = value
-            what = entry_text(kind, name)
-            mend.actions.append(f"take over the {what} from an unused page; it may be an old one")
     _close_gaps(mend)
     if mend.lacks_user:
         mend.actions.append("define the user 'guest' again, as a first start does it")
@@ -192,29 +174,6 @@ def _raw_rows(directory: Path, lock: bool) -> list[tuple[bytes, bytes]]:
         catalog.close()
 
 
-def _stale_rows(directory: Directory) -> Iterator[Row]:
-    """Whatever looks like an entry in any page of LMDB's file; hashes tell which are."""
-    path = directory.paths.catalog / "data.mdb"
-    try:
-        data = directory.read_file(path, path.stat().st_size, 0)
-    except FileNotFoundError:
-        return
-    for page in range(0, len(data) - _PAGE_BYTES + 1, _PAGE_BYTES):
-        _, _, flags, lower, _ = _PAGE_HEAD.unpack_from(data, page)
-        if not flags & _LEAF or not _PAGE_HEAD.size < lower <= _PAGE_BYTES:
-            continue
-        for (at,) in struct.iter_unpack("=H", data[page + _PAGE_HEAD.size : page + lower & ~1]):
-            if at > _PAGE_BYTES - _NODE.size:
-                continue
-            low, high, node_flags, key_bytes = _NODE.unpack_from(data, page + at)
-            key_at = page + at + _NODE.size
-            value_at, size = key_at + key_bytes, low | high << 16
-            if node_flags & _BIG and value_at + 8 <= len(data):
-                number = int.from_bytes(data[value_at : value_at + 8], sys.byteorder)
-                value_at = number * _PAGE_BYTES + _PAGE_HEAD.size
-            yield unpack_row(data[key_at : key_at + key_bytes], data[value_at : value_at + size])
-
-
 def _queue_for(mend: CatalogMend, lane_id: int) -> tuple[str, bytes]:
     """A name and a definition for a lane: its own, if a damaged entry still has both."""
     plain = msgpack.packb({"lane": lane_id, "auto_delete": False, "arguments": encode_table({})})
@@ -230,10 +189,6 @@ def _queue_for(mend: CatalogMend, lane_id: int) -> tuple[str, bytes]:
             continue
         if ours:
             return json.dumps((vhost, queue)), value if _is_sound(definition) else plain
-    for entry, value in mend.stale.items():
-        taken = entry in mend.entries
-        if entry[0] == "queue" and not taken and _definition(value)["lane"] == lane_id:
-            return entry[1], value
     return json.dumps((_VHOST, f"{RECOVERED}{lane_id}")), plain
 
 

@@ -23,12 +23,12 @@ from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.segment import Batch, columns_of
 from qlog.tools.inspect.look.casualties import Pointers, known_of, missing, pointers_into
-from qlog.tools.inspect.look.decode import state_of
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.log import Segment, Survey, survey, views_of
 from qlog.tools.inspect.look.pointers import IndexContents, compare, read_contents
-from qlog.tools.inspect.look.salvage import Casualty, Known, Target, salvage
+from qlog.tools.inspect.look.reader import Gap, casualties_in, walk
+from qlog.tools.inspect.look.salvage import Casualty, Known, Target
 from qlog.tools.inspect.repair.catalog import CatalogMend, collect, give_back, renew_lanes
 from qlog.tools.inspect.rows import Damage, counted, well_formed
 
@@ -51,18 +51,6 @@ class Loss:
 
     def item(self, directory: Directory) -> dict[str, Any]:
         """For JSON."""
-        queues = []
-        for lane_id, qseq in self.targets:
-            owner = directory.queue_of(lane_id)
-            queues.append(
-                {
-                    "vhost": None if owner is None else owner.vhost,
-                    "queue": None if owner is None else owner.name,
-                    "lane": lane_id,
-                    "offset": qseq,
-                    "state": state_of(directory, lane_id, qseq),
-                }
-            )
         return {
             "file": self.file,
             "position": self.position,
@@ -71,14 +59,14 @@ class Loss:
             "body_bytes": self.body_bytes,
             "exchange": self.exchange,
             "routing_key": self.routing_key,
-            "queues": queues,
+            "queues": [directory.target(*target) for target in self.targets],
         }
 
     def waits(self, directory: Directory) -> bool:
         """Somebody still waited for it, as far as can be known."""
         if not self.targets:
             return True
-        return any(state_of(directory, *target) == "unsettled" for target in self.targets)
+        return any(directory.state_of(*target) == "unsettled" for target in self.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +89,7 @@ class Rewrite:
     end_lsn: int
     known: dict[int, Known]
     sparse: bool
-    parts: Callable[[], Iterator[Kept | Loss]] = field(default=lambda: iter(()))
+    parts: Iterable[Kept | Loss] = ()  # what stays and what does not, in order
     kept: int = 0
     kept_bytes: int = 0
 
@@ -439,9 +427,7 @@ class _Planner:
         known = known_of(self.directory, view, self.pointers.get(view.file_id, ()))
         sparse = view.file_id >= COMPACTED or (view.header is not None and view.header.sparse)
         rewrite = Rewrite(view, base, end, known, sparse)
-        rewrite.parts = lambda: pieces(
-            self.directory, rewrite, self._is_credible, self._index_knows
-        )
+        rewrite.parts = _Pieces(self.directory, rewrite, self._is_credible, self._index_knows)
         return rewrite
 
     def _take(self, rewrite: Rewrite) -> list[Loss]:
@@ -453,7 +439,7 @@ class _Planner:
                     end = header.base + header.count
                     self._place(lanes, firsts, len(positions), header.base, end)
         losses = []
-        for part in rewrite.parts():
+        for part in rewrite.parts:
             if isinstance(part, Kept):
                 rewrite.keep(part)
                 for lane_id, first in zip(part.lanes, part.firsts, strict=True):
@@ -535,7 +521,7 @@ class _Planner:
             if sealed and following is None:
                 continue
             rewrite = self._rewrite(view, base, next_base if next_to_it else end)
-            for part in rewrite.parts():
+            for part in rewrite.parts:
                 if isinstance(part, Kept):
                     rewrite.keep(part)
             plan.rewrites.append(rewrite)
@@ -614,66 +600,39 @@ class _Planner:
 # -- a damaged segment, piece by piece
 
 
-def pieces(
-    directory: Directory,
-    rewrite: Rewrite,
-    is_credible: Callable[[Casualty, int, int], bool],
-    index_knows: Callable[[int], bool],
-) -> Iterator[Kept | Loss]:
-    """What is kept of a segment and what is lost, in order."""
-    view = rewrite.view
-    lsn = rewrite.base_lsn
-    bad: tuple[int, int] | None = None
-    end = 0
-    gaps = _Gaps(directory, rewrite, is_credible, index_knows)
-    for stretch in directory.stretches(view):
-        if stretch.verdict is Verdict.DAMAGED:
-            bad = stretch.position, stretch.end
-        batch = stretch.batch
-        if batch is None or batch.header.base < lsn:
-            continue
-        if bad is not None or (batch.header.base > lsn and not rewrite.sparse):
-            yield from gaps.between(
-                *(bad or (batch.position, batch.position)), lsn, batch.header.base
-            )
-        bad = None
-        yield from _whole(batch)
-        lsn = batch.header.base + batch.header.count
-        end = batch.end
-    if lsn < rewrite.end_lsn or any(place >= end for place in rewrite.known):
-        yield from gaps.between(*(bad or (end, end)), lsn, rewrite.end_lsn, last=True)
-
-
-def _whole(batch: Batch) -> Iterator[Kept]:
-    lsn = batch.header.base
-    start = batch.end - len(batch.body)
-    for lanes, firsts, positions, lengths, *_ in columns_of(batch).runs():
-        data = batch.body[positions[0] - start : positions[-1] + lengths[-1] - start]
-        yield Kept(lsn, tuple(lanes), tuple(firsts), lengths, data)
-        lsn += len(lengths)
-
-
 @dataclass(frozen=True, slots=True)
-class _Gaps:
-    """The parts of a segment that do not verify."""
+class _Pieces:
+    """What is kept of a segment and what is lost, in order: an iterable, to be read again."""
 
     directory: Directory
     rewrite: Rewrite
     is_credible: Callable[[Casualty, int, int], bool]
     index_knows: Callable[[int], bool]
 
-    def between(
-        self, position: int, end: int, lsn: int, lsn_end: int, *, last: bool = False
-    ) -> Iterator[Kept | Loss]:
-        """Bytes [position, end), in which messages [lsn, lsn_end) were; `last`: the file ends here."""
+    def __iter__(self) -> Iterator[Kept | Loss]:
+        rewrite = self.rewrite
+        lsn, end = rewrite.base_lsn, 0
+        last: Gap | None = None
+        for part in walk(self.directory, rewrite.view, lsn, sparse=rewrite.sparse):
+            if isinstance(part, Gap) and part.lsn_end is None:
+                last = part
+            elif isinstance(part, Gap):
+                yield from self._between(part, part.lsn_end or 0)
+            else:
+                yield from _whole(part)
+                lsn = part.header.base + part.header.count
+                end = part.end
+        if lsn < rewrite.end_lsn or any(place >= end for place in rewrite.known):
+            gap = last or Gap(end, end, lsn, None)
+            yield from self._between(gap, rewrite.end_lsn, last=True)
+
+    def _between(self, gap: Gap, lsn_end: int, *, last: bool = False) -> Iterator[Kept | Loss]:
+        """The messages up to this LSN were in the gap; `last`: the file ends here."""
         view, known = self.rewrite.view, self.rewrite.known
         file = self.directory.relative(view.path)
-        data = b""
+        lsn = gap.lsn_first
         is_foreign = self.directory.is_foreign(view)
-        if not is_foreign:  # else what looks like messages of ours is none
-            with self.directory.opened(view) as opened:
-                data = opened.read(end - position, position)
-        found = list(salvage(data, position, known, lsn, lsn_end)) if data else []
+        found = casualties_in(self.directory, view, replace(gap, lsn_end=lsn_end), known)
         found = [one for one in found if one.record is not None or one.position in known]
         whole = {
             one.position
@@ -685,13 +644,12 @@ class _Gaps:
             # LSNs go up, and leave enough for those that follow.
             next_lsn = min(max(next_lsn, one.lsn or 0), max(lsn_end - (len(found) - at), next_lsn))
             if one.position in whole:
-                start = one.position - position
                 yield Kept(
                     next_lsn,
                     tuple(lane_id for lane_id, _ in one.targets),
                     tuple(qseq for _, qseq in one.targets),
                     array("I", (one.length,)),
-                    data[start : start + one.length],
+                    self.directory.read(view, one.length, one.position),
                 )
             elif not one.whole and (one.position in known or self.is_credible(one, lsn, lsn_end)):
                 yield _loss_of(file, one)
@@ -701,7 +659,7 @@ class _Gaps:
         beyond = sorted(
             place
             for place in known
-            if (last and place >= max(end, position)) or (is_foreign and position <= place < end)
+            if (last and place >= gap.end) or (is_foreign and gap.position <= place < gap.end)
         )
         for place in beyond:  # the file was cut, or another one is in its place
             yield Loss(file, place, 1, known[place].lsn, None, None, None, known[place].targets)
@@ -709,11 +667,20 @@ class _Gaps:
         if self.index_knows(lsn_end):
             return  # all that waited is known
         if self.rewrite.sparse:  # how many there were cannot be told from LSNs
-            if data or view.footer_verdict is not Verdict.WHOLE:
-                yield Loss(file, position, None, None, None, None, None, ())
-            return
-        if rest > 0:
-            yield Loss(file, position, rest, None, None, None, None, ())
+            has_bytes = gap.end > gap.position and not is_foreign
+            if has_bytes or view.footer_verdict is not Verdict.WHOLE:
+                yield Loss(file, gap.position, None, None, None, None, None, ())
+        elif rest > 0:
+            yield Loss(file, gap.position, rest, None, None, None, None, ())
+
+
+def _whole(batch: Batch) -> Iterator[Kept]:
+    lsn = batch.header.base
+    start = batch.end - len(batch.body)
+    for lanes, firsts, positions, lengths, *_ in columns_of(batch).runs():
+        data = batch.body[positions[0] - start : positions[-1] + lengths[-1] - start]
+        yield Kept(lsn, tuple(lanes), tuple(firsts), lengths, data)
+        lsn += len(lengths)
 
 
 def _in_order(casualties: Iterable[Casualty]) -> list[Casualty]:
