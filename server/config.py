@@ -257,14 +257,17 @@ def _value(setting: Setting, given: Any, source: str) -> Any:
     value = given
     try:
         if setting.type is Path:
-            if not isinstance(value, (str, Path)) or not str(value):
+            if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
                 raise msgspec.ValidationError
             return Path(value)
         if setting.is_list:
             texts = msgspec.convert([value] if isinstance(value, str) else value, list[str])
             value = [part for text in texts for part in text.replace(",", " ").split()]
+        # The environment and options can hold bytes that are no text; clients are told texts.
+        for text in value if setting.is_list else [value]:
+            str(text).encode()
         # Not strict: the environment and options are texts, whatever the type of the setting.
         return msgspec.convert(value, setting.constrained, strict=False)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):
         shown = "" if setting.secret else f", not {given!r}"
         raise ConfigError(f"{source}: {setting.name} must be {setting.wanted}{shown}") from None

@@ -147,6 +147,11 @@ def test_lists(given: str | list[str], expected: set[str]) -> None:
         ("", {"QLOG_PORT": ""}, {}, "$QLOG_PORT: port must be a whole number, 0 to 65535, not ''"),
         ("", {"QLOG_HOST": " "}, {}, "$QLOG_HOST: host must be a list of texts, not ' '"),
         ("", {"QLOG_DATA_DIR": ""}, {}, "$QLOG_DATA_DIR: data_dir must be the path of a directory"),
+        ("", {"QLOG_DATA_DIR": "a\0b"}, {}, "$QLOG_DATA_DIR: data_dir must be the path of a d"),
+        ("", {"QLOG_PORT": "\udcff"}, {}, "$QLOG_PORT: port must be a whole number, 0 to 65535, "),
+        ("", {"QLOG_DEFAULT_USER": "\udcff"}, {}, "$QLOG_DEFAULT_USER: default_user must be a t"),
+        ("", {"QLOG_HOST": "a,\udcff"}, {}, "$QLOG_HOST: host must be a list of texts, not 'a,"),
+        ("", {"QLOG_PORT": "9" * 30}, {}, "$QLOG_PORT: port must be a whole number, 0 to 65535, "),
         (
             "",
             {"QLOG_CONSUMER_TIMEOUT_S": "nan"},
@@ -177,6 +182,10 @@ def test_refused_in_one_line(
         load(config_file=file, environment=environment, options=options)
     assert str(caught.value).startswith(text.format(file))
     assert "\n" not in str(caught.value)
+
+
+def test_directory_may_have_a_name_that_is_no_text() -> None:
+    assert load(environment={"QLOG_DATA_DIR": "\udcff"}).data_dir == Path("\udcff")
 
 
 def test_passwords_are_neither_options_nor_in_errors(tmp_path: Path) -> None:
