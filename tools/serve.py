@@ -235,6 +235,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self._stopped_by: signal.Signals | None = None
+        self._is_told = False
         self._scope: trio.CancelScope | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         _ignore(HARMLESS_SIGNALS)
@@ -246,10 +247,10 @@ class _Signals:
         """From now on a signal that ends the broker cancels this scope, and no other."""
         import trio
 
-        self._token = trio.lowlevel.current_trio_token()
         self._scope = scope
+        self._token = trio.lowlevel.current_trio_token()
         if self._stopped_by is not None:
-            scope.cancel()
+            self._stop()
 
     def _received(self, number: int, frame: object) -> None:
         if number in STOP_SIGNALS:
@@ -264,8 +265,10 @@ class _Signals:
 
     def _stop(self) -> None:
         assert self._stopped_by is not None and self._scope is not None
-        logging.getLogger("qlog").info("stopping signal=%s", self._stopped_by.name)
         self._scope.cancel()
+        if not self._is_told:
+            self._is_told = True
+            logging.getLogger("qlog").info("stopping signal=%s", self._stopped_by.name)
 
     def _read_again(self) -> None:
         logging.getLogger("qlog").info(
