@@ -1,8 +1,8 @@
 """All of a message but its body: where it was published to, and its properties.
 
-Promises that the properties' octets, made clean when they are received (see `properties.examine`), are
-kept untouched up to the consumer. Knows nothing of
-queues: one envelope may stand for any number of messages that differ in their bodies alone.
+Promises that the properties' octets, made clean when they are received (`properties.examine`), are
+kept untouched up to the consumer. Knows nothing of queues: one envelope may stand for any number of
+messages that differ in their bodies alone.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from xxhash import xxh3_64_intdigest
 
 from qlog.server.amqp.properties import Properties, decode_properties, headers_of
 from qlog.server.amqp.values import Table
+
+_new_tuple = tuple.__new__  # as Envelope(…) does, at two thirds of the cost
 
 
 class Envelope(NamedTuple):
@@ -33,13 +35,19 @@ class Envelope(NamedTuple):
     def pack(cls, exchange: str, routing_key: str, properties: bytes, body_size: int) -> "Envelope":
         """The envelope of a message that the broker made or changed itself."""
         packed = msgpack.packb((exchange, routing_key, properties))
-        return cls(exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed))
+        return _new_tuple(
+            cls,
+            (exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed)),
+        )
 
     @classmethod
     def unpack(cls, packed: bytes, body_size: int) -> "Envelope":
         """The envelope of a stored message. Raises ValueError when `packed` is not one."""
         exchange, routing_key, properties = msgpack.unpackb(packed)
-        return cls(exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed))
+        return _new_tuple(
+            cls,
+            (exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed)),
+        )
 
     def headers(self) -> Table:
         """The headers, decoded; empty when there are none. Raises HardError when malformed."""

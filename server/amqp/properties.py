@@ -65,6 +65,8 @@ _PSEUDO_QUEUE = PSEUDO_QUEUE.encode()
 
 # Longer expirations are refused, as Erlang's timers end here (rabbit_misc:check_expiry).
 EXPIRY_MS_MAX = 315_360_000_000
+_SURE_DIGITS = 11  # no number of so many digits is above it
+assert 10**_SURE_DIGITS <= EXPIRY_MS_MAX
 
 
 class Traits(NamedTuple):
@@ -194,11 +196,15 @@ def traits_of(
         value = None if expiration is None else _expiration(expiration)
         if isinstance(value, str):
             needs |= BAD_EXPIRATION
-        traits = _KNOWN_TRAITS[key] = Traits(persistent, priority, value, needs)
+        # As Traits(…) does, at half the cost: expirations may be all different.
+        traits = _new_tuple(Traits, (persistent, priority, value, needs))
+        _KNOWN_TRAITS[key] = traits
     return traits
 
 
 def _expiration(octets: bytes) -> int | str:
+    if len(octets) <= _SURE_DIGITS and octets.isdigit():  # as nearly always
+        return int(octets)
     text = str(octets, "utf-8", "surrogateescape")
     return text if expiration_complaint(text) else int(text)
 
@@ -366,4 +372,5 @@ _KNOWN_MODES = (TRANSIENT, PERSISTENT)
 _NEEDS = {b"CC": CC, b"BCC": CC, b"x-delay": DELAY, b"x-deduplication-header": DEDUP}
 # Traits that are the same object again; expirations may be all different, so they are forgotten.
 TRAITS_MAX = 4096
+_new_tuple = tuple.__new__
 _KNOWN_TRAITS: dict[tuple[bool, int | None, bytes | None, int], Traits] = {}

@@ -140,7 +140,7 @@ class Publisher:
         persistent = run.traits.persistent
         known = self._routes.known.get
         first = methods[0]
-        if all(map(is_, methods, repeat(first))):
+        if len(methods) == 1 or all(map(is_, methods, repeat(first))):
             targets = known((first.exchange, first.routing_key))
             if targets is None or first.immediate:
                 return False
