@@ -2,7 +2,7 @@
 
 Promises that no input makes `receive` raise, that it yields the same events however the octets are
 cut, and that what is kept is bounded: one frame, and per open channel one message of at most
-`message_bytes_max` and what was received of it. It alone says whether the connection and each of its
+`message_bytes_max`, of which what was received is kept, copied once. It alone says whether the connection and each of its
 channels are open, and what may be sent in that state; all others ask it. Knows nothing of queues,
 users or time: whether a login is right, a vhost exists or a heartbeat is late is for others to say.
 
@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from qlog.server.amqp import spec
+from qlog.server.amqp.body import Body
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
     AMQPError,
@@ -39,6 +40,7 @@ from qlog.server.amqp.frames import (
     METHOD,
     OVERHEAD_BYTES,
     PROTOCOL_HEADER,
+    SHOWN_BYTES,
     body_frames,
     header_frame,
     method_frame,
@@ -215,8 +217,7 @@ Event: TypeAlias = (
 class ChannelCore:
     """The protocol state of one channel: whether it is open, and what of a message has come.
 
-    `form` is set from a message's method frame on, `envelope` from its header on; `body` is what
-    came of its body. The object of a channel that has ended stays as it is: who holds one sees
+    `form` is set from a message's method frame on, `envelope` and `body` from its header on. The object of a channel that has ended stays as it is: who holds one sees
     that it is closed, whoever has the number now.
     """
 
@@ -236,7 +237,7 @@ class ChannelCore:
         self.form: PublishForm | None = None
         self.envelope: Envelope | None = None
         self.traits = NO_TRAITS
-        self.body = bytearray()
+        self.body: Body | None = None
 
 
 class Connection:
@@ -265,7 +266,13 @@ class Connection:
         self._data = b""  # what is being understood now
         self._position = 0
         self._frame_at = 0  # where the frame now being understood begins
-        self._deaf = False  # frames cannot be told apart any more
+        # A body frame that is not whole yet: of which channel and body, how many octets of it are
+        # still to come, and how it begins. The body has the others already.
+        self._part: Body | None = None
+        self._part_number = 0
+        self._part_missing = 0
+        self._part_head = b""
+        self._deaf = False  # frames cannot be told apart any more, or need not be
         self._freed: list[int] = []  # numbers that are free at the end of this read
 
     def channels(self) -> frozenset[int]:
@@ -292,6 +299,8 @@ class Connection:
 
     def _enter(self, state: State) -> None:
         self.state = state
+        if state is State.CLOSED:
+            self._deaf = True
         if state in _ENDED:
             for channel in self._channels.values():
                 channel.state = ChannelState.CLOSED
@@ -329,8 +338,9 @@ class Connection:
 
     @property
     def frame_bytes_awaited(self) -> int:
-        """The size of the frame that has begun to come, in octets; 0 when none has."""
-        return self._rest_bytes_min
+        """The octets still to come of a body frame, or the size of another frame that has begun to
+        come; 0 when none has."""
+        return self._rest_bytes_min or self._part_missing
 
     def receive(self, data: bytes) -> Iterator[Event]:
         """Understand more octets; yields what they mean, in their order.
@@ -339,7 +349,7 @@ class Connection:
         what is sent in answer to one (a channel.close above all) counts for those behind it.
         """
         assert not self._data, "the events of the call before were not all taken"
-        if self._deafened():
+        if self._deaf:
             return
         rest = self._rest
         if rest:
@@ -354,25 +364,25 @@ class Connection:
         self._rest_bytes_min = 0
         self._data = data
         self._position = 0
-        while not (self._rest_bytes_min or self._deafened()):
+        size = len(data)
+        while self._position < size and not (self._rest_bytes_min or self._deaf):
             event = self._next_event()
             if event is not None:
                 yield event
-        self._rest_bytes = len(data) - self._position
-        if self._rest_bytes and not self._deafened():
+        self._rest_bytes = size - self._position
+        if self._rest_bytes and not self._deaf:
             rest.append(data[self._position :])
         self._data = b""
         while self._freed:
             self._channels.pop(self._freed.pop(), None)
-
-    def _deafened(self) -> bool:
-        return self._deaf or self.state is State.CLOSED
 
     def _next_event(self) -> Event | None:
         """Understand one frame, or a run of them.
 
         Sets `_rest_bytes_min` when there is no whole one.
         """
+        if self._part is not None:
+            return self._go_on_with_body(self._part)
         data, position = self._data, self._position
         if self.state is State.HEADER:
             return self._protocol_header()
@@ -397,6 +407,13 @@ class Connection:
                 ranges, self._position = take_acks(data, position, number)
                 if ranges:
                     return Acks(number, ranges)
+        elif kind == BODY and channel is not None and channel.body is not None:
+            body = channel.body
+            if size <= body.missing and not 0 < self._payload_bytes_max < size:
+                self._part, self._part_number, self._part_missing = body, number, size
+                self._position = position + FRAME_HEAD.size
+                self._part_head = b""
+                return self._go_on_with_body(body)
         try:
             payload = self._payload(kind, size)
             if payload is None:
@@ -602,19 +619,54 @@ class Connection:
                 )
             channel.envelope = envelope
             channel.traits = form.traits
-        else:
-            if kind != BODY:
-                raise unexpected_frame(
-                    "expected content body, got non content body frame instead", *ids
-                )
-            channel.body += payload
-        missing = channel.envelope.body_size - len(channel.body)
-        if missing > 0:
+            channel.body = Body(envelope.body_size)
+            return self._whole_message(number, channel)
+        if kind != BODY:
+            raise unexpected_frame(
+                "expected content body, got non content body frame instead", *ids
+            )
+        # One that fits never comes here: `_go_on_with_body` has taken it.
+        raise frame_error("content body frame exceeds remaining content size", *ids)
+
+    def _go_on_with_body(self, body: Body) -> Event | None:
+        """Take what there is of a body frame that has begun, and of its end.
+
+        What comes of a message after its channel was closed is counted, and not kept.
+        """
+        data = self._data
+        channel = self._channels.get(self._part_number)
+        count = min(self._part_missing, len(data) - self._position)
+        if count:
+            if channel is not None and channel.body is body:
+                body.add(memoryview(data)[self._position : self._position + count])
+            if len(self._part_head) <= SHOWN_BYTES:
+                self._part_head += data[
+                    self._position : self._position + min(count, SHOWN_BYTES + 1)
+                ]
+            self._position += count
+            self._part_missing -= count
+        if self._position == len(data):
             return None
-        if missing < 0:
-            raise frame_error("content body frame exceeds remaining content size", *ids)
+        self._part = None
+        marker = data[self._position]
+        if marker != FRAME_END:
+            self._deaf = True
+            what = f"{{invalid_frame_end_marker,{marker}}}"
+            error = frame_error(f"type {BODY}, {shown(self._part_head)}: {what}")
+            return None if self.ended else self._violation(error, self._part_number)
+        self._position += 1
+        if channel is None or channel.body is not body:
+            return None
+        return self._whole_message(self._part_number, channel)
+
+    def _whole_message(self, number: int, channel: ChannelCore) -> Event | None:
+        """The message of the channel and those right behind it, if nothing of it is missing."""
+        form, envelope, body = channel.form, channel.envelope, channel.body
+        assert form is not None and envelope is not None and body is not None
+        if body.missing:
+            return None
         runs: list[PublishRun] = []
-        run_with(runs, channel.traits).add(form.method, channel.envelope, bytes(channel.body))
+        run_with(runs, channel.traits).add(form.method, envelope, body.take())
         channel.expect_method()
         self._take_publishes(number, runs)
         return Publishes(number, runs)

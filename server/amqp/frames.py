@@ -73,11 +73,14 @@ def body_frames(channel: int, body: bytes, frame_bytes_max: int) -> list[Buffer]
     return buffers
 
 
+SHOWN_BYTES = 16
+
+
 def shown(payload: bytes) -> str:
     """A payload as RabbitMQ's error texts show it: an Erlang binary, its first 16 octets."""
-    front = payload[:16]
+    front = payload[:SHOWN_BYTES]
     if front and all(0x20 <= octet < 0x7F and octet not in b'"\\' for octet in front):
         binary = f'<<"{front.decode("ascii")}">>'
     else:
         binary = f"<<{','.join(map(str, front))}>>"
-    return f"first 16 octets = {binary}" if len(payload) > 16 else f"all octets = {binary}"
+    return f"first 16 octets = {binary}" if len(payload) > SHOWN_BYTES else f"all octets = {binary}"

@@ -33,6 +33,8 @@ RECEIVE_LARGE_BYTES = 1024 * 1024
 LARGE_FRAME_BYTES = 16 * 1024
 # A peer that has not finished its handshake by then is not a client (rabbit_reader).
 HANDSHAKE_S = 10.0
+# Heartbeats leave at multiples of such a part of their interval.
+HEARTBEAT_GRID = 32
 # How long a peer that reads slowly may take to read what was written before the end.
 LAST_WORDS_S = 5.0
 # How long a peer that was told everything may take to close: its publishes may be under way, and a
@@ -370,7 +372,10 @@ class Session:
         # With octets under way a heartbeat says nothing new, and is not added to them.
         said_s = self._turns.now_s if self._outbox else self.sent_at_s
         heard_s = self.received_at_s if self.why_not_read is READ else self._turns.now_s
-        return min(said_s + interval_s / 2, heard_s + 2 * interval_s)
+        # A little early, so that those of many clients leave in one turn.
+        grid_s = interval_s / HEARTBEAT_GRID
+        send_s = (said_s + interval_s / 2) // grid_s * grid_s
+        return min(send_s, heard_s + 2 * interval_s)
 
     def _on_time(self) -> None:
         """Heartbeats, and deadlines that have passed."""

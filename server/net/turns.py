@@ -129,6 +129,7 @@ class Turns:
         # Whether this tick may have changed something that the queues or the disk have to see: not
         # by heartbeats alone, which 5,000 idle clients send at any time.
         self.touched = False
+        self._lively = False  # and one since it came from trio has
         self._busy = False  # in a turn
         self._woken = False  # and woken meanwhile
         self.poller.add(self._waker.fileno(), _WakerParticipant(self._waker), READABLE)
@@ -209,9 +210,10 @@ class Turns:
     def take_turns(self) -> None:
         """Turns one after the other while there is something to do, but not for long."""
         away_s = self.clock_s() + AWAY_S
+        self._lively = False
         stay_s = 0.0
-        while self.turn(stay_s) and self.clock_s() < away_s:
-            stay_s = STAY_S
+        while self.turn(stay_s) and self._lively and self.clock_s() < away_s:
+            stay_s = STAY_S  # behind heartbeats alone there is nothing to stay for
 
     def timeout_s(self) -> float:
         """How long there is nothing to do unless a socket or another thread says so."""
@@ -311,6 +313,7 @@ class Turns:
             self._bury()
             if self.touched and self._error is None:
                 self.touched = False
+                self._lively = True
                 self._exchange()
                 # Settlements are due soon, but not at once.
                 soon_s = self.now_s + self.broker.store.settings.ack_flush_s
