@@ -36,6 +36,20 @@ class BrokerSettings(Struct, frozen=True, kw_only=True):
     loopback_users: Annotated[
         frozenset[str], Meta(description="Users who are let in from this machine only.")
     ] = frozenset({"guest"})
+    anonymous_login_user: Annotated[
+        str,
+        Meta(
+            description="Whom a client is that logs in with the mechanism ANONYMOUS; none: it is not "
+            "offered."
+        ),
+    ] = "guest"
+    anonymous_login_pass: Annotated[
+        str,
+        Meta(
+            description="That user's password: with another one ANONYMOUS is refused.",
+            extra={"secret": True},
+        ),
+    ] = "guest"
     product: Annotated[
         str, Meta(description="The product that clients are told; some go by it.")
     ] = "RabbitMQ"

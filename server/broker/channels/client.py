@@ -8,7 +8,7 @@ ends, however, gives back what it held; errors reach exactly as far as their kin
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.connection import (
@@ -47,7 +47,7 @@ SILENT_CLOSE_S = 3.0
 # How long a peer may take to answer connection.close before the socket is closed anyway; what it
 # sends meanwhile is read and dropped (rabbit_reader, CLOSING_TIMEOUT).
 CLOSE_OK_WAIT_S = 30.0
-MECHANISMS = ("PLAIN", "AMQPLAIN")
+NOBODY = "none"  # the value of `anonymous_login_user` with which ANONYMOUS is not offered
 
 
 class Client:
@@ -150,7 +150,7 @@ class Client:
                         0,
                         9,
                         self.broker.server_properties(),
-                        " ".join(MECHANISMS).encode(),
+                        " ".join(self._mechanisms()).encode(),
                         b"en_US",
                     ),
                 )
@@ -213,11 +213,27 @@ class Client:
 
     # -- the handshake -----------------------------------------------------------------------
 
+    def _mechanisms(self) -> dict[str, Callable[[bytes], tuple[str, bytes]]]:
+        """The SASL mechanisms that are offered, and how each says who wants in.
+
+        With ANONYMOUS that is always the same user (rabbit_auth_mechanism_anonymous), whom the
+        setting `loopback_users` keeps to this machine as it does with a password.
+        """
+        mechanisms: dict[str, Callable[[bytes], tuple[str, bytes]]] = {
+            "PLAIN": _plain,
+            "AMQPLAIN": _amqplain,
+        }
+        settings = self.broker.settings
+        if settings.anonymous_login_user != NOBODY:
+            login = settings.anonymous_login_user, settings.anonymous_login_pass.encode()
+            mechanisms["ANONYMOUS"] = lambda response: login
+        return mechanisms
+
     def _login(self, response: bytes) -> None:
         """Check the credentials and go on with tune. Raises 403, 502 or 503."""
-        if self._mechanism not in MECHANISMS:
+        parse = self._mechanisms().get(self._mechanism)
+        if parse is None:
             raise command_invalid(f"unknown authentication mechanism '{self._mechanism}'")
-        parse = _plain if self._mechanism == "PLAIN" else _amqplain
         name, password = parse(response)
         try:
             self._user = authenticate(
