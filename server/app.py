@@ -3,8 +3,8 @@
     async with open_broker(config.of(data_dir=..., port=0)) as broker:
         ...  # AMQP clients may connect to broker.url
 
-Start: take the addresses, lock and recover the directory, load definitions, accept. Stop: stop accepting, close
-connections with 320, write what is pending, checkpoint, unlock.
+Start: take the addresses, lock and recover the directory, load definitions, accept. Stop: stop
+accepting, close connections with 320, write what is pending, checkpoint, unlock.
 """
 
 from __future__ import annotations

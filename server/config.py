@@ -1,6 +1,6 @@
-"""Settings of the daemon: defaults, a TOML file, the environment, the command line; the last one wins.
+"""Settings of the daemon: defaults, a TOML file, the environment, the command line.
 
-Each setting is defined once: a field of one of the structs that `Settings` is made of, one struct
+The last one wins. Each setting is defined once: a field of one of the structs that `Settings` is made of, one struct
 for each part of the broker that is set. From these definitions come the options of `qlog serve` and
 their help, the names in the environment (`QLOG_<NAME>`), the names in the file, and the table in
 docs/operations.md (tools/settings_table.py).

@@ -20,7 +20,7 @@ from qlog.storage.errors import Shortage
 
 logger = logging.getLogger("qlog.broker")
 
-MEMORY_WATERMARK_FRACTION = 0.4  # RabbitMQ's vm_memory_high_watermark until 4.0
+MEMORY_WATERMARK_FRACTION = 0.4  # RabbitMQ's vm_memory_high_watermark before 4.0, 0.6 since
 
 
 class ResourceWatch:

@@ -149,8 +149,8 @@ class Store(Generic[M]):
         `decode` makes a meta of its bytes and the size of its body. `notify` is called from the
         store's threads, and from `Lane.settle` when a timer starts; the owner then calls `advance`
         and `tick`. `clock_ms`: the wall clock, for the times of settlements in the ledger, which are
-        for people alone. `progress` is told how far recovery is, and may raise to end it. Raises StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable,
-        CorruptLog.
+        for people alone. `progress` is told how far recovery is, and may raise to end it. Raises
+        StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable, CorruptLog.
         """
         recovered = recovery.recover(
             directory, decode, settings or StoreSettings(), disk or OSDisk(), progress

@@ -1,4 +1,7 @@
-"""What can be set about the broker's rules. A field without a `Meta` is not the operator's to set."""
+"""What can be set about the broker's rules.
+
+A field without a `Meta` is not the operator's to set.
+"""
 
 from __future__ import annotations
 

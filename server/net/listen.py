@@ -31,7 +31,8 @@ def bind(hosts: Iterable[str], port: int) -> list[socket.socket]:
     """Sockets bound to all addresses of `hosts`, which do not accept yet.
 
     `localhost` is 127.0.0.1 and ::1, `::` is every address of both families. Port 0: all addresses
-    share a free port. Raises CannotListen (taken, not of this machine, unknown); none is bound then.
+    share a free port. Raises CannotListen (taken, not of this machine, unknown); then none is
+    bound.
     """
     wanted = list(dict.fromkeys(hosts))
     for _ in range(FREE_PORT_TRIES - 1):

@@ -1,4 +1,4 @@
-"""Settings: which source wins, the one line that says what is wrong, and that all who name them agree."""
+"""Settings: which source wins, what is said of a wrong one, and that all who name them agree."""
 
 from __future__ import annotations
 

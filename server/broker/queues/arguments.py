@@ -1,9 +1,9 @@
-"""The `x-` arguments of queues and consumers: what is valid, and what makes two declarations differ.
+"""The `x-` arguments of queues and consumers: what is valid, what makes two declarations differ.
 
 Only arguments named here are checked and compared; all others are kept and ignored, as in RabbitMQ
-(rabbit_amqqueue:check_declare_arguments, rabbit_misc:assert_args_equivalence). Texts are RabbitMQ's,
-Erlang terms included, because client libraries match on them. Texts, and which of several
-complaints comes first, are those of RabbitMQ 4.0.5, which was asked.
+(rabbit_amqqueue:check_declare_arguments, rabbit_misc:assert_args_equivalence). The texts, and which
+of several complaints comes first, are those of RabbitMQ 4.0.5, which was asked; Erlang terms
+included, because client libraries match on the texts.
 """
 
 from __future__ import annotations
