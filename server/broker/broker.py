@@ -8,38 +8,44 @@ but the one it is given.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.errors import HardError, internal_error, precondition_failed
+from qlog.server.amqp.errors import AMQPError, HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.users import User, hash_password
-from qlog.server.broker.channels.confirms import Confirms
-from qlog.server.broker.channels.reply_to import Replies
-from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.queues.arguments import QueueArguments
-from qlog.server.broker.queues.targets import Targets
-from qlog.server.broker.queues.type import Declaration, QueueType
+from qlog.server.broker.queues.type import Declaration
+from qlog.server.broker.services import Services, wall_clock_ms
 from qlog.server.broker.settings import BrokerSettings
 from qlog.server.broker.vhost import VHost
-from qlog.storage.errors import OutOfDescriptors, StorageError
 from qlog.storage.store import Store
 
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.channel import Channel
-    from qlog.server.broker.channels.client import Client
+# The broker looks for overdue deliveries this often; RabbitMQ does it once a minute.
+CONSUMER_CHECK_INTERVAL_S = 60.0
+FIRST_CONSUMER_CHECK_S = 1.0
 
-logger = logging.getLogger("qlog.broker")
+
+class Member(Protocol):
+    """A client of the broker."""
+
+    def check_consumers(self, now_s: float) -> None:
+        """Close the channels whose consumers hold a delivery longer than they may."""
+
+    def unblock(self) -> None:
+        """The alarm is over."""
+
+    def fail(self, error: AMQPError, number: int) -> None:
+        """Close the channel of that number, 0 for the connection."""
 
 
 class Broker:
     """All state of a running broker.
 
-    Arguments: `now_s` a monotonic clock in seconds. Raises StorageError if the catalog is damaged.
+    Arguments: `now_s` a monotonic clock in seconds, `now_ms` the wall clock in milliseconds. Raises
+    StorageError if the catalog is damaged.
     """
 
     def __init__(
@@ -47,14 +53,15 @@ class Broker:
         store: Store[Envelope],
         settings: BrokerSettings,
         now_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self.store = store
         self.settings = settings
         self.now_s = now_s
-        self.consumer_timeout_s = settings.consumer_timeout_s
-        self.definitions = Definitions(store.catalog)
-        self.replies = Replies()
-        self.clients: set[Client] = set()
+        self.services = Services(store, settings, now_s, now_ms)
+        self.definitions = self.services.definitions
+        self.timers = self.services.timers
+        self.clients: set[Member] = set()
         self.vhosts: dict[str, VHost] = {}
         self.users: dict[str, User] = {}
         self.alarms = dict.fromkeys(
@@ -62,20 +69,14 @@ class Broker:
         )
         # Why publishers are not read, as connection.blocked says it; empty: they are.
         self.blocked_reason = ""
-        self._awake: dict[QueueType, None] = {}
-        self._waiting: dict[QueueType, None] = {}
-        self._unconfirmed: dict[Confirms, None] = {}
-        self._confirmed_lsn = store.durable_lsn
-        # Channels whose tx.commit waits for the log up to an LSN, and those that wait for a sync.
-        self._committing: deque[tuple[int, Channel]] = deque()
-        self._syncing: deque[tuple[int, Channel]] = deque()
         self._load()
+        self.timers.at(now_s() + FIRST_CONSUMER_CHECK_S, self._check_consumers)
 
     # -- definitions -------------------------------------------------------------------------
 
     def _load(self) -> None:
         for name in self.definitions.vhosts():
-            self.vhosts[name] = VHost(self, name)
+            self.vhosts[name] = VHost(self.services, name)
         if not self.vhosts:
             self._first_start()
         self.users = {user.name: user for user in self.definitions.users()}
@@ -123,7 +124,7 @@ class Broker:
         with self.definitions.transaction():
             self.definitions.save_vhost(vhost)
             self.definitions.save_user(user)
-        self.vhosts[vhost] = VHost(self, vhost)
+        self.vhosts[vhost] = VHost(self.services, vhost)
 
     def server_properties(self) -> Table:
         """What connection.start tells of the server."""
@@ -150,121 +151,41 @@ class Broker:
 
     # -- the tick ----------------------------------------------------------------------------
 
-    def enqueue(
-        self,
-        targets: Targets,
-        persistent: bool,
-        envelopes: Sequence[Envelope],
-        bodies: Sequence[bytes],
-    ) -> int:
-        """Append messages to the queues they go to; returns the LSN that makes them durable."""
-        now_ms = time.time_ns() // 1_000_000
-        lsn = 0
-        if persistent and targets.durable:
-            lsn = self.store.append(
-                targets.durable, envelopes, bodies, persistent=True, now_ms=now_ms
-            )
-            if targets.transient:
-                self.store.append(
-                    targets.transient, envelopes, bodies, persistent=False, now_ms=now_ms
-                )
-        else:
-            self.store.append(targets.all, envelopes, bodies, persistent=False, now_ms=now_ms)
-        self._awake.update(dict.fromkeys(targets.queues))
-        return lsn
-
-    def wake(self, queue: QueueType) -> None:
-        """The queue may have something to deliver: `pump` will look."""
-        self._awake[queue] = None
-
     def pump(self) -> None:
         """Deliver from all queues that were touched."""
-        while self._awake:
-            awake, self._awake = self._awake, {}
-            for queue in awake:
-                if not queue.deleted:
-                    try:
-                        queue.pump()
-                    except OutOfDescriptors as error:
-                        self._put_off(queue, error)
-                    except Exception as error:  # noqa: BLE001 - reported there
-                        self._cannot_deliver(queue, error)
+        self.services.delivery.pump()
 
-    def _put_off(self, queue: QueueType, error: OutOfDescriptors) -> None:
-        """What the queue has next cannot be read now: `try_again` asks it."""
-        if not self._waiting:
-            logger.warning("cannot deliver now from %s error=%s", queue, error)
-        self._waiting[queue] = None
+    def progress(self) -> None:
+        """The disk got further: confirm what is durable, answer those who waited for it."""
+        self.services.durability.progress()
+
+    @property
+    def jobs_left(self) -> bool:
+        """There is work for `work`."""
+        return bool(self.services.jobs)
+
+    def work(self) -> None:
+        """Go on with what takes longer than a moment, for some milliseconds."""
+        self.services.jobs.run()
 
     def try_again(self) -> None:
         """Have `pump` ask the queues again that could not be read for want of file descriptors."""
-        self._awake.update(self._waiting)
-        self._waiting.clear()
-
-    def _cannot_deliver(self, queue: QueueType, error: Exception) -> None:
-        """What the queue has next cannot be read, or worse: reported, never skipped.
-
-        Its consumers are thrown out, so that they notice and the queue is not asked again and
-        again; all others, and whoever's turn this happened to be in, go on.
-        """
-        if isinstance(error, StorageError):
-            logger.error("cannot deliver from %s error=%s", queue, error)
-        else:
-            logger.error("cannot deliver from %s", queue, exc_info=error)
-        for taker in list(queue.takers):
-            taker.fail(internal_error(f"cannot deliver from {queue}"))
-
-    @property
-    def durable_lsn(self) -> int:
-        """The log is durable up to here."""
-        return self.store.durable_lsn
-
-    def await_durability(self, confirms: Confirms) -> None:
-        """Confirms wait for the disk."""
-        self._unconfirmed[confirms] = None
-
-    def await_sync(self, channel: Channel, after_lsn: int) -> None:
-        """The channel's tx.commit waits until log and ledger are synced.
-
-        Its settlements, if any, wait until the log is durable up to `after_lsn`: only from then on
-        can a sync of the ledger bring them.
-        """
-        if after_lsn > self.store.durable_lsn:
-            self._committing.append((after_lsn, channel))
-        else:
-            self._syncing.append((self.store.request_sync(), channel))
-
-    def progress(self) -> None:
-        """The disk got further: confirm what is durable, answer the commits that are."""
-        durable_lsn = self.store.durable_lsn
-        if durable_lsn == self._confirmed_lsn and not self._syncing:
-            return
-        self._confirmed_lsn = durable_lsn
-        for confirms in list(self._unconfirmed):
-            if confirms.confirm_through(durable_lsn):
-                del self._unconfirmed[confirms]
-        while self._committing and self._committing[0][0] <= durable_lsn:
-            self.await_sync(self._committing.popleft()[1], 0)
-        while self._syncing and self.store.synced >= self._syncing[0][0]:
-            self._syncing.popleft()[1].synced()
+        self.services.delivery.try_again()
 
     # -- the slower rhythms ------------------------------------------------------------------
+
+    def _check_consumers(self) -> None:
+        """Every minute, or more often when deliveries have to be acknowledged within less."""
+        timeout_s = self.settings.consumer_timeout_s
+        interval_s = min(CONSUMER_CHECK_INTERVAL_S, max(1.0, timeout_s / 4))
+        self.timers.at(self.now_s() + interval_s, self._check_consumers)
+        self.check_consumers()
 
     def check_consumers(self) -> None:
         """Close the channels whose consumers hold a delivery longer than they may."""
         now_s = self.now_s()
         for client in list(self.clients):
-            for channel in list(client.channels.values()):
-                overdue_s = channel.take_overdue(now_s)
-                if overdue_s is not None:
-                    client.fail(
-                        precondition_failed(
-                            f"delivery acknowledgement on channel {channel.number} timed out. "
-                            f"Timeout value used: {round(overdue_s * 1000)} ms. This timeout value "
-                            "can be configured, see consumers doc guide to learn more"
-                        ),
-                        channel.number,
-                    )
+            client.check_consumers(now_s)
 
     def set_alarm(self, name: str, on: bool) -> None:
         """Raise or clear a resource alarm. Clients are told when they publish, and of its end."""

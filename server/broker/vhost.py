@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.errors import InvalidBinding, UnknownExchangeType
@@ -32,10 +31,8 @@ from qlog.server.broker.queues.arguments import (
 from qlog.server.broker.queues.factory import make_queue
 from qlog.server.broker.queues.targets import Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
+from qlog.server.broker.services import Services
 from qlog.storage.errors import StorageError
-
-if TYPE_CHECKING:
-    from qlog.server.broker.broker import Broker
 
 logger = logging.getLogger("qlog.broker")
 
@@ -45,9 +42,12 @@ RESERVED_PREFIX = "amq."
 class VHost:
     """A namespace of exchanges and queues."""
 
-    def __init__(self, broker: Broker, name: str) -> None:
-        self.broker = broker
+    def __init__(self, services: Services, name: str) -> None:
         self.name = name
+        self.wake = services.delivery.wake
+        self._services = services
+        self._store = services.store
+        self._definitions = services.definitions
         self.routing = RoutingTable()
         self.queues: dict[str, QueueType] = {}
         self.routes = Routes()
@@ -122,7 +122,7 @@ class VHost:
         if existing is None:
             if durable:
                 try:
-                    self.broker.definitions.save_exchange(self.name, exchange)
+                    self._definitions.save_exchange(self.name, exchange)
                 except StorageError:
                     self.routing.delete_exchange(name)  # not declared: the next try finds it so
                     raise
@@ -155,8 +155,8 @@ class VHost:
         if if_unused and self.routing.in_use(name):
             raise precondition_failed(f"{self.rs_exchange(name)} in use")
         removed = self.routing.removal_of_exchange(name)
-        with self.broker.definitions.transaction():
-            self.broker.definitions.delete_exchange(self.name, name)
+        with self._definitions.transaction():
+            self._definitions.delete_exchange(self.name, name)
             self._forget(removed)
         self.routing.remove(removed)
 
@@ -178,7 +178,7 @@ class VHost:
         binding = Binding(source, kind, destination, key, arguments)
         if new and self._durable(binding):
             try:
-                self.broker.definitions.save_binding(self.name, binding)
+                self._definitions.save_binding(self.name, binding)
             except StorageError:
                 self.routing.unbind(source, kind, destination, key, arguments)
                 raise
@@ -188,7 +188,7 @@ class VHost:
     ) -> None:
         """queue.unbind, exchange.unbind: unknown names and bindings are no error."""
         removed = self.routing.removal_of_binding(source, kind, destination, key, arguments)
-        with self.broker.definitions.transaction():
+        with self._definitions.transaction():
             self._forget(removed)
         self.routing.remove(removed)
 
@@ -202,11 +202,11 @@ class VHost:
     def _forget(self, removed: Removed) -> None:
         """Take from the catalog what a removal takes from the table."""
         for name in removed:
-            self.broker.definitions.delete_exchange(self.name, name)
+            self._definitions.delete_exchange(self.name, name)
         for binding in removed.bindings:
             if not binding.source:
                 continue  # the default exchange's are implied by the queue
-            self.broker.definitions.delete_binding(self.name, binding)
+            self._definitions.delete_binding(self.name, binding)
 
     # -- queues ------------------------------------------------------------------------------
 
@@ -248,9 +248,9 @@ class VHost:
             server_named=server_named,
         )
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
-        lane_id = self.broker.store.new_lane_id()
+        lane_id = self._store.new_lane_id()
         if durable:
-            self.broker.definitions.save_queue(declared, lane_id)
+            self._definitions.save_queue(declared, lane_id)
         queue = self.add_queue(declared, lane_id, owner if exclusive else None)
         if exclusive:
             owner.exclusive_queues[name] = queue
@@ -258,21 +258,16 @@ class VHost:
 
     def add_queue(self, declared: Declaration, lane_id: int, owner: Owner | None) -> QueueType:
         """Make a queue known, new or recovered."""
-        broker = self.broker
         queue = make_queue(
             self,
             declared,
-            broker.store.lane(lane_id),
+            self._store.lane(lane_id),
             owner=owner,
-            consumer_timeout_s=broker.settings.consumer_timeout_s,
+            consumer_timeout_s=self._services.settings.consumer_timeout_s,
         )
         self.queues[queue.name] = queue
         self.routing.add_queue(queue.name)
         return queue
-
-    def wake(self, queue: QueueType) -> None:
-        """Something may be deliverable: have the queue pumped at the end of this tick."""
-        self.broker.wake(queue)
 
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left. Raises StorageError."""
@@ -288,9 +283,9 @@ class VHost:
         ready = queue.ready
         removed = self.routing.removal_of_queue(queue.name)
         try:
-            with self.broker.definitions.transaction():
+            with self._definitions.transaction():
                 if queue.declared.durable:
-                    self.broker.definitions.delete_queue(queue.declared)
+                    self._definitions.delete_queue(queue.declared)
                 self._forget(removed)
         except StorageError as error:
             if queue.owner is None:
@@ -304,7 +299,7 @@ class VHost:
         if queue.owner is not None:
             queue.owner.exclusive_queues.pop(queue.name, None)
         for lane in queue.lanes:
-            self.broker.store.drop(lane)
+            self._store.drop(lane)
         return ready
 
     def assert_access(self, queue: QueueType, owner: Owner) -> None:

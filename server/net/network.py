@@ -20,8 +20,6 @@ from qlog.server.net.turns import Turns
 logger = logging.getLogger("qlog.network")
 
 CHECK_INTERVAL_S = 1.0
-# The broker looks for overdue deliveries this often; RabbitMQ does it once a minute.
-CONSUMER_CHECK_INTERVAL_S = 60.0
 # So many are accepted in one turn: a thousand that come at once are in within some turns, while those
 # who are there have theirs.
 ACCEPTED_MAX = 64
@@ -48,7 +46,6 @@ class Network:
         self._sessions_max = sessions_max()
         self._crowded = False  # clients have to wait until others leave
         self._turned_away = False  # and one did since the last check
-        self._consumers_due_s = 0.0
         self._doors = [Door(self, listener) for listener in listeners]
         turns.on_burial = self._open_doors
         turns.at(turns.now_s + CHECK_INTERVAL_S, self._on_second)
@@ -70,10 +67,6 @@ class Network:
             self._crowded = False
             logger.warning("file descriptor limit alarm cleared: new connections are accepted")
         self._turned_away = False
-        if turns.now_s >= self._consumers_due_s:
-            interval_s = min(CONSUMER_CHECK_INTERVAL_S, max(1.0, broker.consumer_timeout_s / 4))
-            self._consumers_due_s = turns.now_s + interval_s
-            broker.check_consumers()
         turns.touched = True
 
     # -- accepting ---------------------------------------------------------------------------

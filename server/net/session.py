@@ -17,10 +17,11 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.spec import Method
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
+from qlog.server.broker.timers import Timer
 from qlog.server.net.outbox import Outbox
 from qlog.server.net.poller import GONE, READABLE, WRITABLE
 from qlog.server.net.transport import PLAIN, Transport
-from qlog.server.net.turns import Timer, Turns
+from qlog.server.net.turns import Turns
 
 logger = logging.getLogger("qlog.connection")
 

@@ -9,7 +9,8 @@ Promises: nobody's turn is longer than TURN_S, and no client's share of it longe
 but for one event that takes longer; what is left, of one long read too, goes on in rotation. An
 error of ours costs the client in whose turn it happened, and never ends the loop. The descriptor of
 a session that ends stays open until the turn is over, so that no other socket has its number while
-the turn may still name it. Timers (`at`) are part of the turn: the next one is the poll's timeout.
+the turn may still name it. Timers (`at`) are part of the turn: the next one is the poll's timeout. So are the broker's jobs: while some
+are left, no turn waits.
 
 `wake` is the only call for other threads.
 """
@@ -19,13 +20,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
-from itertools import count
 from typing import Protocol
 
 import trio
 
 from qlog.server.broker.broker import Broker
+from qlog.server.broker.timers import Timer
 from qlog.server.net.poller import READABLE, Poller, Waker, new_poller
 
 logger = logging.getLogger("qlog.network")
@@ -82,19 +82,6 @@ class Member(Participant, Protocol):
         """It has ended and its turn is over: give back all it held, and its descriptor."""
 
 
-class Timer:
-    """A call that is due some time; `cancel` forgets it, and with it all that it holds."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
-
-    def cancel(self) -> None:
-        """It will not be called."""
-        self.call = None
-
-
 class Turns:
     """See the head of this file.
 
@@ -123,8 +110,6 @@ class Turns:
         self._error: Exception | None = None
         self._behind: set[Member] = set()  # not read since the disk is behind
         self._ended: list[Member] = []
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._timer_numbers = count()
         self._store_due_s = self._now_s
         # Whether this tick may have changed something that the queues or the disk have to see: not
         # by heartbeats alone, which 5,000 idle clients send at any time.
@@ -156,8 +141,7 @@ class Turns:
 
     def at(self, due_s: float, call: Callable[[], None]) -> Timer:
         """Have `call` called in the first turn at or after `due_s` by the broker's clock."""
-        timer = Timer(call)
-        heappush(self._timers, (due_s, next(self._timer_numbers), timer))
+        timer = self.broker.timers.at(due_s, call)
         if not self._busy:
             self.wake()
         return timer
@@ -219,13 +203,12 @@ class Turns:
         """How long there is nothing to do unless a socket or another thread says so."""
         if self._woken or self._anything_left():
             return 0.0
-        due_s = self._store_due_s
-        if self._timers:
-            due_s = min(due_s, self._timers[0][0])
+        due_s = min(self._store_due_s, self.broker.timers.due_s)
         return max(0.0, due_s - self.broker.now_s())
 
     def _anything_left(self) -> bool:
-        return bool(self._line or self._drained or self._unsent or self._ended)
+        left = self._line or self._drained or self._unsent or self._ended
+        return bool(left) or self.broker.jobs_left
 
     def turn(self, timeout_s: float) -> bool:
         """One turn, waiting at most so long for the first socket. False: there was nothing to do."""
@@ -249,6 +232,9 @@ class Turns:
                 return False
             self._go_round()
             self._feed()
+            if self.broker.jobs_left:
+                self.touched = True
+                self._fence(self.broker.work)
             self.end_tick()
             return True
         finally:
@@ -291,19 +277,7 @@ class Turns:
             except Exception as error:
                 logger.exception(STORE_FAILED)
                 self._stop(error)
-        timers = self._timers
-        ripe: list[Timer] = []
-        while timers and timers[0][0] <= now_s:
-            ripe.append(heappop(timers)[2])
-        for timer in ripe:
-            call = timer.call
-            if call is not None:
-                due = True
-                try:
-                    call()
-                except Exception:
-                    logger.exception("internal error in a timer")
-        return due
+        return self.broker.timers.run(now_s) or due
 
     # -- the end of the tick -----------------------------------------------------------------
 

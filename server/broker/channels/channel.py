@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 from qlog.server.amqp import spec
-from qlog.server.amqp.connection import Acks, Event, MethodReceived, Publishes
+from qlog.server.amqp.connection import Acks, Connection, Event, MethodReceived, Publishes
 from qlog.server.amqp.deliver import DeliveryEncoder
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
+    AMQPError,
     HardError,
     access_refused,
     command_invalid,
@@ -25,47 +27,125 @@ from qlog.server.amqp.errors import (
     precondition_failed,
 )
 from qlog.server.amqp.recognise import AckRange
+from qlog.server.broker.access.users import User
 from qlog.server.broker.channels import topology
 from qlog.server.broker.channels.consumer import Consumer
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.publisher import Publisher
 from qlog.server.broker.channels.reply_to import REPLY_TO
+from qlog.server.broker.channels.sink import Sink
 from qlog.server.broker.channels.transactions import Settlement, Transaction
 from qlog.server.broker.channels.unacked import UnackedRun
+from qlog.server.broker.jobs import Steps
+from qlog.server.broker.numbers import Numbers
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import assert_integer
+from qlog.server.broker.queues.backlog import Backlog
+from qlog.server.broker.queues.type import Owner, QueueType, Taker
+from qlog.server.broker.services import Services
+from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import StorageError
 
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.client import Client
-    from qlog.server.broker.channels.sink import Sink
-
 logger = logging.getLogger("qlog.connection")
+
+T = TypeVar("T")
+
+# So many deliveries are settled or requeued between two looks at the clock.
+RUNS_AT_ONCE = 128
+# And so many acknowledgements, of one delivery each, are obeyed without a job.
+ACKS_AT_ONCE = 32
+
+
+class ChannelClient(Owner, Protocol):
+    """What a channel needs of its client."""
+
+    services: Services
+    protocol: Connection
+    sink: Sink
+
+    @property
+    def user(self) -> User:
+        """Who logged in."""
+
+    def capable(self, capability: str) -> bool:
+        """Whether the client said that it knows an extension."""
+
+    def fail(self, error: AMQPError, number: int) -> None:
+        """Close what an error of ours reaches."""
+
+    def failed(self, event: Event, error: Exception) -> None:
+        """What the client sent could not be obeyed."""
+
+    def hold_event(self) -> None:
+        """An event waits, with its channel."""
+
+    def release_events(self, count: int) -> None:
+        """So many events wait no more."""
+
+    def resume_channel(self, number: int, events: Iterable[Event]) -> None:
+        """Go on with what the client sent while the channel was held."""
+
+
+class Returning:
+    """Messages on their way back to one backlog of a queue: `size` octets in all."""
+
+    __slots__ = ("numbers", "queue", "size")
+
+    def __init__(self, queue: QueueType) -> None:
+        self.queue = queue
+        self.numbers = Numbers()
+        self.size = 0
+
+
+class Released:
+    """How many messages each consumer holds no more, and how many there are in all."""
+
+    __slots__ = ("by_taker", "count")
+
+    def __init__(self) -> None:
+        self.by_taker: dict[Taker, int] = {}
+        self.count = 0
+
+    def add(self, runs: Iterable[UnackedRun]) -> None:
+        """These are settled, or go back."""
+        by_taker = self.by_taker
+        for run in runs:
+            taker, count = run.taker, run.count
+            self.count += count
+            if taker is not None:
+                by_taker[taker] = by_taker.get(taker, 0) + count
+
+
+def _nothing(_: None) -> None:
+    """No answer."""
 
 
 class Channel:
     """An open channel of a client."""
 
-    def __init__(self, client: Client, number: int) -> None:
-        assert client.vhost is not None
+    def __init__(self, client: ChannelClient, vhost: VHost, number: int) -> None:
         self.client = client
+        self.services = services = client.services
         self.number = number
-        self.vhost = client.vhost
+        self.vhost = vhost
         self._core = client.protocol.channel(number)
-        self.sink: Sink = client.sink
-        self.publisher = Publisher(self, client.vhost, client.broker)
+        self.sink = client.sink
+        self.publisher = Publisher(self, vhost, services.post)
         self.consumers: dict[str, Consumer] = {}
-        self.outstanding = Outstanding(number, self._core, client.sink, client.broker.now_s)
+        self.outstanding = Outstanding(number, self._core, client.sink, services.now_s)
         self.last_queue = ""
         self._consumer_prefetch = 0  # for consumers yet to come
         self._reply_consumer: DeliveryEncoder | None = None
         self._reply_tag = ""
         self._reply_address = ""
-        self._held: list[Event] | None = None  # events that wait for tx.commit to be on disk
+        self._held: list[Event] | None = None  # events that wait until the channel is let go
+        self._event: Event | None = None  # the method that is being obeyed
+        self._closing = False  # the client has closed it, and waits for close-ok
 
     @property
     def closed(self) -> bool:
-        """Nothing is to be sent on it any more. The protocol core says so."""
-        return self._core.closed
+        """Nothing is to be sent on it any more, but for close-ok."""
+        return self._core.closed or self._closing
 
     def send(self, method: spec.Method) -> None:
         """Send a method on this channel."""
@@ -79,8 +159,34 @@ class Channel:
 
     @property
     def held(self) -> bool:
-        """Whether what the client sends has to wait for a tx.commit to be on disk."""
+        """Whether what the client sends has to wait: for the disk, or for work that takes long."""
         return self._held is not None
+
+    def answer(self, outcome: Outcome[T], reply: Callable[[T], None]) -> None:
+        """Reply with what comes of an operation, now or when it is known.
+
+        Until then the channel is held: what the client sends on it waits, in order. Raises what the
+        operation failed with, if that is known now; later it closes what it reaches.
+        """
+        if outcome.done:
+            reply(outcome.result())
+            return
+        event = self._event
+        self._held = []
+
+        def go_on(outcome: Outcome[T]) -> None:
+            held, self._held = self._held, None
+            assert held is not None
+            if not self._core.closed and not self.client.protocol.ended:
+                try:
+                    reply(outcome.result())
+                except Exception as error:  # noqa: BLE001 - the client hears of it
+                    assert event is not None
+                    self.client.failed(event, error)
+                self.client.resume_channel(self.number, held)
+            self.client.release_events(len(held))
+
+        outcome.then(go_on)
 
     def handle(self, event: Event) -> None:
         """Obey what the client sent. Raises AMQPError."""
@@ -90,21 +196,20 @@ class Channel:
         elif isinstance(event, Publishes):
             self.publisher.publish(event.runs)
         elif isinstance(event, Acks):
-            self._acks(event.ranges)
+            self._acks(event)
         else:
             assert isinstance(event, MethodReceived)
-            self.client.broker.pump()  # what came before in the stream takes effect before
+            self._event = event
+            self.services.delivery.pump()  # what came before in the stream takes effect before
             handler = _HANDLERS.get(type(event.method))
             if handler is None:
                 raise command_invalid("unimplemented method")
             handler(self, event.method)
 
-    def close(self) -> None:
+    def close(self) -> Outcome[None]:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
+        self._closing = True
         self._forget_reply_consumer()
-        if self.publisher.transaction is not None:
-            self._requeue(self.publisher.transaction.unsettled())
-        self._requeue(self.outstanding.unacked.take_all())
         for consumer in list(self.consumers.values()):
             try:
                 consumer.queue.remove_taker(consumer)
@@ -112,6 +217,10 @@ class Channel:
                 # An auto-delete queue whose definition could not be deleted stays; the rest must end.
                 logger.error("cannot delete %s error=%s", consumer.queue, error)
         self.consumers.clear()
+        transaction = self.publisher.transaction
+        kept = [] if transaction is None else transaction.take_settlements()
+        pieces = chain((settlement.runs for settlement in kept), self._all_unacked())
+        return self.services.jobs.start(self._requeueing(pieces))
 
     # -- consuming ---------------------------------------------------------------------------
 
@@ -142,6 +251,7 @@ class Channel:
         consumer = Consumer(
             self,
             self.outstanding,
+            self.services.stats,
             queue,
             tag,
             no_ack=method.no_ack,
@@ -185,8 +295,10 @@ class Channel:
             tag, taken.redelivered, envelope.exchange, envelope.routing_key, queue.ready
         )
         self.sink.send_content(self.number, ok, envelope, taken.bodies[0])
+        self.services.stats.got += 1
         if method.no_ack:
             backlog.settle(qseq, 1, taken.sizes[0])
+            self.services.stats.acknowledged += 1
         else:
             now_s = outstanding.now_s()
             outstanding.unacked.add(
@@ -200,23 +312,55 @@ class Channel:
 
     # -- acknowledging -----------------------------------------------------------------------
 
-    def _acks(self, ranges: Iterable[AckRange]) -> None:
+    def _acks(self, event: Acks) -> None:
+        """Acknowledgements that came together. Raises 406 at the first of an unknown tag."""
+        ranges = event.ranges
+        if len(ranges) == 1 and ranges[0].first == ranges[0].last and not ranges[0].multiple:
+            self._settle(self._take_range(ranges[0].first, ranges[0].first))
+        elif len(ranges) <= ACKS_AT_ONCE and all(map(self._is_little, ranges)):
+            for range_ in ranges:
+                if range_.multiple:
+                    through = self.outstanding.through(range_.last)
+                    self._settle(self.outstanding.unacked.take_through(through))
+                else:
+                    self._settle(self._take_range(range_.first, range_.last))
+        else:
+            self._event = event
+            self.answer(self.services.jobs.start(self._acknowledging(ranges)), _nothing)
+
+    def _is_little(self, range_: AckRange) -> bool:
+        """Whether an acknowledgement is for few deliveries, for all that can be known at once."""
+        if range_.multiple:
+            return self.outstanding.unacked.few
+        return range_.last - range_.first < RUNS_AT_ONCE
+
+    def _acknowledging(self, ranges: Iterable[AckRange]) -> Steps[None]:
         for range_ in ranges:
             if range_.multiple:
-                self._settle(self.outstanding.take_through(range_.last))
-                continue
-            self._settle(self._take_range(range_.first, range_.last))
+                for runs in self._unacked_through(range_.last):
+                    self._settle(runs)
+                    yield
+            else:
+                for first in range(range_.first, range_.last + 1, RUNS_AT_ONCE):
+                    last = min(first + RUNS_AT_ONCE - 1, range_.last)
+                    self._settle(self._take_range(first, last))
+                    yield
 
     def ack(self, method: spec.BasicAck) -> None:
         tag = method.delivery_tag
-        self._acks([AckRange(tag, tag, method.multiple)])
+        self._acks(Acks(self.number, [AckRange(tag, tag, method.multiple)]))
 
     def nack(self, method: spec.BasicNack) -> None:
-        if method.multiple:
-            taken = self.outstanding.take_through(method.delivery_tag)
+        tag = method.delivery_tag
+        if not method.multiple:
+            self._reject(self._take_range(tag, tag), method.requeue)
+            return
+        pieces = self._unacked_through(tag)
+        if method.requeue and self.publisher.transaction is None:
+            steps = self._requeueing(pieces)
         else:
-            taken = self._take_range(method.delivery_tag, method.delivery_tag)
-        self._reject(taken, method.requeue)
+            steps = self._rejecting(pieces, method.requeue)
+        self.answer(self.services.jobs.start(steps), _nothing)
 
     def reject(self, method: spec.BasicReject) -> None:
         self._reject(self._take_range(method.delivery_tag, method.delivery_tag), method.requeue)
@@ -224,9 +368,12 @@ class Channel:
     def recover(self, method: spec.BasicRecover | spec.BasicRecoverAsync) -> None:
         if not method.requeue:
             raise not_implemented("requeue=false")
-        self._requeue(self.outstanding.unacked.take_all())
-        if isinstance(method, spec.BasicRecover):
-            self.send(spec.BasicRecoverOk())
+
+        def reply(_: None) -> None:
+            if isinstance(method, spec.BasicRecover):
+                self.send(spec.BasicRecoverOk())
+
+        self.answer(self.services.jobs.start(self._requeueing(self._all_unacked())), reply)
 
     def _take_range(self, first: int, last: int) -> list[UnackedRun]:
         taken, tag = self.outstanding.take_range(first, last)
@@ -234,6 +381,17 @@ class Channel:
             self._settle(taken)  # those before the bad tag are settled, as in RabbitMQ
             raise precondition_failed(f"unknown delivery tag {tag}")
         return taken
+
+    def _unacked_through(self, tag: int) -> Iterator[list[UnackedRun]]:
+        """Take all deliveries up to a tag, 0 for all there are, in pieces. Raises 406."""
+        unacked = self.outstanding.unacked
+        through = self.outstanding.through(tag)
+        while runs := unacked.take_through(through, RUNS_AT_ONCE):
+            yield runs
+
+    def _all_unacked(self) -> Iterator[list[UnackedRun]]:
+        """Take all deliveries that are out at the first step, in pieces."""
+        return self._unacked_through(0)
 
     def _settle(self, runs: list[UnackedRun]) -> None:
         """Acknowledge, or keep for tx.commit."""
@@ -244,43 +402,93 @@ class Channel:
 
     def _acknowledge(self, runs: list[UnackedRun], after_lsn: int = 0) -> None:
         """These are done with, lastingly not before the log is durable up to `after_lsn`."""
-        self._release(runs)
+        count = self._release(runs)
         for run in runs:
             run.backlog.settle(run.qseq, run.count, run.size, after_lsn)
+        self.services.stats.acknowledged += count
 
     def _reject(self, runs: list[UnackedRun], requeue: bool) -> None:
-        if not requeue:
-            self._settle(runs)
-        elif self.publisher.transaction is not None:
-            self.publisher.transaction.settlements.append(Settlement(runs, requeue=True))
-        else:
+        if self.publisher.transaction is not None:
+            self.publisher.transaction.settlements.append(Settlement(runs, requeue))
+        elif requeue:
             self._requeue(runs)
+        else:
+            self._discard(runs)
+
+    def _rejecting(self, pieces: Iterable[list[UnackedRun]], requeue: bool) -> Steps[None]:
+        for runs in pieces:
+            self._reject(runs, requeue)
+            yield
+
+    def _discard(self, runs: list[UnackedRun]) -> None:
+        """Rejected without requeue."""
+        count = self._release(runs)
+        for run in runs:
+            run.queue.discard(run.backlog, run.qseq, run.count, run.size)
+        self.services.stats.rejected += count
 
     def _requeue(self, runs: list[UnackedRun]) -> None:
-        self._release(runs)
+        count = self._release(runs)
         for run in runs:
             run.queue.requeue(run.backlog, run.qseq, run.count, run.size)
+        self.services.stats.requeued += count
 
-    def _release(self, runs: list[UnackedRun]) -> None:
-        """Give the consumers of these deliveries their credit back."""
-        takers = {}
-        count = 0
-        for run in runs:
-            taker = run.taker
+    def _requeueing(self, pieces: Iterable[list[UnackedRun]]) -> Steps[None]:
+        """Requeue deliveries, however many, in one piece for all who look: they are gathered first."""
+        gathered: dict[Backlog, Returning] = {}
+        released = Released()
+        for runs in pieces:
+            for run in runs:
+                returning = gathered.get(run.backlog)
+                if returning is None:
+                    returning = gathered[run.backlog] = Returning(run.queue)
+                returning.numbers.add(run.qseq, run.count)
+                returning.size += run.size
+            released.add(runs)
+            yield
+        self._give_credit_back(released)
+        for backlog, returning in gathered.items():
+            returning.queue.requeue_all(backlog, returning.numbers, returning.size)
+            self.services.stats.requeued += returning.numbers.count
+
+    def _release(self, runs: list[UnackedRun]) -> int:
+        """Give the consumers of these deliveries their credit back; how many messages they are."""
+        if len(runs) == 1:
+            run = runs[0]
+            count, taker = run.count, run.taker
             if taker is not None:
-                taker.unacked -= run.count
-                count += run.count
-                takers[taker.tag] = taker
-        self.outstanding.by_consumers -= count
-        if self.closed:
+                taker.unacked -= count
+                self.outstanding.by_consumers -= count
+                if not self.closed:
+                    self._feed_again(taker)
+            return count
+        released = Released()
+        released.add(runs)
+        self._give_credit_back(released)
+        return released.count
+
+    def _give_credit_back(self, released: Released) -> None:
+        for taker, count in released.by_taker.items():
+            taker.unacked -= count
+            self.outstanding.by_consumers -= count
+        if self.closed or not released.by_taker:
             return
+        for taker in released.by_taker:
+            self._feed_again(taker)
+            if self.outstanding.prefetch:
+                return  # all were fed
+
+    def _feed_again(self, taker: Taker) -> None:
+        """The consumer holds less than before: it can take more, unless it was cancelled.
+
+        With a prefetch for the whole channel all others can, too.
+        """
         if self.outstanding.prefetch:
             self.feed_consumers()
-        else:
-            for tag, taker in takers.items():
-                consumer = self.consumers.get(tag)
-                if consumer is taker:
-                    consumer.queue.feed(consumer)
+            return
+        consumer = self.consumers.get(taker.tag)
+        if consumer is taker:
+            consumer.queue.feed(consumer)
 
     def take_overdue(self, now_s: float) -> float | None:
         """The consumer ack timeout: the timeout in seconds of a delivery that is overdue, if any is.
@@ -305,13 +513,13 @@ class Channel:
             raise precondition_failed("reply consumer cannot acknowledge")
         self._reply_consumer = DeliveryEncoder(self.number, tag, self.sink.frame_max)
         self._reply_tag = tag
-        self._reply_address = self.client.broker.replies.register(self)
+        self._reply_address = self.services.replies.register(self)
         if not method.nowait:
             self.send(spec.BasicConsumeOk(tag))
 
     def _forget_reply_consumer(self) -> None:
         if self._reply_consumer is not None:
-            self.client.broker.replies.forget(self._reply_address)
+            self.services.replies.forget(self._reply_address)
             self._reply_consumer = None
             self._reply_tag = ""
 
@@ -347,29 +555,41 @@ class Channel:
     def tx_commit(self, method: spec.TxCommit) -> None:
         """Publish and settle what was kept back; CommitOk follows when log and ledger are synced."""
         transaction = self._new_transaction()
-        lsn = self.publisher.commit(transaction)
+        committed: Outcome[None] = Outcome()
+
+        def sync(outcome: Outcome[int]) -> None:
+            try:
+                lsn = outcome.result()
+            except Exception as error:  # noqa: BLE001 - the client hears of it
+                committed.fail(error)
+            else:
+                after_lsn = lsn if transaction.settlements else 0
+                self.services.durability.sync(after_lsn).then(lambda _: committed.set(None))
+
+        self.services.jobs.start(self._committing(transaction)).then(sync)
+        self.answer(committed, lambda _: self.send(spec.TxCommitOk()))
+
+    def _committing(self, transaction: Transaction) -> Steps[int]:
+        """Returns the LSN that makes the messages durable; the acks last only then."""
+        lsn = yield from self.publisher.committing(transaction)
         for runs, requeue in transaction.settlements:
             if requeue:
                 self._requeue(runs)
             else:
                 self._acknowledge(runs, lsn)
-        self._held = []
-        self.client.broker.await_sync(self, lsn if transaction.settlements else 0)
-
-    def synced(self) -> None:
-        """What tx.commit did is on disk: answer, and go on with what came meanwhile."""
-        held, self._held = self._held, None
-        assert held is not None
-        if not self.closed:
-            self.send(spec.TxCommitOk())
-            self.client.resume_channel(self.number, held)
-        self.client.release_events(len(held))
+            yield
+        return lsn
 
     def tx_rollback(self, method: spec.TxRollback) -> None:
         """Forget the publishes; what was acknowledged is unacknowledged again."""
-        for run in self._new_transaction().unsettled():
-            self.outstanding.unacked.give_back(run)
-        self.send(spec.TxRollbackOk())
+        steps = self._rolling_back(self._new_transaction())
+        self.answer(self.services.jobs.start(steps), lambda _: self.send(spec.TxRollbackOk()))
+
+    def _rolling_back(self, transaction: Transaction) -> Steps[None]:
+        for settlement in transaction.take_settlements():
+            for run in settlement.runs:
+                self.outstanding.unacked.give_back(run)
+            yield
 
     def _new_transaction(self) -> Transaction:
         """Begin anew; returns what was kept back until now. Raises 406."""

@@ -29,6 +29,7 @@ from qlog.server.amqp.errors import (
     internal_error,
     login_refused,
     not_allowed,
+    precondition_failed,
     syntax_error,
 )
 from qlog.server.amqp.values import Table, decode_table
@@ -36,6 +37,7 @@ from qlog.server.broker.access.users import Refused, User, authenticate
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.channel import Channel
 from qlog.server.broker.channels.sink import Hold, Sink
+from qlog.server.broker.outcome import Outcome, all_of
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import StorageError
@@ -61,6 +63,7 @@ class Client:
         self, broker: Broker, sink: Sink, protocol: Connection, *, peer: str, loopback: bool
     ) -> None:
         self.broker = broker
+        self.services = broker.services
         self.sink = sink
         self.protocol = protocol
         self.peer = peer
@@ -97,7 +100,12 @@ class Client:
             return
         try:
             self._handle(event)
-        except AMQPError as error:
+        except Exception as error:  # noqa: BLE001 - the client hears of it
+            self.failed(event, error)
+
+    def failed(self, event: Event, error: Exception) -> None:
+        """What the client sent could not be obeyed: close what the error reaches."""
+        if isinstance(error, AMQPError):
             method = event.method if isinstance(event, MethodReceived) else None
             if isinstance(event, Publishes):
                 error.class_id, error.method_id = 60, 40
@@ -106,12 +114,11 @@ class Client:
             elif method is not None and not error.class_id and self.authenticated:
                 error.class_id, error.method_id = method.CLASS_ID, method.METHOD_ID
             self.fail(error, getattr(event, "channel", 0))
-        except StorageError as failure:
-            logger.error("storage refused peer=%s error=%s", self.peer, failure)
+        elif isinstance(error, StorageError):
+            logger.error("storage refused peer=%s error=%s", self.peer, error)
             self.fail(internal_error("the storage refused; see the broker's log"), 0)
-        except Exception:
-            # Our bug: this client pays for it, the others do not.
-            logger.exception("internal error peer=%s", self.peer)
+        else:  # our bug: this client pays for it, the others do not
+            logger.error("internal error peer=%s", self.peer, exc_info=error)
             self.fail(internal_error("see the broker's log"), 0)
 
     def _handle(self, event: Event) -> None:
@@ -130,11 +137,11 @@ class Client:
             case MethodReceived(channel=number) if self._is_held(number):
                 self.channels[number].handle(event)
             case MethodReceived(channel=number, method=spec.ChannelOpen()):
-                self.channels[number] = Channel(self, number)
+                assert self.vhost is not None
+                self.channels[number] = Channel(self, self.vhost, number)
                 self.sink.send(number, spec.ChannelOpenOk())
             case MethodReceived(channel=number, method=spec.ChannelClose()):
-                self.sink.send(number, spec.ChannelCloseOk())
-                self._end_channel(number)
+                self._close_channel(number, event)
             case MethodReceived(method=spec.ChannelCloseOk()):
                 pass
             case MethodReceived(channel=number):
@@ -159,8 +166,21 @@ class Client:
                 self.sink.write([reply])
                 self.sink.disconnect()
 
+    def _close_channel(self, number: int, event: MethodReceived) -> None:
+        """The client closes a channel: close-ok follows when all it held is given back."""
+        channel = self.channels.get(number)
+        if channel is None:  # it was closed by us, and this crossed our close
+            self.sink.send(number, spec.ChannelCloseOk())
+            return
+
+        def closed(_: None) -> None:
+            del self.channels[number]
+            self.sink.send(number, spec.ChannelCloseOk())
+
+        channel.answer(channel.close(), closed)
+
     def hold_event(self) -> None:
-        """An event waits for a tx.commit. Nothing more is read meanwhile, so that they stay few."""
+        """An event waits, with its channel. Nothing more is read meanwhile, so that they stay few."""
         self._held_events += 1
         self.sink.hold(Hold.COMMIT)
 
@@ -171,7 +191,7 @@ class Client:
             self.sink.release(Hold.COMMIT)
 
     def resume_channel(self, number: int, events: Iterable[Event]) -> None:
-        """Go on with what the client sent while a tx.commit of the channel waited for the disk.
+        """Go on with what the client sent while the channel was held.
 
         An error in it closes the channel; what then follows is ignored but for closing.
         """
@@ -183,7 +203,7 @@ class Client:
                 self.handle(event)
 
     def _is_held(self, number: int) -> bool:
-        """Whether the channel waits for the disk, so that even its closing has to wait."""
+        """Whether the channel waits for something, so that even its closing has to wait."""
         channel = self.channels.get(number)
         return channel is not None and channel.held
 
@@ -202,10 +222,8 @@ class Client:
             case spec.ConnectionUpdateSecret():
                 self.sink.send(0, spec.ConnectionUpdateSecretOk())
             case spec.ConnectionClose():
-                self._end()
                 logger.info("connection closed by client peer=%s", self.peer)
-                self.sink.send(0, spec.ConnectionCloseOk())
-                self.sink.finish()
+                self._end().then(self._close_ok)
             case spec.ConnectionCloseOk():
                 self.sink.disconnect()
             case _:
@@ -304,6 +322,20 @@ class Client:
 
     # -- the end -----------------------------------------------------------------------------
 
+    def check_consumers(self, now_s: float) -> None:
+        """Close the channels whose consumers hold a delivery longer than they may."""
+        for channel in list(self.channels.values()):
+            overdue_s = channel.take_overdue(now_s)
+            if overdue_s is not None:
+                self.fail(
+                    precondition_failed(
+                        f"delivery acknowledgement on channel {channel.number} timed out. "
+                        f"Timeout value used: {round(overdue_s * 1000)} ms. This timeout value "
+                        "can be configured, see consumers doc guide to learn more"
+                    ),
+                    channel.number,
+                )
+
     def drained(self) -> None:
         """The sink can take deliveries again."""
         for channel in self.channels.values():
@@ -344,19 +376,24 @@ class Client:
         finally:
             self.broker.clients.discard(self)
 
-    def _end_channel(self, number: int) -> None:
+    def _end_channel(self, number: int) -> Outcome[None]:
         channel = self.channels.pop(number, None)
-        if channel is not None:
-            channel.close()
+        return channel.close() if channel is not None else Outcome.of(None)
 
-    def _end(self) -> None:
+    def _end(self) -> Outcome[None]:
         """Give back what the client held. The protocol has ended, so that nothing is sent to it."""
         self._put_aside.clear()
-        for number in list(self.channels):
-            self._end_channel(number)
+        outcomes = [self._end_channel(number) for number in list(self.channels)]
         if self.vhost is not None:
             for queue in list(self.exclusive_queues.values()):
                 self.vhost.delete_queue(queue)
+        return all_of(outcomes)
+
+    def _close_ok(self, _: Outcome[None]) -> None:
+        """Everything is given back: the client may go."""
+        if self in self.broker.clients:
+            self.sink.send(0, spec.ConnectionCloseOk())
+            self.sink.finish()
 
 
 def _plain(response: bytes) -> tuple[str, bytes]:

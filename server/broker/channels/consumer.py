@@ -11,6 +11,7 @@ from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.unacked import UnackedRun
 from qlog.server.broker.queues.backlog import Taken
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.stats import Stats
 
 # "As many as there are": no prefetch limit. One turn is bounded by bytes anyway.
 UNLIMITED = 1 << 30
@@ -38,6 +39,7 @@ class Consumer:
         self,
         owner: ConsumerOwner,
         outstanding: Outstanding,
+        stats: Stats,
         queue: QueueType,
         tag: str,
         *,
@@ -59,6 +61,7 @@ class Consumer:
         self.hungry = False  # stands in its queue's ring
         self._owner = owner
         self._outstanding = outstanding
+        self._stats = stats
         self._own_timeout_s = own_timeout_s
         self._encoder = DeliveryEncoder(outstanding.number, tag, outstanding.sink.frame_max)
 
@@ -88,7 +91,9 @@ class Consumer:
         outstanding.sink.write(
             self._encoder.encode(first_tag, taken.redelivered, taken.envelopes, bodies)
         )
+        self._stats.delivered += count
         if self.no_ack:
+            self._stats.acknowledged += count
             taken.backlog.settle(taken.first_qseq, count, sum(taken.sizes))
             return
         self.unacked += count

@@ -53,15 +53,18 @@ class Outstanding:
             taken += more
         return taken, tag
 
-    def take_through(self, tag: int) -> list[UnackedRun]:
-        """Take all deliveries up to a tag, 0 for all there are. Raises 406 if it is unknown."""
+    def through(self, tag: int) -> int:
+        """Up to which tag `unacked` is to be taken when all up to `tag` is acknowledged.
+
+        0 stands for all there are. Raises 406 if the tag is unknown.
+        """
         if not tag:
             self._lapsed.clear()
-            return self.unacked.take_all()
+            return self._next_tag - 1
         if tag not in self.unacked and tag not in self._lapsed:
             raise precondition_failed(f"unknown delivery tag {tag}")
         self._lapsed.discard(0, tag + 1)
-        return self.unacked.take_through(tag)
+        return tag
 
     def lapse(self, run: UnackedRun) -> list[UnackedRun]:
         """Take an overdue delivery; one late acknowledgement of each of its tags will be ignored."""

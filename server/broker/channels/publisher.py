@@ -10,7 +10,7 @@ exactly one confirm; nothing is confirmed that could not be stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import repeat
 from operator import is_
 from typing import Protocol
@@ -100,6 +100,9 @@ class Post(Protocol):
         bodies: Sequence[bytes],
     ) -> int:
         """Append messages to the queues; the LSN that makes them durable, 0 if none has to be."""
+
+    def count_unrouted(self, count: int) -> None:
+        """So many messages had no queue to go to."""
 
     def await_durability(self, confirms: Confirms) -> None:
         """Call `confirm_through` when the log gets further."""
@@ -277,6 +280,7 @@ class Publisher:
         if targets.replies_to is not None:
             targets.replies_to.deliver_replies(envelopes, bodies)
             return
+        self._post.count_unrouted(len(bodies))
         sink, number = self._channel.sink, self._channel.number
         for method, envelope, body in zip(methods, envelopes, bodies, strict=True):
             if method.mandatory:
@@ -291,11 +295,16 @@ class Publisher:
         """Keep back what is published from here on; forget what was kept back."""
         self.transaction = Transaction()
 
-    def commit(self, transaction: Transaction) -> int:
-        """Publish what was kept back; the LSN that makes it durable, 0 if none has to be."""
+    def committing(self, transaction: Transaction) -> Generator[None, None, int]:
+        """Publish what was kept back, in steps; the LSN that makes it durable, 0 if none has to."""
         for messages in transaction.unqueued:
             self._pass_queues(messages)
-        return self._enqueue(transaction.surviving())
+            yield
+        ticket = 0
+        for group in transaction.surviving():
+            ticket = max(ticket, self._enqueue([group]))
+            yield
+        return ticket
 
 
 def _carbon_copies(headers: Table, name: str) -> list[str]:

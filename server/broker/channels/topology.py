@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.errors import access_refused, not_found, precondition_failed
 from qlog.server.broker.channels.reply_to import REPLY_PREFIX, REPLY_TO
-from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.queues.type import Owner, QueueType
+from qlog.server.broker.services import Services
+from qlog.server.broker.vhost import VHost
 
-if TYPE_CHECKING:
-    from qlog.server.broker.channels.channel import Channel
+
+class Channel(Protocol):
+    """What is asked here of a channel. `last_queue` is the name it declared last."""
+
+    last_queue: str
+
+    @property
+    def vhost(self) -> VHost: ...
+
+    @property
+    def client(self) -> Owner: ...
+
+    @property
+    def services(self) -> Services: ...
+
+    def send(self, method: spec.Method) -> None:
+        """Send a method on this channel."""
 
 
 def _clean(name: str) -> str:
@@ -116,7 +133,7 @@ def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
 
 def _declare_reply_to(channel: Channel, name: str, nowait: bool) -> None:
     """The pseudo-queue is always there; an address only while its channel is."""
-    if name != REPLY_TO and channel.client.broker.replies.find(name) is None:
+    if name != REPLY_TO and channel.services.replies.find(name) is None:
         raise not_found(f"no {channel.vhost.rs_queue(name)}")
     if not nowait:
         channel.send(spec.QueueDeclareOk(name, 0, 1))

@@ -4,7 +4,7 @@ Promises that the order of publishes, and that of settlements, is kept, and that
 transaction that is dropped has happened. Knows nothing of how messages are stored or settled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from qlog.server.amqp.envelope import Envelope
@@ -40,18 +40,17 @@ class Transaction:
         self.unqueued: list[Unqueued] = []
         self.settlements: list[Settlement] = []
 
-    def unsettled(self) -> list[UnackedRun]:
-        """The deliveries of all settlements: they are unacknowledged again if it is dropped."""
-        return [run for settlement in self.settlements for run in settlement.runs]
+    def take_settlements(self) -> list[Settlement]:
+        """All settlements, which it forgets: their deliveries are unacknowledged again."""
+        taken, self.settlements = self.settlements, []
+        return taken
 
-    def surviving(self) -> list[Group]:
+    def surviving(self) -> Iterator[Group]:
         """The groups, for those of their queues that were not deleted meanwhile."""
-        groups = []
         for group in self.groups:
             queues = group.targets.queues
             if any(queue.deleted for queue in queues):
                 queues = tuple(queue for queue in queues if not queue.deleted)
                 group.targets = Targets(queues)
             if queues:
-                groups.append(group)
-        return groups
+                yield group

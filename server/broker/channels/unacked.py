@@ -126,6 +126,11 @@ class Unacked:
     def __bool__(self) -> bool:
         return bool(self._chunks)
 
+    @property
+    def few(self) -> bool:
+        """There are so few runs that taking all of them is a matter of a moment."""
+        return len(self._chunks) <= 1
+
     def __contains__(self, tag: int) -> bool:
         place = bisect_right(self._firsts, tag) - 1
         if place < 0:
@@ -241,12 +246,6 @@ class Unacked:
             self._remove(0, 0, end)
             break
         return taken
-
-    def take_all(self, runs_max: int | None = None) -> list[UnackedRun]:
-        """Take everything, in tag order; with `runs_max` as `take_through` does."""
-        if not self._chunks:
-            return []
-        return self.take_through(self._chunks[-1].runs[-1].end - 1, runs_max)
 
     def give_back(self, run: UnackedRun) -> None:
         """Put back what was taken (tx.rollback)."""

@@ -184,6 +184,15 @@ class Backlog:
         assert self.out >= 0 and qseq + count <= self._cursor
         self._returned.add(qseq, count)
 
+    def give_all_back(self, numbers: Numbers, size: int) -> None:
+        """The same for messages anywhere, all at once."""
+        if self._closed:
+            return
+        self.out -= numbers.count
+        self.out_bytes -= size
+        assert self.out >= 0
+        self._returned.join(numbers)
+
     # -- messages that go without having been taken ------------------------------------------
 
     def drop(self, count_max: int) -> int:

@@ -6,10 +6,11 @@ backlog's to know (backlog.py), whose turn it is its dispatch's (dispatch.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import Effective
@@ -23,7 +24,8 @@ SWEEP_STRETCHES = 1000
 class Host(Protocol):
     """What a queue needs of the vhost around it."""
 
-    def wake(self, queue: QueueType) -> None:
+    @property
+    def wake(self) -> Callable[[QueueType], None]:
         """Something may be deliverable: have `pump` called at the end of this tick."""
 
     def unused(self, queue: QueueType) -> None:
@@ -51,6 +53,7 @@ class ClassicQueue:
         self.deleted = False
         self.backlogs = [Backlog(lane)]  # the one that goes first is first
         self._host = host
+        self._wake = host.wake
         self._dispatch = Dispatch()
 
     def __str__(self) -> str:
@@ -110,7 +113,7 @@ class ClassicQueue:
     def feed(self, taker: Taker) -> None:
         """The consumer may be able to take more again: let it have its turn."""
         if self._dispatch.feed(taker):
-            self._host.wake(self)
+            self._wake(self)
 
     def pump(self) -> None:
         """Deliver until nothing is ready or nobody can take more.
@@ -142,7 +145,13 @@ class ClassicQueue:
         """Messages that are out, `size` octets in all, come back to their place."""
         backlog.give_back(qseq, count, size)
         if not self.deleted:
-            self._host.wake(self)
+            self._wake(self)
+
+    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int) -> None:
+        """The same for messages anywhere, all at once."""
+        backlog.give_all_back(numbers, size)
+        if not self.deleted:
+            self._wake(self)
 
     def discard(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
         """Messages that are out were rejected, and not to be requeued."""

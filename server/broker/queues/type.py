@@ -13,6 +13,7 @@ from typing import Protocol
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
+from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.effective import Effective
@@ -137,6 +138,9 @@ class QueueType(Protocol):
 
     def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, come back to their place."""
+
+    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int) -> None:
+        """The same for messages anywhere, all at once."""
 
     def discard(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
         """Messages that are out were rejected, and not to be requeued."""

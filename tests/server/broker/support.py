@@ -265,6 +265,7 @@ class Bench:
 
     def end_tick(self) -> None:
         """As the network ends one."""
+        self.broker.work()
         self.broker.pump()
         self.store.commit()
 

@@ -94,7 +94,7 @@ class UnackedMachine(RuleBasedStateMachine):
 
     @rule()
     def take_all(self) -> None:
-        runs = self.unacked.take_all()
+        runs = self.unacked.take_through(self.next_tag)
         assert flat(runs) == sorted(self.model.items())
         self.model.clear()
         self.taken.append(runs)

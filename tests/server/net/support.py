@@ -18,6 +18,7 @@ from qlog.server.amqp.frames import BODY, FRAME_HEAD, HEADER, METHOD, PROTOCOL_H
 from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
 from qlog.server.app import RunningBroker
+from qlog.server.broker.channels.client import Client
 from qlog.server.net.session import Session
 from tests.server.broker.support import CAPABILITIES, Said, make
 
@@ -128,7 +129,9 @@ def session_of(broker: RunningBroker, peer: SocketPeer) -> Session:
     """The broker's side of a connection."""
     host, port = peer.stream.socket.getsockname()[:2]
     (session,) = (
-        client.sink for client in broker.broker.clients if client.peer == f"{host}:{port}"
+        client.sink
+        for client in broker.broker.clients
+        if isinstance(client, Client) and client.peer == f"{host}:{port}"
     )
     assert isinstance(session, Session)
     return session

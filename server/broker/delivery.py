@@ -1,0 +1,68 @@
+"""The queues that may have something to deliver, and what happens when one cannot.
+
+Promises that a queue that cannot read its next message costs its own consumers, and nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from qlog.server.amqp.errors import internal_error
+from qlog.server.broker.queues.type import QueueType
+from qlog.storage.errors import OutOfDescriptors, StorageError
+
+logger = logging.getLogger("qlog.broker")
+
+
+class Delivery:
+    """See the head of this file."""
+
+    def __init__(self) -> None:
+        self._awake: dict[QueueType, None] = {}
+        self._waiting: dict[QueueType, None] = {}
+
+    def wake(self, queue: QueueType) -> None:
+        """The queue may have something to deliver: `pump` will look."""
+        self._awake[queue] = None
+
+    def wake_all(self, queues: Iterable[QueueType]) -> None:
+        """The same for several."""
+        self._awake.update(dict.fromkeys(queues))
+
+    def pump(self) -> None:
+        """Deliver from all queues that were touched."""
+        while self._awake:
+            awake, self._awake = self._awake, {}
+            for queue in awake:
+                if not queue.deleted:
+                    try:
+                        queue.pump()
+                    except OutOfDescriptors as error:
+                        self._put_off(queue, error)
+                    except Exception as error:  # noqa: BLE001 - reported there
+                        self._cannot_deliver(queue, error)
+
+    def _put_off(self, queue: QueueType, error: OutOfDescriptors) -> None:
+        """What the queue has next cannot be read now: `try_again` asks it."""
+        if not self._waiting:
+            logger.warning("cannot deliver now from %s error=%s", queue, error)
+        self._waiting[queue] = None
+
+    def try_again(self) -> None:
+        """Have `pump` ask the queues again that could not be read for want of file descriptors."""
+        self._awake.update(self._waiting)
+        self._waiting.clear()
+
+    def _cannot_deliver(self, queue: QueueType, error: Exception) -> None:
+        """What the queue has next cannot be read, or worse: reported, never skipped.
+
+        Its consumers are thrown out, so that they notice and the queue is not asked again and
+        again; all others, and whoever's turn this happened to be in, go on.
+        """
+        if isinstance(error, StorageError):
+            logger.error("cannot deliver from %s error=%s", queue, error)
+        else:
+            logger.error("cannot deliver from %s", queue, exc_info=error)
+        for taker in list(queue.takers):
+            taker.fail(internal_error(f"cannot deliver from {queue}"))

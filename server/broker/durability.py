@@ -1,0 +1,78 @@
+"""Who waits for the disk: confirms for the log, replies for log and ledger.
+
+The store says how far the disk is (`durable_lsn`, `synced`); `progress` tells those who waited for
+that, in the order in which they came. Nothing is told before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from itertools import count
+from typing import Protocol
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.outcome import Outcome
+from qlog.storage.store import Store
+
+
+class Confirming(Protocol):
+    """Confirms of one channel."""
+
+    def confirm_through(self, durable_lsn: int) -> bool:
+        """The log is durable up to `durable_lsn`: send what is due. True: nothing waits any more."""
+
+
+class Durability:
+    """See the head of this file."""
+
+    def __init__(self, store: Store[Envelope]) -> None:
+        self._store = store
+        self._confirmed_lsn = store.durable_lsn
+        self._unconfirmed: dict[Confirming, None] = {}
+        self._syncing: deque[tuple[int, Outcome[None]]] = deque()  # by their tickets
+        self._logging: list[tuple[int, int, Outcome[None]]] = []  # a heap by LSN
+        self._numbers = count()
+
+    def await_confirms(self, confirms: Confirming) -> None:
+        """Tell these confirms when the log gets further."""
+        self._unconfirmed[confirms] = None
+
+    def sync(self, after_lsn: int = 0) -> Outcome[None]:
+        """Done when everything done so far is durable, in the log and in the ledger.
+
+        Settlements that wait until the log is durable up to `after_lsn` are done only then, and the
+        sync is asked for then.
+        """
+        if after_lsn <= self._store.durable_lsn:
+            return self.reach(self._store.request_sync())
+        outcome: Outcome[None] = Outcome()
+        heappush(self._logging, (after_lsn, next(self._numbers), outcome))
+        return outcome
+
+    def reach(self, ticket: int) -> Outcome[None]:
+        """Done when the store has served a ticket of `Store.request_sync`. Tickets only grow."""
+        outcome: Outcome[None] = Outcome()
+        if self._store.synced >= ticket and not self._syncing:
+            outcome.set(None)
+        else:
+            self._await_ticket(ticket, outcome)
+        return outcome
+
+    def _await_ticket(self, ticket: int, outcome: Outcome[None]) -> None:
+        assert not self._syncing or self._syncing[-1][0] <= ticket
+        self._syncing.append((ticket, outcome))
+
+    def progress(self) -> None:
+        """The disk got further: confirm what is durable, answer those whose ticket is served."""
+        durable_lsn = self._store.durable_lsn
+        if durable_lsn == self._confirmed_lsn and not self._syncing:
+            return
+        self._confirmed_lsn = durable_lsn
+        for confirms in list(self._unconfirmed):
+            if confirms.confirm_through(durable_lsn):
+                del self._unconfirmed[confirms]
+        while self._logging and self._logging[0][0] <= durable_lsn:
+            self._await_ticket(self._store.request_sync(), heappop(self._logging)[2])
+        while self._syncing and self._store.synced >= self._syncing[0][0]:
+            self._syncing.popleft()[1].set(None)

@@ -1,0 +1,83 @@
+"""Work that takes longer than a moment, in slices: nobody waits for the work of somebody else.
+
+A job is an iterator that pauses (yields) after each small piece of its work. Its first slice is taken
+at once, so that what is little is done when `start` returns; the rest goes on at the end of turns, in
+rotation with the other jobs. Promises that a slice is not much longer than SLICE_S, and that a job's
+outcome is set when all of it is done, or has failed. What others may see of work that is half done is
+the job's own concern: it changes what can be seen in one piece.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
+
+from qlog.server.broker.outcome import Outcome
+
+T = TypeVar("T")
+
+# A job yields about every tenth of a millisecond, and gives way after so long.
+SLICE_S = 0.002
+# All jobs of one turn together: clients have the other half of it.
+TURN_S = 0.005
+
+# What a job does between two pieces of its work; its return value is what comes of it.
+Steps = Generator[None, None, T]
+
+
+class Job(Generic[T]):
+    """One piece of work that is under way."""
+
+    __slots__ = ("_clock_s", "_steps", "outcome")
+
+    def __init__(self, steps: Steps[T], clock_s: Callable[[], float]) -> None:
+        self.outcome: Outcome[T] = Outcome()
+        self._steps = steps
+        self._clock_s = clock_s
+
+    def step(self, until_s: float) -> bool:
+        """Work until about `until_s`; True: it is done, and its outcome is set."""
+        clock_s = self._clock_s
+        try:
+            while True:
+                next(self._steps)
+                if clock_s() >= until_s:
+                    return False
+        except StopIteration as stop:
+            value: T = stop.value
+        except Exception as error:  # noqa: BLE001 - whoever started it hears of it
+            self.outcome.fail(error)
+            return True
+        self.outcome.set(value)
+        return True
+
+
+class Jobs:
+    """The jobs of a broker. `clock_s` is a clock in seconds, for the length of slices alone."""
+
+    def __init__(self, clock_s: Callable[[], float] = time.perf_counter) -> None:
+        self.clock_s = clock_s
+        self._waiting: deque[Job[Any]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def start(self, steps: Steps[T]) -> Outcome[T]:
+        """Begin; the outcome may be there already."""
+        job = Job(steps, self.clock_s)
+        if not job.step(self.clock_s() + SLICE_S):
+            self._waiting.append(job)
+        return job.outcome
+
+    def run(self) -> None:
+        """A slice for each job in rotation, for TURN_S in all."""
+        waiting, clock_s = self._waiting, self.clock_s
+        until_s = clock_s() + TURN_S
+        for _ in range(len(waiting)):
+            job = waiting.popleft()
+            if not job.step(min(clock_s() + SLICE_S, until_s)):
+                waiting.append(job)
+            if clock_s() >= until_s:
+                return

@@ -1,0 +1,80 @@
+"""What an operation comes to: known at once, or later.
+
+Operations answer by an `Outcome`, so that who asked need not know whether the work was a few lines,
+a job of many slices (jobs.py) or a wait for the disk (durability.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class Outcome(Generic[T]):
+    """See the head of this file. `done`: it is known."""
+
+    __slots__ = ("_calls", "_error", "_value", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._value: T | None = None
+        self._error: Exception | None = None
+        self._calls: list[Callable[[Outcome[T]], None]] = []
+
+    @classmethod
+    def of(cls, value: T) -> Outcome[T]:
+        """One that is known already."""
+        outcome = cls()
+        outcome.set(value)
+        return outcome
+
+    def set(self, value: T) -> None:
+        """It is done, and this is what comes of it."""
+        self._value = value
+        self._settle()
+
+    def fail(self, error: Exception) -> None:
+        """It could not be done."""
+        self._error = error
+        self._settle()
+
+    def _settle(self) -> None:
+        assert not self.done
+        self.done = True
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call(self)
+
+    def result(self) -> T:
+        """What came of it. Raises the error that it failed with."""
+        assert self.done
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._value)
+
+    def then(self, call: Callable[[Outcome[T]], None]) -> None:
+        """Have `call` called once it is done: now, if it is."""
+        if self.done:
+            call(self)
+        else:
+            self._calls.append(call)
+
+
+def all_of(outcomes: Sequence[Outcome[None]]) -> Outcome[None]:
+    """Done when all of these are, whatever came of them."""
+    together: Outcome[None] = Outcome()
+    left = len(outcomes)
+
+    def one_is_done(_: Outcome[None]) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            together.set(None)
+
+    if not outcomes:
+        together.set(None)
+    for outcome in outcomes:
+        outcome.then(one_is_done)
+    return together

@@ -1,0 +1,67 @@
+"""The way into queues, for publishers and whoever else publishes: append, and wake the queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.channels.reply_to import Replies
+from qlog.server.broker.delivery import Delivery
+from qlog.server.broker.durability import Confirming, Durability
+from qlog.server.broker.queues.targets import Targets
+from qlog.server.broker.stats import Stats
+from qlog.storage.store import Store
+
+
+class PostOffice:
+    """See the head of this file. `now_ms` is the wall clock, in milliseconds."""
+
+    def __init__(
+        self,
+        store: Store[Envelope],
+        delivery: Delivery,
+        durability: Durability,
+        replies: Replies,
+        stats: Stats,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.replies = replies
+        self._store = store
+        self._delivery = delivery
+        self._durability = durability
+        self._stats = stats
+        self._now_ms = now_ms
+
+    @property
+    def durable_lsn(self) -> int:
+        """The log is durable up to here."""
+        return self._store.durable_lsn
+
+    def count_unrouted(self, count: int) -> None:
+        """So many messages had no queue to go to."""
+        self._stats.published += count
+        self._stats.unrouted += count
+
+    def await_durability(self, confirms: Confirming) -> None:
+        """Tell these confirms when the log gets further."""
+        self._durability.await_confirms(confirms)
+
+    def enqueue(
+        self,
+        targets: Targets,
+        persistent: bool,
+        envelopes: Sequence[Envelope],
+        bodies: Sequence[bytes],
+    ) -> int:
+        """Append messages to the queues they go to; returns the LSN that makes them durable."""
+        store, now_ms = self._store, self._now_ms()
+        self._stats.published += len(bodies)
+        lsn = 0
+        if persistent and targets.durable:
+            lsn = store.append(targets.durable, envelopes, bodies, persistent=True, now_ms=now_ms)
+            if targets.transient:
+                store.append(targets.transient, envelopes, bodies, persistent=False, now_ms=now_ms)
+        else:
+            store.append(targets.all, envelopes, bodies, persistent=False, now_ms=now_ms)
+        self._delivery.wake_all(targets.queues)
+        return lsn

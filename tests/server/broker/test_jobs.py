@@ -1,0 +1,217 @@
+"""Jobs: little work is done at once, much of it in slices that leave room for others."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from qlog.server.amqp import spec
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.frames import method_frame
+from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps
+from qlog.server.broker.queues.type import QueueType
+from tests.server.broker.support import Bench, Peer, make
+
+SLICE_MAX_S = 0.020
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def working(clock: Clock, pieces: int, seen: list[str], name: str) -> Steps[str]:
+    """A job of pieces that take a millisecond each."""
+    for _ in range(pieces):
+        clock.now_s += 0.001
+        seen.append(name)
+        yield
+    return name
+
+
+def test_little_work_is_done_at_once() -> None:
+    clock = Clock()
+    jobs = Jobs(clock)
+    outcome = jobs.start(working(clock, 1, [], "a"))
+    assert outcome.done and outcome.result() == "a" and not jobs
+
+
+def test_jobs_take_turns_and_leave_room() -> None:
+    clock = Clock()
+    jobs = Jobs(clock)
+    seen: list[str] = []
+    told: list[str] = []
+    for name in "abc":
+        jobs.start(working(clock, 6, seen, name)).then(lambda known: told.append(known.result()))
+    seen.clear()
+    turns = 0
+    while jobs:
+        before_s = clock.now_s
+        jobs.run()
+        turns += 1
+        assert clock.now_s - before_s <= TURN_S + SLICE_S
+    assert turns >= 2 and sorted(told) == ["a", "b", "c"]
+    assert seen[:5] == ["a", "a", "b", "b", "c"]  # and then the turn was over
+
+
+def test_error_is_the_outcome() -> None:
+    clock = Clock()
+    jobs = Jobs(clock)
+
+    def failing() -> Steps[None]:
+        yield from working(clock, 5, [], "a")
+        raise ValueError("no")
+
+    outcome = jobs.start(failing())
+    assert not outcome.done
+    while jobs:
+        jobs.run()
+    with pytest.raises(ValueError, match="no"):
+        outcome.result()
+
+
+# --- what is in bulk
+
+
+@pytest.fixture
+def sliced(bench: Bench) -> Bench:
+    """A broker whose jobs go by the processor time of this thread."""
+    bench.broker.services.jobs.clock_s = time.thread_time
+    return bench
+
+
+def fill(bench: Bench, queue: QueueType, count: int) -> None:
+    """Messages that are in memory only."""
+    body = b"x" * 10
+    envelope = Envelope.pack("", queue.name, b"\0\0", len(body))
+    for first in range(0, count, 4096):
+        some = min(4096, count - first)
+        bench.store.append(
+            [queue.lane], [envelope] * some, [body] * some, persistent=False, now_ms=1
+        )
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """What the test itself holds is not looked through by the collector, which would be counted."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def longest_slice(bench: Bench, begin: Callable[[], None]) -> float:
+    """The processor time of the longest piece, from the request to the end of the work."""
+    longest_s = 0.0
+
+    def timed(call: Callable[[], None]) -> None:
+        nonlocal longest_s
+        started_s = time.thread_time()
+        call()
+        longest_s = max(longest_s, time.thread_time() - started_s)
+
+    with no_collections():
+        timed(begin)
+        while bench.broker.jobs_left:
+            timed(bench.broker.work)
+        timed(bench.broker.pump)
+    return longest_s
+
+
+def hand_out(bench: Bench, peer: Peer, queue: QueueType, count: int, consumers: int) -> None:
+    """All of it is with consumers of one channel, in small hands."""
+    for number in range(consumers):
+        peer.send(1, make(spec.BasicConsume, queue=queue.name, consumer_tag=f"c{number}"))
+    fill(bench, queue, count)
+    queue.pump()
+    peer.sink.data.clear()
+    assert (queue.ready, queue.unacked) == (0, count)
+
+
+def request(peer: Peer, channel: int, method: spec.Method) -> Callable[[], None]:
+    """Obey the method, without the end of the tick."""
+    data = method_frame(channel, method)
+
+    def obey() -> None:
+        for event in peer.core.receive(data):
+            peer.client.handle(event)
+
+    return obey
+
+
+def test_recover_of_a_million_is_sliced_and_seen_at_once(sliced: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    hand_out(sliced, peer, queue, 1_000_000, 4)
+    for tag in ("c0", "c1", "c2", "c3"):
+        peer.send(1, make(spec.BasicCancel, consumer_tag=tag))
+    peer.take()
+    seen = set()
+
+    def begin() -> None:
+        request(peer, 1, spec.BasicRecover(True))()
+        seen.add(queue.ready)
+
+    longest_s = longest_slice(sliced, begin)
+    assert longest_s < SLICE_MAX_S
+    assert seen == {0}  # nothing of it, while it was under way
+    assert (queue.ready, queue.unacked) == (1_000_000, 0)
+    assert peer.hear() == [spec.BasicRecoverOk()]
+
+
+def test_ack_of_all_of_a_million_is_sliced(sliced: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    hand_out(sliced, peer, queue, 1_000_000, 4)
+    longest_s = longest_slice(sliced, request(peer, 1, spec.BasicAck(0, True)))
+    assert longest_s < SLICE_MAX_S
+    assert (queue.ready, queue.unacked) == (0, 0)
+
+
+def test_closing_a_channel_with_a_million_is_sliced(sliced: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    hand_out(sliced, peer, queue, 1_000_000, 4)
+    longest_s = longest_slice(sliced, request(peer, 1, spec.ChannelClose(200, "", 0, 0)))
+    assert longest_s < SLICE_MAX_S
+    assert (queue.ready, queue.unacked, len(queue.takers)) == (1_000_000, 0, 0)
+    assert peer.hear() == [spec.ChannelCloseOk()]
+
+
+def test_what_follows_a_long_requeue_waits_for_it(sliced: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    hand_out(sliced, peer, queue, 100_000, 2)
+    for tag in ("c0", "c1"):
+        peer.send(1, make(spec.BasicCancel, consumer_tag=tag))
+    peer.take()
+    request(peer, 1, spec.BasicNack(0, True, True))()
+    request(peer, 1, make(spec.QueueDeclare, queue="q", passive=True))()
+    request(peer, 1, spec.ChannelClose(200, "", 0, 0))()
+    assert sliced.broker.jobs_left and peer.hear() == []
+    other = Peer(sliced)  # each of whose methods is a tick
+    assert other.ask(1, make(spec.QueueDeclare, queue="q", passive=True), spec.QueueDeclareOk)
+    while sliced.broker.jobs_left:
+        sliced.broker.work()
+    assert peer.hear() == [spec.QueueDeclareOk("q", 100_000, 0), spec.ChannelCloseOk()]
+
+
+def test_connection_lost_in_a_long_requeue_gives_all_of_it_back(sliced: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    hand_out(sliced, peer, queue, 100_000, 2)
+    request(peer, 1, spec.BasicNack(0, True, True))()
+    assert sliced.broker.jobs_left
+    peer.client.lost()
+    while sliced.broker.jobs_left:
+        sliced.broker.work()
+    assert (queue.ready, queue.unacked) == (100_000, 0)
+    assert peer.take() == []
