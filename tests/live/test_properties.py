@@ -1,4 +1,4 @@
-"""Properties and field tables: what was sent comes back, byte for byte."""
+"""Properties and field tables: what was sent comes back, as RabbitMQ 4 writes it."""
 
 from __future__ import annotations
 
@@ -73,6 +73,56 @@ def round_trip(talk: Talk, raw: bytes) -> bytes:
 def test_value_keeps_its_type(talk: Talk, name: str) -> None:
     raw = struct.pack(">H", HEADERS_FLAG) + table_of((b"key", VALUES[name]))
     assert round_trip(talk, raw) == raw
+
+
+FIVE = struct.pack(">q", 5)
+WRITTEN = {
+    "L": (table_of((b"k", b"L" + FIVE)), table_of((b"k", b"l" + FIVE))),
+    "L in an array": (
+        table_of((b"k", array_of(b"L" + FIVE))),
+        table_of((b"k", array_of(b"l" + FIVE))),
+    ),
+    "L in a table": (
+        table_of((b"k", b"F" + table_of((b"i", b"L" + FIVE)))),
+        table_of((b"k", b"F" + table_of((b"i", b"l" + FIVE)))),
+    ),
+    "a key twice": (
+        table_of((b"k", b"t\x01"), (b"m", b"V"), (b"k", b"t\x00")),
+        table_of((b"k", b"t\x01"), (b"m", b"V")),
+    ),
+    "a key twice, in a table": (
+        table_of((b"k", b"F" + table_of((b"i", b"t\x01"), (b"i", b"t\x00")))),
+        table_of((b"k", b"F" + table_of((b"i", b"t\x01"), (b"i", b"t\x00")))),
+    ),
+    "a bool of 7": (table_of((b"k", b"t\x07")), table_of((b"k", b"t\x01"))),
+}
+
+
+@pytest.mark.newer
+@pytest.mark.parametrize("name", WRITTEN)
+def test_headers_are_written_anew(talk: Talk, name: str) -> None:
+    came, written = WRITTEN[name]
+    flags = struct.pack(">H", HEADERS_FLAG)
+    for _ in range(3):  # also when such a header was seen before
+        assert round_trip(talk, flags + came) == flags + written
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"d" + struct.pack(">d", float("nan")),
+        b"f" + struct.pack(">f", float("inf")),
+        array_of(b"F" + table_of((b"i", b"d" + struct.pack(">d", float("-inf"))))),
+    ],
+    ids=["nan", "inf", "nested"],
+)
+def test_floats_that_are_no_numbers_end_the_connection(talk: Talk, value: bytes) -> None:
+    raw = struct.pack(">H", HEADERS_FLAG) + table_of((b"k", value))
+    refusal = talk.refused(
+        Basic.Publish(exchange="", routing_key="nowhere"),
+        encode_raw_content(talk.number, b"x", raw),
+    )
+    assert (refusal.scope, refusal.code) == ("connection", 541)
 
 
 def test_order_of_keys_is_kept(talk: Talk) -> None:

@@ -1,8 +1,10 @@
 """Caches that share a bound: nobody keeps all, and who ends gives back."""
 
+import pytest
+
 from qlog.server.amqp.budget import Budget
-from qlog.server.amqp.recognise import FORM_BYTES, PublishForms
-from tests.server.amqp.conversation import publish
+from qlog.server.amqp.recognise import BUDGET, FORM_BYTES, PublishForms
+from tests.server.amqp.conversation import CLOSE, hear, message, publish, running
 
 
 class Cache:
@@ -59,3 +61,18 @@ def test_forms_of_many_connections_are_bounded_and_given_back() -> None:
     for forms in connections:
         forms.close()
     assert budget.bytes_held == 0
+
+
+@pytest.mark.parametrize("end", ["close", "lost"])
+def test_a_connection_that_ends_gives_back(end: str) -> None:
+    before = BUDGET.bytes_held
+    connection = running()
+    for number in range(30):
+        hear(connection, message(b"x", b"\x08\x00\x05", f"key-{number}"))
+    assert BUDGET.bytes_held > before + 30 * FORM_BYTES
+    if end == "close":
+        hear(connection, CLOSE)
+    else:
+        connection.end()
+    assert BUDGET.bytes_held == before
+    assert not connection._forms.by_frame and not len(connection._forms.shapes)
