@@ -36,7 +36,7 @@ from qlog.storage.bytes.footer import Columns
 from qlog.storage.index.due_rows import Due, DueRows
 from qlog.storage.index.rows import IndexDoubt, close_row, open_row
 from qlog.storage.lanes.run import Pointers
-from qlog.storage.lanes.settled import BLOCK, FULL, contains
+from qlog.storage.lanes.settled import BLOCK, FULL, contains, unsettled
 from qlog.storage.lmdb.environment import DAMAGE, open_environment
 from qlog.storage.lmdb.headroom import Headroom
 from qlog.storage.write.ledger import LedgerPosition
@@ -598,22 +598,16 @@ class Settlements:
         lane = self._rows[lane_id]
         if lane is None:
             return 0
-        floor = lane.floor
-        if first + count <= floor:
-            return 0
-        bits = (1 << count) - 1
-        if floor > first:
-            bits = bits >> (floor - first) << (floor - first)
-        for block in range(max(first, floor) // BLOCK, (first + count - 1) // BLOCK + 1):
+        full = lane.full
+
+        def bits_of(block: int) -> int:
+            if contains(full, block):
+                return FULL
             key = _KEY.pack(lane_id, block * BLOCK)
             row = self._transaction.get(key, db=self._acked)
-            settled = 0 if row is None else int.from_bytes(open_row(key, row), "little")
-            if contains(lane.full, block):
-                settled = FULL
-            if settled:
-                shift = block * BLOCK - first
-                bits &= ~(settled << shift if shift >= 0 else settled >> -shift)
-        return bits
+            return 0 if row is None else int.from_bytes(open_row(key, row), "little")
+
+        return unsettled(first, count, lane.floor, bits_of)
 
 
 @dataclass(slots=True)

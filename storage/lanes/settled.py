@@ -7,6 +7,7 @@ kept beside it: what was delivered, and how often messages came back. Knows qseq
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 
 from qlog.storage.lanes.attempts import Attempts
 
@@ -58,17 +59,7 @@ class Settled:
 
     def unsettled(self, first: int, count: int) -> int:
         """Bits: which of `count` messages from qseq `first` on are not settled."""
-        if self.floor >= first + count:
-            return 0
-        bits = (1 << count) - 1
-        if self.floor > first:
-            bits = bits >> (self.floor - first) << (self.floor - first)
-        if not self.in_order:
-            for block in range(max(first, self.floor) // BLOCK, (first + count - 1) // BLOCK + 1):
-                settled = self.bits_of(block)
-                shift = block * BLOCK - first
-                bits &= ~(settled << shift if shift >= 0 else settled >> -shift)
-        return bits
+        return unsettled(first, count, self.floor, None if self.in_order else self.bits_of)
 
     def stretch(self, qseq: int, end: int, count_max: int) -> tuple[int, int]:
         """The first that are not settled at or after `qseq`: (start, stop), empty at `end`."""
@@ -184,6 +175,25 @@ class Settled:
             if not bits >> (self.floor - block * BLOCK):
                 del self.bits[block]  # nothing settled above the floor in this block
             return
+
+
+def unsettled(first: int, count: int, floor: int, bits_of: Callable[[int], int] | None) -> int:
+    """Bits: which of `count` messages from qseq `first` on are not settled.
+
+    `bits_of`: what is settled in a block that is not below the floor; None: nothing in any.
+    """
+    if floor >= first + count:
+        return 0
+    bits = (1 << count) - 1
+    if floor > first:
+        bits = bits >> (floor - first) << (floor - first)
+    if bits_of is not None:
+        for block in range(max(first, floor) // BLOCK, (first + count - 1) // BLOCK + 1):
+            settled = bits_of(block)
+            if settled:
+                shift = block * BLOCK - first
+                bits &= ~(settled << shift if shift >= 0 else settled >> -shift)
+    return bits
 
 
 def add(ranges: list[int], start: int, end: int) -> None:

@@ -30,8 +30,6 @@ from qlog.storage.bytes.record import Record, unpack_records
 from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.index.index import Index
 from qlog.storage.lmdb.catalog import Catalog
-from qlog.storage.write.ledger import Record as LedgerRecord
-from qlog.storage.write.ledger import unpack_body
 from qlog.storage.write.segment import Batch, BatchFile
 
 _MAP_BYTES = 64 << 30
@@ -141,16 +139,6 @@ class Examination:
         base = batch.position + BATCH_HEADER_BYTES
         for at, record in enumerate(unpack_records(batch.body)):
             yield batch.header.base + at, base + record.offset, record
-
-    @staticmethod
-    def damaged_records(data: bytes) -> Iterator[Record]:
-        """What can be decoded of a damaged batch's body, as far as its lengths hold together."""
-        return unpack_records(data)
-
-    @staticmethod
-    def ledger_records(batch: Batch) -> tuple[int, list[LedgerRecord]]:
-        """(the log's durable LSN, records) of a ledger batch; see ledger.py for their meaning."""
-        return unpack_body(batch.body)
 
     def read(self, view: FileView, size: int, offset: int) -> bytes:
         """Raw bytes of a file."""

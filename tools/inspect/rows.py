@@ -1,11 +1,11 @@
 """What every `qlog inspect` command prints: rows, notes and damage for people, JSON for programs.
 
-One model of a row: a dataclass (or a map) is an object of the JSON document, and with columns, which
-say what of it a cell shows, a row of a table. On a terminal tables are drawn to its width; numbers
-are never cut, names go on in the next line; where no table fits, each value has its own line. Into a
-pipe each row is one line of aligned columns with plain numbers. A JSON document always has
-`schema`, `data_dir`, `in_use`, `damage` and `notes`. Text that came from a message or a definition
-cannot steer the terminal. Knows nothing of what is inspected.
+One model of a row: a dataclass (or a map) is an object of the JSON document, and with columns,
+which say what of it a cell shows, a row of a table. On a terminal tables are drawn to its width;
+numbers are never cut, names go on in the next line; where no table fits, each value has its own
+line. Into a pipe each row is one line of aligned columns with plain numbers. A JSON document
+always has `schema`, `data_dir`, `in_use`, `damage` and `notes`. Text that came from a message or a
+definition cannot steer the terminal. Knows nothing of what is inspected.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _NAME_WIDTH_MIN = 12  # a name in narrower pieces cannot be read
 class Concern:
     """A queue that a damage concerns: messages that cannot be read, of them not yet settled.
 
-    Their offsets lie between the first and the end (exclusive). `queue` is None when the lane's name
-    is not known.
+    Their offsets lie between the first and the end (exclusive). `queue` is None when the lane's
+    name is not known.
     """
 
     vhost: str | None
@@ -59,8 +59,8 @@ class Concern:
 class Damage:
     """Something that is not what was written. `file` is relative to the data directory.
 
-    `position` and `end` are bytes in the file; `lsn_first` and `lsn_end` (exclusive) the messages it
-    concerns; `messages_lost` how many of them cannot be decoded whole. None: does not apply, or
+    `position` and `end` are bytes in the file; `lsn_first` and `lsn_end` (exclusive) the messages
+    it concerns; `messages_lost` how many of them cannot be decoded whole. None: does not apply, or
     cannot be known. `queues`: those that lose messages by it, where that was looked for.
     """
 

@@ -1,8 +1,8 @@
 """A message in a file of `qlog inspect export`: one JSON document a line, or one msgpack map.
 
-Promises that what is read back has the same body and the same properties, octet for octet. Values of
-headers are pairs of their AMQP type (the letter of the field table grammar) and themselves. In JSON,
-octets that are no UTF-8 are `{"base64": …}`; in msgpack octets are octets. Where properties
+Promises that what is read back has the same body and the same properties, octet for octet. Values
+of headers are pairs of their AMQP type (the letter of the field table grammar) and themselves. In
+JSON, octets that are no UTF-8 are `{"base64": …}`; in msgpack octets are octets. Where properties
 would not come back exactly, `properties_raw` has them as they were.
 """
 
@@ -23,11 +23,7 @@ import msgpack
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import AMQPError
-from qlog.server.amqp.properties import (
-    Properties,
-    decode_properties,
-    encode_properties,
-)
+from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
 from qlog.server.amqp.values import (
     DecimalValue,
     Float32,

@@ -2,8 +2,8 @@
 
 Each message goes to the queues that it waited in, by the default exchange: body and properties are
 what they were; exchange, routing key and time are those of the import. It ends at the first
-message that is refused, and at Ctrl-C, waits until the broker has answered for all that was sent, and
-says how many are confirmed, so that it can go on from there.
+message that is refused, and at Ctrl-C, waits until the broker has answered for all that was sent,
+and says how many are confirmed, so that it can go on from there.
 """
 
 from __future__ import annotations

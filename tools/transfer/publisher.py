@@ -1,7 +1,8 @@
 """A publisher over AMQP 0-9-1: one connection, publisher confirms, no more.
 
-Promises that what it says to be confirmed was confirmed by the broker, and is in its queue. It waits
-in its calls; a broker that says nothing for a minute is taken for gone. Knows nothing of files.
+Promises that what it says to be confirmed was confirmed by the broker, and is in its queue. It
+waits in its calls; a broker that says nothing for a minute is taken for gone. Knows nothing of
+files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from qlog import __version__
+from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import (
     FRAME_END,
@@ -26,37 +28,7 @@ from qlog.server.amqp.frames import (
     header_frame,
     method_frame,
 )
-from qlog.server.amqp.spec import (
-    BasicAck,
-    BasicNack,
-    BasicPublish,
-    BasicReturn,
-    ChannelClose,
-    ChannelOpen,
-    ChannelOpenOk,
-    ConfirmSelect,
-    ConfirmSelectOk,
-    ConnectionBlocked,
-    ConnectionClose,
-    ConnectionCloseOk,
-    ConnectionOpen,
-    ConnectionOpenOk,
-    ConnectionStart,
-    ConnectionStartOk,
-    ConnectionTune,
-    ConnectionTuneOk,
-    ConnectionUnblocked,
-    ExchangeDeclare,
-    ExchangeDeclareOk,
-    ExchangeDelete,
-    ExchangeDeleteOk,
-    Method,
-    QueueBind,
-    QueueBindOk,
-    QueueDeclare,
-    QueueDeclareOk,
-    decode_method,
-)
+from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
 
 _PUBLISHING, _ASKING = 1, 2  # channels
@@ -142,8 +114,10 @@ class Publisher:
         try:
             if kind is None:
                 for exchange in filter(None, self._queues.values()):
-                    self._ask(_ASKING, ExchangeDelete(exchange, False, False), ExchangeDeleteOk)
-                self._ask(0, ConnectionClose(200, "", 0, 0), ConnectionCloseOk)
+                    self._ask(
+                        _ASKING, spec.ExchangeDelete(exchange, False, False), spec.ExchangeDeleteOk
+                    )
+                self._ask(0, spec.ConnectionClose(200, "", 0, 0), spec.ConnectionCloseOk)
         finally:
             self._socket.close()
 
@@ -156,8 +130,8 @@ class Publisher:
     def find(self, queue: str) -> None:
         """Have the broker say that there is such a queue."""
         if queue not in self._queues:
-            passive = QueueDeclare(queue, True, False, False, False, False, {})
-            self._ask(_ASKING, passive, QueueDeclareOk)
+            passive = spec.QueueDeclare(queue, True, False, False, False, False, {})
+            self._ask(_ASKING, passive, spec.QueueDeclareOk)
             self._queues[queue] = None
 
     def publish(self, queue: str, envelope: Envelope, body: bytes, name: str) -> None:
@@ -175,7 +149,7 @@ class Publisher:
         ):
             self._receive(wait=True)
         self._raise_refusal()
-        publish = BasicPublish(exchange, queue, True, False)
+        publish = spec.BasicPublish(exchange, queue, True, False)
         self._send(
             method_frame(_PUBLISHING, publish),
             header_frame(_PUBLISHING, envelope),
@@ -199,7 +173,7 @@ class Publisher:
 
     def _open(self, address: Address) -> None:
         self._send(PROTOCOL_HEADER)
-        self._expect(ConnectionStart)
+        self._expect(spec.ConnectionStart)
         product: Table = {
             "product": "qlog inspect import",
             "version": __version__,
@@ -210,25 +184,27 @@ class Publisher:
             },
         }
         response = f"\0{address.user}\0{address.password}".encode()
-        self._send(method_frame(0, ConnectionStartOk(product, "PLAIN", response, "en_US")))
-        tune = self._expect(ConnectionTune)
-        assert isinstance(tune, ConnectionTune)
+        self._send(method_frame(0, spec.ConnectionStartOk(product, "PLAIN", response, "en_US")))
+        tune = self._expect(spec.ConnectionTune)
+        assert isinstance(tune, spec.ConnectionTune)
         self._frame_max = tune.frame_max or 131072
-        self._send(method_frame(0, ConnectionTuneOk(tune.channel_max, self._frame_max, 0)))
-        self._ask(0, ConnectionOpen(self._vhost), ConnectionOpenOk)
+        self._send(method_frame(0, spec.ConnectionTuneOk(tune.channel_max, self._frame_max, 0)))
+        self._ask(0, spec.ConnectionOpen(self._vhost), spec.ConnectionOpenOk)
         for channel in (_PUBLISHING, _ASKING):
-            self._ask(channel, ChannelOpen(), ChannelOpenOk)
-        self._ask(_PUBLISHING, ConfirmSelect(False), ConfirmSelectOk)
+            self._ask(channel, spec.ChannelOpen(), spec.ChannelOpenOk)
+        self._ask(_PUBLISHING, spec.ConfirmSelect(False), spec.ConfirmSelectOk)
 
     def _exchange_of(self, queue: str) -> str:
         """An exchange that leads to this queue alone, whatever other keys a message has."""
         exchange = self._queues[queue]
         if exchange is None:
             exchange = f"qlog.import.{secrets.token_hex(8)}"
-            declare = ExchangeDeclare(exchange, "fanout", False, False, False, False, False, {})
-            self._ask(_ASKING, declare, ExchangeDeclareOk)
+            declare = spec.ExchangeDeclare(
+                exchange, "fanout", False, False, False, False, False, {}
+            )
+            self._ask(_ASKING, declare, spec.ExchangeDeclareOk)
             self._queues[queue] = exchange
-            self._ask(_ASKING, QueueBind(queue, exchange, "", False, {}), QueueBindOk)
+            self._ask(_ASKING, spec.QueueBind(queue, exchange, "", False, {}), spec.QueueBindOk)
         return exchange
 
     def _ask(self, channel: int, method: Method, reply: type[Method]) -> None:
@@ -293,20 +269,20 @@ class Publisher:
 
     def _handle(self, channel: int, method: Method) -> None:
         match method:
-            case BasicAck():
+            case spec.BasicAck():
                 self._settle(method.delivery_tag, method.multiple)
-            case BasicNack():
+            case spec.BasicNack():
                 refused = self._settle(method.delivery_tag, method.multiple)
                 for tag, sent in refused.items():
                     self._refused[tag] = f"{sent.name}: the broker could not keep it (basic.nack)"
-            case BasicReturn():
+            case spec.BasicReturn():
                 # It names the queue only, and a confirm of the same message follows it.
                 self._return(method.routing_key, method.reply_text)
-            case ConnectionBlocked():
+            case spec.ConnectionBlocked():
                 self._blocked = True
-            case ConnectionUnblocked():
+            case spec.ConnectionUnblocked():
                 self._blocked = False
-            case ConnectionClose() | ChannelClose():
+            case spec.ConnectionClose() | spec.ChannelClose():
                 self._closed = method.reply_text
                 self._over |= channel != _ASKING
             case _:

@@ -1,4 +1,4 @@
-"""`qlog inspect catalog`: what is defined, and which definitions are damaged. No secrets are shown."""
+"""`qlog inspect catalog`: what is defined, and what of it is damaged. No secrets are shown."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def catalog(
 ) -> None:
     """Show what is defined.
 
-    Vhosts, users, exchanges, queues and bindings. Durable ones only: the others are in the broker's
-    memory. Every queue is bound to the default exchange by its name; these bindings are not written
-    down.
+    Vhosts, users, exchanges, queues and bindings. Durable ones only: the others are in the
+    broker's memory. Every queue is bound to the default exchange by its name; these bindings are
+    not written down.
     """
     found = definitions_of(directory)
     facts = directory.catalog_facts

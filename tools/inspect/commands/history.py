@@ -151,8 +151,7 @@ def history(
     queue: Annotated[str, typer.Argument(metavar="QUEUE", help="A durable queue.")],
     vhost: OfVhost = "/",
     offset: Annotated[
-        str | None,
-        typer.Option(metavar="N[-N]", help="Only this offset, or a range: 7-9, 7-, -9."),
+        str | None, typer.Option(metavar="N[-N]", help="Only this offset, or a range: 7-9, 7-, -9.")
     ] = None,
     message_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Only messages with this message_id.")

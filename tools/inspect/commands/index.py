@@ -21,16 +21,7 @@ from qlog.tools.inspect.look.pointers import (
     look_at_index,
     read_contents,
 )
-from qlog.tools.inspect.rows import (
-    Bytes,
-    Cell,
-    Damage,
-    Report,
-    counted,
-    name,
-    number,
-    size,
-)
+from qlog.tools.inspect.rows import Bytes, Cell, Damage, Report, counted, name, number, size
 
 _DIFFERENCES_SHOWN_MAX = 50
 

@@ -50,8 +50,7 @@ def message(
     directory: Directory,
     report: Report,
     lsn: Annotated[
-        int | None,
-        typer.Argument(min=0, metavar="LSN", help="The message's number in the log."),
+        int | None, typer.Argument(min=0, metavar="LSN", help="The message's number in the log.")
     ] = None,
     queue: Annotated[
         str | None,

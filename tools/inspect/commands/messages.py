@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qlog.tools.inspect.command import AsJson, OfVhost, command, find_lanes, stop
+from qlog.tools.inspect.commands.follow import follow_log
 from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, Bodies, Shown, decoded
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import survey, views_of
@@ -24,64 +25,70 @@ from qlog.tools.inspect.rows import Report, counted, progress
 _LIMIT_DEFAULT = 20
 
 
+_FromLsn = Annotated[
+    int | None,
+    typer.Option("--from", metavar="LSN", min=0, help="Begin with this record of the log."),
+]
+_OfQueue = Annotated[str | None, typer.Option(metavar="NAME", help="Only what went to this queue.")]
+_Offset = Annotated[
+    str | None,
+    typer.Option(metavar="N[-N]", help="Of --queue: this offset, or a range: 7-9, 7-, -9."),
+]
+_Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Published then or later: 2026-11-23T06:11 (UTC), or 10m (ago)."
+    ),
+]
+_Until = Annotated[str | None, typer.Option(metavar="TIME", help="Published before that time.")]
+_Key = Annotated[
+    str | None,
+    typer.Option(metavar="PATTERN", help="Routing key: as it is, or a topic's (order.#)."),
+]
+_Headers = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="With this header; may be given again."),
+]
+_WhichSettled = Annotated[
+    bool | None,
+    typer.Option(
+        "--settled/--unsettled",
+        help="Only what nobody waits for any more, or only what waits. [default: both]",
+    ),
+]
+_Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Show so many at most. [default: 20; no limit with --follow]"),
+]
+_WithBody = Annotated[bool, typer.Option("--body", help="Show the bodies too.")]
+_BodyLimit = Annotated[
+    int, typer.Option(min=1, metavar="N", help="So many characters or octets of each body.")
+]
+_AsHex = Annotated[bool, typer.Option("--hex", help="Bodies in hexadecimal, text or not.")]
+_Follow = Annotated[
+    bool,
+    typer.Option("--follow", "-f", help="Show new messages as they become durable, until Ctrl-C."),
+]
+
+
 @command
 def messages(
     directory: Directory,
     report: Report,
-    from_lsn: Annotated[
-        int | None,
-        typer.Option("--from", metavar="LSN", min=0, help="Begin with this record of the log."),
-    ] = None,
-    queue: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only what went to this queue.")
-    ] = None,
+    from_lsn: _FromLsn = None,
+    queue: _OfQueue = None,
     vhost: OfVhost = "/",
-    offset: Annotated[
-        str | None,
-        typer.Option(metavar="N[-N]", help="Of --queue: this offset, or a range: 7-9, 7-, -9."),
-    ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="Published then or later: 2026-11-23T06:11 (UTC), or 10m (ago)."
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Published before that time.")
-    ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="Routing key: as it is, or a topic's (order.#)."),
-    ] = None,
-    header: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="With this header; may be given again."),
-    ] = None,
-    settled: Annotated[
-        bool | None,
-        typer.Option(
-            "--settled/--unsettled",
-            help="Only what nobody waits for any more, or only what waits. [default: both]",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Show so many at most. [default: 20; no limit with --follow]"),
-    ] = None,
-    body: Annotated[bool, typer.Option("--body", help="Show the bodies too.")] = False,
-    body_limit: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="So many characters or octets of each body."),
-    ] = 160,
-    as_hex: Annotated[
-        bool, typer.Option("--hex", help="Bodies in hexadecimal, text or not.")
-    ] = False,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow", "-f", help="Show new messages as they become durable, until Ctrl-C."
-        ),
-    ] = False,
+    offset: _Offset = None,
+    since: _Since = None,
+    until: _Until = None,
+    key: _Key = None,
+    header: _Headers = None,
+    settled: _WhichSettled = None,
+    limit: _Limit = None,
+    body: _WithBody = False,
+    body_limit: _BodyLimit = 160,
+    as_hex: _AsHex = False,
+    follow: _Follow = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode messages: all, or those asked for.
@@ -107,8 +114,6 @@ def messages(
     selection.key = None if key is None else KeyPattern(key)
     bodies = Bodies(body_limit, as_hex) if body or as_hex else None
     if follow:
-        from qlog.tools.inspect.commands.follow import follow_log
-
         start = from_lsn if from_lsn is not None or since is None else 0
         follow_log(directory, start, selection, limit, bodies, as_json=as_json)
         raise typer.Exit

@@ -21,14 +21,7 @@ from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import CorruptLog
 from qlog.storage.start.examine import Examination
 from qlog.storage.store import Store
-from qlog.tools.inspect.command import (
-    DATA_DIR_DEFAULT,
-    AsJson,
-    DataDir,
-    errors_told,
-    finish,
-    stop,
-)
+from qlog.tools.inspect.command import DATA_DIR_DEFAULT, AsJson, DataDir, errors_told, finish, stop
 from qlog.tools.inspect.rows import Damage, Report, progress
 
 _POINTER_BYTES = 16
@@ -65,11 +58,7 @@ def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False)
             f"the index of {data_dir} was made anew from {messages:,} messages in "
             f"{duration_s:.1f} s ({size:,} bytes)"
         )
-    report.content = {
-        "messages": messages,
-        "index_bytes": size,
-        "duration_s": round(duration_s, 3),
-    }
+    report.content = {"messages": messages, "index_bytes": size, "duration_s": round(duration_s, 3)}
     finish(report, as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""`qlog inspect repair`: make a damaged directory one that a broker starts on, and say what that costs.
+"""`qlog inspect repair`: a damaged directory becomes one that a broker starts on, at a price told.
 
 Without --accept-loss nothing is changed: it says what would be done, and which messages would be
 lost. No original is lost: what is replaced or given up is in quarantine/ before.
@@ -15,14 +15,7 @@ import typer
 
 from qlog.storage.bytes.datadir import Paths, prepare
 from qlog.storage.bytes.disk import OSDisk
-from qlog.tools.inspect.command import (
-    DATA_DIR_DEFAULT,
-    AsJson,
-    DataDir,
-    errors_told,
-    finish,
-    stop,
-)
+from qlog.tools.inspect.command import DATA_DIR_DEFAULT, AsJson, DataDir, errors_told, finish, stop
 from qlog.tools.inspect.commands.verify import verified
 from qlog.tools.inspect.look.decode import queue_text
 from qlog.tools.inspect.look.directory import Directory
@@ -36,8 +29,7 @@ _ACTION_COLUMNS = (number("step", itemgetter(0)), name("what", itemgetter(1)))
 def repair(
     data_dir: DataDir = DATA_DIR_DEFAULT,
     accept_loss: Annotated[
-        bool,
-        typer.Option("--accept-loss", help="Do it: what cannot be read is given up for good."),
+        bool, typer.Option("--accept-loss", help="Do it: what cannot be read is given up for good.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

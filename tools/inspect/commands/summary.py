@@ -18,13 +18,7 @@ from qlog.tools.inspect.command import command
 from qlog.tools.inspect.commands.catalog import definitions_of
 from qlog.tools.inspect.look.decode import lane_text, time_text
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import (
-    Segment,
-    SegmentTally,
-    survey,
-    tallied,
-    views_of,
-)
+from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tallied, views_of
 from qlog.tools.inspect.rows import (
     Bytes,
     Cell,

@@ -1,8 +1,8 @@
 """`qlog inspect verify`: every checksum, and everything that one file says of another.
 
 Checksums: the headers of all files, every batch (which covers its messages), footers, the ledger,
-every row and block of the index, every definition. Beside each other: footers and batches, LSNs from
-segment to segment, the segments that the ledger lists, what attests how far the log had been
+every row and block of the index, every definition. Beside each other: footers and batches, LSNs
+from segment to segment, the segments that the ledger lists, what attests how far the log had been
 synced, the index's pointers and counts, settlements in index and ledger, definitions that name
 others. A directory in use is read as it goes on: what moved meanwhile is looked at again, and what
 is too new is left out.

@@ -1,9 +1,9 @@
 """The log, segment by segment: what is in each, what is damaged, what waits in it.
 
 A sealed segment's footer says where each record is; without one the batches are walked, and where
-a batch is damaged, its records one by one. What a start is refused for is for storage/start/judge.py
-to say, and so is how far the log must reach; here all else that is not as it was written is found,
-and damage is told message by message.
+a batch is damaged, its records one by one. What a start is refused for is for
+storage/start/judge.py to say, and so is how far the log must reach; here all else that is not as
+it was written is found, and damage is told message by message.
 
 Segments are in the order of their LSNs. Those that compaction wrote are sparse: between their
 batches LSNs are missing, of messages that were settled. What they replace is still there for a

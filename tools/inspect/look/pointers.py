@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from qlog.storage.bytes.footer import PlacedRun
 from qlog.storage.index.index import SPILL, Checkpoint, LaneRow, Live, Usage, unpack_checkpoint
-from qlog.storage.lanes.settled import BLOCK, FULL, contains
+from qlog.storage.lanes.settled import BLOCK, FULL, Settled
 from qlog.tools.inspect.look.decode import lane_text
 from qlog.tools.inspect.look.directory import Directory, look_again
 from qlog.tools.inspect.look.environment import open_index, read
@@ -27,6 +29,7 @@ from qlog.tools.inspect.look.log import Segment, Survey, selected_bytes, survey,
 from qlog.tools.inspect.rows import progress
 
 _KEY = struct.Struct(">IQ")
+_NO_POINTERS = array("I")
 
 
 @dataclass(slots=True)
@@ -38,19 +41,14 @@ class IndexContents:
     checkpoint: Checkpoint | None = None
     lanes: dict[int, LaneRow] = field(default_factory=dict)
     live: dict[int, Live] = field(default_factory=dict)
-    settled: dict[tuple[int, int], int] = field(default_factory=dict)  # (lane, block) -> bits
-    blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)  # and their columns
+    settled: dict[int, Settled] = field(default_factory=dict)  # by lane
+    blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (lane, block) -> columns
     damaged: list[str] = field(default_factory=list)  # rows
 
     def settled_bits(self, lane_id: int, block: int) -> int:
         """Which messages of a block are settled, by the index."""
-        bits = self.settled.get((lane_id, block), 0)
-        lane = self.lanes.get(lane_id)
-        if lane is not None and contains(lane.full, block):
-            return FULL
-        if lane is not None and lane.floor > block * BLOCK:
-            bits |= (1 << min(lane.floor - block * BLOCK, BLOCK)) - 1
-        return bits
+        lane = self.settled.get(lane_id)
+        return 0 if lane is None else FULL & ~lane.unsettled(block * BLOCK, BLOCK)
 
 
 def read_contents(directory: Path) -> IndexContents:
@@ -77,12 +75,16 @@ def _take(contents: IndexContents, database: str, key: bytes, value: bytes) -> N
         case "checkpoint":
             contents.checkpoint = unpack_checkpoint(value)
         case "lanes":
-            contents.lanes[struct.unpack(">I", key)[0]] = LaneRow(*msgpack.unpackb(value))
+            lane_id, row = struct.unpack(">I", key)[0], LaneRow(*msgpack.unpackb(value))
+            contents.lanes[lane_id] = row
+            lane = contents.settled.setdefault(lane_id, Settled())
+            lane.floor, lane.full = row.floor, row.full
         case "segments":
             contents.live[struct.unpack(">I", key)[0]] = Live(*msgpack.unpackb(value))
         case "acked":
             lane_id, base = _KEY.unpack(key)
-            contents.settled[lane_id, base // BLOCK] = int.from_bytes(value, "little")
+            lane = contents.settled.setdefault(lane_id, Settled())
+            lane.bits[base // BLOCK] = int.from_bytes(value, "little")
         case "blocks":
             lane_id, base = _KEY.unpack(key)
             contents.blocks[lane_id, base // BLOCK] = value
@@ -145,196 +147,164 @@ def compare(
     advance: Callable[[int], None] = lambda size: None,
 ) -> Comparison:
     """Hold the index against a survey of the log; `advance` hears of the bytes that are done."""
-    checkpoint = contents.checkpoint
-    result = Comparison()
-    if checkpoint is None:
-        return result
-    blocks = {key: _columns(value) for key, value in contents.blocks.items()}
-    found: dict[tuple[int, int], int] = {}  # (lane, block) -> bits of pointers with their record
-    ids = set()
+    if contents.checkpoint is None:
+        return Comparison()
+    comparing = _Comparing(directory, contents, contents.checkpoint.lsn)
     present = [segment for segment in segments if segment.state != "missing"]
     for segment in present:
-        ids.add(segment.segment_id)
-        lsn = segment.base_lsn or 0  # in a sparse one that is too low, but far below the checkpoint
-        for placed in segment.columns.runs():
-            positions = placed.positions
-            for lane_id, first in zip(placed.lanes, placed.firsts, strict=True):
-                if segment.state != "given up" and not directory.is_gone(lane_id):
-                    run = _Run(
-                        segment.segment_id,
-                        lane_id,
-                        first,
-                        positions,
-                        placed.lengths,
-                        placed.sizes,
-                        lsn,
-                    )
-                    _compare_run(directory, contents, blocks, found, run, checkpoint, result)
-            lsn += len(positions)
+        comparing.take(segment)
         advance(segment.size_bytes)
-    damaged = {segment.segment_id for segment in present if segment.damage}
-    alive: Counter[int] = Counter()
-    alive_bytes: Counter[int] = Counter()
-    spilled: Counter[int] = Counter()
-    live: dict[int, Live] = {}
-    for (lane_id, block), columns in blocks.items():
-        ours = columns[0::4]
-        lengths = columns[2::4]
-        sizes = columns[3::4]
-        bits = ~contents.settled_bits(lane_id, block) & ((1 << len(ours)) - 1)
-        strays = bits & ~found.get((lane_id, block), 0)
-        for segment_id in set(ours):
-            if not segment_id:
-                continue
-            of_it = bits
-            if ours.count(segment_id) < len(ours):
-                of_it &= _bits(other == segment_id for other in ours)
-            if not of_it:
-                continue
-            tally = live.setdefault(segment_id, Live())
-            tally.count += of_it.bit_count()
-            tally.size += selected_bytes(lengths, of_it)
-            (spilled if segment_id >= SPILL else alive)[lane_id] += of_it.bit_count()
-            if segment_id < SPILL:
-                alive_bytes[lane_id] += selected_bytes(sizes, of_it)
-            if segment_id < SPILL and segment_id not in damaged:
-                what = "a pointer to a record that is not there"
-                if segment_id not in ids:
-                    what = "a pointer to a segment that is not there"
-                for slot in _slots(strays & of_it):
-                    qseq = block * BLOCK + slot
-                    if directory.unsettled(lane_id, qseq, 1):
-                        position = columns[4 * slot + 1]
-                        result.add(
-                            Difference(lane_id, qseq, qseq + 1, what, None, segment_id, position)
-                        )
-    result.pointers = sum(alive.values()) + sum(spilled.values())
-    result.spilled = sum(spilled.values())
-    result.counts = list(_wrong_counts(contents, alive, alive_bytes, spilled, live))
+    for key, columns in comparing.blocks.items():
+        comparing.count(*key, columns)
+    result = comparing.result
+    result.pointers = sum(comparing.alive.values()) + sum(comparing.spilled.values())
+    result.spilled = sum(comparing.spilled.values())
+    if not contents.damaged:  # else they cannot be right
+        result.counts = list(comparing.wrong_counts())
     return result
 
 
-def _bits(flags: Iterable[bool]) -> int:
-    return sum(1 << at for at, flag in enumerate(flags) if flag)
+class _Comparing:
+    """Log and index side by side: first each segment, then each block of pointers."""
+
+    def __init__(self, directory: Directory, contents: IndexContents, end_lsn: int) -> None:
+        """`end_lsn`: every message that waits and comes before it must have its pointer."""
+        self.directory = directory
+        self.contents = contents
+        self.end_lsn = end_lsn
+        self.result = Comparison()
+        self.blocks = {key: _columns(value) for key, value in contents.blocks.items()}
+        self.found: dict[tuple[int, int], int] = {}  # (lane, block) -> bits of those with a record
+        self.ids: set[int] = set()  # of the segments
+        self.damaged: set[int] = set()
+        self.alive: Counter[int] = Counter()  # by lane
+        self.alive_bytes: Counter[int] = Counter()
+        self.spilled: Counter[int] = Counter()
+        self.live: defaultdict[int, Live] = defaultdict(Live)  # by segment
+
+    def take(self, segment: Segment) -> None:
+        """Every message that waits has its pointer."""
+        self.ids.add(segment.segment_id)
+        if segment.damage:
+            self.damaged.add(segment.segment_id)
+        lsn = segment.base_lsn or 0  # in a sparse one that is too low, but far below the checkpoint
+        for run in segment.columns.runs():
+            for lane_id, first in zip(run.lanes, run.firsts, strict=True):
+                if segment.state != "given up" and not self.directory.is_gone(lane_id):
+                    self._compare(segment.segment_id, lane_id, first, run, lsn)
+            lsn += len(run.positions)
+
+    def count(self, lane_id: int, block: int, columns: array[int]) -> None:
+        """Every pointer has its message; how many there are."""
+        ours, positions, lengths, sizes = (columns[at::4] for at in range(4))
+        bits = ~self.contents.settled_bits(lane_id, block) & ((1 << len(ours)) - 1)
+        strays = bits & ~self.found.get((lane_id, block), 0)
+        for segment_id in set(ours) - {0}:
+            of_it = bits
+            if ours.count(segment_id) < len(ours):
+                of_it &= sum(1 << at for at, other in enumerate(ours) if other == segment_id)
+            if not of_it:
+                continue
+            tally = self.live[segment_id]
+            tally.count += of_it.bit_count()
+            tally.size += selected_bytes(lengths, of_it)
+            if segment_id >= SPILL:
+                self.spilled[lane_id] += of_it.bit_count()
+                continue
+            self.alive[lane_id] += of_it.bit_count()
+            self.alive_bytes[lane_id] += selected_bytes(sizes, of_it)
+            if segment_id in self.damaged:
+                continue
+            what = "record" if segment_id in self.ids else "segment"
+            what = f"a pointer to a {what} that is not there"
+            for slot in _slots(strays & of_it):
+                qseq = block * BLOCK + slot
+                if self.directory.unsettled(lane_id, qseq, 1):
+                    self._differs(lane_id, qseq, what, None, segment_id, positions[slot])
+
+    def wrong_counts(self) -> Iterator[str]:
+        """What the index counts otherwise."""
+        contents = self.contents
+        for lane_id, row in contents.lanes.items():
+            for name, said, is_ in (
+                ("messages", row.alive, self.alive[lane_id]),
+                ("spilled messages", row.spilled, self.spilled[lane_id]),
+            ):
+                if said != is_:
+                    yield f"lane {lane_id} counts {said} unsettled {name}, and has {is_} pointers"
+            if row.alive_bytes != self.alive_bytes[lane_id]:
+                yield (
+                    f"lane {lane_id} counts {row.alive_bytes} bytes of unsettled messages, and the "
+                    f"pointers say {self.alive_bytes[lane_id]}"
+                )
+        for segment_id in sorted(contents.live.keys() | self.live.keys()):
+            said_live = contents.live.get(segment_id, Live())
+            is_live = self.live[segment_id]
+            if said_live != is_live:
+                yield (
+                    f"segment {segment_id} counts {said_live.count} unsettled messages "
+                    f"({said_live.size} bytes), and {is_live.count} ({is_live.size} bytes) point "
+                    "to it"
+                )
+
+    def _compare(self, segment_id: int, lane_id: int, first: int, run: PlacedRun, lsn: int) -> None:
+        """One run in one of its lanes, block by block; `lsn` is of its first message."""
+        row = self.contents.lanes.get(lane_id)
+        placed_upto = 0 if row is None else row.placed_upto
+        at = 0
+        while at < len(run.positions):
+            block, slot = divmod(first + at, BLOCK)
+            count = min(len(run.positions) - at, BLOCK - slot)
+            columns = self.blocks.get((lane_id, block), _NO_POINTERS)
+            matched = _matched(columns, slot, segment_id, run, at, count)
+            if matched:
+                before = self.found.get((lane_id, block), 0)
+                self.found[lane_id, block] = before | matched << slot
+            every = (1 << count) - 1
+            settled = self.contents.settled_bits(lane_id, block) >> slot & every
+            wait = 0
+            if settled or matched != every:
+                wait = self.directory.unsettled(lane_id, first + at, count)
+            for offset in _slots(wait & (settled | ~matched)):
+                place, qseq = at + offset, first + at + offset
+                what = "settled by the index, and not by the ledger"
+                if not settled >> offset & 1:
+                    if lsn + place >= self.end_lsn or qseq >= placed_upto:
+                        continue
+                    theirs = (*columns[4 * (slot + offset) :], 0)[0]
+                    if theirs not in (0, segment_id):
+                        continue  # to a copy elsewhere, which is judged where it lies
+                    what = "a pointer to another place in the segment"
+                    if not theirs:
+                        what = "no pointer to a message that waits"
+                position = run.positions[place]
+                self._differs(lane_id, qseq, what, lsn + place, segment_id, position)
+            at += count
+
+    def _differs(
+        self, lane_id: int, qseq: int, what: str, lsn: int | None, segment_id: int, position: int
+    ) -> None:
+        self.result.add(Difference(lane_id, qseq, qseq + 1, what, lsn, segment_id, position))
+
+
+def _matched(
+    columns: array[int], slot: int, segment_id: int, run: PlacedRun, at: int, count: int
+) -> int:
+    """Bits: which of a run's messages from `at` on the pointers from `slot` on lead to."""
+    ours = columns[4 * slot : 4 * (slot + count)]
+    theirs = [column[at : at + count] for column in (run.positions, run.lengths, run.sizes)]
+    if ours[0::4].count(segment_id) == count and theirs == [ours[one::4] for one in (1, 2, 3)]:
+        return (1 << count) - 1
+    pointers = zip(ours[0::4], ours[1::4], ours[2::4], ours[3::4], strict=True)
+    expected = zip(repeat(segment_id), *theirs)
+    pairs = enumerate(zip(pointers, expected, strict=False))
+    return sum(1 << offset for offset, (pointer, wanted) in pairs if pointer == wanted)
 
 
 def _slots(bits: int) -> Iterator[int]:
     while bits:
         yield (bits & -bits).bit_length() - 1
         bits &= bits - 1
-
-
-def _wrong_counts(
-    contents: IndexContents,
-    alive: Counter[int],
-    alive_bytes: Counter[int],
-    spilled: Counter[int],
-    live: dict[int, Live],
-) -> Iterator[str]:
-    if contents.damaged:
-        return  # they cannot be right
-    for lane_id, row in contents.lanes.items():
-        for name, said, is_ in (
-            ("messages", row.alive, alive[lane_id]),
-            ("spilled messages", row.spilled, spilled[lane_id]),
-        ):
-            if said != is_:
-                yield f"lane {lane_id} counts {said} unsettled {name}, and has {is_} pointers"
-        if row.alive_bytes != alive_bytes[lane_id]:
-            yield (
-                f"lane {lane_id} counts {row.alive_bytes} bytes of unsettled messages, and the "
-                f"pointers say {alive_bytes[lane_id]}"
-            )
-    for segment_id in sorted(contents.live.keys() | live.keys()):
-        said_live = contents.live.get(segment_id, Live())
-        is_live = live.get(segment_id, Live())
-        if said_live != is_live:
-            yield (
-                f"segment {segment_id} counts {said_live.count} unsettled messages "
-                f"({said_live.size} bytes), and {is_live.count} ({is_live.size} bytes) point to it"
-            )
-
-
-@dataclass(slots=True)
-class _Run:
-    segment_id: int
-    lane_id: int
-    first: int
-    positions: Any  # arrays
-    lengths: Any
-    sizes: Any  # of the bodies
-    lsn: int  # of the first
-
-
-def _compare_run(
-    directory: Directory,
-    contents: IndexContents,
-    blocks: dict[tuple[int, int], array[int]],
-    found: dict[tuple[int, int], int],
-    run: _Run,
-    checkpoint: Checkpoint,
-    result: Comparison,
-) -> None:
-    lane_id = run.lane_id
-    row = contents.lanes.get(lane_id)
-    placed_upto = 0 if row is None else row.placed_upto
-    at = 0
-    many = len(run.positions)
-    while at < many:
-        block, slot = divmod(run.first + at, BLOCK)
-        count = min(many - at, BLOCK - slot)
-        columns = blocks.get((lane_id, block))
-        positions = run.positions[at : at + count]
-        lengths = run.lengths[at : at + count]
-        sizes = run.sizes[at : at + count]
-        end = slot + count
-        matched = 0
-        if (
-            columns is not None
-            and columns[4 * slot : 4 * end : 4].count(run.segment_id) == count
-            and columns[4 * slot + 1 : 4 * end : 4] == positions
-            and columns[4 * slot + 2 : 4 * end : 4] == lengths
-            and columns[4 * slot + 3 : 4 * end : 4] == sizes
-        ):
-            matched = (1 << count) - 1
-        if columns is not None and not matched:
-            for offset in range(min(count, len(columns) // 4 - slot)):
-                place = 4 * (slot + offset)
-                pointer = (run.segment_id, positions[offset], lengths[offset], sizes[offset])
-                if tuple(columns[place : place + 4]) == pointer:
-                    matched |= 1 << offset
-        if matched:
-            found[lane_id, block] = found.get((lane_id, block), 0) | matched << slot
-        every = (1 << count) - 1
-        settled = contents.settled_bits(lane_id, block) >> slot & every
-        if settled or matched != every:
-            wait = directory.unsettled(lane_id, run.first + at, count)
-            for offset in _slots(settled & wait):
-                what = "settled by the index, and not by the ledger"
-                _note(run, at + offset, what, result)
-            for offset in _slots(wait & ~settled & ~matched):
-                qseq = run.first + at + offset
-                if run.lsn + at + offset < checkpoint.lsn and qseq < placed_upto:
-                    _note_missing(columns, run, at + offset, result)
-        at += count
-
-
-def _note_missing(columns: array[int] | None, run: _Run, offset: int, result: Comparison) -> None:
-    """A message of the run waits, and has no pointer to its record."""
-    slot = (run.first + offset) % BLOCK
-    what = "no pointer to a message that waits"
-    if columns is not None and len(columns) > 4 * slot and columns[4 * slot]:
-        if columns[4 * slot] != run.segment_id:
-            return  # to a copy elsewhere, which is judged where it lies
-        what = "a pointer to another place in the segment"
-    _note(run, offset, what, result)
-
-
-def _note(run: _Run, offset: int, what: str, result: Comparison) -> None:
-    qseq = run.first + offset
-    lsn = run.lsn + offset
-    position = run.positions[offset]
-    result.add(Difference(run.lane_id, qseq, qseq + 1, what, lsn, run.segment_id, position))
 
 
 def _columns(value: bytes) -> array[int]:

@@ -1,9 +1,9 @@
 """What is left of damaged batches: every message that can be told from the next, whole or not.
 
-Where messages lie is known from a segment's footer, from pointers of the index, and from the lengths
-that the records themselves have. Where a length is damaged, the next record is looked for: its hash
-says that it is one. Hashes of records do not cover where a message went; those who put one back
-must compare that with what else is known.
+Where messages lie is known from a segment's footer, from pointers of the index, and from the
+lengths that the records themselves have. Where a length is damaged, the next record is looked for:
+its hash says that it is one. Hashes of records do not cover where a message went; those who put
+one back must compare that with what else is known.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def parse_header(text: str) -> tuple[str, str]:
 
 
 class KeyPattern:
-    """A routing key, or a pattern as topic exchanges have: `*` is a word, `#` any number of them."""
+    """A routing key, or a pattern as of topic exchanges: `*` is a word, `#` any number of them."""
 
     def __init__(self, text: str) -> None:
         words = {"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}

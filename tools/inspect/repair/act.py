@@ -1,13 +1,13 @@
 """Doing what a repair plan says: all originals are in quarantine/ before anything is written.
 
-A crash in the middle leaves a directory that can be repaired again, or is repaired. Before it every
-original is put into the quarantine and the index is marked as in doubt, so that a start trusts
-nothing in it but what it attests. Catalog and ledger are copied: a broker that starts after such a
-crash writes to them in place (a ledger file that was taken over from is used again), and the
-originals would change with them. Segments may be large and are linked: where one is damaged, a start
-refuses, or writes no more of it than its footer, which follows from its messages. The index is
-linked, too: all in it follows from the others. Each file is replaced in one rename; the new ledger, which says
-what counts, comes when all of that is there; what it gives up is unlinked last.
+A crash in the middle leaves a directory that can be repaired again, or is repaired. Before it
+every original is put into the quarantine and the index is marked as in doubt, so that a start
+trusts nothing in it but what it attests. Catalog and ledger are copied: a broker that starts after
+such a crash writes to them in place (a ledger file that was taken over from is used again), and
+the originals would change with them. Segments may be large and are linked: where one is damaged, a
+start refuses, or writes no more of it than its footer, which follows from its messages. The index
+is linked, too: all in it follows from the others. Each file is replaced in one rename; the new
+ledger, which says what counts, comes when all of that is there; what it gives up is unlinked last.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ def _link(path: Path, target: Path) -> bool:
 def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
     """The segment again, with what is whole of it, under its own id.
 
-    Its trailer says that it stands for the log up to where the next segment begins, so that the chain of
-    LSNs holds; the flag SPARSE in its header says that not all of them are there. Its batches
-    attest nothing that was not attested before: `durable` is the segment's own beginning.
+    Its trailer says that it stands for the log up to where the next segment begins, so that the
+    chain of LSNs holds; the flag SPARSE in its header says that not all of them are there. Its
+    batches attest nothing that was not attested before: `durable` is the segment's own beginning.
     """
     writer = SparseWriter(
         disk,
@@ -174,8 +174,8 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
     - the index's checkpoint: the index is moved out, and is made anew;
     - the catalog's closed_lsn, batches of the old ledger, batches that followed on those that are
       lost: `following_lsn` in SEGMENTS is not below any of them, and says that the log goes on
-      there. It counts because the id below `next id` is not among the segments listed (one id is left
-      out for that), and because the last segment is sealed: a start takes the LSNs between its end
+      there. It counts because the id below `next id` is not among the segments listed (one id is
+      left out for that), and because the last segment is sealed: a start takes the LSNs between its end
       and `following_lsn` for given up.
     - the ledger's own batches: the new file's first number is above all of them.
 

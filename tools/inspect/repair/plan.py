@@ -1,8 +1,8 @@
 """What a repair would do, and what would be lost: found out by reading alone.
 
-Kept are all segments that are sound, every whole batch of those that are not, and every whole message of
-a damaged batch. The rest is lost, and is named message by message as far as anything knows of it: a
-footer, the index, or what decodes of the message itself.
+Kept are all segments that are sound, every whole batch of those that are not, and every whole
+message of a damaged batch. The rest is lost, and is named message by message as far as anything
+knows of it: a footer, the index, or what decodes of the message itself.
 """
 
 from __future__ import annotations
@@ -553,18 +553,16 @@ class _Planner:
             next_qseq = self.next_qseqs.get(lane_id, 0) + self.lost_count
             if ledger_damaged:
                 if contents is not None and lane_id in contents.lanes:
-                    row = contents.lanes[lane_id]
                     newer = list(settled.attempts.ranges())
-                    settled.attempts.load(row.attempts)
+                    settled.attempts.load(contents.lanes[lane_id].attempts)
                     for range_ in newer:
                         settled.attempts.note(*range_)
-                    for block, bits in (
-                        (b, v) for (o, b), v in contents.settled.items() if o == lane_id
-                    ):
+                    indexed = contents.settled[lane_id]
+                    for block, bits in indexed.bits.items():
                         settled.add_settled(block, bits)
-                    for start, end in zip(row.full[0::2], row.full[1::2], strict=True):
+                    for start, end in zip(indexed.full[0::2], indexed.full[1::2], strict=True):
                         settled.mark(start * BLOCK, end * BLOCK)
-                    settled.mark(0, row.floor)
+                    settled.mark(0, indexed.floor)
                 settled.delivered = next_qseq
             plan.lanes[lane_id] = (next_qseq, settled)
 
@@ -684,7 +682,7 @@ def _whole(batch: Batch) -> Iterator[Kept]:
 
 
 def _in_order(casualties: Iterable[Casualty]) -> list[Casualty]:
-    """As many as possible of which, lane by lane, the qseqs go up: one that does not fit is wrong."""
+    """As many as possible of which the qseqs of each lane go up: one that does not fit is wrong."""
     kept = list(casualties)
     for lane_id in {lane_id for one in kept for lane_id, _ in one.targets}:
         places = [
