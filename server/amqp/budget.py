@@ -1,8 +1,8 @@
 """Memory that caches of one kind share, whoever they belong to.
 
 Promises that what the caches of a process hold stays within one bound, however many connections
-there are, and that a cache whose owner ends gives its share back at once. When there is too much, the
-cache that was emptied longest ago is emptied. Knows nothing of what is cached.
+there are, and that a cache whose owner ends gives its share back at once. When there is too much,
+the cache that was emptied longest ago is emptied. Knows nothing of what is cached.
 """
 
 from typing import Protocol

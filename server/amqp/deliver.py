@@ -3,7 +3,8 @@
 Promises the same octets that sending each basic.deliver, header and body by itself would give.
 Knows nothing of credit or of what is unacknowledged.
 
-    basic.deliver: class id, method id, consumer tag, delivery tag u64, redelivered u8, exchange, key
+    basic.deliver: class id, method id, consumer tag, delivery tag u64, redelivered u8, exchange,
+    key
 """
 
 import itertools
@@ -30,8 +31,8 @@ from qlog.server.amqp.spec import BasicDeliver, encode_shortstr
 
 # From this size on, copying a body costs more than one more buffer for the kernel to gather.
 OWN_BUFFER_BYTES_MIN = 16 * 1024
-# Ends of basic.deliver frames that the process remembers, of some 100 octets, at most 600; forgotten
-# all at once when full. They are the same for all consumers.
+# Ends of basic.deliver frames that the process remembers, of some 100 octets, at most 600;
+# forgotten all at once when full. They are the same for all consumers.
 ENDS_MAX = 8192
 
 _TAG = struct.Struct(">Q")

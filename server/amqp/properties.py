@@ -7,8 +7,8 @@ is raised for octets that are no properties. Knows nothing of what a property do
 Text need not be UTF-8: RabbitMQ does not check it, and clients do put raw octets in a correlation
 id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns back.
 
-    properties: flags u16 (bit 15 = content_type … bit 2 = cluster_id, bit 1 ignored, bit 0 = another
-    word of flags, which class basic does not have), then the values of those present
+    properties: flags u16 (bit 15 = content_type … bit 2 = cluster_id, bit 1 ignored, bit 0 =
+    another word of flags, which class basic does not have), then the values of those present
 """
 
 import struct
@@ -73,7 +73,8 @@ class Traits(NamedTuple):
     """What the broker must know of a message before it is routed and stored.
 
     `persistent` is delivery mode 2. `priority` is 0 to 255, or None when absent. `expiration` is in
-    ms; the text as it came when that is no number (BAD_EXPIRATION); None when absent. `needs` is a sum of the constants above.
+    ms; the text as it came when that is no number (BAD_EXPIRATION); None when absent. `needs` is a
+    sum of the constants above.
 
     Equal traits are mostly, but not always, the same object.
     """
@@ -187,7 +188,7 @@ def examine(raw: bytes) -> tuple[Traits, bytes]:
 def traits_of(
     persistent: bool, priority: int | None, expiration: bytes | None, needs: int
 ) -> Traits:
-    """The traits with these values, `expiration` as text; the same object as long as it is known."""
+    """The traits with these values, `expiration` as text; mostly the same object as before."""
     key = (persistent, priority, expiration, needs)
     traits = _KNOWN_TRAITS.get(key)
     if traits is None:
@@ -340,7 +341,7 @@ def without_header(raw: bytes, name: str) -> bytes:
 
 
 def steps_of(flags: bytes) -> list[int]:
-    """What stands behind the two octets of flags: a STEP_…, or the octets of a value of fixed size."""
+    """What stands behind the flags: a STEP_…, or the octets of a value of fixed size."""
     return (_STEPS.get(flags) or _learn_steps(flags))[0]
 
 

@@ -31,15 +31,15 @@ from qlog.server.amqp.frames import (
     OVERHEAD_BYTES,
 )
 from qlog.server.amqp.properties import NO_TRAITS, Traits, examine
-from qlog.server.amqp.shapes import SHAPE_HEAD_BYTES, Shapes, find_traits
+from qlog.server.amqp.shapes import SHAPE_HEAD_BYTES, Shape, Shapes, find_traits
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
 # Different basic.publish frames remembered by a connection; forgotten all at once when full.
 FORMS_MAX = 1024
 # Longer properties are not remembered: a thousand of them should stay a small sum.
 PROPERTIES_BYTES_MAX = 1024
-# What a form takes beside its frame, which it has three times: 500 octets of objects, and properties
-# of 250 octets three times (as they are, packed, in the prefix). Most have fewer.
+# What a form takes beside its frame, which it has three times: 500 octets of objects, and
+# properties of 250 octets three times (as they are, packed, in the prefix). Most have fewer.
 FORM_BYTES = 1250
 # All that the connections of a process may remember of what they have seen.
 BUDGET = Budget(32 * 1024 * 1024)
@@ -206,14 +206,12 @@ def take_publishes(
     payload_bytes_max: int,
     body_bytes_max: int,
 ) -> int:
-    """Append the whole messages of one channel at `position` to `runs`; returns what is behind them.
+    """Append the whole messages of one channel at `position` to `runs`; returns where they end.
 
     Takes messages with a body in at most one frame.
     """
     limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
-    bytes_max = limits.body_bytes_max
-    shapes = forms.shapes
-    shapes_of = shapes.by_head.get
+    shapes_of = forms.shapes.by_head.get
     end = len(data)
     startswith = data.startswith
     form: PublishForm | None = None
@@ -244,41 +242,16 @@ def take_publishes(
             header_at = position + frame_bytes
             alike = shapes_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
             if alike is not None and (body_at := header_at + alike[0].octets) < end:
-                shape = alike[0]
-                body_size, *found, frame_size = shape.unpack_from(
-                    data, header_at + SHAPE_HEAD_BYTES
-                )
-                body_end = body_at + body_size
-                if (
-                    0 < body_size == frame_size <= bytes_max
-                    and body_end < end
-                    and data[body_end] == FRAME_END
-                    and shape.channel == channel
-                ):
-                    traits: Traits | None = shape.traits
-                    if found != shape.expected:
-                        traits = shape.traits_with(found) if shape.tells else None
-                        if traits is None and len(alike) > 1:
-                            traits = find_traits(alike, data, header_at + SHAPE_HEAD_BYTES)
-                    if traits is not None:
-                        shapes.recognised += 1
-                        known = form.envelope
-                        envelope = form.envelope_of(
-                            data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES],
-                            body_size,
-                            traits,
-                        )
-                        if envelope is known:
-                            form.prefix = data[position:body_at]
+                envelope = _of_shape(data, position, header_at, body_at, form, alike, limits)
+                if envelope is not None:
+                    forms.shapes.recognised += 1
+                    body_end = body_at + envelope.body_size
         if envelope is not None:
             if run is None or run.traits is not form.traits:
                 run = run_with(runs, form.traits)
-                add_method = run.methods.append
-                add_envelope = run.envelopes.append
-                add_body = run.bodies.append
-            add_method(form.method)
-            add_envelope(envelope)
-            add_body(data[body_at:body_end])
+            run.methods.append(form.method)
+            run.envelopes.append(envelope)
+            run.bodies.append(data[body_at:body_end])
             position = body_end + 1
             continue
         if prefix and startswith(prefix, position):
@@ -289,6 +262,42 @@ def take_publishes(
             return position
         position = behind
         run = None
+
+
+def _of_shape(
+    data: bytes,
+    position: int,
+    header_at: int,
+    body_at: int,
+    form: PublishForm,
+    alike: list[Shape],
+    limits: "_Limits",
+) -> Envelope | None:
+    """The envelope of the whole message at `position`, if its header is of one of these shapes."""
+    shape = alike[0]
+    body_size, *found, frame_size = shape.unpack_from(data, header_at + SHAPE_HEAD_BYTES)
+    body_end = body_at + body_size
+    if (
+        not 0 < body_size == frame_size <= limits.body_bytes_max
+        or body_end >= len(data)
+        or data[body_end] != FRAME_END
+        or shape.channel != limits.channel
+    ):
+        return None
+    traits: Traits | None = shape.traits
+    if found != shape.expected:
+        traits = shape.traits_with(found) if shape.tells else None
+        if traits is None and len(alike) > 1:
+            traits = find_traits(alike, data, header_at + SHAPE_HEAD_BYTES)
+        if traits is None:
+            return None
+    known = form.envelope
+    envelope = form.envelope_of(
+        data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES], body_size, traits
+    )
+    if envelope is known:
+        form.prefix = data[position:body_at]
+    return envelope
 
 
 class _Limits(NamedTuple):
@@ -307,7 +316,7 @@ def _take_one(
     limits: _Limits,
     runs: list[PublishRun],
 ) -> int:
-    """Append the message at `position`, whose header has to be walked; returns what is behind it."""
+    """Append the message at `position`, whose header has to be walked; returns where it ends."""
     channel, payload_bytes_max, body_bytes_max = limits
     end = len(data)
     header_at = position + len(form.frame)

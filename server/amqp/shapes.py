@@ -1,10 +1,10 @@
 """Header frames that differ in their values only: valid by comparison, without being walked.
 
-Programs send headers of few shapes: the same properties and keys, ids of the same length. A shape is
-learnt from a frame that was walked: the octets that say what is where (flags, lengths, keys, types, at
-every depth) must be the same again, and those that prove that a value is clean; all others may be
-anything. One `unpack_from` takes the former out of the data, one comparison of lists tells whether
-they are.
+Programs send headers of few shapes: the same properties and keys, ids of the same length. A shape
+is learnt from a frame that was walked: the octets that say what is where (flags, lengths, keys,
+types, at every depth) must be the same again, and those that prove that a value is clean; all
+others may be anything. One `unpack_from` takes the former out of the data, one comparison of lists
+tells whether they are.
 
 Promises to accept only what `properties.examine` accepts, finds clean, and gives the same traits.
 Learning costs more than walking: it stops where shapes do not come back.
@@ -102,7 +102,8 @@ def _with_body_head(frame: bytes) -> bytes:
 def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
     """The traits of the header whose octets behind its head are at `at` in `data`.
 
-    None if it is of none of these shapes, which have the same head. The one it is of comes first now.
+    None if it is of none of these shapes, which have the same head. The one it is of comes first
+    now.
     """
     for shape in alike:
         _, *found, _ = shape.unpack_from(data, at)
@@ -168,7 +169,7 @@ class Shapes:
 
 
 def _layout(frame: bytes) -> tuple[struct.Struct, int, int]:
-    """The layout behind the head, and which of its fields are priority and expiration (-1: none)."""
+    """The layout behind the head; which fields are priority and expiration (-1: absent)."""
     spans = Spans()
     spans.same(2)  # the flags
     raw = frame[CONTENT_HEAD.size : -1]

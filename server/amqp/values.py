@@ -2,14 +2,14 @@
 
 Promises that each of RabbitMQ's value types (`S I i l L b B s u d f D t T F A x V`) comes out of
 decoding as a Python value that is encoded back to the same type, and that no input raises anything
-but `HardError`. Knows nothing of what a key means. Keys of a table are unique in what is decoded: of
-one that stands twice the first stays, as in RabbitMQ. A key that is not UTF-8 is accepted as
+but `HardError`. Knows nothing of what a key means. Keys of a table are unique in what is decoded:
+of one that stands twice the first stays, as in RabbitMQ. A key that is not UTF-8 is accepted as
 RabbitMQ does, its odd octets as surrogates (PEP 383), which encoding turns back.
 
 A table is *clean* when RabbitMQ, which decodes headers and encodes them again, would write it with
-the same octets (but for the order of its keys, which it sorts): no key of its own stands twice (those
-of tables inside it may), no `L` (becomes `l`), no bool but 0 and 1 (becomes 1), no float that is
-not a number (refused).
+the same octets (but for the order of its keys, which it sorts): no key of its own stands twice
+(those of tables inside it may), no `L` (becomes `l`), no bool but 0 and 1 (becomes 1), no float
+that is not a number (refused).
 
     table: length u32, then per entry: key (u8 length, UTF-8), type u8, value
     array: length u32, then per entry: type u8, value
@@ -294,8 +294,8 @@ class Unclean(Exception):
 def skip_clean_table(
     data: bytes, offset: int, keys: list[bytes], depth: int = 0, keyed: bool = True
 ) -> int:
-    """The offset behind the clean table at `offset`, or array if not `keyed`; its own keys are added
-    to `keys`.
+    """The offset behind the clean table at `offset`, or array if not `keyed`; its own keys are
+    added to `keys`.
 
     Raises Unclean, IndexError or struct.error for what is not clean.
     """
@@ -324,7 +324,7 @@ def skip_clean_table(
 
 
 def _check_clean(data: bytes, offset: int) -> None:
-    """Raise Unclean unless the value at `offset` is a float that is a number, or a bool of 0 or 1."""
+    """Raise Unclean unless there is a float that is a number, or a bool of 0 or 1, at `offset`."""
     wire = data[offset]
     if wire == _BOOL:
         clean = data[offset + 1] <= 1

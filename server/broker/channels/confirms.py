@@ -1,10 +1,10 @@
 """The confirms of one channel: every publish gets one answer, in the order of the publishes.
 
-An answer is an ack, or a nack for what a queue rejected. It waits until the log is durable up to the
-publish's ticket, and until all before it are answered. What comes due together is told cumulatively:
-neighbours with the same outcome are one basic.ack or basic.nack with `multiple`. Promises: exactly one
-answer for each publish in confirm mode, and no ack before `durable_lsn` has passed its ticket. Knows
-nothing of messages and queues.
+An answer is an ack, or a nack for what a queue rejected. It waits until the log is durable up to
+the publish's ticket, and until all before it are answered. What comes due together is told
+cumulatively: neighbours with the same outcome are one basic.ack or basic.nack with `multiple`.
+Promises: exactly one answer for each publish in confirm mode, and no ack before `durable_lsn` has
+passed its ticket. Knows nothing of messages and queues.
 """
 
 from collections import deque
@@ -68,7 +68,7 @@ class Confirms:
             self._noted = self.sequence
 
     def confirm_through(self, durable_lsn: int) -> bool:
-        """The log is durable up to `durable_lsn`: send what is due. True: nothing waits any more."""
+        """The log is durable up to `durable_lsn`: send what is due. True: nothing is left."""
         waiting = self._waiting
         frames: list[bytes] = []
         while waiting and waiting[0][0] <= durable_lsn:

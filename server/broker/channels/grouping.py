@@ -1,8 +1,9 @@
 """What one read brings, grouped by where it goes: one append for each set of queues.
 
-AMQP orders messages by channel and queue only, so messages for disjoint sets of queues may be stored
-in any order. Promises that each queue gets its messages in the order they were added: a group is
-closed as soon as another group gets a message for one of its queues. Knows nothing of routing.
+AMQP orders messages by channel and queue only, so messages for disjoint sets of queues may be
+stored in any order. Promises that each queue gets its messages in the order they were added: a
+group is closed as soon as another group gets a message for one of its queues. Knows nothing of
+routing.
 """
 
 from qlog.server.amqp.envelope import Envelope
@@ -37,7 +38,7 @@ class Grouping:
         self._latest: dict[QueueType, Group] = {}
 
     def open(self, persistent: bool) -> dict[Targets, Group]:
-        """The groups of this kind that may grow: to be looked at, and only until `group` is called."""
+        """The groups of this kind that may grow, until `group` is called: only to be looked at."""
         return self._open[persistent]
 
     def group(self, targets: Targets, persistent: bool) -> Group:

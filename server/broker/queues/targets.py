@@ -1,4 +1,5 @@
-"""Where messages go: sets of queues, sorted by what the store must do for them, and known ways there.
+"""Where messages go: sets of queues, sorted by what the store must do for them, and known ways
+there.
 
 Promises that the same set of queues is the same object as long as no binding changes, so that
 messages with different keys but the same queues are stored and delivered as one; and that what all
@@ -17,7 +18,8 @@ from qlog.storage.lanes.lane import Lane
 
 # What remembered ways of all vhosts may take.
 BUDGET = Budget(16 * 1024 * 1024)
-# A way takes its key, and about so many octets of objects; a set of queues as much, and 40 for each.
+# A way takes its key, and about so many octets of objects; a set of queues as much, and 40 for
+# each.
 _WAY_BYTES = 300
 _QUEUE_BYTES = 40
 
@@ -30,7 +32,8 @@ class ReplyChannel(Protocol):
 
 
 class Targets:
-    """One set of queues; or `replies_to`, the channel of a direct reply, which goes past all queues.
+    """One set of queues; or `replies_to`, the channel of a direct reply, which goes past all
+    queues.
 
     `plain`: a message is appended to the lanes, and that is all. Not so for what no queue takes. A
     queue with a limit, deduplication, a stream or a delay makes its sets not plain, too: this is

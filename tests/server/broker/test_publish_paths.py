@@ -1,4 +1,5 @@
-"""Publishing many at once gives what publishing one by one gives: in each queue, returned, after a restart.
+"""Publishing many at once gives what publishing one by one gives: in each queue, returned, after a
+restart.
 
 The reference is the same broker, told each message in a read of its own, over a connection and a
 vhost that remember nothing.
