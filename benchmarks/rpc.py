@@ -49,12 +49,13 @@ class Client:
     def __init__(self, address: wire.Address, plan: RequestPlan) -> None:
         self.connection = wire.Connection(address)
         reply_to = DIRECT_REPLY_TO if plan.direct else self.connection.declare_reply_queue()
-        self.connection.consume(reply_to, "replies", no_ack=True)
+        self._name = os.urandom(4).hex()
+        # A tag of its own: LavinMQ finds the consumer of direct replies by its tag alone.
+        self.connection.consume(reply_to, f"replies-{self._name}", no_ack=True)
         self.result = Published()
         self._reply_to = wire.shortstr(reply_to)
         self._plan = plan
         self._body = os.urandom(plan.body_bytes)
-        self._name = os.urandom(4).hex()
         self._correlation_id = b""
         self.sent = self.answered = 0
 
