@@ -34,6 +34,7 @@ from qlog.storage.lmdb.catalog import Catalog
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
+from qlog.storage.space.retention import KeepNothing, Retention
 from qlog.storage.start import recovery
 from qlog.storage.start.recovery import Progress, ignore_progress
 from qlog.storage.worker import ThreadWorker, Worker
@@ -59,6 +60,7 @@ class Store(Generic[M]):
         notify: Callable[[], None],
         new_worker: Callable[[str, Callable[[], None]], Worker],
         clock_ms: Callable[[], int] | None,
+        retention: Retention,
     ) -> None:
         """Use `open`."""
         self.catalog: Catalog = recovered.catalog
@@ -102,6 +104,8 @@ class Store(Generic[M]):
         self._due = DueTimes(recovered.index, self._lanes, self._doubt)
         self._checkpoints = Checkpoints(
             due=self._due,
+            retention=retention,
+            clock_ms=clock_ms,
             commits=self._commits,
             settling=self._settling,
             lanes=self._lanes,
@@ -128,6 +132,7 @@ class Store(Generic[M]):
             on_doubt=self._doubt,
             on_failure=self._fail,
         )
+        recovered.shelf.may_restore = self._checkpoints.may_restore
         active = recovered.log.active
         self._upkeep.prepare(active.segment_id, active.capacity)
 
@@ -143,6 +148,7 @@ class Store(Generic[M]):
         new_worker: Callable[[str, Callable[[], None]], Worker] = ThreadWorker,
         clock_ms: Callable[[], int] | None = None,
         progress: Progress = ignore_progress,
+        retention: Retention | None = None,
     ) -> Self:
         """Lock, verify and recover a data directory, or make a new one.
 
@@ -155,7 +161,13 @@ class Store(Generic[M]):
         recovered = recovery.recover(
             directory, decode, settings or StoreSettings(), disk or OSDisk(), progress
         )
-        return cls(recovered, notify=notify, new_worker=new_worker, clock_ms=clock_ms)
+        return cls(
+            recovered,
+            notify=notify,
+            new_worker=new_worker,
+            clock_ms=clock_ms,
+            retention=retention or KeepNothing(),
+        )
 
     # -- lanes
 

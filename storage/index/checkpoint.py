@@ -100,7 +100,7 @@ def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) ->
 def lane_update(lane: Lane[M], placed_upto: int) -> LaneUpdate:
     """What became of a lane but for its new messages; it counts as clean afterwards."""
     settled = lane.settled
-    bitmaps = {block: bits for block in settled.dirty if (bits := settled.bits_of(block))}
+    bitmaps = {block: settled.bits_of(block) for block in settled.dirty}
     settled.dirty.clear()
     return LaneUpdate(
         lane.id,

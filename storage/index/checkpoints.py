@@ -23,14 +23,17 @@ from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
 from qlog.storage.space.reclaim import dead_segments, is_worth_rolling
+from qlog.storage.space.retention import Retention
 from qlog.storage.write.commit import CommitJob, CommitResult
 from qlog.storage.write.commits import Commits
 from qlog.storage.write.ledger import SEGMENT_DROPPED, Records
+from qlog.storage.write.placement import Segment
 from qlog.storage.write.settling import Settling
 from qlog.storage.write.spill import SpillWriter
 from qlog.storage.write.upkeep import Unlinked, Upkeep
 
 _NEVER_S = 60.0
+_LOOK_S = 10.0  # between two looks for segments that retention lets go
 
 
 class Checkpoints(Generic[M]):
@@ -45,6 +48,8 @@ class Checkpoints(Generic[M]):
         self,
         *,
         due: DueTimes,
+        retention: Retention,
+        clock_ms: Callable[[], int] | None,
         commits: Commits[M],
         settling: Settling[M],
         lanes: dict[int, Lane[M]],
@@ -71,7 +76,14 @@ class Checkpoints(Generic[M]):
         self._due = due
         self._commits = commits
         self._settling = settling
+        self._retention = retention
+        self._clock_ms = clock_ms
+        # Segments with messages that were restored since the last checkpoint was gathered, and
+        # before: the index counts those as settled still.
+        self._restored: set[int] = set()
+        self._restored_gathered: set[int] = set()
         self._changes: Changes[M] = settling.changes
+        self._changes.restored = self._lane_restored
         self._lanes = lanes
         self._cache = cache
         self._index = index
@@ -85,6 +97,7 @@ class Checkpoints(Generic[M]):
         self._on_failure = on_failure
         self._writing = False
         self._begun_s = 0.0
+        self._look_s = 0.0
         self._now_s = 0.0
         self._bytes_appended = 0  # since the last one began
         self._lanes_with_runs: set[Lane[M]] = set()
@@ -116,6 +129,9 @@ class Checkpoints(Generic[M]):
     def tick(self, now_s: float) -> tuple[bool, float]:
         """Whether one is due, and the seconds until the next will be."""
         self._now_s = now_s
+        if now_s >= self._look_s:
+            self._look_s = now_s + _LOOK_S
+            self.sealed()
         changes = self._changes
         if not (
             changes.dirty
@@ -172,6 +188,7 @@ class Checkpoints(Generic[M]):
         snapshot: Snapshot[M] = Snapshot(durable_lsn, *self._commits.durable_end)
         checkpoint.gather(snapshot, changes.dirty, durable_lsn)
         self._due.gathered()
+        self._restored_gathered, self._restored = self._restored, set()
         changes.dirty.clear()
         changes.operations = 0
         self._bytes_appended = 0
@@ -264,6 +281,7 @@ class Checkpoints(Generic[M]):
         self._lanes_with_runs = {lane for lane in self._lanes_with_runs if lane.forget_indexed()}
         self.live.update(done.live)
         self.lsn = snapshot.lsn
+        self._restored_gathered = set()
         self._reclaim(snapshot.condemned, done.spill_current)
 
     # -- giving up segments
@@ -304,14 +322,37 @@ class Checkpoints(Generic[M]):
             raise done.error
 
     def sealed(self) -> None:
-        """A segment was sealed: it may be dead, and nothing else may happen for long."""
+        """A segment was sealed, or is not kept any more: nothing else may happen for long."""
         if not self._dead_left and self._any_dead():
             self._dead_left = True
             self._notify()
 
     def _dead(self) -> list[int]:
         segments = self._commits.log.segments
-        return dead_segments(segments, self.live, self.lsn, self.condemned)
+        return dead_segments(segments, self.live, self.lsn, self._excluded, self._keeps())
+
+    @property
+    def _excluded(self) -> set[int]:
+        """Segments that were given up, or have messages that the index does not count."""
+        return self.condemned | self._restored | self._restored_gathered
+
+    def _keeps(self) -> Callable[[Segment], bool]:
+        now_ms = 0 if self._clock_ms is None else self._clock_ms()
+        return lambda segment: self._retention.keeps(segment, now_ms)
+
+    # -- restoring
+
+    def may_restore(self, segment_id: int) -> bool:
+        """Whether messages can be taken back from this segment: it is there, and stays."""
+        return (
+            segment_id in self._commits.log.segments
+            and segment_id not in self.condemned
+            and not self.compactor.has_part(segment_id)
+        )
+
+    def _lane_restored(self, lane: Lane[M], flat: list[int], segment_ids: set[int]) -> None:
+        self._restored |= segment_ids
+        self._settling.restored(lane, flat)
 
     def _any_dead(self) -> bool:
         return bool(self._dead())
@@ -320,7 +361,9 @@ class Checkpoints(Generic[M]):
 
     def compact(self, now_s: float, *, may_begin: bool) -> float:
         """Let a compaction go on, or begin; seconds until the next time."""
-        return self.compactor.tick(now_s, self.live, self.lsn, self.condemned, may_begin=may_begin)
+        return self.compactor.tick(
+            now_s, self.live, self.lsn, self._excluded, self._keeps(), may_begin=may_begin
+        )
 
     def compacted(self, step: CompactionStep) -> None:
         """Take the result of a step of a compaction."""

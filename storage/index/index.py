@@ -20,7 +20,7 @@ across a fork; read transactions are short, and writing is one thread's.
 import struct
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import compress
@@ -258,6 +258,13 @@ class Index:
             columns[4 * slot + 2 : end : 4],
             columns[4 * slot + 3 : end : 4],
         )
+
+    def segments_of(self, lane_id: int, block: int) -> Sequence[int]:
+        """The segment of each message of a block, 0 for one without a pointer; of none, nothing."""
+        key = _KEY.pack(lane_id, block * BLOCK)
+        with self._transaction() as transaction:
+            row = transaction.get(key, db=self._blocks)
+        return () if row is None else _open_block(key, row)[0::4]
 
     def all_pointers(self) -> Iterator[tuple[int, int, int, int, int]]:
         """(lane, qseq, segment, position, length) of everything in the index, settled or not."""
@@ -497,9 +504,12 @@ class Index:
             old_bits = 0 if old_row is None else int.from_bytes(open_row(key, old_row), "little")
             if contains(lane.full, block):
                 old_bits = FULL
-            bits = update.bitmaps.get(block, old_bits) | old_bits
+            bits = update.bitmaps.get(block, old_bits)
             if contains(update.full, block):
                 bits = FULL
+                if old_row is not None:
+                    transaction.delete(key, db=self._acked)
+            elif not bits:
                 if old_row is not None:
                     transaction.delete(key, db=self._acked)
             elif bits != old_bits:

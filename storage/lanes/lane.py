@@ -6,7 +6,7 @@ it is settled, and as it was published. It knows nothing of durability: that is 
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -14,7 +14,7 @@ from typing import Generic, Protocol
 
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.run import M, Pointers, Run, Slice
-from qlog.storage.lanes.settled import Settled
+from qlog.storage.lanes.settled import BLOCK, FULL, Settled, add
 
 
 class Shelf(Protocol[M]):
@@ -35,6 +35,12 @@ class Shelf(Protocol[M]):
         Raises CorruptLog, OutOfDescriptors.
         """
 
+    def segments(self, lane_id: int, block: int) -> Sequence[int]:
+        """The segment of each message of a block, 0 where the index has none. Raises CorruptLog."""
+
+    def may_restore(self, segment_id: int) -> bool:
+        """Whether a message that is settled can be taken back from this segment."""
+
 
 @dataclass(slots=True)
 class Changes(Generic[M]):
@@ -50,6 +56,11 @@ class Changes(Generic[M]):
     # Settlements that wait for the log: (LSN, serial, lane, first, count, size), a heap.
     waiting: "list[tuple[int, int, Lane[M], int, int, int]]" = field(default_factory=list)
     waiting_serial: int = 0
+    # Called when messages were restored, with their lane, their ranges as first, end, first, end,
+    # and the segments that they are in. Set by the store.
+    restored: "Callable[[Lane[M], list[int], set[int]], None]" = field(
+        default=lambda lane, flat, segment_ids: None
+    )
 
     def release(self, durable_lsn: int) -> None:
         """The log is durable up to here: settle what waited for that."""
@@ -328,6 +339,50 @@ class Lane(Generic[M]):
             size += sum(sizes)
             at += len(sizes)
         return size
+
+    def restore(self, first: int, count: int) -> list[int]:
+        """Take settled messages back to life; which they are: first, end, first, end, …
+
+        Those are restored that lie above the floor, in a block of which anything is left, and in a
+        segment that is there and has no part in a compaction: of others the index has forgotten
+        the place. Lasting with the next acks. Raises CorruptLog when the index is wrong.
+        """
+        settled = self.settled
+        end = min(first + count, self.next_qseq)
+        at = max(first, settled.floor)
+        flat: list[int] = []
+        segment_ids = set()
+        while at < end:
+            block, slot = divmod(at, BLOCK)
+            stop = min(end - block * BLOCK, BLOCK)
+            bits = settled.bits_of(block)
+            if bits != FULL and bits & ((1 << stop) - (1 << slot)):
+                segments = self._segments(block)
+                for index in range(slot, min(stop, len(segments))):
+                    if bits >> index & 1 and self._shelf.may_restore(segments[index]):
+                        add(flat, block * BLOCK + index, block * BLOCK + index + 1)
+                        segment_ids.add(segments[index])
+            at = block * BLOCK + stop
+        for low, high in zip(flat[0::2], flat[1::2], strict=True):
+            self.alive_bytes += self._stretch_bytes(low, high)
+            self.alive += high - low
+            settled.restore(low, high)
+        if flat:
+            self._changes.dirty.add(self)
+            self._changes.restored(self, flat, segment_ids)
+        return flat
+
+    def _segments(self, block: int) -> list[int]:
+        """The segment of each message of a block; 0 for one that has no lasting place."""
+        segments = list(self._shelf.segments(self.id, block))
+        base = block * BLOCK
+        for first, run in zip(self._firsts, self._runs, strict=True):
+            low, high = max(first, base), min(first + run.count, base + BLOCK)
+            if low < high and not run.indexed:
+                segments.extend([0] * (high - base - len(segments)))
+                segment_id = run.segment_id if run.lsn_end else 0
+                segments[low - base : high - base] = [segment_id] * (high - low)
+        return segments
 
     def note_delivered(self, upto: int) -> None:
         """Everything below `upto` was handed to a consumer once; lasting with the next acks."""

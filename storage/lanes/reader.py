@@ -7,7 +7,7 @@ files by segment id and nothing about which messages are wanted.
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import lt
 from typing import Generic
 
@@ -270,6 +270,7 @@ class DiskShelf(Generic[M]):
 
     index: Index  # set when recovery is done with it; nothing is read before
     on_doubt: Callable[[Exception], CorruptLog]  # set by the store
+    may_restore: Callable[[int], bool]  # the same
 
     def __init__(self, reader: Reader[M]) -> None:
         self.fetch = reader.fetch
@@ -278,5 +279,12 @@ class DiskShelf(Generic[M]):
         """See `Shelf`. When the index is wrong, `on_doubt` is told, and says what to raise."""
         try:
             return self.index.pointers(lane_id, qseq, count_max)
+        except (IndexDoubt, lmdb.Error) as doubt:
+            raise self.on_doubt(doubt) from doubt
+
+    def segments(self, lane_id: int, block: int) -> Sequence[int]:
+        """See `Shelf`."""
+        try:
+            return self.index.segments_of(lane_id, block)
         except (IndexDoubt, lmdb.Error) as doubt:
             raise self.on_doubt(doubt) from doubt

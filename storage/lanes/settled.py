@@ -53,6 +53,31 @@ class Settled:
         if (block + 1) * BLOCK > self.floor and not contains(self.full, block):
             self._set(block, self.bits.get(block, 0) | bits)
 
+    def restore(self, first: int, end: int) -> None:
+        """[first, end) is settled no more, and came back to nobody yet.
+
+        A floor above `first` is lowered to it; what lies between `end` and the old floor stays
+        settled. So the ledger's records can be applied to a state that has settled more.
+        """
+        floor = self.floor
+        if first < floor:
+            self.floor = first
+            if end < floor:
+                self._mark_above(end, floor)
+        at = first
+        while at < end:
+            block, slot = divmod(at, BLOCK)
+            stop = min(end - block * BLOCK, BLOCK)
+            bits = self.bits_of(block) & ~((1 << stop) - (1 << slot))
+            remove(self.full, block, block + 1)
+            if bits:
+                self.bits[block] = bits
+            else:
+                self.bits.pop(block, None)
+            self.dirty.add(block)
+            at = block * BLOCK + stop
+        self.attempts.note(first, end, 0)
+
     def bits_of(self, block: int) -> int:
         """What is settled in a block that is not below the floor."""
         return FULL if contains(self.full, block) else self.bits.get(block, 0)
@@ -202,6 +227,16 @@ def add(ranges: list[int], start: int, end: int) -> None:
     high = bisect_right(ranges, end)
     ends = [] if low & 1 else [start]
     if not high & 1:
+        ends.append(end)
+    ranges[low:high] = ends
+
+
+def remove(ranges: list[int], start: int, end: int) -> None:
+    """Take [start, end) out of the ranges."""
+    low = bisect_left(ranges, start)
+    high = bisect_right(ranges, end)
+    ends = [start] if low & 1 else []
+    if high & 1:
         ends.append(end)
     ranges[low:high] = ends
 

@@ -68,13 +68,14 @@ def choose(
     checkpoint_lsn: int,
     now_s: float,
     excluded: Collection[int],
+    keeps: Callable[[Segment], bool],
 ) -> list[Segment]:
     """Neighbours that are worth being compacted together; none when nothing is.
 
     Segments that are mostly dead, and when all of them together take more than twice what is
     alive, those that are half dead, too, and sooner: where most is to be gained first. Also small ones, when
     there are many in a row. `segments` are all there are; none behind one that is not sealed is
-    chosen.
+    chosen, nor one that is excluded or kept as it is (retention.py).
     """
     in_order = sorted(segments, key=lambda one: (one.base_lsn, one.segment_id))
     sealed = list(takewhile(lambda one: one.sealed and one.end_lsn <= checkpoint_lsn, in_order))
@@ -91,6 +92,7 @@ def choose(
             one.segment_id not in excluded
             and one.sealed_s + age_s <= now_s
             and alive[one.segment_id] > 0  # else all of it goes by itself
+            and not keeps(one)
         )
 
     def is_sparse(one: Segment) -> bool:

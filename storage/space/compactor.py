@@ -53,6 +53,15 @@ class Compactor:
         self._unfit: set[int] = set()  # segments that could not be read as they were written
         self._findings: list[str] = []
 
+    def has_part(self, segment_id: int) -> bool:
+        """Whether a segment is being compacted, or was, and is still there."""
+        if segment_id in self.replaced:
+            return True
+        compaction = self._compaction
+        return compaction is not None and any(
+            source.segment_id == segment_id for source in compaction.sources
+        )
+
     @property
     def working(self) -> bool:
         """A compaction is not finished."""
@@ -63,7 +72,8 @@ class Compactor:
         now_s: float,
         live: Mapping[int, Live],
         checkpoint_lsn: int,
-        condemned: Collection[int],
+        excluded: Collection[int],
+        keeps: Callable[[Segment], bool],
         *,
         may_begin: bool,
     ) -> float:
@@ -73,7 +83,7 @@ class Compactor:
         if now_s >= self._due_s:
             self._due_s = now_s + _LOOK_S
             if self._compaction is None and may_begin and self.made is None:
-                self._begin(now_s, live, checkpoint_lsn, condemned)
+                self._begin(now_s, live, checkpoint_lsn, excluded, keeps)
             if self._compaction is not None:
                 self._stepping = True
                 self._submit(self._compaction.step)
@@ -135,7 +145,8 @@ class Compactor:
         now_s: float,
         live: Mapping[int, Live],
         checkpoint_lsn: int,
-        condemned: Collection[int],
+        excluded: Collection[int],
+        keeps: Callable[[Segment], bool],
     ) -> None:
         sources = choose(
             self._segments.values(),
@@ -143,7 +154,8 @@ class Compactor:
             self._settings,
             checkpoint_lsn=checkpoint_lsn,
             now_s=now_s,
-            excluded={*condemned, *self.replaced, *self._unfit},
+            excluded={*excluded, *self.replaced, *self._unfit},
+            keeps=keeps,
         )
         if not sources:
             return

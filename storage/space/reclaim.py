@@ -8,7 +8,7 @@ index can be rebuilt from what is left at any time.
 Only whole segments go here; compact.py rewrites those that are mostly dead.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import takewhile
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
@@ -22,9 +22,13 @@ def dead_segments(
     segments: Mapping[int, Segment],
     live: Mapping[int, Live],
     checkpoint_lsn: int,
-    condemned: Collection[int],
+    excluded: Collection[int],
+    keeps: Callable[[Segment], bool],
 ) -> list[int]:
     """The segments that nothing needs, by a checkpoint that covers the log up to this LSN.
+
+    `excluded`: these were given up before, or must stay for now. `keeps`: of the others those that
+    stay although nothing waits in them (retention.py).
 
     None above one that is not sealed yet: where that one ends is then known from the next.
     """
@@ -34,8 +38,9 @@ def dead_segments(
         segment.segment_id
         for segment in sealed
         if segment.end_lsn <= checkpoint_lsn
-        and segment.segment_id not in condemned
+        and segment.segment_id not in excluded
         and _count(live, segment.segment_id) == 0
+        and not keeps(segment)
     ]
 
 

@@ -129,7 +129,15 @@ class SparseWriter:
         disk.sync_directory(self._path.parent)
         disk.close(self._file)
         size = self.log_end + len(footer)
-        return Segment(self._segment_id, self._base_lsn, size, end_lsn, self.log_end)
+        return Segment(
+            self._segment_id,
+            self._base_lsn,
+            size,
+            end_lsn,
+            self.log_end,
+            earliest_ms=self.columns.earliest_ms,
+            latest_ms=self.columns.latest_ms,
+        )
 
     def abandon(self) -> None:
         """Leave no trace, if the disk allows it; recovery removes what is left otherwise."""

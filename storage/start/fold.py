@@ -16,6 +16,7 @@ from qlog.storage.write.ledger import (
     DELIVERED,
     LANE,
     LANE_DELETED,
+    RESTORED,
     SEGMENT_DROPPED,
     SEGMENT_REPLACED,
     SEGMENTS,
@@ -40,6 +41,9 @@ class Settlements(Protocol):
 
     def add_settled(self, block: int, bits: int) -> None:
         """These of a block are settled."""
+
+    def restore(self, first: int, end: int) -> None:
+        """[first, end) is settled no more."""
 
 
 S = TypeVar("S", bound=Settlements)
@@ -128,7 +132,7 @@ class LaneFacts(Generic[S]):
         kind = record[0]
         if kind == LANE_DELETED:
             self.deleted.add(record[1])
-        if kind not in (ACK, LANE, DELIVERED, ATTEMPTS) or record[1] in self.deleted:
+        if kind not in (ACK, LANE, DELIVERED, ATTEMPTS, RESTORED) or record[1] in self.deleted:
             return
         lane_id = record[1]
         lane = self.of(lane_id)
@@ -136,6 +140,10 @@ class LaneFacts(Generic[S]):
         if kind == ACK:
             for first, end in ack_ranges(record):
                 lane.mark(first, end)
+                named = max(named, end)
+        elif kind == RESTORED:
+            for first, end in ack_ranges(record):
+                lane.restore(first, end)
                 named = max(named, end)
         elif kind == DELIVERED:
             named = record[2]

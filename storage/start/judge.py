@@ -545,4 +545,12 @@ def _limits(file: BatchFile, base_lsn: int) -> Segment:
     trailer = file.trailer()
     if trailer is None or trailer.base_lsn != base_lsn:
         return Segment(file.file_id, base_lsn, file.size, base_lsn)
-    return Segment(file.file_id, base_lsn, file.size, trailer.end_lsn, trailer.log_end)
+    return Segment(
+        file.file_id,
+        base_lsn,
+        file.size,
+        trailer.end_lsn,
+        trailer.log_end,
+        earliest_ms=trailer.earliest_ms,
+        latest_ms=trailer.latest_ms,
+    )

@@ -460,7 +460,7 @@ class _Recovery(Generic[M]):
                     segment.end_lsn,
                     segment.log_end,
                 )
-                segment.columns = None
+                segment.forget_columns()
             self.segments[segment.segment_id] = segment
         self.segments.update((segment.segment_id, segment) for segment in scan.replaced)
         if unlinked:

@@ -135,7 +135,7 @@ class Commits(Generic[M]):
         if error is None:
             assert segment.columns is not None
             segment.capacity = segment.log_end + segment.columns.packed_bytes
-            segment.columns = None
+            segment.forget_columns()
             segment.sealed_s = self._now_s
         elif shortage_of(error) is not None:
             self.log.rolled.insert(0, segment)

@@ -43,6 +43,9 @@ TIME = 8  # ms since 1970: handed over then was this batch, and within a second 
 SEGMENT_REPLACED = 9  # id, old id, …: what was alive in the old ones is in this one, too
 ATTEMPTS = 10  # lane, gap, count, attempts, …: these came back so often; gaps as in ACK, or below 0
 
+# lane, gap, count, gap, count, …: settled before, these wait again; as if they never came back
+RESTORED = 11
+
 Record = list[Any]
 Records = Sequence[Record]
 
@@ -62,12 +65,17 @@ def ack_record(lane_id: int, ranges: Sequence[int]) -> Record:
 
 
 def ack_ranges(record: Record) -> Iterator[tuple[int, int]]:
-    """The (first, end) of each run in an ACK record."""
+    """The (first, end) of each run in an ACK or RESTORED record."""
     at = 0
     for gap, count in zip(record[2::2], record[3::2], strict=True):
         at += gap
         yield at, at + count
         at += count
+
+
+def restored_record(lane_id: int, ranges: Sequence[int]) -> Record:
+    """`ranges` is first, end, first, end, …"""
+    return [RESTORED, *ack_record(lane_id, ranges)[1:]]
 
 
 def attempts_record(lane_id: int, flat: Sequence[int]) -> Record:

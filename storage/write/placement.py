@@ -33,10 +33,19 @@ class Segment:
     columns: Columns | None = None  # None: sealed
     footer_bytes: int = TRAILER_BYTES
     sealed_s: float = 0.0  # when, on the owner's clock; 0: before the start
+    earliest_ms: int = 0  # once it is sealed: the times of its messages lie in between
+    latest_ms: int = 0
 
     @property
     def sealed(self) -> bool:
         return self.columns is None
+
+    def forget_columns(self) -> None:
+        """The footer is written."""
+        assert self.columns is not None
+        self.earliest_ms = self.columns.earliest_ms
+        self.latest_ms = self.columns.latest_ms
+        self.columns = None
 
 
 @dataclass(slots=True)

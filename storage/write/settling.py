@@ -10,11 +10,19 @@ from collections.abc import Callable
 from typing import Generic
 
 from qlog.storage.errors import Shortage, shortage_of
-from qlog.storage.lanes.lane import Changes
+from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.run import M
 from qlog.storage.settings import StoreSettings
 from qlog.storage.write.commit import CommitJob, CommitResult
-from qlog.storage.write.ledger import DELIVERED, TIME, Record, Records, ack_record, attempts_record
+from qlog.storage.write.ledger import (
+    DELIVERED,
+    TIME,
+    Record,
+    Records,
+    ack_record,
+    attempts_record,
+    restored_record,
+)
 
 _TIME_MS = 1000  # a batch says when it was made, unless one within so long before did
 _NEVER_S = 60.0
@@ -57,6 +65,16 @@ class Settling(Generic[M]):
         """Have a record written with the next settlements."""
         self._records.append(record)
         self.await_flush()
+
+    def restored(self, lane: Lane[M], flat: list[int]) -> None:
+        """Messages were restored: behind all that the lane left before, in front of what follows."""
+        if lane.attempts_unwritten:
+            self._records.append(attempts_record(lane.id, lane.attempts_unwritten))
+            lane.attempts_unwritten = []
+        if lane.unwritten:
+            self._records.append(ack_record(lane.id, lane.unwritten))
+            lane.unwritten = []
+        self.note(restored_record(lane.id, flat))
 
     def await_flush(self) -> None:
         """Make sure that `tick` is called in time to write what waits."""
@@ -119,11 +137,11 @@ class Settling(Generic[M]):
         records = self._records
         self._records = []
         for lane in changes.attempted:  # before acks: what is settled came back before
-            if not lane.dropped:
+            if not lane.dropped and lane.attempts_unwritten:
                 records.append(attempts_record(lane.id, lane.attempts_unwritten))
             lane.attempts_unwritten = []
         for lane in changes.acked:
-            if not lane.dropped:
+            if not lane.dropped and lane.unwritten:
                 records.append(ack_record(lane.id, lane.unwritten))
             lane.unwritten = []
         for lane in changes.delivered:

@@ -35,6 +35,7 @@ _STEPS = {  # and how often, before taste
     "attempt": 5,
     "delay": 6,
     "take_due": 4,
+    "restore": 4,
     "delete_lane": 1,
     "tick": 18,
     "work": 30,
@@ -191,6 +192,10 @@ class Life:
             choice.choice((-50, 0, 10, 1000, 60_000)),
             choice.choice((0, 0, 100, 5000)),
         )
+
+    def _restore(self) -> tuple[Any, ...]:
+        choice = self.choice
+        return choice.randrange(LANES), choice.random(), choice.choice((1, 3, 30, 300))
 
     def _take_due(self) -> tuple[Any, ...]:
         return self.choice.choice((0, 0, 500, 100_000)), self.choice.choice((1, 5, 1000))

@@ -33,7 +33,8 @@ from qlog.storage.start.adopted import Adopted
 from qlog.storage.start.recovery import _Recovery
 from qlog.storage.store import Store
 from qlog.storage.write.commit import CommitJob, CommitResult, Committer
-from qlog.storage.write.ledger import ATTEMPTS, LedgerWriter, Record, lane_records
+from qlog.storage.write.ledger import ATTEMPTS, LedgerWriter, Record, lane_records, restored_record
+from qlog.storage.write.settling import Settling
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.lives import Violation, judged, live, scratch
 from tests.simulation.world import Fate, World
@@ -244,6 +245,22 @@ def _due_after_settling() -> list[AbstractContextManager[Any]]:
     return [patch.object(DueRows, "change", change)]
 
 
+def _restored_first() -> list[AbstractContextManager[Any]]:
+    def restored(self: Settling[Any], lane: Lane[Any], flat: list[int]) -> None:
+        self.note(restored_record(lane.id, flat))
+
+    return [patch.object(Settling, "restored", restored)]
+
+
+def _restored_not_kept() -> list[AbstractContextManager[Any]]:
+    condemned = property(lambda self: self.condemned)
+    return [patch.object(Checkpoints, "_excluded", condemned)]
+
+
+def _restored_while_compacted() -> list[AbstractContextManager[Any]]:
+    return [patch.object(Compactor, "has_part", lambda self, segment_id: False)]
+
+
 # -- lives that do not come about at random
 
 
@@ -370,6 +387,24 @@ MUTATIONS = [
         "they are forgotten when a checkpoint has them",
         patches=_attempts_not_in_index,
         taste={"attempt": 4},
+    ),
+    Mutation(
+        "a message is restored before it is settled",
+        "the ledger has both in the wrong order",
+        patches=_restored_first,
+        taste={"restore": 8},
+    ),
+    Mutation(
+        "a segment goes although a message of it was restored",
+        "the index did not count it yet",
+        patches=_restored_not_kept,
+        taste={"restore": 8, "settle_some": 3},
+    ),
+    Mutation(
+        "messages are restored from a segment that is being compacted",
+        "they are not in the new one",
+        patches=_restored_while_compacted,
+        taste={"restore": 8, "settle_some": 3},
     ),
     Mutation(
         "the due index is not rebuilt",

@@ -98,6 +98,8 @@ class Model:
     next_qseq: int = 0
     delivered: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # (step, upto)
     attempts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (step, number)
+    bodies: dict[int, bytes] = field(default_factory=dict)  # all that were ever published
+    restored: dict[int, int] = field(default_factory=dict)  # and in which step
     dues: dict[int, int] = field(default_factory=dict)  # when messages are due, settled ones too
 
 
@@ -248,6 +250,7 @@ class World:
         for model in models:
             for at, body in enumerate(bodies):
                 model.alive[model.next_qseq + at] = body
+                model.bodies[model.next_qseq + at] = body
                 if persistent:
                     model.lsns[model.next_qseq + at] = before + at + 1
                 if dues is not None:
@@ -328,7 +331,9 @@ class World:
         unsettled = self._unsettled(model)
         assert contents(handle) == unsettled
         assert _attempts(handle) == {
-            qseq: model.attempts[qseq][-1][1] for qseq in unsettled.keys() & model.attempts.keys()
+            qseq: number
+            for qseq in unsettled.keys() & model.attempts.keys()
+            if (number := model.attempts[qseq][-1][1])
         }
         if deliver:
             self.step += 1
@@ -338,6 +343,26 @@ class World:
     @property
     def now_ms(self) -> int:
         return 1000 + int(self.now_s * 1000)
+
+    def restore(self, lane: int, start: float, count: int) -> None:
+        """Settled messages come back, where they still can."""
+        model = self.models[lane]
+        first = int(start * model.next_qseq)
+        if any(first <= qseq < first + count for qseq in model.dues):
+            return  # whether they were passed over as settled when they were due is not known here
+        flat = self.running.lane(model.lane_id).restore(first, count)
+        self.step += 1
+        for low, high in zip(flat[0::2], flat[1::2], strict=True):
+            assert first <= low < high <= first + count
+            for qseq in range(low, high):
+                assert qseq not in model.alive, "it was not settled"
+                self.counts["messages restored"] += 1
+                model.settled.pop(qseq, None)
+                model.handed_on.pop(qseq, None)
+                model.alive[qseq] = model.bodies[qseq]
+                model.lsns.setdefault(qseq, 0)
+                model.restored[qseq] = self.step
+                model.attempts.setdefault(qseq, [(0, 0)]).append((self.step, 0))
 
     def take_due(self, ahead_ms: int, count: int) -> None:
         """What is due, or will be soon, is given out in order, and once."""
@@ -698,16 +723,17 @@ class World:
         """No message is settled whose copy is not there: it would be lost."""
         models = {model.lane_id: model for model in self.models}
         for model in self.models:
-            found = views.get(model.lane_id, View({}, 0, 0)).messages
+            found = views.get(model.lane_id, View({}, 0, 0, {})).messages
             for qseq, copy in model.handed_on.items():
                 was_durable = model.lsns.get(qseq, self.lsn_durable + 1) <= self.lsn_durable
                 if qseq in found or not was_durable or copy.lane_id not in models:
                     continue
                 target = models[copy.lane_id]
                 assert (
-                    copy.qseq in views.get(copy.lane_id, View({}, 0, 0)).messages
+                    copy.qseq in views.get(copy.lane_id, View({}, 0, 0, {})).messages
                     or copy.qseq in target.settled
                     or copy.qseq in target.handed_on
+                    or copy.qseq in target.restored
                 ), f"lane {model.lane_id}: {qseq} was handed on and settled, and its copy is lost"
 
     def _check_lane(
@@ -729,6 +755,8 @@ class World:
             assert body == settled_body, f"{name}: {qseq} is not what was published"
             assert settled_step > step, f"{name}: {qseq} is back, its settlement was safe"
         for qseq in model.alive:  # 1
+            if model.restored.get(qseq, 0) > step:
+                continue
             if model.lsns.get(qseq, self.lsn_durable + 1) <= self.lsn_durable:
                 assert qseq in found, f"{name}: {qseq} is lost"
         named = max(
@@ -752,20 +780,22 @@ class World:
         for qseq in found:
             history = model.attempts.get(qseq, [(0, 0)])
             number = view.attempts.get(qseq, 0)
-            safe = max(known for dated, known in history if dated <= step)
-            assert safe <= number <= history[-1][1], (
+            (*_, safe) = (known for dated, known in history if dated <= step)
+            possible = {safe, *(known for dated, known in history if dated > step)}
+            assert number in possible, (
                 f"{name}: {qseq} came back {number} times, {safe} times are safe"
             )
         assert (0 if lane is None else lane.alive) == len(found)
         assert (0 if lane is None else lane.alive_bytes) == _size(found)
         model.alive = found
         model.settled = {}
+        model.restored = {}
         model.handed_on = {}
         model.lsns = dict.fromkeys(found, 0)
-        model.dues = {qseq: model.dues[qseq] for qseq in found if qseq in model.dues}
         if view.next_qseq:
             model.lsns[view.next_qseq - 1] = 0  # so many were named
         model.next_qseq = view.next_qseq
+        model.dues = {qseq: due for qseq, due in model.dues.items() if qseq < view.next_qseq}
         model.delivered = [(0, view.delivered)]
         model.attempts = {qseq: [(0, number)] for qseq, number in view.attempts.items()}
 

@@ -3,6 +3,7 @@
 import errno
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from qlog.storage.index.index import Live
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.space.compact import choose
 from qlog.storage.start.fold import COMPACTED
+from qlog.storage.store import Store
 from qlog.storage.write.placement import Segment
 from tests.storage.probe import probe
 from tests.storage.support import (
@@ -22,7 +24,10 @@ from tests.storage.support import (
     Envelope,
     FaultyDisk,
     Killed,
+    ManualWorker,
     contents,
+    decode,
+    ignore,
     new_lane,
     publish,
 )
@@ -303,6 +308,7 @@ def test_a_segment_that_has_no_footer_yet_is_not_passed_over(bench: Bench) -> No
         checkpoint_lsn=bench.store.lsn,
         now_s=100.0,
         excluded=(),
+        keeps=keep_none,
     )
     assert [one.segment_id for one in chosen] == [1]
     segments[1].columns = None
@@ -438,6 +444,10 @@ def test_a_replaced_segment_may_be_damaged(bench: Bench) -> None:
     bench.store.close()
 
 
+def keep_none(one: Segment) -> bool:
+    return False
+
+
 def segment(number: int, size: int, sealed: bool = True) -> Segment:
     base = 100 * number
     return Segment(number, base, size, base + 100, size, columns=None if sealed else Columns())
@@ -468,6 +478,7 @@ def test_what_is_chosen(sizes: list[int], alive: list[int], chosen: list[int]) -
         checkpoint_lsn=10_000,
         now_s=100.0,
         excluded=(),
+        keeps=keep_none,
     )
     assert [one.segment_id for one in found] == chosen
 
@@ -483,6 +494,7 @@ def test_what_is_young_excluded_or_not_in_the_index_is_not_chosen() -> None:
         now_s: float,
         checkpoint_lsn: int = 1000,
         excluded: tuple[int, ...] = (),
+        keeps: Callable[[Segment], bool] = keep_none,
         others: tuple[Segment, ...] = (full,),
     ) -> bool:
         return bool(
@@ -493,10 +505,12 @@ def test_what_is_young_excluded_or_not_in_the_index_is_not_chosen() -> None:
                 checkpoint_lsn=checkpoint_lsn,
                 now_s=now_s,
                 excluded=excluded,
+                keeps=keeps,
             )
         )
 
     assert not found(109.0) and found(110.0)
+    assert not found(110.0, keeps=lambda segment: segment.segment_id == 0)
     assert not found(110.0, excluded=(0,)) and not found(110.0, checkpoint_lsn=99)
     # With more than twice the space taken that is needed there is less time.
     assert not found(55.9, others=()) and found(56.1, others=())
@@ -555,3 +569,61 @@ def test_the_ledger_names_what_is_being_moved_to(
         bench.open()
         assert contents(bench.store.lane(stuck.id)) == kept
     bench.store.close()
+
+
+class KeepForASecond:
+    """Keeps a segment until a second after its last message."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def keeps(self, segment: Segment, now_ms: int) -> bool:
+        self.asked.append((segment.earliest_ms, segment.latest_ms))
+        return now_ms <= segment.latest_ms + 1000
+
+
+def test_what_is_retained_stays_and_is_not_compacted_until_its_time_is_over(
+    tmp_path: Path,
+) -> None:
+    now_ms = 7
+    retention = KeepForASecond()
+    workers: list[ManualWorker] = []
+
+    def new_worker(name: str, notify: object) -> ManualWorker:
+        workers.append(ManualWorker())
+        return workers[-1]
+
+    store: Store[Envelope] = Store.open(
+        tmp_path / "data",
+        decode=decode,
+        notify=ignore,
+        settings=EAGER,
+        new_worker=new_worker,
+        clock_ms=lambda: now_ms,
+        retention=retention,
+    )
+    now_s = 0.0
+
+    def drive() -> None:
+        nonlocal now_s
+        for _ in range(12):
+            now_s += 2.5
+            store.tick(now_s)
+            while any(worker.run_one() for worker in workers):
+                store.advance()
+            store.advance()
+
+    lane = new_lane(store)
+    for _ in range(40):
+        publish(store, [lane], [b"x" * 1000])
+    drive()
+    kept = store.segment_count
+    assert kept > 2
+    lane.settle(1, 39)
+    drive()
+    assert store.segment_count >= kept  # neither unlinked nor compacted
+    assert set(retention.asked) == {(7, 7)}
+    now_ms = 2000
+    drive()
+    assert store.segment_count < kept and contents(lane) == {0: b"x" * 1000}
+    store.close()

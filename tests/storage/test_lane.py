@@ -1,6 +1,7 @@
 """Settling and reading in memory, against a set."""
 
 from array import array
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,12 @@ class NoShelf:
     """All is in memory here."""
 
     def pointers(self, lane_id: int, qseq: int, count_max: int) -> Pointers:
+        raise AssertionError
+
+    def segments(self, lane_id: int, block: int) -> Sequence[int]:
+        raise AssertionError
+
+    def may_restore(self, segment_id: int) -> bool:
         raise AssertionError
 
     def fetch(

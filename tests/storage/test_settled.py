@@ -16,15 +16,25 @@ stretches = st.lists(
 )
 
 
-@given(stretches, st.data())
-def test_it_is_a_set(marked: list[tuple[int, int]], data: st.DataObject) -> None:
+@given(st.lists(st.tuples(st.integers(0, 4), stretches), max_size=4), st.data())
+def test_it_is_a_set(marked: list[tuple[int, list[tuple[int, int]]]], data: st.DataObject) -> None:
+    """What is marked is in it, and what is restored is out of it again."""
     settled = Settled()
     model: set[int] = set()
-    for first, count in marked:
-        end = min(first + count, END)
-        fresh = set(range(first, end)) - model
-        assert settled.mark(first, end) == len(fresh)
-        model |= fresh
+    for restored, several in marked:
+        for first, count in several:
+            end = min(first + count, END)
+            fresh = set(range(first, end)) - model
+            assert settled.mark(first, end) == len(fresh)
+            model |= fresh
+        for _ in range(restored):
+            if not model:
+                break
+            first = data.draw(st.sampled_from(sorted(model)))
+            end = first + data.draw(st.sampled_from((1, 2, 300)))
+            end = next((qseq for qseq in range(first, end) if qseq not in model), end)
+            settled.restore(first, end)
+            model -= set(range(first, end))
     left = [qseq for qseq in range(END + 1) if qseq not in model]
     assert settled.floor == left[0]
     for block, bits in settled.bits.items():

@@ -914,3 +914,52 @@ def test_attempts_survive_a_kill_when_the_ledger_has_them_and_go_with_their_mess
     assert bench.store.settle_down()
     bench.restart()
     assert bench.store.lane(lane.id).attempts_of(7, 3) == [0, 0, 0]
+
+
+def test_settled_messages_are_restored_where_they_still_can_be(bench: Bench) -> None:
+    """Above the floor, and in a block of 254 of which anything is left."""
+    store = bench.store
+    lane = new_lane(store)
+    for start in range(0, 600, 10):
+        dues = [100 + start] * 10 if start == 20 else None
+        publish(store, [lane], [b"%d" % (start + at) for at in range(10)], dues_ms=dues)
+        assert store.settle_down()
+    assert store.checkpoint()
+    assert lane.restore(0, 600) == []  # nothing is settled
+    lane.note_attempts(25, 1, 3)
+    lane.settle(0, 5)  # below the floor
+    lane.settle(20, 10)
+    lane.settle(254, 254)  # a whole block
+    lane.settle(599, 1)
+    assert store.checkpoint()
+    lane.settle(40, 2)
+    before = lane.alive_bytes
+    assert lane.restore(0, 600) == [20, 30, 40, 42, 599, 600]
+    assert lane.alive_bytes == before + 10 * 2 + 2 * 2 + 3
+    assert lane.restore(0, 600) == []
+    lane.settle(41, 1)
+    expected = {at: b"%d" % at for at in range(5, 600) if not 254 <= at < 508 and at != 41}
+    assert contents(lane) == expected
+    assert lane.attempts_of(25, 1) == [0]
+    assert store.settle_down()
+    for _ in range(2):
+        bench.restart()
+        lane = bench.store.lane(lane.id)
+        assert contents(lane) == expected and lane.alive == len(expected)
+        assert [due.qseq for due in bench.store.due(1000, 100)] == list(range(20, 30))
+        assert bench.store.checkpoint()
+
+
+def test_a_message_is_settled_restored_and_settled_in_one_flush(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"%d" % at for at in range(10)])
+    assert bench.store.settle_down()
+    lane.settle(3, 3)
+    assert lane.restore(3, 3) == [3, 6]
+    lane.note_attempts(4, 1, 1)
+    lane.settle(5, 1)
+    assert bench.store.settle_down()
+    bench.restart()
+    lane = bench.store.lane(lane.id)
+    assert contents(lane).keys() == set(range(10)) - {5}
+    assert lane.attempts_of(3, 2) == [0, 1]

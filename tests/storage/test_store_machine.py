@@ -107,6 +107,10 @@ class StoreMachine(RuleBasedStateMachine):
         world = self.world
         world.perform(world.delay, sorted(among), count, persistent, ahead_ms, spread_ms)
 
+    @rule(lane=lanes, start=st.floats(0, 1), count=st.sampled_from([1, 10, 400]))
+    def restore(self, lane: int, start: float, count: int) -> None:
+        self.world.perform(self.world.restore, lane, start, count)
+
     @rule(ahead_ms=st.sampled_from([0, 500, 100_000]), count=st.sampled_from([1, 5, 1000]))
     def take_due(self, ahead_ms: int, count: int) -> None:
         self.world.perform(self.world.take_due, ahead_ms, count)
