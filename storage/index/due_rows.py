@@ -19,7 +19,7 @@ import lmdb
 
 from qlog.storage.index.rows import IndexDoubt, close_row, open_row
 
-_KEY = struct.Struct(">QIQ")
+DUE_KEY = struct.Struct(">QIQ")
 _BLOCK_KEY = struct.Struct(">IQ")
 
 
@@ -45,7 +45,7 @@ class DueRows:
         """The rows behind a position, or the first ones, in order."""
         found: list[Due] = []
         with self._transaction.cursor(db=self._due) as cursor:
-            at = cursor.first() if position is None else cursor.set_range(_KEY.pack(*position))
+            at = cursor.first() if position is None else cursor.set_range(DUE_KEY.pack(*position))
             while at and len(found) < count_max:
                 due = _open_due(bytes(cursor.key()), cursor.value())
                 if due != position:
@@ -82,10 +82,10 @@ class DueRows:
         now = {} if is_over else _waiting(times, settled_now)
         for slot, due_ms in before.items():
             if now.get(slot) != due_ms:
-                self._transaction.delete(_KEY.pack(due_ms, lane_id, base + slot), db=self._due)
+                self._transaction.delete(DUE_KEY.pack(due_ms, lane_id, base + slot), db=self._due)
         for slot, due_ms in now.items():
             if before.get(slot) != due_ms:
-                due_key = _KEY.pack(due_ms, lane_id, base + slot)
+                due_key = DUE_KEY.pack(due_ms, lane_id, base + slot)
                 self._transaction.put(due_key, close_row(due_key, b""), db=self._due)
         if is_over:
             self._transaction.delete(key, db=self._times)
@@ -101,9 +101,9 @@ def _waiting(times: "array[int]", settled: int) -> dict[int, int]:
 
 
 def _open_due(key: bytes, row: bytes | memoryview) -> Due:
-    if len(key) != _KEY.size or open_row(key, row):
+    if len(key) != DUE_KEY.size or open_row(key, row):
         raise IndexDoubt(f"the row {key.hex()} is damaged")
-    return Due(*_KEY.unpack(key))
+    return Due(*DUE_KEY.unpack(key))
 
 
 def _open_times(key: bytes, row: bytes | memoryview) -> "array[int]":

@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from qlog.server.amqp.envelope import Envelope
 from qlog.storage.index.index import Index, LaneUpdate, Placed
+from qlog.tools.cli import app
 from qlog.tools.inspect.look.settlements import ranges_text, settled_ranges
-from tests.tools.directories import fill, flip, inspect, killed, opened, segments_of, stopped
+from tests.tools.directories import (
+    NOW_MS,
+    fill,
+    flip,
+    inspect,
+    killed,
+    opened,
+    segments_of,
+    stopped,
+)
 
 
 def records(document: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -165,3 +177,52 @@ def test_without_an_index_there_is_nothing_to_compare(tmp_path: Path) -> None:
     shutil.rmtree(directory / "index.lmdb")
     document = inspect(directory, "index")
     assert document["index"] is None and "missing" in document["notes"][0]
+
+
+# -- what came with format 3
+
+
+def with_the_new_records(directory: Path) -> Path:
+    """Messages that are due, came back, and were restored."""
+    with opened(directory) as store:
+        fill(store, 20)
+        lane = store.lane(1)
+        metas = [Envelope.pack("", "orders", b"\0\0", 4)] * 3
+        dues = [NOW_MS + 5000 + at for at in range(3)]
+        store.append([lane], metas, [b"late"] * 3, persistent=True, now_ms=NOW_MS, dues_ms=dues)
+        lane.settle(4, 3)
+        lane.note_attempts(2, 2, 3)
+        assert store.settle_down()
+        assert lane.restore(5, 1) == [5, 6]
+        assert store.checkpoint()
+    return directory
+
+
+def test_attempts_and_restored_messages_are_in_the_ledger(tmp_path: Path) -> None:
+    directory = with_the_new_records(tmp_path / "data")
+    batches = inspect(directory, "ledger", "--from", "0")["batches"]
+    found = [record for batch in batches for record in batch["records"]]
+    attempts = {"kind": "attempts", "lane": 1, "ranges": [[2, 3, 3]]}
+    restored = {"kind": "restored", "lane": 1, "ranges": [[5, 5]]}
+    for expected in (attempts, restored):
+        assert expected | {"vhost": "/", "queue": "orders"} in found
+    arguments = ["inspect", "ledger", "--from", "0", "--data-dir", str(directory)]
+    text = CliRunner().invoke(app, arguments).stdout
+    assert "came back 3 times: 2-3" in text and "restored 5" in text
+    queues = {one["queue"]: one for one in inspect(directory, "queues")["queues"]}
+    assert queues["orders"]["unsettled"] == 21
+
+
+def test_due_times_are_shown_and_verified(tmp_path: Path) -> None:
+    directory = with_the_new_records(tmp_path / "data")
+    for command in ("verify", "index"):
+        assert inspect(directory, command)["damage"] == []
+    fields = inspect(directory, "message", "20")["fields"]
+    (due,) = [field for field in fields if field["part"] == "due time"]
+    assert due["value"].startswith(str(NOW_MS + 5000))
+    index = Index(directory / "index.lmdb", map_bytes=1 << 24)
+    with index._env.begin(write=True) as transaction, transaction.cursor(db=index._due) as cursor:
+        assert cursor.first() and cursor.delete()
+    index.close()
+    document = inspect(directory, "index", status=1)
+    assert any("1 rows of due times" in text for text in document["comparison"]["wrong_counts"])

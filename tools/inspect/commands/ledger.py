@@ -208,6 +208,9 @@ def _text(record: Record) -> str:
                 f"came back {number} times: {ranges_text([(first, last + 1)])}"
                 for first, last, number in item["ranges"]
             )
+        case "restored":
+            ranges = [(first, last + 1) for first, last in item["ranges"]]
+            return f"restored {ranges_text(ranges)}"
         case "lane_deleted":
             return "the queue was deleted"
         case "segments":

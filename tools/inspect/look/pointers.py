@@ -20,6 +20,7 @@ from typing import Any
 import msgpack
 
 from qlog.storage.bytes.footer import PlacedRun
+from qlog.storage.index.due_rows import DUE_KEY, Due
 from qlog.storage.index.index import SPILL, Checkpoint, LaneRow, Live, Usage, unpack_checkpoint
 from qlog.storage.lanes.settled import BLOCK, FULL, Settled
 from qlog.tools.inspect.look.decode import lane_text
@@ -43,6 +44,7 @@ class IndexContents:
     live: dict[int, Live] = field(default_factory=dict)
     settled: dict[int, Settled] = field(default_factory=dict)  # by lane
     blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (lane, block) -> columns
+    dues: set[Due] = field(default_factory=set)  # of messages that wait
     damaged: list[str] = field(default_factory=list)  # rows
 
     def settled_bits(self, lane_id: int, block: int) -> int:
@@ -85,6 +87,8 @@ def _take(contents: IndexContents, database: str, key: bytes, value: bytes) -> N
             lane_id, base = _KEY.unpack(key)
             lane = contents.settled.setdefault(lane_id, Settled())
             lane.bits[base // BLOCK] = int.from_bytes(value, "little")
+        case "due":
+            contents.dues.add(Due(*DUE_KEY.unpack(key)))
         case "blocks":
             lane_id, base = _KEY.unpack(key)
             contents.blocks[lane_id, base // BLOCK] = value
@@ -181,6 +185,7 @@ class _Comparing:
         self.alive_bytes: Counter[int] = Counter()
         self.spilled: Counter[int] = Counter()
         self.live: defaultdict[int, Live] = defaultdict(Live)  # by segment
+        self.dues: set[Due] = set()  # by the log, of messages that wait and have a pointer
 
     def take(self, segment: Segment) -> None:
         """Every message that waits has its pointer."""
@@ -247,6 +252,20 @@ class _Comparing:
                     "to it"
                 )
 
+        yield from self._wrong_dues()
+
+    def _wrong_dues(self) -> Iterator[str]:
+        """Rows of messages that the log does not have are judged by their pointers."""
+        found = self.found
+        known = {
+            row
+            for row in self.contents.dues
+            if found.get((row.lane_id, row.qseq // BLOCK), 0) >> row.qseq % BLOCK & 1
+        }
+        wrong = Counter(due.lane_id for due in known ^ self.dues)
+        for lane_id, count in sorted(wrong.items()):
+            yield f"lane {lane_id} has {count} rows of due times that are not those of the log"
+
     def _compare(self, segment_id: int, lane_id: int, first: int, run: PlacedRun, lsn: int) -> None:
         """One run in one of its lanes, block by block; `lsn` is of its first message."""
         row = self.contents.lanes.get(lane_id)
@@ -262,6 +281,9 @@ class _Comparing:
                 self.found[lane_id, block] = before | matched << slot
             every = (1 << count) - 1
             settled = self.contents.settled_bits(lane_id, block) >> slot & every
+            for offset in _slots(matched & ~settled if run.dues_ms is not None else 0):
+                assert run.dues_ms is not None
+                self.dues.add(Due(run.dues_ms[at + offset], lane_id, first + at + offset))
             wait = 0
             if settled or matched != every:
                 wait = self.directory.unsettled(lane_id, first + at, count)

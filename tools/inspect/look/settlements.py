@@ -19,6 +19,7 @@ from qlog.storage.write.ledger import (
     DELIVERED,
     LANE,
     LANE_DELETED,
+    RESTORED,
     SEGMENT_DROPPED,
     SEGMENT_REPLACED,
     SEGMENTS,
@@ -78,9 +79,12 @@ def batches_of(directory: Directory, view: FileView) -> Iterator[LedgerBatch]:
         yield item
 
 
+_OF_LANES = (ACK, LANE_DELETED, DELIVERED, LANE, ATTEMPTS, RESTORED)
+
+
 def lane_of(record: Record) -> int | None:
     """The lane that a record is about."""
-    return record[1] if record[0] in (ACK, LANE_DELETED, DELIVERED, LANE, ATTEMPTS) else None
+    return record[1] if record[0] in _OF_LANES else None
 
 
 def settled_ranges(record: Record) -> list[tuple[int, int]]:
@@ -124,6 +128,12 @@ def described(record: Record) -> dict[str, Any]:
             return {"kind": "lane_deleted", "lane": lane}
         case [kind, lane, below] if kind == DELIVERED:
             return {"kind": "delivered", "lane": lane, "delivered_below": below}
+        case [kind, lane, *_] if kind == RESTORED:
+            return {
+                "kind": "restored",
+                "lane": lane,
+                "ranges": _inclusive(list(ack_ranges(record))),
+            }
         case [kind, lane, *_] if kind == ATTEMPTS:
             ranges = [[first, end - 1, number] for first, end, number in attempts_ranges(record)]
             return {"kind": "attempts", "lane": lane, "ranges": ranges}
