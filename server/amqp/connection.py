@@ -69,6 +69,9 @@ MESSAGE_BYTES_MAX = 128 * 1024 * 1024  # RabbitMQ 3's default; clients' suites s
 # RabbitMQ closes the connection, not the channel, over a body announced larger than this.
 BODY_BYTES_LIMIT = 512 * 1024 * 1024
 
+# More octets than one read brings.
+EVENT_BYTES_MAX = 1 << 30
+
 # A peer that sends octet by octet must not cost an object for each.
 REST_PIECES_MAX = 256
 
@@ -245,7 +248,8 @@ class Connection:
 
     `message_bytes_max` is the largest body accepted. The limits offered to the client are those of
     the ConnectionTune given to `send`; `channel_max`, `frame_max` (octets) and `heartbeat_s` are
-    what the client then chose, 0 meaning no limit.
+    what the client then chose, 0 meaning no limit. So many octets of publishes or acks, and the
+    message in which they end, make one event: `event_bytes_max`, for those who obey to set.
     """
 
     def __init__(self, *, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
@@ -253,6 +257,7 @@ class Connection:
         self.channel_max = 0
         self.frame_max = 0
         self.heartbeat_s = 0
+        self.event_bytes_max = EVENT_BYTES_MAX
         self._message_bytes_max = message_bytes_max
         # The largest payload accepted. As in RabbitMQ that is frame_max itself: a whole frame may
         # exceed it by the eight octets around the payload.
@@ -404,7 +409,8 @@ class Connection:
                 if runs:
                     return Publishes(number, runs)
             elif ids == ACK_IDS:
-                ranges, self._position = take_acks(data, position, number)
+                until = position + self.event_bytes_max
+                ranges, self._position = take_acks(data, position, number, until)
                 if ranges:
                     return Acks(number, ranges)
         elif kind == BODY and channel is not None and channel.body is not None:
@@ -695,6 +701,7 @@ class Connection:
             number,
             self._forms,
             runs,
+            until=self._position + self.event_bytes_max,
             payload_bytes_max=self._payload_bytes_max or BODY_BYTES_LIMIT,
             body_bytes_max=self._message_bytes_max,
         )

@@ -203,12 +203,13 @@ def take_publishes(
     forms: PublishForms,
     runs: list[PublishRun],
     *,
+    until: int,
     payload_bytes_max: int,
     body_bytes_max: int,
 ) -> int:
     """Append the whole messages of one channel at `position` to `runs`; returns where they end.
 
-    Takes messages with a body in at most one frame.
+    Takes messages with a body in at most one frame, which begin before the position `until`.
     """
     limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
     shapes_of = forms.shapes.by_head.get
@@ -217,7 +218,7 @@ def take_publishes(
     form: PublishForm | None = None
     frame = b""
     run: PublishRun | None = None
-    while True:
+    while position < until:
         # The method frame is like the one before, or like one before that.
         if form is None or not startswith(frame, position):
             form = _form_at(data, position, forms, limits)
@@ -255,13 +256,14 @@ def take_publishes(
             position = body_end + 1
             continue
         if prefix and startswith(prefix, position):
-            behind = _take_repeats(data, position, form, runs)
+            behind = _take_repeats(data, position, form, runs, until)
         else:
             behind = _take_one(data, position, form, forms, limits, runs)
         if behind == position:
             return position
         position = behind
         run = None
+    return position
 
 
 def _of_shape(
@@ -388,14 +390,16 @@ def _form_at(
         return None
 
 
-def _take_repeats(data: bytes, position: int, form: PublishForm, runs: list[PublishRun]) -> int:
+def _take_repeats(
+    data: bytes, position: int, form: PublishForm, runs: list[PublishRun], until: int
+) -> int:
     """Append the messages that begin with the form's prefix; returns what is behind them."""
     envelope = form.envelope
     assert envelope is not None
     prefix, body_size = form.prefix, envelope.body_size
     stride = len(prefix) + body_size + (1 if body_size else 0)
     first = position
-    last = len(data) - stride
+    last = min(len(data) - stride, until - 1)
     startswith = data.startswith
     while position <= last and startswith(prefix, position):
         position += stride
@@ -415,11 +419,14 @@ def _take_repeats(data: bytes, position: int, form: PublishForm, runs: list[Publ
     return position
 
 
-def take_acks(data: bytes, position: int, channel: int) -> tuple[list[AckRange], int]:
-    """The basic.ack frames of one channel at `position` as ranges, and what is behind them."""
+def take_acks(data: bytes, position: int, channel: int, until: int) -> tuple[list[AckRange], int]:
+    """The basic.ack frames of one channel at `position` as ranges, and what is behind them.
+
+    Those that begin before the position `until`.
+    """
     prefix = FRAME_HEAD.pack(METHOD, channel, _ACK.size - OVERHEAD_BYTES) + ACK_IDS
     first = position
-    last = len(data) - _ACK.size
+    last = min(len(data) - _ACK.size, until - 1)
     while position <= last and data.startswith(prefix, position):
         position += _ACK.size
     if position == first:

@@ -32,6 +32,11 @@ RECEIVE_BYTES_MIN = 16 * 1024
 RECEIVE_BYTES = 256 * 1024
 RECEIVE_LARGE_BYTES = 1024 * 1024
 LARGE_FRAME_BYTES = 16 * 1024
+# An event is not interrupted: one that takes longer than this was too large. A message that a
+# thousand bindings look at takes 200 us, an ack in no order 5 us, a message like the last one 1 us.
+EVENT_S = 0.002
+EVENT_BYTES_MIN = 512
+EVENT_BYTES = 8 * 1024  # of a new connection, till it is known how long its messages take
 # A peer that has not finished its handshake by then is not a client (rabbit_reader).
 HANDSHAKE_S = 10.0
 # Heartbeats leave at multiples of such a part of their interval.
@@ -93,6 +98,7 @@ class Session:
         self._fd = sock.fileno()
         self._transport = transport
         self._core = Connection(message_bytes_max=turns.broker.settings.message_bytes_max)
+        self._core.event_bytes_max = EVENT_BYTES
         self._outbox = Outbox()
         self._events: Iterator[Event] | None = None  # of a read that is not obeyed to its end
         self._receive_bytes = RECEIVE_BYTES_MIN
@@ -319,6 +325,7 @@ class Session:
         """Whether all is obeyed. Else the rest waits for its turn, or for the end of a hold."""
         client, turns, outbox = self.client, self._turns, self._outbox
         clock_s = turns.clock_s
+        now_s = clock_s()
         for event in events:
             client.handle(event)
             if event.__class__ is not HeartbeatReceived:
@@ -328,10 +335,22 @@ class Session:
             held = self.why_not_read
             if held is not READ and held & _STOPS and not self._core.ended:
                 return False
-            if clock_s() >= until_s:
+            began_s, now_s = now_s, clock_s()
+            self._adapt(now_s - began_s)
+            if now_s >= until_s:
                 turns.enqueue(self)
                 return False
         return True
+
+    def _adapt(self, took_s: float) -> None:
+        """One event should not take much of the share, whatever its messages are: how many octets
+        of them it brings follows from how long those of the last took.
+        """
+        core = self._core
+        if took_s > EVENT_S:
+            core.event_bytes_max = max(core.event_bytes_max // 4, EVENT_BYTES_MIN)
+        elif took_s < EVENT_S / 4 and core.event_bytes_max < RECEIVE_LARGE_BYTES:
+            core.event_bytes_max *= 2
 
     def _after_read(self) -> None:
         client = self.client

@@ -597,3 +597,31 @@ def test_what_is_sent_is_cut_into_frames_of_the_agreed_size() -> None:
     pieces = [octets[:4088], octets[:4088], octets[:1824]]
     assert sent == method(1, 60, 50, no_route) + header(10_000) + b"".join(map(body, pieces))
     assert connection.heartbeat() == HEARTBEAT
+
+
+@pytest.mark.parametrize("event_bytes_max", [1, 60, 500])
+def test_events_can_be_had_in_smaller_pieces(event_bytes_max: int) -> None:
+    """They mean the same, and none is much larger than it should be."""
+    octets = b"".join(
+        (
+            message(b"x") * 20,
+            b"".join(message(b"%d" % number, key=f"k{number % 3}") for number in range(20)),
+            message(b"") * 20,
+            b"".join(ack(tag) for tag in (3, 1, 2, *range(4, 30))),
+            message(b"y" * 2000) * 3,
+        )
+    )
+    whole, pieces = running(), running()
+    pieces.event_bytes_max = event_bytes_max
+    events = hear(pieces, octets)
+    assert told(events) == told(hear(whole, octets))
+    for event in events:
+        match event:
+            case Publishes(runs=runs):
+                # The message in which the limit lies is whole.
+                sizes = [40 + len(octets) for run in runs for octets in run.bodies]
+                assert sum(sizes[:-1]) <= max(event_bytes_max, 1) or len(sizes) == 1
+            case Acks(ranges=ranges):
+                assert (
+                    sum(last - first + 1 for first, last, _ in ranges) <= event_bytes_max // 21 + 1
+                )

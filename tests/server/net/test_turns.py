@@ -20,7 +20,7 @@ import trio
 from qlog.server.amqp import spec
 from qlog.server.amqp.frames import HEARTBEAT_FRAME, PROTOCOL_HEADER, method_frame
 from qlog.server.broker.channels.sink import READ, Hold
-from qlog.server.net import network, turns
+from qlog.server.net import network, session, turns
 from qlog.server.net.network import Network
 from qlog.server.net.poller import GONE, READABLE, WRITABLE, EpollPoller, Poller, SelectorPoller
 from qlog.server.net.session import HANDSHAKE_S, LINGER_S, Session
@@ -172,6 +172,28 @@ def test_a_large_message_is_stopped_before_it_is_whole(loop: Loop) -> None:
     client.write(message(1, "q", b"x" * 30_000)[:10_000])
     loop.settle()
     assert client.hear() == [spec.ConnectionBlocked("low on memory")]
+
+
+def test_events_are_as_large_as_their_messages_are_quick(loop: Loop) -> None:
+    """An event is not interrupted, so that one which took long is followed by smaller ones."""
+    client = loop.client()
+    declare(client)
+    core = client.session._core
+
+    def publish() -> int:
+        client.write(message(1, "q", b"x" * 500) * 100)
+        loop.settle()
+        loop.disk()
+        return core.event_bytes_max
+
+    assert publish() > session.EVENT_BYTES
+    loop.step_s = session.EVENT_S * 2
+    smallest = [publish() for _ in range(10)][-1]
+    assert smallest == session.EVENT_BYTES_MIN
+    loop.step_s = 0.0
+    largest = [publish() for _ in range(20)][-1]
+    assert largest >= session.RECEIVE_LARGE_BYTES
+    assert loop.broker.vhosts["/"].queues["q"].ready == 3100
 
 
 # --- who is held back
