@@ -81,6 +81,8 @@ def errors_told(*, of_damage: bool = True) -> Iterator[None]:
         stop(str(error))
     except PermissionError as error:
         stop(f"{error.filename} cannot be opened with these rights; run as the broker's user")
+    except OSError as error:
+        stop(f"{error.filename}: {error.strerror}")
 
 
 def find_lanes(directory: Directory, vhost: str, queue: str) -> frozenset[int]:

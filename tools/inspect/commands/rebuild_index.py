@@ -50,8 +50,6 @@ def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False)
             print(f"qlog: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
         report.damage = [Damage(".", str(error))]
-    except OSError as error:
-        stop(f"{error.filename or data_dir}: {error.strerror}")
     duration_s = time.monotonic() - began_s
     if messages is not None:
         report.summary = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,14 +38,9 @@ def repair(
     Run it without first: it changes nothing then, and lists what would be lost, message by
     message. What is damaged is moved to quarantine/, never deleted. The broker must not run.
     """
-    try:
-        with errors_told():
-            directory = Directory(data_dir)
-            report = _repaired(data_dir) if accept_loss else _show(directory, _planned(directory))
-    except OSError as error:
-        stop(
-            f"{error.filename or data_dir}: {error.strerror}; what was done so far can be repeated"
-        )
+    with errors_told():
+        directory = Directory(data_dir)
+        report = _repaired(data_dir) if accept_loss else _show(directory, _planned(directory))
     finish(report, as_json=as_json)
 
 
@@ -67,13 +62,23 @@ def _repaired(data_dir: Path) -> Report:
         report.look, report.damage = None, []
         report.notes = list(plan.notes)
         if plan.needed:
-            place = act(plan, directory, disk, report.content)
+            place = _acted(plan, directory, disk, report.content)
             report.damage = verified(Directory(data_dir)).all_damage
             report.content |= {"done": True, "quarantine": str(place)}
             report.summary = f"{data_dir}: repaired; {_cost(plan)}; the originals are in {place}"
     finally:
         disk.close(lock)
     return report
+
+
+def _acted(plan: Plan, directory: Directory, disk: OSDisk, account: dict[str, Any]) -> Path:
+    try:
+        return act(plan, directory, disk, account)
+    except PermissionError:
+        raise
+    except OSError as error:
+        where = error.filename or directory.root
+        stop(f"{where}: {error.strerror}; what was done so far can be repeated")
 
 
 def _planned(directory: Directory) -> Plan:

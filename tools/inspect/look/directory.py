@@ -53,7 +53,7 @@ T = TypeVar("T")
 LOOKS_MAX = 5  # at what a running broker changes meanwhile
 
 
-def look_again(in_use: bool, look: Callable[[bool], T], seems_wrong: Callable[[T], bool]) -> T:
+def look_again(in_use: bool, look: Callable[[bool], T], seems_wrong: Callable[[T], object]) -> T:
     """What `look(again)` finds; while a broker is at work, what seems wrong is looked at again.
 
     A file may be unlinked, or a batch be written, between two looks of which one follows on the
@@ -121,6 +121,7 @@ class Directory(Examination):
     damage: list[Damage]  # these, and what is no reason to refuse a start
     notes: list[str]
     owners: dict[int, QueueFacts]  # by lane
+    _scan: LogScan | None
 
     def __init__(self, root: Path) -> None:
         self.paths = paths = Paths(root.absolute())
@@ -141,7 +142,7 @@ class Directory(Examination):
     def refresh(self) -> None:
         """Read catalog, index and ledger anew: a running broker goes on with them."""
         self.in_use = is_in_use(self.paths.catalog)
-        look_again(self.in_use, self._read, lambda _: bool(self.findings))
+        look_again(self.in_use, self._read, lambda _: self.findings)
 
     @property
     def running(self) -> bool:
@@ -149,7 +150,7 @@ class Directory(Examination):
         return self.in_use
 
     def _read(self, again: bool) -> None:
-        self.damage, self.notes, self.findings = [], [], []
+        self.damage, self.notes, self.findings, self._scan = [], [], [], None
         self.catalog_facts = self._read_catalog()
         self.identity = self.catalog_facts.identity or self._identity_of_files()
         self.index_facts = self._read_index()
@@ -222,8 +223,10 @@ class Directory(Examination):
         return [*self.findings, *found]
 
     def judge_log(self) -> LogScan:
-        """What a start finds in the log."""
-        return look_again(self.in_use, self._judge_log, lambda scan: bool(scan.findings))
+        """What a start finds in the log; judged once for what was read of the rest."""
+        if self._scan is None:
+            self._scan = look_again(self.in_use, self._judge_log, lambda scan: scan.findings)
+        return self._scan
 
     def _judge_log(self, again: bool) -> LogScan:
         if again:

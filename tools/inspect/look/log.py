@@ -149,7 +149,7 @@ class _Surveyed:
             now = directory.segment(view.file_id) if again else view
             return _look_at(directory, now, self.due, end_due, is_blank, self.verify, self.advance)
 
-        segment = look_again(directory.in_use, look, lambda found: bool(found.damage))
+        segment = look_again(directory.in_use, look, lambda found: found.damage)
         ours = [item for item in ours if item.position is None and not item.disagrees]
         as_a_whole = list(map(directory.damage_of, ours))
         segment.damage = as_a_whole + segment.damage + directory.unreadable(view.path)
