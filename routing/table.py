@@ -6,6 +6,7 @@ Knows queues by name only; does not know users, reply codes, durability rules or
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from qlog.routing.binding import NO_ARGUMENTS, Binding, DestinationKind
@@ -33,16 +34,17 @@ class Removed(list[str]):
     """The auto-delete exchanges that a removal takes with it, by name, in the order they go.
 
     `queue` or `exchange` is what was to be removed; `bindings` are all the bindings that go, the
-    implicit one of a queue (source "") included.
+    implicit one of a queue (source "") included. `complete`: nothing is left to be removed.
     """
 
-    __slots__ = ("bindings", "exchange", "queue")
+    __slots__ = ("bindings", "complete", "exchange", "queue")
 
     def __init__(self, *, queue: str | None = None, exchange: str | None = None) -> None:
         super().__init__()
         self.queue = queue
         self.exchange = exchange
         self.bindings: list[Binding] = []
+        self.complete = True
 
 
 class _Source:
@@ -81,10 +83,15 @@ class RoutingTable:
             self._queues.add(name)
             self._attach(Binding("", "queue", name, name))
 
-    def removal_of_queue(self, name: str) -> Removed:
-        """What goes with a queue; nothing when it is unknown."""
+    def removal_of_queue(self, name: str, bindings_max: int | None = None) -> Removed:
+        """What goes with a queue; nothing when it is unknown.
+
+        With `bindings_max` only so many of its bindings: while the result is not `complete`, the
+        queue stays, and more is to be removed. Its implicit binding goes first.
+        """
+        bindings = self._incoming.get(("queue", name), {})
         removed = Removed(queue=name)
-        self._cascade(removed, self._incoming.get(("queue", name), ()))
+        self._cascade(removed, _some(removed, bindings, bindings_max))
         return removed
 
     def remove_queue(self, name: str) -> Removed:
@@ -119,18 +126,20 @@ class RoutingTable:
             self.version += 1
         return source.exchange
 
-    def removal_of_exchange(self, name: str) -> Removed:
+    def removal_of_exchange(self, name: str, bindings_max: int | None = None) -> Removed:
         """What goes with an exchange: all bindings from it and to it; nothing when it is unknown.
 
-        The result names further exchanges only. Raises DefaultExchangeForbidden.
+        The result names further exchanges only. `bindings_max` as in `removal_of_queue`. Raises
+        DefaultExchangeForbidden.
         """
         if name == "":
             raise DefaultExchangeForbidden
         source = self._sources.get(name)
         if source is None:
             return Removed()
+        bindings = {**source.bindings, **self._incoming.get(("exchange", name), {})}
         removed = Removed(exchange=name)
-        self._cascade(removed, [*source.bindings, *self._incoming.get(("exchange", name), ())])
+        self._cascade(removed, _some(removed, bindings, bindings_max))
         return removed
 
     def delete_exchange(self, name: str) -> Removed:
@@ -139,6 +148,10 @@ class RoutingTable:
         Raises DefaultExchangeForbidden.
         """
         return self.remove(self.removal_of_exchange(name))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is an exchange of this name."""
+        return name in self._sources
 
     def exchange(self, name: str) -> Exchange | None:
         """Return the exchange of this name, None when there is none."""
@@ -273,13 +286,16 @@ class RoutingTable:
         """Forget what a removal takes with it."""
         for binding in removed.bindings:
             self._detach(binding)
-        gone = [name for name in (removed.exchange, *removed) if name is not None]
+        gone = list(removed)
+        if removed.complete:
+            if removed.exchange is not None:
+                gone.append(removed.exchange)
+            if removed.queue is not None:
+                self._queues.discard(removed.queue)
         for name in gone:
             del self._sources[name]
         if gone:
             self.version += 1
-        if removed.queue is not None:
-            self._queues.discard(removed.queue)
         return removed
 
     # Routing
@@ -319,3 +335,13 @@ class RoutingTable:
                 path[source.alternate] = None
                 todo.append(source.alternate)
         return Routed(tuple(queues), cacheable)
+
+
+def _some(
+    removed: Removed, bindings: dict[Binding, None], bindings_max: int | None
+) -> Iterable[Binding]:
+    """The first of the bindings; the removal is complete when these are all."""
+    if bindings_max is None or len(bindings) <= bindings_max:
+        return bindings
+    removed.complete = False
+    return islice(bindings, bindings_max)

@@ -328,6 +328,8 @@ class Store(Generic[M]):
             self._take(self._committed, result)
         for result in self._upkeep.take():
             self._take(self._kept_up, result)
+        if self._recovered.cache.free():
+            self._notify()  # the next turn goes on with it, though nothing else may happen
         self.commit()
 
     def tick(self, now_s: float) -> float:

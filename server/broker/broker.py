@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.errors import AMQPError, HardError
+from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.operations import Connected, Operations
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.type import Declaration
 from qlog.server.broker.services import Services, wall_clock_ms
@@ -28,7 +29,7 @@ CONSUMER_CHECK_INTERVAL_S = 60.0
 FIRST_CONSUMER_CHECK_S = 1.0
 
 
-class Member(Protocol):
+class Member(Connected, Protocol):
     """A client of the broker."""
 
     def check_consumers(self, now_s: float) -> None:
@@ -36,9 +37,6 @@ class Member(Protocol):
 
     def unblock(self) -> None:
         """The alarm is over."""
-
-    def fail(self, error: AMQPError, number: int) -> None:
-        """Close the channel of that number, 0 for the connection."""
 
 
 class Broker:
@@ -63,6 +61,7 @@ class Broker:
         self.timers = self.services.timers
         self.clients: set[Member] = set()
         self.vhosts: dict[str, VHost] = {}
+        self.operations = Operations(self.services, self.vhosts, self.clients)
         self.users: dict[str, User] = {}
         self.alarms = dict.fromkeys(
             ("low on memory", "low on disk", "low on file descriptors"), False
@@ -102,14 +101,10 @@ class Broker:
                 QueueArguments(definition.arguments),
             )
             vhost.add_queue(declared, definition.lane_id, None)
-        for vhost_name, binding in self.definitions.bindings():
-            self.vhosts[vhost_name].routing.bind(
-                binding.source,
-                binding.kind,
-                binding.destination,
-                binding.routing_key,
-                binding.arguments,
-            )
+        for vhost_name, binding in list(self.definitions.bindings()):
+            self.vhosts[vhost_name].add_binding(binding)
+        for vhost in self.vhosts.values():
+            vhost.finish_deletions()
         self.store.retain(lane_ids)
 
     def _first_start(self) -> None:

@@ -21,6 +21,7 @@ class Delivery:
     def __init__(self) -> None:
         self._awake: dict[QueueType, None] = {}
         self._waiting: dict[QueueType, None] = {}
+        self._gone: list[QueueType] = []
 
     def wake(self, queue: QueueType) -> None:
         """The queue may have something to deliver: `pump` will look."""
@@ -30,8 +31,14 @@ class Delivery:
         """The same for several."""
         self._awake.update(dict.fromkeys(queues))
 
+    def gone(self, queue: QueueType) -> None:
+        """The queue was deleted: `pump` will tell its consumers."""
+        self._gone.append(queue)
+
     def pump(self) -> None:
-        """Deliver from all queues that were touched."""
+        """Deliver from all queues that were touched, and tell of those that are gone."""
+        while self._gone:
+            self._gone.pop().cancel_takers()
         while self._awake:
             awake, self._awake = self._awake, {}
             for queue in awake:

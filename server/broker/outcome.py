@@ -7,7 +7,7 @@ a job of many slices (jobs.py) or a wait for the disk (durability.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -62,16 +62,24 @@ class Outcome(Generic[T]):
             self._calls.append(call)
 
 
-def all_of(outcomes: Sequence[Outcome[None]]) -> Outcome[None]:
-    """Done when all of these are, whatever came of them."""
+def all_of(outcomes: Sequence[Outcome[Any]]) -> Outcome[None]:
+    """Done when all of these are; fails with the error of the last one that failed."""
     together: Outcome[None] = Outcome()
     left = len(outcomes)
+    failure: Exception | None = None
 
-    def one_is_done(_: Outcome[None]) -> None:
-        nonlocal left
+    def one_is_done(outcome: Outcome[Any]) -> None:
+        nonlocal left, failure
         left -= 1
+        try:
+            outcome.result()
+        except Exception as error:  # noqa: BLE001 - who asked hears of it
+            failure = error
         if not left:
-            together.set(None)
+            if failure is None:
+                together.set(None)
+            else:
+                together.fail(failure)
 
     if not outcomes:
         together.set(None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.errors import InvalidBinding, UnknownExchangeType
@@ -23,6 +23,8 @@ from qlog.server.amqp.errors import (
     resource_locked,
 )
 from qlog.server.amqp.values import Table
+from qlog.server.broker.jobs import Steps
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import (
     QueueArguments,
     assert_equivalent_argument,
@@ -37,6 +39,8 @@ from qlog.storage.errors import StorageError
 logger = logging.getLogger("qlog.broker")
 
 RESERVED_PREFIX = "amq."
+# So many bindings are taken away in one piece: some milliseconds, most of them for the catalog.
+BINDINGS_AT_ONCE = 200
 
 
 class VHost:
@@ -46,6 +50,8 @@ class VHost:
         self.name = name
         self.wake = services.delivery.wake
         self._services = services
+        self._orphans: list[Binding] = []
+        self._leaving: dict[tuple[DestinationKind, str], Outcome[None]] = {}
         self._store = services.store
         self._definitions = services.definitions
         self.routing = RoutingTable()
@@ -72,9 +78,16 @@ class VHost:
     def exchange(self, name: str) -> Exchange:
         """The exchange of that name. Raises 404."""
         exchange = self.routing.exchange(name)
-        if exchange is None:
+        if exchange is None or self.leaving("exchange", name):
             raise not_found(f"no {self.rs_exchange(name)}")
         return exchange
+
+    def leaving(self, kind: DestinationKind, name: str) -> Outcome[None] | None:
+        """Done when what was deleted under this name has lost all its bindings; None: nothing was.
+
+        Nobody sees it any more, but its name is not free before.
+        """
+        return self._leaving.get((kind, name)) if self._leaving else None
 
     # -- routing -----------------------------------------------------------------------------
 
@@ -87,7 +100,10 @@ class VHost:
         """The queues of a message, and whether exchange and keys alone decided it."""
         self.routes.check(self.routing.version)
         routed = self.routing.route(exchange, keys, envelope.headers)
-        return self.routes.targets(routed.queues, self.queues), routed.cacheable
+        names = routed.queues
+        if self._leaving:
+            names = tuple(name for name in names if name in self.queues)
+        return self.routes.targets(names, self.queues), routed.cacheable
 
     # -- exchanges ---------------------------------------------------------------------------
 
@@ -145,20 +161,39 @@ class VHost:
             current=exchange.alternate is not None,
         )
 
-    def delete_exchange(self, name: str, *, if_unused: bool) -> None:
-        """exchange.delete; a missing exchange is no error. Raises 403 for `amq.*`, 406 in use."""
-        if name.startswith(RESERVED_PREFIX):
-            raise access_refused(f"deletion of system {self.rs_exchange(name)} not allowed")
-        exchange = self.routing.exchange(name)
-        if exchange is None:
-            return
-        if if_unused and self.routing.in_use(name):
-            raise precondition_failed(f"{self.rs_exchange(name)} in use")
-        removed = self.routing.removal_of_exchange(name)
+    def delete_exchange(self, name: str) -> Outcome[None]:
+        """Delete an exchange with its bindings. Fails with StorageError: it is there as before."""
+        return self._services.jobs.start(self._deleting_exchange(name))
+
+    def _deleting_exchange(self, name: str) -> Steps[None]:
+        removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
         with self._definitions.transaction():
             self._definitions.delete_exchange(self.name, name)
             self._forget(removed)
         self.routing.remove(removed)
+        if not removed.complete:
+            yield from self._losing_bindings("exchange", name, self.routing.removal_of_exchange)
+
+    def _losing_bindings(
+        self, kind: DestinationKind, name: str, removal: Callable[[str, int], Removed]
+    ) -> Steps[None]:
+        """What was deleted loses its many bindings, some in each step, and then its name is free.
+
+        A crash, or a full disk, leaves bindings to nothing, which the next start takes away.
+        """
+        gone = self._leaving[kind, name] = Outcome()
+        try:
+            complete = False
+            while not complete:
+                yield
+                removed = removal(name, BINDINGS_AT_ONCE)
+                with self._definitions.transaction():
+                    self._forget(removed)
+                self.routing.remove(removed)
+                complete = removed.complete
+        finally:
+            del self._leaving[kind, name]
+            gone.set(None)
 
     # -- bindings ----------------------------------------------------------------------------
 
@@ -182,6 +217,40 @@ class VHost:
             except StorageError:
                 self.routing.unbind(source, kind, destination, key, arguments)
                 raise
+
+    def add_binding(self, binding: Binding) -> None:
+        """Make a binding known that a start has found.
+
+        One to a queue, or of an exchange, that was deleted is left of a deletion that did not end.
+        """
+        destinations = self.queues if binding.kind == "queue" else self.routing
+        if binding.source in self.routing and binding.destination in destinations:
+            self.routing.bind(
+                binding.source,
+                binding.kind,
+                binding.destination,
+                binding.routing_key,
+                binding.arguments,
+            )
+        else:
+            self._orphans.append(binding)
+
+    def finish_deletions(self) -> None:
+        """Take away the bindings that deletions left when the broker was stopped in their middle.
+
+        An auto-delete exchange that has lost its last binding so goes, too.
+        """
+        orphans, self._orphans = self._orphans, []
+        with self._definitions.transaction():
+            for binding in orphans:
+                self._definitions.delete_binding(self.name, binding)
+            for source in dict.fromkeys(binding.source for binding in orphans):
+                exchange = self.routing.exchange(source)
+                if exchange and exchange.auto_delete and not self.routing.in_use(source):
+                    removed = self.routing.removal_of_exchange(source)
+                    self._definitions.delete_exchange(self.name, source)
+                    self._forget(removed)
+                    self.routing.remove(removed)
 
     def unbind(
         self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
@@ -213,7 +282,7 @@ class VHost:
     def declare_queue(
         self,
         name: str,
-        owner: Owner,
+        owner: Owner | None,
         *,
         durable: bool,
         exclusive: bool,
@@ -248,11 +317,12 @@ class VHost:
             server_named=server_named,
         )
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
+        self._lose_bindings(name)
         lane_id = self._store.new_lane_id()
         if durable:
             self._definitions.save_queue(declared, lane_id)
         queue = self.add_queue(declared, lane_id, owner if exclusive else None)
-        if exclusive:
+        if exclusive and owner is not None:
             owner.exclusive_queues[name] = queue
         return queue
 
@@ -271,17 +341,22 @@ class VHost:
 
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left. Raises StorageError."""
-        self.delete_queue(queue)
+        outcome = self.delete_queue(queue)
+        if outcome.done:
+            outcome.result()
 
-    def delete_queue(self, queue: QueueType) -> int:
-        """Delete a queue with its bindings and messages.
+    def delete_queue(self, queue: QueueType) -> Outcome[int]:
+        """Delete a queue with its bindings and messages; how many messages were ready.
 
-        Returns how many messages were ready. `cancel_takers` of the queue is the caller's to call: a
-        client that deletes hears of its success first. Raises StorageError when the catalog cannot
-        be written: the queue is there as before, unless it is exclusive, which goes with its client.
+        Its consumers are told at the end of the tick: a client that deletes hears of its success
+        first. Fails with StorageError when the catalog cannot be written: the queue is there as
+        before, unless it is exclusive, which goes with its client.
         """
+        return self._services.jobs.start(self._deleting_queue(queue))
+
+    def _deleting_queue(self, queue: QueueType) -> Steps[int]:
         ready = queue.ready
-        removed = self.routing.removal_of_queue(queue.name)
+        removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
         try:
             with self._definitions.transaction():
                 if queue.declared.durable:
@@ -298,11 +373,23 @@ class VHost:
         del self.queues[queue.name]
         if queue.owner is not None:
             queue.owner.exclusive_queues.pop(queue.name, None)
+        self._services.delivery.gone(queue)
         for lane in queue.lanes:
             self._store.drop(lane)
+        if not removed.complete:
+            yield from self._losing_bindings("queue", queue.name, self.routing.removal_of_queue)
         return ready
 
-    def assert_access(self, queue: QueueType, owner: Owner) -> None:
+    def _lose_bindings(self, name: str) -> None:
+        """A new queue has none: take away those that a failing disk left to one of this name."""
+        bindings = self.routing.bindings_to("queue", name)
+        if next(bindings, None) is not None:
+            removed = self.routing.removal_of_queue(name)
+            with self._definitions.transaction():
+                self._forget(removed)
+            self.routing.remove(removed)
+
+    def assert_access(self, queue: QueueType, owner: Owner | None) -> None:
         """Raises 405 if the queue is exclusive to another connection."""
         if queue.declared.exclusive and queue.owner is not owner:
             raise self._locked(queue)

@@ -5,6 +5,9 @@ from typing import Generic
 
 from qlog.storage.lanes.run import RUN_OVERHEAD_BYTES, M, Run
 
+# So many bodies are freed at once: more than one turn of the loop can bring.
+_FREED_AT_ONCE = 16 * 1024
+
 
 class Cache(Generic[M]):
     """The bodies in memory: what was read by all goes first, then what is oldest.
@@ -20,6 +23,8 @@ class Cache(Generic[M]):
         self._count = 0
         self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
         self._fresh: deque[Run[M]] = deque()  # those not durable yet
+        # Bodies and metas that were given up, and have yet to be freed.
+        self._garbage: deque[tuple[list[bytes], list[M] | None]] = deque()
 
     def add(self, run: Run[M]) -> None:
         """A new run, which may grow."""
@@ -79,6 +84,7 @@ class Cache(Generic[M]):
     def drop(self, run: Run[M]) -> None:
         """Give up the copy in memory."""
         if run.bodies is not None:
+            self._garbage.append((run.bodies, run.metas))
             run.bodies = None
             run.metas = None
             if run.lsn_end:
@@ -86,3 +92,14 @@ class Cache(Generic[M]):
                 self._count -= 1
             else:
                 self.transient_bytes -= run.memory_bytes
+
+    def free(self) -> bool:
+        """Free some of what was given up, for a millisecond or so; whether anything is left.
+
+        A million bodies, of a queue that is deleted, take a hundred milliseconds.
+        """
+        garbage = self._garbage
+        left = _FREED_AT_ONCE
+        while garbage and left > 0:
+            left -= len(garbage.popleft()[0])
+        return bool(garbage)

@@ -38,6 +38,7 @@ from qlog.server.broker.channels.transactions import Settlement, Transaction
 from qlog.server.broker.channels.unacked import UnackedRun
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.numbers import Numbers
+from qlog.server.broker.operations import Operations
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import assert_integer
 from qlog.server.broker.queues.backlog import Backlog
@@ -60,6 +61,7 @@ class ChannelClient(Owner, Protocol):
     """What a channel needs of its client."""
 
     services: Services
+    operations: Operations
     protocol: Connection
     sink: Sink
 
@@ -126,6 +128,7 @@ class Channel:
     def __init__(self, client: ChannelClient, vhost: VHost, number: int) -> None:
         self.client = client
         self.services = services = client.services
+        self.operations = client.operations
         self.number = number
         self.vhost = vhost
         self._core = client.protocol.channel(number)

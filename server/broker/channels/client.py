@@ -9,6 +9,7 @@ ends, however, gives back what it held; errors reach exactly as far as their kin
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.connection import (
@@ -64,6 +65,7 @@ class Client:
     ) -> None:
         self.broker = broker
         self.services = broker.services
+        self.operations = broker.operations
         self.sink = sink
         self.protocol = protocol
         self.peer = peer
@@ -383,11 +385,19 @@ class Client:
     def _end(self) -> Outcome[None]:
         """Give back what the client held. The protocol has ended, so that nothing is sent to it."""
         self._put_aside.clear()
-        outcomes = [self._end_channel(number) for number in list(self.channels)]
+        outcomes: list[Outcome[Any]] = [self._end_channel(number) for number in list(self.channels)]
         if self.vhost is not None:
-            for queue in list(self.exclusive_queues.values()):
-                self.vhost.delete_queue(queue)
-        return all_of(outcomes)
+            queues = list(self.exclusive_queues.values())
+            outcomes += [self.vhost.delete_queue(queue) for queue in queues]
+        ended = all_of(outcomes)
+        ended.then(self._ended)
+        return ended
+
+    def _ended(self, outcome: Outcome[None]) -> None:
+        try:
+            outcome.result()
+        except Exception:
+            logger.exception("internal error at the end of a connection peer=%s", self.peer)
 
     def _close_ok(self, _: Outcome[None]) -> None:
         """Everything is given back: the client may go."""

@@ -1,15 +1,20 @@
-"""exchange.* and queue.* as a channel hears them: names made whole, access checked, replies sent."""
+"""exchange.* and queue.* as a channel hears them: names made whole, operations asked, replies sent."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from qlog.server.amqp import spec
-from qlog.server.amqp.errors import access_refused, not_found, precondition_failed
+from qlog.server.amqp.errors import not_found
 from qlog.server.broker.channels.reply_to import REPLY_PREFIX, REPLY_TO
+from qlog.server.broker.operations import Operations
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.type import Owner, QueueType
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import VHost
+
+T = TypeVar("T")
 
 
 class Channel(Protocol):
@@ -26,8 +31,14 @@ class Channel(Protocol):
     @property
     def services(self) -> Services: ...
 
+    @property
+    def operations(self) -> Operations: ...
+
     def send(self, method: spec.Method) -> None:
         """Send a method on this channel."""
+
+    def answer(self, outcome: Outcome[T], reply: Callable[[T], None]) -> None:
+        """Reply with what comes of an operation, now or when it is known."""
 
 
 def _clean(name: str) -> str:
@@ -35,16 +46,9 @@ def _clean(name: str) -> str:
     return name.replace("\r", "").replace("\n", "")
 
 
-def _not_default(exchange: str) -> None:
-    if not exchange:
-        raise access_refused("operation not permitted on the default exchange")
-
-
 def find_queue(channel: Channel, name: str) -> QueueType:
     """The queue a method names, "" standing for the channel's last declared one. Raises 404, 405."""
-    queue = channel.vhost.queue(queue_name(channel, name))
-    channel.vhost.assert_access(queue, channel.client)
-    return queue
+    return channel.operations.queue(channel.vhost, channel.client, queue_name(channel, name))
 
 
 def queue_name(channel: Channel, name: str) -> str:
@@ -56,13 +60,19 @@ def queue_name(channel: Channel, name: str) -> str:
     return channel.last_queue
 
 
+def _reply(channel: Channel, outcome: Outcome[None], ok: spec.Method, nowait: bool) -> None:
+    """Say that it is done, when it is, if the client wants to hear that."""
+    channel.answer(outcome, lambda _: None if nowait else channel.send(ok))
+
+
 def exchange_declare(channel: Channel, method: spec.ExchangeDeclare) -> None:
     name = _clean(method.exchange)
-    _not_default(name)
+    operations, vhost = channel.operations, channel.vhost
     if method.passive:
-        channel.vhost.exchange(name)
+        outcome = operations.assert_exchange(vhost, name)
     else:
-        channel.vhost.declare_exchange(
+        outcome = operations.declare_exchange(
+            vhost,
             name,
             method.type,
             durable=method.durable,
@@ -70,44 +80,40 @@ def exchange_declare(channel: Channel, method: spec.ExchangeDeclare) -> None:
             internal=method.internal,
             arguments=method.arguments,
         )
-    if not method.nowait:
-        channel.send(spec.ExchangeDeclareOk())
+    _reply(channel, outcome, spec.ExchangeDeclareOk(), method.nowait)
 
 
 def exchange_delete(channel: Channel, method: spec.ExchangeDelete) -> None:
-    name = _clean(method.exchange)
-    _not_default(name)
-    channel.vhost.delete_exchange(name, if_unused=method.if_unused)
-    if not method.nowait:
-        channel.send(spec.ExchangeDeleteOk())
+    outcome = channel.operations.delete_exchange(
+        channel.vhost, _clean(method.exchange), if_unused=method.if_unused
+    )
+    _reply(channel, outcome, spec.ExchangeDeleteOk(), method.nowait)
 
 
 def exchange_bind(channel: Channel, method: spec.ExchangeBind) -> None:
-    _not_default(method.source)
-    _not_default(method.destination)
-    channel.vhost.bind(
+    outcome = channel.operations.bind(
+        channel.vhost,
+        channel.client,
         _clean(method.source),
         "exchange",
         _clean(method.destination),
         method.routing_key,
         method.arguments,
     )
-    if not method.nowait:
-        channel.send(spec.ExchangeBindOk())
+    _reply(channel, outcome, spec.ExchangeBindOk(), method.nowait)
 
 
 def exchange_unbind(channel: Channel, method: spec.ExchangeUnbind) -> None:
-    _not_default(method.source)
-    _not_default(method.destination)
-    channel.vhost.unbind(
+    outcome = channel.operations.unbind(
+        channel.vhost,
+        channel.client,
         _clean(method.source),
         "exchange",
         _clean(method.destination),
         method.routing_key,
         method.arguments,
     )
-    if not method.nowait:
-        channel.send(spec.ExchangeUnbindOk())
+    _reply(channel, outcome, spec.ExchangeUnbindOk(), method.nowait)
 
 
 def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
@@ -115,20 +121,25 @@ def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
     if name == REPLY_TO or name.startswith(REPLY_PREFIX):
         _declare_reply_to(channel, name, method.nowait)
         return
+
+    def declared(queue: QueueType) -> None:
+        channel.last_queue = queue.name
+        if not method.nowait:
+            channel.send(spec.QueueDeclareOk(queue.name, queue.ready, len(queue.takers)))
+
     if method.passive:
-        queue = find_queue(channel, name)
-    else:
-        queue = channel.vhost.declare_queue(
-            name,
-            channel.client,
-            durable=method.durable,
-            exclusive=method.exclusive,
-            auto_delete=method.auto_delete,
-            arguments=method.arguments,
-        )
-    channel.last_queue = queue.name
-    if not method.nowait:
-        channel.send(spec.QueueDeclareOk(queue.name, queue.ready, len(queue.takers)))
+        declared(find_queue(channel, name))
+        return
+    outcome = channel.operations.declare_queue(
+        channel.vhost,
+        channel.client,
+        name,
+        durable=method.durable,
+        exclusive=method.exclusive,
+        auto_delete=method.auto_delete,
+        arguments=method.arguments,
+    )
+    channel.answer(outcome, declared)
 
 
 def _declare_reply_to(channel: Channel, name: str, nowait: bool) -> None:
@@ -147,40 +158,51 @@ def _queue_and_key(channel: Channel, method: spec.QueueBind | spec.QueueUnbind) 
 
 def queue_bind(channel: Channel, method: spec.QueueBind) -> None:
     name, key = _queue_and_key(channel, method)
-    _not_default(method.exchange)
-    queue = channel.vhost.queues.get(name)
-    if queue is not None:
-        channel.vhost.assert_access(queue, channel.client)
-    channel.vhost.bind(_clean(method.exchange), "queue", name, key, method.arguments)
-    if not method.nowait:
-        channel.send(spec.QueueBindOk())
+    outcome = channel.operations.bind(
+        channel.vhost,
+        channel.client,
+        _clean(method.exchange),
+        "queue",
+        name,
+        key,
+        method.arguments,
+    )
+    _reply(channel, outcome, spec.QueueBindOk(), method.nowait)
 
 
 def queue_unbind(channel: Channel, method: spec.QueueUnbind) -> None:
     name, key = _queue_and_key(channel, method)
-    _not_default(method.exchange)
-    channel.vhost.unbind(_clean(method.exchange), "queue", name, key, method.arguments)
-    channel.send(spec.QueueUnbindOk())
+    outcome = channel.operations.unbind(
+        channel.vhost,
+        channel.client,
+        _clean(method.exchange),
+        "queue",
+        name,
+        key,
+        method.arguments,
+    )
+    _reply(channel, outcome, spec.QueueUnbindOk(), nowait=False)
 
 
 def queue_purge(channel: Channel, method: spec.QueuePurge) -> None:
-    count = find_queue(channel, method.queue).purge()
-    if not method.nowait:
-        channel.send(spec.QueuePurgeOk(count))
+    def purged(count: int) -> None:
+        if not method.nowait:
+            channel.send(spec.QueuePurgeOk(count))
+
+    name = queue_name(channel, method.queue)
+    channel.answer(channel.operations.purge_queue(channel.vhost, channel.client, name), purged)
 
 
 def queue_delete(channel: Channel, method: spec.QueueDelete) -> None:
-    count = 0
-    name = queue_name(channel, method.queue)
-    queue = channel.vhost.queues.get(name)
-    if queue is not None:
-        channel.vhost.assert_access(queue, channel.client)
-        if method.if_unused and queue.takers:
-            raise precondition_failed(f"{queue} in use")
-        if method.if_empty and queue.ready:
-            raise precondition_failed(f"{queue} not empty")
-        count = channel.vhost.delete_queue(queue)
-    if not method.nowait:
-        channel.send(spec.QueueDeleteOk(count))
-    if queue is not None:
-        queue.cancel_takers()
+    def deleted(count: int) -> None:
+        if not method.nowait:
+            channel.send(spec.QueueDeleteOk(count))
+
+    outcome = channel.operations.delete_queue(
+        channel.vhost,
+        channel.client,
+        queue_name(channel, method.queue),
+        if_unused=method.if_unused,
+        if_empty=method.if_empty,
+    )
+    channel.answer(outcome, deleted)

@@ -17,8 +17,8 @@ from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
 from qlog.storage.lanes.lane import Lane
 
-# So many stretches of a purge are settled before others look again.
-SWEEP_STRETCHES = 1000
+# So many stretches of a purge are settled in one go: each takes some microseconds.
+SWEEP_STRETCHES = 64
 
 
 class Host(Protocol):
@@ -158,17 +158,19 @@ class ClassicQueue:
         backlog.settle(qseq, count, size)
 
     def purge(self) -> int:
-        """Settle all that is ready; what is out stays out. Returns how many there were."""
+        """All that is ready is gone; what is out stays out. Returns how many there were.
+
+        `sweep` is to be called until it has nothing left to do. Raises CorruptLog.
+        """
         self.pump()
-        purged = 0
-        for backlog in self.backlogs:
-            purged += backlog.purge()
-            while not backlog.sweep(SWEEP_STRETCHES):
-                pass
-        return purged
+        return sum(backlog.purge() for backlog in self.backlogs)
+
+    def sweep(self) -> bool:
+        """Some of the work that a purge left, for less than a millisecond; True: all is done."""
+        return all(backlog.sweep(SWEEP_STRETCHES) for backlog in self.backlogs)
 
     def close(self) -> None:
-        """It is deleted: it has no messages any more. `cancel_takers` is the caller's to call."""
+        """It is deleted: it has no messages any more. `cancel_takers` is to follow."""
         self.deleted = True
         for backlog in self.backlogs:
             backlog.close()

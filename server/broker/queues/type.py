@@ -146,10 +146,16 @@ class QueueType(Protocol):
         """Messages that are out were rejected, and not to be requeued."""
 
     def purge(self) -> int:
-        """Settle all that is ready; what is out stays out. Returns how many there were."""
+        """All that is ready is gone; what is out stays out. Returns how many there were.
+
+        `sweep` is to be called until it has nothing left to do. Raises CorruptLog.
+        """
+
+    def sweep(self) -> bool:
+        """Some of the work that a purge left, for less than a millisecond; True: all is done."""
 
     def close(self) -> None:
-        """It is deleted: it has no messages any more. `cancel_takers` is the caller's to call."""
+        """It is deleted: it has no messages any more. `cancel_takers` is to follow."""
 
     def cancel_takers(self) -> None:
         """Tell those who consume from it that it is gone."""

@@ -13,6 +13,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import method_frame
 from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps
+from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.server.broker.queues.type import QueueType
 from tests.server.broker.support import Bench, Peer, make
 
@@ -91,13 +92,11 @@ def sliced(bench: Bench) -> Bench:
 
 def fill(bench: Bench, queue: QueueType, count: int) -> None:
     """Messages that are in memory only."""
-    body = b"x" * 10
-    envelope = Envelope.pack("", queue.name, b"\0\0", len(body))
+    envelope = Envelope.pack("", queue.name, b"\0\0", 10)
     for first in range(0, count, 4096):
-        some = min(4096, count - first)
-        bench.store.append(
-            [queue.lane], [envelope] * some, [body] * some, persistent=False, now_ms=1
-        )
+        bodies = [b"%010d" % number for number in range(first, min(first + 4096, count))]
+        envelopes = [envelope] * len(bodies)
+        bench.store.append([queue.lane], envelopes, bodies, persistent=False, now_ms=1)
 
 
 @contextmanager
@@ -113,8 +112,17 @@ def no_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def longest_slice(bench: Bench, begin: Callable[[], None]) -> float:
-    """The processor time of the longest piece, from the request to the end of the work."""
+def nobody_looks() -> None:
+    """What is under way is seen by nobody."""
+
+
+def longest_slice(
+    bench: Bench, begin: Callable[[], None], look: Callable[[], None] = nobody_looks
+) -> float:
+    """The processor time of the longest piece, from the request to the end of the work.
+
+    `look` is called once in its middle.
+    """
     longest_s = 0.0
 
     def timed(call: Callable[[], None]) -> None:
@@ -125,9 +133,18 @@ def longest_slice(bench: Bench, begin: Callable[[], None]) -> float:
 
     with no_collections():
         timed(begin)
-        while bench.broker.jobs_left:
+        if bench.broker.jobs_left:
+            look()
+        quiet = 0
+        while quiet < 100:  # memory is freed bit by bit
+            quiet = 0 if bench.broker.jobs_left else quiet + 1
             timed(bench.broker.work)
-        timed(bench.broker.pump)
+            timed(bench.broker.pump)
+            bench.now_s += 0.005
+            bench.store.tick(bench.now_s)
+            timed(bench.store.advance)
+            for worker in bench.workers:  # the other threads
+                worker.run_one()
     return longest_s
 
 
@@ -215,3 +232,120 @@ def test_connection_lost_in_a_long_requeue_gives_all_of_it_back(sliced: Bench, p
         sliced.broker.work()
     assert (queue.ready, queue.unacked) == (100_000, 0)
     assert peer.take() == []
+
+
+def test_purge_of_a_million_is_sliced_and_seen_at_once(sliced: Bench, peer: Peer) -> None:
+    """Also of what came back, every second message, so that it is in half a million pieces."""
+    queue = peer.declare("q")
+    fill(sliced, queue, 1_000_000)
+    assert isinstance(queue, ClassicQueue)
+    (backlog,) = queue.backlogs
+    while backlog.out < 500_000:
+        backlog.take(500_000 - backlog.out)
+    for qseq in range(0, 500_000, 2):
+        queue.requeue(backlog, qseq, 1, 10)
+    assert (queue.ready, queue.unacked) == (750_000, 250_000)
+    seen = set()
+
+    def begin() -> None:
+        request(peer, 1, make(spec.QueuePurge, queue="q"))()
+        seen.add(queue.ready)
+
+    longest_s = longest_slice(sliced, begin)
+    assert longest_s < SLICE_MAX_S
+    assert seen == {0} and (queue.ready, queue.unacked) == (0, 250_000)
+    assert peer.hear() == [spec.QueuePurgeOk(750_000)]
+
+
+def test_delete_of_a_million_messages_is_sliced(sliced: Bench, peer: Peer) -> None:
+    queue = peer.declare("q")
+    fill(sliced, queue, 1_000_000)
+    longest_s = longest_slice(sliced, request(peer, 1, make(spec.QueueDelete, queue="q")))
+    assert longest_s < SLICE_MAX_S
+    assert peer.hear() == [spec.QueueDeleteOk(1_000_000)]
+
+
+def bind_often(bench: Bench, peer: Peer, count: int) -> None:
+    """Bindings of exchange e to queue q, all durable."""
+    peer.declare("q")
+    declare = make(spec.ExchangeDeclare, exchange="e", type="direct", durable=True)
+    peer.ask(1, declare, spec.ExchangeDeclareOk)
+    vhost = bench.broker.vhosts["/"]
+    with bench.broker.definitions.transaction():
+        for number in range(count):
+            vhost.bind("e", "queue", "q", str(number), {})
+
+
+@pytest.mark.parametrize(
+    ("method", "reply"),
+    [
+        (make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk(1)),
+        (make(spec.ExchangeDelete, exchange="e"), spec.ExchangeDeleteOk()),
+    ],
+    ids=["queue", "exchange"],
+)
+def test_delete_with_many_bindings_is_sliced_and_seen_at_once(
+    sliced: Bench, peer: Peer, method: spec.Method, reply: spec.Method
+) -> None:
+    bind_often(sliced, peer, 30_000)
+    peer.publish(1, "q", b"a")
+    other = Peer(sliced)
+    other.ask(1, spec.ConfirmSelect(False), spec.ConfirmSelectOk)
+
+    def begin() -> None:
+        request(peer, 1, method)()
+
+    def look() -> None:
+        """To nobody but the one who deletes is the work visible."""
+        other.publish(1, "29999", b"b", exchange="e", mandatory=True)
+        answer = other.hear()[0]
+        if isinstance(method, spec.QueueDelete):
+            assert isinstance(answer, spec.BasicReturn)
+        else:
+            assert isinstance(answer, spec.ChannelClose) and answer.reply_code == 404
+
+    longest_s = longest_slice(sliced, begin, look)
+    assert longest_s < SLICE_MAX_S
+    assert peer.hear() == [reply]
+    vhost = sliced.broker.vhosts["/"]
+    assert not list(vhost.routing.bindings_from("e"))
+    sliced.restart()
+    routing = sliced.broker.vhosts["/"].routing
+    assert not list(routing.bindings_from("e"))
+
+
+def test_name_is_free_when_the_deletion_is_done(sliced: Bench, peer: Peer) -> None:
+    bind_often(sliced, peer, 5_000)
+    other = Peer(sliced)
+    other.send(1)
+    request(peer, 1, make(spec.QueueDelete, queue="q"))()
+    assert sliced.broker.jobs_left
+    request(other, 1, make(spec.QueueDeclare, queue="q", durable=True))()
+    assert "q" not in sliced.broker.vhosts["/"].queues and peer.hear() == other.hear() == []
+    while sliced.broker.jobs_left:
+        sliced.broker.work()
+    assert other.hear() == [spec.QueueDeclareOk("q", 0, 0)]
+    assert peer.hear() == [spec.QueueDeleteOk(0)]
+    bindings = sliced.broker.vhosts["/"].routing.bindings_to("queue", "q")
+    assert [binding.source for binding in bindings] == [""]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [make(spec.QueueDelete, queue="q"), make(spec.ExchangeDelete, exchange="e")],
+    ids=["queue", "exchange"],
+)
+def test_start_finishes_a_deletion_that_was_cut_off(
+    sliced: Bench, peer: Peer, method: spec.Method
+) -> None:
+    bind_often(sliced, peer, 5_000)
+    request(peer, 1, method)()
+    assert sliced.broker.jobs_left
+    sliced.kill()
+    sliced.open()
+    for restarted in (False, True):
+        if restarted:
+            sliced.restart()
+        vhost = sliced.broker.vhosts["/"]
+        assert {binding.source for binding in vhost.routing.bindings()} <= {""}
+        assert not list(sliced.broker.definitions.bindings())

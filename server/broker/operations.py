@@ -1,0 +1,276 @@
+"""The one door to what a broker holds: for AMQP, and for whoever else manages it.
+
+Each rule about declaring, deleting, binding and purging is written once, here or in vhost.py, with
+RabbitMQ's texts and order of checks. Operations take names; `owner` is the connection that asks, None
+for an operator, who has no exclusive queues. They answer by an `Outcome`, since some take long or wait
+for the disk; what is refused raises at once, before anything is done. Listings are iterators over what
+was there when they began, so that a caller may pause between two items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from qlog.routing.binding import Binding, DestinationKind
+from qlog.routing.exchange import Exchange
+from qlog.server.amqp.errors import (
+    AMQPError,
+    access_refused,
+    connection_forced,
+    not_found,
+    precondition_failed,
+)
+from qlog.server.amqp.values import Table
+from qlog.server.broker.jobs import Steps
+from qlog.server.broker.outcome import Outcome
+from qlog.server.broker.queues.type import Owner, QueueType
+from qlog.server.broker.services import Services
+from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+
+T = TypeVar("T")
+
+
+class Connected(Protocol):
+    """A client, as operators see it."""
+
+    peer: str
+
+    def fail(self, error: AMQPError, number: int) -> None:
+        """Close the channel of that number, 0 for the connection."""
+
+
+class Operations:
+    """See the head of this file. `vhosts` and `clients` are the broker's own, as they are now."""
+
+    def __init__(
+        self,
+        services: Services,
+        vhosts: Mapping[str, VHost],
+        clients: Collection[Connected],
+    ) -> None:
+        self._services = services
+        self._vhosts = vhosts
+        self._clients = clients
+
+    def vhost(self, name: str) -> VHost:
+        """The vhost of that name. Raises 404."""
+        vhost = self._vhosts.get(name)
+        if vhost is None:
+            raise not_found(f"no vhost '{name}'")
+        return vhost
+
+    # -- queues ------------------------------------------------------------------------------
+
+    def queue(self, vhost: VHost, owner: Owner | None, name: str) -> QueueType:
+        """The queue of that name. Raises 404, and 405 if another connection has it for itself."""
+        queue = vhost.queue(name)
+        vhost.assert_access(queue, owner)
+        return queue
+
+    def declare_queue(
+        self,
+        vhost: VHost,
+        owner: Owner | None,
+        name: str,
+        *,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Table,
+    ) -> Outcome[QueueType]:
+        """queue.declare; an empty name is given one. Raises 403, 405 and 406."""
+
+        def declare() -> QueueType:
+            return vhost.declare_queue(
+                name,
+                owner,
+                durable=durable,
+                exclusive=exclusive,
+                auto_delete=auto_delete,
+                arguments=arguments,
+            )
+
+        return _when_free(vhost.leaving("queue", name), declare)
+
+    def delete_queue(
+        self, vhost: VHost, owner: Owner | None, name: str, *, if_unused: bool, if_empty: bool
+    ) -> Outcome[int]:
+        """queue.delete; how many messages were ready. A missing queue is no error, and had none.
+
+        Raises 405, and 406 for a queue that is in use or not empty, if that was asked.
+        """
+        queue = vhost.queues.get(name)
+        if queue is None:
+            return Outcome.of(0)
+        vhost.assert_access(queue, owner)
+        if if_unused and queue.takers:
+            raise precondition_failed(f"{queue} in use")
+        if if_empty and queue.ready:
+            raise precondition_failed(f"{queue} not empty")
+        return vhost.delete_queue(queue)
+
+    def purge_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[int]:
+        """queue.purge; how many messages went. Raises 404 and 405, fails with CorruptLog."""
+        return self._services.jobs.start(_purging(self.queue(vhost, owner, name)))
+
+    # -- exchanges and bindings --------------------------------------------------------------
+
+    def declare_exchange(
+        self,
+        vhost: VHost,
+        name: str,
+        type_: str,
+        *,
+        durable: bool,
+        auto_delete: bool,
+        internal: bool,
+        arguments: Table,
+    ) -> Outcome[None]:
+        """exchange.declare. Raises 403 and 406."""
+        _assert_not_default(name)
+
+        def declare() -> None:
+            vhost.declare_exchange(
+                name,
+                type_,
+                durable=durable,
+                auto_delete=auto_delete,
+                internal=internal,
+                arguments=arguments,
+            )
+
+        return _when_free(vhost.leaving("exchange", name), declare)
+
+    def assert_exchange(self, vhost: VHost, name: str) -> Outcome[None]:
+        """exchange.declare with `passive`. Raises 403 and 404."""
+        _assert_not_default(name)
+        vhost.exchange(name)
+        return Outcome.of(None)
+
+    def delete_exchange(self, vhost: VHost, name: str, *, if_unused: bool) -> Outcome[None]:
+        """exchange.delete; a missing exchange is no error. Raises 403 for `amq.*`, 406 in use."""
+        _assert_not_default(name)
+        if name.startswith(RESERVED_PREFIX):
+            raise access_refused(f"deletion of system {vhost.rs_exchange(name)} not allowed")
+        if vhost.routing.exchange(name) is None or vhost.leaving("exchange", name):
+            return Outcome.of(None)
+        if if_unused and vhost.routing.in_use(name):
+            raise precondition_failed(f"{vhost.rs_exchange(name)} in use")
+        return vhost.delete_exchange(name)
+
+    def bind(
+        self,
+        vhost: VHost,
+        owner: Owner | None,
+        source: str,
+        kind: DestinationKind,
+        destination: str,
+        key: str,
+        arguments: Table,
+    ) -> Outcome[None]:
+        """queue.bind, exchange.bind. Raises 403, 404, 405 and 406."""
+        _assert_bindable(source, kind, destination)
+        _assert_access(vhost, owner, kind, destination)
+        vhost.bind(source, kind, destination, key, arguments)
+        return Outcome.of(None)
+
+    def unbind(
+        self,
+        vhost: VHost,
+        owner: Owner | None,
+        source: str,
+        kind: DestinationKind,
+        destination: str,
+        key: str,
+        arguments: Table,
+    ) -> Outcome[None]:
+        """queue.unbind, exchange.unbind: unknown names and bindings are no error.
+
+        Raises 403 and 405.
+        """
+        _assert_bindable(source, kind, destination)
+        _assert_access(vhost, owner, kind, destination)
+        vhost.unbind(source, kind, destination, key, arguments)
+        return Outcome.of(None)
+
+    # -- what there is -----------------------------------------------------------------------
+
+    def vhosts(self) -> Iterator[VHost]:
+        """All vhosts."""
+        yield from list(self._vhosts.values())
+
+    def queues(self, vhost: VHost) -> Iterator[QueueType]:
+        """The queues of a vhost, but for those that go while they are listed."""
+        for queue in list(vhost.queues.values()):
+            if not queue.deleted:
+                yield queue
+
+    def exchanges(self, vhost: VHost) -> Iterator[Exchange]:
+        """The exchanges of a vhost, the default one and the predeclared included."""
+        for exchange in list(vhost.routing.exchanges()):
+            if not vhost.leaving("exchange", exchange.name):
+                yield exchange
+
+    def bindings(self, vhost: VHost) -> Iterator[Binding]:
+        """The bindings of a vhost, the implicit ones (source "") included."""
+        yield from list(vhost.routing.bindings())
+
+    def connections(self) -> Iterator[Connected]:
+        """The clients."""
+        yield from list(self._clients)
+
+    def close_connection(self, client: Connected, reason: str) -> None:
+        """Throw a client out: it is told why."""
+        client.fail(connection_forced(reason), 0)
+
+
+def page(items: Iterator[T], first: int, count: int) -> list[T]:
+    """A page of a listing: `count` items from index `first` on, fewer at the end."""
+    return list(islice(items, first, first + count))
+
+
+def _purging(queue: QueueType) -> Steps[int]:
+    count = queue.purge()
+    while not queue.sweep():
+        yield
+    return count
+
+
+def _when_free(leaving: Outcome[None] | None, declare: Callable[[], T]) -> Outcome[T]:
+    """Declare when the name is free: now, or when what was deleted under it is gone altogether."""
+    if leaving is None:
+        return Outcome.of(declare())
+    outcome: Outcome[T] = Outcome()
+
+    def go_on(_: Outcome[None]) -> None:
+        try:
+            value = declare()
+        except Exception as error:  # noqa: BLE001 - who asked hears of it
+            outcome.fail(error)
+        else:
+            outcome.set(value)
+
+    leaving.then(go_on)
+    return outcome
+
+
+def _assert_not_default(exchange: str) -> None:
+    if not exchange:
+        raise access_refused("operation not permitted on the default exchange")
+
+
+def _assert_bindable(source: str, kind: DestinationKind, destination: str) -> None:
+    _assert_not_default(source)
+    if kind == "exchange":
+        _assert_not_default(destination)
+
+
+def _assert_access(
+    vhost: VHost, owner: Owner | None, kind: DestinationKind, destination: str
+) -> None:
+    """Raises 405 if a binding is to change of a queue that another connection has for itself."""
+    queue = vhost.queues.get(destination) if kind == "queue" else None
+    if queue is not None:
+        vhost.assert_access(queue, owner)
