@@ -34,10 +34,14 @@ assert TRAILER_BYTES == 80
 TRAILER_MAGIC = b"QLOGEND\n"
 
 
-def run_bytes(record_count: int, target_count: int, *, has_dues: bool) -> int:
-    """What a run takes in the footer."""
-    due_bytes = 8 * record_count if has_dues else 0
-    return 12 * record_count + 12 + 12 * target_count + due_bytes
+def run_bytes(target_count: int) -> int:
+    """What a run takes in the footer, without its records."""
+    return 12 + 12 * target_count
+
+
+def records_bytes(count: int, *, has_dues: bool) -> int:
+    """What so many of its records take."""
+    return (20 if has_dues else 12) * count
 
 
 class PlacedRun(NamedTuple):

@@ -71,20 +71,43 @@ def _record_packer(target_count: int, has_due: bool) -> Callable[..., bytes]:
     return struct.Struct("<IIBBHIQQ" + due + "IQ" * target_count).pack
 
 
+_PACK_ONE = _record_packer(1, False)
+
+
 @cache
 def run_unpacker(target_count: int) -> Callable[[bytes, int], tuple[int, ...]]:
     """Unpacks (from data, at an offset) header and targets of a record without a due time."""
     return struct.Struct("<IIBBHIQQ" + "IQ" * target_count).unpack_from
 
 
+class Lengths(NamedTuple):
+    """How long records are, and what they and their bodies take together, in bytes."""
+
+    lengths: "array[int]"
+    record_bytes: int
+    sizes: "array[int]"  # of the bodies
+    body_bytes: int
+
+
 def record_lengths(
-    target_count: int, metas: Sequence[Meta], sizes: "array[int]", *, has_dues: bool
-) -> "array[int]":
-    """The lengths of records with bodies of these sizes, in bytes."""
+    target_count: int, metas: Sequence[Meta], bodies: Sequence[bytes], *, has_dues: bool
+) -> Lengths:
+    """How long the records of these messages will be."""
+    count = len(bodies)
     fixed = fixed_bytes(DUE if has_dues else 0, target_count)
+    if count == 1:
+        body_bytes = len(bodies[0])
+        length = fixed + len(metas[0].packed) + body_bytes
+        return Lengths(array("I", (length,)), length, array("I", (body_bytes,)), body_bytes)
+    sizes = array("I", map(len, bodies))
+    body_bytes = sum(sizes)
     if _alike(metas):
-        return array("I", map((fixed + len(metas[0].packed)).__add__, sizes))
-    return array("I", map(fixed.__add__, map(add, [len(meta.packed) for meta in metas], sizes)))
+        head = fixed + len(metas[0].packed)
+        lengths = array("I", map(head.__add__, sizes))
+        return Lengths(lengths, body_bytes + count * head, sizes, body_bytes)
+    heads = [len(meta.packed) for meta in metas]
+    lengths = array("I", map(fixed.__add__, map(add, heads, sizes)))
+    return Lengths(lengths, body_bytes + count * fixed + sum(heads), sizes, body_bytes)
 
 
 def pack_run(
@@ -94,27 +117,26 @@ def pack_run(
     bodies: Sequence[bytes],
     lengths: "array[int]",
     flags: int,
-    times_ms: Sequence[int],
+    now_ms: int,
+    times_ms: Sequence[int] | None = None,
     dues_ms: Sequence[int] | None = None,
 ) -> list[bytes]:
     """The records of a run, as buffers to be written one behind the other.
 
     Record i goes to each of `lanes`, where its qseq is `firsts[…] + i`. `lengths` are those that
-    `record_lengths` gave. `times_ms`: when each message was appended. `dues_ms`: each message's due
-    time; the flag DUE is set for them here. No step here is Python code for each message: this is
-    where the broker's speed is made or lost.
+    `record_lengths` gave. `now_ms`: when all of them were appended; `times_ms`: when each was, if
+    that differs. `dues_ms`: each message's due time; the flag DUE is set for them here. No step here
+    is Python code for each message: this is where the broker's speed is made or lost.
     """
     count = len(bodies)
     if dues_ms is not None:
         flags |= DUE
-    seed = record_seed(0, 0, MESSAGE, flags)
+    elif count == 1:
+        return _pack_one(lanes, firsts, metas[0], bodies[0], lengths[0], flags, now_ms)
+    seed = record_seed(0, 0 if times_ms else now_ms, MESSAGE, flags)
     parts: list[bytes] = [b""] * (3 * count)
     meta_lengths: Iterable[int]
-    times: Iterable[int] = times_ms
-    same_time = times_ms[0] == times_ms[-1] and times_ms.count(times_ms[0]) == count
-    if same_time:
-        seed ^= times_ms[0]
-        times = repeat(times_ms[0])
+    times: Iterable[int] = times_ms or repeat(now_ms)
     seeds: Iterable[int]
     if _alike(metas):
         packed = metas[0].packed
@@ -126,7 +148,7 @@ def pack_run(
         meta_lengths = map(len, packeds)
         seeds = [meta.packed_hash ^ seed for meta in metas]
         parts[1::3] = packeds
-    if not same_time:
+    if times_ms:
         seeds = map(xor, seeds, times_ms)
     columns: list[Iterable[int]] = []
     if dues_ms is not None:
@@ -149,6 +171,28 @@ def pack_run(
     )
     parts[2::3] = bodies
     return parts
+
+
+def _pack_one(
+    lanes: Sequence[int],
+    firsts: Sequence[int],
+    meta: Meta,
+    body: bytes,
+    length: int,
+    flags: int,
+    now_ms: int,
+) -> list[bytes]:
+    """As `pack_run` does, one message without a due time."""
+    packed = meta.packed
+    digest = xxh3_64_intdigest(body, record_seed(meta.packed_hash, now_ms, MESSAGE, flags))
+    head = (length, len(packed), MESSAGE, flags, 0, len(lanes), now_ms, digest)
+    if len(lanes) == 1:
+        header = _PACK_ONE(*head, lanes[0], firsts[0])
+    else:
+        header = _record_packer(len(lanes), False)(
+            *head, *itertools.chain.from_iterable(zip(lanes, firsts, strict=True))
+        )
+    return [header, packed, body]
 
 
 def _alike(metas: Sequence[Meta]) -> bool:

@@ -190,6 +190,7 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
                 transient.metas,
                 transient.bodies,
                 run.lengths,
+                run.now_ms,
                 run.times_ms,
                 run.dues_ms,
             )

@@ -185,7 +185,7 @@ class Lane(Generic[M]):
                     slice_.add(
                         run.metas[index:end],
                         run.bodies[index:end],
-                        run.times_ms[index:end],
+                        run.times(index, end),
                         run.sizes[index:end],
                         None if run.dues_ms is None else run.dues_ms[index:end],
                     )

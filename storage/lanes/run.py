@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from qlog.storage.bytes.record import Meta
+from qlog.storage.bytes.record import Lengths, Meta
 
 M = TypeVar("M", bound=Meta)
 IN_MEMORY = 0  # the segment id of a run that is nowhere else
@@ -37,6 +37,7 @@ class Run(Generic[M]):
         "lsn_end",
         "memory_bytes",
         "metas",
+        "now_ms",
         "origin",
         "owners",
         "positions",
@@ -55,7 +56,8 @@ class Run(Generic[M]):
         self.positions = array("I")  # in the segment; none until it is packed
         self.lengths = array("I")  # of the whole records
         self.sizes = array("I")  # of the bodies
-        self.times_ms = array("Q")  # when each was appended, by the wall clock
+        self.now_ms = 0  # when they were appended, by the wall clock
+        self.times_ms: array[int] | None = None  # when each was, if that is not the same for all
         self.dues_ms: array[int] | None = array("Q") if has_dues else None
         self.metas: list[M] | None = []
         self.bodies: list[bytes] | None = []  # None: only on disk
@@ -70,29 +72,38 @@ class Run(Generic[M]):
         self,
         metas: Sequence[M],
         bodies: Sequence[bytes],
-        lengths: "array[int]",
-        sizes: "array[int]",
+        measured: Lengths,
         now_ms: int,
         dues_ms: Sequence[int] | None,
     ) -> int:
         """Add messages behind the others; how much memory they take, in bytes."""
         assert self.metas is not None and self.bodies is not None
         count = len(bodies)
-        if count == 1:
-            self.times_ms.append(now_ms)
+        if self.count:
+            if now_ms != self.now_ms or self.times_ms is not None:
+                self.times_ms = self.times(0, self.count)
+                self.times_ms += array("Q", (now_ms,)) * count
+            self.lengths += measured.lengths
+            self.sizes += measured.sizes
         else:
-            self.times_ms += array("Q", [now_ms]) * count
-        self.lengths += lengths
-        self.sizes += sizes
+            self.now_ms = now_ms
+            self.lengths = measured.lengths
+            self.sizes = measured.sizes
         if self.dues_ms is not None:
             assert dues_ms is not None
             self.dues_ms.extend(dues_ms)
         self.metas += metas
         self.bodies += bodies
         self.count += count
-        grown = sum(lengths) + _MESSAGE_OVERHEAD_BYTES * count
+        grown = measured.record_bytes + _MESSAGE_OVERHEAD_BYTES * count
         self.memory_bytes += grown
         return grown
+
+    def times(self, start: int, end: int) -> "array[int]":
+        """When these of the messages were appended."""
+        if self.times_ms is None:
+            return array("Q", (self.now_ms,)) * (end - start)
+        return self.times_ms[start:end]
 
     def can_join(self, later: "Run[M]") -> bool:
         """Whether the next run of the lane can be made a part of this one."""
@@ -112,7 +123,8 @@ class Run(Generic[M]):
         self.positions += later.positions
         self.lengths += later.lengths
         self.sizes += later.sizes
-        self.times_ms += later.times_ms
+        if self.times_ms is not None or later.times_ms is not None or self.now_ms != later.now_ms:
+            self.times_ms = self.times(0, self.count) + later.times(0, later.count)
         if self.dues_ms is not None:
             assert later.dues_ms is not None
             self.dues_ms += later.dues_ms
@@ -133,8 +145,9 @@ class Slice(Generic[M]):
     first_qseq: int
     metas: list[M] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
-    times_ms: list[int] = field(default_factory=list)  # when they were appended, by the wall clock
-    sizes: list[int] = field(default_factory=list)  # of the bodies
+    # When they were appended, by the wall clock.
+    times_ms: "array[int]" = field(default_factory=lambda: array("Q"))
+    sizes: "array[int]" = field(default_factory=lambda: array("I"))  # of the bodies
     dues_ms: list[int] | None = None  # due times, 0 for one without; None: all are without
 
     def add(
@@ -149,8 +162,8 @@ class Slice(Generic[M]):
         before = len(self.bodies)
         self.metas += metas
         self.bodies += bodies
-        self.times_ms += times_ms
-        self.sizes += sizes
+        self.times_ms.extend(times_ms)
+        self.sizes.extend(sizes)
         if dues_ms is None and self.dues_ms is None:
             return
         if self.dues_ms is None:

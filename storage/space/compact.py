@@ -36,7 +36,7 @@ import lmdb
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.bytes.footer import run_bytes
+from qlog.storage.bytes.footer import records_bytes, run_bytes
 from qlog.storage.bytes.record import unpack_record
 from qlog.storage.errors import SyncFailed, is_shortage
 from qlog.storage.index.index import Index, Live, Move
@@ -56,7 +56,7 @@ _SMALL_COUNT_MIN = 8  # and so many small neighbours are put together
 _CROWDED_AGE_SHARE = 0.1  # of the age that a segment has to have otherwise
 _GAIN_SHARE = 64  # nothing is done for less than this part of a segment
 # Around a record that stands alone: its batch, and what the footer says of it (but a due time).
-_STRAY_BYTES = BATCH_HEADER_BYTES + run_bytes(1, 1, has_dues=False)
+_STRAY_BYTES = BATCH_HEADER_BYTES + run_bytes(1) + records_bytes(1, has_dues=False)
 _UNREADABLE = frozenset({errno.EIO, errno.ENOENT})  # else the fault may not be the file's
 
 

@@ -6,12 +6,11 @@ within a lane the order of appends is the order in the log: what goes to other l
 a new run.
 """
 
-from array import array
 from collections.abc import Sequence
 from typing import Generic
 
-from qlog.storage.bytes.footer import run_bytes
-from qlog.storage.bytes.record import record_lengths
+from qlog.storage.bytes.footer import records_bytes, run_bytes
+from qlog.storage.bytes.record import Lengths, record_lengths
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.run import IN_MEMORY, NOT_PACKED, M, Run
@@ -37,22 +36,20 @@ class Gathering(Generic[M]):
         log = self._log
         count = len(bodies)
         has_dues = dues_ms is not None
-        sizes = array("I", map(len, bodies))
-        lengths = record_lengths(len(lanes), metas, sizes, has_dues=has_dues)
-        size = sum(lengths)
-        run_footer_bytes = run_bytes(0, len(lanes), has_dues=False)
-        footer_bytes = run_bytes(count, len(lanes), has_dues=has_dues)
-        batch = log.place(count, size, footer_bytes)
+        measured = record_lengths(len(lanes), metas, bodies, has_dues=has_dues)
+        size = measured.record_bytes
+        run_footer_bytes = run_bytes(len(lanes))
+        footer_bytes = records_bytes(count, has_dues=has_dues)
+        batch = log.place(count, size, footer_bytes + run_footer_bytes)
         run = _open_run(lanes, batch, has_dues)
         if run is None:
+            footer_bytes += run_footer_bytes
             run = Run(batch.segment.segment_id, NOT_PACKED, len(lanes), has_dues=has_dues)
             run.batch = batch
             batch.pieces.append(Piece(run, lanes))
             self._begin(run, lanes)
-        else:
-            footer_bytes -= run_footer_bytes
         log.added(batch, count, size, footer_bytes)
-        self._extend(run, lanes, metas, bodies, lengths, sizes, now_ms, dues_ms)
+        self._extend(run, lanes, metas, bodies, measured, now_ms, dues_ms)
         return size
 
     def transient(
@@ -65,12 +62,11 @@ class Gathering(Generic[M]):
     ) -> None:
         """Keep the messages in memory, until a checkpoint spills them."""
         has_dues = dues_ms is not None
-        sizes = array("I", map(len, bodies))
-        lengths = record_lengths(len(lanes), metas, sizes, has_dues=has_dues)
+        measured = record_lengths(len(lanes), metas, bodies, has_dues=has_dues)
         run: Run[M] = Run(IN_MEMORY, 0, len(lanes), has_dues=has_dues)
         run.origin = [(lane.id, lane.next_qseq) for lane in lanes]
         self._begin(run, lanes)
-        self._extend(run, lanes, metas, bodies, lengths, sizes, now_ms, dues_ms)
+        self._extend(run, lanes, metas, bodies, measured, now_ms, dues_ms)
 
     def _begin(self, run: Run[M], lanes: Sequence[Lane[M]]) -> None:
         self._cache.add(run)
@@ -83,15 +79,13 @@ class Gathering(Generic[M]):
         lanes: Sequence[Lane[M]],
         metas: Sequence[M],
         bodies: Sequence[bytes],
-        lengths: "array[int]",
-        sizes: "array[int]",
+        measured: Lengths,
         now_ms: int,
         dues_ms: Sequence[int] | None,
     ) -> None:
-        self._cache.grown(run, run.extend(metas, bodies, lengths, sizes, now_ms, dues_ms))
-        body_bytes = sum(sizes)
+        self._cache.grown(run, run.extend(metas, bodies, measured, now_ms, dues_ms))
         for lane in lanes:
-            lane.grown(run, len(bodies), body_bytes)
+            lane.grown(run, len(bodies), measured.body_bytes)
 
 
 def _open_run(lanes: Sequence[Lane[M]], batch: object, has_dues: bool) -> Run[M] | None:

@@ -72,25 +72,29 @@ class PendingBatch:
         lsn_end = self.base_lsn + self.count
         for piece in self.pieces:
             run = piece.run
+            lanes, firsts, lengths = piece.lanes, piece.firsts, run.lengths
             self.parts += pack_run(
-                piece.lanes,
-                piece.firsts,
+                lanes,
+                firsts,
                 piece.metas,
                 piece.bodies,
-                piece.lengths,
+                lengths,
                 PERSISTENT,
-                piece.times_ms,
-                piece.dues_ms,
+                run.now_ms,
+                run.times_ms,
+                run.dues_ms,
             )
-            positions = array("I", accumulate(piece.lengths, initial=at))
+            positions = array("I", accumulate(lengths, initial=at))
             at = positions.pop()
             run.positions = positions
             run.lsn_end = lsn_end
             run.batch = None
-            columns.add(
-                piece.lanes, piece.firsts, positions, piece.lengths, piece.sizes, piece.dues_ms
-            )
-            columns.note_times(min(piece.times_ms), max(piece.times_ms))
+            columns.add(lanes, firsts, positions, lengths, run.sizes, run.dues_ms)
+            times_ms = run.times_ms
+            if times_ms is None:
+                columns.note_times(run.now_ms, run.now_ms)
+            else:
+                columns.note_times(min(times_ms), max(times_ms))
         assert at == self.end
         self.pieces.clear()
 
@@ -106,34 +110,19 @@ class Target(Protocol):
 
 
 class Piece:
-    """A run as its batch sees it. Its lanes may forget it before it is packed: what is to be
-    written is held here.
+    """A run as its batch sees it. Its lanes may forget it before it is packed, and with it the
+    messages: these are held here.
     """
 
-    __slots__ = (
-        "bodies",
-        "dues_ms",
-        "firsts",
-        "lanes",
-        "lengths",
-        "metas",
-        "run",
-        "sizes",
-        "times_ms",
-    )
+    __slots__ = ("bodies", "firsts", "lanes", "metas", "run")
 
     def __init__(self, run: Run[Any], lanes: Sequence[Target]) -> None:
         assert run.metas is not None and run.bodies is not None
         self.run = run
         self.lanes = [lane.id for lane in lanes]
         self.firsts = [lane.next_qseq for lane in lanes]
-        # The run's own lists, which grow with it.
-        self.metas = run.metas
+        self.metas = run.metas  # the run's own lists, which grow with it
         self.bodies = run.bodies
-        self.lengths = run.lengths
-        self.sizes = run.sizes
-        self.times_ms = run.times_ms
-        self.dues_ms = run.dues_ms
 
 
 class Log:

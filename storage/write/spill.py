@@ -50,11 +50,12 @@ class SpillWriter(Generic[M]):
         metas: Sequence[M],
         bodies: Sequence[bytes],
         lengths: "array[int]",
-        times_ms: Sequence[int],
+        now_ms: int,
+        times_ms: Sequence[int] | None,
         dues_ms: Sequence[int] | None,
     ) -> "tuple[int, array[int]]":
         """Write a run: the segment id, and the positions of its records. Raises OSError."""
-        parts = pack_run(lanes, firsts, metas, bodies, lengths, 0, times_ms, dues_ms)
+        parts = pack_run(lanes, firsts, metas, bodies, lengths, 0, now_ms, times_ms, dues_ms)
         data = b"".join(parts)
         if self._file < 0 or self._position + len(data) > self._file_bytes_max:
             self._begin()

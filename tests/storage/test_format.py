@@ -86,9 +86,12 @@ def packed(
     dues_ms: Sequence[int] | None,
 ) -> "tuple[bytes, array[int], array[int]]":
     """A run's records, their lengths, and the sizes of their bodies."""
-    sizes = array("I", map(len, bodies))
-    lengths = record_lengths(len(lanes), metas, sizes, has_dues=dues_ms is not None)
-    parts = pack_run(lanes, firsts, metas, bodies, lengths, flags, times_ms, dues_ms)
+    measured = record_lengths(len(lanes), metas, bodies, has_dues=dues_ms is not None)
+    lengths, sizes = measured.lengths, measured.sizes
+    assert measured.record_bytes == sum(lengths) and measured.body_bytes == sum(sizes)
+    same_time = len(set(times_ms)) == 1
+    times = times_ms[0], None if same_time else times_ms
+    parts = pack_run(lanes, firsts, metas, bodies, lengths, flags, *times, dues_ms)
     return b"".join(parts), lengths, sizes
 
 

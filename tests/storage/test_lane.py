@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlog.storage.bytes.record import Lengths
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.run import Pointers, Run, Slice
@@ -47,9 +48,9 @@ def lane_of(*counts: int) -> Lane[Envelope]:
         cache.add(run)
         lane.add(run)
         sizes = array("I", map(len, bodies))
-        lengths = array("I", [10]) * count
-        cache.grown(run, run.extend([envelope()] * count, bodies, lengths, sizes, serial, None))
-        lane.grown(run, count, sum(sizes))
+        measured = Lengths(array("I", [10]) * count, 10 * count, sizes, sum(sizes))
+        cache.grown(run, run.extend([envelope()] * count, bodies, measured, serial, None))
+        lane.grown(run, count, measured.body_bytes)
     return lane
 
 
@@ -84,8 +85,8 @@ def test_settled_messages_are_not_read_again(
     ):
         contiguous += 1
     assert part.bodies == [b"%d" % (expected[0] + at) for at in range(contiguous)]
-    assert part.sizes == list(map(len, part.bodies))
-    assert part.times_ms == [
+    assert list(part.sizes) == list(map(len, part.bodies))
+    assert list(part.times_ms) == [
         next(end for end in (300, 301, 600, 700, 900) if qseq < end)  # each run has one time
         for qseq in range(expected[0], expected[0] + contiguous)
     ]
