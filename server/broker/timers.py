@@ -52,8 +52,12 @@ class Timers:
 
     @property
     def due_s(self) -> float:
-        """When the next one is due; infinity: none is. A cancelled one may still count."""
-        return self._heap[0][0] if self._heap else math.inf
+        """When the next one is due; infinity: none is. Nobody is woken for one that was cancelled."""
+        heap = self._heap
+        while heap and not heap[0][2].waits:
+            heappop(heap)
+            self._cancelled -= 1
+        return heap[0][0] if heap else math.inf
 
     def at(self, due_s: float, call: Callable[[], None]) -> Timer:
         """Have `call` called at or after `due_s`."""

@@ -9,8 +9,8 @@ Promises: nobody's turn is longer than TURN_S, and no client's share of it longe
 but for one event that takes longer; what is left, of one long read too, goes on in rotation. An
 error of ours costs the client in whose turn it happened, and never ends the loop. The descriptor of
 a session that ends stays open until the turn is over, so that no other socket has its number while
-the turn may still name it. Timers (`at`) are part of the turn: the next one is the poll's timeout. So are the broker's jobs: while some
-are left, no turn waits.
+the turn may still name it. Timers (`at`) are part of the turn: the next one is the poll's timeout.
+So are the broker's jobs: while some are left, no turn waits.
 
 `wake` is the only call for other threads.
 """
@@ -183,12 +183,16 @@ class Turns:
     async def run(self) -> None:
         """Take turns until cancelled."""
         while True:
-            timeout_s = self.timeout_s()
-            if timeout_s > 0:
-                with trio.move_on_after(timeout_s):
-                    await trio.lowlevel.wait_readable(self.poller)
-            else:
-                await trio.lowlevel.checkpoint()
+            # One scope for many waits: its deadline moves, and ends it only when it is reached.
+            with trio.CancelScope() as scope:
+                while True:
+                    timeout_s = self.timeout_s()
+                    if timeout_s > 0:
+                        scope.deadline = trio.current_time() + timeout_s
+                        await trio.lowlevel.wait_readable(self.poller)
+                    else:
+                        await trio.lowlevel.checkpoint()
+                    self.take_turns()
             self.take_turns()
 
     def take_turns(self) -> None:

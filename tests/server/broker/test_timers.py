@@ -68,3 +68,13 @@ def test_cancelled_timers_are_forgotten() -> None:
         timers.at(9.0, lambda: None).cancel()
     assert kept.waits and len(timers._heap) < 200
     assert not timers.run(9.5)
+
+
+def test_nobody_is_woken_for_a_cancelled_timer() -> None:
+    timers = Timers()
+    early, late = timers.at(1.0, lambda: None), timers.at(2.0, lambda: None)
+    assert timers.due_s == 1.0
+    early.cancel()
+    assert timers.due_s == 2.0
+    late.cancel()
+    assert timers.due_s == math.inf and not timers.run(5.0)
