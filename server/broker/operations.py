@@ -81,6 +81,7 @@ class Operations:
         arguments: Table,
     ) -> Outcome[QueueType]:
         """queue.declare; an empty name is given one. Raises 403, 405 and 406."""
+        assert owner is not None or not exclusive, "exclusive to whom?"
 
         def declare() -> QueueType:
             return vhost.declare_queue(
