@@ -20,8 +20,8 @@ from qlog.server.net.turns import Turns
 logger = logging.getLogger("qlog.network")
 
 CHECK_INTERVAL_S = 1.0
-# So many are accepted in one turn: a thousand that come at once are in within some turns, while those
-# who are there have theirs.
+# So many are accepted in one turn: a thousand that come at once are in within some turns, while
+# those who are there have theirs.
 ACCEPTED_MAX = 64
 # File descriptors for all else than clients. RabbitMQ sets as many aside, and like it the broker
 # does not accept more clients than the others are enough for.
@@ -161,7 +161,7 @@ class Door:
         self._turns.poller.remove(self._listener.fileno())
 
     def cut(self) -> None:
-        """A session could not be made, which is our bug. The next may fare better, a little later."""
+        """A session could not be made, which is our bug. The next one may fare better, later."""
         self._network.pause()
 
 

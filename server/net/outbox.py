@@ -10,8 +10,8 @@ from qlog.server.net.transport import Transport
 
 # Beyond this, deliveries stop until the client has read; RabbitMQ's writer keeps about as much.
 OUTBOX_BYTES_MAX = 1024 * 1024
-# Beyond this, the client is not read either: what it asks for is not to pile up here. Far above what
-# a client that publishes now and reads later is owed, since for that one it would be a deadlock.
+# Beyond this, the client is not read either: what it asks for is not to pile up here. Far above
+# what a client that publishes now and reads later is owed: for that one it would be a deadlock.
 OVERFULL_BYTES = 64 * OUTBOX_BYTES_MAX
 # Buffers a sendmsg; the kernel's limit is 1024.
 BUFFERS_MAX = 256

@@ -1,8 +1,8 @@
 """Which sockets can be read or written: epoll, or what else the system has; level-triggered.
 
-Promises: `poll` names no owner that was removed, and one whose socket is ready again and again until
-it is served; where there are more than one call names, they take turns. Knows nothing of what
-the sockets carry. All but `Waker.wake` is for one thread.
+Promises: `poll` names no owner that was removed, and an owner whose socket is ready again and again
+until it is served; where there are more than one call names, they take turns. Knows nothing of
+what the sockets carry. All but `Waker.wake` is for one thread.
 """
 
 import os
@@ -38,7 +38,7 @@ class Poller(Protocol, Generic[Owner]):
         """Forget it. Before the descriptor is closed: its number may have another owner then."""
 
     def poll(self, timeout_s: float) -> list[tuple[Owner, int]]:
-        """Owners and what their sockets are (READABLE, WRITABLE, GONE). Waits until there is one."""
+        """Owners and what their sockets are (READABLE, WRITABLE, GONE). Waits for the first."""
 
     def close(self) -> None:
         """Give back its own descriptor."""
@@ -99,8 +99,8 @@ _EPOLL, _READY = _epoll_tables()
 class SelectorPoller(Generic[Owner]):
     """Any other system: kqueue on macOS and BSD.
 
-    A selector cannot watch for nothing, so a descriptor without an interest leaves it. A peer that is
-    gone makes its socket readable and writable.
+    A selector cannot watch for nothing, so a descriptor without an interest leaves it. A peer that
+    is gone makes its socket readable and writable.
     """
 
     def __init__(self) -> None:

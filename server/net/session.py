@@ -1,4 +1,4 @@
-"""One client's socket: hands over what came, a read a turn, and sends what the tick wrote at its end.
+"""One client's socket: hands over what came, a read a turn, and sends what the tick wrote.
 
 A read brings hundreds of messages where a client sends so many, and is one tick with those of
 others. Promises: a client that does not read holds up nobody else and costs at most its outbox:
@@ -25,9 +25,9 @@ from qlog.server.net.turns import Turns
 
 logger = logging.getLogger("qlog.connection")
 
-# One read: large enough that a busy publisher's tick carries hundreds of messages, small enough that
-# the others' turn comes within milliseconds. Of large messages, more fit in the same time. A client
-# that sends little is read in small pieces, which cost less to allocate.
+# One read: large enough that a busy publisher's tick carries hundreds of messages, small enough
+# that the others' turn comes within milliseconds. Of large messages, more fit in the same time. A
+# client that sends little is read in small pieces, which cost less to allocate.
 RECEIVE_BYTES_MIN = 16 * 1024
 RECEIVE_BYTES = 256 * 1024
 RECEIVE_LARGE_BYTES = 1024 * 1024

@@ -21,7 +21,7 @@ class Transport(Protocol):
         """
 
     def seal(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
-        """What goes to the socket for what was written, behind what the transport itself has to say.
+        """What goes to the socket for what was written, behind the transport's own words.
 
         Each call's octets are to be sent before those of the next.
         """

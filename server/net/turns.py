@@ -36,7 +36,7 @@ SHARE_S = 0.005
 TURN_S = 0.010
 # So much read in one turn is a batch for the disk, and work for some milliseconds.
 TURN_BYTES_MAX = 1024 * 1024
-# Going back to trio costs some 20 us; a client that answers what it has just got is faster than 1 ms.
+# Going back to trio costs some 20 us; a client that answers what it has got does it within 1 ms.
 STAY_S = 0.001
 # Timers and tasks of trio's (HTTP, signals) wait no longer than this and the turn under way.
 AWAY_S = 0.003
@@ -85,8 +85,8 @@ class Member(Participant, Protocol):
 class Turns:
     """See the head of this file.
 
-    Arguments: `broker`, whose store's `notify` must lead to `wake`; `poller` and `clock_s`, the loop's
-    own monotonic clock in seconds, are for tests to replace.
+    Arguments: `broker`, whose store's `notify` must lead to `wake`; `poller` and `clock_s`, the
+    loop's own monotonic clock in seconds, are for tests to replace.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class Turns:
         return bool(left) or self.broker.jobs_left
 
     def turn(self, timeout_s: float) -> bool:
-        """One turn, waiting at most so long for the first socket. False: there was nothing to do."""
+        """One turn, waiting at most so long for the first socket. False: nothing was to be done."""
         self._busy = False
         timeout_s = min(timeout_s, self.timeout_s()) if timeout_s else 0.0
         ready = self.poller.poll(timeout_s)
@@ -245,7 +245,7 @@ class Turns:
             self._busy = False
 
     def _go_round(self) -> None:
-        """Give those in line their turn, each one once, as long as the turn's time and size allow."""
+        """Give those in line their turn, each once, as long as the turn's time and size allow."""
         line, clock_s = self._line, self.clock_s
         now_s = clock_s()
         until_s = now_s + TURN_S
