@@ -163,7 +163,7 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
 
 
 def undocumented(fault: Fault, where: str, at_start: bool, outcome: Outcome) -> list[str]:
-    """How the reaction of a broker that did start differs from what docs/durability.md says."""
+    """How the reaction of a broker that did start differs from what docs/proofs.md says."""
     stopped = outcome.code == EXIT_DISK
     in_lmdb = "lmdb" in where  # empty: LMDB's lock file
     if fault.call == "openat":
