@@ -71,6 +71,8 @@ BODY_BYTES_LIMIT = 512 * 1024 * 1024
 
 # More octets than one read brings.
 EVENT_BYTES_MAX = 1 << 30
+# Some 800 acks make an event: those in order are one range, but in no order each takes 5 us.
+ACKS_BYTES_MAX = 16 * 1024
 
 # A peer that sends octet by octet must not cost an object for each.
 REST_PIECES_MAX = 256
@@ -258,6 +260,7 @@ class Connection:
         self.frame_max = 0
         self.heartbeat_s = 0
         self.event_bytes_max = EVENT_BYTES_MAX
+        self.event_bytes = 0  # of the last event
         self._message_bytes_max = message_bytes_max
         # The largest payload accepted. As in RabbitMQ that is frame_max itself: a whole frame may
         # exceed it by the eight octets around the payload.
@@ -371,8 +374,10 @@ class Connection:
         self._position = 0
         size = len(data)
         while self._position < size and not (self._rest_bytes_min or self._deaf):
+            before = self._position
             event = self._next_event()
             if event is not None:
+                self.event_bytes = self._position - before
                 yield event
         self._rest_bytes = size - self._position
         if self._rest_bytes and not self._deaf:
@@ -409,7 +414,7 @@ class Connection:
                 if runs:
                     return Publishes(number, runs)
             elif ids == ACK_IDS:
-                until = position + self.event_bytes_max
+                until = position + min(self.event_bytes_max, ACKS_BYTES_MAX)
                 ranges, self._position = take_acks(data, position, number, until)
                 if ranges:
                     return Acks(number, ranges)

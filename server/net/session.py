@@ -347,10 +347,11 @@ class Session:
         of them it brings follows from how long those of the last took.
         """
         core = self._core
+        size = min(core.event_bytes, core.event_bytes_max)
         if took_s > EVENT_S:
-            core.event_bytes_max = max(core.event_bytes_max // 4, EVENT_BYTES_MIN)
-        elif took_s < EVENT_S / 4 and core.event_bytes_max < RECEIVE_LARGE_BYTES:
-            core.event_bytes_max *= 2
+            core.event_bytes_max = max(int(size * EVENT_S / took_s), EVENT_BYTES_MIN)
+        elif took_s < EVENT_S / 4 and size >= core.event_bytes_max // 2:
+            core.event_bytes_max = min(core.event_bytes_max * 2, RECEIVE_LARGE_BYTES)
 
     def _after_read(self) -> None:
         client = self.client

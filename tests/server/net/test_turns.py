@@ -192,7 +192,7 @@ def test_events_are_as_large_as_their_messages_are_quick(loop: Loop) -> None:
     assert smallest == session.EVENT_BYTES_MIN
     loop.step_s = 0.0
     largest = [publish() for _ in range(20)][-1]
-    assert largest >= session.RECEIVE_LARGE_BYTES
+    assert largest > 50_000  # as much as one read brings here
     assert loop.broker.vhosts["/"].queues["q"].ready == 3100
 
 
