@@ -19,10 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, Self
 
-from qlog.storage.bytes.datadir import Identity, mark_doubt
+from qlog.storage.bytes.datadir import mark_doubt
 from qlog.storage.bytes.disk import Disk, OSDisk
 from qlog.storage.bytes.record import TARGET_BYTES
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable, Shortage, SyncFailed, is_shortage
+from qlog.storage.catalog import Catalog
+from qlog.storage.errors import CorruptLog, Shortage, SyncFailed, is_shortage
+from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.index.checkpoint import CheckpointDone
 from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.index.due import DueTimes
@@ -30,7 +32,6 @@ from qlog.storage.index.due_rows import Due
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.reader import Reader
 from qlog.storage.lanes.run import M
-from qlog.storage.lmdb.catalog import Catalog
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
@@ -41,11 +42,11 @@ from qlog.storage.worker import ThreadWorker, Worker
 from qlog.storage.write.commit import CommitResult, Committer
 from qlog.storage.write.commits import RETRY_S, Commits
 from qlog.storage.write.gathering import Gathering
-from qlog.storage.write.ledger import LANE_DELETED
+from qlog.storage.write.ledger import DEFINED, LANE_DELETED
 from qlog.storage.write.settling import Settling
 from qlog.storage.write.upkeep import Prepared, Sealed, Unlinked, Upkeep
 
-_LANE_IDS_RESERVED = 1024  # so many ids for one commit of the catalog
+_LANE_IDS_RESERVED = 1024  # so many ids for one record of the ledger
 _IDLE_S = 60.0
 _CLOSE_S = 60.0
 
@@ -63,12 +64,10 @@ class Store(Generic[M]):
         retention: Retention,
     ) -> None:
         """Use `open`."""
-        self.catalog: Catalog = recovered.catalog
         self.report = recovered.report
         self.settings = recovered.settings
         self.shortage: Shortage | None = None  # why something that was handed over is not written
         self.failure: BaseException | None = None  # nothing is ever confirmed after it
-        self.catalog.on_failure = self._fail
         self._recovered = recovered
         self._notify = notify
         self._lanes = recovered.lanes
@@ -89,6 +88,7 @@ class Store(Generic[M]):
             recovered.nursery,
         )
         self._settling = Settling(recovered.changes, recovered.settings, clock_ms, notify)
+        self.catalog = Catalog(recovered.definitions, self._settling.define)
         self._commits = Commits(
             recovered.log,
             Committer(
@@ -111,6 +111,8 @@ class Store(Generic[M]):
             lanes=self._lanes,
             cache=recovered.cache,
             index=recovered.index,
+            catalog=self.catalog,
+            catalog_file=recovered.catalog,
             live=recovered.live,
             spill=recovered.spill,
             reader=recovered.reader,
@@ -172,19 +174,10 @@ class Store(Generic[M]):
     # -- lanes
 
     def new_lane_id(self) -> int:
-        """An id that was never used in this directory. Sometimes a sync commit of the catalog.
-
-        Raises DirectoryUnreadable when that cannot be written.
-        """
-        identity = self._identity
-        if self._lane_id_next >= identity.lane_ids_reserved:
-            self._lane_id_next = identity.lane_ids_reserved
-            identity.lane_ids_reserved += _LANE_IDS_RESERVED
-            try:
-                identity.save(self.catalog)
-            except BaseException:  # an id that was not reserved must never be given
-                identity.lane_ids_reserved = self._lane_id_next
-                raise
+        """An id that was never used in this directory."""
+        reserved = self._identity.lane_ids_reserved
+        if self._lane_id_next >= reserved:
+            self._identity = self._identity.reserve(self.catalog, reserved + _LANE_IDS_RESERVED)
         lane_id = self._lane_id_next
         self._lane_id_next += 1
         return lane_id
@@ -401,9 +394,9 @@ class Store(Generic[M]):
             self._commits.log.roll()
             self._commits.seal_rolled()
             if self.checkpoint():
-                self._identity.closed_lsn = self.durable_lsn
-                with suppress(DirectoryUnreadable):  # no space: the next start looks for itself
-                    self._identity.save(self.catalog)
+                # The last batch of the ledger attests all of the log.
+                self._settling.note([DEFINED, *IDENTITY, self._identity.pack()])
+                self.settle_down()
         recovered = self._recovered
         self._commits.close()
         self._upkeep.stop()
@@ -460,12 +453,16 @@ class Store(Generic[M]):
 
     def _submit_job(self) -> None:
         commits, settling, checkpoints = self._commits, self._settling, self._checkpoints
-        job = commits.job()
+        may_flush = checkpoints.ledger_may_go_on
+        # A queue must be durable before a message in it is: with definitions to write, the ledger
+        # goes first, and if it cannot, the log waits.
+        defines = settling.defines
+        job = commits.job(with_log=not defines or (may_flush and settling.held is None))
+        job.ledger_first = defines
         if not settling.held:  # if only the log is held, acks go on, in reserved space
-            may_flush = checkpoints.ledger_may_go_on
             if may_flush and not commits.held:
                 job.ticket = commits.requested
-            sync = job.ticket > commits.synced
+            sync = defines or job.ticket > commits.synced
             flush = settling.due or settling.wants_sync or sync or checkpoints.wanted
             settling.join(job, sync=sync, flush=may_flush and flush)
             checkpoints.join(job)

@@ -20,7 +20,7 @@ from qlog.routing.exchange import Exchange
 from qlog.server.amqp.values import Table, decode_table, encode_table
 from qlog.server.broker.access.users import User
 from qlog.server.broker.queues.type import Declaration
-from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,17 @@
-"""The paths of a data directory, its lock, and who wrote it.
+"""The paths of a data directory, and its lock.
 
-One broker has one directory: the lock is an flock, so that it ends with the process. The identity
-(uuid, epoch, format version, reserved lane ids) lives in the catalog, since that is authoritative.
+One broker has one directory: the lock is an flock, so that it ends with the process.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgpack
-
 from qlog.storage.bytes.batch import FORMAT_VERSION
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.errors import DirectoryLocked, DirectoryUnreadable, OtherFormat, SyncFailed
-from qlog.storage.lmdb.catalog import Catalog
 
 # Which qlog wrote an older format.
 _WRITERS = {1: "one from before the first release", 2: "qlog 0.1.0"}
-_KIND = "storage"  # the catalog's kind for what storage itself keeps there
-_NAME = "directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,36 +118,6 @@ def check_format(what: object, version: int) -> None:
             f"messages with the qlog that wrote it ({writer}), `qlog inspect export`, and bring them "
             'into this one, `qlog inspect import`: see docs/inspect.md, "From an older format"'
         )
-
-
-@dataclass(slots=True)
-class Identity:
-    """What a directory says of itself; kept in the catalog."""
-
-    uuid: bytes
-    epoch: int
-    lane_ids_reserved: int
-    closed_lsn: int  # the log was whole up to here when the broker last closed in good order
-    version: int = FORMAT_VERSION
-
-    def save(self, catalog: Catalog) -> None:
-        """One sync commit."""
-        row = [self.version, self.uuid, self.epoch, self.lane_ids_reserved, self.closed_lsn]
-        catalog.put(_KIND, _NAME, msgpack.packb(row))
-
-    @classmethod
-    def load(cls, catalog: Catalog) -> "Identity | None":
-        """What is kept; None in a new directory. Raises OtherFormat."""
-        row = catalog.get(_KIND, _NAME)
-        return None if row is None else cls.unpack(row)
-
-    @classmethod
-    def unpack(cls, row: bytes) -> "Identity":
-        """From the catalog's value. Raises OtherFormat."""
-        version, *rest = msgpack.unpackb(row)
-        check_format("the data directory", version)
-        uuid, epoch, lane_ids_reserved, closed_lsn = rest[:4]
-        return cls(uuid, epoch, lane_ids_reserved, closed_lsn)
 
 
 def mark_doubt(disk: Disk, paths: Paths) -> None:

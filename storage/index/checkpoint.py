@@ -13,11 +13,13 @@ from typing import Generic
 
 import lmdb
 
+from qlog.storage.catalog import Definition
 from qlog.storage.errors import Shortage, SyncFailed, is_shortage, shortage_of
 from qlog.storage.index.index import Checkpoint, Index, LaneUpdate, Live, Move, Placed
 from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.run import IN_MEMORY, M, Run
+from qlog.storage.lmdb.catalog import CatalogCheckpoint, CatalogDoubt, CatalogFile
 from qlog.storage.write.ledger import (
     SEGMENT_REPLACED,
     SEGMENTS,
@@ -53,6 +55,7 @@ class Snapshot(Generic[M]):
     dropped: list[int] = field(default_factory=list)
     unlinked: list[int] = field(default_factory=list)  # segments that are gone
     condemned: list[int] = field(default_factory=list)  # their end is in the ledger by then
+    definitions: dict[Definition, bytes | None] = field(default_factory=dict)  # that changed
     moves: list[Move] = field(default_factory=list)  # what was compacted; the ledger has it by then
     spilled: "list[tuple[Run[M], int, array[int]]]" = field(default_factory=list)
     ledger: LedgerPosition | None = None
@@ -139,15 +142,23 @@ def snapshot_records(
 
 
 def write(
-    snapshot: Snapshot[M], index: Index, spill: SpillWriter[M], uuid: bytes, epoch: int
+    snapshot: Snapshot[M],
+    index: Index,
+    catalog: CatalogFile,
+    spill: SpillWriter[M],
+    uuid: bytes,
+    epoch: int,
 ) -> CheckpointDone[M]:
-    """Spill, then commit to the index. Raises nothing: the result says what went wrong.
+    """Spill, then commit to the index, and to the catalog when definitions have changed. Raises nothing: the result says what went wrong.
 
     After a failure for lack of space the same snapshot is written again later.
     """
     assert snapshot.ledger is not None
     done = CheckpointDone(snapshot)
     try:
+        if snapshot.definitions:
+            position = CatalogCheckpoint(uuid, epoch, snapshot.ledger)
+            catalog.apply(snapshot.definitions, position)
         _spill(snapshot, spill)
         checkpoint = Checkpoint(
             uuid,
@@ -167,7 +178,7 @@ def write(
         done.shortage = shortage_of(error)
         if done.shortage is None:
             done.failure = error
-    except (lmdb.Error, SyncFailed) as error:
+    except (lmdb.Error, SyncFailed, CatalogDoubt) as error:
         done.failure = error
     done.spill_current = spill.current_id
     return done

@@ -9,6 +9,7 @@ pass through here, since their moves are part of a checkpoint.
 from collections.abc import Callable, Sequence
 from typing import Generic
 
+from qlog.storage.catalog import Catalog
 from qlog.storage.errors import Shortage
 from qlog.storage.index import checkpoint
 from qlog.storage.index.checkpoint import CheckpointDone, Snapshot, snapshot_records
@@ -19,6 +20,7 @@ from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.reader import Reader
 from qlog.storage.lanes.run import M
+from qlog.storage.lmdb.catalog import CatalogFile
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
@@ -55,6 +57,8 @@ class Checkpoints(Generic[M]):
         lanes: dict[int, Lane[M]],
         cache: Cache[M],
         index: Index,
+        catalog: Catalog,
+        catalog_file: CatalogFile,
         live: dict[int, Live],
         spill: SpillWriter[M],
         reader: Reader[M],
@@ -87,6 +91,8 @@ class Checkpoints(Generic[M]):
         self._lanes = lanes
         self._cache = cache
         self._index = index
+        self._catalog = catalog
+        self._catalog_file = catalog_file
         self._spill = spill
         self._reader = reader
         self._identity = identity
@@ -135,6 +141,7 @@ class Checkpoints(Generic[M]):
         changes = self._changes
         if not (
             changes.dirty
+            or self._catalog.changed
             or self._dropped
             or self.condemned
             or self.compactor.moves
@@ -195,6 +202,7 @@ class Checkpoints(Generic[M]):
         for lane in snapshot.lanes:  # what is not durable yet comes with the next one
             if lane.durable_upto(durable_lsn) < lane.next_qseq:
                 changes.dirty.add(lane)
+        snapshot.definitions = self._catalog.take_changed()
         snapshot.dropped = self._dropped
         snapshot.unlinked = self._unlinked
         snapshot.condemned = list(self.condemned)
@@ -222,7 +230,10 @@ class Checkpoints(Generic[M]):
         }
         pointed_to = {id_ for id_, live in self.live.items() if live.count and id_ < SPILL}
         assert pointed_to <= set(kept), "a start would miss what the index points to"
-        return snapshot_records(self._lanes.values(), kept, replaced, following, durable_lsn)
+        return [
+            *snapshot_records(self._lanes.values(), kept, replaced, following, durable_lsn),
+            *self._catalog.records(),
+        ]
 
     # -- writing
 
@@ -240,9 +251,8 @@ class Checkpoints(Generic[M]):
             return
         self._writing = True
         uuid, epoch = self._identity
-        index = self._index
-        spill = self._spill
-        self._upkeep.submit(lambda: checkpoint.write(snapshot, index, spill, uuid, epoch))
+        parts = (self._index, self._catalog_file, self._spill)
+        self._upkeep.submit(lambda: checkpoint.write(snapshot, *parts, uuid, epoch))
 
     def written(self, done: CheckpointDone[M]) -> None:
         """The index has the snapshot, or could not get it."""

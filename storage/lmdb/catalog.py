@@ -1,12 +1,15 @@
-"""Named definitions, kept in LMDB: what a kind or a value means is known to others.
+"""The catalog's file: a checkpoint of the definitions in LMDB, derived from the ledger.
 
-One transaction is one sync commit: when `transaction()` ends, all in it is durable, or nothing is.
-Every value carries a hash that is seeded with its key, so that a damaged or misplaced one is named
-and never returned. The environment must not be used across a fork.
+    entries     kind, 0, name -> hash, msgpack of [name, value]
+    checkpoint  -> hash, up to where the ledger is in here
+
+One transaction a checkpoint, synced. Every value carries a hash that is seeded with its key, so that
+a damaged or misplaced one is named and never returned. A file that is damaged, missing, or another
+directory's is made anew by a start. The environment must not be used across a fork.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,8 @@ import lmdb
 import msgpack
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from qlog.storage.errors import DirectoryUnreadable, is_shortage
+from qlog.storage.bytes.batch import FORMAT_VERSION
+from qlog.storage.catalog import Definition
 from qlog.storage.lmdb.environment import (
     DAMAGE,
     forget_failed_commit,
@@ -23,9 +27,15 @@ from qlog.storage.lmdb.environment import (
     open_environment,
 )
 from qlog.storage.lmdb.headroom import Headroom
+from qlog.storage.write.ledger import LedgerPosition
 
 _HASH = struct.Struct("<Q")
+_CHECKPOINT = b"checkpoint"
 _NAME_BYTES_MAX = 400  # LMDB's keys end at 511 bytes; longer names are cut and hashed
+
+
+class CatalogDoubt(Exception):
+    """The file is not what it should be: it must be made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +47,19 @@ class Row:
     value: bytes | None
 
 
-class Catalog:
-    """The definitions of one data directory.
+@dataclass(frozen=True, slots=True)
+class CatalogCheckpoint:
+    """Up to where the ledger is in the file: it had been synced up to there."""
 
-    All methods raise DirectoryUnreadable on damage; those that write, when they cannot, too: if it is
-    not for lack of space, `on_failure` is told before, since the disk is not to be trusted then (and
-    LMDB may have come to rely on its not having failed).
+    uuid: bytes
+    epoch: int
+    ledger: LedgerPosition
+
+
+class CatalogFile:
+    """An open catalog file. All methods raise CatalogDoubt on damage, lmdb.Error when the disk fails.
+
+    `reserve_bytes` of the disk are kept for writing when it is full.
     """
 
     def __init__(
@@ -54,12 +71,7 @@ class Catalog:
         read_only: bool = False,
         lock: bool = True,
     ) -> None:
-        """`reserve_bytes` of the disk are kept for writing when it is full.
-
-        `lock=False`: read without a lock file, see `open_environment`.
-        """
-        self.on_failure: Callable[[BaseException], None] = _ignore
-        self._transaction: lmdb.Transaction | None = None
+        """`lock=False`: read without a lock file, see `open_environment`."""
         self._directory = directory
         self._was_failed = True  # the commit before, be it another process's, as far as is known
         if not read_only:
@@ -74,45 +86,35 @@ class Catalog:
             )
             self._headroom = Headroom(self._env, directory, reserve_bytes)
             self._entries = self._env.open_db(b"entries", create=not read_only)
+            self._checkpoint = self._env.open_db(b"checkpoint", create=not read_only)
         except lmdb.Error as error:
-            advice = "check the disk and the rights"
-            if isinstance(error, DAMAGE):
-                advice = "restore it from a copy, or see what is left with `qlog inspect repair`"
-            raise DirectoryUnreadable(
-                f"the catalog {directory} cannot be opened: {error}; {advice}"
-            ) from error
+            raise CatalogDoubt(str(error)) from error
 
-    def get(self, kind: str, name: str) -> bytes | None:
-        """The value under this name, or None."""
-        key = _key(kind, name)
-        with self._reading() as transaction:
-            row = transaction.get(key, db=self._entries)
-        return None if row is None else _check(key, bytes(row))[1]
+    def checkpoint(self) -> CatalogCheckpoint | None:
+        """Up to where the ledger is in here; None in a file that was never finished."""
+        with self._transaction() as transaction:
+            row = transaction.get(_CHECKPOINT, db=self._checkpoint)
+        if row is None:
+            return None
+        version, uuid, epoch, ledger = msgpack.unpackb(_open(_CHECKPOINT, bytes(row)))
+        if version != FORMAT_VERSION:
+            raise CatalogDoubt(f"format {version}")
+        return CatalogCheckpoint(uuid, epoch, LedgerPosition(*ledger))
 
-    def put(self, kind: str, name: str, value: bytes) -> None:
-        """Set a value; durable on return, or with the surrounding transaction."""
-        key = _key(kind, name)
-        data = msgpack.packb([name, value])
-        row = _HASH.pack(_digest(key, data)) + data
-        with self._writing() as transaction:
-            transaction.put(key, row, db=self._entries)
-
-    def delete(self, kind: str, name: str) -> bool:
-        """Remove a value; whether there was one."""
-        with self._writing() as transaction:
-            return bool(transaction.delete(_key(kind, name), db=self._entries))
+    def entries(self) -> dict[Definition, bytes]:
+        """All definitions, verified."""
+        found = {}
+        for key, row in self.raw_rows():
+            kind, _, _ = key.partition(b"\0")
+            name, value = msgpack.unpackb(_open(key, row))
+            found[kind.decode(), name] = value
+        return found
 
     def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        """All names and values of a kind, as they are now."""
-        prefix = kind.encode() + b"\0"
-        rows = []
-        with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
-            found = cursor.set_range(prefix)
-            while found and bytes(cursor.key()).startswith(prefix):
-                rows.append((bytes(cursor.key()), bytes(cursor.value())))
-                found = cursor.next()
-        for key, row in rows:
-            yield _check(key, row)
+        """All names and values of a kind."""
+        return (
+            (name, value) for (of_kind, name), value in self.entries().items() if of_kind == kind
+        )
 
     def rows(self) -> Iterator[Row]:
         """Every entry, damaged ones too."""
@@ -121,80 +123,72 @@ class Catalog:
 
     def raw_rows(self) -> list[tuple[bytes, bytes]]:
         """Every entry as it lies there; `unpack_row` says what it is."""
-        with self._reading() as transaction, transaction.cursor(db=self._entries) as cursor:
+        with self._transaction() as transaction, transaction.cursor(db=self._entries) as cursor:
             return [(bytes(key), bytes(value)) for key, value in cursor]
 
-    def verify(self) -> None:
-        """Look at every row: one whose key is damaged is found by nobody who asks for it."""
-        for key, row in self.raw_rows():
-            _check(key, row)
+    def apply(
+        self, changes: Mapping[Definition, bytes | None], checkpoint: CatalogCheckpoint
+    ) -> None:
+        """One transaction, synced. Applied twice it gives the same.
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Everything in the block is one commit; an exception undoes all of it."""
-        with self._writing():
-            yield
-
-    def close(self) -> None:
-        self._env.close()
-
-    @contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
-        if self._transaction is not None:
-            yield self._transaction
-            return
+        Raises the OSError of a full disk when there is no space even so: nothing was changed then.
+        """
+        self._headroom.grow()
         try:
-            with self._env.begin() as transaction:
-                yield transaction
-        except lmdb.Error as error:
-            raise DirectoryUnreadable(f"the catalog cannot be read: {error}") from error
-
-    @contextmanager
-    def _writing(self) -> Iterator[lmdb.Transaction]:
-        if self._transaction is not None:
-            yield self._transaction
-            return
-        self._grow()
-        try:
-            with self._env.begin(write=True) as transaction:
-                self._transaction = transaction
-                try:
-                    yield transaction
-                finally:
-                    self._transaction = None
-            if self._was_failed:
-                forget_failed_commit(self._directory)
-                self._was_failed = False
+            self._write(changes.items(), checkpoint)
         except lmdb.Error as error:
             if not isinstance(error, lmdb.MapFullError):
                 self._was_failed = True
                 note_failed_commit(self._directory)
             full = self._headroom.full(error)
-            failure = DirectoryUnreadable(f"the catalog cannot be written: {full or error}")
-            if full is None and not isinstance(error, lmdb.MapFullError):
-                self.on_failure(failure)
-            raise failure from error
+            if full is None:
+                raise
+            raise full from error
+        if self._was_failed:
+            forget_failed_commit(self._directory)
+            self._was_failed = False
 
-    def _grow(self) -> None:
+    def _write(
+        self, changes: Iterable[tuple[Definition, bytes | None]], checkpoint: CatalogCheckpoint
+    ) -> None:
+        with self._transaction(write=True) as transaction:
+            for (kind, name), value in changes:
+                key = _key(kind, name)
+                if value is None:
+                    transaction.delete(key, db=self._entries)
+                else:
+                    row = _close(key, msgpack.packb([name, value]))
+                    transaction.put(key, row, db=self._entries)
+            ledger = checkpoint.ledger
+            row = msgpack.packb(
+                [
+                    FORMAT_VERSION,
+                    checkpoint.uuid,
+                    checkpoint.epoch,
+                    [ledger.file_id, ledger.position, ledger.number],
+                ]
+            )
+            transaction.put(_CHECKPOINT, _close(_CHECKPOINT, row), db=self._checkpoint)
+
+    def close(self) -> None:
+        self._env.close()
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator["lmdb.Transaction[bytes]"]:
+        """Every use of LMDB is in one of these: what means damage becomes CatalogDoubt."""
         try:
-            self._headroom.grow()
-        except OSError as error:
-            failure = DirectoryUnreadable(f"the catalog cannot be written: {error}")
-            if not is_shortage(error):
-                self.on_failure(failure)
-            raise failure from error
-
-
-def _ignore(failure: BaseException) -> None:
-    """Nobody cares."""
+            with self._env.begin(write=write) as transaction:
+                yield transaction
+        except DAMAGE as error:
+            raise CatalogDoubt(str(error)) from error
 
 
 def unpack_row(key: bytes, row: bytes) -> Row:
     """An entry from the octets that the environment has."""
     kind, _, key_name = (part.decode(errors="replace") for part in key.partition(b"\0"))
     try:
-        name, value = _check(key, row)
-    except DirectoryUnreadable:
+        name, value = msgpack.unpackb(_open(key, row))
+    except CatalogDoubt:
         return Row(kind, key_name, None)
     return Row(kind, name, value)
 
@@ -207,18 +201,17 @@ def _key(kind: str, name: str) -> bytes:
     return kind.encode() + b"\0" + encoded
 
 
-def _digest(key: bytes, data: bytes) -> int:
-    return xxh3_64_intdigest(data, xxh3_64_intdigest(key))
+def _close(key: bytes, data: bytes) -> bytes:
+    return _HASH.pack(xxh3_64_intdigest(data, xxh3_64_intdigest(key))) + data
 
 
-def _check(key: bytes, row: bytes) -> tuple[str, bytes]:
+def _open(key: bytes, row: bytes) -> bytes:
     data = row[_HASH.size :]
-    if len(row) < _HASH.size or _HASH.unpack_from(row)[0] != _digest(key, data):
+    digest = xxh3_64_intdigest(data, xxh3_64_intdigest(key))
+    if len(row) < _HASH.size or _HASH.unpack_from(row)[0] != digest:
         kind, _, name = key.partition(b"\0")
-        raise DirectoryUnreadable(
-            f"the catalog's entry {name.decode(errors='replace')!r} of kind "
-            f"{kind.decode(errors='replace')!r} is damaged; restore catalog.lmdb from a copy, "
-            "or see what is left with `qlog inspect repair`"
+        raise CatalogDoubt(
+            f"the entry {name.decode(errors='replace')!r} of kind "
+            f"{kind.decode(errors='replace')!r} is damaged"
         )
-    name_and_value = msgpack.unpackb(data)
-    return name_and_value[0], name_and_value[1]
+    return data

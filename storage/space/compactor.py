@@ -7,8 +7,9 @@ then the segment itself when the index has the move.
 
 from collections.abc import Callable, Collection, Mapping
 
-from qlog.storage.bytes.datadir import Identity, Paths
+from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
+from qlog.storage.identity import Identity
 from qlog.storage.index.index import Index, Live, Move
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import Compaction, CompactionStep, choose

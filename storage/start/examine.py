@@ -23,13 +23,15 @@ from qlog.storage.bytes.batch import (
     FileHeader,
     unpack_batch_header,
 )
-from qlog.storage.bytes.datadir import Identity, Paths, numbered
+from qlog.storage.bytes.datadir import Paths, numbered
 from qlog.storage.bytes.disk import Disk, OSDisk
 from qlog.storage.bytes.footer import Columns, Trailer
 from qlog.storage.bytes.record import Record, unpack_records
 from qlog.storage.errors import DirectoryUnreadable
+from qlog.storage.identity import Identity
 from qlog.storage.index.index import Index
-from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.lmdb.catalog import CatalogFile
+from qlog.storage.start.judge import Evidence, identify, judge_ledger
 from qlog.storage.write.segment import Batch, BatchFile
 
 _MAP_BYTES = 64 << 30
@@ -78,18 +80,19 @@ class FileView:
 
 
 class Examination:
-    """One directory. Raises DirectoryUnreadable when there is none, or its catalog is unusable."""
+    """One directory. Raises DirectoryUnreadable when there is none, or it was never used."""
 
     def __init__(self, directory: Path, disk: Disk | None = None) -> None:
         self.paths = Paths(directory.absolute())
         self._disk = disk or OSDisk()
-        if not self.paths.catalog.is_dir():
-            raise DirectoryUnreadable(f"{directory} is not a data directory: it has no catalog")
-        with self.catalog() as catalog:
-            identity = Identity.load(catalog)
-        if identity is None:
-            raise DirectoryUnreadable(f"{directory} was never used: its catalog is empty")
-        self.identity = identity
+        if not self.paths.ledger.is_dir():
+            raise DirectoryUnreadable(f"{directory} is not a data directory: it has no ledger")
+        uuid = identify(self._disk, self.paths, None)
+        if uuid is None:
+            raise DirectoryUnreadable(f"{directory} was never used: nothing says who it is")
+        ledger = judge_ledger(self._disk, self.paths, Evidence(uuid))
+        self.identity = ledger.identity or Identity(uuid, ledger.epoch, 1)
+        self.definitions = ledger.definitions.entries
 
     @property
     def running(self) -> bool:
@@ -148,9 +151,9 @@ class Examination:
     # -- LMDB
 
     @contextmanager
-    def catalog(self) -> Iterator[Catalog]:
-        """The definitions, read-only."""
-        catalog = Catalog(
+    def catalog(self) -> Iterator[CatalogFile]:
+        """The checkpoint of the definitions, read-only; raises CatalogDoubt when it is damaged."""
+        catalog = CatalogFile(
             self.paths.catalog, map_bytes=_MAP_BYTES, read_only=True, lock=self.running
         )
         try:

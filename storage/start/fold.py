@@ -13,6 +13,7 @@ from qlog.storage.lanes.attempts import Attempts
 from qlog.storage.write.ledger import (
     ACK,
     ATTEMPTS,
+    DEFINED,
     DELIVERED,
     LANE,
     LANE_DELETED,
@@ -117,6 +118,22 @@ class SegmentFacts:
             fresh = {old for old, new in self.replaced.items() if new in fresh}
             found |= fresh
         return found
+
+
+@dataclass(slots=True)
+class DefinitionFacts:
+    """What a ledger file says of definitions: its snapshot carries all that there were."""
+
+    entries: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by kind and name
+
+    def apply(self, record: Record) -> None:
+        """Take in one record; all others mean nothing here."""
+        if record[0] == DEFINED:
+            _, kind, name, value = record
+            if value is None:
+                self.entries.pop((kind, name), None)
+            else:
+                self.entries[kind, name] = value
 
 
 @dataclass(slots=True)

@@ -8,8 +8,9 @@ a later segment, a batch of the ledger, the checkpoint, the catalog) says that t
 synced beyond p, then confirmed data is damaged: a finding. Otherwise the bytes are what a kill left
 of a write that nobody was told of: a start cuts them. The rule for the ledger is the same.
 
-Evidence is gathered in one order: catalog, index, ledger, log. The index is never a finding, since
-all in it follows from the others; `index_doubt` says why a start makes it anew. What a start finds
+Evidence is gathered in one order: catalog, index, ledger, log. Catalog and index are never a finding,
+since all in them follows from ledger and log; `catalog_doubt` and `index_doubt` say why a start
+makes them anew. What a start finds
 wrong in the index only when it uses it is not foreseen here: it starts once more without the index.
 
 Segments are in the order of their first LSNs. What a compaction put together stands for the
@@ -20,14 +21,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlog.storage.bytes.batch import FILE_HEADER_BYTES
-from qlog.storage.bytes.datadir import Identity, Paths, check_format, numbered
+from qlog.storage.bytes.batch import FILE_HEADER_BYTES, FileHeader, unpack_file_header
+from qlog.storage.bytes.datadir import Paths, check_format, numbered
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.bytes.footer import Columns, PlacedRun
-from qlog.storage.errors import CorruptLog, DirectoryUnreadable, StorageError
+from qlog.storage.errors import CorruptLog, StorageError
+from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.index.index import SPILL, Checkpoint, Live
-from qlog.storage.start.fold import COMPACTED, SegmentFacts
-from qlog.storage.write.ledger import LedgerPosition, Record, unpack_body
+from qlog.storage.lmdb.catalog import CatalogCheckpoint
+from qlog.storage.start.fold import COMPACTED, DefinitionFacts, SegmentFacts
+from qlog.storage.write.ledger import Record, unpack_body
 from qlog.storage.write.placement import Segment
 from qlog.storage.write.segment import Batch, BatchFile, columns_of
 
@@ -75,13 +78,15 @@ def raise_first(findings: Sequence[Finding]) -> None:
 class Evidence:
     """What catalog and index say of ledger and log; read before those are.
 
-    `attested`: the checkpoint of an index that is this directory's, be the index in doubt
+    `uuid` is the directory's (`identify`). `catalog`: the checkpoint of a catalog that is this
+    directory's: the ledger had been synced up to there. `attested`: the checkpoint of an index that is this directory's, be the index in doubt
     otherwise: log and ledger had been synced up to there. `checkpoint`: the same of an index that
     is not in doubt; None: the index is made anew from all of ledger and log. `live`: by segment,
     what an index that is not in doubt points to.
     """
 
-    identity: Identity
+    uuid: bytes
+    catalog: CatalogCheckpoint | None = None
     attested: Checkpoint | None = None
     checkpoint: Checkpoint | None = None
     live: Mapping[int, Live] = field(default_factory=dict)
@@ -104,29 +109,37 @@ def index_doubt(checkpoint: Checkpoint | None, uuid: bytes, *, marked: bool) -> 
     return "the broker had found it wrong" if marked else ""
 
 
-def judge_missing_catalog(disk: Disk, paths: Paths) -> list[Finding]:
-    """Without an identity a directory is new, unless there is something in it."""
-    if numbered(disk, paths.ledger, ".qack") or numbered(disk, paths.log, ".qseg"):
-        return [Finding(paths.catalog, "is missing", kind=DirectoryUnreadable)]
-    return []
+def catalog_doubt(checkpoint: CatalogCheckpoint | None, uuid: bytes) -> str:
+    """Why a catalog that can be read is made anew; empty when it is good."""
+    if checkpoint is None:
+        return "it was not finished"
+    return "" if checkpoint.uuid == uuid else "it belongs to another directory"
 
 
-def judge_age_of_catalog(
-    paths: Paths, identity: Identity, epoch: int, lane_ids: Iterable[int]
-) -> list[Finding]:
-    """An older copy does not know all queues: those that it lacks would lose their messages.
+def identify(disk: Disk, paths: Paths, catalog: CatalogCheckpoint | None) -> bytes | None:
+    """The directory's uuid: by its newest ledger file whose header is whole, or else by others.
 
-    `epoch`: the highest in any other file. `lane_ids`: of all lanes that any other file names. One
-    that was copied since the last start, and not long before the end, goes unnoticed.
+    None: it is new, or nothing in it says who it is. Raises OtherFormat, OSError.
     """
-    lane_id = max(lane_ids, default=0)
-    if epoch <= identity.epoch and lane_id < identity.lane_ids_reserved:
-        return []
-    what = (
-        f"is an older copy, of start {identity.epoch}: log and ledger are of start {epoch}, and "
-        f"know queues up to {lane_id}"
-    )
-    return [Finding(paths.catalog, what, kind=DirectoryUnreadable)]
+    files = [paths.ledger_file(id_) for id_ in reversed(numbered(disk, paths.ledger, ".qack"))]
+    if files or catalog is None:
+        files += [paths.segment(id_) for id_ in numbered(disk, paths.log, ".qseg")]
+        for path in files:
+            header = _header(disk, path)
+            if header is not None:
+                check_format(path, header.version)
+                return header.uuid
+    return None if catalog is None else catalog.uuid
+
+
+def _header(disk: Disk, path: Path) -> FileHeader | None:
+    """The header of a file, if it is whole and stands under its own name."""
+    file = disk.open(path)
+    try:
+        header = unpack_file_header(disk.read(file, FILE_HEADER_BYTES, 0))
+    finally:
+        disk.close(file)
+    return header if header is not None and header.file_id == int(path.stem) else None
 
 
 # -- the ledger
@@ -143,10 +156,17 @@ class LedgerFile:
     records: list[Record] = field(default_factory=list)  # to be replayed
     beyond: list[Record] = field(default_factory=list)  # of whole batches behind the bad bytes
     segments: SegmentFacts = field(default_factory=SegmentFacts)
+    definitions: DefinitionFacts = field(default_factory=DefinitionFacts)
     position: int = FILE_HEADER_BYTES  # where the whole batches end that follow on each other
     bytes_cut: int = 0  # behind that, if they are no damage
     batches: int = 0  # that are whole
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def identity(self) -> Identity | None:
+        """What the directory says of itself; None: the file has no whole snapshot."""
+        value = self.definitions.entries.get(IDENTITY)
+        return None if value is None else Identity.unpack(value)
 
 
 def judge_ledger(
@@ -162,16 +182,39 @@ def judge_ledger(
         ledger = LedgerFile()
         # The first one is there before anything is written to the log.
         attested = evidence.attested
-        if numbered(disk, paths.log, ".qseg") or (attested is not None and attested.lsn):
+        if (
+            numbered(disk, paths.log, ".qseg")
+            or (attested is not None and attested.lsn)
+            or evidence.catalog is not None
+        ):
             ledger.findings.append(Finding(paths.ledger, "is missing"))
         return ledger
     path = paths.ledger_file(ids[-1])
-    file = BatchFile(disk, path, evidence.identity.uuid, ids[-1])
+    file = BatchFile(disk, path, evidence.uuid, ids[-1])
     try:
         check_version(file)
         return _read_ledger(file, evidence, everything)
     finally:
         file.close()
+
+
+def judge_age_of_ledger(
+    paths: Paths, ledger: LedgerFile, epoch: int, lane_ids: Iterable[int]
+) -> list[Finding]:
+    """An older copy does not know all queues: those that it lacks would lose their messages.
+
+    `epoch`: the highest in any other file. `lane_ids`: of all lanes that any other file names. One
+    that was copied since the last start, and not long before the end, goes unnoticed.
+    """
+    lane_id = max(lane_ids, default=0)
+    identity = ledger.identity
+    if identity is None or (epoch <= ledger.epoch and lane_id < identity.lane_ids_reserved):
+        return []
+    what = (
+        f"is an older copy, of start {ledger.epoch}: other files are of start {epoch}, and know "
+        f"queues up to {lane_id}"
+    )
+    return [Finding(paths.ledger_file(ledger.file_id), what)]
 
 
 def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> LedgerFile:
@@ -183,9 +226,9 @@ def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> Ledge
     else:
         ledger.findings.append(Finding(file.path, "", 0, FILE_HEADER_BYTES))
     replayed_from = FILE_HEADER_BYTES
-    checkpoint = evidence.checkpoint
-    if checkpoint is not None and checkpoint.ledger.file_id == file.file_id and not everything:
-        replayed_from = checkpoint.ledger.position
+    start = evidence.checkpoint
+    if start is not None and start.ledger.file_id == file.file_id and not everything:
+        replayed_from = start.ledger.position
     for batch in file.batches():
         if not ledger.batches and not known:
             ledger.number = batch.header.base
@@ -203,12 +246,10 @@ def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> Ledge
         bad_end = batch.position if bad_end is None else bad_end
         if everything:
             ledger.beyond += _take(ledger, batch)
-    complete = ledger.segments.complete
-    by_index: LedgerPosition | None = None
-    if evidence.attested is not None:
-        by_index = evidence.attested.ledger
-    if by_index is not None and by_index.file_id >= file.file_id:
-        attested = max(attested, by_index.number)
+    complete = ledger.segments.complete and IDENTITY in ledger.definitions.entries
+    for checkpoint in (evidence.attested, evidence.catalog):
+        if checkpoint is not None and checkpoint.ledger.file_id >= file.file_id:
+            attested = max(attested, checkpoint.ledger.number)
     used_end = file.used_end(ledger.position)
     if not complete or attested > ledger.number:
         what = "acks that were on disk are lost"
@@ -224,6 +265,7 @@ def _take(ledger: LedgerFile, batch: Batch) -> list[Record]:
     ledger.log_durable = max(ledger.log_durable, log_durable)
     for record in records:
         ledger.segments.apply(record)
+        ledger.definitions.apply(record)
     return records
 
 
@@ -295,10 +337,9 @@ class _Scan:
         self, disk: Disk, paths: Paths, evidence: Evidence, ledger: LedgerFile, lanes: Lanes
     ) -> None:
         checkpoint, attested = evidence.checkpoint, evidence.attested
-        identity = evidence.identity
         self.disk = disk
         self.paths = paths
-        self.uuid = identity.uuid
+        self.uuid = evidence.uuid
         self.needed = evidence.needed
         self.facts = ledger.segments
         self.lanes = lanes
@@ -308,7 +349,7 @@ class _Scan:
         self.skipped = False  # a segment is missing, or is no use: what it had is not there
         self.result = LogScan()
         by_index = 0 if attested is None else attested.lsn
-        self.attested = max(by_index, ledger.log_durable, identity.closed_lsn)
+        self.attested = max(by_index, ledger.log_durable)
 
     def run(self) -> LogScan:
         result = self.result

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import merge
 from pathlib import Path
@@ -26,13 +26,15 @@ from typing import Generic
 import lmdb
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
-from qlog.storage.bytes.datadir import Identity, Paths, mark_doubt, numbered, prepare
+from qlog.storage.bytes.datadir import Paths, mark_doubt, numbered, prepare
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.bytes.footer import PlacedRun
+from qlog.storage.catalog import Definition
 from qlog.storage.errors import (
     DirectoryUnreadable,
     shortage_of,
 )
+from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.index.checkpoint import lane_update, snapshot_records
 from qlog.storage.index.index import SPILL, Checkpoint, Index, LaneRow, LaneUpdate, Live, Move
 from qlog.storage.index.rows import IndexDoubt
@@ -41,7 +43,7 @@ from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.reader import DiskShelf, Reader
 from qlog.storage.lanes.run import M
 from qlog.storage.lanes.settled import Settled
-from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.lmdb.catalog import CatalogCheckpoint, CatalogDoubt, CatalogFile
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.adopted import Adopted
 from qlog.storage.start.fold import LaneFacts
@@ -50,14 +52,15 @@ from qlog.storage.start.judge import (
     Lanes,
     LedgerFile,
     LogScan,
+    catalog_doubt,
+    identify,
     index_doubt,
-    judge_age_of_catalog,
+    judge_age_of_ledger,
     judge_ledger,
     judge_log,
-    judge_missing_catalog,
     raise_first,
 )
-from qlog.storage.write.ledger import LedgerWriter
+from qlog.storage.write.ledger import DEFINED, LedgerWriter
 from qlog.storage.write.placement import Log, Segment
 from qlog.storage.write.prepare import Nursery
 from qlog.storage.write.segment import seal
@@ -87,6 +90,7 @@ class RecoveryReport:
     log_records_cut: int = 0  # as far as can be known
     ledger_bytes_cut: int = 0
     index_rebuilt: str = ""  # why; empty when it was good
+    catalog_rebuilt: str = ""  # the same
     duration_s: float = 0.0
 
 
@@ -98,7 +102,8 @@ class Recovered(Generic[M]):
     disk: Disk
     settings: StoreSettings
     lock: int
-    catalog: Catalog
+    definitions: Mapping[Definition, bytes]
+    catalog: CatalogFile
     identity: Identity
     report: RecoveryReport
     log: Log
@@ -207,6 +212,8 @@ class _Recovery(Generic[M]):
         self.index: Index | None = None
         self.reader: Reader[M] = Reader(disk, paths, decode)
         self.shelf: DiskShelf[M] = DiskShelf(self.reader)
+        self.catalog: CatalogFile | None = None
+        self.entries: dict[Definition, bytes] = {}  # of the catalog's file
         self.lane_rows: dict[int, LaneRow] = {}
         self.bitmaps: list[tuple[int, int, int]] = []
         self.live_before: dict[int, Live] = {}
@@ -216,13 +223,18 @@ class _Recovery(Generic[M]):
         settings = self.settings
         paths = self.paths
         disk = self.disk
-        self._open_catalog()
-        checkpoint = self._open_index()
-        evidence = Evidence(self.identity, self.attested, checkpoint, self.live_before)
+        catalog = self._open_catalog()
+        uuid = identify(disk, paths, catalog) or os.urandom(16)
+        if self.catalog is not None and (doubt := catalog_doubt(catalog, uuid)):
+            self.report.catalog_rebuilt = self.report.catalog_rebuilt or doubt
+            catalog = None
+        checkpoint = self._open_index(uuid)
+        evidence = Evidence(uuid, catalog, self.attested, checkpoint, self.live_before)
         ledger_file = judge_ledger(disk, paths, evidence)
         raise_first(ledger_file.findings)
+        identity = ledger_file.identity or Identity(uuid, 0, 1)
         self.report.ledger_bytes_cut = ledger_file.bytes_cut
-        self.epoch_seen = max(self.epoch_seen, ledger_file.epoch)
+        self.epoch_seen = max(ledger_file.epoch, catalog.epoch if catalog else 0, self.epoch_seen)
         if checkpoint is not None:
             self._load_lanes()
         self._replay_ledger(ledger_file)
@@ -237,16 +249,14 @@ class _Recovery(Generic[M]):
             lane.recovered(placed_upto, named_upto, stretches)
 
         # From here on the directory is changed: it was judged to be sound.
-        uuid = self.identity.uuid
-        self._finish_log(found, checkpoint)
+        self._finish_log(found, checkpoint, uuid)
         self.replaced = {
             segment.segment_id: ledger_file.segments.replaced[segment.segment_id]
             for segment in found.replaced
         }
-        self.identity.epoch = epoch = self.report.epoch = self.identity.epoch + 1
-        self.identity.save(self.catalog)
-        disk.sync_directory(paths.catalog)  # LMDB syncs its file, and not the name of it
-        disk.sync_directory(paths.root)
+        epoch = self.report.epoch = self.epoch_seen + 1
+        identity = replace(identity, epoch=epoch)
+        definitions = ledger_file.definitions.entries | {IDENTITY: identity.pack()}
         ledger = LedgerWriter(
             disk,
             paths,
@@ -262,10 +272,18 @@ class _Recovery(Generic[M]):
         disk.sync_directory(paths.ledger)  # a kill may have come before a roll did that,
         ledger.remove_older()  # or between it and this
         ledger.roll(
-            snapshot_records(self.lanes.values(), segments, self.replaced, segment_id, self.lsn),
+            [
+                *snapshot_records(
+                    self.lanes.values(), segments, self.replaced, segment_id, self.lsn
+                ),
+                *([DEFINED, *key, value] for key, value in definitions.items()),
+            ],
             self.lsn,
         )
         ledger.remove_older()
+        catalog_file = self._update_catalog(
+            definitions, CatalogCheckpoint(uuid, epoch, ledger.position)
+        )
         self._remove_leftover(found)
         for name in disk.names(paths.spill):
             disk.unlink(paths.spill / name)
@@ -288,8 +306,9 @@ class _Recovery(Generic[M]):
             disk=disk,
             settings=settings,
             lock=self.lock,
-            catalog=self.catalog,
-            identity=self.identity,
+            definitions=definitions,
+            catalog=catalog_file,
+            identity=identity,
             report=self.report,
             log=Log(
                 lsn=self.lsn,
@@ -322,23 +341,50 @@ class _Recovery(Generic[M]):
 
     # -- opening
 
-    def _open_catalog(self) -> None:
+    def _open_catalog(self) -> CatalogCheckpoint | None:
+        """Up to where the catalog has the ledger; None when it is new, or is to be made anew."""
         paths = self.paths
-        self.catalog = Catalog(
-            paths.catalog,
+        if not paths.catalog.exists():
+            if numbered(self.disk, paths.ledger, ".qack"):
+                self.report.catalog_rebuilt = "it was missing"
+            return None
+        try:
+            self.catalog = self._catalog_file()
+            self.entries = self.catalog.entries()
+            return self.catalog.checkpoint()
+        except (CatalogDoubt, lmdb.Error, ValueError, TypeError) as doubt:
+            self.report.catalog_rebuilt = str(doubt) or "it is damaged"
+            return None
+
+    def _catalog_file(self) -> CatalogFile:
+        catalog = CatalogFile(
+            self.paths.catalog,
             map_bytes=self.settings.catalog_map_bytes,
             reserve_bytes=self.settings.catalog_reserve_bytes,
         )
-        self.opened.append(self.catalog.close)
-        self.catalog.verify()
-        identity = Identity.load(self.catalog)
-        if identity is None:
-            raise_first(judge_missing_catalog(self.disk, paths))
-            identity = Identity(os.urandom(16), 0, 1, 0)
-        self.identity = identity
-        self.epoch_seen = identity.epoch
+        self.opened.append(catalog.close)
+        return catalog
 
-    def _open_index(self) -> Checkpoint | None:
+    def _update_catalog(
+        self, definitions: Mapping[Definition, bytes], checkpoint: CatalogCheckpoint
+    ) -> CatalogFile:
+        """Have the catalog's file be what the ledger says."""
+        paths = self.paths
+        if self.report.catalog_rebuilt or self.catalog is None:
+            if self.catalog is not None:
+                self.catalog.close()
+            if paths.catalog.exists():
+                shutil.rmtree(paths.catalog)
+            self.catalog = self._catalog_file()
+            self.entries = {}
+        changes: dict[Definition, bytes | None] = {
+            key: value for key, value in definitions.items() if self.entries.get(key) != value
+        }
+        changes.update(dict.fromkeys(self.entries.keys() - definitions.keys()))
+        self.catalog.apply(changes, checkpoint)
+        return self.catalog
+
+    def _open_index(self, uuid: bytes) -> Checkpoint | None:
         """The checkpoint to start from; None when the index is new, or is to be rebuilt."""
         paths = self.paths
         if not paths.index.exists():
@@ -354,14 +400,14 @@ class _Recovery(Generic[M]):
             self.opened.append(index.close)
             self.index = index
             checkpoint = index.checkpoint()
-            if checkpoint is not None and checkpoint.uuid == self.identity.uuid:
+            if checkpoint is not None and checkpoint.uuid == uuid:
                 self.epoch_seen = max(self.epoch_seen, checkpoint.epoch)
                 self.attested = checkpoint
                 self.lane_rows = index.lanes()
                 self.bitmaps = list(index.bitmaps())
                 self.live_before = index.live()
             marked = paths.index_doubt.name in self.disk.names(paths.root)
-            if doubt_of_it := index_doubt(checkpoint, self.identity.uuid, marked=marked):
+            if doubt_of_it := index_doubt(checkpoint, uuid, marked=marked):
                 raise IndexDoubt(doubt_of_it)
         except (IndexDoubt, lmdb.Error, ValueError, TypeError) as doubt:
             self.report.index_rebuilt = str(doubt) or "it is damaged"
@@ -420,7 +466,7 @@ class _Recovery(Generic[M]):
         self.report.log_bytes_cut = found.bytes_cut
         self.report.log_records_cut = found.records_cut
         lane_ids = (*self.lanes, *self.deleted)
-        raise_first(judge_age_of_catalog(self.paths, self.identity, self.epoch_seen, lane_ids))
+        raise_first(judge_age_of_ledger(self.paths, ledger, self.epoch_seen, lane_ids))
         return found
 
     def _adopt(self, lane_id: int, segment_id: int, first: int, run: PlacedRun) -> None:
@@ -433,7 +479,7 @@ class _Recovery(Generic[M]):
 
     # -- making it lasting
 
-    def _finish_log(self, scan: LogScan, checkpoint: Checkpoint | None) -> None:
+    def _finish_log(self, scan: LogScan, checkpoint: Checkpoint | None, uuid: bytes) -> None:
         """Seal every segment, cut the torn tail, and have all that was replayed on disk."""
         disk = self.disk
         synced_lsn = 0 if checkpoint is None else checkpoint.lsn
@@ -454,7 +500,7 @@ class _Recovery(Generic[M]):
                 seal(
                     disk,
                     path,
-                    self.identity.uuid,
+                    uuid,
                     segment.columns,
                     segment.base_lsn,
                     segment.end_lsn,

@@ -30,6 +30,7 @@ class CommitJob:
     durable_lsn: int  # all below had been synced when the job was made
     ledger: list[Records] = field(default_factory=list)  # one batch each
     ledger_sync: bool = False
+    ledger_first: bool = False  # what is in the log may depend on it
     snapshot: Records | None = None  # begin a new ledger file with this: all that is settled now
     ticket: int = 0  # what a `request_sync` waits for
 
@@ -75,7 +76,10 @@ class Committer:
 
     def run(self, job: CommitJob) -> CommitResult:
         result = CommitResult(job)
-        for part in (self._write_log, self._write_ledger):
+        parts = [self._write_log, self._write_ledger]
+        if job.ledger_first:
+            parts.reverse()
+        for part in parts:
             try:
                 part(job, result)
             except OSError as error:
@@ -83,6 +87,8 @@ class Committer:
                     result.failure = error
                     break
                 result.full = error
+                if job.ledger_first:
+                    break
             except SyncFailed as error:
                 result.failure = error
                 break

@@ -72,9 +72,9 @@ class Commits(Generic[M]):
         self.requested += 1
         return self.requested
 
-    def job(self) -> CommitJob:
-        """The next job with the messages that wait; the ledger's part is to be added."""
-        batches = [] if self.held else self.log.take_batches()
+    def job(self, *, with_log: bool) -> CommitJob:
+        """The next job; the ledger's part is to be added. `with_log`: with the messages that wait."""
+        batches = self.log.take_batches() if with_log and self.held is None else []
         return CommitJob(batches, self.durable_lsn)
 
     def submit(self, job: CommitJob) -> None:

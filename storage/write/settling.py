@@ -6,7 +6,7 @@ that a settlement which waits for the log (`Lane.settle_after`) reaches it only 
 durable up to there. When the file is written is said here; writing it is the commit thread's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic
 
 from qlog.storage.errors import Shortage, shortage_of
@@ -55,6 +55,9 @@ class Settling(Generic[M]):
         self._chunks: list[Records] = []  # batches that are not written yet
         self._time_ms: int | None = None  # the last time in the ledger's file
         self._now_s = 0.0
+        self._defined = 0  # definitions that were noted,
+        self._defined_written = 0  # those that are in a job or were, and those that are synced
+        self._defined_synced = 0
         self._since_s: float | None = None  # when the oldest record that waits came
         self._flush_due = False
         self._awaited = False  # `tick` will be called in time for them
@@ -75,6 +78,17 @@ class Settling(Generic[M]):
             self._records.append(ack_record(lane.id, lane.unwritten))
             lane.unwritten = []
         self.note(restored_record(lane.id, flat))
+
+    def define(self, records: Sequence[Record]) -> None:
+        """Have definitions written, and synced before the log goes on."""
+        self._records += records
+        self._defined += 1
+        self.await_flush()
+
+    @property
+    def defines(self) -> bool:
+        """Definitions are not synced yet."""
+        return self._defined > self._defined_synced
 
     def await_flush(self) -> None:
         """Make sure that `tick` is called in time to write what waits."""
@@ -128,6 +142,7 @@ class Settling(Generic[M]):
         job.ledger_sync = sync or self.wants_sync
         if flush:
             self.flush()
+            self._defined_written = self._defined
         job.ledger = self._chunks
         self._chunks = []
 
@@ -173,6 +188,7 @@ class Settling(Generic[M]):
         if result.ledger_written:
             self._unsynced = True
         if result.ledger_synced:
+            self._defined_synced = self._defined_written
             self._unsynced = False
             self.wants_sync = False
             self._synced_s = self._now_s

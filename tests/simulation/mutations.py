@@ -59,8 +59,6 @@ class Mutation:
 # -- syncs that may be missing
 
 REDUNDANT = {
-    "prepare: data": "the names in the root are synced again before the first ledger is written, "
-    "and nothing is promised before that",
     "create: file": "the first commit to a segment syncs its size too, and a segment without a "
     "commit may be any size; what it is for is speed: space that is there costs no journal later",
     "LedgerWriter.remove_older: ledger": "an older file that is back is not looked at",
@@ -209,6 +207,16 @@ def _attempts_not_in_index() -> list[AbstractContextManager[Any]]:
     return [patch.object(checkpoint, "lane_update", update)]
 
 
+def _log_before_definitions() -> list[AbstractContextManager[Any]]:
+    original = Committer.run
+
+    def run(self: Committer, job: CommitJob) -> CommitResult:
+        job.ledger_first = False
+        return original(self, job)
+
+    return [patch.object(Committer, "run", run)]
+
+
 def _settle_at_once() -> list[AbstractContextManager[Any]]:
     def settle_after(self: Lane[Any], lsn: int, first: int, count: int, size: int) -> None:
         self.settle(first, count, size)
@@ -312,8 +320,7 @@ def older_ledger_removed(world: World) -> None:
 
 MUTATIONS = [
     Mutation("no sync of the parent", "the directory is gone", "_sync_parent: parent"),
-    Mutation("no sync of the catalog's name", "the catalog is gone", "_Recovery.run: catalog.lmdb"),
-    Mutation("no sync of the root", "the catalog is gone", "_Recovery.run: data"),
+    Mutation("no sync of the root", "log and ledger are gone", "prepare: data"),
     Mutation("no sync of a segment's name", "the segment is gone", "create: log"),
     Mutation("no sync of a commit", "confirmed messages are gone", "Committer._write_log: file"),
     Mutation("no sync of a footer", "torn, with a gap behind it", "seal: file"),
@@ -374,6 +381,12 @@ MUTATIONS = [
         "on a full disk acks go on, and the copy is lost",
         patches=_settle_at_once,
         taste={"hand_on": 4, "fill_disk": 3},
+    ),
+    Mutation(
+        "the log does not wait for definitions",
+        "confirmed messages are in a lane that nothing defines",
+        patches=_log_before_definitions,
+        taste={"delete_lane": 20},
     ),
     Mutation("a full disk drops a batch", "it is not there", patches=_forget_full),
     Mutation(

@@ -91,6 +91,7 @@ class Model:
     """One lane as it should be."""
 
     lane_id: int
+    defined_step: int = 0
     alive: dict[int, bytes] = field(default_factory=dict)  # unsettled
     lsns: dict[int, int] = field(default_factory=dict)  # of the persistent: durable from here on
     settled: dict[int, tuple[bytes, int]] = field(default_factory=dict)  # and in which step
@@ -188,7 +189,14 @@ class World:
         return worker
 
     def _new_model(self) -> Model:
-        return Model(self.running.new_lane_id())
+        """A lane with a definition, as a queue has one."""
+        store = self.running
+        model = Model(store.new_lane_id())
+        self.step += 1
+        model.defined_step = self.step
+        self.dropped.discard(model.lane_id)  # given once more, if nothing had come of it
+        store.catalog.put("queue", str(model.lane_id), b"%d" % model.lane_id)
+        return model
 
     @property
     def running(self) -> Store[Envelope]:
@@ -405,10 +413,9 @@ class World:
 
     def delete_lane(self, lane: int) -> None:
         store = self.running
-        if self.disk.lmdb_full:  # there could be no other in its place
-            return
         lane_id = self.models[lane].lane_id
         self.dropped.add(lane_id)
+        store.catalog.delete("queue", str(lane_id))
         store.drop(store.lane(lane_id))
         # Should the process die here, the lane is one of those that nothing names any more.
         self.models[lane] = Model(-1)
@@ -505,7 +512,6 @@ class World:
         disk = self.disk
         sound = store.failure is None and disk.space_bytes is None and not disk.lmdb_full
         if sound:
-            assert probe(store).identity.closed_lsn == store.lsn
             assert store.durable_lsn == store.lsn
             self._synced(step)
         self.lsn_durable = max(self.lsn_durable, store.durable_lsn)
@@ -703,9 +709,7 @@ class World:
         self.counts["records replayed"] += store.report.records_replayed
         self.counts["torn tails"] += store.report.log_bytes_cut > 0
         self._check_live(strict=True)
-        assert probe(store).identity.lane_ids_reserved > max(
-            [0, *(model.lane_id for model in self.models), *self.dropped]
-        ), "lanes would get ids that others had"
+        self._check_definitions(step)
         self._check_handed_on(views)
         for model in self.models:
             self._check_lane(model, probe(store).lanes.get(model.lane_id), views, step)
@@ -713,11 +717,33 @@ class World:
         rows = probe(store).index.due_after(None, 1 << 30)
         assert {row for row in rows if row.lane_id in named} == self._dues(), "due times differ"
         assert views.keys() <= named | self.dropped, "a lane came from nowhere"
-        # Those that the catalog names stay. The process may have died between two of its commits:
-        # then one is not made yet.
         store.retain(named)
         self.lsn_durable = store.lsn
         self.models = [model if model.lane_id >= 0 else self._new_model() for model in self.models]
+        named = {model.lane_id for model in self.models}
+        assert probe(store).identity.lane_ids_reserved > max(named, default=0), (
+            "ids that are not reserved"
+        )
+
+    def _check_definitions(self, step: int) -> None:
+        """A definition is there when it was safe, or when any message of its lane is durable.
+
+        Who is not there any more may be made again.
+        """
+        store = self.running
+        defined = {int(name) for name, _ in store.catalog.items("queue")}
+        for at, model in enumerate(self.models):
+            if model.lane_id < 0 or model.lane_id in defined:
+                continue
+            assert model.defined_step > step, f"the definition of lane {model.lane_id} is lost"
+            confirmed = [lsn for lsn in model.lsns.values() if lsn <= self.lsn_durable]
+            assert not confirmed, f"messages of lane {model.lane_id} were confirmed, and it is gone"
+            self.dropped.add(model.lane_id)
+            self.models[at] = Model(-1)
+        named = {model.lane_id for model in self.models}
+        assert defined <= named | self.dropped, "a definition came from nowhere"
+        for lane_id in defined - named:
+            store.catalog.delete("queue", str(lane_id))
 
     def _check_handed_on(self, views: dict[int, View]) -> None:
         """No message is settled whose copy is not there: it would be lost."""
@@ -797,6 +823,7 @@ class World:
         model.next_qseq = view.next_qseq
         model.dues = {qseq: due for qseq, due in model.dues.items() if qseq < view.next_qseq}
         model.delivered = [(0, view.delivered)]
+        model.defined_step = 0
         model.attempts = {qseq: [(0, number)] for qseq, number in view.attempts.items()}
 
     def _image(self, views: dict[int, View]) -> Image:

@@ -12,12 +12,12 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.index.index import Index
 from qlog.storage.index.rows import IndexDoubt
-from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.lmdb.catalog import CatalogCheckpoint, CatalogDoubt, CatalogFile
 from qlog.storage.lmdb.environment import note_failed_commit
 from qlog.storage.lmdb.file_check import Implausible, check
+from qlog.storage.write.ledger import LedgerPosition
 
 Keys = dict[bytes, list[tuple[bytes, int]]]
 
@@ -152,14 +152,19 @@ def test_no_wrong_transaction_number_leads_back_in_time(tmp_path: Path) -> None:
     assert passed < 4
 
 
+def put(catalog: CatalogFile, name: str, value: bytes) -> None:
+    position = CatalogCheckpoint(bytes(16), 1, LedgerPosition(1, 64, 0))
+    catalog.apply({("queue", name): value}, position)
+
+
 def test_what_a_failed_commit_leaves_is_no_damage(tmp_path: Path) -> None:
     """LMDB wrote a new meta page in vain, and put the old number and the old end over it."""
     place = tmp_path / "env"
     path = place / "data.mdb"
-    catalog = Catalog(place, map_bytes=64 << 20)
+    catalog = CatalogFile(place, map_bytes=64 << 20)
     for number in range(9):
         before = path.read_bytes()
-        catalog.put("queue", "one", b"%d" % number)
+        put(catalog, "one", b"%d" % number)
     catalog.close()
     after = bytearray(path.read_bytes())
     (page,) = [at for at in (0, 1) if after[at * 4096 :][:168] != before[at * 4096 :][:168]]
@@ -170,9 +175,9 @@ def test_what_a_failed_commit_leaves_is_no_damage(tmp_path: Path) -> None:
         check(path)
     note_failed_commit(place)
     shutil.move(place, tmp_path / "moved")  # LMDB opens a place once a process
-    catalog = Catalog(tmp_path / "moved", map_bytes=64 << 20)
+    catalog = CatalogFile(tmp_path / "moved", map_bytes=64 << 20)
     assert [*catalog.items("queue")] == [("one", b"7")]
-    catalog.put("queue", "two", b"")
+    put(catalog, "two", b"")
     catalog.close()
     check(tmp_path / "moved" / "data.mdb")
     assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == ["data.mdb", "lock.mdb"]
@@ -182,8 +187,8 @@ def test_a_file_that_was_cut_is_refused_and_not_mapped(tmp_path: Path) -> None:
     """LMDB would end the process with SIGBUS."""
     path = filled(tmp_path / "env", 7, 10)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(DirectoryUnreadable, match="cut off"):
-        Catalog(tmp_path / "env", map_bytes=64 << 20)
+    with pytest.raises(CatalogDoubt, match="cut off"):
+        CatalogFile(tmp_path / "env", map_bytes=64 << 20)
     with pytest.raises(IndexDoubt, match="cut off"):
         Index(tmp_path / "env", map_bytes=64 << 20)
 
@@ -194,19 +199,20 @@ def test_pages_that_were_never_written_are_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "env" / "data.mdb"
     shorter = 0
     for step in range(10):
-        catalog = Catalog(tmp_path / "env", map_bytes=64 << 20)
+        catalog = CatalogFile(tmp_path / "env", map_bytes=64 << 20)
         names = [f"{step}-{number}" for number in range(choice.randrange(100))]
-        with catalog.transaction():
+        with catalog._env.begin(write=True) as transaction:
             for name in names:
-                catalog.put("queue", name, bytes(choice.choice((10, 3500))))
+                value = bytes(choice.choice((10, 3500)))
+                transaction.put(name.encode(), value, db=catalog._entries)
             for name in choice.sample(names, len(names) // 2):
-                catalog.delete("queue", name)
+                transaction.delete(name.encode(), db=catalog._entries)
         catalog.close()
         with lmdb.open(str(tmp_path / "env"), readonly=True, lock=False) as environment:
             pages = environment.info()["last_pgno"] + 1
         shorter += path.stat().st_size < pages * 4096
     assert shorter
-    Catalog(tmp_path / "env", map_bytes=64 << 20).close()
+    CatalogFile(tmp_path / "env", map_bytes=64 << 20).close()
 
 
 def test_a_page_that_cannot_be_read_is_implausible(

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from qlog.storage.bytes import batch
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES, pack_batch
-from qlog.storage.bytes.datadir import Identity
 from qlog.storage.errors import (
     CorruptLog,
     DirectoryLocked,
     DirectoryUnreadable,
     OtherFormat,
     Shortage,
-    StorageError,
     SyncFailed,
 )
 from qlog.storage.index.index import Live
@@ -439,12 +438,11 @@ def test_only_one_broker_has_a_directory(tmp_path: Path) -> None:
     ],
 )
 def test_a_directory_of_another_format_is_left_alone(
-    tmp_path: Path, version: int, advice: str
+    tmp_path: Path, version: int, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = start(tmp_path)
-    identity = probe(store).identity
-    Identity(identity.uuid, 9, 9, 0, version=version).save(store.catalog)
-    abandon(store)
+    with monkeypatch.context() as patches:
+        patches.setattr(batch, "FORMAT_VERSION", version)
+        abandon(start(tmp_path))
     copy = tmp_path.with_name("copy")
     shutil.copytree(tmp_path, copy)
     before = image(copy)
@@ -481,11 +479,54 @@ def test_a_parent_that_may_not_be_listed_is_somebody_elses(
         start(directory)
 
 
-def test_a_lost_catalog_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+def test_a_lost_catalog_is_made_anew_with_no_definition_missing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
+    definitions = {f"name {number}": b"%d" % number for number in range(50)}
+    for at, (name, value) in enumerate(definitions.items()):
+        bench.store.catalog.put("queue", name, value)
+        if at == 20:
+            assert bench.store.checkpoint()
+    bench.store.catalog.delete("queue", "name 3")
+    del definitions["name 3"]
+    assert bench.store.settle_down()
     bench.kill()
     shutil.rmtree(bench.directory / "catalog.lmdb")
-    with pytest.raises(StorageError, match="catalog.lmdb is missing"):
+    bench.open()
+    assert bench.store.report.catalog_rebuilt == "it was missing"
+    assert dict(bench.store.catalog.items("queue")) == definitions
+    bench.reopen()
+    assert not bench.store.report.catalog_rebuilt
+    bench.store.close()
+    with Examination(bench.directory).catalog() as catalog:
+        assert dict(catalog.items("queue")) == definitions
+
+
+def test_an_older_copy_of_the_catalog_is_brought_up_to_date(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.store.catalog.put("queue", "old", b"1")
+    bench.store.close()
+    shutil.copytree(bench.directory / "catalog.lmdb", tmp_path / "copy")
+    bench.open()
+    bench.store.catalog.put("queue", "new", b"2")
+    bench.store.catalog.delete("queue", "old")
+    bench.store.close()
+    shutil.rmtree(bench.directory / "catalog.lmdb")
+    shutil.move(tmp_path / "copy", bench.directory / "catalog.lmdb")
+    bench.generation += 1
+    bench.root.joinpath("data0").rename(bench.directory)  # LMDB opens one place once a process
+    bench.open()
+    assert bench.store.catalog.items("queue") == [("new", b"2")]
+    bench.store.close()
+    with Examination(bench.directory).catalog() as catalog:
+        assert list(catalog.items("queue")) == [("new", b"2")]
+
+
+def test_a_lost_ledger_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.store.catalog.put("queue", "one", b"1")
+    bench.store.close()
+    shutil.rmtree(bench.directory / "ledger")
+    with pytest.raises(CorruptLog, match="ledger is missing"):
         start(bench.directory)
 
 
@@ -506,6 +547,7 @@ def test_definitions_that_are_gone_take_their_messages_with_them(tmp_path: Path)
 def test_lane_ids_are_never_used_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     first = [bench.store.new_lane_id() for _ in range(3)]
+    assert bench.store.settle_down()
     bench.restart()
     second = [bench.store.new_lane_id() for _ in range(3)]
     assert not set(first) & set(second)
@@ -549,8 +591,9 @@ def test_an_examination_names_the_damage_and_changes_nothing(
     assert image(directory) == before
 
 
-def test_a_catalog_cut_off_is_refused_and_an_index_is_rebuilt(tmp_path: Path) -> None:
+def test_a_catalog_and_an_index_that_were_cut_off_are_made_anew(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
+    bench.store.catalog.put("queue", "one", b"1")
     lane = new_lane(bench.store)
     publish(bench.store, [lane], [b"kept"])
     bench.store.close()
@@ -560,8 +603,10 @@ def test_a_catalog_cut_off_is_refused_and_an_index_is_rebuilt(tmp_path: Path) ->
     assert contents(bench.store.lane(lane.id)) == {0: b"kept"}
     bench.store.close()
     os.truncate(bench.directory / "catalog.lmdb" / "data.mdb", 8192)
-    with pytest.raises(DirectoryUnreadable, match="cut off"):
-        bench.open()
+    bench.open()
+    assert "cut off" in bench.store.report.catalog_rebuilt
+    assert bench.store.catalog.items("queue") == [("one", b"1")]
+    bench.store.close()
 
 
 # The index's pointer to the first record of the log, as it lies in LMDB's file.
@@ -610,14 +655,14 @@ def test_a_log_without_catalog_and_ledger_is_not_taken_for_an_empty_one(tmp_path
     publish(bench.store, [new_lane(bench.store)], [b"x"] * 5)
     assert bench.store.settle_down()
     bench.kill()
-    for name in ("catalog.lmdb", "ledger", "index.lmdb"):
+    for name in ("ledger", "catalog.lmdb", "index.lmdb"):
         shutil.rmtree(bench.directory / name)
-        with pytest.raises(StorageError, match=r"catalog.lmdb is missing.*repair"):
+        with pytest.raises(CorruptLog, match=r"ledger is missing.*repair"):
             start(bench.directory)
     assert (bench.directory / "log" / "0000000001.qseg").stat().st_size
 
 
-def test_an_older_catalog_is_not_believed(tmp_path: Path) -> None:
+def test_an_older_ledger_is_not_believed(tmp_path: Path) -> None:
     """Its queues are not all there are, and messages of queues it does not know would go."""
     bench = Bench(tmp_path)
     older = tmp_path / "older"
@@ -627,11 +672,12 @@ def test_an_older_catalog_is_not_believed(tmp_path: Path) -> None:
         publish(bench.store, [lane], [b"x"] * 5)
         assert bench.store.settle_down()
         if not older.exists():
-            shutil.copytree(bench.directory / "catalog.lmdb", older)
+            shutil.copytree(bench.directory / "ledger", older)
     bench.kill()
-    shutil.rmtree(bench.directory / "catalog.lmdb")
-    shutil.copytree(older, bench.directory / "catalog.lmdb")
-    with pytest.raises(StorageError, match=r"catalog.lmdb is an older copy.*repair"):
+    for name in ("ledger", "catalog.lmdb", "index.lmdb"):
+        shutil.rmtree(bench.directory / name)
+    shutil.copytree(older, bench.directory / "ledger")
+    with pytest.raises(CorruptLog, match=r"qack is an older copy.*repair"):
         start(bench.directory)
 
 

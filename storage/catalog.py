@@ -1,0 +1,107 @@
+"""The definitions of a directory, by kind and name: whole in memory, durable by the ledger.
+
+What a kind or a value means is known to others. Every change is a record of the ledger, in the order
+of the changes; it is durable when the ledger is synced behind it (`Store.request_sync` gives the
+ticket). The ledger's snapshot carries all definitions, so that LMDB's catalog (lmdb/catalog.py) is
+a checkpoint of them like the index: a start makes it anew.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from qlog.storage.write.ledger import DEFINED, Record
+
+Definition = tuple[str, str]  # kind, name
+
+
+class Catalog:
+    """See the head of this file.
+
+    Arguments: `entries` are the definitions that a start found; `note` takes records for the ledger.
+    """
+
+    def __init__(
+        self, entries: Mapping[Definition, bytes], note: Callable[[list[Record]], None]
+    ) -> None:
+        self._entries: dict[str, dict[str, bytes]] = {}
+        for (kind, name), value in entries.items():
+            self._entries.setdefault(kind, {})[name] = value
+        self._note = note
+        self._changed: dict[Definition, bytes | None] = {}  # since the last checkpoint
+        self._undo: list[tuple[str, str, bytes | None]] | None = None  # in a transaction
+
+    def get(self, kind: str, name: str) -> bytes | None:
+        """The value under this name, or None."""
+        return self._entries.get(kind, {}).get(name)
+
+    def items(self, kind: str) -> list[tuple[str, bytes]]:
+        """All names and values of a kind, by name."""
+        return sorted(self._entries.get(kind, {}).items())
+
+    def put(self, kind: str, name: str, value: bytes) -> None:
+        """Set a value."""
+        self._set(kind, name, value)
+
+    def delete(self, kind: str, name: str) -> bool:
+        """Remove a value; whether there was one."""
+        if self.get(kind, name) is None:
+            return False
+        self._set(kind, name, None)
+        return True
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything in the block becomes durable together; an exception undoes all of it."""
+        if self._undo is not None:
+            yield
+            return
+        undo = self._undo = []
+        try:
+            yield
+        except BaseException:
+            for kind, name, value in reversed(undo):
+                self._place(kind, name, value)
+            raise
+        finally:
+            self._undo = None
+        if undo:
+            changed = dict.fromkeys((kind, name) for kind, name, _ in undo)
+            self._publish(changed)
+
+    def records(self) -> list[Record]:
+        """All definitions, for the ledger's snapshot."""
+        return [
+            [DEFINED, kind, name, value]
+            for kind, entries in self._entries.items()
+            for name, value in entries.items()
+        ]
+
+    @property
+    def changed(self) -> bool:
+        """Something changed since the last checkpoint."""
+        return bool(self._changed)
+
+    def take_changed(self) -> dict[Definition, bytes | None]:
+        """What changed since the last call; None: it was deleted."""
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def _set(self, kind: str, name: str, value: bytes | None) -> None:
+        before = self.get(kind, name)
+        self._place(kind, name, value)
+        if self._undo is None:
+            self._publish({(kind, name): None})
+        else:
+            self._undo.append((kind, name, before))
+
+    def _place(self, kind: str, name: str, value: bytes | None) -> None:
+        entries = self._entries.setdefault(kind, {})
+        if value is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = value
+
+    def _publish(self, changed: Mapping[Definition, object]) -> None:
+        values = {(kind, name): self.get(kind, name) for kind, name in changed}
+        self._changed.update(values)
+        self._note([[DEFINED, kind, name, value] for (kind, name), value in values.items()])
