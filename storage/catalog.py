@@ -28,6 +28,9 @@ class Catalog:
             self._entries.setdefault(kind, {})[name] = value
         self._note = note
         self._changed: dict[Definition, bytes | None] = {}  # since the last checkpoint
+        self._records: dict[Definition, Record] = {
+            (kind, name): [DEFINED, kind, name, value] for (kind, name), value in entries.items()
+        }
         self._undo: list[tuple[str, str, bytes | None]] | None = None  # in a transaction
 
     def get(self, kind: str, name: str) -> bytes | None:
@@ -70,11 +73,7 @@ class Catalog:
 
     def records(self) -> list[Record]:
         """All definitions, for the ledger's snapshot."""
-        return [
-            [DEFINED, kind, name, value]
-            for kind, entries in self._entries.items()
-            for name, value in entries.items()
-        ]
+        return list(self._records.values())
 
     @property
     def changed(self) -> bool:
@@ -102,6 +101,14 @@ class Catalog:
             entries[name] = value
 
     def _publish(self, changed: Mapping[Definition, object]) -> None:
-        values = {(kind, name): self.get(kind, name) for kind, name in changed}
-        self._changed.update(values)
-        self._note([[DEFINED, kind, name, value] for (kind, name), value in values.items()])
+        records = []
+        for key in changed:
+            value = self.get(*key)
+            record: Record = [DEFINED, *key, value]
+            records.append(record)
+            self._changed[key] = value
+            if value is None:
+                self._records.pop(key, None)
+            else:
+                self._records[key] = record
+        self._note(records)

@@ -307,10 +307,14 @@ class Store(Generic[M]):
     def commit(self) -> None:
         """The end of a turn: hand over what is pending, unless the commit thread is at work."""
         commits = self._commits
+        if self._checkpoints.stepping:
+            self._checkpoints.step()
+            self._notify()  # there may be more, or something that waited for it
         if not commits.busy and (
             commits.pending
             or commits.requested > commits.synced
             or self._checkpoints.wanted
+            or self._checkpoints.wants_sync
             or self._settling.due
         ):
             self._hand_over()
@@ -462,7 +466,7 @@ class Store(Generic[M]):
         if not settling.held:  # if only the log is held, acks go on, in reserved space
             if may_flush and not commits.held:
                 job.ticket = commits.requested
-            sync = defines or job.ticket > commits.synced
+            sync = defines or checkpoints.wants_sync or job.ticket > commits.synced
             flush = settling.due or settling.wants_sync or sync or checkpoints.wanted
             settling.join(job, sync=sync, flush=may_flush and flush)
             checkpoints.join(job)
@@ -541,9 +545,12 @@ class Store(Generic[M]):
 
     def _quiesce(self, timeout_s: float) -> bool:
         """Block until no thread of the store is at work; False when that takes too long."""
-        while self._commits.busy or self._upkeep.jobs:
-            busy = self._commits if self._commits.busy else self._upkeep
-            if not busy.wait(timeout_s):
-                return False
-            self.advance()
-        return self.failure is None
+        while True:
+            self.commit()
+            if self._commits.busy or self._upkeep.jobs:
+                busy = self._commits if self._commits.busy else self._upkeep
+                if not busy.wait(timeout_s):
+                    return False
+                self.advance()
+            elif not self._checkpoints.stepping:
+                return self.failure is None

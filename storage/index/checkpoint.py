@@ -8,7 +8,7 @@ the ledger is synced by the commit thread; the rest is done here, on the checkpo
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from itertools import chain
 from typing import Generic
 
 import lmdb
@@ -50,7 +50,8 @@ class Snapshot(Generic[M]):
     position: int
     updates: list[LaneUpdate] = field(default_factory=list)
     runs: list[Run[M]] = field(default_factory=list)  # those placed by the updates
-    transients: list[Transient[M]] = field(default_factory=list)
+    transients: dict[int, Transient[M]] = field(default_factory=dict)  # by the run's identity
+    transient_serial: int = 0  # of the last transient run that belongs to it
     lanes: list[Lane[M]] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     unlinked: list[int] = field(default_factory=list)  # segments that are gone
@@ -58,7 +59,10 @@ class Snapshot(Generic[M]):
     definitions: dict[Definition, bytes | None] = field(default_factory=dict)  # that changed
     moves: list[Move] = field(default_factory=list)  # what was compacted; the ledger has it by then
     spilled: "list[tuple[Run[M], int, array[int]]]" = field(default_factory=list)
-    ledger: LedgerPosition | None = None
+    ledger: LedgerPosition | None = None  # all before it is in here
+    gathered: bool = False  # all lanes are in it
+    at_once: bool = False  # nothing happened while they were gathered
+    sealed: bool = False  # what they settled is synced in the ledger
 
 
 @dataclass(slots=True)
@@ -73,31 +77,45 @@ class CheckpointDone(Generic[M]):
     failure: BaseException | None = None
 
 
-def gather(snapshot: Snapshot[M], lanes: Iterable[Lane[M]], durable_lsn: int) -> None:
-    """Add what changed in these lanes; they count as clean afterwards."""
-    transients: dict[int, Transient[M]] = {}
-    for lane in sorted(lanes, key=attrgetter("id")):  # spilled in the same order each time
-        if lane.dropped:
-            continue
-        update = lane_update(lane, lane.durable_upto(durable_lsn))
-        for first, run in lane.unindexed(durable_lsn):
-            run.gathered = True
-            if run.segment_id != IN_MEMORY:
-                update.placed.append(
-                    Placed(
-                        first, run.segment_id, run.positions, run.lengths, run.sizes, run.dues_ms
-                    )
-                )
-                snapshot.runs.append(run)
-                continue
-            transient = transients.get(id(run))
+def gather(snapshot: Snapshot[M], lane: Lane[M]) -> int:
+    """Add what changed in a lane, which counts as clean afterwards; how much there was to look at.
+
+    Its messages are those that were there when the snapshot began: a run that went to several lanes
+    is taken from all of them, or from none.
+    """
+    if lane.dropped:
+        return 1
+    placed_upto = lane.durable_upto(snapshot.lsn)
+    update = lane_update(lane, placed_upto)
+    for first, run in lane.unindexed(snapshot.lsn):
+        if run.segment_id != IN_MEMORY:
+            update.placed.append(
+                Placed(first, run.segment_id, run.positions, run.lengths, run.sizes, run.dues_ms)
+            )
+            snapshot.runs.append(run)
+        elif run.serial <= snapshot.transient_serial:
+            transient = snapshot.transients.get(id(run))
             if transient is None:
                 assert run.metas is not None and run.bodies is not None
-                transient = transients[id(run)] = Transient(run, run.metas, run.bodies, [])
-                snapshot.transients.append(transient)
+                transient = Transient(run, run.metas, run.bodies, [])
+                snapshot.transients[id(run)] = transient
             transient.owners.append((update, first))
-        snapshot.updates.append(update)
-        snapshot.lanes.append(lane)
+        else:  # of a message that came since: the index is complete up to it only
+            update.placed_upto = min(update.placed_upto, first)
+            continue
+        run.gathered = True
+    snapshot.updates.append(update)
+    snapshot.lanes.append(lane)
+    return 1 + len(update.bitmaps) + len(update.placed)
+
+
+def records_of(lane: Lane[M]) -> list[Record]:
+    """What a new file of the ledger has to say of a lane; remembered until the lane changes."""
+    records = lane.ledger_records
+    if records is None:
+        records = list(lane_records(lane.id, lane.next_qseq, lane.settled))
+        lane.ledger_records = records
+    return records
 
 
 def lane_update(lane: Lane[M], placed_upto: int) -> LaneUpdate:
@@ -133,11 +151,7 @@ def snapshot_records(
     return [
         [SEGMENTS, following, following_lsn, *segments],
         *([SEGMENT_REPLACED, new, old] for old, new in replaced.items()),
-        *(
-            record
-            for lane in lanes
-            for record in lane_records(lane.id, lane.next_qseq, lane.settled)
-        ),
+        *chain.from_iterable(map(records_of, lanes)),
     ]
 
 
@@ -149,7 +163,9 @@ def write(
     uuid: bytes,
     epoch: int,
 ) -> CheckpointDone[M]:
-    """Spill, then commit to the index, and to the catalog when definitions have changed. Raises nothing: the result says what went wrong.
+    """Spill, then commit to the catalog, if definitions have changed, and to the index.
+
+    Raises nothing: the result says what went wrong.
 
     After a failure for lack of space the same snapshot is written again later.
     """
@@ -190,8 +206,7 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
     The index gets no pointer for these: it is complete up to them only, so that a restart takes
     the gaps for what they are.
     """
-    while snapshot.transients:
-        transient = snapshot.transients[0]
+    for key, transient in list(snapshot.transients.items()):
         run = transient.run
         lane_ids, firsts = zip(*run.origin, strict=True)
         try:
@@ -208,7 +223,7 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
         except OSError as error:
             if not is_shortage(error):
                 raise
-            for left in snapshot.transients:
+            for left in snapshot.transients.values():
                 for update, first in left.owners:
                     update.placed_upto = min(update.placed_upto, first)
             return
@@ -217,4 +232,4 @@ def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
             update.placed.append(
                 Placed(first, segment_id, positions, run.lengths, run.sizes, run.dues_ms)
             )
-        del snapshot.transients[0]
+        del snapshot.transients[key]

@@ -6,7 +6,8 @@ then LMDB commits. And it promises the three steps of giving a segment up (recla
 pass through here, since their moves are part of a checkpoint.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from typing import Generic
 
 from qlog.storage.catalog import Catalog
@@ -14,7 +15,7 @@ from qlog.storage.errors import Shortage
 from qlog.storage.index import checkpoint
 from qlog.storage.index.checkpoint import CheckpointDone, Snapshot, snapshot_records
 from qlog.storage.index.due import DueTimes
-from qlog.storage.index.index import SPILL, Index, Live, Move
+from qlog.storage.index.index import SPILL, Index, Live
 from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Changes, Lane
@@ -36,6 +37,7 @@ from qlog.storage.write.upkeep import Unlinked, Upkeep
 
 _NEVER_S = 60.0
 _LOOK_S = 10.0  # between two looks for segments that retention lets go
+_SLICE = 1000  # lanes, or blocks and runs of them, that are looked at in one go: some milliseconds
 
 
 class Checkpoints(Generic[M]):
@@ -74,6 +76,7 @@ class Checkpoints(Generic[M]):
         self.compactor = compactor
         self.wanted = False  # one is to begin with the next commit
         self.snapshot: Snapshot[M] | None = None  # gathered, and not in the index yet
+        self.wants_sync = False  # what was gathered in slices waits for the ledger's sync
         self.held: Shortage | None = None  # why it is not written now
         self.condemned: set[int] = set()  # segments that were given up, and are there
         self.lsn = commits.log.lsn  # the index has the log up to here
@@ -106,11 +109,13 @@ class Checkpoints(Generic[M]):
         self._look_s = 0.0
         self._now_s = 0.0
         self._bytes_appended = 0  # since the last one began
-        self._lanes_with_runs: set[Lane[M]] = set()
+        self._lanes_with_runs: dict[Lane[M], None] = {}
         self._dropped: list[int] = []  # lanes, for the next one
         self._unlinked: list[int] = []  # segments, for the next one
         self._unlink_again: list[int] = []  # after the next one
         self._dead_left = self._any_dead()  # segments for the next one to give up
+        self._steps: Iterator[None] | None = None  # what is done in slices now
+        self._records_made = False  # of all lanes, for the ledger's next file
 
     # -- when
 
@@ -157,7 +162,7 @@ class Checkpoints(Generic[M]):
             or self._bytes_appended >= settings.checkpoint_bytes
             or self._cache.transient_bytes > settings.cache_bytes_max
         )
-        if due and self.snapshot is None:
+        if due and self.snapshot is None and not self.wanted:
             self.begin()
             due_s = self._begun_s + settings.checkpoint_interval_s
         return self.wanted, max(due_s - now_s, 0.01)
@@ -169,6 +174,27 @@ class Checkpoints(Generic[M]):
             self._dead_left = False
             self._begun_s = self._now_s
 
+    # -- in slices: whatever is in memory, no turn of the owner's loop is long
+
+    @property
+    def stepping(self) -> bool:
+        """A part of a checkpoint is left for `step`."""
+        return self._steps is not None
+
+    def step(self) -> None:
+        """Do one slice of what is under way, if anything is."""
+        if self._steps is None:
+            return
+        try:
+            next(self._steps)
+        except StopIteration:
+            self._steps = None
+
+    def _go(self, steps: Iterator[None]) -> None:
+        assert self._steps is None
+        self._steps = steps
+        self.step()
+
     # -- gathering
 
     def join(self, job: CommitJob) -> None:
@@ -177,39 +203,79 @@ class Checkpoints(Generic[M]):
         All that lanes settled is in the job or was written before.
         """
         settling = self._settling
-        if self.wanted and self.snapshot is None:
-            self.wanted = False
-            self.snapshot = self._gather()
-            if settling.wants_roll:
-                job.snapshot = self._ledger_snapshot()
+        if self.wanted and self.snapshot is None and self._steps is None:
+            if settling.wants_roll and not self._records_made:
+                self._go(self._make_records())
+            else:
+                self._begin(job)
         if settling.overflowed:
             job.snapshot = self._ledger_snapshot()
         if job.snapshot is not None:
             settling.rolls()
-        if self.snapshot is not None and self.snapshot.ledger is None:
+        snapshot = self.snapshot
+        if snapshot is not None and snapshot.ledger is None:
             job.ledger_sync = True
+        # What lanes settled while they were gathered is in this job, unless the ledger has to wait
+        # until the snapshot's beginning is in it.
+        if (
+            snapshot is not None
+            and (snapshot.ledger is not None or snapshot.at_once)
+            and self.wants_sync
+            and job.ledger_sync
+        ):
+            self.wants_sync = False
+            job.seals_checkpoint = True
 
-    def _gather(self) -> Snapshot[M]:
+    def _make_records(self) -> Iterator[None]:
+        """What the ledger's next file has to say of lanes: only of those that change is it new then."""
+        for at, lane in enumerate(list(self._lanes.values())):
+            checkpoint.records_of(lane)
+            if at % _SLICE == _SLICE - 1:
+                yield
+        self._records_made = True
+
+    def _begin(self, job: CommitJob) -> None:
+        """Take what the log has now; what lanes have is gathered in slices, up to that."""
+        self.wanted = False
         changes = self._changes
-        durable_lsn = self._commits.durable_lsn
-        snapshot: Snapshot[M] = Snapshot(durable_lsn, *self._commits.durable_end)
-        checkpoint.gather(snapshot, changes.dirty, durable_lsn)
+        snapshot: Snapshot[M] = Snapshot(self._commits.durable_lsn, *self._commits.durable_end)
+        snapshot.transient_serial = self._cache.transient_serial
+        snapshot.definitions = self._catalog.take_changed()
         self._due.gathered()
         self._restored_gathered, self._restored = self._restored, set()
+        lanes = list(changes.dirty)
         changes.dirty.clear()
         changes.operations = 0
         self._bytes_appended = 0
-        for lane in snapshot.lanes:  # what is not durable yet comes with the next one
-            if lane.durable_upto(durable_lsn) < lane.next_qseq:
-                changes.dirty.add(lane)
-        snapshot.definitions = self._catalog.take_changed()
-        snapshot.dropped = self._dropped
-        snapshot.unlinked = self._unlinked
+        self.snapshot = snapshot
+        if self._settling.wants_roll:
+            self._records_made = False
+            job.snapshot = self._ledger_snapshot()
+        self._go(self._gather(snapshot, lanes))
+        if snapshot.gathered:  # this job's sync is enough
+            snapshot.at_once = True
+            self.wants_sync = False
+            job.seals_checkpoint = True
+
+    def _gather(self, snapshot: Snapshot[M], lanes: Sequence[Lane[M]]) -> Iterator[None]:
+        left = _SLICE
+        for lane in lanes:
+            if left <= 0:
+                yield
+                left = _SLICE
+            left -= checkpoint.gather(snapshot, lane)
+            if lane.durable_upto(snapshot.lsn) < lane.next_qseq and not lane.dropped:
+                self._changes.dirty[lane] = None  # what is not durable yet comes with the next one
+        # Those that were dropped meanwhile must not come back.
+        kept = [not lane.dropped for lane in snapshot.lanes]
+        snapshot.lanes = list(compress(snapshot.lanes, kept))
+        snapshot.updates = list(compress(snapshot.updates, kept))
+        snapshot.dropped, self._dropped = self._dropped, []
+        snapshot.unlinked, self._unlinked = self._unlinked, []
         snapshot.condemned = list(self.condemned)
         snapshot.moves = self.compactor.take_moves()
-        self._dropped = []
-        self._unlinked = []
-        return snapshot
+        snapshot.gathered = True
+        self.wants_sync = True  # of all that lanes settled meanwhile
 
     def _ledger_snapshot(self) -> Records:
         durable_lsn = self._commits.durable_lsn
@@ -240,14 +306,21 @@ class Checkpoints(Generic[M]):
     def committed(self, result: CommitResult) -> None:
         """The ledger was synced, perhaps: then the snapshot can be written."""
         snapshot = self.snapshot
-        if result.ledger_synced and snapshot is not None and snapshot.ledger is None:
-            snapshot.ledger = result.ledger_position
-            self.resume()
+        if snapshot is None or snapshot.sealed:
+            return
+        if result.ledger_synced:
+            if snapshot.ledger is None:
+                snapshot.ledger = result.ledger_position
+            if result.job.seals_checkpoint:
+                snapshot.sealed = True
+                self.resume()
+        elif result.job.seals_checkpoint:
+            self.wants_sync = True
 
     def resume(self) -> None:
-        """Write the snapshot if its part of the ledger is synced."""
+        """Write the snapshot if all of it is synced in the ledger."""
         snapshot = self.snapshot
-        if snapshot is None or snapshot.ledger is None or self._writing or self.held:
+        if snapshot is None or not snapshot.sealed or self._writing or self.held:
             return
         self._writing = True
         uuid, epoch = self._identity
@@ -256,42 +329,54 @@ class Checkpoints(Generic[M]):
 
     def written(self, done: CheckpointDone[M]) -> None:
         """The index has the snapshot, or could not get it."""
-        snapshot = done.snapshot
         self._writing = False
         if done.failure is not None:
             self._on_failure(done.failure)
-            return
-        if done.doubt is not None:
+        elif done.doubt is not None:
             self._on_doubt(done.doubt)
-            return
-        if done.shortage is not None:
+        elif done.shortage is not None:
             self.held = done.shortage
             self._notify()
-            return
+        else:
+            self._go(self._finish(done))
+
+    def _finish(self, done: CheckpointDone[M]) -> Iterator[None]:
+        """Memory gives up what the index has now, lane by lane; then segments are given up."""
+        snapshot = done.snapshot
+        self._index.forget_cached()
         for run, segment_id, positions in snapshot.spilled:
             self._cache.drop(run)
             run.segment_id = segment_id
             run.positions = positions
             run.gathered = False
             run.indexed = True
-        for transient in snapshot.transients:  # no space for them: again with the next one
+        for transient in snapshot.transients.values():  # no space for them: with the next one
             transient.run.gathered = False
             for update, _ in transient.owners:
                 lane = self._lanes.get(update.lane_id)
                 if lane is not None:
-                    self._changes.dirty.add(lane)
-        self.snapshot = None
+                    self._changes.dirty[lane] = None
         for run in snapshot.runs:
             run.gathered = False
             run.indexed = True
-        self._index.forget_cached()
         self._due.written({update.lane_id: update.placed_upto for update in snapshot.updates})
-        self._lanes_with_runs.update(snapshot.lanes)
-        self._take_over(snapshot.moves)
-        self._lanes_with_runs = {lane for lane in self._lanes_with_runs if lane.forget_indexed()}
+        self._lanes_with_runs.update(dict.fromkeys(snapshot.lanes))
+        sources = frozenset().union(*(move.sources for move in snapshot.moves))
+        for at, lane in enumerate(list(self._lanes_with_runs)):
+            if sources:  # the index has moved their pointers: memory must not know better
+                lane.forget_segments(sources)
+            if not lane.forget_indexed():
+                del self._lanes_with_runs[lane]
+            if at % _SLICE == _SLICE - 1:
+                yield
+        if snapshot.moves:
+            segment = self.compactor.moved()
+            if segment is not None:
+                self._commits.log.segments[segment.segment_id] = segment
         self.live.update(done.live)
         self.lsn = snapshot.lsn
         self._restored_gathered = set()
+        self.snapshot = None
         self._reclaim(snapshot.condemned, done.spill_current)
 
     # -- giving up segments
@@ -386,14 +471,3 @@ class Checkpoints(Generic[M]):
             self._settling.note(record)
         if not step.finished:
             self._notify()
-
-    def _take_over(self, moves: Sequence[Move]) -> None:
-        """The index has these moves: memory must not know better."""
-        if not moves:
-            return
-        sources = frozenset().union(*(move.sources for move in moves))
-        for lane in self._lanes_with_runs:
-            lane.forget_segments(sources)
-        segment = self.compactor.moved()
-        if segment is not None:
-            self._commits.log.segments[segment.segment_id] = segment

@@ -19,6 +19,7 @@ class Cache(Generic[M]):
         self.bytes = 0
         self.transient_bytes = 0
         self.durable_lsn = 0
+        self.transient_serial = 0  # of the newest run that is only in memory
         self._bytes_max = bytes_max
         self._count = 0
         self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
@@ -35,6 +36,8 @@ class Cache(Generic[M]):
             self._fresh.append(run)
         else:
             self.transient_bytes += run.memory_bytes
+            self.transient_serial += 1
+            run.serial = self.transient_serial
 
     def grown(self, run: Run[M], size: int) -> None:
         """A run takes so many more bytes."""

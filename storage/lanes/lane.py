@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import accumulate
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.run import M, Pointers, Run, Slice
@@ -49,7 +49,7 @@ class Changes(Generic[M]):
     acked: "list[Lane[M]]"  # lanes with settlements that the ledger does not have
     delivered: "list[Lane[M]]"  # and with deliveries
     attempted: "list[Lane[M]]"  # and with messages that came back
-    dirty: "set[Lane[M]]"  # lanes that the index is behind of
+    dirty: "dict[Lane[M], None]"  # lanes that the index is behind of, in their order
     await_acks: Callable[[], None]  # called when the first of them comes
     acked_count: int = 0
     operations: int = 0  # since the last checkpoint
@@ -80,6 +80,7 @@ class Lane(Generic[M]):
         self.alive = 0  # messages not settled, nor about to be (`settle_after`)
         self.alive_bytes = 0  # the sum of their bodies' sizes
         self.dropped = False
+        self.ledger_records: list[Any] | None = None  # see `checkpoint.records_of`
         self.open_run: Run[M] | None = None  # the newest: it may take more messages
         self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
         self.attempts_unwritten: list[int] = []  # first, end, attempts, … in their order
@@ -114,9 +115,10 @@ class Lane(Generic[M]):
             self._read_runs -= 1
             run.readers += 1
         self.next_qseq += count
+        self.ledger_records = None
         self.alive += count
         self.alive_bytes += body_bytes
-        self._changes.dirty.add(self)
+        self._changes.dirty[self] = None
 
     def _join_durable(self) -> None:
         """Join runs that are on disk, so that few are left of messages that came one by one."""
@@ -261,9 +263,10 @@ class Lane(Generic[M]):
             unwritten[-1] = end
         else:
             unwritten += (first, end)
+        self.ledger_records = None
         changes.acked_count += 1
         changes.operations += fresh
-        changes.dirty.add(self)
+        changes.dirty[self] = None
         runs = self._runs
         if runs and self._firsts[0] + runs[0].count <= settled.floor:
             self._forget_settled()
@@ -368,7 +371,8 @@ class Lane(Generic[M]):
             self.alive += high - low
             settled.restore(low, high)
         if flat:
-            self._changes.dirty.add(self)
+            self.ledger_records = None
+            self._changes.dirty[self] = None
             self._changes.restored(self, flat, segment_ids)
         return flat
 
@@ -388,10 +392,11 @@ class Lane(Generic[M]):
         """Everything below `upto` was handed to a consumer once; lasting with the next acks."""
         if upto > self.settled.delivered:
             self.settled.delivered = upto
+            self.ledger_records = None
             if not self.delivered_unwritten:
                 self.delivered_unwritten = True
                 self._changes.delivered.append(self)
-                self._changes.dirty.add(self)
+                self._changes.dirty[self] = None
                 self._changes.await_acks()
 
     def note_attempts(self, first: int, count: int, attempts: int) -> None:
@@ -403,10 +408,11 @@ class Lane(Generic[M]):
         assert self.settled.floor <= first < end <= self.next_qseq
         assert not self.settled.between(first, end)
         self.settled.attempts.note(first, end, attempts)
+        self.ledger_records = None
         unwritten = self.attempts_unwritten
         if not unwritten:
             self._changes.attempted.append(self)
-            self._changes.dirty.add(self)
+            self._changes.dirty[self] = None
             self._changes.await_acks()
         if unwritten and unwritten[-2:] == [first, attempts]:
             unwritten[-2] = end

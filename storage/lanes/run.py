@@ -43,6 +43,7 @@ class Run(Generic[M]):
         "positions",
         "readers",
         "segment_id",
+        "serial",
         "sizes",
         "times_ms",
     )
@@ -64,6 +65,7 @@ class Run(Generic[M]):
         self.owners = lane_count  # lanes that may still need it
         self.readers = lane_count  # lanes that did not read to its end yet
         self.origin: list[tuple[int, int]] = []  # (lane, first qseq), of one that is only in memory
+        self.serial = 0  # of those that are only in memory: in the order in which they began
         self.gathered = False  # a checkpoint that is under way has it
         self.indexed = False
         self.memory_bytes = RUN_OVERHEAD_BYTES

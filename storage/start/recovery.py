@@ -198,7 +198,7 @@ class _Recovery(Generic[M]):
         self.opened = opened
         self.report = RecoveryReport()
         self.cache: Cache[M] = Cache(settings.cache_bytes_max)
-        self.changes: Changes[M] = Changes([], [], [], set(), lambda: None)
+        self.changes: Changes[M] = Changes([], [], [], {}, lambda: None)
         self.lanes: dict[int, Lane[M]] = {}
         self.adopted: defaultdict[int, Adopted] = defaultdict(Adopted)
         self.placed_upto: dict[int, int] = {}  # lane -> where the index is complete

@@ -30,6 +30,7 @@ class CommitJob:
     durable_lsn: int  # all below had been synced when the job was made
     ledger: list[Records] = field(default_factory=list)  # one batch each
     ledger_sync: bool = False
+    seals_checkpoint: bool = False  # its sync is what a checkpoint waits for
     ledger_first: bool = False  # what is in the log may depend on it
     snapshot: Records | None = None  # begin a new ledger file with this: all that is settled now
     ticket: int = 0  # what a `request_sync` waits for

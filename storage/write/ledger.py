@@ -42,10 +42,8 @@ SNAPSHOT_END = 7  # what comes before in this file is complete
 TIME = 8  # ms since 1970: handed over then was this batch, and within a second those without a time
 SEGMENT_REPLACED = 9  # id, old id, …: what was alive in the old ones is in this one, too
 ATTEMPTS = 10  # lane, gap, count, attempts, …: these came back so often; gaps as in ACK, or below 0
-DEFINED = 12  # kind, name, value: a definition of the catalog; nil: it is deleted
-
-# lane, gap, count, gap, count, …: settled before, these wait again; as if they never came back
-RESTORED = 11
+RESTORED = 11  # lane, gap, count, …: settled before, these wait again; as if they never came back
+DEFINED = 12  # kind, name, value: a definition; nil: it is deleted
 
 Record = list[Any]
 Records = Sequence[Record]

@@ -153,18 +153,18 @@ def _ledger_not_told() -> list[AbstractContextManager[Any]]:
 
 
 def _checkpoint_ahead() -> list[AbstractContextManager[Any]]:
-    original = Checkpoints._gather
+    original = Checkpoints._begin
 
-    def gather(self: Checkpoints[Any]) -> Any:
+    def begin(self: Checkpoints[Any], job: CommitJob) -> None:
         commits = self._commits
         durable_lsn = commits.durable_lsn
         commits.durable_lsn = commits.log.lsn
         try:
-            return original(self)
+            original(self, job)
         finally:
             commits.durable_lsn = durable_lsn
 
-    return [patch.object(Checkpoints, "_gather", gather)]
+    return [patch.object(Checkpoints, "_begin", begin)]
 
 
 def _tail_as_it_is() -> list[AbstractContextManager[Any]]:

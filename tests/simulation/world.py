@@ -31,6 +31,7 @@ from unittest.mock import patch
 from qlog.storage import store as store_module
 from qlog.storage.bytes.datadir import mark_doubt
 from qlog.storage.errors import StorageError
+from qlog.storage.index import checkpoints
 from qlog.storage.index.index import SPILL, Live
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.settled import BLOCK, contains
@@ -576,7 +577,7 @@ class World:
             for worker in self.workers:
                 ran |= worker.run_one()
             self._advance()
-            if not ran:
+            if not ran and not probe(self.running).checkpoints.stepping:
                 return
         raise AssertionError("the store's threads do not come to rest")
 
@@ -920,6 +921,7 @@ def _counted(store: Store[Envelope]) -> dict[int, Live]:
 
 
 _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
+    (checkpoints, "_SLICE", 2),
     (compact, "_STEP_BYTES", 2000),
     (compact, "_STEP_RECORDS", 10),
     (compact, "_READ_BYTES_MAX", 1500),

@@ -39,7 +39,7 @@ class NoShelf:
 
 def lane_of(*counts: int) -> Lane[Envelope]:
     cache: Cache[Envelope] = Cache(1 << 20)
-    lane: Lane[Envelope] = Lane(1, NoShelf(), cache, Changes([], [], [], set(), ignore))
+    lane: Lane[Envelope] = Lane(1, NoShelf(), cache, Changes([], [], [], {}, ignore))
     serial = 0
     for count in counts:
         bodies = [b"%d" % (serial + at) for at in range(count)]
