@@ -164,6 +164,8 @@ def _log_start(broker: Broker) -> None:
         said.append(f"cut {report.ledger_bytes_cut} bytes off the end of the ledger")
     if report.index_rebuilt:
         said.append(f"made the index anew: {report.index_rebuilt}")
+    if report.catalog_rebuilt:
+        said.append(f"made the catalog anew: {report.catalog_rebuilt}")
     level = logging.INFO if len(said) == 1 else logging.WARNING
     if report.records_replayed:
         said.append(f"replayed {report.records_replayed} messages")

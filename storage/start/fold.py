@@ -5,10 +5,11 @@ tools, which fold into something simpler. Whether the records are all that were 
 reader of the file to judge.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from qlog.storage.catalog import Definition
 from qlog.storage.lanes.attempts import Attempts
 from qlog.storage.write.ledger import (
     ACK,
@@ -124,16 +125,28 @@ class SegmentFacts:
 class DefinitionFacts:
     """What a ledger file says of definitions: its snapshot carries all that there were."""
 
-    entries: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by kind and name
+    entries: dict[Definition, bytes] = field(default_factory=dict)
+    said: dict[Definition, int] = field(default_factory=dict)  # in which batch at last
 
-    def apply(self, record: Record) -> None:
-        """Take in one record; all others mean nothing here."""
+    def apply(self, record: Record, number: int) -> None:
+        """Take in one record, of the batch of this number; all others mean nothing here."""
         if record[0] == DEFINED:
             _, kind, name, value = record
+            self.said[kind, name] = number
             if value is None:
                 self.entries.pop((kind, name), None)
             else:
                 self.entries[kind, name] = value
+
+    def over(self, entries: Mapping[Definition, bytes], number: int) -> dict[Definition, bytes]:
+        """All definitions, when `entries` are those that there were before the batch `number`."""
+        found = dict(entries)
+        for key, at in self.said.items():
+            if at >= number:
+                found.pop(key, None)
+                if key in self.entries:
+                    found[key] = self.entries[key]
+        return found
 
 
 @dataclass(slots=True)

@@ -10,14 +10,15 @@ of a write that nobody was told of: a start cuts them. The rule for the ledger i
 
 Evidence is gathered in one order: catalog, index, ledger, log. Catalog and index are never a finding,
 since all in them follows from ledger and log; `catalog_doubt` and `index_doubt` say why a start
-makes them anew. What a start finds
-wrong in the index only when it uses it is not foreseen here: it starts once more without the index.
+makes them anew. What a start finds wrong in the index only when it uses it is not foreseen here: it
+starts once more without the index.
 
 Segments are in the order of their first LSNs. What a compaction put together stands for the
 segments that went into it from the moment the ledger says so, and for nothing before.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,10 +80,11 @@ class Evidence:
     """What catalog and index say of ledger and log; read before those are.
 
     `uuid` is the directory's (`identify`). `catalog`: the checkpoint of a catalog that is this
-    directory's: the ledger had been synced up to there. `attested`: the checkpoint of an index that is this directory's, be the index in doubt
-    otherwise: log and ledger had been synced up to there. `checkpoint`: the same of an index that
-    is not in doubt; None: the index is made anew from all of ledger and log. `live`: by segment,
-    what an index that is not in doubt points to.
+    directory's, and not in doubt: the ledger had been synced up to there. `attested`: the checkpoint
+    of an index that is this directory's, be the index in doubt otherwise: log and ledger had been
+    synced up to there. `checkpoint`: the same of an index that is not in doubt; None: the index is
+    made anew from all of ledger and log. `live`: by segment, what an index that is not in doubt
+    points to.
     """
 
     uuid: bytes
@@ -117,19 +119,31 @@ def catalog_doubt(checkpoint: CatalogCheckpoint | None, uuid: bytes) -> str:
 
 
 def identify(disk: Disk, paths: Paths, catalog: CatalogCheckpoint | None) -> bytes | None:
-    """The directory's uuid: by its newest ledger file whose header is whole, or else by others.
+    """The directory's uuid, by its files and its catalog.
 
-    None: it is new, or nothing in it says who it is. Raises OtherFormat, OSError.
+    The ledger says it. Where files of the ledger and the catalog do not agree, or no file of the
+    ledger says anything, most segments do: one of the files may be another directory's. None: the
+    directory is new, or nothing in it says who it is. Raises OtherFormat, OSError.
     """
-    files = [paths.ledger_file(id_) for id_ in reversed(numbered(disk, paths.ledger, ".qack"))]
-    if files or catalog is None:
-        files += [paths.segment(id_) for id_ in numbered(disk, paths.log, ".qseg")]
-        for path in files:
-            header = _header(disk, path)
-            if header is not None:
-                check_format(path, header.version)
-                return header.uuid
-    return None if catalog is None else catalog.uuid
+    ledgers = [paths.ledger_file(id_) for id_ in reversed(numbered(disk, paths.ledger, ".qack"))]
+    named = list(_uuids(disk, ledgers))
+    others = [] if catalog is None else [catalog.uuid]
+    if named and len({*named, *others}) == 1:
+        return named[0]
+    segments = [paths.segment(id_) for id_ in numbered(disk, paths.log, ".qseg")]
+    votes = Counter(_uuids(disk, segments))
+    for uuid, _ in votes.most_common(1):
+        return uuid
+    return next(iter(named + others), None)
+
+
+def _uuids(disk: Disk, files: Iterable[Path]) -> Iterator[bytes]:
+    """By the files' headers, those that are whole. Raises OtherFormat, OSError."""
+    for path in files:
+        header = _header(disk, path)
+        if header is not None:
+            check_format(path, header.version)
+            yield header.uuid
 
 
 def _header(disk: Disk, path: Path) -> FileHeader | None:
@@ -265,7 +279,7 @@ def _take(ledger: LedgerFile, batch: Batch) -> list[Record]:
     ledger.log_durable = max(ledger.log_durable, log_durable)
     for record in records:
         ledger.segments.apply(record)
-        ledger.definitions.apply(record)
+        ledger.definitions.apply(record, batch.header.base)
     return records
 
 

@@ -223,6 +223,7 @@ class _Recovery(Generic[M]):
         settings = self.settings
         paths = self.paths
         disk = self.disk
+        identify(disk, paths, None)  # one of another format is left alone: LMDB's files, too
         catalog = self._open_catalog()
         uuid = identify(disk, paths, catalog) or os.urandom(16)
         if self.catalog is not None and (doubt := catalog_doubt(catalog, uuid)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
         broker.kill()
 
 
-@pytest.fixture(params=["SIGTERM", "SIGKILL"])
+@pytest.fixture(params=["SIGTERM", "SIGKILL", "SIGKILL, and the catalog is deleted"])
 def restart(request: pytest.FixtureRequest, broker: BrokerProcess) -> Restart:
     """End the broker, one way or the other, and start it again."""
 
@@ -45,6 +46,8 @@ def restart(request: pytest.FixtureRequest, broker: BrokerProcess) -> Restart:
             assert broker.terminate()[0] == 0
         else:
             broker.kill()
+        if "deleted" in request.param:
+            shutil.rmtree(broker.data_dir / "catalog.lmdb")
         broker.start()
 
     return run

@@ -77,7 +77,6 @@ class Facts:
     headers: set[str] = field(default_factory=set)  # files that begin with a header
     checkpoint_lsn: int = 0
     checkpoint_number: int = 0  # of the ledger's next batch
-    closed_lsn: int = 0
 
     @property
     def waiting(self) -> set[Place]:
@@ -198,7 +197,6 @@ def _read_back(facts: Facts) -> None:
     directory = Directory(root)
     assert not directory.damage
     uuid = directory.identity.uuid
-    facts.closed_lsn = directory.identity.closed_lsn
     index = directory.index_facts
     if index is not None and index.checkpoint is not None:
         facts.checkpoint_lsn = index.checkpoint.lsn

@@ -5,9 +5,10 @@ What must be:
 - `verify` changes nothing, and has a finding for every damage below the durable point.
 - A start ends neither by a signal nor with a traceback. If it is refused, one line says so, and
   `verify` has findings too. It is refused if and only if inspect foretells it, and for its first
-  finding.
+  finding; so it is with a catalog that is made anew. No damage of the catalog alone is refused.
 - A repair ends with a directory on which a broker starts and `verify` has no finding. Whatever was not
-  hit is there; what is not there, it has named.
+  hit is there; what is not there, it has named. All definitions are there: ledger and catalog both
+  have them.
 - If it starts: everything that was confirmed and not settled is there, byte for byte, or reading it
   says that it is damaged, and then `verify` says so too. Nothing is there that was not published, and
   nothing whose settlement had been synced.
@@ -33,6 +34,7 @@ from tests.damage.outcome import Outcome, start
 from tests.damage.strike import Strike, strike
 
 _QSEQ_MARGIN = 5
+_DEFINED = {name: 1 + at for at, name in enumerate(QUEUES)}  # queue -> lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,11 @@ def try_one(facts: Facts, directory: Path, seed: int) -> Verdict | None:
         report: Report | None = verified(Directory(directory))
         findings = [str(item) for item in report.all_damage] if report is not None else []
         notes = report.all_notes if report is not None else []
-        refusals = [str(item.error()) for item in Directory(directory).refusals()]
+        looked = Directory(directory)
+        refusals = [str(item.error()) for item in looked.refusals()]
+        doubt = looked.catalog_facts.doubt
     except StorageError as error:
-        findings, notes, refusals = [str(error)], [], [str(error)]
+        findings, notes, refusals, doubt = [str(error)], [], [str(error)], ""
     if _image(directory) != before:
         return Verdict(done, "?", "verify changed something")
     must = must_be_found(facts, done)
@@ -72,7 +76,8 @@ def try_one(facts: Facts, directory: Path, seed: int) -> Verdict | None:
     if mistake is not None:
         return Verdict(done, "repaired", f"after a repair, {mistake}")
     outcome = start(directory, _qseq_end(facts))
-    mistake = _mistake(facts, done, outcome, findings) or mistake_of_foretelling(outcome, refusals)
+    mistake = _mistake(facts, done, outcome, findings)
+    mistake = mistake or mistake_of_foretelling(outcome, refusals, doubt)
     return Verdict(done, _word(facts, outcome), mistake)
 
 
@@ -102,7 +107,7 @@ def durable_upto(facts: Facts, done: Strike) -> int:
     left = [batch.durable for batch in facts.log if not _hits(done, batch)]
     left += [batch.log_durable for batch in facts.ledger]
     left += [batch.base for batch in facts.log if batch.position == FILE_HEADER_BYTES]
-    return max([facts.checkpoint_lsn, facts.closed_lsn, *left])
+    return max([facts.checkpoint_lsn, *left])
 
 
 def _count(done: Strike, batch: BatchFact) -> int:
@@ -115,10 +120,12 @@ def _hits(done: Strike, batch: BatchFact) -> bool:
 
 def _mistake(facts: Facts, done: Strike, outcome: Outcome, findings: list[str]) -> str | None:
     if outcome.refused:
+        if done.what == "catalog":
+            return f"refused for the catalog: {outcome.refused}"
         if "\n" in outcome.refused:
             return f"more than a line: {outcome.refused}"
         return None if findings else f"refused, and verify has no finding: {outcome.refused}"
-    if outcome.queues != {name: 1 + at for at, name in enumerate(QUEUES)}:
+    if outcome.queues != _DEFINED:
         return f"definitions are missing: {outcome.queues}"
     durable = durable_upto(facts, done)
     for place in sorted(facts.waiting):
@@ -140,12 +147,12 @@ def _mistake(facts: Facts, done: Strike, outcome: Outcome, findings: list[str]) 
     return f"{sorted(back)} had been settled" if back else None
 
 
-def mistake_of_foretelling(outcome: Outcome, refusals: list[str]) -> str | None:
-    """LMDB and the catalog have their own words for what is wrong with definitions."""
-    if bool(outcome.refused) != bool(refusals):
-        return f"refused: {outcome.refused or 'no'}; foretold: {refusals}"
-    if outcome.refused and refusals[0] != outcome.refused and "catalog" not in refusals[0]:
-        return f"refused for {outcome.refused}; foretold: {refusals[0]}"
+def mistake_of_foretelling(outcome: Outcome, refusals: list[str], doubt: str) -> str | None:
+    """`refusals` of the start, and `doubt` of the catalog: as inspect has them."""
+    if outcome.refused != (refusals[0] if refusals else ""):
+        return f"refused for {outcome.refused or 'nothing'}; foretold: {refusals}"
+    if not refusals and bool(outcome.catalog_rebuilt) != bool(doubt):
+        return f"catalog made anew: {outcome.catalog_rebuilt or 'no'}; foretold: {doubt or 'no'}"
     return None
 
 
@@ -166,7 +173,7 @@ def _mistake_of_repair(facts: Facts, done: Strike, directory: Path) -> str | Non
         return f"the start is refused: {outcome.refused}"
     if outcome.unread.keys() & facts.waiting:
         return f"some cannot be read: {outcome.unread}"
-    if set(outcome.queues.values()) != {1, 2}:
+    if outcome.queues != _DEFINED:
         return f"the queues are {outcome.queues}"
     named = {target for loss in plan.losses for target in loss.targets}
     unnamed = sum(loss.count or MESSAGES for loss in plan.losses if not loss.targets)
@@ -218,6 +225,8 @@ def _word(facts: Facts, outcome: Outcome) -> str:
         return "not readable"
     if outcome.index_rebuilt:
         return "index rebuilt"
+    if outcome.catalog_rebuilt:
+        return "catalog rebuilt"
     if outcome.log_bytes_cut:
         return "tail cut"
     return "no effect"

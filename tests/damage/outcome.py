@@ -36,6 +36,7 @@ class Outcome:
     unread: dict[Place, str] = field(default_factory=dict)
     redelivered: set[Place] = field(default_factory=set)
     index_rebuilt: str = ""
+    catalog_rebuilt: str = ""
     log_bytes_cut: int = 0
     lsn: int = 0
     next_qseqs: dict[int, int] = field(default_factory=dict)
@@ -52,6 +53,7 @@ def _start(directory: Path, qseq_end: int) -> Outcome:
         with opened(directory) as store:
             broker = Broker(store, BrokerSettings())
             outcome.index_rebuilt = store.report.index_rebuilt
+            outcome.catalog_rebuilt = store.report.catalog_rebuilt
             outcome.log_bytes_cut = store.report.log_bytes_cut
             outcome.lsn = store.lsn
             for vhost in broker.vhosts.values():

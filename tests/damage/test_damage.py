@@ -79,11 +79,21 @@ def test_the_judge_notices_what_verify_does_not(
 
 
 @pytest.mark.parametrize(
-    ("refused", "foretold"), [("", ["why"]), ("why", []), ("why", ["something else"])]
+    ("outcome", "refusals", "doubt"),
+    [
+        (Outcome(), ["why"], ""),
+        (Outcome("why"), [], ""),
+        (Outcome("why"), ["something else"], ""),
+        (Outcome(), [], "why"),
+        (Outcome(catalog_rebuilt="why"), [], ""),
+    ],
 )
-def test_a_start_that_was_foretold_otherwise_is_noticed(refused: str, foretold: list[str]) -> None:
-    assert mistake_of_foretelling(Outcome(refused), foretold) is not None
-    assert mistake_of_foretelling(Outcome("why"), ["why", "and this"]) is None
+def test_a_start_that_was_foretold_otherwise_is_noticed(
+    outcome: Outcome, refusals: list[str], doubt: str
+) -> None:
+    assert mistake_of_foretelling(outcome, refusals, doubt) is not None
+    assert mistake_of_foretelling(Outcome("why"), ["why", "and this"], "") is None
+    assert mistake_of_foretelling(Outcome(catalog_rebuilt="why"), [], "so") is None
 
 
 def test_a_crash_is_noticed() -> None:

@@ -223,9 +223,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_there(tmp_path: Path) -> N
     assert "LSN 7 is not exported: the message's checksum is wrong" in result.stderr
 
 
-def test_without_a_catalog_messages_are_exported_with_their_lanes(tmp_path: Path) -> None:
+def test_without_definitions_messages_are_exported_with_their_lanes(tmp_path: Path) -> None:
     directory = stopped(tmp_path / "data")
     shutil.rmtree(directory / "catalog.lmdb")
+    shutil.rmtree(directory / "ledger")
     found = exported(directory, status=1)
     assert len(found) == 200
     assert {(item["queue"], item["lane"]) for item in found[0]["queues"]} == {(None, 1), (None, 2)}

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qlog.storage.bytes.datadir import Paths
-from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.lmdb.catalog import CatalogFile
 from qlog.tools.cli import app
 from tests.live.server import BrokerProcess
 from tests.tools.directories import (
@@ -257,13 +257,28 @@ def test_without_the_index_all_is_known(tmp_path: Path) -> None:
     assert "index.lmdb is missing" in document["notes"][0]
 
 
-def test_without_the_catalog_messages_still_decode(tmp_path: Path) -> None:
+def test_without_the_catalog_all_is_known(tmp_path: Path) -> None:
     directory = stopped(tmp_path / "data", settled=120)
+    before = inspect(directory, "queues")["queues"]
+    shutil.rmtree(directory / "catalog.lmdb")
+    document = inspect(directory, "queues")
+    assert document["queues"] == before
+    assert "catalog.lmdb is missing; the next start makes it anew" in document["notes"][0]
+
+
+def test_without_a_ledger_definitions_are_those_of_the_catalog(tmp_path: Path) -> None:
+    directory = stopped(tmp_path / "data", settled=120)
+    shutil.rmtree(directory / "ledger")
+    queues = inspect(directory, "queues", status=1)["queues"]
+    assert [(queue["queue"], queue["unsettled"]) for queue in queues] == [
+        ("audit", 200),
+        ("orders", 200),
+    ]
     shutil.rmtree(directory / "catalog.lmdb")
     document = inspect(directory, "messages", "--limit", "200", status=1)
     assert lsns(document) == list(range(200))
     queues = inspect(directory, "queues", status=1)["queues"]
-    assert sorted(queue["unsettled"] for queue in queues) == [80, 200]
+    assert [(queue["queue"], queue["unsettled"]) for queue in queues] == [(None, 200)] * 2
 
 
 @pytest.mark.parametrize("name", ["catalog.lmdb", "index.lmdb"])
@@ -293,8 +308,10 @@ def test_an_environment_full_of_flips_does_not_kill_the_process(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["orders", "o" * 500])
 def test_a_damaged_definition_is_named(name: str, tmp_path: Path) -> None:
     directory = stopped(tmp_path / "data", 10)
-    catalog = Catalog(Paths(directory).catalog, map_bytes=1 << 24)
-    catalog.put("queue", json.dumps(["/", name]), b"damage me")
+    catalog = CatalogFile(Paths(directory).catalog, map_bytes=1 << 24)
+    checkpoint = catalog.checkpoint()
+    assert checkpoint is not None
+    catalog.apply({("queue", json.dumps(["/", name])): b"damage me"}, checkpoint)
     catalog.close()
     path = directory / "catalog.lmdb" / "data.mdb"
     data = path.read_bytes().replace(b"damage me", b"damaged..")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from array import array
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from typer.testing import CliRunner
 
@@ -65,12 +67,37 @@ def test_a_snapshot_is_summarised_unless_all_is_asked_for(tmp_path: Path) -> Non
     with opened(tmp_path / "data"):
         pass
     brief = inspect(tmp_path / "data", "ledger", "--from", "0", "--limit", "1")["batches"][0]
-    assert brief["snapshot"] and brief["records"] == [] and brief["record_count"] == 4
+    assert brief["snapshot"] and brief["records"] == [] and brief["record_count"] == 8
     full = inspect(tmp_path / "data", "ledger", "--from", "0", "--limit", "1", "--full")
     assert [(lane["queue"], lane["ranges"]) for lane in records(full, "lane")] == [
         ("orders", [[0, 59]]),
         ("audit", [[5, 5]]),
     ]
+
+
+def test_definitions_are_in_the_ledger_without_their_secrets(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    with opened(directory) as store:
+        fill(store, 10)
+        name = json.dumps(["me"])
+        store.catalog.put("user", name, msgpack.packb({"password_hash": "hidden"}))
+        store.catalog.delete("user", name)
+    document = inspect(directory, "ledger", "--from", "0", "--full")
+    defined = [
+        (item["name"], item["deleted"])
+        for item in records(document, "defined")
+        if item["what"] in ("queue", "user")
+    ]
+    assert defined == [
+        (json.dumps(["/", "orders"]), False),
+        (json.dumps(["/", "audit"]), False),
+        (name, False),
+        (name, True),
+    ]
+    arguments = ["inspect", "ledger", "--from", "0", "--full", "--data-dir", str(directory)]
+    text = CliRunner().invoke(app, arguments).stdout
+    assert "queue 'audit' in vhost '/' was defined" in text and "user 'me' was deleted" in text
+    assert "hidden" not in text + json.dumps(document)
 
 
 def test_segments_given_up_are_in_the_ledger(tmp_path: Path) -> None:

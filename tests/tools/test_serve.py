@@ -11,16 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 import pytest
 
-from qlog.storage.bytes.datadir import Identity, Paths
-from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.bytes import batch
 from tests.live.conversation import Client, connections, until
 from tests.live.server import ROOT, BrokerProcess
+from tests.tools.directories import stopped
 
 # A recovery that goes on until it is told to end, and says so on stderr.
 ENDLESS_RECOVERY = """
@@ -379,14 +378,11 @@ def test_unreadable_directory(tmp_path: Path) -> None:
     assert str(closed) in refused(serve("--data-dir", str(closed), "--port", "0"), 1)
 
 
-def test_directory_of_a_newer_qlog(tmp_path: Path) -> None:
+def test_directory_of_a_newer_qlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "data"
-    assert BrokerProcess(directory).start().terminate()[0] == 0
-    catalog = Catalog(Paths(directory).catalog, map_bytes=1 << 24)
-    identity = Identity.load(catalog)
-    assert identity is not None
-    replace(identity, version=99).save(catalog)
-    catalog.close()
+    with monkeypatch.context() as newer:
+        newer.setattr(batch, "FORMAT_VERSION", 99)
+        stopped(directory, 10)
     assert "format 99" in refused(serve("--data-dir", str(directory), "--port", "0"), 1)
 
 

@@ -93,9 +93,8 @@ def find_lanes(directory: Directory, vhost: str, queue: str) -> frozenset[int]:
         if (owner.vhost, owner.name) == (vhost, queue)
     )
     if not lane_ids:
-        facts = directory.catalog_facts
-        why = "; the catalog is damaged" if facts.damaged or facts.identity is None else ""
-        others = sorted(owner.vhost for owner in facts.queues if owner.name == queue)
+        why = "; the ledger is damaged" if directory.ledger.damaged else ""
+        others = sorted(one.vhost for one in directory.defined.queues if one.name == queue)
         if others:
             why += f" (but there is one in '{others[0]}': give --vhost)"
         stop(f"no durable queue '{queue}' in vhost '{vhost}'{why}; see `qlog inspect queues`")

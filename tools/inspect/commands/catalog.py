@@ -1,18 +1,18 @@
-"""`qlog inspect catalog`: what is defined, and what of it is damaged. No secrets are shown."""
+"""`qlog inspect catalog`: what is defined, by the ledger. No secrets are shown.
+
+What of the catalog's file is damaged is named too: it is a checkpoint of the definitions.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from qlog.server.broker.definitions import Definitions
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import brief, json_value
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.environment import SoundEntries, Unreadable, read
 from qlog.tools.inspect.rows import Report, counted, name, number, text
 
 
@@ -76,8 +76,7 @@ def catalog(
     not written down.
     """
     found = definitions_of(directory)
-    facts = directory.catalog_facts
-    identity = facts.identity
+    identity = directory.known_identity
     report.content = {
         "identity": None
         if identity is None
@@ -86,9 +85,8 @@ def catalog(
             "epoch": identity.epoch,
             "format": identity.version,
             "lane_ids_reserved": identity.lane_ids_reserved,
-            "closed_lsn": identity.closed_lsn,
         },
-        "damaged": [{"kind": kind, "name": key} for kind, key in facts.damaged],
+        "damaged": [{"kind": kind, "name": key} for kind, key in directory.catalog_facts.damaged],
     }
     if identity is not None and kind is None:
         epoch = f"{identity.epoch} (starts so far)"
@@ -106,61 +104,48 @@ def catalog(
 
 
 def definitions_of(directory: Directory) -> dict[str, list[dict[str, Any]]]:
-    """All that are not damaged, by kind, for JSON. Raises Forbidden."""
-    try:
-        return read(directory.paths.catalog, _definitions)
-    except Unreadable:
-        assert directory.damage  # said already
-        return {item.value: [] for item in Kind}
-
-
-def _definitions(directory: Path, lock: bool) -> dict[str, list[dict[str, Any]]]:
-    """Read in a child; what is damaged is left out here."""
-    catalog = SoundEntries(directory, lock)
-    try:
-        definitions = Definitions(catalog)
-        return {
-            "vhosts": [{"vhost": vhost} for vhost in sorted(definitions.vhosts())],
-            "users": [
-                {
-                    "user": user.name,
-                    "tags": list(user.tags),
-                    "permissions": {key: list(item) for key, item in user.permissions.items()},
-                }
-                for user in definitions.users()
-            ],
-            "exchanges": [
-                {
-                    "vhost": vhost,
-                    "exchange": exchange.name,
-                    "type": exchange.type,
-                    "auto_delete": exchange.auto_delete,
-                    "internal": exchange.internal,
-                    "arguments": json_value(exchange.arguments),
-                }
-                for vhost, exchange in definitions.exchanges()
-            ],
-            "queues": [
-                {
-                    "vhost": queue.vhost,
-                    "queue": queue.name,
-                    "lane": queue.lane_id,
-                    "auto_delete": queue.auto_delete,
-                    "arguments": json_value(queue.arguments),
-                }
-                for queue in definitions.queues()
-            ],
-            "bindings": [
-                {
-                    "vhost": vhost,
-                    "source": binding.source,
-                    "destination_kind": binding.kind,
-                    "destination": binding.destination,
-                    "routing_key": binding.routing_key,
-                    "arguments": json_value(binding.arguments),
-                }
-                for vhost, binding in definitions.bindings()
-            ],
-        }
-    finally:
-        catalog.close()
+    """All that decode, by kind, for JSON."""
+    defined = directory.defined
+    return {
+        "vhosts": [{"vhost": vhost} for vhost in defined.vhosts],
+        "users": [
+            {
+                "user": user.name,
+                "tags": list(user.tags),
+                "permissions": {key: list(item) for key, item in user.permissions.items()},
+            }
+            for user in defined.users
+        ],
+        "exchanges": [
+            {
+                "vhost": vhost,
+                "exchange": exchange.name,
+                "type": exchange.type,
+                "auto_delete": exchange.auto_delete,
+                "internal": exchange.internal,
+                "arguments": json_value(exchange.arguments),
+            }
+            for vhost, exchange in defined.exchanges
+        ],
+        "queues": [
+            {
+                "vhost": queue.vhost,
+                "queue": queue.name,
+                "lane": queue.lane_id,
+                "auto_delete": queue.auto_delete,
+                "arguments": json_value(queue.arguments),
+            }
+            for queue in defined.queues
+        ],
+        "bindings": [
+            {
+                "vhost": vhost,
+                "source": binding.source,
+                "destination_kind": binding.kind,
+                "destination": binding.destination,
+                "routing_key": binding.routing_key,
+                "arguments": json_value(binding.arguments),
+            }
+            for vhost, binding in defined.bindings
+        ],
+    }

@@ -23,21 +23,13 @@ from typing import Any
 import typer
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
-from qlog.storage.bytes.datadir import Identity
 from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.segment import Batch
 from qlog.tools.inspect.command import stop, writing_stdout
 from qlog.tools.inspect.look.decode import Bodies, decoded, lines_of, queue_text
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.environment import (
-    SoundEntries,
-    Unreadable,
-    is_in_use,
-    open_index,
-    read,
-    read_catalog,
-)
+from qlog.tools.inspect.look.environment import Unreadable, is_in_use, open_index, read
 from qlog.tools.inspect.look.log import views_of
 from qlog.tools.inspect.look.reader import Entry, messages
 from qlog.tools.inspect.look.selection import Selection
@@ -47,7 +39,7 @@ _POLL_S = 0.1
 _ASK_S = (
     0.5  # how often the index is asked how far the log is durable, while something waits for it
 )
-_NAMES_S = 2.0  # and the catalog, for the names of new queues
+_NAMES_S = 2.0  # and the ledger, for the names of new queues
 
 
 def follow_log(
@@ -74,7 +66,7 @@ def follow_log(
                 unknown = any(lane not in directory.owners for lane in record.targets[0::2])
                 if unknown and time.monotonic() > names_asked_s + _NAMES_S:
                     names_asked_s = time.monotonic()
-                    _learn_names(directory)
+                    directory.refresh()
                 ours = selection.lane_ids
                 if ours is not None and ours.isdisjoint(record.targets[0::2]):
                     continue
@@ -106,16 +98,6 @@ def follow_log(
 
 def _say(text: str) -> None:
     print(f"qlog: {printable(text)}", file=sys.stderr, flush=True)
-
-
-def _learn_names(directory: Directory) -> None:
-    try:
-        facts = read_catalog(directory.paths.catalog)
-    except Unreadable:
-        return
-    for queue in facts.queues:
-        for lane_id in queue.lanes:
-            directory.owners[lane_id] = queue
 
 
 def _line(item: dict[str, Any], more: list[str]) -> str:
@@ -164,7 +146,7 @@ class _Tail:
                 yield from self._durable()
             if self._waiting and not (moved and alive):
                 if not alive or time.monotonic() >= self._asked_s + _ASK_S:
-                    self._ask()
+                    self._ask(alive)
                 yield from self._durable()
             if not alive and not moved:
                 break
@@ -186,13 +168,17 @@ class _Tail:
                 if lsn >= self.from_lsn:
                     yield file, Entry(lsn, lsn + 1, position, record.length, record)
 
-    def _ask(self) -> None:
-        """Learn from catalog and index how far the log is durable."""
-        paths = self._directory.paths
+    def _ask(self, alive: bool) -> None:
+        """Learn from the index how far the log is durable; when the broker has ended, from all."""
+        directory = self._directory
         self._asked_s = time.monotonic()
-        for where, work in ((paths.index, _checkpoint_lsn), (paths.catalog, _closed_lsn)):
+        if alive:
             with suppress(Unreadable):
-                self._durable_lsn = max(self._durable_lsn, read(where, work))
+                asked = read(directory.paths.index, _checkpoint_lsn)
+                self._durable_lsn = max(self._durable_lsn, asked)
+        else:
+            directory.refresh()
+            self._durable_lsn = max(self._durable_lsn, directory.attested_lsn)
 
     def _read(self) -> Iterator[Batch]:
         """The whole batches that came since; goes on to the next segment when there is one."""
@@ -259,12 +245,3 @@ def _checkpoint_lsn(directory: Path, lock: bool) -> int:
         return 0 if checkpoint is None else checkpoint.lsn
     finally:
         index.close()
-
-
-def _closed_lsn(directory: Path, lock: bool) -> int:
-    catalog = SoundEntries(directory, lock)
-    try:
-        identity = Identity.load(catalog)
-        return 0 if identity is None else identity.closed_lsn
-    finally:
-        catalog.close()

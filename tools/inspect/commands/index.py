@@ -155,7 +155,7 @@ def _facts(contents: IndexContents) -> Iterator[tuple[str, Cell]]:
     usage = contents.usage
     checkpoint = contents.checkpoint
     if checkpoint is None:
-        yield "checkpoint", "none: it was never finished; the next start builds it anew"
+        yield "checkpoint", "none: it was never finished; the next start makes it anew"
     else:
         at = checkpoint.ledger
         yield "checkpoint", f"LSN {checkpoint.lsn:,}, epoch {checkpoint.epoch}"
@@ -184,14 +184,14 @@ def _show_comparison(directory: Directory, report: Report, comparison: Compariso
 
 
 def advice(damage: list[Damage]) -> Iterator[str]:
-    """What to do when the index is wrong, as notes."""
-    apart = [item.file.startswith("index.lmdb") for item in damage]
-    if any(apart) and all(apart):
+    """What to do when index or catalog are wrong, as notes."""
+    files = {item.file for item in damage}
+    if files and files <= {"index.lmdb", "catalog.lmdb"}:
         yield (
-            "the index is derived: no message is lost by this; `qlog inspect rebuild-index` makes "
-            "it anew"
+            "index and catalog are derived: nothing is lost by this; a start makes them anew, and "
+            "so does `qlog inspect rebuild-index`"
         )
-    elif any(apart):
+    elif "index.lmdb" in files:
         yield (
             "not only the index is damaged: `qlog inspect repair` has it made anew after what only "
             "the index still knows was saved"

@@ -1,4 +1,4 @@
-"""`qlog inspect ledger`: what the ack ledger says, batch by batch."""
+"""`qlog inspect ledger`: what the ledger says, batch by batch. No secrets are shown."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from qlog.storage.write.ledger import Record
+from qlog.storage.write.ledger import DEFINED, Record
 from qlog.tools.inspect.command import OfVhost, command, find_lanes
 from qlog.tools.inspect.look.decode import lane_text, time_text
+from qlog.tools.inspect.look.definitions import entry_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.settlements import (
     LedgerBatch,
@@ -95,7 +96,7 @@ def ledger(
         bool, typer.Option("--full", help="Show each record of the snapshot at a file's head too.")
     ] = False,
 ) -> None:
-    """Show acks, deliveries, segments given up.
+    """Show acks, deliveries, definitions, segments given up.
 
     A file begins with a snapshot of all that counts, so the newest one is enough; batches of
     what came since follow. A batch without a time was written within a second of the time before.
@@ -179,12 +180,14 @@ def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tupl
     for record in batch.records:
         line = _text(record)
         lane_id = lane_of(record)
-        if line and (full or not batch.is_snapshot or lane_id is None):
+        in_brief = batch.is_snapshot and not full
+        if line and not (in_brief and (lane_id is not None or record[0] == DEFINED)):
             lines.setdefault(lane_id, []).append(line)
     if batch.is_snapshot and not full:
-        lanes = sum(lane_of(record) is not None for record in batch.records)
-        noun = "1 lane" if lanes == 1 else f"{lanes:,} lanes"
-        lines = {None: [f"snapshot of {noun} (--full shows them)", *lines.get(None, [])]}
+        lanes = counted(sum(lane_of(one) is not None for one in batch.records), "lane")
+        defined = counted(sum(one[0] == DEFINED for one in batch.records), "definition")
+        brief = f"snapshot of {lanes} and {defined} (--full shows them)"
+        lines = {None: [brief, *lines.get(None, [])]}
     for lane_id, texts in lines.items():
         yield what, time, None if lane_id is None else lane_text(directory, lane_id), texts
 
@@ -222,6 +225,9 @@ def _text(record: Record) -> str:
             return f"segment {item['id']} replaces {ranges_text(_runs_of(item['ids']))}"
         case "time":
             return ""
+        case "defined":
+            text = entry_text(item["what"], item["name"])
+            return f"{text} was deleted" if item["deleted"] else f"{text} was defined"
         case "snapshot_end":
             return "the snapshot is complete"
     return f"unknown: {item['raw']}"

@@ -36,7 +36,7 @@ def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False)
     starts and finds the index missing or wrong.
     """
     paths = Paths(data_dir.absolute())
-    if not paths.catalog.is_dir():
+    if not (paths.ledger.is_dir() or paths.log.is_dir()):
         stop(f"{data_dir} is not a data directory; name the broker's with --data-dir")
     report = Report("rebuild-index", data_dir=str(data_dir))
     began_s = time.monotonic()

@@ -66,6 +66,7 @@ class _Start:
 
     refused: bool
     rebuilds_index: str | None
+    rebuilds_catalog: str | None
     messages_replayed: int = 0
     bytes_replayed: int = 0
     text: str = ""
@@ -141,7 +142,7 @@ def _show(
     states: Iterable[_State],
 ) -> None:
     """Everything but queues and commands."""
-    identity = directory.catalog_facts.identity
+    identity = directory.known_identity
     parts = [{"part": part, **_usage(directory.paths.root / part)} for part in _PARTS]
     free_bytes = _free_bytes(directory.paths.root)
     report.content = {
@@ -159,7 +160,7 @@ def _show(
         "next_start": asdict(start),
     }
     now_ms = time.time_ns() // 1_000_000
-    facts: list[tuple[str, Cell]] = [("broker", _how_it_is(directory, end_lsn))]
+    facts: list[tuple[str, Cell]] = [("broker", _how_it_is(directory))]
     if identity is not None:
         who = f"uuid {identity.uuid.hex()}, epoch {identity.epoch}, format {identity.version}"
         facts.append(("identity", who))
@@ -180,13 +181,12 @@ def _show(
     report.table(_STATE_COLUMNS, states)
 
 
-def _how_it_is(directory: Directory, end_lsn: int) -> str:
-    identity = directory.catalog_facts.identity
+def _how_it_is(directory: Directory) -> str:
     if directory.in_use:
         return "a broker is running on it"
-    if identity is None:
+    if directory.ledger.damaged:
         return "not running"
-    if identity.closed_lsn >= end_lsn:
+    if directory.ledger.was_closed:
         return "not running; it was stopped in good order"
     return "not running; it was killed, or the machine went down"
 
@@ -257,7 +257,7 @@ def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> 
     if index is None:
         rebuild = "it is damaged" if directory.paths.index.is_dir() else "it is missing"
     refusals = directory.refusals()
-    start = _Start(bool(refusals), rebuild)
+    start = _Start(bool(refusals), rebuild, directory.catalog_facts.doubt or None)
     checkpoint = directory.evidence.checkpoint
     if checkpoint is not None:
         start.messages_replayed = max(end_lsn - checkpoint.lsn, 0)
@@ -278,6 +278,8 @@ def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> 
         start.text = f"replays {how_many} ({much}) behind the checkpoint"
     else:
         start.text = "has nothing to replay"
+    if start.rebuilds_catalog is not None and not refusals and directory.ledger_ids():
+        start.text += f"; makes the catalog anew, since {start.rebuilds_catalog}"
     if directory.in_use:
         start.text = f"were the broker killed now: {start.text}"
     return start
@@ -286,14 +288,14 @@ def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> 
 def _commands(report: Report, waiting: int, end_lsn: int) -> Iterator[_Command]:
     """What to run next, and why."""
     files = {item.file for item in report.all_damage}
-    if files - {"index.lmdb"}:
+    if files - {"index.lmdb", "catalog.lmdb"}:
         yield _Command("qlog inspect verify", "finds all that is damaged")
         why = "says what a repair would save and lose; changes nothing by itself"
         yield _Command("qlog inspect repair", why)
     elif files:
-        why = "says what is wrong with the index, and whether nothing else is"
+        why = "says what is wrong with index or catalog, and whether nothing else is"
         yield _Command("qlog inspect verify", why)
-        why = "makes it anew; nothing is lost when nothing else is damaged"
+        why = "makes both anew, as a start does; nothing is lost when nothing else is damaged"
         yield _Command("qlog inspect rebuild-index", why)
     if waiting:
         yield _Command("qlog inspect queues", "says what waits where")

@@ -1,11 +1,11 @@
 """`qlog inspect verify`: every checksum, and everything that one file says of another.
 
 Checksums: the headers of all files, every batch (which covers its messages), footers, the ledger,
-every row and block of the index, every definition. Beside each other: footers and batches, LSNs
-from segment to segment, the segments that the ledger lists, what attests how far the log had been
-synced, the index's pointers and counts, settlements in index and ledger, definitions that name
-others. A directory in use is read as it goes on: what moved meanwhile is looked at again, and what
-is too new is left out.
+every row and block of the index, every row of the catalog. Beside each other: footers and batches,
+LSNs from segment to segment, the segments that the ledger lists, what attests how far the log had
+been synced, the index's pointers and counts, settlements in index and ledger, definitions in
+catalog and ledger, definitions that name others. A directory in use is read as it goes on: what
+moved meanwhile is looked at again, and what is too new is left out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from operator import attrgetter
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.commands.index import advice
 from qlog.tools.inspect.look.casualties import with_concerns
-from qlog.tools.inspect.look.definitions import problems
-from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.environment import Unreadable, read
+from qlog.tools.inspect.look.definitions import entry_text, problems
+from qlog.tools.inspect.look.directory import MADE_ANEW, Directory
+from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.log import Survey, survey, views_of
 from qlog.tools.inspect.look.pointers import (
     IndexContents,
@@ -73,10 +73,10 @@ def verify_into(report: Report, directory: Directory) -> None:
     with progress("verifying", log_bytes) as bar:
         found = survey(directory, views, verify=True, advance=bar.advance)
     log_damage = with_concerns(directory, found.damage)
-    definitions, catalog_damage = _check_catalog(directory)
+    definition_damage = _definition_damage(directory)
     pointers, index_damage = _check_index(directory, contents, found)
     messages = sum(segment.records for segment in found.segments)
-    report.damage += [*catalog_damage, *index_damage]
+    report.damage += index_damage
     apart = [*directory.damage, *report.damage]
 
     def count(part: str) -> int:
@@ -88,11 +88,15 @@ def verify_into(report: Report, directory: Directory) -> None:
         _Check("segments", len(found.segments), damaged_segments),
         _Check("messages", messages, lost),
         _Check("ledger batches", directory.ledger.file.batches, count("ledger")),
-        _Check("definitions", definitions, count("catalog.lmdb")),
+        _Check(
+            "definitions",
+            len(directory.definitions),
+            len(definition_damage) + count("catalog.lmdb"),
+        ),
         _Check("index pointers", pointers, count("index.lmdb")),
     )
     report.table(_COLUMNS, checks, key="checks")
-    report.damage += log_damage
+    report.damage += definition_damage + log_damage
     report.notes += [*found.notes, *advice(report.all_damage)]
     duration_s = time.monotonic() - started_s
     report.content |= {"log_bytes": log_bytes, "duration_s": round(duration_s, 3)}
@@ -114,25 +118,26 @@ def _check_index(
     return comparison.pointers, [Damage("index.lmdb", what) for what in texts]
 
 
-def _check_catalog(directory: Directory) -> tuple[int, list[Damage]]:
-    """How many definitions there are, and what is wrong with them but for their checksums."""
-    try:
-        count, texts = read(directory.paths.catalog, problems)
-    except Unreadable:
-        return 0, []
-    identity = directory.catalog_facts.identity
+def _definition_damage(directory: Directory) -> list[Damage]:
+    """What is wrong with definitions but for checksums."""
+    texts = list(problems(directory.defined))
+    identity = directory.known_identity
     owners: dict[int, str] = {}
-    for queue in directory.catalog_facts.queues:
+    for queue in directory.defined.queues:
         name = f"queue '{queue.name}' in vhost '{queue.vhost}'"
-        for lane_id in queue.lanes:
-            what = None
-            if lane_id in owners:
-                what = f"it has lane {lane_id}, as {owners[lane_id]} has"
-            elif identity is not None and lane_id >= identity.lane_ids_reserved:
-                what = f"it has lane {lane_id}, which was never given"
-            elif lane_id in directory.ledger.deleted and not directory.in_use:
-                what = f"it has lane {lane_id}, which the ledger says was deleted"
-            owners[lane_id] = name
-            if what is not None:
-                texts.append(f"{name}: {what}")
-    return count, [Damage("catalog.lmdb", what) for what in texts]
+        lane_id = queue.lane_id
+        what = None
+        if lane_id in owners:
+            what = f"it has lane {lane_id}, as {owners[lane_id]} has"
+        elif identity is not None and lane_id >= identity.lane_ids_reserved:
+            what = f"it has lane {lane_id}, which was never given"
+        elif lane_id in directory.ledger.deleted and not directory.in_use:
+            what = f"it has lane {lane_id}, which the ledger says was deleted"
+        owners[lane_id] = name
+        if what is not None:
+            texts.append(f"{name}: {what}")
+    found = [Damage(directory.ledger_file_name, what) for what in texts]
+    for entry in directory.catalog_differs():
+        what = f"it does not have the {entry_text(*entry)} as the ledger has it"
+        found.append(Damage("catalog.lmdb", f"{what}; {MADE_ANEW}"))
+    return found

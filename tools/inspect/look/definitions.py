@@ -1,61 +1,107 @@
-"""Whether the definitions decode, and name only what there is.
+"""What is defined: the definitions of a directory in the broker's terms, and what is wrong with them.
 
-Runs where the catalog is read (see environment.py), which may be in a child process.
+The broker's own decoder reads them (server/broker/definitions.py). A definition that does not decode
+is named and left out; the others are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TypeVar
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from qlog.routing.binding import Binding
+from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import AMQPError
-from qlog.server.broker.definitions import Definitions
-from qlog.tools.inspect.look.environment import SoundEntries
-
-T = TypeVar("T")
+from qlog.server.broker.access.users import User
+from qlog.server.broker.definitions import Definitions, QueueDefinition
+from qlog.storage.catalog import Catalog, Definition
+from qlog.storage.identity import IDENTITY
 
 _BUILT_IN = "amq."  # exchanges of this prefix are in every vhost without a definition
 
 
-def problems(directory: Path, lock: bool) -> tuple[int, list[str]]:
-    """How many entries there are, and what is wrong with them but for their checksums."""
-    catalog = SoundEntries(directory, lock)
-    try:
-        found: list[str] = []
-        definitions = Definitions(catalog)
-        vhosts = set(_all("vhost", definitions.vhosts(), found))
-        exchanges = _all("exchange", definitions.exchanges(), found)
-        queues = _all("queue", definitions.queues(), found)
-        bindings = _all("binding", definitions.bindings(), found)
-        users = _all("user", definitions.users(), found)
-        known = {(vhost, "exchange", exchange.name) for vhost, exchange in exchanges}
-        known |= {(queue.vhost, "queue", queue.name) for queue in queues}
-        for what, vhost in (
-            *((f"exchange '{exchange.name}'", vhost) for vhost, exchange in exchanges),
-            *((f"queue '{queue.name}'", queue.vhost) for queue in queues),
-            *((f"a binding of '{binding.destination}'", vhost) for vhost, binding in bindings),
-            *((f"user '{user.name}'", vhost) for user in users for vhost in user.permissions),
-        ):
-            if vhost not in vhosts:
-                found.append(f"{what} is in vhost '{vhost}', which is not defined")
-        for vhost, binding in bindings:
-            ends = (("exchange", binding.source), (binding.kind, binding.destination))
-            for kind, name in ends:
-                built_in = kind == "exchange" and (not name or name.startswith(_BUILT_IN))
-                if (vhost, kind, name) not in known and not built_in:
-                    found.append(
-                        f"a binding of '{binding.destination}' to '{binding.source}' in vhost "
-                        f"'{vhost}' names the {kind} '{name}', which is not defined"
-                    )
-        return sum(1 for _ in catalog.rows()), found
-    finally:
-        catalog.close()
+@dataclass(slots=True)
+class Defined:
+    """All definitions that decode, by kind; `undecodable` are the others, with the reason."""
+
+    vhosts: list[str] = field(default_factory=list)
+    users: list[User] = field(default_factory=list)
+    exchanges: list[tuple[str, Exchange]] = field(default_factory=list)
+    queues: list[QueueDefinition] = field(default_factory=list)
+    bindings: list[tuple[str, Binding]] = field(default_factory=list)
+    undecodable: dict[Definition, str] = field(default_factory=dict)
+
+    @property
+    def owners(self) -> dict[int, QueueDefinition]:
+        """By lane the queue that it belongs to."""
+        return {queue.lane_id: queue for queue in self.queues}
 
 
-def _all(kind: str, definitions: Iterable[T], found: list[str]) -> list[T]:
+def decode(entries: Mapping[Definition, bytes]) -> Defined:
+    """Decode definitions as a directory has them."""
+    found = Defined()
+    into: dict[str, tuple[list[Any], Callable[[Definitions], Iterable[Any]]]] = {
+        "vhost": (found.vhosts, Definitions.vhosts),
+        "user": (found.users, Definitions.users),
+        "exchange": (found.exchanges, Definitions.exchanges),
+        "queue": (found.queues, Definitions.queues),
+        "binding": (found.bindings, Definitions.bindings),
+    }
+    for key, value in sorted(entries.items()):
+        if key[0] not in into:
+            continue
+        items, decoded = into[key[0]]
+        try:
+            items += decoded(Definitions(Catalog({key: value}, lambda records: None)))
+        except (ValueError, TypeError, KeyError, AttributeError, AMQPError) as error:
+            found.undecodable[key] = str(error)
+    return found
+
+
+def problems(defined: Defined) -> Iterator[str]:
+    """What does not decode, or names what there is not."""
+    for key, why in defined.undecodable.items():
+        yield f"the definition of {entry_text(*key)} does not decode: {why}"
+    known = {(vhost, "exchange", exchange.name) for vhost, exchange in defined.exchanges}
+    known |= {(queue.vhost, "queue", queue.name) for queue in defined.queues}
+    bindings = defined.bindings
+    for what, vhost in (
+        *((f"exchange '{exchange.name}'", vhost) for vhost, exchange in defined.exchanges),
+        *((f"queue '{queue.name}'", queue.vhost) for queue in defined.queues),
+        *((f"a binding of '{binding.destination}'", vhost) for vhost, binding in bindings),
+        *((f"user '{user.name}'", vhost) for user in defined.users for vhost in user.permissions),
+    ):
+        if vhost not in defined.vhosts:
+            yield f"{what} is in vhost '{vhost}', which is not defined"
+    for vhost, binding in bindings:
+        for kind, name in (("exchange", binding.source), (binding.kind, binding.destination)):
+            if (vhost, kind, name) not in known and not is_built_in(kind, name):
+                yield (
+                    f"a binding of '{binding.destination}' to '{binding.source}' in vhost "
+                    f"'{vhost}' names the {kind} '{name}', which is not defined"
+                )
+
+
+def is_built_in(kind: str, name: str) -> bool:
+    """An exchange that every vhost has without a definition."""
+    return kind == "exchange" and (not name or name.startswith(_BUILT_IN))
+
+
+def entry_text(kind: str, name: str) -> str:
+    """A definition as people name it; `name` is what the ledger calls it."""
+    if (kind, name) == IDENTITY:
+        return "identity of the directory"
     try:
-        return list(definitions)
-    except (ValueError, TypeError, KeyError, AttributeError, AMQPError) as error:
-        found.append(f"a definition of kind '{kind}' does not decode: {error}")
-        return []
+        parts = json.loads(name)
+    except ValueError:  # a long name is cut
+        return f"{kind} {name!r}"
+    match kind, parts:
+        case "vhost" | "user", [one]:
+            return f"{kind} '{one}'"
+        case "queue" | "exchange", [vhost, one]:
+            return f"{kind} '{one}' in vhost '{vhost}'"
+        case "binding", [vhost, source, to, destination, key, *_]:
+            return f"binding of {to} '{destination}' to '{source}' by '{key}' in vhost '{vhost}'"
+    return f"{kind} {name!r}"

@@ -1,10 +1,12 @@
 """A data directory as a whole: whose lanes are whose, what is settled, what is damaged.
 
 Reads catalog, index and ledger when it is made, in this order and before any of the log, so that
-what they say of the log is in it by the time it is read. Settlements are the ledger's: it begins
-with a snapshot of all of them, and the index is only asked how far the log must reach. What is
-damage is for storage/start/judge.py to say, which is asked as a start asks it: with `findings` a
-start is refused. As much as possible goes on without what is damaged. Changes nothing.
+what they say of the log is in it by the time it is read. Settlements and definitions are the
+ledger's: it begins with a snapshot of all of them, and catalog and index are only asked how far log
+and ledger must reach. Where the ledger is damaged, what can be read of it counts on top of the
+definitions that the catalog has. What is damage is for storage/start/judge.py to say, which is
+asked as a start asks it: with `findings` a start is refused. As much as possible goes on without
+what is damaged. Changes nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qlog.storage.bytes.batch import FILE_HEADER_BYTES, unpack_file_header
-from qlog.storage.bytes.datadir import Identity, Paths, check_format, numbered
+from qlog.server.broker.definitions import QueueDefinition
+from qlog.storage.bytes.datadir import Paths, check_format, numbered
+from qlog.storage.catalog import Definition
 from qlog.storage.errors import DirectoryUnreadable
+from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.lanes.settled import Settled
 from qlog.storage.lmdb.environment import check_environment
 from qlog.storage.lmdb.file_check import Implausible
@@ -28,19 +32,20 @@ from qlog.storage.start.judge import (
     Lanes,
     LedgerFile,
     LogScan,
+    catalog_doubt,
+    identify,
     index_doubt,
-    judge_age_of_catalog,
+    judge_age_of_ledger,
     judge_ledger,
     judge_log,
-    judge_missing_catalog,
 )
+from qlog.storage.write.ledger import DEFINED, TIME
 from qlog.storage.write.segment import BatchFile
+from qlog.tools.inspect.look.definitions import Defined, decode, entry_text
 from qlog.tools.inspect.look.environment import (
     CatalogFacts,
     IndexFacts,
-    QueueFacts,
     Unreadable,
-    entry_text,
     is_in_use,
     read_catalog,
     read_index,
@@ -51,6 +56,7 @@ from qlog.tools.inspect.rows import Damage
 T = TypeVar("T")
 
 LOOKS_MAX = 5  # at what a running broker changes meanwhile
+MADE_ANEW = "the next start makes it anew"
 
 
 def look_again(in_use: bool, look: Callable[[bool], T], seems_wrong: Callable[[T], object]) -> T:
@@ -77,6 +83,8 @@ class LedgerFacts:
 
     def __init__(self, file: LedgerFile) -> None:
         self.file = file
+        self.age: list[Finding] = []  # it is an older copy: other files know more
+        self.was_closed = _was_closed(file)
         self.lanes: dict[int, Settled] = {}
         self._lane_facts: LaneFacts[Settled] = LaneFacts(
             lambda lane_id: self.lanes.setdefault(lane_id, Settled())
@@ -91,8 +99,13 @@ class LedgerFacts:
 
     @property
     def damaged(self) -> bool:
-        """Settlements are lost."""
-        return bool(self.file.findings)
+        """Settlements and definitions are lost."""
+        return bool(self.file.findings or self.age)
+
+    @property
+    def closed_lsn(self) -> int:
+        """Where the log ended at an orderly stop; 0 when there was none."""
+        return self.file.log_durable if self.was_closed else 0
 
     @property
     def deleted(self) -> set[int]:
@@ -104,6 +117,14 @@ class LedgerFacts:
         return self._lane_facts.named_upto.get(lane_id, 0)
 
 
+def _was_closed(file: LedgerFile) -> bool:
+    """Whether an orderly stop wrote the last batch: it says once more who the directory is."""
+    records = [record for record in file.records[-2:] if record[0] != TIME]
+    return bool(records) and (
+        records[-1][:3] == [DEFINED, *IDENTITY] and file.records.count(records[-1]) > 1
+    )
+
+
 class Directory(Examination):
     """One look at a directory.
 
@@ -112,15 +133,17 @@ class Directory(Examination):
 
     _disk: ForgivingDisk
     in_use: bool
-    identity: Identity
+    identity: Identity  # what of it is known
     catalog_facts: CatalogFacts
     index_facts: IndexFacts | None
     ledger: LedgerFacts
     evidence: Evidence
-    findings: list[Finding]  # of catalog and ledger
+    definitions: dict[Definition, bytes]
+    defined: Defined  # the same, decoded
+    owners: dict[int, QueueDefinition]  # by lane
+    findings: list[Finding]  # of the ledger
     damage: list[Damage]  # these, and what is no reason to refuse a start
     notes: list[str]
-    owners: dict[int, QueueFacts]  # by lane
     _scan: LogScan | None
 
     def __init__(self, root: Path) -> None:
@@ -151,10 +174,12 @@ class Directory(Examination):
 
     def _read(self, again: bool) -> None:
         self.damage, self.notes, self.findings, self._scan = [], [], [], None
-        self.catalog_facts = self._read_catalog()
-        self.identity = self.catalog_facts.identity or self._identity_of_files()
-        self.index_facts = self._read_index()
-        self.evidence = self._weigh()
+        catalog = self.catalog_facts = self._read_catalog()
+        checkpoint = None if catalog.doubt else catalog.checkpoint
+        uuid = identify(self._disk, self.paths, checkpoint) or bytes(16)
+        self._weigh_catalog(uuid)
+        self.index_facts = self._read_index(uuid)
+        self.evidence = self._weigh(uuid)
         file = judge_ledger(self._disk, self.paths, self.evidence, everything=True)
         path = self.paths.ledger_file(file.file_id)
         file.findings += self._unread(path)
@@ -165,16 +190,46 @@ class Directory(Examination):
                 "way; the next start cuts them"
             )
         self.ledger = LedgerFacts(file)
+        self.definitions = self._all_definitions(file)
+        self.defined = decode(self.definitions)
+        self.owners = self.defined.owners
+        self.identity = self.known_identity or Identity(uuid, 0, 1)
         self._check_age(LogScan())
-        self.owners = {
-            lane_id: queue for queue in self.catalog_facts.queues for lane_id in queue.lanes
-        }
+
+    # -- what is defined
+
+    @property
+    def known_identity(self) -> Identity | None:
+        """What the directory says of itself; None: that is lost. Raises OtherFormat."""
+        value = self.definitions.get(IDENTITY)
+        return None if value is None else Identity.unpack(value)
+
+    def catalog_differs(self) -> list[Definition]:
+        """Definitions that the catalog has otherwise than the ledger had them at its checkpoint."""
+        checkpoint, file = self.evidence.catalog, self.ledger.file
+        if checkpoint is None or self.ledger.damaged or checkpoint.ledger.file_id != file.file_id:
+            return []
+        ours, theirs = file.definitions.entries, self.catalog_facts.entries
+        then = file.definitions.over(theirs, checkpoint.ledger.number)
+        return sorted(key for key in ours.keys() | then.keys() if ours.get(key) != then.get(key))
+
+    def _all_definitions(self, file: LedgerFile) -> dict[Definition, bytes]:
+        """The ledger's; where it is damaged, what can be read of it over what the catalog has."""
+        by_ledger = file.definitions
+        if not file.findings:
+            return by_ledger.entries
+        facts = self.catalog_facts
+        number = 0 if facts.checkpoint is None else facts.checkpoint.ledger.number
+        found = by_ledger.over(facts.entries, number)
+        # A definition that the catalog does not have was deleted, if the catalog has lost none.
+        return by_ledger.entries | found if facts.doubt else found
 
     # -- what is settled
 
     def is_gone(self, lane_id: int) -> bool:
         """The lane's queue was deleted, or is one that ends with the broker."""
-        return lane_id in self.ledger.deleted or (self._names_known and lane_id not in self.owners)
+        ledger = self.ledger
+        return lane_id in ledger.deleted or (lane_id not in self.owners and not ledger.damaged)
 
     def unsettled(self, lane_id: int, first: int, count: int) -> int:
         """Bits: which of the messages from qseq `first` on are not settled."""
@@ -199,28 +254,22 @@ class Directory(Examination):
         """A message in a lane, for JSON."""
         return self.named(lane_id) | {"offset": qseq, "state": self.state_of(lane_id, qseq)}
 
-    def queue_of(self, lane_id: int) -> QueueFacts | None:
+    def queue_of(self, lane_id: int) -> QueueDefinition | None:
         """The queue that a lane belongs to; None when it is gone, or cannot be known."""
         return self.owners.get(lane_id)
 
     def lanes(self) -> Iterator[int]:
-        """Every lane that the catalog, the ledger or the index names and that is not deleted."""
+        """Every lane that a definition, the ledger or the index names and that is not deleted."""
         indexed = self.index_facts.lanes if self.index_facts is not None else {}
         known = self.owners.keys() | self.ledger.lanes.keys() | indexed.keys()
         yield from sorted(known - self.ledger.deleted)
-
-    @property
-    def _names_known(self) -> bool:
-        return self.catalog_facts.identity is not None and not any(
-            item.file == "catalog.lmdb" for item in self.damage
-        )
 
     # -- the log
 
     def refusals(self) -> list[Finding]:
         """Why a start on the directory is refused; none: it is not. A start names the first."""
         found = self.judge_log().findings
-        return [*self.findings, *found]
+        return [*self.findings, *found, *self.ledger.age]
 
     def judge_log(self) -> LogScan:
         """What a start finds in the log; judged once for what was read of the rest."""
@@ -244,26 +293,26 @@ class Directory(Examination):
         return scan
 
     def _check_age(self, scan: LogScan) -> None:
-        """Note that the catalog is an older copy, as far as ledger, index and log know."""
-        if self.catalog_facts.identity is None or self.in_use:
+        """Note that the ledger is an older copy, as far as index and log know."""
+        if self.in_use or self.ledger.age:
             return
-        epochs = [self.ledger.file.epoch, scan.epoch]
+        epochs = [scan.epoch]
         lane_ids = {*self.ledger.lanes, *self.ledger.deleted, *scan.named_upto}
+        if self.evidence.catalog is not None:
+            epochs.append(self.evidence.catalog.epoch)
         if self.evidence.attested is not None:
             epochs.append(self.evidence.attested.epoch)
         if self.evidence.checkpoint is not None and self.index_facts is not None:
             lane_ids |= self.index_facts.lanes.keys()
-        found = judge_age_of_catalog(self.paths, self.identity, max(epochs), lane_ids)
-        known = any(item.path == self.paths.catalog for item in self.findings)
-        if not known:
-            self._find(*found)
+        self.ledger.age = judge_age_of_ledger(self.paths, self.ledger.file, max(epochs), lane_ids)
+        self.damage += map(self.damage_of, self.ledger.age)
 
     @property
     def attested_lsn(self) -> int:
         """Something outside the log says that it had been synced up to here."""
         attested = self.evidence.attested
         by_index = 0 if attested is None else attested.lsn
-        return max(self.identity.closed_lsn, self.ledger.file.log_durable, by_index)
+        return max(self.ledger.file.log_durable, by_index)
 
     def standings(self, present: list[int]) -> dict[int, str]:
         """The segments that do not count: `given up`; `replaced` by one that compaction made; or
@@ -329,6 +378,11 @@ class Directory(Examination):
             None if first is None or end is None else end - first,
         )
 
+    @property
+    def ledger_file_name(self) -> str:
+        """Where the definitions are."""
+        return self.relative(self.paths.ledger_file(self.ledger.file.file_id))
+
     # -- inside
 
     def _unread(self, path: Path) -> list[Finding]:
@@ -343,21 +397,30 @@ class Directory(Examination):
 
     def _read_catalog(self) -> CatalogFacts:
         path = self.paths.catalog
-        kind = DirectoryUnreadable
+        if not path.is_dir():
+            if self.ledger_ids():
+                self.notes.append(f"catalog.lmdb is missing; {MADE_ANEW}")
+            return CatalogFacts(doubt="it is missing")
         try:
             facts = read_catalog(path)
         except Unreadable as error:
-            what = f"cannot be used: {error}; the names of queues cannot be known"
-            self._find(Finding(path, what, kind=kind))
-            return CatalogFacts()
-        if why := self._implausible(path):
-            self._find(Finding(path, f"cannot be used: {why}", kind=kind))
+            facts = CatalogFacts(doubt=str(error))
+        facts.doubt = facts.doubt or self._implausible(path)
+        if facts.doubt:
+            self.damage.append(Damage("catalog.lmdb", f"{facts.doubt}; {MADE_ANEW}"))
         for entry in facts.damaged:
-            what = f"has a damaged definition: {entry_text(*entry)}"
-            self._find(Finding(path, what, kind=kind))
-        if facts.identity is None and not facts.damaged:
-            self._find(*judge_missing_catalog(self._disk, self.paths))
+            facts.doubt = f"it has a damaged definition: {entry_text(*entry)}"
+            self.damage.append(Damage("catalog.lmdb", f"{facts.doubt}; {MADE_ANEW}"))
         return facts
+
+    def _weigh_catalog(self, uuid: bytes) -> None:
+        """Whether what can be read of the catalog is this directory's."""
+        facts = self.catalog_facts
+        facts.doubt = facts.doubt or catalog_doubt(facts.checkpoint, uuid)
+        if facts.checkpoint is not None and facts.checkpoint.uuid != uuid:
+            what = f"it belongs to another directory; {MADE_ANEW}"
+            self.damage.append(Damage("catalog.lmdb", what))
+            self.catalog_facts = CatalogFacts(doubt=facts.doubt)
 
     def _implausible(self, directory: Path) -> str:
         """What LMDB does not say of a file that it could read; empty when it may have it."""
@@ -369,48 +432,35 @@ class Directory(Examination):
             return str(error)
         return ""
 
-    def _read_index(self) -> IndexFacts | None:
+    def _read_index(self, uuid: bytes) -> IndexFacts | None:
         if not self.paths.index.is_dir():
             if self.ledger_ids():
-                self.notes.append("index.lmdb is missing; the next start builds it anew")
+                self.notes.append(f"index.lmdb is missing; {MADE_ANEW}")
             return None
         try:
             facts = read_index(self.paths.index)
         except Unreadable as error:
-            self.damage.append(Damage("index.lmdb", f"{error}; the next start builds it anew"))
+            self.damage.append(Damage("index.lmdb", f"{error}; {MADE_ANEW}"))
             return None
         why = self._implausible(self.paths.index)
         if why:
             facts.doubt, facts.checkpoint = why, None  # a start does not come to read it
         if facts.doubt:
-            self.damage.append(
-                Damage("index.lmdb", f"{facts.doubt}; the next start builds it anew")
-            )
-        uuid = self.identity.uuid
+            self.damage.append(Damage("index.lmdb", f"{facts.doubt}; {MADE_ANEW}"))
         facts.doubt = facts.doubt or index_doubt(
             facts.checkpoint, uuid, marked=self.paths.index_doubt.exists()
         )
         if facts.checkpoint is not None and facts.checkpoint.uuid != uuid:
-            self.damage.append(
-                Damage("index.lmdb", "it belongs to another directory; the next start builds anew")
-            )
+            what = f"it belongs to another directory; {MADE_ANEW}"
+            self.damage.append(Damage("index.lmdb", what))
             return None
         return facts
 
-    def _weigh(self) -> Evidence:
+    def _weigh(self, uuid: bytes) -> Evidence:
+        catalog = None if self.catalog_facts.doubt else self.catalog_facts.checkpoint
         index = self.index_facts
         if index is None:
-            return Evidence(self.identity)
+            return Evidence(uuid, catalog)
         if index.doubt:
-            return Evidence(self.identity, index.checkpoint)
-        return Evidence(self.identity, index.checkpoint, index.checkpoint, index.live)
-
-    def _identity_of_files(self) -> Identity:
-        """Without the catalog: what the files say of the directory they belong to."""
-        files = [(id_, self.paths.ledger_file(id_)) for id_ in self.ledger_ids()]
-        files += [(id_, self.paths.segment(id_)) for id_ in self.segment_ids()]
-        for file_id, path in files:
-            header = unpack_file_header(self.read_file(path, FILE_HEADER_BYTES, 0))
-            if header is not None and header.file_id == file_id:
-                return Identity(header.uuid, 0, 1, 0)
-        return Identity(bytes(16), 0, 1, 0)
+            return Evidence(uuid, catalog, index.checkpoint)
+        return Evidence(uuid, catalog, index.checkpoint, index.checkpoint, index.live)

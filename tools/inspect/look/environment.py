@@ -12,23 +12,22 @@ done in a child, whose end is a finding like others. Knows nothing of log and le
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import lmdb
 
-from qlog.server.broker.definitions import Definitions
-from qlog.storage.bytes.datadir import Identity
+from qlog.storage.catalog import Definition
 from qlog.storage.errors import OtherFormat, StorageError
 from qlog.storage.index.index import Checkpoint, Index, LaneRow, Live
 from qlog.storage.index.rows import IndexDoubt
-from qlog.storage.lmdb.catalog import Catalog
+from qlog.storage.lmdb.catalog import CatalogCheckpoint, CatalogDoubt, CatalogFile
 from qlog.storage.lmdb.environment import check_environment
 from qlog.storage.lmdb.file_check import CutOff, Implausible
 from qlog.storage.settings import StoreSettings
@@ -36,6 +35,7 @@ from qlog.storage.start.examine import is_open
 
 T = TypeVar("T")
 
+_DOUBTS = (CatalogDoubt, IndexDoubt, lmdb.Error, ValueError, TypeError)
 _READ_S_MAX = 120  # a damaged tree could also lead in circles
 _TRIES_MAX = 5
 
@@ -48,22 +48,14 @@ class Forbidden(Exception):
     """Not damaged, but we may not read it; `str()` is one line that says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueFacts:
-    """A queue that the catalog defines; all of these are durable."""
-
-    vhost: str
-    name: str
-    lanes: tuple[int, ...]
-
-
 @dataclass(slots=True)
 class CatalogFacts:
-    """The part of the catalog that inspecting needs. `identity` is None when it is damaged."""
+    """The catalog's file. `doubt`: why a start makes it anew; empty when it is good."""
 
-    identity: Identity | None = None
-    queues: list[QueueFacts] = field(default_factory=list)
-    damaged: list[tuple[str, str]] = field(default_factory=list)  # (kind, name by its key)
+    checkpoint: CatalogCheckpoint | None = None
+    entries: dict[Definition, bytes] = field(default_factory=dict)  # that are whole
+    damaged: list[Definition] = field(default_factory=list)  # their names are cut, when long
+    doubt: str = ""
 
 
 @dataclass(slots=True)
@@ -77,29 +69,13 @@ class IndexFacts:
 
 
 def read_catalog(directory: Path) -> CatalogFacts:
-    """Raises Unreadable, Forbidden, OtherFormat."""
+    """Raises Unreadable, Forbidden."""
     return read(directory, _catalog_facts)
 
 
 def read_index(directory: Path) -> IndexFacts:
     """Raises Unreadable, Forbidden."""
     return read(directory, _index_facts)
-
-
-def entry_text(kind: str, name: str) -> str:
-    """A definition as people name it; `name` is the catalog's."""
-    try:
-        parts = json.loads(name)
-    except ValueError:  # a long name is cut
-        return f"{kind} {name!r}"
-    match kind, parts:
-        case "vhost" | "user", [one]:
-            return f"{kind} '{one}'"
-        case "queue" | "exchange", [vhost, one]:
-            return f"{kind} '{one}' in vhost '{vhost}'"
-        case "binding", [vhost, source, to, destination, key, *_]:
-            return f"binding of {to} '{destination}' to '{source}' by '{key}' in vhost '{vhost}'"
-    return f"{kind} {name!r}"
 
 
 def is_in_use(directory: Path) -> bool:
@@ -171,7 +147,7 @@ def _isolated(work: Callable[[], T]) -> T:
                 answer = work()
             except (OtherFormat, Unreadable) as error:
                 answer = error
-            except (StorageError, IndexDoubt, lmdb.Error, OSError, ValueError, TypeError) as error:
+            except (StorageError, *_DOUBTS, OSError) as error:
                 answer = Unreadable(str(error))
             with os.fdopen(into, "wb") as stream:
                 pickle.dump(answer, stream, pickle.HIGHEST_PROTOCOL)
@@ -199,51 +175,34 @@ def _clear_readers(directory: Path) -> None:
         raise Unreadable(str(error)) from error
 
 
-class SoundEntries(Catalog):
-    """The catalog without its damaged entries: `rows` has those."""
-
-    def __init__(self, directory: Path, lock: bool) -> None:
-        super().__init__(
-            directory, map_bytes=StoreSettings().catalog_map_bytes, read_only=True, lock=lock
-        )
-
-    def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        for row in self.rows():
-            if row.kind == kind and row.value is not None:
-                yield row.name, row.value
-
-
 def open_index(directory: Path, lock: bool) -> Index:
     """The index, to be read."""
     return Index(directory, map_bytes=StoreSettings().index_map_bytes, read_only=True, lock=lock)
 
 
 def _catalog_facts(directory: Path, lock: bool) -> CatalogFacts:
-    catalog = SoundEntries(directory, lock)
-    try:
+    map_bytes = StoreSettings().catalog_map_bytes
+    with closing(CatalogFile(directory, map_bytes=map_bytes, read_only=True, lock=lock)) as catalog:
         facts = CatalogFacts()
-        facts.damaged = [(row.kind, row.name) for row in catalog.rows() if row.value is None]
-        if "storage" not in [kind for kind, _ in facts.damaged]:
-            facts.identity = Identity.load(catalog)
-        facts.queues = [
-            QueueFacts(queue.vhost, queue.name, (queue.lane_id,))
-            for queue in Definitions(catalog).queues()
-        ]
+        for row in catalog.rows():
+            if row.value is None:
+                facts.damaged.append((row.kind, row.name))
+            else:
+                facts.entries[row.kind, row.name] = row.value
+        try:
+            facts.checkpoint = catalog.checkpoint()
+        except _DOUBTS as doubt:
+            facts.doubt = str(doubt) or "it is damaged"
         return facts
-    finally:
-        catalog.close()
 
 
 def _index_facts(directory: Path, lock: bool) -> IndexFacts:
-    index = open_index(directory, lock)
-    try:
+    with closing(open_index(directory, lock)) as index:
         facts = IndexFacts(index.checkpoint())
         try:  # all that a start reads before it uses the index
             facts.lanes, facts.live = index.lanes(), index.live()
             for _ in index.bitmaps():
                 pass
-        except (IndexDoubt, lmdb.Error, ValueError, TypeError) as doubt:
+        except _DOUBTS as doubt:
             facts.doubt = str(doubt) or "it is damaged"
         return facts
-    finally:
-        index.close()

@@ -301,7 +301,7 @@ def _tell_tail(directory: Directory, segment: Segment, gap: Gap) -> None:
             f"{segment.file} has unconfirmed messages from byte {gap.position} on, not all whole; "
             "the next start cuts them"
         )
-    elif directory.identity.closed_lsn >= gap.lsn_first:  # it had been sealed at an orderly stop
+    elif directory.ledger.closed_lsn >= gap.lsn_first:  # it had been sealed at an orderly stop
         what = "the footer is damaged; no message is lost"
         segment.damage.append(Damage(segment.file, what, gap.position, gap.end))
     elif not directory.in_use:

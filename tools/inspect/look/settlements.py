@@ -16,6 +16,7 @@ from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.write.ledger import (
     ACK,
     ATTEMPTS,
+    DEFINED,
     DELIVERED,
     LANE,
     LANE_DELETED,
@@ -156,6 +157,8 @@ def described(record: Record) -> dict[str, Any]:
             return {"kind": "time", "timestamp_ms": time_ms}
         case [kind] if kind == SNAPSHOT_END:
             return {"kind": "snapshot_end"}
+        case [kind, what, name, value] if kind == DEFINED:  # the value may have a secret in it
+            return {"kind": "defined", "what": what, "name": name, "deleted": value is None}
     return {"kind": "unknown", "raw": repr(record)}
 
 

@@ -21,14 +21,13 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from qlog.storage.bytes.datadir import Paths, mark_doubt, numbered
+from qlog.storage.bytes.datadir import mark_doubt, numbered
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.lmdb.catalog import unpack_row
+from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.sparse import SparseWriter
-from qlog.storage.write.ledger import SEGMENTS, LedgerWriter, Record, lane_records
+from qlog.storage.write.ledger import DEFINED, SEGMENTS, LedgerWriter, Record, lane_records
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.repair.catalog import write as write_catalog
 from qlog.tools.inspect.repair.plan import Kept, Plan, Rewrite
 
 _COPY_BYTES = 1 << 20
@@ -44,21 +43,13 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     quarantine = _Quarantine(disk, directory, paths.root / "quarantine" / name)
     account = account | {"quarantine": str(quarantine.place)}
     quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
-    entries = [
-        {"key": key.hex(), "row": row.hex(), "kind": entry.kind, "name": entry.name}
-        for key, row in plan.catalog.damaged
-        for entry in (unpack_row(key, row),)
-    ]
-    if entries:
-        lines = [f"{json.dumps(entry)}\n".encode() for entry in entries]
-        quarantine.write("catalog-entries.jsonl", lines)
     discarded = [view.path for view in plan.discarded]
     ledger = []
     if plan.mends_log:
         ledger = [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
     linked = [rewrite.view.path for rewrite in plan.rewrites] + discarded
     copied = [*ledger]
-    if plan.catalog.needed:
+    if plan.moves_catalog:
         copied.append(paths.catalog / "data.mdb")
     if plan.moves_index:
         linked.append(paths.index / "data.mdb")
@@ -68,14 +59,16 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
         mark_doubt(disk, paths)
     for rewrite in plan.rewrites:
         _rewrite(plan, rewrite, disk)
-    if plan.catalog.needed:
-        _replace_catalog(plan, paths, disk)
     if plan.mends_log:
         _write_ledger(plan, directory, disk)
     for path in discarded + ledger:
         disk.unlink(path)
-    if plan.moves_index:
-        shutil.rmtree(paths.index)
+    for moved, environment in (
+        (plan.moves_index, paths.index),
+        (plan.moves_catalog, paths.catalog),
+    ):
+        if moved:
+            shutil.rmtree(environment)
     for changed in (paths.log, paths.ledger, paths.root):
         disk.sync_directory(changed)
     account = account | {"done": True}
@@ -171,12 +164,12 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
 
     What had attested that the log was durable up to some LSN is satisfied like this:
 
-    - the index's checkpoint: the index is moved out, and is made anew;
-    - the catalog's closed_lsn, batches of the old ledger, batches that followed on those that are
-      lost: `following_lsn` in SEGMENTS is not below any of them, and says that the log goes on
-      there. It counts because the id below `next id` is not among the segments listed (one id is
-      left out for that), and because the last segment is sealed: a start takes the LSNs between its end
-      and `following_lsn` for given up.
+    - the checkpoints of index and catalog: both are moved out, and are made anew;
+    - batches of the old ledger, batches that followed on those that are lost: `following_lsn` in
+      SEGMENTS is not below any of them, and says that the log goes on there. It counts because the
+      id below `next id` is not among the segments listed (one id is left out for that), and
+      because the last segment is sealed: a start takes the LSNs between its end and
+      `following_lsn` for given up.
     - the ledger's own batches: the new file's first number is above all of them.
 
     Segments that are not listed here are given up: neither missing files nor gaps are damage.
@@ -184,11 +177,14 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
     records: list[Record] = [[SEGMENTS, plan.next_segment_id, plan.end_lsn, *plan.segment_ids]]
     for lane_id, (next_qseq, settled) in plan.lanes.items():
         records += lane_records(lane_id, next_qseq, settled)
+    identity = Identity(plan.uuid, plan.epoch, plan.lane_ids_reserved)
+    definitions = plan.definitions.entries | {IDENTITY: identity.pack()}
+    records += ([DEFINED, *key, value] for key, value in definitions.items())
     paths = directory.paths
     ids = numbered(disk, paths.ledger, ".qack")
-    facts = directory.index_facts
-    if facts is not None and facts.checkpoint is not None:
-        ids.append(facts.checkpoint.ledger.file_id)
+    for facts in (directory.index_facts, directory.catalog_facts):
+        if facts is not None and facts.checkpoint is not None:
+            ids.append(facts.checkpoint.ledger.file_id)
     ledger = LedgerWriter(
         disk,
         paths,
@@ -202,15 +198,3 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
         ledger.roll(records, plan.end_lsn)
     finally:
         ledger.close()
-
-
-def _replace_catalog(plan: Plan, paths: Paths, disk: Disk) -> None:
-    """A new file takes the place of the old one."""
-    fresh = paths.catalog / "new"  # beside it, wherever that is
-    if fresh.exists():  # of a repair that did not come to its end
-        shutil.rmtree(fresh)
-    disk.make_directory(paths.catalog)
-    write_catalog(plan.catalog, fresh)
-    disk.rename(fresh / "data.mdb", paths.catalog / "data.mdb")
-    disk.sync_directory(paths.catalog)
-    shutil.rmtree(fresh)

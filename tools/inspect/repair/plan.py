@@ -16,7 +16,6 @@ from typing import Any
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
-from qlog.storage.bytes.datadir import Identity
 from qlog.storage.lanes.settled import BLOCK
 from qlog.storage.lanes.settled import Settled as StoredSettled
 from qlog.storage.start.examine import FileView, Verdict
@@ -29,7 +28,7 @@ from qlog.tools.inspect.look.log import Segment, Survey, survey, views_of
 from qlog.tools.inspect.look.pointers import IndexContents, compare, read_contents
 from qlog.tools.inspect.look.reader import Gap, casualties_in, walk
 from qlog.tools.inspect.look.salvage import Casualty, Known, Target
-from qlog.tools.inspect.repair.catalog import CatalogMend, collect, give_back, renew_lanes
+from qlog.tools.inspect.repair.definitions import Mend, collect
 from qlog.tools.inspect.rows import Damage, counted, well_formed
 
 _QSEQ_MARGIN = 4096  # what a damaged message may name above all others
@@ -116,14 +115,16 @@ class Plan:
     lanes: dict[int, tuple[int, StoredSettled]] = field(default_factory=dict)  # next qseq, settled
     mends_log: bool = False  # segments or ledger: then there is a new ledger, and no index
     moves_index: bool = False
+    moves_catalog: bool = False
     ledger_number: int = 0
-    catalog: CatalogMend = field(default_factory=CatalogMend)
+    definitions: Mend = field(default_factory=Mend)
     uuid: bytes = b""
     epoch: int = 0
+    lane_ids_reserved: int = 1
 
     @property
     def needed(self) -> bool:
-        return self.mends_log or self.moves_index or self.catalog.needed
+        return self.mends_log or self.moves_index or self.moves_catalog
 
     @property
     def written_bytes(self) -> int:
@@ -150,7 +151,6 @@ class _Planner:
 
     def run(self, advance: Callable[[int], None]) -> Plan:
         directory, plan = self.directory, self.plan
-        plan.catalog = collect(directory)
         if directory.index_facts is not None:
             try:
                 self.contents = read_contents(directory.paths.index)
@@ -160,7 +160,8 @@ class _Planner:
         found = survey(directory, views, verify=True, advance=advance)
         segments = {segment.segment_id: segment for segment in found.segments}
         ledger_damaged = directory.ledger.damaged
-        plan.mends_log = bool(found.damage or ledger_damaged)
+        plan.definitions = collect(directory)
+        plan.mends_log = bool(found.damage or ledger_damaged or plan.definitions.actions)
         counting = self._counting(views, segments)
         self._note_what_is_known(found.segments, {view.file_id for view in counting})
         plan.damage = directory.damage + found.damage
@@ -176,21 +177,28 @@ class _Planner:
                     "write a new ledger with all that was settled, which says which segments count"
                 )
             self._fold_lanes(ledger_damaged)
-        if directory.paths.index.exists() and self._index_is_wrong(found):
-            plan.actions.append(
-                "move the index out: it is damaged, and the next start makes it anew"
-            )
-            plan.moves_index = True
-        elif plan.mends_log and directory.paths.index.exists():
-            plan.actions.append("move the index out: the next start makes it anew")
-            plan.moves_index = True
-        self._plan_catalog()
-        plan.actions += plan.catalog.actions
-        if plan.moves_index and not plan.damage:
-            plan.damage.append(Damage("index.lmdb", "it does not agree with log and ledger"))
-        if plan.catalog.needed and not plan.damage:
-            plan.damage.append(Damage("catalog.lmdb", "definitions name what is not there"))
+            self._plan_definitions(ledger_damaged)
+        derived = (
+            ("index", directory.paths.index, self._index_is_wrong),
+            ("catalog", directory.paths.catalog, self._catalog_is_wrong),
+        )
+        for name, path, is_wrong in derived:
+            wrong = path.exists() and is_wrong(found)
+            if wrong or (plan.mends_log and path.exists()):
+                why = "it is damaged, and the next start" if wrong else "the next start"
+                plan.actions.append(f"move the {name} out: {why} makes it anew")
+                setattr(plan, f"moves_{name}", True)
+                if not plan.damage:
+                    plan.damage.append(Damage(path.name, "it does not agree with log and ledger"))
+        if plan.definitions.actions and not plan.damage:
+            what = "definitions name what is not there"
+            plan.damage.append(Damage(directory.ledger_file_name, what))
         return plan
+
+    def _catalog_is_wrong(self, found: Survey) -> bool:
+        directory = self.directory
+        damaged = any(item.file == "catalog.lmdb" for item in directory.damage)
+        return damaged or bool(directory.catalog_differs())
 
     def _index_is_wrong(self, found: Survey) -> bool:
         """By itself, or beside a log and a ledger that are sound."""
@@ -243,6 +251,9 @@ class _Planner:
                 ends.append(self.contents.checkpoint.lsn)
                 number = self.contents.checkpoint.ledger.number
                 plan.ledger_number = max(plan.ledger_number, number)
+        by_catalog = directory.catalog_facts.checkpoint
+        if by_catalog is not None:
+            plan.ledger_number = max(plan.ledger_number, by_catalog.ledger.number)
         plan.end_lsn = max(ends)
 
     def _place(
@@ -529,7 +540,7 @@ class _Planner:
                 f"seal {self.directory.relative(view.path)}: messages behind it are lost"
             )
 
-    # -- ledger, lanes, catalog
+    # -- ledger, lanes, definitions
 
     def _plan_ledger(self) -> None:
         plan = self.plan
@@ -545,7 +556,7 @@ class _Planner:
     def _fold_lanes(self, ledger_damaged: bool) -> None:
         directory, plan = self.directory, self.plan
         contents = self.contents
-        lane_ids = self.next_qseqs.keys() | plan.catalog.lanes.keys()
+        lane_ids = self.next_qseqs.keys() | plan.definitions.lanes.keys()
         for lane_id in sorted(lane_ids - directory.ledger.deleted):
             settled = directory.ledger.lanes.get(lane_id) or StoredSettled()
             # No qseq is given twice: all that any file names counts, and each message that is lost
@@ -566,33 +577,36 @@ class _Planner:
                 settled.delivered = next_qseq
             plan.lanes[lane_id] = (next_qseq, settled)
 
-    def _plan_catalog(self) -> None:
+    def _plan_definitions(self, ledger_damaged: bool) -> None:
         directory, plan = self.directory, self.plan
-        mend = plan.catalog
-        orphans = set()
-        old = mend.identity is not None and mend.identity.epoch < plan.epoch
-        damaged = any(key.startswith(b"queue\0") for key, _ in mend.damaged)
-        lost_names = mend.unusable or damaged or old
-        if lost_names:
-            owned = mend.lanes
-            for lane_id in self.waiting:
-                if lane_id not in owned and self._is_current(lane_id):
-                    orphans.add(lane_id)
-        lane_end = max([*self.next_qseqs, *mend.lanes, *directory.ledger.deleted, 0]) + 1
-        if mend.unusable or mend.identity is None or old:
+        mend = plan.definitions
+        lane_end = max(
+            directory.identity.lane_ids_reserved,
+            max([*self.next_qseqs, *mend.lanes, *directory.ledger.deleted, 0]) + 1,
+        )
+        if ledger_damaged:
             lane_end += _LANE_IDS_MARGIN  # some may have been given, and never used
-            deleted = [lane_id for lane_id in mend.lanes if not self._is_current(lane_id)]
-            lane_end = renew_lanes(mend, deleted, lane_end)
-        identity = Identity(plan.uuid, plan.epoch, lane_end, 0)
-        give_back(mend, orphans, identity, lane_end=lane_end)
+            mend.adopt(self._orphans())
+            mend.actions.append(
+                f"make the directory's identity again: {plan.uuid.hex()}, epoch {plan.epoch}, new "
+                f"lanes from {lane_end} on"
+            )
+        plan.lane_ids_reserved = lane_end
+        plan.actions += mend.actions
+        plan.notes += mend.notes
 
-    def _is_current(self, lane_id: int) -> bool:
-        """One that the ledger's snapshot does not have, and that has nothing newer, was deleted."""
-        ledger = self.directory.ledger
-        if lane_id in ledger.deleted:
-            return False
-        newest = self.waiting.get(lane_id, 0)
-        return lane_id in ledger.lanes or newest > ledger.segments.listed_end_lsn or ledger.damaged
+    def _orphans(self) -> set[int]:
+        """Lanes with messages that wait, and whose queue is not known."""
+        deleted = self.directory.ledger.deleted
+        orphans = self.waiting.keys() - self.plan.definitions.lanes.keys() - deleted
+        if self.contents is None:
+            return orphans
+        indexed = self.contents.lanes  # it would have those whose queue was not deleted
+        return {
+            lane_id
+            for lane_id in orphans
+            if lane_id in indexed or not self._index_knows(self.waiting[lane_id])
+        }
 
 
 # -- a damaged segment, piece by piece

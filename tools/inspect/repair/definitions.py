@@ -1,0 +1,133 @@
+"""The definitions of the new ledger: all that can be had, and none that leads nowhere.
+
+They are the directory's (look/directory.py): the ledger's, and where the ledger is damaged, what can be
+read of it over what the catalog has. A queue whose definition is lost gets one again, so that no
+message is out of reach.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgpack
+
+from qlog.server.amqp.values import encode_table
+from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.definitions import Definitions
+from qlog.storage.catalog import Catalog, Definition
+from qlog.storage.identity import IDENTITY
+from qlog.storage.write.ledger import Record
+from qlog.tools.inspect.look.definitions import entry_text, is_built_in
+from qlog.tools.inspect.look.directory import Directory
+
+RECOVERED = "qlog.recovered."  # and the lane: the name of a queue whose own name is lost
+_VHOST = "/"
+
+
+@dataclass(slots=True)
+class Mend:
+    """`entries` are all definitions but the identity; `actions` what is done to have them so."""
+
+    entries: dict[Definition, bytes] = field(default_factory=dict)
+    actions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def lanes(self) -> dict[int, Definition]:
+        """Who owns which lane."""
+        return {
+            msgpack.unpackb(value)["lane"]: key
+            for key, value in self.entries.items()
+            if key[0] == "queue"
+        }
+
+    def adopt(self, lane_ids: Iterable[int]) -> None:
+        """Define a queue for each of these lanes, which have messages that wait."""
+        for lane_id in sorted(lane_ids):
+            value = {"lane": lane_id, "auto_delete": False, "arguments": encode_table({})}
+            name = json.dumps((_VHOST, f"{RECOVERED}{lane_id}"))
+            self.entries["queue", name] = msgpack.packb(value)
+            self.actions.append(f"define the {entry_text('queue', name)}, for lane {lane_id}")
+
+    def leave_out(self, key: Definition, why: str) -> None:
+        """It is in the quarantine, and defined no more."""
+        del self.entries[key]
+        self.actions.append(f"leave the {entry_text(*key)} out: {why}")
+
+
+def collect(directory: Directory) -> Mend:
+    """What is left, without gaps."""
+    mend = Mend({key: one for key, one in directory.definitions.items() if key != IDENTITY})
+    lost = directory.ledger.damaged
+    if lost:
+        _name_sources(mend, directory)
+    for key, why in directory.defined.undecodable.items():
+        mend.leave_out(key, f"it does not decode ({why})")
+    for lane_id, key in mend.lanes.items():
+        if lane_id in directory.ledger.deleted:
+            mend.leave_out(key, "the ledger says that it was deleted")
+    _close_gaps(mend, lost=lost)
+    if lost and not any(kind == "user" for kind, _ in mend.entries):
+        _define_guest(mend)
+    return mend
+
+
+def _name_sources(mend: Mend, directory: Directory) -> None:
+    """Say what comes from the catalog, and what can have been lost."""
+    by_ledger = directory.ledger.file.definitions.entries
+    for key, value in mend.entries.items():
+        if by_ledger.get(key) != value:
+            mend.actions.append(f"take the {entry_text(*key)} over from the catalog")
+    for key in directory.catalog_facts.damaged:
+        if key not in by_ledger:
+            mend.notes.append(f"the {entry_text(*key)} is lost: it is damaged in the catalog, too")
+    mend.notes.append(
+        "definitions may be lost that were made, and may come back that were deleted, where the "
+        "ledger cannot be read"
+    )
+
+
+def _close_gaps(mend: Mend, *, lost: bool) -> None:
+    """Vhosts that are named but not there are made; bindings that lead nowhere go.
+
+    `lost`: some vhosts may be; else a directory without any is nobody's.
+    """
+    vhosts = {name for kind, name in mend.entries if kind == "vhost"}
+    named: dict[str, None] = {}
+    known = set()
+    for kind, name in mend.entries:
+        if kind in ("exchange", "queue"):
+            vhost, one = json.loads(name)
+            named[vhost] = None
+            known.add((vhost, kind, one))
+    for kind, name in list(mend.entries):
+        if kind != "binding":
+            continue
+        vhost, source, destination_kind, destination, *_ = json.loads(name)
+        for end_kind, end in (("exchange", source), (destination_kind, destination)):
+            if (vhost, end_kind, end) not in known and not is_built_in(end_kind, end):
+                mend.leave_out((kind, name), f"there is no such {end_kind}")
+                break
+        else:
+            named[vhost] = None
+    if not (lost or vhosts):
+        return
+    for vhost in {_VHOST: None, **named}:
+        name = json.dumps((vhost,))
+        if name not in vhosts:
+            mend.entries["vhost", name] = msgpack.packb({})
+            mend.actions.append(f"define the {entry_text('vhost', name)} again")
+
+
+def _define_guest(mend: Mend) -> None:
+    """As a first start does it: without a user nobody could get at the messages."""
+    records: list[Record] = []
+    definitions = Definitions(Catalog(mend.entries, records.extend))
+    permissions = {vhost: (".*", ".*", ".*") for vhost in definitions.vhosts()}
+    password = hash_password(b"guest")
+    definitions.save_user(User("guest", password, ("administrator",), permissions))
+    for _, kind, name, value in records:
+        mend.entries[kind, name] = value
+    mend.actions.append("define the user 'guest' again, as a first start does it")
