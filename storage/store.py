@@ -296,6 +296,11 @@ class Store(Generic[M]):
     # -- commits
 
     @property
+    def defines(self) -> bool:
+        """Definitions are not durable yet."""
+        return self._settling.defines
+
+    @property
     def synced(self) -> int:
         """All tickets of `request_sync` up to this one are served."""
         return self._commits.synced

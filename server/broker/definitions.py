@@ -2,7 +2,7 @@
 
 The catalog keeps opaque values by kind and name; this file says what is in them. A name is the JSON
 list of what identifies the thing; a value is a msgpack map. Arguments are kept as AMQP field tables,
-so that each value keeps its type. All methods return when the change is synced.
+so that each value keeps its type. A change is durable when the ledger is synced behind it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Definitions:
         self._catalog = catalog
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Everything in the block is one sync commit."""
+        """Everything in the block becomes durable together."""
         return self._catalog.transaction()
 
     def _items(self, kind: str) -> Iterator[tuple[list[str], dict[str, Any]]]:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 
 from qlog.server.amqp.errors import internal_error
+from qlog.server.broker.durability import Durability
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import OutOfDescriptors, StorageError
 
@@ -18,10 +21,11 @@ logger = logging.getLogger("qlog.broker")
 class Delivery:
     """See the head of this file."""
 
-    def __init__(self) -> None:
+    def __init__(self, durability: Durability) -> None:
         self._awake: dict[QueueType, None] = {}
         self._waiting: dict[QueueType, None] = {}
         self._gone: list[QueueType] = []
+        self._durability = durability
 
     def wake(self, queue: QueueType) -> None:
         """The queue may have something to deliver: `pump` will look."""
@@ -32,13 +36,17 @@ class Delivery:
         self._awake.update(dict.fromkeys(queues))
 
     def gone(self, queue: QueueType) -> None:
-        """The queue was deleted: `pump` will tell its consumers."""
+        """The queue was deleted: its consumers are told when that is durable.
+
+        `pump` sees to it, so that who deleted it is answered first.
+        """
         self._gone.append(queue)
 
     def pump(self) -> None:
         """Deliver from all queues that were touched, and tell of those that are gone."""
         while self._gone:
-            self._gone.pop().cancel_takers()
+            queue = self._gone.pop()
+            self._durability.defined().then(partial(_cancel_takers, queue))
         while self._awake:
             awake, self._awake = self._awake, {}
             for queue in awake:
@@ -73,3 +81,7 @@ class Delivery:
             logger.error("cannot deliver from %s", queue, exc_info=error)
         for taker in list(queue.takers):
             taker.fail(internal_error(f"cannot deliver from {queue}"))
+
+
+def _cancel_takers(queue: QueueType, _: Outcome[None]) -> None:
+    queue.cancel_takers()

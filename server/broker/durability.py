@@ -50,6 +50,10 @@ class Durability:
         heappush(self._logging, (after_lsn, next(self._numbers), outcome))
         return outcome
 
+    def defined(self) -> Outcome[None]:
+        """Done when every definition so far is durable: a declare-ok is a promise."""
+        return self.sync() if self._store.defines else Outcome.of(None)
+
     def reach(self, ticket: int) -> Outcome[None]:
         """Done when the store has served a ticket of `Store.request_sync`. Tickets only grow."""
         outcome: Outcome[None] = Outcome()

@@ -93,7 +93,7 @@ class Operations:
                 arguments=arguments,
             )
 
-        return _when_free(vhost.leaving("queue", name), declare)
+        return self._durable(_when_free(vhost.leaving("queue", name), declare))
 
     def delete_queue(
         self, vhost: VHost, owner: Owner | None, name: str, *, if_unused: bool, if_empty: bool
@@ -110,7 +110,7 @@ class Operations:
             raise precondition_failed(f"{queue} in use")
         if if_empty and queue.ready:
             raise precondition_failed(f"{queue} not empty")
-        return vhost.delete_queue(queue)
+        return self._durable(vhost.delete_queue(queue))
 
     def purge_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[int]:
         """queue.purge; how many messages went. Raises 404 and 405, fails with CorruptLog."""
@@ -142,7 +142,7 @@ class Operations:
                 arguments=arguments,
             )
 
-        return _when_free(vhost.leaving("exchange", name), declare)
+        return self._durable(_when_free(vhost.leaving("exchange", name), declare))
 
     def assert_exchange(self, vhost: VHost, name: str) -> Outcome[None]:
         """exchange.declare with `passive`. Raises 403 and 404."""
@@ -159,7 +159,7 @@ class Operations:
             return Outcome.of(None)
         if if_unused and vhost.routing.in_use(name):
             raise precondition_failed(f"{vhost.rs_exchange(name)} in use")
-        return vhost.delete_exchange(name)
+        return self._durable(vhost.delete_exchange(name))
 
     def bind(
         self,
@@ -175,7 +175,7 @@ class Operations:
         _assert_bindable(source, kind, destination)
         _assert_access(vhost, owner, kind, destination)
         vhost.bind(source, kind, destination, key, arguments)
-        return Outcome.of(None)
+        return self._durable(Outcome.of(None))
 
     def unbind(
         self,
@@ -194,7 +194,19 @@ class Operations:
         _assert_bindable(source, kind, destination)
         _assert_access(vhost, owner, kind, destination)
         vhost.unbind(source, kind, destination, key, arguments)
-        return Outcome.of(None)
+        return self._durable(Outcome.of(None))
+
+    def _durable(self, outcome: Outcome[T]) -> Outcome[T]:
+        """The same, known when all definitions so far are durable, those of others too.
+
+        A Declare-Ok is a promise. What has changed counts at once, for everybody.
+        """
+        durability = self._services.durability
+        if outcome.done and durability.defined().done:
+            return outcome
+        answer: Outcome[T] = Outcome()
+        outcome.then(lambda done: durability.defined().then(lambda _: answer.follow(done)))
+        return answer
 
     # -- what there is -----------------------------------------------------------------------
 

@@ -40,6 +40,12 @@ class Outcome(Generic[T]):
         self._error = error
         self._settle()
 
+    def follow(self, other: Outcome[T]) -> None:
+        """What came of another that is done comes of this one."""
+        assert other.done
+        self._value, self._error = other._value, other._error
+        self._settle()
+
     def _settle(self) -> None:
         assert not self.done
         self.done = True

@@ -41,8 +41,8 @@ class Services:
         self.timers = Timers()
         self.stats = Stats()
         self.jobs = Jobs()
-        self.delivery = Delivery()
         self.durability = Durability(store)
+        self.delivery = Delivery(self.durability)
         self.replies = Replies()
         self.post = PostOffice(
             store, self.delivery, self.durability, self.replies, self.stats, now_ms

@@ -1,13 +1,11 @@
 """One vhost: its exchanges, bindings and queues, and the rules for declaring and deleting them.
 
-Durable definitions are in the catalog, synced, before these methods return: a Declare-Ok is a promise,
-and so is a Delete-Ok. When the catalog cannot be written, all is as before.
+What these methods change counts at once, and is durable when the ledger is synced behind it.
 Texts and the order of checks are RabbitMQ's (rabbit_channel, rabbit_exchange, rabbit_amqqueue).
 """
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -34,9 +32,6 @@ from qlog.server.broker.queues.factory import make_queue
 from qlog.server.broker.queues.targets import Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.server.broker.services import Services
-from qlog.storage.errors import StorageError
-
-logger = logging.getLogger("qlog.broker")
 
 RESERVED_PREFIX = "amq."
 # So many bindings are taken away in one piece: some milliseconds, most of them for the catalog.
@@ -137,11 +132,7 @@ class VHost:
             raise precondition_failed(str(error)) from error
         if existing is None:
             if durable:
-                try:
-                    self._definitions.save_exchange(self.name, exchange)
-                except StorageError:
-                    self.routing.delete_exchange(name)  # not declared: the next try finds it so
-                    raise
+                self._definitions.save_exchange(self.name, exchange)
             return
         resource = self.rs_exchange(name)
         for key, received, current in (
@@ -162,7 +153,7 @@ class VHost:
         )
 
     def delete_exchange(self, name: str) -> Outcome[None]:
-        """Delete an exchange with its bindings. Fails with StorageError: it is there as before."""
+        """Delete an exchange with its bindings."""
         return self._services.jobs.start(self._deleting_exchange(name))
 
     def _deleting_exchange(self, name: str) -> Steps[None]:
@@ -212,11 +203,7 @@ class VHost:
             raise precondition_failed(str(error)) from error
         binding = Binding(source, kind, destination, key, arguments)
         if new and self._durable(binding):
-            try:
-                self._definitions.save_binding(self.name, binding)
-            except StorageError:
-                self.routing.unbind(source, kind, destination, key, arguments)
-                raise
+            self._definitions.save_binding(self.name, binding)
 
     def add_binding(self, binding: Binding) -> None:
         """Make a binding known that a start has found.
@@ -340,34 +327,24 @@ class VHost:
         return queue
 
     def unused(self, queue: QueueType) -> None:
-        """The last consumer of an auto-delete queue left. Raises StorageError."""
-        outcome = self.delete_queue(queue)
-        if outcome.done:
-            outcome.result()
+        """The last consumer of an auto-delete queue left."""
+        self.delete_queue(queue)
 
     def delete_queue(self, queue: QueueType) -> Outcome[int]:
         """Delete a queue with its bindings and messages; how many messages were ready.
 
         Its consumers are told at the end of the tick: a client that deletes hears of its success
-        first. Fails with StorageError when the catalog cannot be written: the queue is there as
-        before, unless it is exclusive, which goes with its client.
+        first.
         """
         return self._services.jobs.start(self._deleting_queue(queue))
 
     def _deleting_queue(self, queue: QueueType) -> Steps[int]:
         ready = queue.ready
         removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
-        try:
-            with self._definitions.transaction():
-                if queue.declared.durable:
-                    self._definitions.delete_queue(queue.declared)
-                self._forget(removed)
-        except StorageError as error:
-            if queue.owner is None:
-                raise
-            # Of an exclusive queue nothing is in the catalog: what could not be deleted is the
-            # auto-delete exchange that lost its last binding. A restart finds it, unbound.
-            logger.error("cannot delete %s error=%s", ", ".join(removed), error)
+        with self._definitions.transaction():
+            if queue.declared.durable:
+                self._definitions.delete_queue(queue.declared)
+            self._forget(removed)
         self.routing.remove(removed)
         queue.close()
         del self.queues[queue.name]

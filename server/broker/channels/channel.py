@@ -45,7 +45,6 @@ from qlog.server.broker.queues.backlog import Backlog
 from qlog.server.broker.queues.type import Owner, QueueType, Taker
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import VHost
-from qlog.storage.errors import StorageError
 
 logger = logging.getLogger("qlog.connection")
 
@@ -214,11 +213,7 @@ class Channel:
         self._closing = True
         self._forget_reply_consumer()
         for consumer in list(self.consumers.values()):
-            try:
-                consumer.queue.remove_taker(consumer)
-            except StorageError as error:
-                # An auto-delete queue whose definition could not be deleted stays; the rest must end.
-                logger.error("cannot delete %s error=%s", consumer.queue, error)
+            consumer.queue.remove_taker(consumer)
         self.consumers.clear()
         transaction = self.publisher.transaction
         kept = [] if transaction is None else transaction.take_settlements()

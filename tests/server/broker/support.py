@@ -177,9 +177,13 @@ class Peer:
         return [said.method for said in self.take()]
 
     def ask(self, channel: int, method: Method, reply: type[T]) -> T:
-        """Send, and return the answer, which must be all that comes."""
+        """Send, and return the answer, which must be all that comes; that to a declare waits."""
         self.send(channel, method)
-        (answer,) = self.hear()
+        heard = self.hear()
+        if not heard and isinstance(method, DEFINING):
+            self.bench.disk()
+            heard = self.hear()
+        (answer,) = heard
         assert isinstance(answer, reply), answer
         return answer
 
@@ -236,6 +240,19 @@ def message(
     return b"".join(frames)
 
 
+# Their replies wait until the definition is durable.
+DEFINING = (
+    spec.ExchangeBind,
+    spec.ExchangeDeclare,
+    spec.ExchangeDelete,
+    spec.ExchangeUnbind,
+    spec.QueueBind,
+    spec.QueueDeclare,
+    spec.QueueDelete,
+    spec.QueueUnbind,
+)
+
+
 class Bench:
     """A broker on a store whose threads run when told to."""
 
@@ -258,6 +275,8 @@ class Bench:
             new_worker=self._new_worker,
         )
         self.broker = Broker(self.store, self.settings, now_s=lambda: self.now_s)
+        self.store.new_lane_id()  # ids are reserved by the thousand, which is a definition, too
+        self.disk()
 
     def _new_worker(self, name: str, notify: Callable[[], None]) -> ManualWorker:
         self.workers.append(ManualWorker())

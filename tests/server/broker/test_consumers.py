@@ -155,6 +155,7 @@ def test_deleting_tells_consumers_after_the_deleter(bench: Bench, peer: Peer) ->
     consume(deaf, 1, "q", "c")
     peer.take(), deaf.take()
     peer.send(1, make(spec.QueueDelete, queue="q"))
+    bench.disk()
     assert peer.hear() == [spec.QueueDeleteOk(0), spec.BasicCancel("c", True)]
     assert deaf.take() == []
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import errno
+from dataclasses import replace
 
 import pytest
 
 from qlog.server.amqp import spec
+from qlog.server.amqp.spec import Method
 from qlog.server.amqp.values import Table, decode_table, encode_table
-from qlog.storage.errors import DirectoryUnreadable
 from tests.server.broker.support import Bench, Peer, make
 
 # Every type that a field table can carry, by its letter, as octets: values keep theirs.
@@ -143,104 +143,82 @@ def test_first_start_makes_the_default_user_once(bench: Bench) -> None:
     assert bench.broker.users["guest"].permissions == {"/": (".*", ".*", ".*")}
 
 
-def test_what_could_not_be_saved_is_not_there(
-    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+def defined(bench: Bench) -> list[list[object]]:
+    """All definitions but storage's own."""
+    return sorted(record for record in bench.store.catalog.records() if record[1] != "storage")
+
+
+@pytest.mark.parametrize(
+    "method, reply",
+    [
+        (make(spec.ExchangeDeclare, exchange="new", type="direct"), spec.ExchangeDeclareOk),
+        (make(spec.ExchangeDelete, exchange="e"), spec.ExchangeDeleteOk),
+        (make(spec.ExchangeBind, source="e", destination="e2"), spec.ExchangeBindOk),
+        (make(spec.QueueDeclare, queue="new"), spec.QueueDeclareOk),
+        (make(spec.QueueBind, queue="q", exchange="e"), spec.QueueBindOk),
+        (make(spec.QueueUnbind, queue="q", exchange="e", routing_key="k"), spec.QueueUnbindOk),
+        (make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_a_definition_is_durable_before_its_reply(
+    bench: Bench, peer: Peer, method: Method, reply: type[Method]
 ) -> None:
-    """A full disk refuses the definition; the next try is told the truth, and lasts."""
+    """And what the channel sends behind it waits, while others go on."""
     peer.declare("q")
-    declare = make(spec.ExchangeDeclare, exchange="e", type="direct", durable=True)
+    for exchange in ("e", "e2"):
+        declare = make(spec.ExchangeDeclare, exchange=exchange, type="direct", durable=True)
+        peer.ask(1, declare, spec.ExchangeDeclareOk)
     bind = make(spec.QueueBind, queue="q", exchange="e", routing_key="k")
-    for name, method, reply in (
-        ("save_exchange", declare, spec.ExchangeDeclareOk),
-        ("save_binding", bind, spec.QueueBindOk),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(bench.broker.definitions, name, _fail)
-            failing = Peer(bench)
-            failing.send(1, method)
-            (close,) = failing.hear()
-            assert isinstance(close, spec.ConnectionClose) and close.reply_code == 541
-        Peer(bench).ask(1, method, reply)
-    bench.restart()
-    routing = bench.broker.vhosts["/"].routing
-    assert routing.route("e", ["k"], dict).queues == ("q",)
-
-
-def test_what_could_not_be_deleted_is_still_there(
-    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk refuses the deletion; everything works as before, and lasts."""
-    peer.declare("q")
-    peer.declare("a", auto_delete=True)
-    peer.ask(
-        1,
-        make(spec.ExchangeDeclare, exchange="e", type="direct", durable=True),
-        spec.ExchangeDeclareOk,
-    )
-    auto_delete = make(
-        spec.ExchangeDeclare, exchange="x", type="fanout", durable=True, auto_delete=True
-    )
-    peer.ask(1, auto_delete, spec.ExchangeDeclareOk)
-    for exchange in ("e", "x"):
-        bind = make(spec.QueueBind, queue="q", exchange=exchange, routing_key="k")
-        peer.ask(1, bind, spec.QueueBindOk)
-    peer.publish(1, "k", b"before", exchange="e")
+    peer.ask(1, bind, spec.QueueBindOk)
+    if isinstance(method, spec.ExchangeDeclare | spec.QueueDeclare):
+        method = replace(method, durable=True)
+    other = Peer(bench)
+    peer.send(1, method, make(spec.BasicQos, prefetch_count=1))
+    assert peer.hear() == []
+    other.ask(1, make(spec.BasicQos, prefetch_count=1), spec.BasicQosOk)
+    before = defined(bench)
     bench.disk()
-    consuming = Peer(bench)
-    consuming.ask(1, make(spec.BasicConsume, queue="a", consumer_tag="c"), spec.BasicConsumeOk)
-    with monkeypatch.context() as patch:
-        patch.setattr(bench.broker.definitions, "transaction", _failing_commit(bench))
-        for method in (
-            make(spec.QueueDelete, queue="q"),
-            make(spec.ExchangeDelete, exchange="e"),
-            make(spec.QueueUnbind, queue="q", exchange="x", routing_key="k"),
-        ):
-            failing = Peer(bench)
-            failing.send(1, method)
-            (close,) = failing.hear()
-            assert isinstance(close, spec.ConnectionClose) and close.reply_code == 541
-        consuming.client.lost()  # the last consumer of an auto-delete queue
-    for restarted in (False, True):
-        if restarted:
-            bench.restart()
-        vhost = bench.broker.vhosts["/"]
-        for exchange in ("e", "x"):
-            assert vhost.routing.route(exchange, ["k"], dict).queues == ("q",)
-        assert vhost.queues["q"].ready == 1 and not vhost.queues["q"].deleted
-        assert not vhost.queues["a"].takers
-    peer = Peer(bench)
-    peer.ask(1, make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk)
-    bench.restart()
-    assert "q" not in bench.broker.vhosts["/"].queues
-    assert bench.broker.vhosts["/"].routing.exchange("x") is None
+    done, after = peer.hear()
+    assert isinstance(done, reply) and isinstance(after, spec.BasicQosOk)
+    bench.kill()
+    bench.open()
+    assert defined(bench) == before
 
 
-def test_exclusive_queue_goes_with_its_client_whatever_the_disk_says(
-    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+def test_what_is_not_durable_is_not_waited_for(bench: Bench, peer: Peer) -> None:
+    peer.send(1, make(spec.QueueDeclare, queue="t"), make(spec.QueueDelete, queue="t"))
+    declared, deleted = peer.hear()
+    assert isinstance(declared, spec.QueueDeclareOk) and isinstance(deleted, spec.QueueDeleteOk)
+
+
+def test_a_message_in_a_new_queue_is_not_confirmed_before_the_queue_is_durable(
+    bench: Bench, peer: Peer
 ) -> None:
-    peer.declare("mine", durable=False, exclusive=True)
-    auto_delete = make(
-        spec.ExchangeDeclare, exchange="x", type="fanout", durable=True, auto_delete=True
+    """Who did not declare it does not wait for it either, and must not be told too early."""
+    publisher = Peer(bench)
+    publisher.ask(1, make(spec.ConfirmSelect), spec.ConfirmSelectOk)
+    peer.send(1, make(spec.QueueDeclare, queue="q", durable=True))
+    publisher.publish(1, "q", b"body")
+    bench.faulty.fail = lambda operation: (
+        OSError(errno.ENOSPC, "No space left on device") if operation == "write" else None
     )
-    peer.ask(1, auto_delete, spec.ExchangeDeclareOk)
-    peer.ask(1, make(spec.QueueBind, queue="mine", exchange="x"), spec.QueueBindOk)
-    monkeypatch.setattr(bench.broker.definitions, "transaction", _failing_commit(bench))
-    peer.client.lost()
-    vhost = bench.broker.vhosts["/"]
-    assert "mine" not in vhost.queues and vhost.routing.exchange("x") is None
+    bench.disk()
+    assert publisher.hear() == [] and peer.hear() == []
 
 
-def _failing_commit(bench: Bench) -> Callable[[], AbstractContextManager[None]]:
-    transaction = bench.broker.definitions.transaction
-
-    @contextmanager
-    def failing() -> Iterator[None]:
-        with transaction():
-            yield
-            raise DirectoryUnreadable("the catalog cannot be written: no space")
-
-    return failing
-
-
-def _fail(*_: object) -> None:
-    raise DirectoryUnreadable("the catalog cannot be written: no space")
+def test_a_definition_on_a_full_disk_waits_for_space(bench: Bench, peer: Peer) -> None:
+    bench.faulty.fail = lambda operation: (
+        OSError(errno.ENOSPC, "No space left on device") if operation == "write" else None
+    )
+    peer.send(1, make(spec.QueueDeclare, queue="q", durable=True))
+    bench.disk()
+    assert peer.hear() == []
+    bench.faulty.fail = lambda operation: None
+    bench.now_s += 1
+    bench.disk()
+    (declared,) = peer.hear()
+    assert isinstance(declared, spec.QueueDeclareOk)
+    bench.kill()
+    bench.open()
+    assert "q" in bench.broker.vhosts["/"].queues

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 
 from qlog.server.amqp import spec
@@ -9,6 +11,15 @@ from qlog.server.amqp.errors import AMQPError
 from qlog.server.broker.operations import page
 from qlog.server.broker.outcome import Outcome, all_of
 from tests.server.broker.support import Bench, Peer, make
+
+
+Known = TypeVar("Known")
+
+
+def known(bench: Bench, outcome: Outcome[Known]) -> Known:
+    """What was asked came to, when the disk has it."""
+    bench.disk()
+    return outcome.result()
 
 
 def declare(bench: Bench, name: str, *, durable: bool = True) -> None:
@@ -22,23 +33,24 @@ def declare(bench: Bench, name: str, *, durable: bool = True) -> None:
         auto_delete=False,
         arguments={},
     )
-    assert outcome.result().name == name
+    assert known(bench, outcome).name == name
 
 
 def test_operators_declare_bind_purge_and_delete(bench: Bench, peer: Peer) -> None:
     operations = bench.broker.operations
     vhost = operations.vhost("/")
     declare(bench, "q")
-    operations.declare_exchange(
+    exchange = operations.declare_exchange(
         vhost, "e", "fanout", durable=True, auto_delete=False, internal=False, arguments={}
-    ).result()
-    operations.bind(vhost, None, "e", "queue", "q", "", {}).result()
+    )
+    assert known(bench, exchange).name == "e"
+    known(bench, operations.bind(vhost, None, "e", "queue", "q", "", {}))
     peer.publish(1, "", b"a", b"b", exchange="e")
-    assert operations.purge_queue(vhost, None, "q").result() == 2
-    operations.unbind(vhost, None, "e", "queue", "q", "", {}).result()
-    operations.delete_exchange(vhost, "e", if_unused=True).result()
+    assert known(bench, operations.purge_queue(vhost, None, "q")) == 2
+    known(bench, operations.unbind(vhost, None, "e", "queue", "q", "", {}))
+    known(bench, operations.delete_exchange(vhost, "e", if_unused=True))
     outcome = operations.delete_queue(vhost, None, "q", if_unused=True, if_empty=True)
-    assert outcome.result() == 0
+    assert known(bench, outcome) == 0
     assert operations.delete_queue(vhost, None, "q", if_unused=False, if_empty=False).done
     bench.restart()
     assert not bench.broker.vhosts["/"].queues
@@ -98,8 +110,7 @@ def test_who_consumes_from_a_deleted_queue_is_told(bench: Bench, peer: Peer) -> 
     peer.send(1, make(spec.BasicConsume, queue="q", consumer_tag="c"))
     peer.take()
     vhost = operations.vhost("/")
-    operations.delete_queue(vhost, None, "q", if_unused=False, if_empty=False).result()
-    bench.end_tick()
+    known(bench, operations.delete_queue(vhost, None, "q", if_unused=False, if_empty=False))
     assert peer.hear() == [spec.BasicCancel("c", True)]
 
 

@@ -18,7 +18,7 @@ from qlog.server.net.poller import Poller
 from qlog.server.net.session import Session
 from qlog.server.net.transport import PLAIN, Transport
 from qlog.server.net.turns import Participant, Turns
-from tests.server.broker.support import CAPABILITIES, Bench, Said, make
+from tests.server.broker.support import CAPABILITIES, DEFINING, Bench, Said, make
 
 LOGIN = spec.ConnectionStartOk(CAPABILITIES, "PLAIN", b"\0guest\0guest", "en_US")
 # More turns than anything here needs: what goes on for longer goes on for ever.
@@ -84,10 +84,14 @@ class Remote:
         return [None if said is None else said.method for said in self.read()]
 
     def ask(self, channel: int, *methods: Method) -> list[Method | None]:
-        """Send, let the loop settle, and read."""
+        """Send, let the loop settle, and read; a definition is on disk before its reply."""
         self.send(channel, *methods)
         self.loop.settle()
-        return self.hear()
+        heard = self.hear()
+        if not heard and isinstance(methods[-1], DEFINING):
+            self.loop.disk()
+            heard = self.hear()
+        return heard
 
     @property
     def at_end(self) -> bool:

@@ -80,7 +80,7 @@ def test_all_that_are_ready_share_one_tick(loop: Loop, monkeypatch: pytest.Monke
 
 def test_octet_by_octet_is_understood_and_costs_its_turns_only(loop: Loop) -> None:
     slow, other = loop.client(), loop.client()
-    for octet in method_frame(1, make(spec.QueueDeclare, queue="slow", durable=True)):
+    for octet in method_frame(1, make(spec.QueueDeclare, queue="slow")):
         slow.write(bytes((octet,)))
         assert loop.settle() == 1
     assert isinstance(slow.hear()[0], spec.QueueDeclareOk)
@@ -97,7 +97,7 @@ def test_a_long_read_goes_on_in_rotation(
     """Whose share of time is over waits for the next turn, and others have theirs between."""
     flood, other = loop.client(), loop.client()
     names = [f"q{number}" for number in range(slices * 2)]
-    flood.send(1, *(make(spec.QueueDeclare, queue=name, durable=True) for name in names))
+    flood.send(1, *(make(spec.QueueDeclare, queue=name) for name in names))
     order: list[str] = []
     real = Session.take_turn
 
