@@ -103,6 +103,7 @@ async def open_broker(
                 notify=notify,
                 settings=settings.storage,
                 disk=disk,
+                clock_s=trio.current_time,
                 clock_ms=lambda: time.time_ns() // 1_000_000,
                 progress=_Progress(),
             )

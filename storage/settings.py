@@ -40,6 +40,13 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
             extra={"unit": "s"},
         ),
     ] = 1.0
+    commit_inline: Annotated[
+        bool,
+        Meta(
+            description="Whether small commits are made without the commit thread, where syncs take "
+            "less than a millisecond: sooner confirms, at the risk that one slow sync holds up all.",
+        ),
+    ] = True
     segment_bytes_max: Annotated[
         int,
         Meta(

@@ -14,6 +14,7 @@ batches, index/checkpoints.py the index and the space. Here it is put together: 
 commit thread consists of, whose result goes where, and when the next thing is due.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ from qlog.storage.write.commit import CommitResult, Committer
 from qlog.storage.write.commits import RETRY_S, Commits
 from qlog.storage.write.gathering import Gathering
 from qlog.storage.write.ledger import DEFINED, LANE_DELETED
+from qlog.storage.write.rhythm import Rhythm
 from qlog.storage.write.settling import Settling
 from qlog.storage.write.upkeep import Prepared, Sealed, Unlinked, Upkeep
 
@@ -62,8 +64,12 @@ class Store(Generic[M]):
         new_worker: Callable[[str, Callable[[], None]], Worker],
         clock_ms: Callable[[], int] | None,
         retention: Retention,
+        clock_s: Callable[[], float] | None,
     ) -> None:
         """Use `open`."""
+        self.due_s = math.inf  # when `tick` has to be called for a commit that is held back
+        self._clock_s = clock_s
+        self._rhythm = Rhythm(inline=recovered.settings.commit_inline)
         self.report = recovered.report
         self.settings = recovered.settings
         self.shortage: Shortage | None = None  # why something that was handed over is not written
@@ -149,6 +155,7 @@ class Store(Generic[M]):
         disk: Disk | None = None,
         new_worker: Callable[[str, Callable[[], None]], Worker] = ThreadWorker,
         clock_ms: Callable[[], int] | None = None,
+        clock_s: Callable[[], float] | None = None,
         progress: Progress = ignore_progress,
         retention: Retention | None = None,
     ) -> Self:
@@ -157,8 +164,9 @@ class Store(Generic[M]):
         `decode` makes a meta of its bytes and the size of its body. `notify` is called from the
         store's threads, and from `Lane.settle` when a timer starts; the owner then calls `advance`
         and `tick`. `clock_ms`: the wall clock, for the times of settlements in the ledger, which are
-        for people alone. `progress` is told how far recovery is, and may raise to end it. Raises
-        StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable, CorruptLog.
+        for people alone. `clock_s`: the owner's monotonic clock, that of `tick`; without it no
+        commit is held back or done inline. `progress` is told how far recovery is, and may raise to
+        end it. Raises StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable, CorruptLog.
         """
         recovered = recovery.recover(
             directory, decode, settings or StoreSettings(), disk or OSDisk(), progress
@@ -168,6 +176,7 @@ class Store(Generic[M]):
             notify=notify,
             new_worker=new_worker,
             clock_ms=clock_ms,
+            clock_s=clock_s,
             retention=retention or KeepNothing(),
         )
 
@@ -309,35 +318,88 @@ class Store(Generic[M]):
         """A ticket: all done so far is durable, settlements too, when `synced` reaches it."""
         return self._commits.request_sync()
 
-    def commit(self) -> None:
-        """The end of a turn: hand over what is pending, unless the commit thread is at work."""
+    def commit(
+        self, waiting: int | None = None, before_inline: Callable[[], None] | None = None
+    ) -> None:
+        """The end of a turn: hand over what is pending, unless the commit thread is at work.
+
+        `waiting`: how many publishers wait for a confirm, by which the commit may be held back for a
+        moment (write/rhythm.py); None: it is not. A small commit may be done at once, on this
+        thread: `before_inline` is called before, and afterwards `durable_lsn` is further.
+        """
         commits = self._commits
         if self._checkpoints.stepping:
             self._checkpoints.step()
             self._notify()  # there may be more, or something that waited for it
-        if not commits.busy and (
-            commits.pending
-            or commits.requested > commits.synced
+        if commits.busy:
+            return
+        if (
+            commits.requested > commits.synced
             or self._checkpoints.wanted
             or self._checkpoints.wants_sync
             or self._settling.due
+            or self._settling.urgent
         ):
+            self._hand_over()
+        elif commits.pending:
+            if waiting is None or self._clock_s is None:
+                self._hand_over()
+            else:
+                self._commit_in_time(self._clock_s, waiting, before_inline)
+
+    def _commit_in_time(
+        self,
+        clock_s: Callable[[], float],
+        waiting: int,
+        before_inline: Callable[[], None] | None,
+    ) -> None:
+        rhythm, commits = self._rhythm, self._commits
+        now_s = clock_s()
+        pending_bytes = commits.log.pending_bytes
+        delay_s = rhythm.delay_s(now_s, waiting, pending_bytes)
+        if delay_s > 0:
+            self.due_s = min(self.due_s, now_s + delay_s)
+        elif (
+            before_inline is not None
+            and self.failure is None
+            and rhythm.may_be_inline(now_s, waiting, pending_bytes)
+            and commits.can_be_inline
+        ):
+            before_inline()
+            rhythm.begun(now_s)
+            result = commits.run_inline()
+            rhythm.done(clock_s(), waiting, inline=True)
+            self._take(self._committed, result)
+        else:
             self._hand_over()
 
     def advance(self) -> None:
         """Take what the store's threads have done, and give them more."""
+        self.take()
+        self.commit()
+
+    def take(self, waiting: int = 0) -> None:
+        """Take what the store's threads have done; `commit` gives them more.
+
+        `waiting`: how many publishers wait for a confirm now.
+        """
         for result in self._commits.results():
+            if self._clock_s is not None:
+                self._rhythm.done(self._clock_s(), waiting, inline=False)
             self._take(self._committed, result)
         for result in self._upkeep.take():
             self._take(self._kept_up, result)
         if self._recovered.cache.free():
             self._notify()  # the next turn goes on with it, though nothing else may happen
-        self.commit()
 
     def tick(self, now_s: float) -> float:
         """Do what is due by the owner's monotonic clock; seconds until the next time."""
         self._now_s = now_s
         wait_s = _IDLE_S
+        if now_s >= self.due_s:  # what was held back
+            self.due_s = math.inf
+            if self._commits.pending:
+                self._hand_over()
         if self._held:
             if now_s >= self._retry_s:
                 self._try_again()
@@ -355,7 +417,7 @@ class Store(Generic[M]):
             may_begin = self.shortage is None
             wait_s = min(wait_s, self._checkpoints.compact(now_s, may_begin=may_begin))
         self._settling.ticked(wait_s)
-        return wait_s
+        return min(wait_s, max(self.due_s - now_s, 0.0))
 
     def settle_down(self, timeout_s: float = 60.0) -> bool:
         """Block until all appended and settled is durable; False when it cannot be (yet)."""
@@ -476,6 +538,9 @@ class Store(Generic[M]):
             settling.join(job, sync=sync, flush=may_flush and flush)
             checkpoints.join(job)
         if job.batches or job.ledger or job.ledger_sync:
+            self.due_s = math.inf
+            if self._clock_s is not None:
+                self._rhythm.begun(self._clock_s())
             commits.submit(job)
 
     def _take(self, take: Callable[[object], None], result: object) -> None:

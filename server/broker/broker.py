@@ -167,6 +167,11 @@ class Broker:
         """Have `pump` ask the queues again that could not be read for want of file descriptors."""
         self.services.delivery.try_again()
 
+    @property
+    def waiting(self) -> int:
+        """How many publishers wait for a confirm."""
+        return self.services.durability.waiting
+
     # -- the slower rhythms ------------------------------------------------------------------
 
     def _check_consumers(self) -> None:

@@ -34,6 +34,11 @@ class Durability:
         self._logging: list[tuple[int, int, Outcome[None]]] = []  # a heap by LSN
         self._numbers = count()
 
+    @property
+    def waiting(self) -> int:
+        """How many channels wait for confirms."""
+        return len(self._unconfirmed)
+
     def await_confirms(self, confirms: Confirming) -> None:
         """Tell these confirms when the log gets further."""
         self._unconfirmed[confirms] = None

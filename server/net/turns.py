@@ -322,13 +322,18 @@ class Turns:
         store = broker.store
         try:
             self._fence(broker.pump)
-            store.advance()
+            store.take(broker.waiting)
+            self._fence(broker.progress)  # first: who is confirmed publishes again meanwhile
+            self._fence(broker.pump)
+            durable_lsn = store.durable_lsn
+            store.commit(broker.waiting, self._flush)
+            if store.durable_lsn != durable_lsn:  # the commit was made at once
+                self._fence(broker.progress)
+                self._fence(broker.pump)
             if store.failure is not None:
                 self.failed.set()
                 return
-            self._fence(broker.progress)
-            self._fence(broker.pump)
-            store.commit()  # what held-back events brought, if a tx.commit let them go on
+            self._store_due_s = min(self._store_due_s, store.due_s)
         except Exception as error:
             logger.exception(STORE_FAILED)
             self._stop(error)

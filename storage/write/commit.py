@@ -51,7 +51,7 @@ class CommitResult:
 
 
 class Committer:
-    """Runs commit jobs. Owned by the commit thread from the first job on."""
+    """Runs commit jobs, one at a time: on the commit thread, or on the owner's when that is idle."""
 
     def __init__(
         self,
@@ -97,6 +97,10 @@ class Committer:
             result.ledger_position = self._ledger.position
         result.ledger_wants_roll = self._ledger.wants_roll
         return result
+
+    def has_open(self, segment_id: int) -> bool:
+        """Whether a batch for this segment needs no other file."""
+        return self._segment_id == segment_id
 
     def close(self) -> None:
         if self._file >= 0:

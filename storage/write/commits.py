@@ -83,6 +83,15 @@ class Commits(Generic[M]):
         self.busy = True
         self._worker.submit(self._committer.bind(job))
 
+    @property
+    def can_be_inline(self) -> bool:
+        """The next batch goes to the file that the last one went to."""
+        return not self.busy and self._committer.has_open(self.log.active.segment_id)
+
+    def run_inline(self) -> CommitResult:
+        """Write what waits on this thread."""
+        return self._committer.run(self.job(with_log=True))
+
     def results(self) -> list[object]:
         """What the commit thread has done since the last call."""
         results = self._worker.take()

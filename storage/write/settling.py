@@ -104,6 +104,11 @@ class Settling(Generic[M]):
         return self._flush_due or self.changes.acked_count >= self._settings.ack_flush_count
 
     @property
+    def urgent(self) -> bool:
+        """Definitions, or settlements that wait for the log: somebody waits for them."""
+        return self.defines or bool(self.changes.waiting)
+
+    @property
     def unwritten(self) -> bool:
         """Batches wait that could not be written."""
         return bool(self._chunks)

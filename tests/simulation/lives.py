@@ -38,6 +38,7 @@ _STEPS = {  # and how often, before taste
     "restore": 4,
     "delete_lane": 1,
     "tick": 18,
+    "commit_in_time": 12,
     "work": 30,
     "request_sync": 4,
     "drive": 8,
@@ -209,6 +210,9 @@ class Life:
 
     def _tick(self) -> tuple[Any, ...]:
         return (self.choice.choice((0.001, 0.01, 0.01, 1.1, 2.5)),)
+
+    def _commit_in_time(self) -> tuple[Any, ...]:
+        return (self.choice.choice((0, 1, 1, 3)),)
 
     def _work(self) -> tuple[Any, ...]:
         return self.choice.randrange(2), self.choice.random() < 0.7

@@ -33,6 +33,7 @@ from qlog.storage.start.adopted import Adopted
 from qlog.storage.start.recovery import _Recovery
 from qlog.storage.store import Store
 from qlog.storage.write.commit import CommitJob, CommitResult, Committer
+from qlog.storage.write.commits import Commits
 from qlog.storage.write.ledger import ATTEMPTS, LedgerWriter, Record, lane_records, restored_record
 from qlog.storage.write.settling import Settling
 from tests.simulation.disk import SimulatedDisk
@@ -205,6 +206,16 @@ def _attempts_not_in_index() -> list[AbstractContextManager[Any]]:
         return dataclasses.replace(original(*arguments), attempts=[])
 
     return [patch.object(checkpoint, "lane_update", update)]
+
+
+def _inline_without_sync() -> list[AbstractContextManager[Any]]:
+    original = Commits.run_inline
+
+    def run(self: Commits[Any]) -> CommitResult:
+        with patch.object(SimulatedDisk, "sync_data", lambda *arguments: None):
+            return original(self)
+
+    return [patch.object(Commits, "run_inline", run)]
 
 
 def _log_before_definitions() -> list[AbstractContextManager[Any]]:
@@ -387,6 +398,12 @@ MUTATIONS = [
         "confirmed messages are in a lane that nothing defines",
         patches=_log_before_definitions,
         taste={"delete_lane": 20},
+    ),
+    Mutation(
+        "a commit on the owner's thread is not synced",
+        "confirmed messages are gone",
+        patches=_inline_without_sync,
+        taste={"commit_in_time": 4},
     ),
     Mutation("a full disk drops a batch", "it is not there", patches=_forget_full),
     Mutation(

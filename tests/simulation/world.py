@@ -182,6 +182,7 @@ class World:
                 settings=self.settings,
                 disk=self.disk,
                 new_worker=self._new_worker,
+                clock_s=lambda: self.now_s,
             )
 
     def _new_worker(self, name: str, notify: Callable[[], None]) -> Worker:
@@ -427,6 +428,11 @@ class World:
     def tick(self, seconds: float) -> None:
         self.running.commit()
         self._tick(seconds)
+
+    def commit_in_time(self, waiting: int) -> None:
+        """The end of a busy broker's turn: held back, lazy, or at once on this thread."""
+        self.running.commit(waiting, lambda: None)
+        self._seen()
 
     def work(self, worker: int, advance: bool) -> None:
         self.workers[worker].run_one()

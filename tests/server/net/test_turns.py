@@ -359,7 +359,7 @@ def test_error_at_the_end_of_a_tick_does_not_end_the_loop(
     declare(client)
 
 
-@pytest.mark.parametrize("call", ["advance", "commit", "tick"])
+@pytest.mark.parametrize("call", ["take", "commit", "tick"])
 def test_error_of_the_storage_stops_the_broker(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
