@@ -84,10 +84,14 @@ class CatalogFile:
                 read_only=read_only,
                 lock=lock,
             )
+        except lmdb.Error as error:
+            raise CatalogDoubt(str(error)) from error
+        try:
             self._headroom = Headroom(self._env, directory, reserve_bytes)
             self._entries = self._env.open_db(b"entries", create=not read_only)
             self._checkpoint = self._env.open_db(b"checkpoint", create=not read_only)
         except lmdb.Error as error:
+            self._env.close()
             raise CatalogDoubt(str(error)) from error
 
     def checkpoint(self) -> CatalogCheckpoint | None:

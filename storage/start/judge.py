@@ -4,9 +4,10 @@ A start asks before it changes anything, and is refused for the first finding. `
 the same functions with the same evidence, and lists all findings. Nothing is changed here.
 
 The tail rule. At the first bad byte of the log, at LSN p: if anything that is whole (a later batch,
-a later segment, a batch of the ledger, the checkpoint, the catalog) says that the log had been
-synced beyond p, then confirmed data is damaged: a finding. Otherwise the bytes are what a kill left
-of a write that nobody was told of: a start cuts them. The rule for the ledger is the same.
+a later segment, a batch of the ledger, the index's checkpoint) says that the log had been synced
+beyond p, then confirmed data is damaged: a finding. Otherwise the bytes are what a kill left of a
+write that nobody was told of: a start cuts them. The rule for the ledger is the same; for it the
+catalog's checkpoint speaks, too.
 
 Evidence is gathered in one order: catalog, index, ledger, log. Catalog and index are never a finding,
 since all in them follows from ledger and log; `catalog_doubt` and `index_doubt` say why a start
@@ -266,7 +267,7 @@ def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> Ledge
             attested = max(attested, checkpoint.ledger.number)
     used_end = file.used_end(ledger.position)
     if not complete or attested > ledger.number:
-        what = "acks that were on disk are lost"
+        what = "acks or definitions that were on disk are lost"
         end = used_end if bad_end is None else bad_end
         ledger.findings.append(Finding(file.path, what, ledger.position, end))
     ledger.bytes_cut = used_end - ledger.position

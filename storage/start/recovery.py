@@ -369,20 +369,22 @@ class _Recovery(Generic[M]):
     def _update_catalog(
         self, definitions: Mapping[Definition, bytes], checkpoint: CatalogCheckpoint
     ) -> CatalogFile:
-        """Have the catalog's file be what the ledger says."""
-        paths = self.paths
-        if self.report.catalog_rebuilt or self.catalog is None:
-            if self.catalog is not None:
-                self.catalog.close()
-            if paths.catalog.exists():
-                shutil.rmtree(paths.catalog)
-            self.catalog = self._catalog_file()
-            self.entries = {}
-        changes: dict[Definition, bytes | None] = {
-            key: value for key, value in definitions.items() if self.entries.get(key) != value
-        }
-        changes.update(dict.fromkeys(self.entries.keys() - definitions.keys()))
-        self.catalog.apply(changes, checkpoint)
+        """Have the catalog's file be what the ledger says. Raises DirectoryUnreadable, OSError."""
+        changes: dict[Definition, bytes | None] = dict(definitions)
+        try:
+            if self.report.catalog_rebuilt or self.catalog is None:
+                if self.catalog is not None:
+                    self.catalog.close()
+                if self.paths.catalog.exists():
+                    shutil.rmtree(self.paths.catalog)
+                self.catalog = self._catalog_file()
+            else:
+                entries = self.entries
+                changes = {key: one for key, one in changes.items() if entries.get(key) != one}
+                changes.update(dict.fromkeys(entries.keys() - definitions.keys()))
+            self.catalog.apply(changes, checkpoint)
+        except (CatalogDoubt, lmdb.Error) as error:
+            raise DirectoryUnreadable(f"{self.paths.catalog}: {error}; check the disk") from error
         return self.catalog
 
     def _open_index(self, uuid: bytes) -> Checkpoint | None:

@@ -8,7 +8,10 @@ import struct
 import time
 from pathlib import Path
 
+import lmdb
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from qlog.storage.bytes import batch
@@ -24,8 +27,11 @@ from qlog.storage.errors import (
 from qlog.storage.index.index import Live
 from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.lane import Lane
+from qlog.storage.lmdb.catalog import CatalogFile
 from qlog.storage.start.examine import Examination, Verdict
+from qlog.storage.start.fold import DefinitionFacts
 from qlog.storage.store import Store
+from qlog.storage.write.ledger import DEFINED
 from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
@@ -521,6 +527,62 @@ def test_an_older_copy_of_the_catalog_is_brought_up_to_date(tmp_path: Path) -> N
         assert list(catalog.items("queue")) == [("new", b"2")]
 
 
+@given(
+    batches=st.lists(
+        st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.binary(max_size=1)), max_size=4),
+        max_size=8,
+    ),
+    at=st.integers(0, 8),
+    damaged=st.sets(st.integers(0, 8)),
+)
+def test_what_can_be_read_of_a_ledger_goes_over_the_catalog(
+    batches: list[list[tuple[str, bytes | None]]], at: int, damaged: set[int]
+) -> None:
+    """With a catalog of the ledger before batch `at`, damage before that costs no definition."""
+    whole, catalog, left = DefinitionFacts(), DefinitionFacts(), DefinitionFacts()
+    for number, changes in enumerate(batches):
+        for name, value in changes:
+            record = [DEFINED, "kind", name, value]
+            whole.apply(record, number)
+            if number < at:
+                catalog.apply(record, number)
+            if number >= at or number not in damaged:
+                left.apply(record, number)
+    assert left.over(catalog.entries, at) == whole.entries
+
+
+def test_files_of_another_directory_do_not_say_who_a_directory_is(tmp_path: Path) -> None:
+    """Most files do, and as long as one of another is there, a start is refused."""
+    ours, theirs = Bench(tmp_path / "ours"), Bench(tmp_path / "theirs")
+    for bench, count in ((ours, 1), (theirs, 3)):
+        publish(bench.store, [new_lane(bench.store)], [b"x"] * 5)
+        for _ in range(count):
+            bench.reopen()
+        bench.store.close()
+    uuid = Examination(ours.directory).identity.uuid
+    (ledger,) = (ours.directory / "ledger").glob("*.qack")
+    (foreign,) = (theirs.directory / "ledger").glob("*.qack")
+    assert foreign.name > ledger.name
+    shutil.copy(foreign, ledger.parent)
+    assert Examination(ours.directory).identity.uuid == uuid
+    assert f"{foreign.name} is damaged at byte 0" in refused(ours.directory)
+
+
+def test_a_catalog_that_cannot_be_made_refuses_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.store.close()
+    shutil.rmtree(bench.directory / "catalog.lmdb")
+
+    def fail(*_: object) -> None:
+        raise lmdb.DiskError("Input/output error")
+
+    monkeypatch.setattr(CatalogFile, "_write", fail)
+    with pytest.raises(DirectoryUnreadable, match=r"catalog.lmdb: .*Input/output error"):
+        start(bench.directory)
+
+
 def test_a_lost_ledger_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.store.catalog.put("queue", "one", b"1")
@@ -711,7 +773,7 @@ def test_an_index_in_doubt_still_attests_the_ledger(tmp_path: Path) -> None:
     flipped[len(data) - 3] ^= 1
     path.write_bytes(flipped)
     (bench.directory / "index.doubt").touch()
-    assert "acks that were on disk are lost" in refused(bench.directory)
+    assert "acks or definitions that were on disk are lost" in refused(bench.directory)
 
 
 def test_a_segment_of_another_directory_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
