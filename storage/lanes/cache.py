@@ -1,18 +1,22 @@
 """The bodies in memory, bounded in bytes."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Generic
 
+from qlog.storage.lanes.page import Page
 from qlog.storage.lanes.run import RUN_OVERHEAD_BYTES, M, Run
 
 # So many bodies are freed at once: more than one turn of the loop can bring.
 _FREED_AT_ONCE = 16 * 1024
+# What was read ahead, of all lanes together, is at most this, or a quarter of what memory may hold.
+_PAGES_BYTES_MAX = 16 << 20
 
 
 class Cache(Generic[M]):
     """The bodies in memory: what was read by all goes first, then what is oldest.
 
-    Bodies that are not on disk yet stay whatever the limit says.
+    Bodies that are not on disk yet stay whatever the limit says. `bytes` has what was read ahead,
+    too (`pages_bytes`).
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -20,7 +24,10 @@ class Cache(Generic[M]):
         self.transient_bytes = 0
         self.durable_lsn = 0
         self.transient_serial = 0  # of the newest run that is only in memory
+        self.pages_bytes = 0
         self._bytes_max = bytes_max
+        self._pages_bytes_max = min(_PAGES_BYTES_MAX, bytes_max // 4)
+        self._pages: OrderedDict[Page[M], None] = OrderedDict()  # the oldest first
         self._count = 0
         self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
         self._fresh: deque[Run[M]] = deque()  # those not durable yet
@@ -95,6 +102,22 @@ class Cache(Generic[M]):
                 self._count -= 1
             else:
                 self.transient_bytes -= run.memory_bytes
+
+    def keep(self, page: Page[M]) -> None:
+        """A lane read ahead; when there are too many such pages, those of others go."""
+        self._pages[page] = None
+        self.bytes += page.memory_bytes
+        self.pages_bytes += page.memory_bytes
+        while self.pages_bytes > self._pages_bytes_max:
+            self.drop_page(next(iter(self._pages)))
+
+    def drop_page(self, page: Page[M]) -> None:
+        """Give up what was read ahead. Again: no effect."""
+        if page.bodies is not None:
+            page.bodies = page.metas = None
+            del self._pages[page]
+            self.bytes -= page.memory_bytes
+            self.pages_bytes -= page.memory_bytes
 
     def free(self) -> bool:
         """Free some of what was given up, for a millisecond or so; whether anything is left.

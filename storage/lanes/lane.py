@@ -1,7 +1,8 @@
 """The messages of one queue at one priority, by a dense sequence number (qseq).
 
-A lane knows which of its messages are settled (settled.py), and where the others are: in memory as runs, or in the index as pointers. It promises that a message is returned until
-it is settled, and as it was published. It knows nothing of durability: that is the store's.
+A lane knows which of its messages are settled (settled.py), and where the others are: in memory as
+runs, or in the index as pointers. It promises that a message is returned until it is settled, and as
+it was published. It knows nothing of durability: that is the store's.
 """
 
 from array import array
@@ -12,7 +13,9 @@ from heapq import heappop, heappush
 from itertools import accumulate
 from typing import Any, Generic, Protocol
 
+from qlog.storage.errors import CorruptLog
 from qlog.storage.lanes.cache import Cache
+from qlog.storage.lanes.page import FEW, PAGE_BYTES_MAX, PAGE_COUNT, Page
 from qlog.storage.lanes.run import M, Pointers, Run, Slice
 from qlog.storage.lanes.settled import BLOCK, FULL, Settled, add
 
@@ -93,6 +96,8 @@ class Lane(Generic[M]):
         self._read_runs = 0  # so many of them were read to their end
         self._joined_runs = 0  # and so many are joined as far as they can be
         self._waiting_bytes = 0  # of messages that are settled once the log is durable
+        self._page: Page[M] | None = None
+        self._read_upto = -1  # where the last read ended: who goes on there reads in order
 
     @property
     def delivered(self) -> int:
@@ -158,7 +163,9 @@ class Lane(Generic[M]):
             return None
         firsts = self._firsts
         runs = self._runs
-        slice_: Slice[M] = Slice(start)
+        page = self._page
+        ahead = passing and count_max <= FEW and qseq == self._read_upto
+        slice_: Slice[M] | None = None
         at = start
         bytes_left = bytes_max
         place = bisect_right(firsts, at) - 1
@@ -167,52 +174,108 @@ class Lane(Generic[M]):
                 place += 1
             run = runs[place] if place >= 0 else None
             index = at - firsts[place] if run is not None else 0
-            if run is not None and index < run.count:
-                wanted = min(stop - at, run.count - index)
-                lengths = run.lengths[index : index + wanted]
-                count, size = _within(lengths, bytes_left, at == start)
-                if not count:
-                    break
-                end = index + count
-                if run.bodies is None:
-                    pointers = Pointers(
-                        run.segment_id,
-                        run.positions[index:end],
-                        run.lengths[index:end],
-                        run.sizes[index:end],
-                    )
-                    self._shelf.fetch(self.id, at, pointers, slice_)
+            source: Run[M] | Page[M] | None = None
+            if run is not None and index < run.count and run.bodies is not None:
+                source = run
+            elif page is not None and page.first <= at < page.end and page.bodies is not None:
+                source = page
+                index = at - page.first
+            if source is not None:
+                assert source.metas is not None and source.bodies is not None
+                if index + 1 == source.count or at + 1 == stop:  # one, as it is mostly then
+                    count, size = 1, source.lengths[index]
+                    if size > bytes_left and at > start:
+                        break
                 else:
-                    assert run.metas is not None
-                    slice_.add(
-                        run.metas[index:end],
-                        run.bodies[index:end],
-                        run.times(index, end),
-                        run.sizes[index:end],
-                        None if run.dues_ms is None else run.dues_ms[index:end],
-                    )
+                    lengths = source.lengths[index : index + stop - at]
+                    count, size = _within(lengths, bytes_left, at == start)
+                    if not count:
+                        break
+                end = index + count
+                dues_ms = source.dues_ms
+                part: Slice[M] = Slice(
+                    at,
+                    source.metas[index:end],
+                    source.bodies[index:end],
+                    source.times(index, end),
+                    source.sizes[index:end],
+                    None if dues_ms is None else list(dues_ms[index:end]),
+                )
+                if slice_ is None:
+                    slice_ = part
+                else:
+                    slice_.join(part)
             else:
-                following = firsts[place + 1] if place + 1 < len(firsts) else stop
-                wanted = min(stop, following) - at
-                pointers = self._shelf.pointers(self.id, at, wanted)
+                if ahead:
+                    ahead = False
+                    page = self._read_ahead(at, place)
+                    if page is not None:
+                        continue
+                if slice_ is None:
+                    slice_ = Slice(start)
+                pointers = self._pointers(at, stop, place)
                 count, size = _within(pointers.lengths, bytes_left, at == start)
                 if not count:
                     break
-                if count < len(pointers.lengths):
-                    pointers = Pointers(
-                        pointers.segment_id,
-                        pointers.positions[:count],
-                        pointers.lengths[:count],
-                        pointers.sizes[:count],
-                    )
-                self._shelf.fetch(self.id, at, pointers, slice_)
+                self._shelf.fetch(self.id, at, pointers.head(count), slice_)
             bytes_left -= size
             at += count
         if passing:
             self._was_read(at)
         return slice_
 
+    def _pointers(self, at: int, stop: int, place: int) -> Pointers:
+        """Where on disk messages from `at` on are: one at least, in one run, or between two.
+
+        `place`: of the run that begins at or before `at`; -1: none does. Raises CorruptLog.
+        """
+        firsts = self._firsts
+        if place >= 0:
+            run = self._runs[place]
+            index = at - firsts[place]
+            if index < run.count:
+                end = index + stop - at
+                return Pointers(
+                    run.segment_id,
+                    run.positions[index:end],
+                    run.lengths[index:end],
+                    run.sizes[index:end],
+                )
+        if place + 1 < len(firsts):
+            stop = min(stop, firsts[place + 1])
+        return self._shelf.pointers(self.id, at, stop - at)
+
+    def _read_ahead(self, at: int, place: int) -> Page[M] | None:
+        """Read a page from `at` on, and keep it. None: there is nothing to gain from that.
+
+        So it is when any of it is damaged: who asked for the messages in front of the damage has
+        nothing to do with it. Raises CorruptLog when the index is wrong, OutOfDescriptors.
+        """
+        _, stop = self.settled.stretch(at, self.next_qseq, PAGE_COUNT)
+        pointers = self._pointers(at, stop, place)
+        count, _ = _within(pointers.lengths, PAGE_BYTES_MAX, True)
+        if count == 1:
+            return None
+        pointers = pointers.head(count)
+        slice_: Slice[M] = Slice(at)
+        try:
+            self._shelf.fetch(self.id, at, pointers, slice_)
+        except CorruptLog:
+            return None
+        self._drop_page()
+        page = self._page = Page(slice_, pointers.lengths)
+        self._cache.keep(page)
+        return page
+
+    def _drop_page(self) -> None:
+        if self._page is not None:
+            self._cache.drop_page(self._page)
+            self._page = None
+
     def _was_read(self, upto: int) -> None:
+        self._read_upto = upto
+        if self._page is not None and self._page.end <= upto:
+            self._drop_page()
         firsts = self._firsts
         runs = self._runs
         place = self._read_runs
@@ -270,6 +333,8 @@ class Lane(Generic[M]):
         runs = self._runs
         if runs and self._firsts[0] + runs[0].count <= settled.floor:
             self._forget_settled()
+        if self._page is not None and self._page.end <= settled.floor:
+            self._drop_page()
         return fresh
 
     def settle_after(self, lsn: int, first: int, count: int, size: int) -> None:
@@ -521,6 +586,7 @@ class Lane(Generic[M]):
         """The lane is deleted: everything in memory goes."""
         for run in self._runs:
             self._cache.was_settled(run)
+        self._drop_page()
         self._firsts = []
         self._runs = []
         self._read_runs = self._joined_runs = 0

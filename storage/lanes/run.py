@@ -11,7 +11,7 @@ M = TypeVar("M", bound=Meta)
 IN_MEMORY = 0  # the segment id of a run that is nowhere else
 NOT_PACKED = 1 << 62  # the end of a run whose records have no numbers yet: never durable
 RUN_OVERHEAD_BYTES = 900  # what the objects of a run take
-_MESSAGE_OVERHEAD_BYTES = 64  # and those of one of its messages
+MESSAGE_OVERHEAD_BYTES = 64  # and those of one of its messages
 # A run takes no more than this: it leaves memory as a whole.
 _COUNT_MAX = 4096
 _BYTES_MAX = 1 << 20
@@ -97,7 +97,7 @@ class Run(Generic[M]):
         self.metas += metas
         self.bodies += bodies
         self.count += count
-        grown = measured.record_bytes + _MESSAGE_OVERHEAD_BYTES * count
+        grown = measured.record_bytes + MESSAGE_OVERHEAD_BYTES * count
         self.memory_bytes += grown
         return grown
 
@@ -172,6 +172,10 @@ class Slice(Generic[M]):
             self.dues_ms = [0] * before
         self.dues_ms += [0] * len(bodies) if dues_ms is None else dues_ms
 
+    def join(self, later: "Slice[M]") -> None:
+        """The messages of the slice that follows."""
+        self.add(later.metas, later.bodies, later.times_ms, later.sizes, later.dues_ms)
+
     def keep(self, count: int) -> None:
         """Keep so many of the first messages."""
         del self.metas[count:], self.bodies[count:], self.times_ms[count:], self.sizes[count:]
@@ -187,3 +191,11 @@ class Pointers:
     positions: "array[int]"
     lengths: "array[int]"
     sizes: "array[int]"  # of the bodies
+
+    def head(self, count: int) -> "Pointers":
+        """Those of the first messages."""
+        if count >= len(self.lengths):
+            return self
+        return Pointers(
+            self.segment_id, self.positions[:count], self.lengths[:count], self.sizes[:count]
+        )
