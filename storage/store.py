@@ -149,7 +149,7 @@ class Store(Generic[M]):
         cls,
         directory: Path,
         *,
-        decode: Callable[[bytes, int], M],
+        decode: Callable[[bytes, int, int], M],
         notify: Callable[[], None],
         settings: StoreSettings | None = None,
         disk: Disk | None = None,
@@ -161,12 +161,13 @@ class Store(Generic[M]):
     ) -> Self:
         """Lock, verify and recover a data directory, or make a new one.
 
-        `decode` makes a meta of its bytes and the size of its body. `notify` is called from the
-        store's threads, and from `Lane.settle` when a timer starts; the owner then calls `advance`
-        and `tick`. `clock_ms`: the wall clock, for the times of settlements in the ledger, which are
-        for people alone. `clock_s`: the owner's monotonic clock, that of `tick`; without it no
-        commit is held back or done inline. `progress` is told how far recovery is, and may raise to
-        end it. Raises StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable, CorruptLog.
+        `decode` makes a meta of its bytes, the size of its body and the bytes' xxh3_64. `notify` is
+        called from the store's threads, and from `Lane.settle` when a timer starts; the owner then
+        calls `advance` and `tick`. `clock_ms`: the wall clock, for the times of settlements in the
+        ledger, which are for people alone. `clock_s`: the owner's monotonic clock, that of `tick`;
+        without it no commit is held back or done inline. `progress` is told how far recovery is, and
+        may raise to end it. Raises StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable,
+        CorruptLog.
         """
         recovered = recovery.recover(
             directory, decode, settings or StoreSettings(), disk or OSDisk(), progress

@@ -41,13 +41,15 @@ class Envelope(NamedTuple):
         )
 
     @classmethod
-    def unpack(cls, packed: bytes, body_size: int) -> "Envelope":
-        """The envelope of a stored message. Raises ValueError when `packed` is not one."""
+    def unpack(cls, packed: bytes, body_size: int, packed_hash: int | None = None) -> "Envelope":
+        """The envelope of a stored message. Raises ValueError when `packed` is not one.
+
+        `packed_hash`: the xxh3_64 of `packed`, from those who have it.
+        """
         exchange, routing_key, properties = msgpack.unpackb(packed)
-        return _new_tuple(
-            cls,
-            (exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed)),
-        )
+        if packed_hash is None:
+            packed_hash = xxh3_64_intdigest(packed)
+        return _new_tuple(cls, (exchange, routing_key, properties, body_size, packed, packed_hash))
 
     def headers(self) -> Table:
         """The headers, decoded; empty when there are none. Raises HardError when malformed."""

@@ -36,18 +36,22 @@ from qlog.storage.lanes.run import M, Pointers, Slice
 _FILES_MAX = 64
 _METAS_MAX = 4096
 _META_BYTES_MAX = 1024  # larger ones are not remembered: 4096 of them would be much
+# After so many unknown metas in a row, those that follow in a read are not looked up: each message
+# has one of its own.
+_STRANGERS_MAX = 16
 _SPAN_BYTES_MAX = 1 << 20  # one read
 _GAP_BYTES_MAX = 16 << 10  # rather read so many bytes of others than make another call
 _AHEAD_BYTES = 1 << 20
+_AHEAD_MIN_BYTES = 64 << 10  # of smaller reads in order the system reads ahead by itself
 _ALIKE_MIN = 8  # records; fewer are looked at one by one
 _HEAD_BYTES = RECORD_HEADER_BYTES + TARGET_BYTES  # of a record with one target
 _UNPACK_ONE = run_unpacker(1)
 
 
 class Reader(Generic[M]):
-    """Reads by pointer. `decode` makes a meta from its bytes and the size of its body."""
+    """Reads by pointer. `decode` is that of `Store.open`."""
 
-    def __init__(self, disk: Disk, paths: Paths, decode: Callable[[bytes, int], M]) -> None:
+    def __init__(self, disk: Disk, paths: Paths, decode: Callable[[bytes, int, int], M]) -> None:
         self._disk = disk
         self._paths = paths
         self._decode = decode
@@ -71,7 +75,7 @@ class Reader(Generic[M]):
                 end, span_end = _span(positions, lengths, start)
                 base = positions[start]
                 data = self._disk.read(file, span_end - base, base)
-                if end == count:
+                if end == count and span_end - base > _AHEAD_MIN_BYTES:
                     self._disk.will_read(file, _AHEAD_BYTES, span_end)
                 alike = None
                 length = lengths[start]
@@ -107,15 +111,18 @@ class Reader(Generic[M]):
 
     def _meta(self, packed: bytes, body_bytes: int) -> M:
         """The decoded meta; only for what was verified."""
-        known = self._metas
-        meta = known.get((packed, body_bytes))
+        meta = self._metas.get((packed, body_bytes))
         if meta is None:
-            meta = self._decode(packed, body_bytes)
-            if len(packed) <= _META_BYTES_MAX:
-                if len(known) >= _METAS_MAX:
-                    known.clear()
-                known[packed, body_bytes] = meta
+            meta = self._decode(packed, body_bytes, xxh3_64_intdigest(packed))
+            self._remember(meta, packed, body_bytes)
         return meta
+
+    def _remember(self, meta: M, packed: bytes, body_bytes: int) -> None:
+        known = self._metas
+        if len(packed) <= _META_BYTES_MAX:
+            if len(known) >= _METAS_MAX:
+                known.clear()
+            known[packed, body_bytes] = meta
 
     def forget(self, segment_id: int) -> None:
         """The segment is about to be unlinked."""
@@ -173,27 +180,19 @@ class Reader(Generic[M]):
         metas: list[M] = []
         bodies: list[bytes] = []
         times: list[int] = []
-        dues: list[int] = []
+        dues: dict[int, int] = {}  # by place
         expected = qseq + start
-        last_packed = b""
-        last_size = -1
+        packed = b""
+        packed_hash = 0
+        body_bytes = -1
         meta: M | None = None
+        strangers = 0
         for position, length in zip(positions[start:end], lengths[start:end], strict=True):
             at = position - base
-            stop = at + length
             try:
-                (
-                    actual,
-                    meta_bytes,
-                    kind,
-                    flags,
-                    _,
-                    target_count,
-                    timestamp,
-                    digest,
-                    lane,
-                    number,
-                ) = unpack(data, at)
+                actual, meta_bytes, kind, flags, _, target_count, time, digest, lane, number = (
+                    unpack(data, at)
+                )
             except struct.error:  # the file ends here
                 raise self._corrupt(pointers.segment_id, position) from None
             body_at = at + _HEAD_BYTES + meta_bytes
@@ -206,28 +205,31 @@ class Reader(Generic[M]):
                 due = record.due_ms
             elif lane != lane_id or number != expected:
                 raise self._corrupt(pointers.segment_id, position)
-            packed = data[body_at - meta_bytes : body_at]
-            body = data[body_at:stop]
-            if packed != last_packed or stop - body_at != last_size or meta is None:
-                last_packed = packed
-                last_size = stop - body_at
-                meta = known.get((packed, last_size))
-                if meta is None:  # nothing is decoded that was not verified
-                    seed = record_seed(xxh3_64_intdigest(packed), timestamp, kind, flags, due)
-                    if xxh3_64_intdigest(body, seed) != digest:
-                        raise self._corrupt(pointers.segment_id, position)
-                    meta = self._meta(packed, last_size)
-            seed = meta.packed_hash ^ timestamp ^ (kind << 56) ^ (flags << 48)
+            body = data[body_at : at + length]
+            before, packed = packed, data[body_at - meta_bytes : body_at]
+            if packed != before or len(body) != body_bytes:
+                body_bytes = len(body)
+                meta = known.get((packed, body_bytes)) if strangers < _STRANGERS_MAX else None
+                strangers = strangers + 1 if meta is None else 0
+                packed_hash = xxh3_64_intdigest(packed) if meta is None else meta.packed_hash
             if due:
-                seed = record_seed(meta.packed_hash, timestamp, kind, flags, due)
+                seed = record_seed(packed_hash, time, kind, flags, due)
+            else:
+                seed = packed_hash ^ time ^ (kind << 56) ^ (flags << 48)
             if xxh3_64_intdigest(body, seed) != digest or actual != length or kind != MESSAGE:
                 raise self._corrupt(pointers.segment_id, position)
+            if meta is None:  # nothing is decoded that was not verified
+                meta = self._decode(packed, body_bytes, packed_hash)
+                if strangers < _STRANGERS_MAX:
+                    self._remember(meta, packed, body_bytes)
+            if due:
+                dues[len(bodies)] = due
             metas.append(meta)
             bodies.append(body)
-            times.append(timestamp)
-            dues.append(due)
+            times.append(time)
             expected += 1
-        into.add(metas, bodies, times, list(map(len, bodies)), dues if any(dues) else None)
+        due_list = [dues.get(at, 0) for at in range(len(bodies))] if dues else None
+        into.add(metas, bodies, times, list(map(len, bodies)), due_list)
 
     def _corrupt(self, segment_id: int, position: int) -> CorruptLog:
         return CorruptLog(

@@ -133,7 +133,7 @@ class Recovered(Generic[M]):
 
 def recover(
     directory: Path,
-    decode: Callable[[bytes, int], M],
+    decode: Callable[[bytes, int, int], M],
     settings: StoreSettings,
     disk: Disk,
     progress: Progress = ignore_progress,
@@ -182,7 +182,7 @@ class _Recovery(Generic[M]):
         self,
         paths: Paths,
         lock: int,
-        decode: Callable[[bytes, int], M],
+        decode: Callable[[bytes, int, int], M],
         settings: StoreSettings,
         disk: Disk,
         opened: list[Callable[[], None]],

@@ -44,8 +44,9 @@ def envelope(packed: bytes = b"key") -> Envelope:
     return Envelope(packed, xxh3_64_intdigest(packed))
 
 
-def decode(packed: bytes, body_size: int) -> Envelope:
-    return envelope(packed)
+def decode(packed: bytes, body_size: int, packed_hash: int) -> Envelope:
+    assert packed_hash == xxh3_64_intdigest(packed)
+    return Envelope(packed, packed_hash)
 
 
 def ignore() -> None:
