@@ -44,8 +44,8 @@ class DefaultExchangeForbidden(RoutingError):
 class InvalidBinding(RoutingError):
     """A headers exchange cannot work with `value` as `x-match`; str() is RabbitMQ's text.
 
-    The AMQP name of the type of a `value` that is no string is told from the Python type alone;
-    who knows the type on the wire can say it better.
+    For a `value` that is no string, the text names an AMQP type that is guessed from the Python
+    type. A caller that knows the type on the wire can name it exactly.
     """
 
     def __init__(self, value: object) -> None:

@@ -61,7 +61,7 @@ class Exchange:
     def alternate(self) -> str | None:
         """The exchange that gets what this one has no binding for, by argument.
 
-        The default exchange is none: RabbitMQ finds no queue there on this way.
+        None if that is the default exchange: RabbitMQ finds no queue through it as an alternate.
         """
         name = self.arguments.get("alternate-exchange")
         assert name is None or isinstance(name, str), "the broker checks the argument's type"

@@ -65,8 +65,8 @@ class RoutingTable:
     The default exchange "" is a direct exchange to which `add_queue` binds each queue by its
     name; these implicit bindings are listed like all others, with source "".
 
-    A removal is worked out first (`removal_of_…`), and done by `remove`, so that it can be written
-    down in between. The table must not change meanwhile.
+    A removal has two steps: `removal_of_…` works out what goes, and `remove` does it. In between
+    the caller can write the removal down. The table must not change between the two steps.
     """
 
     def __init__(self) -> None:
@@ -86,8 +86,9 @@ class RoutingTable:
     def removal_of_queue(self, name: str, bindings_max: int | None = None) -> Removed:
         """What goes with a queue; nothing when it is unknown.
 
-        With `bindings_max` only so many of its bindings: while the result is not `complete`, the
-        queue stays, and more is to be removed. Its implicit binding goes first.
+        With `bindings_max` the result has at most that many bindings. While the result is not
+        `complete`, the queue stays, and the caller has to remove more. The implicit binding of the
+        queue goes first.
         """
         bindings = self._incoming.get(("queue", name), {})
         removed = Removed(queue=name)
@@ -112,8 +113,9 @@ class RoutingTable:
     ) -> Exchange:
         """Return the exchange of this name, created if there was none.
 
-        One that exists is returned as it is: the caller compares. Raises UnknownExchangeType
-        (also when the exchange exists, as RabbitMQ does) and DefaultExchangeForbidden.
+        An exchange that exists is returned as it is: the caller compares. Raises
+        UnknownExchangeType (also when the exchange exists, as RabbitMQ does) and
+        DefaultExchangeForbidden.
         """
         if type not in TYPES:
             raise UnknownExchangeType(type)
@@ -265,8 +267,8 @@ class RoutingTable:
     def _cascade(self, removed: Removed, bindings: Iterable[Binding]) -> None:
         """Add bindings, every auto-delete exchange left without any, its bindings, and so on.
 
-        An exchange goes only with the last binding that had it as source: one that never had any
-        stays (RabbitMQ).
+        An auto-delete exchange goes when the last binding that had it as source goes. An exchange
+        that never had a binding stays (RabbitMQ).
         """
         going = dict.fromkeys(bindings)
         todo = list(going)
@@ -310,7 +312,7 @@ class RoutingTable:
 
         `routing_keys` are the message's own and those of CC and BCC; `headers` is called once for
         each headers exchange on the way. An exchange where no binding matches hands the message
-        to its alternate, and so on; an alternate that does not exist is none (RabbitMQ).
+        to its alternate, and so on; an alternate that does not exist is ignored (RabbitMQ).
         """
         if exchange not in self._sources:
             raise MissingExchange(exchange)
@@ -340,7 +342,7 @@ class RoutingTable:
 def _some(
     removed: Removed, bindings: dict[Binding, None], bindings_max: int | None
 ) -> Iterable[Binding]:
-    """The first of the bindings; the removal is complete when these are all."""
+    """The first of the bindings; the removal is complete if there are no others."""
     if bindings_max is None or len(bindings) <= bindings_max:
         return bindings
     removed.complete = False

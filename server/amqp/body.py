@@ -1,4 +1,4 @@
-"""The body of one message as it comes, in frames and in reads that end anywhere.
+"""The body of one message as it arrives, in frames and in reads that end anywhere.
 
 Promises: each octet is copied once, from the read to its place in the `bytes` that `take` returns;
 what is kept never exceeds the size that was announced, and an announcement alone costs nothing.
@@ -36,6 +36,6 @@ class Body:
         self.missing -= count
 
     def take(self) -> bytes:
-        """The whole of it, once nothing is missing."""
+        """The whole body, once nothing is missing."""
         assert not self.missing
         return self._whole if self._stream is None else self._stream.getvalue()

@@ -1,10 +1,11 @@
 """The server's side of one connection: octets in, events out; methods in, octets out.
 
-Promises that no input makes `receive` raise, that it yields the same events however the octets are
-cut, and that what is kept is bounded: one frame, and per open channel one message of at most
-`message_bytes_max`, of which what was received is kept, copied once. It alone says whether the connection and each of its
-channels are open, and what may be sent in that state; all others ask it. Knows nothing of queues,
-users or time: whether a login is right, a vhost exists or a heartbeat is late is for others to say.
+Promises that no input makes `receive` raise, that `receive` yields the same events however the
+octets are cut, and that memory is bounded: one frame, and for each open channel one message of at
+most `message_bytes_max`, of which only received octets are kept, copied once. This file alone says
+whether the connection and each of its channels are open, and what may be sent in that state; all
+other code asks it. Knows nothing of queues, users or time: the broker says whether a login is right
+and a vhost exists, the session says whether a heartbeat is late.
 
 Errors go by RabbitMQ 3.10: codes, texts, scopes, and what is ignored while something is closing.
 """
@@ -60,8 +61,8 @@ from qlog.server.amqp.recognise import (
 )
 from qlog.server.amqp.spec import Method, decode_method
 
-# Before the limits are agreed a client may send this much at once, as in RabbitMQ 4: a token given
-# as a password does not fit the 4096 octets of the specification.
+# Until the limits are agreed, a frame may be this large, as in RabbitMQ 4: a token that is given as
+# a password does not fit into the 4096 octets of the specification.
 HANDSHAKE_FRAME_BYTES_MAX = 8192
 # The specification's frame-min-size: no peer may agree to less.
 FRAME_BYTES_MIN = 4096
@@ -81,7 +82,7 @@ REST_PIECES_MAX = 256
 _ACCEPTED_HEADERS = (PROTOCOL_HEADER, b"AMQP\x01\x01\x00\x09", b"AMQP\x01\x01\x08\x00")
 
 _CONNECTION = spec.ConnectionOpen.CLASS_ID
-# The payloads, or their beginnings, by which closing is recognised without being decoded.
+# Payloads, or beginnings of payloads, of the methods that close, to recognise them undecoded.
 _CLOSE_IDS = b"\x00\x0a\x00\x32"
 _CLOSE_OK = b"\x00\x0a\x00\x33"
 _CHANNEL_CLOSE_IDS = b"\x00\x14\x00\x28"
@@ -97,11 +98,11 @@ class State(Enum):
     TUNING = "tuning"  # connection.tune is sent
     OPENING = "opening"  # waits for connection.open
     RUNNING = "running"
-    CLOSING = "closing"  # only connection.close and close-ok count
-    CLOSED = "closed"  # nothing counts
+    CLOSING = "closing"  # all is ignored but connection.close and close-ok
+    CLOSED = "closed"  # all is ignored
 
 
-# What a client may send on channel 0, and where that leads.
+# What a client may send on channel 0 in each state, and the state that follows.
 _RECEIVED: dict[State, dict[type[Method], State]] = {
     State.STARTING: {spec.ConnectionStartOk: State.SECURING},
     State.SECURING: {spec.ConnectionSecureOk: State.SECURING},
@@ -116,7 +117,7 @@ _RECEIVED: dict[State, dict[type[Method], State]] = {
         spec.ConnectionCloseOk: State.CLOSED,
     },
 }
-# What the server sends on channel 0 that leads somewhere.
+# What the server sends on channel 0 that changes the state, and the state that follows.
 _SENT: dict[type[Method], State] = {
     spec.ConnectionTune: State.TUNING,
     spec.ConnectionClose: State.CLOSING,
@@ -130,8 +131,8 @@ _ENDED = (State.CLOSING, State.CLOSED)
 class ChannelState(Enum):
     """Where a channel stands. A number that was never opened, or is free again, has no channel.
 
-    A number is free when the close-ok is on its way: a client that opens it before close-ok can
-    have come, in the same read as its channel.close, is refused as in RabbitMQ.
+    A number is free again when close-ok is on its way. A client that opens it before close-ok can
+    have arrived, in the same read as its channel.close, is refused, as in RabbitMQ.
     """
 
     OPEN = "open"
@@ -140,8 +141,8 @@ class ChannelState(Enum):
     CLOSED = "nothing counts; the number is free again"
 
 
-# What the server sends on a channel that leads somewhere, and where. What leads on by being received
-# is channel.open, channel.close and, of a channel that we closed, close-ok.
+# What the server sends on a channel that changes its state, and the state that follows. Of what a
+# client sends, channel.open and channel.close change it, and close-ok if the server sent the close.
 _CHANNEL_SENT: dict[tuple[ChannelState, type[Method]], ChannelState] = {
     (ChannelState.OPEN, spec.ChannelClose): ChannelState.CLOSING,
     (ChannelState.CLOSE_RECEIVED, spec.ChannelClose): ChannelState.CLOSING,  # both at once
@@ -176,7 +177,7 @@ class MethodReceived:
 
 @dataclass(frozen=True, slots=True)
 class Publishes:
-    """Messages complete now, in their order, on one channel."""
+    """Messages of one channel that are complete now, in their order."""
 
     channel: int
     runs: list[PublishRun]
@@ -199,8 +200,8 @@ class HeartbeatReceived:
 class Violation:
     """The client broke a rule: answer by closing the channel, or the connection.
 
-    A `SoftError` closes `channel`; a `HardError` the connection. What the client goes on to send
-    there is already being ignored. With `silent` the answer is not to be sent: close the socket.
+    A `SoftError` closes `channel`, a `HardError` the connection. What the client sends there from
+    now on is ignored already. `silent`: send no answer, only close the socket.
     """
 
     error: AMQPError
@@ -222,8 +223,8 @@ Event: TypeAlias = (
 class ChannelCore:
     """The protocol state of one channel: whether it is open, and what of a message has come.
 
-    `form` is set from a message's method frame on, `envelope` and `body` from its header on. The object of a channel that has ended stays as it is: who holds one sees
-    that it is closed, whoever has the number now.
+    `form` is set from a message's method frame on, `envelope` and `body` from its header on. The
+    object of a channel that has ended stays closed, whatever channel has the number now.
     """
 
     __slots__ = ("body", "envelope", "form", "state", "traits")
@@ -238,7 +239,7 @@ class ChannelCore:
         return self.state is ChannelState.CLOSING or self.state is ChannelState.CLOSED
 
     def expect_method(self) -> None:
-        """The next frame begins something new; what came of a message is forgotten."""
+        """The next frame begins something new; an unfinished message is forgotten."""
         self.form: PublishForm | None = None
         self.envelope: Envelope | None = None
         self.traits = NO_TRAITS
@@ -250,8 +251,8 @@ class Connection:
 
     `message_bytes_max` is the largest body accepted. The limits offered to the client are those of
     the ConnectionTune given to `send`; `channel_max`, `frame_max` (octets) and `heartbeat_s` are
-    what the client then chose, 0 meaning no limit. So many octets of publishes or acks, and the
-    message in which they end, make one event: `event_bytes_max`, for those who obey to set.
+    what the client then chose, 0 meaning no limit. `event_bytes_max` is set by the session: one
+    event has at most that many octets of publishes or acks, rounded up to a whole message.
     """
 
     def __init__(self, *, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
@@ -274,8 +275,8 @@ class Connection:
         self._data = b""  # what is being understood now
         self._position = 0
         self._frame_at = 0  # where the frame now being understood begins
-        # A body frame that is not whole yet: of which channel and body, how many octets of it are
-        # still to come, and how it begins. The body has the others already.
+        # A body frame that is not whole yet: its channel, its body, the number of octets that are
+        # still to come, and its first octets. The body has the other octets already.
         self._part: Body | None = None
         self._part_number = 0
         self._part_missing = 0
@@ -298,11 +299,11 @@ class Connection:
 
     @property
     def ended(self) -> bool:
-        """It is closing, or closed: nothing new is begun, and only the answer to a close is sent."""
+        """The connection is closing or closed: only the answer to a close may be sent."""
         return self.state in _ENDED
 
     def end(self) -> None:
-        """Nothing counts any more: the socket is gone, or will be closed without a word."""
+        """The socket is gone, or will be closed without a word: ignore everything from now on."""
         self._enter(State.CLOSED)
 
     def _enter(self, state: State) -> None:
@@ -314,14 +315,14 @@ class Connection:
                 channel.state = ChannelState.CLOSED
                 channel.expect_method()
             self._channels.clear()
-            # What is remembered of the peer's traffic goes now, however long this object lives on.
+            # The memory of the peer's traffic is given back now: this object may live on for long.
             self._forms.close()
             self._rest.clear()
 
     # --- sending
 
     def send(self, channel: int, method: Method) -> bytes:
-        """The frame of a method without content. What it changes, changes now."""
+        """The frame of a method without content. The state changes now, not when it is sent."""
         if channel == 0:
             self._enter(_SENT.get(type(method), self.state))
             if isinstance(method, spec.ConnectionTune):
@@ -501,13 +502,13 @@ class Connection:
         raise _unknown_frame(kind, payload)
 
     def _while_closing(self, kind: int, payload: bytes) -> Event | None:
-        """The peer has been told that it is over, so all else is ignored, mistakes included."""
+        """A close was sent to the peer: all but its answer is ignored, mistakes included."""
         if kind == METHOD:
             if payload == _CLOSE_OK:
                 self._enter(State.CLOSED)
                 return MethodReceived(0, spec.ConnectionCloseOk())
             if payload.startswith(_CLOSE_IDS):
-                # What it says does not matter any more, and need not be well-formed.
+                # The arguments do not matter any more, and need not be well-formed.
                 return MethodReceived(0, spec.ConnectionClose(200, "", 0, 0))
         return None
 
@@ -582,13 +583,13 @@ class Connection:
                 del self._channels[number]
 
     def _while_channel_closing(self, kind: int, number: int, payload: bytes) -> Event | None:
-        """The client may not have read our channel.close yet: all but closing is ignored."""
+        """The client may not have read our channel.close yet: all but a close is ignored."""
         if kind == METHOD:
             if payload == _CHANNEL_CLOSE_OK:
                 self._channels.pop(number).state = ChannelState.CLOSED
                 return MethodReceived(number, spec.ChannelCloseOk())
             if payload.startswith(_CHANNEL_CLOSE_IDS):
-                # Both close at once. It wants an answer; what it says does not matter any more.
+                # Both sides close at once. The client wants an answer; its arguments do not matter.
                 return MethodReceived(number, spec.ChannelClose(200, "", 0, 0))
         return None
 
@@ -636,13 +637,13 @@ class Connection:
             raise unexpected_frame(
                 "expected content body, got non content body frame instead", *ids
             )
-        # One that fits never comes here: `_go_on_with_body` has taken it.
+        # A frame that fits never gets here: `_go_on_with_body` has taken it.
         raise frame_error("content body frame exceeds remaining content size", *ids)
 
     def _go_on_with_body(self, body: Body) -> Event | None:
         """Take what there is of a body frame that has begun, and of its end.
 
-        What comes of a message after its channel was closed is counted, and not kept.
+        Octets of a message whose channel was closed meanwhile are counted, and not kept.
         """
         data = self._data
         channel = self._channels.get(self._part_number)
@@ -671,7 +672,7 @@ class Connection:
         return self._whole_message(self._part_number, channel)
 
     def _whole_message(self, number: int, channel: ChannelCore) -> Event | None:
-        """The message of the channel and those right behind it, if nothing of it is missing."""
+        """The channel's message, if it is complete, with the messages right behind it."""
         form, envelope, body = channel.form, channel.envelope, channel.body
         assert form is not None and envelope is not None and body is not None
         if body.missing:
@@ -715,7 +716,7 @@ class Connection:
 def _check_limit(name: str, chosen: int, offered: int, allowed_min: int) -> None:
     """Raise HardError (530) when a client asks for more than the server offers, or for too little.
 
-    Texts of RabbitMQ. Both limits have 0 for none.
+    The texts are RabbitMQ's. 0 stands for no limit on both sides.
     """
     if offered and (not chosen or chosen > offered):
         what = "0 (no limit)" if not chosen else str(chosen)
@@ -733,7 +734,7 @@ def _unknown_frame(kind: int, payload: bytes) -> HardError:
 
 
 def _looks_like(data: bytes) -> str:
-    """What the first octets of another protocol are, for the log."""
+    """The name of the protocol that begins with these octets, for the log."""
     if data.startswith((b"AMQP\x00\x01\x00\x00", b"AMQP\x03\x01\x00\x00", b"AMQP\x02\x01\x00\x00")):
         return "AMQP 1.0"
     if data.startswith(b"\x16\x03"):

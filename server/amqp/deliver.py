@@ -29,10 +29,10 @@ from qlog.server.amqp.frames import (
 )
 from qlog.server.amqp.spec import BasicDeliver, encode_shortstr
 
-# From this size on, copying a body costs more than one more buffer for the kernel to gather.
+# Copying a body of this size or more costs more than giving the kernel one more buffer.
 OWN_BUFFER_BYTES_MIN = 16 * 1024
-# Ends of basic.deliver frames that the process remembers, of some 100 octets, at most 600;
-# forgotten all at once when full. They are the same for all consumers.
+# So many ends of basic.deliver frames are remembered, for all consumers together. An end has some
+# 100 octets, at most 600. When there are more, all are forgotten at once.
 ENDS_MAX = 8192
 
 _TAG = struct.Struct(">Q")
@@ -52,7 +52,7 @@ class DeliveryEncoder:
         payload_bytes_max = frame_max - OVERHEAD_BYTES if frame_max else 2**32
         self._joined_bytes_max = min(payload_bytes_max, OWN_BUFFER_BYTES_MIN - 1)
         self._consumer_tag = encode_shortstr(consumer_tag)
-        # What stands before the delivery tag, by the length of what stands behind it: at most 512.
+        # The octets before the delivery tag, by the length of those behind it: at most 512 entries.
         self._fronts: dict[int, bytes] = {}
 
     def encode(
@@ -189,7 +189,7 @@ class DeliveryEncoder:
     def _around_tags(
         self, exchanges: list[str], keys: list[str], redelivered: bool
     ) -> tuple[Sequence[bytes], Sequence[bytes]]:
-        """As `_around_tag`, for many."""
+        """The same as `_around_tag`, for many envelopes."""
         routes = list(zip(exchanges, keys, repeat(redelivered), strict=False))
         try:
             afters = list(map(_ENDS.__getitem__, routes))
@@ -199,11 +199,11 @@ class DeliveryEncoder:
             return [before for before, _ in around], [after for _, after in around]
 
     def _around_tag(self, envelope: Envelope, redelivered: bool) -> tuple[bytes, bytes]:
-        """What of a basic.deliver frame stands before the delivery tag, and what behind it."""
+        """The octets of a basic.deliver frame before the delivery tag, and those behind it."""
         return self._around((envelope.exchange, envelope.routing_key, redelivered))
 
     def _around(self, route: tuple[str, str, bool]) -> tuple[bytes, bytes]:
-        """As `_around_tag`, by exchange, key and redelivered; remembered."""
+        """The same as `_around_tag`, by exchange, key and redelivered; the result is remembered."""
         after = _ENDS.get(route)
         if after is None:
             if len(_ENDS) >= ENDS_MAX:
@@ -218,7 +218,7 @@ class DeliveryEncoder:
 
 
 def _end(exchange: str, routing_key: str, redelivered: bool) -> bytes:
-    """What stands behind the delivery tag, with the frame end."""
+    """The octets behind the delivery tag, frame end included."""
     return b"".join(
         (bytes((redelivered,)), encode_shortstr(exchange), encode_shortstr(routing_key), END)
     )

@@ -43,7 +43,7 @@ def method_frame(channel: int, method: Method) -> bytes:
 
 
 def confirm_frame(channel: int, tag: int, *, multiple: bool, nack: bool = False) -> bytes:
-    """The frame of the server's basic.ack or basic.nack; `multiple`: of all tags up to this one."""
+    """The frame of the server's basic.ack or basic.nack; `multiple`: for all tags up to `tag`."""
     method_id = _NACK if nack else _ACK
     return _CONFIRM.pack(
         METHOD, channel, _CONFIRM_BYTES, BASIC, method_id, tag, multiple, FRAME_END

@@ -50,7 +50,7 @@ class Properties:
     cluster_id: str | None = None
 
 
-# `Traits.needs`: what of a message must be looked at, each time, before it can be routed or stored.
+# `Traits.needs`: what has to be looked at in each such message before it is routed or stored.
 CC = 1  # the headers have CC or BCC: more routing keys
 REPLY_TO = 2  # reply_to names the pseudo-queue of direct replies
 USER_ID = 4  # user_id is set, and must be the publisher's
@@ -59,7 +59,7 @@ DEDUP = 16  # the headers have x-deduplication-header
 BAD_MODE = 32  # the delivery mode is neither transient nor persistent: to be refused
 BAD_EXPIRATION = 64  # the expiration is no number of ms that RabbitMQ takes: to be refused
 
-# Whoever names this queue in reply_to wants the answer on the channel it asks on.
+# A client that names this queue in reply_to wants the answer on the channel that it asks on.
 PSEUDO_QUEUE = "amq.rabbitmq.reply-to"
 _PSEUDO_QUEUE = PSEUDO_QUEUE.encode()
 
@@ -72,9 +72,9 @@ assert 10**_SURE_DIGITS <= EXPIRY_MS_MAX
 class Traits(NamedTuple):
     """What the broker must know of a message before it is routed and stored.
 
-    `persistent` is delivery mode 2. `priority` is 0 to 255, or None when absent. `expiration` is in
-    ms; the text as it came when that is no number (BAD_EXPIRATION); None when absent. `needs` is a
-    sum of the constants above.
+    `persistent` is delivery mode 2. `priority` is 0 to 255, or None when absent. `expiration` is a
+    number of ms, or the text as it came if that is no number (BAD_EXPIRATION), or None when absent.
+    `needs` is a sum of the constants above.
 
     Equal traits are mostly, but not always, the same object.
     """
@@ -170,9 +170,9 @@ def _encode_timestamp(seconds: int) -> bytes:
 def examine(raw: bytes) -> tuple[Traits, bytes]:
     """Validate properties: their traits, and their octets as RabbitMQ would write them.
 
-    The octets are `raw` itself when nothing is to be changed, as nearly always: of a header that
-    stands twice the first stays, `L` becomes `l`, and a bool is 0 or 1 (rabbit_binary_parser).
-    Raises HardError (541) as `decode_properties` does, and for a float that is no number.
+    The octets are nearly always `raw` itself. What is changed: a header that stands twice keeps its
+    first value, `L` becomes `l`, and a bool becomes 0 or 1 (rabbit_binary_parser). Raises HardError
+    (541) when `decode_properties` does, and for a float that is no number.
     """
     try:
         return _traits(raw), raw
@@ -197,7 +197,7 @@ def traits_of(
         value = None if expiration is None else _expiration(expiration)
         if isinstance(value, str):
             needs |= BAD_EXPIRATION
-        # As Traits(…) does, at half the cost: expirations may be all different.
+        # The same result as Traits(…), at half the cost: each message may have another expiration.
         traits = _new_tuple(Traits, (persistent, priority, value, needs))
         _KNOWN_TRAITS[key] = traits
     return traits
@@ -231,7 +231,7 @@ def expiration_complaint(text: str) -> str | None:
 
 
 def _traits(raw: bytes) -> Traits:
-    """Of clean properties. Raises Unclean, IndexError or struct.error for all others."""
+    """The traits of clean properties. Raises Unclean, IndexError or struct.error for all others."""
     steps, needs = _STEPS.get(raw[:2]) or _learn_steps(raw[:2])
     offset = 2
     persistent = False
@@ -297,7 +297,7 @@ def _end_of(raw: bytes, offset: int, kind: int) -> int:
 
 
 def _span_of(raw: bytes, name: str) -> tuple[int, int] | None:
-    """Where the value of one property stands, with its length; None when it is absent."""
+    """Where the value of a property begins and ends, its length included; None when absent."""
     flags = raw[0] << 8 | raw[1]
     if not flags & _FLAGS[name]:
         return None
@@ -318,7 +318,7 @@ def text_of(raw: bytes, name: str) -> str | None:
 
 
 def headers_of(raw: bytes, names: Collection[str] | None = None) -> Table:
-    """Those of the headers that are named, or all; `raw` is known to be valid."""
+    """The headers with these names, or all headers; `raw` is known to be valid."""
     span = _span_of(raw, "headers")
     if span is None:
         return {}
@@ -333,7 +333,7 @@ def with_text(raw: bytes, name: str, text: str) -> bytes:
 
 
 def without_header(raw: bytes, name: str) -> bytes:
-    """Valid and clean properties, with headers, without the one named."""
+    """Properties without the named header. `raw` must be valid and clean, and have headers."""
     span = _span_of(raw, "headers")
     assert span is not None
     table, _ = rewrite_table(raw, span[0], without=name.encode())
@@ -367,11 +367,12 @@ _STEP_OF = {
     "expiration": STEP_EXPIRATION,
     "reply_to": STEP_REPLY_TO,
 }
-# By the flags: at most 65,536, of which traffic uses a few.
+# By the flags: at most 65,536 entries; traffic uses a few.
 _STEPS: dict[bytes, tuple[list[int], int]] = {}
 _KNOWN_MODES = (TRANSIENT, PERSISTENT)
 _NEEDS = {b"CC": CC, b"BCC": CC, b"x-delay": DELAY, b"x-deduplication-header": DEDUP}
-# Traits that are the same object again; expirations may be all different, so they are forgotten.
+# Traits that were made before, to be the same object again. They are forgotten when there are too
+# many: each message may have another expiration.
 TRAITS_MAX = 4096
 _new_tuple = tuple.__new__
 _KNOWN_TRAITS: dict[tuple[bool, int | None, bytes | None, int], Traits] = {}

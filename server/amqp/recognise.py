@@ -4,9 +4,9 @@ Traffic repeats itself. The octets of a basic.publish frame (exchange, key, flag
 again, those of its header often, and both together make a prefix by which a whole run of messages
 is told apart without being parsed. The same goes for acks, which differ in their tags alone.
 
-Promises to take from the front of the data only what is whole and right, and what slow parsing
-would have understood alike; the first octet it is not sure of stops it and is left to
-`connection`, which knows all the rules. Knows nothing of channels' states.
+Promises to take from the front of the data only what is whole and valid, and to understand it as
+slow parsing would. At the first octet that is not recognised it stops: `connection` goes on there,
+and knows all the rules. Knows nothing of channels' states.
 """
 
 import struct
@@ -38,8 +38,8 @@ from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 FORMS_MAX = 1024
 # Longer properties are not remembered: a thousand of them should stay a small sum.
 PROPERTIES_BYTES_MAX = 1024
-# What a form takes beside its frame, which it has three times: 500 octets of objects, and
-# properties of 250 octets three times (as they are, packed, in the prefix). Most have fewer.
+# A form has its frame three times, and beside that about so many octets: 500 of objects, and three
+# times (raw, packed, in the prefix) properties of 250 octets. Most properties are shorter.
 FORM_BYTES = 1250
 # All that the connections of a process may remember of what they have seen.
 BUDGET = Budget(32 * 1024 * 1024)
@@ -88,8 +88,8 @@ class AckRange(NamedTuple):
 class PublishForm:
     """One basic.publish frame, and what the last message under it was like.
 
-    `prefix` are the octets of a message up to its body, from the method frame on, known once a
-    message repeats the header of the one before (empty until then).
+    `prefix` are the octets of a message from its method frame up to its body. It is known once a
+    message repeats the header of the one before, and empty until then.
     """
 
     __slots__ = ("_packed_route", "envelope", "frame", "method", "prefix", "traits")
@@ -106,10 +106,10 @@ class PublishForm:
     def envelope_of(
         self, properties: bytes, body_size: int, traits: Traits | None = None
     ) -> Envelope:
-        """The envelope of a message with these properties, made clean; `traits` are theirs.
+        """The envelope of a message with these properties, which are made clean.
 
-        The traits are given for properties that are known to be clean. Raises HardError when these
-        properties are malformed.
+        `traits` are given if the properties are known to be clean already. Raises HardError when
+        the properties are malformed.
         """
         last = self.envelope
         if last is not None and last.properties == properties:
@@ -123,7 +123,7 @@ class PublishForm:
             packed = self._packed_route + _pack(properties)
             packed_hash = xxh3_64_intdigest(packed)
         method = self.method
-        # As Envelope(…) does, at half the cost.
+        # The same result as Envelope(…), at half the cost.
         envelope = _new_tuple(
             Envelope,
             (method.exchange, method.routing_key, properties, body_size, packed, packed_hash),
@@ -170,7 +170,7 @@ class PublishForms:
 
 
 def _decode_publish(frame: bytes) -> BasicPublish:
-    """What `decode_method` does, faster: publishers may use a new key for every message.
+    """The same result as `decode_method`, faster: every message may have a new routing key.
 
     frame head (7), ids (4), reserved (2), exchange, routing key, bits (1), frame end (1)
     """
@@ -209,7 +209,7 @@ def take_publishes(
 ) -> int:
     """Append the whole messages of one channel at `position` to `runs`; returns where they end.
 
-    Takes messages with a body in at most one frame, which begin before the position `until`.
+    Takes messages that begin before the position `until` and whose body is in at most one frame.
     """
     limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
     shapes_of = forms.shapes.by_head.get
@@ -229,7 +229,7 @@ def take_publishes(
         envelope: Envelope | None = None
         prefix = form.prefix
         if prefix and startswith(prefix, position):
-            # So is the header: only the body is new. Mostly the next message is like this, too.
+            # The header is also like the one before: only the body is new. Often more such follow.
             known = form.envelope
             assert known is not None
             body_at = position + len(prefix)
@@ -239,7 +239,7 @@ def take_publishes(
                     return position
                 envelope = known
         else:
-            # Or it is of a known shape.
+            # Or the header is of a known shape.
             header_at = position + frame_bytes
             alike = shapes_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
             if alike is not None and (body_at := header_at + alike[0].octets) < end:
@@ -303,7 +303,7 @@ def _of_shape(
 
 
 class _Limits(NamedTuple):
-    """What a message must keep to: its channel, and octets of a payload and of a body."""
+    """What a message must comply with: its channel, and the octets of a payload and of a body."""
 
     channel: int
     payload_bytes_max: int
@@ -408,7 +408,7 @@ def _take_repeats(
         # Up to the first body that does not end where it should.
         position = first + stride * next(i for i, end in enumerate(ends) if end != FRAME_END)
     if position > first:
-        # Counted by where messages begin: behind an empty body is the next message already.
+        # Found by where messages begin: behind an empty body the next message begins at once.
         start = len(prefix)
         end = start + body_size
         bodies = [data[at + start : at + end] for at in range(first, position, stride)]
@@ -420,9 +420,9 @@ def _take_repeats(
 
 
 def take_acks(data: bytes, position: int, channel: int, until: int) -> tuple[list[AckRange], int]:
-    """The basic.ack frames of one channel at `position` as ranges, and what is behind them.
+    """The basic.ack frames of one channel at `position` as ranges, and the position behind them.
 
-    Those that begin before the position `until`.
+    Takes frames that begin before the position `until`.
     """
     prefix = FRAME_HEAD.pack(METHOD, channel, _ACK.size - OVERHEAD_BYTES) + ACK_IDS
     first = position

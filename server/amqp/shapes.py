@@ -1,10 +1,10 @@
-"""Header frames that differ in their values only: valid by comparison, without being walked.
+"""A header with the same layout as an earlier one needs one comparison, not a parse.
 
 Programs send headers of few shapes: the same properties and keys, ids of the same length. A shape
-is learnt from a frame that was walked: the octets that say what is where (flags, lengths, keys,
-types, at every depth) must be the same again, and those that prove that a value is clean; all
-others may be anything. One `unpack_from` takes the former out of the data, one comparison of lists
-tells whether they are.
+is learnt from a header frame that was parsed. Two kinds of octets must be the same again: those
+that say what stands where (flags, lengths, keys, types, at every depth), and those that prove that
+a value is clean. All other octets may be anything. One `unpack_from` takes the octets of these two
+kinds out of the data, and one comparison of lists tells whether they are the same.
 
 Promises to accept only what `properties.examine` accepts, finds clean, and gives the same traits.
 Learning costs more than walking: it stops where shapes do not come back.
@@ -30,11 +30,11 @@ from qlog.server.amqp.properties import (
 )
 from qlog.server.amqp.values import Spans, table_spans
 
-# Shapes a connection learns before any was recognised, and keeps at most.
+# So many shapes a connection learns before any was recognised, and keeps at most.
 SHAPES_MAX = 64
-# Beyond that, one for so many that were recognised.
+# Beyond that, one more shape is learnt for so many headers that were recognised.
 RECOGNISED_PER_SHAPE = 16
-# Shapes that live side by side although their header frames have the same size. Each is a try.
+# So many shapes of one size are kept side by side. Each costs a comparison.
 SHAPES_PER_HEAD_MAX = 8
 # Frames that are longer are always walked: 64 shapes should stay a small sum. Celery's have 1,000.
 SHAPE_FRAME_BYTES_MAX = 4096
@@ -46,14 +46,15 @@ _PSEUDO_QUEUE = PSEUDO_QUEUE.encode()
 
 
 class Shape:
-    """`unpack_from` takes out of what is behind the head: the body size, the octets that must be as
-    `expected` (the frame end and the type and channel of the body's frame among them), and the size
-    of the body's frame. `octets` is where the body begins, from the header frame's first octet.
-    The shape is of `channel` alone: content frames of several channels may stand in turn.
+    """`unpack_from` takes these from the octets behind the head: the body size, the octets that
+    must be as `expected` (the frame end, and the type and channel of the body's frame, are among
+    them), and the size of the body's frame. `octets` is where the body begins, counted from the
+    header frame's first octet. A shape belongs to one `channel`: frames of several channels may
+    alternate.
 
-    Priority and expiration stand among the expected octets, by themselves, at the places
-    `priority_at` and `expiration_at` (-1: absent): other values make other traits, but no other
-    shape. `tells` is whether there is one of them.
+    Priority and expiration are fields of their own among the expected octets, at `priority_at` and
+    `expiration_at` (-1: absent). Other values of these make other traits, but no other shape.
+    `tells`: the shape has at least one of the two.
     """
 
     __slots__ = (
@@ -102,8 +103,8 @@ def _with_body_head(frame: bytes) -> bytes:
 def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
     """The traits of the header whose octets behind its head are at `at` in `data`.
 
-    None if it is of none of these shapes, which have the same head. The one it is of comes first
-    now.
+    None if the header has none of these shapes, which all have the same head. The shape that it has
+    is moved to the front.
     """
     for shape in alike:
         _, *found, _ = shape.unpack_from(data, at)
@@ -210,14 +211,14 @@ def _layout(frame: bytes) -> tuple[struct.Struct, int, int]:
 
 
 def _alone(spans: Spans, octets: int) -> int:
-    """Add octets as a field of their own; which of those that must be the same it is."""
+    """Add octets as a field of their own; its place among the fields that must be the same."""
     at = (len(spans.counts) + 1) // 2
     spans.counts += (0, octets, 0, 0)
     return at
 
 
 def _proof_octets(reply_to: bytes) -> int:
-    """How many octets of a reply_to say whether it names the pseudo-queue."""
+    """The number of octets of a reply_to that say whether it names the pseudo-queue."""
     if len(reply_to) != len(_PSEUDO_QUEUE):
         return 0
     for at, (octet, other) in enumerate(zip(reply_to, _PSEUDO_QUEUE, strict=True)):

@@ -591,8 +591,8 @@ _RESERVED = {"bit": False, "short": 0, "shortstr": "", "longstr": b""}
 def decode_method(payload: bytes) -> Method:
     """The method of a method frame's payload.
 
-    Raises HardError: 503 for a method that there is not; otherwise 501 (text that is not UTF-8,
-    arguments malformed or cut short, octets left over). All but UTF-8's name class and method.
+    Raises HardError: 503 for an unknown method, else 501 (text that is not UTF-8, arguments that
+    are malformed or cut short, octets left over). Errors about UTF-8 name no class and method.
     """
     if len(payload) < 4:
         raise frame_error("method frame without class and method")

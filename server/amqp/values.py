@@ -2,14 +2,17 @@
 
 Promises that each of RabbitMQ's value types (`S I i l L b B s u d f D t T F A x V`) comes out of
 decoding as a Python value that is encoded back to the same type, and that no input raises anything
-but `HardError`. Knows nothing of what a key means. Keys of a table are unique in what is decoded:
-of one that stands twice the first stays, as in RabbitMQ. A key that is not UTF-8 is accepted as
-RabbitMQ does, its odd octets as surrogates (PEP 383), which encoding turns back.
+but `HardError`. Knows nothing of what a key means. A decoded table has each key once: a key that
+stands twice keeps its first value, as in RabbitMQ. A key that is not UTF-8 is accepted, as by
+RabbitMQ; its odd octets become surrogates (PEP 383), which encoding turns back.
 
-A table is *clean* when RabbitMQ, which decodes headers and encodes them again, would write it with
-the same octets (but for the order of its keys, which it sorts): no key of its own stands twice
-(those of tables inside it may), no `L` (becomes `l`), no bool but 0 and 1 (becomes 1), no float
-that is not a number (refused).
+RabbitMQ decodes headers and encodes them again. A table is *clean* when RabbitMQ would write the
+same octets (but for the order of keys, which it sorts). A clean table has none of these:
+
+- a key twice (tables inside the table may have that),
+- the type `L`, which becomes `l`,
+- a bool other than 0 and 1, which becomes 1,
+- a float that is not a number, which is refused.
 
     table: length u32, then per entry: key (u8 length, UTF-8), type u8, value
     array: length u32, then per entry: type u8, value
@@ -114,8 +117,8 @@ _U32 = struct.Struct(">I")
 _DECIMAL = struct.Struct(">BI")
 _TIMESTAMP = struct.Struct(">Q")
 
-# Wire type, Python type, layout, RabbitMQ's name. Types of their own first: a plain int or float
-# decides by its size.
+# Wire type, Python type, layout, RabbitMQ's name. Python types of our own stand first: the wire
+# type of a plain int or float is chosen by its size.
 _NUMBERS: tuple[tuple[bytes, type[int] | type[float], str, str], ...] = (
     (b"b", Int8, ">b", "byte"),
     (b"B", UInt8, ">B", "unsignedbyte"),
@@ -260,7 +263,7 @@ _DECODERS: dict[int, _Decoder] = {
 
 
 def skip_table(data: bytes, offset: int, depth: int = 0, keyed: bool = True) -> int:
-    """The offset behind the table at `offset`, or array if not `keyed`; validated but not built.
+    """The offset behind the table (or array, if not `keyed`) at `offset`, validated, not built.
 
     Accepts what `decode_table` accepts. Raises HardError, IndexError or struct.error otherwise.
     """
@@ -294,10 +297,10 @@ class Unclean(Exception):
 def skip_clean_table(
     data: bytes, offset: int, keys: list[bytes], depth: int = 0, keyed: bool = True
 ) -> int:
-    """The offset behind the clean table at `offset`, or array if not `keyed`; its own keys are
-    added to `keys`.
+    """The offset behind the clean table (or array, if not `keyed`) at `offset`.
 
-    Raises Unclean, IndexError or struct.error for what is not clean.
+    The table's own keys are added to `keys`. Raises Unclean, IndexError or struct.error if the
+    table is not clean.
     """
     end: int = offset + 4 + _U32.unpack_from(data, offset)[0]
     offset += 4
@@ -324,7 +327,7 @@ def skip_clean_table(
 
 
 def _check_clean(data: bytes, offset: int) -> None:
-    """Raise Unclean unless there is a float that is a number, or a bool of 0 or 1, at `offset`."""
+    """Raise Unclean unless a float that is a number, or a bool of 0 or 1, stands at `offset`."""
     wire = data[offset]
     if wire == _BOOL:
         clean = data[offset + 1] <= 1
@@ -393,7 +396,7 @@ def _rewritten_value(data: bytes, offset: int, depth: int) -> tuple[bytes, int]:
 
 
 def decode_entries(data: bytes, offset: int, names: Collection[str]) -> Table:
-    """Those entries of the valid table at `offset` that are named; no other is decoded."""
+    """The entries with these names of the valid table at `offset`; no other is decoded."""
     wanted = {name.encode(): name for name in names}
     table: Table = {}
     end = offset + 4 + _U32.unpack_from(data, offset)[0]
@@ -414,9 +417,9 @@ def _behind_value(data: bytes, offset: int) -> int:
 
 
 class Spans:
-    """Octets that must be the same (they say what is where), and octets that may differ, in turn.
+    """Counts of octets that must be the same and of octets that may differ, alternating.
 
-    `counts` begins and ends with those that must be the same.
+    Octets must be the same if they say what stands where. `counts` begins and ends with such.
     """
 
     __slots__ = ("counts",)
@@ -435,9 +438,10 @@ class Spans:
 
 
 def table_spans(data: bytes, offset: int, spans: Spans, keyed: bool = True) -> int:
-    """Add the spans of the clean table at `offset`, or array if not `keyed`; the offset behind it.
+    """Add the spans of the clean table (or array, if not `keyed`) at `offset`.
 
-    Every table with the same octets at the same places is clean, whatever the others are.
+    Returns the offset behind it. Every table with the same octets in the spans that must be the
+    same is clean, whatever its other octets are.
     """
     end: int = offset + 4 + _U32.unpack_from(data, offset)[0]
     offset += 4
@@ -467,11 +471,11 @@ def table_spans(data: bytes, offset: int, spans: Spans, keyed: bool = True) -> i
 
 
 def _proof_octets(wire: int, data: bytes, offset: int) -> int:
-    """How many octets of a value prove that it is clean, whatever the others are."""
+    """The number of octets of a value that prove it clean, whatever its other octets are."""
     if wire == _BOOL:
         return 1
     if wire in _FLOATS:
-        # A float is no number when all bits of its exponent are set. Seven of them are here.
+        # A float is no number when all bits of its exponent are set. Seven of these bits are here.
         return 2 if data[offset] & 0x7F == 0x7F else 1
     return 0
 
