@@ -33,7 +33,7 @@ logger = logging.getLogger("qlog.broker")
 # Clients get this long to answer connection.close before their sockets are cut: stopping takes
 # under five seconds in all.
 CLOSE_S = 2.0
-# A recovery that takes long says how far it is, this often.
+# A recovery that takes long logs how far it is, this often.
 PROGRESS_INTERVAL_S = 5.0
 CANCEL_INTERVAL_S = 0.02
 FIRST_START = 1  # the epoch of a directory is the number of its starts
@@ -46,7 +46,7 @@ class StorageFailed(Exception):
 class RunningBroker:
     """A broker that accepts connections.
 
-    `failed` is set when the storage has failed; who runs the broker then leaves the `async with`.
+    `failed` is set when the storage has failed; the caller then leaves the `async with`.
     """
 
     def __init__(self, broker: Broker, turns: Turns, addresses: list[tuple[str, int]]) -> None:
@@ -110,7 +110,7 @@ async def open_broker(
 
         store = await trio.to_thread.run_sync(recover)
         try:
-            await trio.lowlevel.checkpoint()  # cancelled when recovery was nearly done
+            await trio.lowlevel.checkpoint()  # a cancellation may have come during recovery
             broker = Broker(store, settings.broker, now_s=trio.current_time)
             _log_start(broker)
             watch = ResourceWatch(broker, settings.resources, settings.data_dir)
@@ -121,7 +121,7 @@ async def open_broker(
                 addresses = [listener.getsockname()[:2] for listener in listeners]
                 yield RunningBroker(broker, turns, addresses)
         finally:
-            store.close()  # and with it the threads that call `wake`
+            store.close()  # this also ends the threads that call `wake`
             if turns is not None:
                 turns.close()
         failure = turns.failure
@@ -133,13 +133,13 @@ async def open_broker(
 
 
 class _Progress:
-    """Called by recovery, on its thread, as it goes on: it says so, or is told to end."""
+    """Called by recovery, on its thread: logs how far it is, and ends it on cancellation."""
 
     def __init__(self) -> None:
         self._said_s = self._looked_s = time.monotonic()
 
     def __call__(self, what: str, count: int) -> None:
-        """`count` of `what` are done. Raises trio.Cancelled when nobody waits for it any more."""
+        """`count` of `what` are done. Raises trio.Cancelled when the start was cancelled."""
         now_s = time.monotonic()
         if now_s < self._looked_s + CANCEL_INTERVAL_S:
             return
@@ -176,7 +176,7 @@ def _log_start(broker: Broker) -> None:
 
 @asynccontextmanager
 async def _serving(turns: Turns, network: Network) -> AsyncIterator[None]:
-    """The loop runs; at the end clients are told and given a moment, whoever wants to stop it."""
+    """Run the loop. At the end clients are told, and given a moment, even under cancellation."""
     scope = trio.CancelScope(shield=True)
 
     async def run() -> None:

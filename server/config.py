@@ -1,9 +1,9 @@
 """Settings of the daemon: defaults, a TOML file, the environment, the command line.
 
-The last one wins. Each setting is defined once: a field of one of the structs that `Settings` is made of, one struct
-for each part of the broker that is set. From these definitions come the options of `qlog serve` and
-their help, the names in the environment (`QLOG_<NAME>`), the names in the file, and the table in
-docs/operations.md (tools/settings_table.py).
+The last of these sources wins. Each setting is defined once, as a field of a struct; each part of
+the broker has its struct, and `Settings` is made of them. From these definitions come the options
+of `qlog serve` and their help, the names in the environment (`QLOG_<NAME>`), the names in the
+file, and the table in docs/operations.md (tools/settings_table.py).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from msgspec import Meta, Struct, structs
 from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.settings import StoreSettings
 
-# A range that ends here has an end only because numbers do.
+# A setting whose range ends here is shown without an upper end.
 LIMITLESS = 1 << 40
 
 
 class ConfigError(Exception):
-    """A setting that cannot be; str() is one line for the operator."""
+    """A setting has an impossible value; str() is one line for the operator."""
 
 
 class NetworkSettings(Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class NetworkSettings(Struct, frozen=True, kw_only=True):
 
 
 class LogSettings(Struct, frozen=True, kw_only=True):
-    """What is told on stderr."""
+    """What is logged to stderr."""
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
@@ -92,7 +92,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 class Setting(Struct, frozen=True, kw_only=True):
-    """The definition of one setting, as the field of its struct has it."""
+    """The definition of one setting, taken from the field of its struct."""
 
     name: str
     group: str  # the field of `Settings`; empty for a setting of its own
@@ -121,7 +121,7 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     @property
     def is_list(self) -> bool:
-        """Several texts: a list in the file; elsewhere separated by commas or spaces."""
+        """The value is several texts: a list in the file; elsewhere commas or spaces part them."""
         return get_origin(self.type) in (tuple, frozenset)
 
     @property
@@ -131,14 +131,14 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     @property
     def default_text(self) -> str:
-        """The default as it would be given."""
+        """The default, as an operator would write it."""
         if self.is_list:
             return ",".join(sorted(self.default))
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
     @property
     def range_text(self) -> str:
-        """From where to where it goes; empty for texts."""
+        """The range of allowed values; empty for texts."""
         if self.low is None:
             return ""
         assert self.high is not None
@@ -146,7 +146,7 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     @property
     def wanted(self) -> str:
-        """What a value has to be, for people."""
+        """What the value has to be, in words for an error."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.low is not None:
@@ -206,9 +206,9 @@ def load(
 ) -> Settings:
     """Put the settings together.
 
-    Arguments: `environment` is the process's own if None; `options` what was given on the command
-    line, where None and nothing mean that an option was not given. Raises ConfigError, which names
-    the setting and where it came from.
+    Arguments: `environment`, the process's own if None; `options` of the command line, where None
+    and an empty list mean that the option was not given. Raises ConfigError, which names the
+    setting and where it came from.
     """
     environment = os.environ if environment is None else environment
     given: dict[str, tuple[Any, str]] = {}

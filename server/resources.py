@@ -1,8 +1,8 @@
 """Memory and disk: when publishers are blocked because one of them runs out.
 
-The memory that the broker may use is the machine's, or less where a control group limits it: a
-container's limit, or that of a systemd unit. RabbitMQ 4.0 takes the machine's and leaves it to its
-operators to say that there is less; a broker in a container would then be killed before it blocks.
+The memory that the broker may use is the machine's, or less where a control group (of a container
+or a systemd unit) limits it. RabbitMQ 4.0 takes the machine's memory, and its operators have to
+say if there is less; a broker in a container would then be killed before it blocks publishers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEMORY_WATERMARK_FRACTION = 0.4  # RabbitMQ's vm_memory_high_watermark before 4.
 
 
 class ResourceWatch:
-    """Compares what is used with what may be, and sets and clears the broker's alarms.
+    """Compares memory and disk space with their limits, and sets and clears the broker's alarms.
 
     Arguments: `directory` is the data directory, whose disk counts.
     """
@@ -38,7 +38,7 @@ class ResourceWatch:
         self._disk_limit_bytes = settings.disk_free_limit_bytes
 
     def check(self) -> None:
-        """Compare with the limits; changes are logged, and so is damage that storage found."""
+        """Compare with the limits. Logs changes, and damage that the storage has found."""
         for finding in self._broker.store.take_findings():
             logger.error("%s", finding)
         try:

@@ -700,7 +700,7 @@ class Connection:
         return form.envelope_of(payload[CONTENT_FIXED_BYTES:], body_size)
 
     def _take_publishes(self, number: int, runs: list[PublishRun]) -> None:
-        """Append the messages of a channel that stand whole at `_position`, and move behind them."""
+        """Append the channel's messages that stand whole at `_position`, and move behind them."""
         self._position = take_publishes(
             self._data,
             self._position,

@@ -1,9 +1,9 @@
 """The whole: vhosts, users, clients, the store, and what has to happen at the end of a tick.
 
-A tick is what one read from one socket brings. Its messages are appended as they come; at its end
-`pump` delivers from the queues it touched, and the caller hands the batch to the disk
-(`Store.commit`). When the disk answers, `progress` sends the confirms. Knows no socket and no clock
-but the one it is given.
+A tick is what one turn of the loop brings: one read of each socket that is ready. Messages are
+appended as they come. At the end of the tick `pump` delivers from the queues that were touched, and
+the caller hands the batch to the disk (`Store.commit`). When the disk answers, `progress` sends the
+confirms. Knows no socket, and no clock but the ones that are passed in.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Broker:
         self.alarms = dict.fromkeys(
             ("low on memory", "low on disk", "low on file descriptors"), False
         )
-        # Why publishers are not read, as connection.blocked says it; empty: they are.
+        # Why publishers are not read, in the words of connection.blocked; empty: they are read.
         self.blocked_reason = ""
         self._load()
         self.timers.at(now_s() + FIRST_CONSUMER_CHECK_S, self._check_consumers)
@@ -151,16 +151,16 @@ class Broker:
         self.services.delivery.pump()
 
     def progress(self) -> None:
-        """The disk got further: confirm what is durable, answer those who waited for it."""
+        """More is durable than before: confirm it, and answer those who waited for it."""
         self.services.durability.progress()
 
     @property
     def jobs_left(self) -> bool:
-        """There is work for `work`."""
+        """There are jobs that `work` has to go on with."""
         return bool(self.services.jobs)
 
     def work(self) -> None:
-        """Go on with what takes longer than a moment, for some milliseconds."""
+        """Go on with the jobs, for some milliseconds."""
         self.services.jobs.run()
 
     def try_again(self) -> None:
@@ -188,7 +188,7 @@ class Broker:
             client.check_consumers(now_s)
 
     def set_alarm(self, name: str, on: bool) -> None:
-        """Raise or clear a resource alarm. Clients are told when they publish, and of its end."""
+        """Raise or clear a resource alarm. A client is told when it publishes, and of the end."""
         self.alarms[name] = on
         before = self.blocked_reason
         self.blocked_reason = " & ".join(name for name, on in self.alarms.items() if on)

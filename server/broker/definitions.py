@@ -1,8 +1,8 @@
 """Durable definitions and the catalog: vhosts, users, exchanges, queues, bindings.
 
-The catalog keeps opaque values by kind and name; this file says what is in them. A name is the JSON
-list of what identifies the thing; a value is a msgpack map. Arguments are kept as AMQP field tables,
-so that each value keeps its type. A change is durable when the ledger is synced behind it.
+The catalog keeps opaque values by kind and name; this file says what is in them. A name is the
+JSON list of what identifies the thing; a value is a msgpack map. Arguments are kept as AMQP field
+tables, so that each value keeps its type. A change is durable when the ledger is synced behind it.
 """
 
 from __future__ import annotations

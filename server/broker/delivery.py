@@ -59,7 +59,7 @@ class Delivery:
                         self._cannot_deliver(queue, error)
 
     def _put_off(self, queue: QueueType, error: OutOfDescriptors) -> None:
-        """What the queue has next cannot be read now: `try_again` asks it."""
+        """The queue's next message cannot be read now: `try_again` will ask the queue again."""
         if not self._waiting:
             logger.warning("cannot deliver now from %s error=%s", queue, error)
         self._waiting[queue] = None
@@ -70,10 +70,10 @@ class Delivery:
         self._waiting.clear()
 
     def _cannot_deliver(self, queue: QueueType, error: Exception) -> None:
-        """What the queue has next cannot be read, or worse: reported, never skipped.
+        """The queue's next message cannot be read, or worse. That is reported, never skipped.
 
-        Its consumers are thrown out, so that they notice and the queue is not asked again and
-        again; all others, and whoever's turn this happened to be in, go on.
+        The consumers of the queue are thrown out: they notice, and the queue is not asked again and
+        again. All other clients go on.
         """
         if isinstance(error, StorageError):
             logger.error("cannot deliver from %s error=%s", queue, error)

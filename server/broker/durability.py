@@ -20,7 +20,10 @@ class Confirming(Protocol):
     """Confirms of one channel."""
 
     def confirm_through(self, durable_lsn: int) -> bool:
-        """The log is durable up to `durable_lsn`: send what is due. True: nothing waits any more."""
+        """The log is durable up to `durable_lsn`: send what is due.
+
+        True: nothing waits any more.
+        """
 
 
 class Durability:

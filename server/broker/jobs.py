@@ -1,10 +1,10 @@
 """Work that takes longer than a moment, in slices: nobody waits for the work of somebody else.
 
-A job is an iterator that pauses (yields) after each small piece of its work. Its first slice is taken
-at once, so that what is little is done when `start` returns; the rest goes on at the end of turns, in
-rotation with the other jobs. Promises that a slice is not much longer than SLICE_S, and that a job's
-outcome is set when all of it is done, or has failed. What others may see of work that is half done is
-the job's own concern: it changes what can be seen in one piece.
+A job is an iterator that pauses (yields) after each small piece of its work. Its first slice is
+taken at once, so that a small job is done when `start` returns. The rest goes on at the end of
+turns, in rotation with the other jobs. Promises that a slice is not much longer than SLICE_S, and
+that a job's outcome is set when all of it is done, or has failed. A job itself has to see to it
+that nobody sees half of its work: it changes in one piece what others can see.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from qlog.server.broker.outcome import Outcome
 
 T = TypeVar("T")
 
-# A job yields about every tenth of a millisecond, and gives way after so long.
+# The length of a slice. A job should yield about every tenth of a millisecond.
 SLICE_S = 0.002
-# All jobs of one turn together: clients have the other half of it.
+# The time of all jobs in one turn. The clients have the other half of the turn.
 TURN_S = 0.005
 
-# What a job does between two pieces of its work; its return value is what comes of it.
+# The iterator of a job; its return value is the job's outcome.
 Steps = Generator[None, None, T]
 
 

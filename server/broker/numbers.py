@@ -1,8 +1,8 @@
 """A set of whole numbers that mostly come in stretches: sequence numbers, delivery tags.
 
-Promises that adding, taking away and finding the lowest cost the same whatever the order they come
-in and however many numbers there are, and that a set of a million is joined with another one, or
-walked through, in a fraction of a millisecond where its stretches are long.
+Promises that adding, taking away and finding the lowest number cost the same in whatever order
+numbers come, and however many there are. Promises that joining a set of a million with another one,
+or walking through it, takes a fraction of a millisecond if its stretches are long.
 
 The numbers are bits of integers of BLOCK bits each, found by a dict; a heap knows the lowest block.
 """
@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-# Large enough that a long stretch is few integers, small enough that changing one bit copies little.
+# Large enough that a long stretch is few integers, small enough that changing one bit copies
+# little.
 BLOCK = 1024
 
 
@@ -62,7 +63,10 @@ class Numbers:
             blocks[block] = bits | more
 
     def discard(self, first: int, count: int) -> int:
-        """Take away those of `count` numbers from `first` on that are there; how many they were."""
+        """Take away `count` numbers from `first` on, as far as they are there.
+
+        Returns how many were.
+        """
         blocks = self._blocks
         block, slot = divmod(first, BLOCK)
         if slot + count <= BLOCK:  # mostly: no list of blocks is needed
@@ -108,10 +112,10 @@ class Numbers:
         return None if stretch is None else (stretch[0], min(stretch[1], count_max))
 
     def within(self, first: int, end: int | None) -> Iterator[tuple[int, int]]:
-        """The stretches (first, count) of what lies in [first, end), in ascending order.
+        """The stretches (first, count) of the numbers in [first, end), in ascending order.
 
-        `end` None: to the highest. Stretches touch where they cross from one block to the next. The
-        set may change while it is walked: the stretches are those of the first step.
+        `end` None: up to the highest. A stretch that crosses from one block to the next is given in
+        two parts. The set may change while it is walked: the stretches are those of the first step.
         """
         known = [(block, self._blocks[block] & mask) for block, mask in self._masks(first, end)]
         for block, bits in known:

@@ -1,10 +1,11 @@
 """The one door to what a broker holds: for AMQP, and for whoever else manages it.
 
 Each rule about declaring, deleting, binding and purging is written once, here or in vhost.py, with
-RabbitMQ's texts and order of checks. Operations take names; `owner` is the connection that asks, None
-for an operator, who has no exclusive queues. They answer by an `Outcome`, since some take long or wait
-for the disk; what is refused raises at once, before anything is done. Listings are iterators over what
-was there when they began, so that a caller may pause between two items.
+RabbitMQ's texts and order of checks. Operations take names. `owner` is the connection that asks,
+None for an operator, who has no exclusive queues. Operations answer by an `Outcome`, since some
+take long or wait for the disk; what is refused raises at once, before anything is done. A listing
+is an iterator over what was there when the listing began, so that a caller may pause between two
+items.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Operations:
     # -- queues ------------------------------------------------------------------------------
 
     def queue(self, vhost: VHost, owner: Owner | None, name: str) -> QueueType:
-        """The queue of that name. Raises 404, and 405 if another connection has it for itself."""
+        """The queue of that name. Raises 404, and 405 if the queue is another connection's."""
         queue = vhost.queue(name)
         vhost.assert_access(queue, owner)
         return queue
@@ -235,7 +236,7 @@ class Operations:
         yield from list(self._clients)
 
     def close_connection(self, client: Connected, reason: str) -> None:
-        """Throw a client out: it is told why."""
+        """Close a client's connection, with the reason."""
         client.fail(connection_forced(reason), 0)
 
 
@@ -252,7 +253,7 @@ def _purging(queue: QueueType) -> Steps[int]:
 
 
 def _when_free(leaving: Outcome[None] | None, declare: Callable[[], T]) -> Outcome[T]:
-    """Declare when the name is free: now, or when what was deleted under it is gone altogether."""
+    """Declare when the name is free: now, or when a deletion under that name has ended."""
     if leaving is None:
         return Outcome.of(declare())
     outcome: Outcome[T] = Outcome()
@@ -283,7 +284,7 @@ def _assert_bindable(source: str, kind: DestinationKind, destination: str) -> No
 def _assert_access(
     vhost: VHost, owner: Owner | None, kind: DestinationKind, destination: str
 ) -> None:
-    """Raises 405 if a binding is to change of a queue that another connection has for itself."""
+    """Raises 405 if the destination of a binding is a queue of another connection."""
     queue = vhost.queues.get(destination) if kind == "queue" else None
     if queue is not None:
         vhost.assert_access(queue, owner)

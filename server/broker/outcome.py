@@ -1,7 +1,7 @@
-"""What an operation comes to: known at once, or later.
+"""The result or the error of an operation, which is known at once or later.
 
-Operations answer by an `Outcome`, so that who asked need not know whether the work was a few lines,
-a job of many slices (jobs.py) or a wait for the disk (durability.py).
+Operations answer by an `Outcome`. The caller need not know whether the work was a few lines, a job
+of many slices (jobs.py), or a wait for the disk (durability.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Outcome(Generic[T]):
-    """See the head of this file. `done`: it is known."""
+    """See the head of this file. `done`: the result or the error is known."""
 
     __slots__ = ("_calls", "_error", "_value", "done")
 
@@ -25,18 +25,18 @@ class Outcome(Generic[T]):
 
     @classmethod
     def of(cls, value: T) -> Outcome[T]:
-        """One that is known already."""
+        """An outcome that is known already."""
         outcome = cls()
         outcome.set(value)
         return outcome
 
     def set(self, value: T) -> None:
-        """It is done, and this is what comes of it."""
+        """The operation is done, with this result."""
         self._value = value
         self._settle()
 
     def fail(self, error: Exception) -> None:
-        """It could not be done."""
+        """The operation has failed."""
         self._error = error
         self._settle()
 
@@ -54,14 +54,14 @@ class Outcome(Generic[T]):
             call(self)
 
     def result(self) -> T:
-        """What came of it. Raises the error that it failed with."""
+        """The result. Raises the error if the operation has failed."""
         assert self.done
         if self._error is not None:
             raise self._error
         return cast(T, self._value)
 
     def then(self, call: Callable[[Outcome[T]], None]) -> None:
-        """Have `call` called once it is done: now, if it is."""
+        """Have `call` called when the outcome is known; at once, if it is."""
         if self.done:
             call(self)
         else:

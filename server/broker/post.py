@@ -34,7 +34,7 @@ class PostOffice:
 
     @property
     def durable_lsn(self) -> int:
-        """The log is durable up to here."""
+        """All records of the log below this LSN are on disk."""
         return self._store.durable_lsn
 
     def count_unrouted(self, count: int) -> None:

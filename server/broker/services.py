@@ -1,4 +1,4 @@
-"""What the parts of a broker share, passed in instead of reached for through each other."""
+"""What the parts of a broker share. It is passed to them, so that they need not know each other."""
 
 from __future__ import annotations
 

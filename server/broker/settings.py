@@ -1,6 +1,6 @@
 """What can be set about the broker's rules.
 
-A field without a `Meta` is not the operator's to set.
+An operator can set the fields that have a `Meta`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from __future__ import annotations
 class Stats:
     """Counters that only grow.
 
-    `published`: taken from publishers, once each however many queues they went to; `unrouted`: of
-    these, the ones no queue took; `delivered` to consumers; `got` by basic.get; `acknowledged`,
-    with those that need no acknowledgement; `requeued`; `rejected` without requeue.
+    Messages are counted: `published`, once each, whatever the number of queues; `unrouted`,
+    published messages that no queue took; `delivered` to consumers; `got` by basic.get;
+    `acknowledged`, also those that need no acknowledgement; `requeued`; `rejected` without requeue.
     """
 
     __slots__ = (

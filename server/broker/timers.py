@@ -1,7 +1,7 @@
-"""What is due at some time, by the monotonic clock: a heap, driven by whoever has the loop.
+"""Calls that are due at some time, by the monotonic clock: a heap that the loop asks each turn.
 
-Promises: a call comes at or after its time, the earlier one first, and never after `cancel`; setting
-and cancelling cost O(log n). An error in a call is reported and costs nobody else.
+Promises: a call comes at or after its time, the earlier one first, and never after `cancel`;
+setting and cancelling cost O(log n). An error in a call is reported and costs nobody else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ logger = logging.getLogger("qlog.broker")
 
 
 class Timer:
-    """A call that is due some time; `cancel` forgets it, and with it all that it holds."""
+    """A call that is due at some time; `cancel` forgets the call and all that it refers to."""
 
     __slots__ = ("_call", "_timers", "due_s")
 
@@ -26,18 +26,18 @@ class Timer:
         self._call: Callable[[], None] | None = call
 
     def cancel(self) -> None:
-        """It will not be called. Again, or too late: no effect."""
+        """Have the call not made. No effect when it was made or cancelled already."""
         if self._call is not None:
             self._call = None
             self._timers.cancelled()
 
     @property
     def waits(self) -> bool:
-        """It is still to be called."""
+        """The call was neither made nor cancelled."""
         return self._call is not None
 
     def take(self) -> Callable[[], None] | None:
-        """What is to be called, for the one time that it is; None: it was cancelled."""
+        """The call, which is forgotten here, so that it is made once; None: it was cancelled."""
         call, self._call = self._call, None
         return call
 
@@ -47,12 +47,15 @@ class Timers:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
-        self._numbers = count()  # of equal times the one set first comes first
+        self._numbers = count()  # calls due at the same time come in the order they were set
         self._cancelled = 0
 
     @property
     def due_s(self) -> float:
-        """When the next one is due; infinity: none is. Nobody is woken for one that was cancelled."""
+        """When the next one is due; infinity: none is.
+
+        Nobody is woken for one that was cancelled.
+        """
         heap = self._heap
         while heap and not heap[0][2].waits:
             heappop(heap)
@@ -66,7 +69,7 @@ class Timers:
         return timer
 
     def cancelled(self) -> None:
-        """One was cancelled: those are thrown out when they are the larger half."""
+        """A timer was cancelled. Cancelled ones are thrown out when they are more than half."""
         self._cancelled += 1
         if self._cancelled > len(self._heap) // 2 + 64:
             self._heap = [entry for entry in self._heap if entry[2].waits]
@@ -74,7 +77,10 @@ class Timers:
             self._cancelled = 0
 
     def run(self, now_s: float) -> bool:
-        """Make the calls that are due by now, but for those set meanwhile; whether there were any."""
+        """Make the calls that are due, but for those set meanwhile.
+
+        Returns whether there were any.
+        """
         ripe: list[Timer] = []
         while self._heap and self._heap[0][0] <= now_s:
             ripe.append(heappop(self._heap)[2])

@@ -112,7 +112,10 @@ class VHost:
         internal: bool,
         arguments: Table,
     ) -> None:
-        """exchange.declare. Raises 403 for reserved names, 406 for unknown types and differences."""
+        """exchange.declare.
+
+        Raises 403 for reserved names, 406 for unknown types and differences.
+        """
         assert_string(arguments, "alternate-exchange", self.rs_exchange(name))
         existing = self.routing.exchange(name)
         if existing is None and name.startswith(RESERVED_PREFIX):

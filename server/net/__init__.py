@@ -1,1 +1,1 @@
-"""trio: listeners, sessions, and the bridge to the disk."""
+"""Sockets: listeners, sessions, and the loop that all of them and the disk's results share."""

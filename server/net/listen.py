@@ -1,7 +1,7 @@
 """Which sockets a broker listens on: every address of every host that it was given, on one port.
 
-`bind` takes the addresses when the broker starts, so that a taken one is known before a long
-recovery. Nobody can connect until `accept_clients`: a client gets through when the broker is ready.
+`bind` takes the addresses when the broker starts, so that an address in use is known before a long
+recovery. Nobody can connect before `accept_clients`, which is called when the broker is ready.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from typing import Any
 
 BACKLOG = 1024
-# Hosts that mean one address of each family. The family that a machine does not have is left out:
-# many containers have no IPv6.
+# Hosts that stand for one address of each family. A family that the machine does not have is left
+# out: many containers have no IPv6.
 BOTH_FAMILIES = {"localhost": ("127.0.0.1", "::1"), "::": ("0.0.0.0", "::")}
 NO_SUCH_FAMILY = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
-# The port that the first address got by chance can be in use at another address.
+# With port 0, the port that the first address gets may be in use at another address: tries.
 FREE_PORT_TRIES = 20
 
 Address = tuple[Any, ...]  # host and port first
@@ -76,7 +76,7 @@ def _bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
                     continue
                 opened.enter_context(listener)
                 bound[listener.getsockname()[:2]] = listener
-        opened.pop_all()  # all of them or none
+        opened.pop_all()  # all could be bound: keep them open
     return list(bound.values())
 
 
@@ -97,7 +97,7 @@ def _bound(family: socket.AddressFamily, address: Address) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
-        # A broker that starts again must not wait until the connections of the last one time out.
+        # A broker that starts again must not wait until connections of the one before time out.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

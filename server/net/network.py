@@ -1,8 +1,8 @@
 """How clients get in, and what is looked at once a second.
 
-Accepting is part of the turn (`turns`), some at a time. File descriptors are the limit: some are
-kept for all else than clients, and who comes when there are no more waits in the backlog until
-others leave.
+Accepting is part of the turn (turns.py), some clients at a time. File descriptors are the limit:
+some are kept for the broker itself. When there are no others, new clients wait in the listener's
+backlog until some leave.
 """
 
 import errno
@@ -20,22 +20,22 @@ from qlog.server.net.turns import Turns
 logger = logging.getLogger("qlog.network")
 
 CHECK_INTERVAL_S = 1.0
-# So many are accepted in one turn: a thousand that come at once are in within some turns, while
-# those who are there have theirs.
+# So many clients are accepted in one turn: a thousand that come at once are in within some turns,
+# and connected clients have their turns meanwhile.
 ACCEPTED_MAX = 64
-# File descriptors for all else than clients. RabbitMQ sets as many aside, and like it the broker
-# does not accept more clients than the others are enough for.
+# File descriptors that are kept for the broker itself, as many as RabbitMQ keeps. No more clients
+# are accepted than the others are enough for.
 DESCRIPTORS_RESERVED = 100
-# Of a client that cannot be accepted these say that the machine has no room for it. All else that
-# Linux says there is the network's trouble with that one peer.
+# These errors of accept(2) say that the machine has no room for the client. All others that Linux
+# gives are the network's trouble with that one peer.
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class Network:
     """The listeners of one broker.
 
-    Arguments: `turns` is the loop of all its sockets; `check` is called once a second (resource
-    alarms are the composition root's to judge).
+    Arguments: `turns` is the loop of all its sockets; `check` is called once a second and looks at
+    memory and disk.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class Network:
         self.turns = turns
         self._check = check
         self._sessions_max = sessions_max()
-        self._crowded = False  # clients have to wait until others leave
-        self._turned_away = False  # and one did since the last check
+        self._crowded = False  # new clients have to wait until others leave
+        self._turned_away = False  # a client had to wait since the last check
         self._doors = [Door(self, listener) for listener in listeners]
         turns.on_burial = self._open_doors
         turns.at(turns.now_s + CHECK_INTERVAL_S, self._on_second)
@@ -85,7 +85,7 @@ class Network:
             if error.errno in SHORTAGES:
                 self._turn_away(str(error))
                 return False
-            return True  # the peer has thought better of it, or cannot be reached any more
+            return True  # the peer has left, or cannot be reached any more
         sock.setblocking(False)
         with suppress(OSError):  # some systems refuse when the peer has gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -94,7 +94,7 @@ class Network:
         return True
 
     def _turn_away(self, why: str) -> None:
-        """Out of file descriptors: those who are connected go on, the next are in the backlog."""
+        """Out of file descriptors: connected clients go on, new ones wait in the backlog."""
         if not self._crowded:
             self._crowded = True
             logger.warning(
@@ -131,11 +131,11 @@ class Door:
         return f"listener={self._listener.getsockname()}"
 
     def noticed(self, ready: int) -> None:
-        """Somebody is there."""
+        """A client wants to connect."""
         self._turns.enqueue(self)
 
     def take_turn(self, until_s: float) -> int:
-        """Let some in."""
+        """Let some clients in."""
         for _ in range(ACCEPTED_MAX):
             if not self._open or not self._network.accept(self._listener):
                 break
@@ -161,7 +161,7 @@ class Door:
         self._turns.poller.remove(self._listener.fileno())
 
     def cut(self) -> None:
-        """A session could not be made, which is our bug. The next one may fare better, later."""
+        """A session could not be made, which is our bug: pause, then try the next client."""
         self._network.pause()
 
 

@@ -1,4 +1,4 @@
-"""What waits to be sent to one client. Bounded by its users: a full outbox gets no deliveries."""
+"""What waits to be sent to one client. Its users bound it: they do not deliver to a full outbox."""
 
 import socket
 from collections import deque
@@ -10,26 +10,27 @@ from qlog.server.net.transport import Transport
 
 # Beyond this, deliveries stop until the client has read; RabbitMQ's writer keeps about as much.
 OUTBOX_BYTES_MAX = 1024 * 1024
-# Beyond this, the client is not read either: what it asks for is not to pile up here. Far above
-# what a client that publishes now and reads later is owed: for that one it would be a deadlock.
+# Beyond this, the client is not read either, so that answers do not pile up here. The limit is far
+# above what is owed to a client that publishes first and reads later: not to read that client would
+# be a deadlock.
 OVERFULL_BYTES = 64 * OUTBOX_BYTES_MAX
 # Buffers a sendmsg; the kernel's limit is 1024.
 BUFFERS_MAX = 256
-# A client that reads as fast as it is sent to does not keep the others waiting for all of it.
+# So much is sent to one client in one go: the others must not wait, however fast that client reads.
 SEND_BYTES_MAX = 4 * 1024 * 1024
 
 
 class Outbox:
     """Buffers in order, sent without waiting as far as the socket takes them.
 
-    The transport seals them when they are first sent, all that was written till then at once.
+    When buffers are first sent, the transport seals all that were added till then at once.
     """
 
     __slots__ = ("_sealed", "_written", "bytes")
 
     def __init__(self) -> None:
         self._written: list[Buffer] = []
-        # What the socket did not take. Most clients take all, so that there is a queue for few.
+        # What the socket did not take. Most clients take everything and have no queue.
         self._sealed: deque[Buffer] | None = None
         self.bytes = 0
 

@@ -1,8 +1,8 @@
 """Which sockets can be read or written: epoll, or what else the system has; level-triggered.
 
-Promises: `poll` names no owner that was removed, and an owner whose socket is ready again and again
-until it is served; where there are more than one call names, they take turns. Knows nothing of
-what the sockets carry. All but `Waker.wake` is for one thread.
+Promises: `poll` names no owner that was removed; it names an owner whose socket is ready again and
+again until the socket is served; if more are ready than one call names, they take turns. Knows
+nothing of what the sockets carry. All but `Waker.wake` is for one thread.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 READABLE = 1
 WRITABLE = 2
-GONE = 4  # the peer is gone, both ways: said even of a socket that nobody wants to hear of
+GONE = 4  # the peer is gone, both ways: reported even for a socket without any interest
 
 # Sockets named by one poll: enough that a thousand clients need few calls, few enough that the
 # tick they share stays short.
@@ -32,16 +32,22 @@ class Poller(Protocol, Generic[Owner]):
         """Watch a descriptor; `interest` is READABLE, WRITABLE, both or 0."""
 
     def change(self, fd: int, interest: int) -> None:
-        """What is wanted of it from now on."""
+        """Watch the descriptor for something else from now on."""
 
     def remove(self, fd: int) -> None:
-        """Forget it. Before the descriptor is closed: its number may have another owner then."""
+        """Forget a descriptor.
+
+        Call it before the descriptor is closed: the number is used again.
+        """
 
     def poll(self, timeout_s: float) -> list[tuple[Owner, int]]:
-        """Owners and what their sockets are (READABLE, WRITABLE, GONE). Waits for the first."""
+        """Owners, and what their sockets are (READABLE, WRITABLE, GONE).
+
+        Waits until one is ready.
+        """
 
     def close(self) -> None:
-        """Give back its own descriptor."""
+        """Close the poller's own descriptor."""
 
 
 class EpollPoller(Generic[Owner]):
@@ -166,7 +172,7 @@ class Waker:
             else:
                 self._ends[1].send(b"\0")
         except BlockingIOError:
-            pass  # it has been woken often enough
+            pass  # it is readable already
 
     def clear(self) -> None:
         """Make it unreadable again."""

@@ -1,10 +1,11 @@
-"""One client's socket: hands over what came, a read a turn, and sends what the tick wrote.
+"""One client's socket: one read a turn goes to the protocol, and what a tick wrote is sent.
 
-A read brings hundreds of messages where a client sends so many, and is one tick with those of
-others. Promises: a client that does not read holds up nobody else and costs at most its outbox:
-deliveries stop when that is full, and it is not read either when its answers pile up beyond. While
-an alarm is on or the disk is behind, publishers are not read. A session has no task: when it is
-not read or has to wait for room, the poller is told so, and events go on where they stopped.
+A read may bring hundreds of messages; the reads of all clients in one turn are one tick. Promises:
+a client that does not read holds up nobody else and costs at most its outbox. Deliveries to it
+stop when the outbox is full, and it is not read any more when answers pile up beyond. While an
+alarm is on or the disk is behind, publishers are not read. A session has no task: when it is not
+read, or waits until the socket takes more, the poller is told, and its events go on where they
+stopped.
 """
 
 import logging
@@ -25,30 +26,31 @@ from qlog.server.net.turns import Turns
 
 logger = logging.getLogger("qlog.connection")
 
-# One read: large enough that a busy publisher's tick carries hundreds of messages, small enough
-# that the others' turn comes within milliseconds. Of large messages, more fit in the same time. A
-# client that sends little is read in small pieces, which cost less to allocate.
+# The size of one read: large enough to bring hundreds of messages of a busy publisher, small
+# enough that the other clients have their turn within milliseconds. Large messages cost less time
+# for each octet, so more is read of them. A client that sends little is read in small pieces,
+# which cost less to allocate.
 RECEIVE_BYTES_MIN = 16 * 1024
 RECEIVE_BYTES = 256 * 1024
 RECEIVE_LARGE_BYTES = 1024 * 1024
 LARGE_FRAME_BYTES = 16 * 1024
-# An event is not interrupted: one that takes longer than this was too large. A message that a
-# thousand bindings look at takes 200 us, an ack in no order 5 us, a message like the last one 1 us.
+# An event is not interrupted, and should take no longer than this. A message that a thousand
+# bindings look at takes 200 us, an ack out of order 5 us, a message like the one before 1 us.
 EVENT_S = 0.002
 EVENT_BYTES_MIN = 512
-EVENT_BYTES = 8 * 1024  # of a new connection, till it is known how long its messages take
-# A peer that has not finished its handshake by then is not a client (rabbit_reader).
+EVENT_BYTES = 8 * 1024  # for a new connection, until it is known how long its messages take
+# A peer that has not finished its handshake after so long is disconnected (rabbit_reader).
 HANDSHAKE_S = 10.0
-# Heartbeats leave at multiples of such a part of their interval.
+# Heartbeats leave at multiples of this part of their interval, so that many leave in one turn.
 HEARTBEAT_GRID = 32
 # How long a peer that reads slowly may take to read what was written before the end.
 LAST_WORDS_S = 5.0
-# How long a peer that was told everything may take to close: its publishes may be under way, and a
-# socket that is closed upon them makes its writes fail before it has read close-ok (rabbit_reader).
+# How long a peer that was told everything may take to close. Publishes of it may be under way; if
+# the socket were closed now, its writes would fail before it has read close-ok (rabbit_reader).
 LINGER_S = 30.0
 
-# While one of these lasts, what was read already waits, too. For the disk and for a tx.commit only
-# the next read does: that is little, and there may be other channels in it.
+# For these reasons even events that were read already wait. For the others (the disk, a held
+# channel) only the next read waits: what was read is little, and may be for other channels.
 _STOPS = Hold.ALARM | Hold.ANSWERS
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: what is unsent is dropped, the peer is told
 
@@ -100,17 +102,17 @@ class Session:
         self._core = Connection(message_bytes_max=turns.broker.settings.message_bytes_max)
         self._core.event_bytes_max = EVENT_BYTES
         self._outbox = Outbox()
-        self._events: Iterator[Event] | None = None  # of a read that is not obeyed to its end
+        self._events: Iterator[Event] | None = None  # what is left of the last read
         self._receive_bytes = RECEIVE_BYTES_MIN
         self._interest = READABLE
         self.queued = False
-        self._marked = False  # stands in the list of those with something to send
+        self._marked = False  # is in the loop's list of sessions with something to send
         self._writing = False  # the socket is full: waits until it can be written
         self._starved = False  # deliveries were held back for a full outbox
-        self._left = False  # left the poller: the peer is gone, and what it sent has to wait
+        self._left = False  # has left the poller: the peer is gone, and its last events wait
         self._ended = False
         self._reset = False
-        self._finishing = False  # all is said: what comes is dropped until the peer closes
+        self._finishing = False  # all was written: what comes is dropped until the peer closes
         self._closing_at_s: float | None = None
         self.opened = False  # connection.open came
         self.why_not_read = READ
@@ -135,7 +137,7 @@ class Session:
 
     @property
     def overfull(self) -> bool:
-        """The outbox holds more than it ever should."""
+        """The outbox holds so much that the client must not be read."""
         return self._outbox.overfull
 
     @property
@@ -169,12 +171,14 @@ class Session:
             return
         self.why_not_read &= ~reason
         if self.why_not_read is READ:
-            self.received_at_s = self._turns.now_s  # the silence was ours
+            self.received_at_s = self._turns.now_s  # the client was silent since we did not read
             self._go_on()
 
     def disconnect(self, *, after_s: float = 0.0) -> None:
-        """Close when what was written is out, at the latest LAST_WORDS_S from now; with a delay,
-        not before: the socket stays open for the peer's answer, or to make it wait.
+        """Close when all that was written is out, at the latest LAST_WORDS_S from now.
+
+        `after_s`: the socket stays open for at least so long, for the peer's answer, or to make the
+        peer wait.
         """
         self._closing_at_s = self._turns.now_s + after_s
         self._schedule()
@@ -182,7 +186,7 @@ class Session:
         self._mark()
 
     def finish(self) -> None:
-        """All is said: when it is out, drop what comes until the peer closes, at most LINGER_S."""
+        """Send what was written, then drop what comes until the peer closes, at most LINGER_S."""
         self._finishing = True
         self.disconnect(after_s=LINGER_S)
 
@@ -194,7 +198,7 @@ class Session:
     # -- the poller --------------------------------------------------------------------------
 
     def noticed(self, ready: int) -> None:
-        """The poller says so of the socket."""
+        """The poller reports that the socket is readable or writable, or that the peer is gone."""
         if self._ended:
             return
         if ready & WRITABLE and self._writing:
@@ -205,10 +209,10 @@ class Session:
             self._peer_died()
 
     def _peer_died(self) -> None:
-        """It is not read and died. The poller would say so again and again.
+        """The peer died while it is not read. The poller would report that again and again.
 
-        What it sent before counts if it only waits for the disk; an alarm may last for hours,
-        in which what the client holds should go back, and answers cannot be sent any more.
+        If only the disk is awaited, what the client sent before is still obeyed. Under an alarm,
+        which may last for hours, or with a full outbox, the session ends now: its messages go back.
         """
         if self.why_not_read & _STOPS:
             self.cut()
@@ -217,7 +221,7 @@ class Session:
             self._turns.poller.remove(self._fd)
 
     def _watch(self) -> None:
-        """Tell the poller what matters now. Of a client that is closing the close-ok is awaited."""
+        """Tell the poller what to watch for. A closing client is read, for its close-ok."""
         interest = WRITABLE if self._writing else 0
         if self.why_not_read is READ or self._core.ended:
             interest |= READABLE
@@ -243,7 +247,7 @@ class Session:
         try:
             done = outbox.send(self._socket, self._transport)
         except OSError:
-            self.cut()  # reading would find out too, but not if it is not read
+            self.cut()  # a read would fail, too, but the client may not be read now
             return
         self.sent_at_s = self._turns.now_s
         if self._writing is done:
@@ -274,7 +278,7 @@ class Session:
     # -- in ----------------------------------------------------------------------------------
 
     def take_turn(self, until_s: float) -> int:
-        """Obey what one read brings, or what was left of the last one, till about `until_s`.
+        """Obey what one read brings, or what was left of the read before, until about `until_s`.
 
         Returns how many octets were read.
         """
@@ -300,7 +304,7 @@ class Session:
         return size
 
     def _receive(self) -> bytes | None:
-        """One read; None: there is nothing, or nobody any more."""
+        """One read; None: there is nothing to read, or the peer has gone."""
         size = self._receive_bytes
         if self._core.frame_bytes_awaited >= LARGE_FRAME_BYTES:
             size = RECEIVE_LARGE_BYTES
@@ -322,7 +326,7 @@ class Session:
         return data
 
     def _obey(self, events: Iterator[Event], until_s: float) -> bool:
-        """Whether all is obeyed. Else the rest waits for its turn, or for the end of a hold."""
+        """Obey events. False: some are left, for the next turn, or for the end of a hold."""
         client, turns, outbox = self.client, self._turns, self._outbox
         clock_s = turns.clock_s
         now_s = clock_s()
@@ -330,7 +334,7 @@ class Session:
             client.handle(event)
             if event.__class__ is not HeartbeatReceived:
                 turns.touched = True
-            if outbox.overfull:  # hundreds of basic.get may stand in one read
+            if outbox.overfull:  # one read may bring hundreds of basic.get
                 self.hold(Hold.ANSWERS)
             held = self.why_not_read
             if held is not READ and held & _STOPS and not self._core.ended:
@@ -343,8 +347,9 @@ class Session:
         return True
 
     def _adapt(self, took_s: float) -> None:
-        """One event should not take much of the share, whatever its messages are: how many octets
-        of them it brings follows from how long those of the last took.
+        """Adapt the size of events to the time that the last one took.
+
+        So one event takes only a part of the client's share, whatever its messages cost.
         """
         core = self._core
         size = min(core.event_bytes, core.event_bytes_max)
@@ -356,7 +361,7 @@ class Session:
     def _after_read(self) -> None:
         client = self.client
         if self._core.uploads and client.broker.blocked_reason:
-            client.block()  # it is told before it has sent all of a large message
+            client.block()  # tell the client now, before it has sent all of a large message
         if client.publishes and self._turns.congested:
             self.hold(Hold.DISK)
             self._turns.fall_behind(self)
@@ -415,7 +420,7 @@ class Session:
         interval_s = self._core.heartbeat_s
         if self.why_not_read is READ and now_s - self.received_at_s >= 2 * interval_s:
             logger.warning("missed heartbeats peer=%s interval_s=%d", client.peer, interval_s)
-            # It may be stuck and not gone: it is told, and what it never read is dropped.
+            # The peer may be stuck and not gone: reset, which tells it, and drop what is unsent.
             self._reset = True
             self.cut()
             return

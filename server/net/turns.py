@@ -1,16 +1,16 @@
 """The loop of all sockets: one poller inside one trio task, and one tick for all that are ready.
 
-A turn: poll; give each socket that is ready its one read and let the broker obey; then `end_tick`
-once: deliver, hand over to the disk what came and take what it has finished, confirm, one send for
-each session. Then it polls again at once, for up to STAY_S without going back to trio, whose timers
-and other tasks have their turn after AWAY_S at the latest.
+A turn: poll; give each socket that is ready its one read, and let the broker obey what it brings;
+then `end_tick` once: deliver, exchange with the disk, confirm, and one send for each session. Then
+the loop polls again at once, for up to STAY_S, without going back to trio. After AWAY_S at the
+latest trio's timers and other tasks have their turn.
 
-Promises: nobody's turn is longer than TURN_S, and no client's share of it longer than SHARE_S,
-but for one event that takes longer; what is left, of one long read too, goes on in rotation. An
-error of ours costs the client in whose turn it happened, and never ends the loop. The descriptor of
-a session that ends stays open until the turn is over, so that no other socket has its number while
+Promises: a turn takes no longer than TURN_S, and a client's share of it no longer than SHARE_S,
+plus one event. What is left goes on in rotation, also when it is the rest of one long read. An
+error of ours costs the client in whose turn it happened, and never ends the loop. The descriptor
+of a session that ends stays open until the turn is over: no other socket can have its number while
 the turn may still name it. Timers (`at`) are part of the turn: the next one is the poll's timeout.
-So are the broker's jobs: while some are left, no turn waits.
+The broker's jobs are part of the turn, too: while some are left, the poll does not wait.
 
 `wake` is the only call for other threads.
 """
@@ -30,15 +30,15 @@ from qlog.server.net.poller import READABLE, Poller, Waker, new_poller
 
 logger = logging.getLogger("qlog.network")
 
-# A client whose read is obeyed for longer waits for its next turn, and a turn that lasts longer
-# ends, whoever filled it: the other clients wait for no longer than some turns.
+# A client that is served for longer than SHARE_S has to wait for its next turn. A turn that lasts
+# longer than TURN_S ends, and the clients that are left come first in the next one.
 SHARE_S = 0.005
 TURN_S = 0.010
-# So much read in one turn is a batch for the disk, and work for some milliseconds.
+# When so much was read in one turn, it ends: that is a batch for the disk.
 TURN_BYTES_MAX = 1024 * 1024
 # Going back to trio costs some 20 us; a client that answers what it has got does it within 1 ms.
 STAY_S = 0.001
-# Timers and tasks of trio's (HTTP, signals) wait no longer than this and the turn under way.
+# trio's timers and tasks (HTTP, signals) wait for this, plus the turn under way, at most.
 AWAY_S = 0.003
 
 STORE_FAILED = "internal error of the storage: the broker stops"
@@ -47,19 +47,19 @@ STORE_FAILED = "internal error of the storage: the broker stops"
 class Participant(Protocol):
     """What a turn goes round: a session, or a listener."""
 
-    queued: bool  # stands in the line of those whose turn it is: kept by `Turns`
+    queued: bool  # is in the line for its turn; `Turns` sets it
 
     def noticed(self, ready: int) -> None:
-        """The poller says so of its socket (READABLE, WRITABLE, GONE): no more than a few calls."""
+        """The poller reports this of the socket (READABLE, WRITABLE, GONE). Must be short."""
 
     def take_turn(self, until_s: float) -> int:
-        """Do its share, till about `until_s` by the loop's clock; returns how many octets it read.
+        """Do work until about `until_s` by the loop's clock; returns how many octets were read.
 
-        What is left: `Turns.enqueue` again.
+        If work is left, the participant calls `Turns.enqueue` again.
         """
 
     def cut(self) -> None:
-        """End now. Called, too, upon an exception in one of its calls, which is our bug."""
+        """End now. Called also after an exception in one of its calls, which is our bug."""
 
 
 class Member(Participant, Protocol):
@@ -79,7 +79,7 @@ class Member(Participant, Protocol):
         """The disk has caught up."""
 
     def bury(self) -> None:
-        """It has ended and its turn is over: give back all it held, and its descriptor."""
+        """The session has ended, and the turn is over: give back its messages and descriptor."""
 
 
 class Turns:
@@ -98,25 +98,25 @@ class Turns:
     ) -> None:
         self.broker = broker
         self.sessions: set[Member] = set()
-        self.failed = trio.Event()  # the disk lied: nothing may be confirmed any more
+        self.failed = trio.Event()  # the disk has failed: nothing may be confirmed any more
         self.clock_s = clock_s
-        self._now_s = broker.now_s()  # in a turn
+        self._now_s = broker.now_s()  # the time of the turn
         self.poller: Poller[Participant] = poller or new_poller()
         self._waker = Waker()
-        self.on_burial: Callable[[], None] = _nothing  # there is a descriptor to spare again
+        self.on_burial: Callable[[], None] = _nothing  # called when a descriptor is free again
         self._line: deque[Participant] = deque()
         self._unsent: list[Member] = []
         self._drained: list[Member] = []
         self._error: Exception | None = None
-        self._behind: set[Member] = set()  # not read since the disk is behind
+        self._behind: set[Member] = set()  # sessions that are not read since the disk is behind
         self._ended: list[Member] = []
         self._store_due_s = self._now_s
-        # Whether this tick may have changed something that the queues or the disk have to see: not
-        # by heartbeats alone, which 5,000 idle clients send at any time.
+        # This tick may have changed something that queues or the disk have to see. Heartbeats
+        # alone, of which 5,000 idle clients always send some, change nothing.
         self.touched = False
-        self._lively = False  # and one since it came from trio has
-        self._busy = False  # in a turn
-        self._woken = False  # and woken meanwhile
+        self._lively = False  # a tick since the loop came from trio was `touched`
+        self._busy = False  # a turn is under way
+        self._woken = False  # a thread has called `wake`, and no turn has taken notice yet
         self.poller.add(self._waker.fileno(), _WakerParticipant(self._waker), READABLE)
 
     @property
@@ -133,7 +133,7 @@ class Turns:
 
     def wake(self) -> None:
         """Have a turn soon. For any thread."""
-        # Between turns the waker has to be written to; during one it is enough to say so, since
+        # Between turns the waker has to be written to. During a turn `_woken` is enough, since
         # `_busy` is reset before `_woken` is looked at.
         self._woken = True
         if not self._busy:
@@ -147,7 +147,7 @@ class Turns:
         return timer
 
     def enqueue(self, participant: Participant) -> None:
-        """It has something to do: it gets its turn when those before it have had theirs."""
+        """Put a participant that has something to do at the end of the line."""
         if not participant.queued:
             participant.queued = True
             self._line.append(participant)
@@ -175,7 +175,7 @@ class Turns:
 
     @property
     def congested(self) -> bool:
-        """So much waits for the disk that publishers must."""
+        """So much waits for the disk that publishers have to wait."""
         return self.broker.store.congested
 
     # -- the turn ----------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Turns:
     async def run(self) -> None:
         """Take turns until cancelled."""
         while True:
-            # One scope for many waits: its deadline moves, and ends it only when it is reached.
+            # One scope serves many waits: its deadline is moved, and ends it only when reached.
             with trio.CancelScope() as scope:
                 while True:
                     timeout_s = self.timeout_s()
@@ -201,10 +201,10 @@ class Turns:
         self._lively = False
         stay_s = 0.0
         while self.turn(stay_s) and self._lively and self.clock_s() < away_s:
-            stay_s = STAY_S  # behind heartbeats alone there is nothing to stay for
+            stay_s = STAY_S  # after heartbeats alone no answer is to be expected soon
 
     def timeout_s(self) -> float:
-        """How long there is nothing to do unless a socket or another thread says so."""
+        """How long the poll may wait if neither a socket nor another thread has something."""
         if self._woken or self._anything_left():
             return 0.0
         due_s = min(self._store_due_s, self.broker.timers.due_s)
@@ -220,7 +220,7 @@ class Turns:
         timeout_s = min(timeout_s, self.timeout_s()) if timeout_s else 0.0
         ready = self.poller.poll(timeout_s)
         if self._woken:
-            self._woken = False  # before `_busy` is set: who wakes the loop now is heard next time
+            self._woken = False  # before `_busy` is set: a call of `wake` from now on is not lost
             self.touched = True
         self._busy = True
         try:
@@ -273,7 +273,7 @@ class Turns:
                 session.cut()
 
     def _due(self, now_s: float) -> bool:
-        """Do what is due by now: the store's deadlines, and all others. Whether something was."""
+        """Do what is due: the store's deadlines, and timers. Returns whether something was due."""
         due = now_s >= self._store_due_s
         if due:
             try:
@@ -344,7 +344,7 @@ class Turns:
                 session.catch_up()
 
     def _fence(self, call: Callable[[], None]) -> None:
-        """The broker fences each queue and client. What comes through all the same is reported."""
+        """Make a call. The broker catches the errors of each queue and client; others end here."""
         try:
             call()
         except Exception:
@@ -381,10 +381,10 @@ class Turns:
         self.end_tick()
 
     def say(self) -> None:
-        """End the tick of something that was done outside of a turn."""
+        """End a tick for something that was done outside of a turn."""
         self.touched = True
         self.end_tick()
-        self.wake()  # what it has changed may be due before the poller would look
+        self.wake()  # a new deadline may be before the poll's timeout
 
 
 def _nothing() -> None:
@@ -392,7 +392,7 @@ def _nothing() -> None:
 
 
 class _WakerParticipant:
-    """The waker's place in the poller: that there is a turn is all it is for."""
+    """The waker's place in the poller: it has nothing to do but to make the poll return."""
 
     def __init__(self, waker: Waker) -> None:
         self.queued = False

@@ -1,8 +1,8 @@
 """Who may log in, and to which vhost.
 
 Passwords are kept as salted SHA-256, RabbitMQ's default (rabbit_password_hashing_sha256), so that
-definitions can be carried over. Per-resource permissions have an issue of their own; their place is
-`User.permissions`, which today says only whether a user may enter a vhost.
+definitions can be carried over. `User.permissions` has patterns for resources, but today it only
+says whether a user may enter a vhost.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def authenticate(
 ) -> User:
     """The user, if the password is right and the address allowed.
 
-    Arguments: `loopback` whether the client connects over a loopback address; `loopback_only` the
-    users let in from nowhere else (RabbitMQ's `loopback_users`). Raises Refused.
+    Arguments: `loopback`: the client connects over a loopback address. `loopback_only`: users who
+    are let in over loopback only (RabbitMQ's `loopback_users`). Raises Refused.
     """
     user = users.get(name)
     if user is None:

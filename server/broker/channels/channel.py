@@ -1,8 +1,8 @@
-"""One channel: consumers, acknowledgements, prefetch, transactions; publishing is `publisher`'s, and
-exchange.* and queue.* are `topology`'s.
+"""One channel: consumers, acknowledgements, prefetch, transactions.
 
-Each handler runs to completion. A handler that refuses raises `SoftError` (the channel is closed) or
-`HardError` (the connection is); what was done before stays done, as in RabbitMQ.
+Publishing is in publisher.py, exchange.* and queue.* are in topology.py. Each handler runs to its
+end. A handler that refuses raises `SoftError` (the channel is closed) or `HardError` (the
+connection is closed); what was done before stays done, as in RabbitMQ.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ logger = logging.getLogger("qlog.connection")
 
 T = TypeVar("T")
 
-# So many deliveries are settled or requeued between two looks at the clock.
+# A job settles or requeues so many deliveries between two looks at the clock.
 RUNS_AT_ONCE = 128
-# And so many acknowledgements, of one delivery each, are obeyed without a job.
+# Up to so many acknowledgements, each of one delivery, are obeyed without a job.
 ACKS_AT_ONCE = 32
 
 
@@ -72,16 +72,16 @@ class ChannelClient(Owner, Protocol):
         """Whether the client said that it knows an extension."""
 
     def fail(self, error: AMQPError, number: int) -> None:
-        """Close what an error of ours reaches."""
+        """Close the channel or the connection, as far as an error of ours reaches."""
 
     def failed(self, event: Event, error: Exception) -> None:
         """What the client sent could not be obeyed."""
 
     def hold_event(self) -> None:
-        """An event waits, with its channel."""
+        """An event waits since its channel is held."""
 
     def release_events(self, count: int) -> None:
-        """So many events wait no more."""
+        """So many events do not wait any more."""
 
     def resume_channel(self, number: int, events: Iterable[Event]) -> None:
         """Go on with what the client sent while the channel was held."""
@@ -108,7 +108,7 @@ class Released:
         self.count = 0
 
     def add(self, runs: Iterable[UnackedRun]) -> None:
-        """These are settled, or go back."""
+        """Count deliveries that are settled, or go back to their queues."""
         by_taker = self.by_taker
         for run in runs:
             taker, count = run.taker, run.count
@@ -142,11 +142,11 @@ class Channel:
         self._reply_address = ""
         self._held: list[Event] | None = None  # events that wait until the channel is let go
         self._event: Event | None = None  # the method that is being obeyed
-        self._closing = False  # the client has closed it, and waits for close-ok
+        self._closing = False  # the client has closed the channel, and waits for close-ok
 
     @property
     def closed(self) -> bool:
-        """Nothing is to be sent on it any more, but for close-ok."""
+        """Nothing may be sent on the channel any more, but for close-ok."""
         return self._core.closed or self._closing
 
     def send(self, method: spec.Method) -> None:
@@ -154,21 +154,22 @@ class Channel:
         self.sink.send(self.number, method)
 
     def fail(self, error: HardError) -> None:
-        """The connection ends, for something that a queue of this channel's consumers met."""
+        """End the connection: a queue that this channel consumes from has failed."""
         self.client.fail(error, 0)
 
     # -- events ------------------------------------------------------------------------------
 
     @property
     def held(self) -> bool:
-        """Whether what the client sends has to wait: for the disk, or for work that takes long."""
+        """Whether what the client sends has to wait, for the disk or for a job."""
         return self._held is not None
 
     def answer(self, outcome: Outcome[T], reply: Callable[[T], None]) -> None:
-        """Reply with what comes of an operation, now or when it is known.
+        """Reply with the outcome of an operation, now or when it is known.
 
-        Until then the channel is held: what the client sends on it waits, in order. Raises what the
-        operation failed with, if that is known now; later it closes what it reaches.
+        Until then the channel is held: what the client sends on it waits, in order. If the
+        operation has failed already, its error is raised; if it fails later, its error closes the
+        channel or the connection.
         """
         if outcome.done:
             reply(outcome.result())
@@ -202,7 +203,7 @@ class Channel:
         else:
             assert isinstance(event, MethodReceived)
             self._event = event
-            self.services.delivery.pump()  # what came before in the stream takes effect before
+            self.services.delivery.pump()  # what the client sent before takes effect before
             handler = _HANDLERS.get(type(event.method))
             if handler is None:
                 raise command_invalid("unimplemented method")
@@ -304,14 +305,14 @@ class Channel:
             )
 
     def feed_consumers(self) -> None:
-        """Credit came back, or the socket drained: whoever can take more says so."""
+        """Credit came back, or the socket drained: consumers that can take more say so."""
         for consumer in self.consumers.values():
             consumer.queue.feed(consumer)
 
     # -- acknowledging -----------------------------------------------------------------------
 
     def _acks(self, event: Acks) -> None:
-        """Acknowledgements that came together. Raises 406 at the first of an unknown tag."""
+        """Obey acknowledgements that came together. Raises 406 at the first unknown tag."""
         ranges = event.ranges
         if len(ranges) == 1 and ranges[0].first == ranges[0].last and not ranges[0].multiple:
             self._settle(self._take_range(ranges[0].first, ranges[0].first))
@@ -327,7 +328,7 @@ class Channel:
             self.answer(self.services.jobs.start(self._acknowledging(ranges)), _nothing)
 
     def _is_little(self, range_: AckRange) -> bool:
-        """Whether an acknowledgement is for few deliveries, for all that can be known at once."""
+        """Whether an acknowledgement is surely for few deliveries; a cheap estimate."""
         if range_.multiple:
             return self.outstanding.unacked.few
         return range_.last - range_.first < RUNS_AT_ONCE
@@ -381,7 +382,7 @@ class Channel:
         return taken
 
     def _unacked_through(self, tag: int) -> Iterator[list[UnackedRun]]:
-        """Take all deliveries up to a tag, 0 for all there are, in pieces. Raises 406."""
+        """Take all deliveries up to a tag (0: all there are), in pieces. Raises 406."""
         unacked = self.outstanding.unacked
         through = self.outstanding.through(tag)
         while runs := unacked.take_through(through, RUNS_AT_ONCE):
@@ -399,7 +400,7 @@ class Channel:
         self._acknowledge(runs)
 
     def _acknowledge(self, runs: list[UnackedRun], after_lsn: int = 0) -> None:
-        """These are done with, lastingly not before the log is durable up to `after_lsn`."""
+        """Settle deliveries; that lasts only once the log is durable up to `after_lsn`."""
         count = self._release(runs)
         for run in runs:
             run.backlog.settle(run.qseq, run.count, run.size, after_lsn)
@@ -419,7 +420,7 @@ class Channel:
             yield
 
     def _discard(self, runs: list[UnackedRun]) -> None:
-        """Rejected without requeue."""
+        """Settle deliveries that were rejected without requeue."""
         count = self._release(runs)
         for run in runs:
             run.queue.discard(run.backlog, run.qseq, run.count, run.size)
@@ -432,7 +433,9 @@ class Channel:
         self.services.stats.requeued += count
 
     def _requeueing(self, pieces: Iterable[list[UnackedRun]]) -> Steps[None]:
-        """Requeue deliveries, however many, in one piece for all who look: they are gathered first."""
+        """Requeue any number of deliveries. They are gathered first, so that others see them come
+        back all at once.
+        """
         gathered: dict[Backlog, Returning] = {}
         released = Released()
         for runs in pieces:
@@ -479,7 +482,7 @@ class Channel:
     def _feed_again(self, taker: Taker) -> None:
         """The consumer holds less than before: it can take more, unless it was cancelled.
 
-        With a prefetch for the whole channel all others can, too.
+        If the prefetch is for the whole channel, the channel's other consumers can take more, too.
         """
         if self.outstanding.prefetch:
             self.feed_consumers()
@@ -489,10 +492,10 @@ class Channel:
             consumer.queue.feed(consumer)
 
     def take_overdue(self, now_s: float) -> float | None:
-        """The consumer ack timeout: the timeout in seconds of a delivery that is overdue, if any is.
+        """The timeout (in seconds) of a delivery that is overdue; None: no delivery is overdue.
 
-        With the queue argument `x-consumer-timeout-action=requeue` overdue messages go back by
-        themselves and do not count.
+        Overdue messages of queues with `x-consumer-timeout-action=requeue` are requeued here, and
+        are not reported.
         """
         overdue_s = None
         for run in self.outstanding.unacked.overdue(now_s):
@@ -522,15 +525,18 @@ class Channel:
             self._reply_tag = ""
 
     def reply_address(self) -> str:
-        """What `reply_to` becomes in this channel's requests. Raises 406 without a reply consumer."""
+        """What `reply_to` becomes in this channel's requests.
+
+        Raises 406 without a reply consumer.
+        """
         if self._reply_consumer is None:
             raise precondition_failed("fast reply consumer does not exist")
         return self._reply_address
 
     def deliver_replies(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
-        """Answers to this channel's requests. Who does not read them loses them."""
+        """Send answers to this channel's requests. A client that does not read loses them."""
         if self._reply_consumer is None or self.sink.overfull:
-            return  # None: it left between a transaction's publish and its commit
+            return  # None: the consumer left between a transaction's publish and its commit
         first_tag = self.outstanding.take_tags(len(bodies))
         self.sink.write(self._reply_consumer.encode(first_tag, False, envelopes, bodies))
 
@@ -551,7 +557,7 @@ class Channel:
         self.send(spec.TxSelectOk())
 
     def tx_commit(self, method: spec.TxCommit) -> None:
-        """Publish and settle what was kept back; CommitOk follows when log and ledger are synced."""
+        """Publish and settle what was kept back; CommitOk follows when that is durable."""
         transaction = self._new_transaction()
         committed: Outcome[None] = Outcome()
 
@@ -568,7 +574,10 @@ class Channel:
         self.answer(committed, lambda _: self.send(spec.TxCommitOk()))
 
     def _committing(self, transaction: Transaction) -> Steps[int]:
-        """Returns the LSN that makes the messages durable; the acks last only then."""
+        """Publish, then settle.
+
+        Returns the LSN that makes the messages durable, and so the acks.
+        """
         lsn = yield from self.publisher.committing(transaction)
         for runs, requeue in transaction.settlements:
             if requeue:
@@ -590,7 +599,7 @@ class Channel:
             yield
 
     def _new_transaction(self) -> Transaction:
-        """Begin anew; returns what was kept back until now. Raises 406."""
+        """Begin a new transaction; returns the one before. Raises 406."""
         if self.publisher.transaction is None:
             raise precondition_failed("channel is not transactional")
         before = self.publisher.transaction
@@ -608,7 +617,7 @@ class Channel:
         self.send(spec.AccessRequestOk(ticket=1))
 
     def ignore(self, method: spec.Method) -> None:
-        """Answers of the client that need no answer."""
+        """Do nothing: the client answers something, and wants no answer."""
 
 
 _HANDLERS: dict[type[spec.Method], Callable[[Channel, Any], None]] = {

@@ -1,9 +1,9 @@
 """One connection as the broker sees it: handshake, login, its channels, and how it ends.
 
-Bytes are the protocol core's business and sockets the session's; here events come in and methods go
-out to the sink. Whether the connection and its channels are open is the core's to say: this file
-keeps no second account of it. Promises: exclusive queues are gone before close-ok; a channel that
-ends, however, gives back what it held; errors reach exactly as far as their kind says.
+Events come in here, and methods go out to the sink. The protocol core knows the bytes, and the
+session knows the socket. Only the core says whether the connection and its channels are open.
+Promises: exclusive queues are gone before close-ok; a channel gives back what it held, however it
+ends; an error closes exactly what its kind says.
 """
 
 import logging
@@ -45,7 +45,7 @@ from qlog.storage.errors import StorageError
 
 logger = logging.getLogger("qlog.connection")
 
-# A peer that cannot log in is kept waiting, so that guessing is slow (rabbit_reader).
+# A peer whose login is refused is kept waiting, so that guessing is slow (rabbit_reader).
 SILENT_CLOSE_S = 3.0
 # How long a peer may take to answer connection.close before the socket is closed anyway; what it
 # sends meanwhile is read and dropped (rabbit_reader, CLOSING_TIMEOUT).
@@ -56,8 +56,8 @@ NOBODY = "none"  # the value of `anonymous_login_user` with which ANONYMOUS is n
 class Client:
     """A connected client.
 
-    Arguments: `protocol` the state of its connection, which the sink's methods pass through; `peer`
-    its address as the log prints it; `loopback` whether that is this machine.
+    Arguments: `protocol` is the state of the connection; the sink's methods pass through it. `peer`
+    is the client's address as the log prints it. `loopback`: the client is on this machine.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Client:
             self.failed(event, error)
 
     def failed(self, event: Event, error: Exception) -> None:
-        """What the client sent could not be obeyed: close what the error reaches."""
+        """What the client sent could not be obeyed: close the channel or the connection."""
         if isinstance(error, AMQPError):
             method = event.method if isinstance(event, MethodReceived) else None
             if isinstance(event, Publishes):
@@ -169,9 +169,9 @@ class Client:
                 self.sink.disconnect()
 
     def _close_channel(self, number: int, event: MethodReceived) -> None:
-        """The client closes a channel: close-ok follows when all it held is given back."""
+        """The client closes a channel: close-ok follows when all that it held is given back."""
         channel = self.channels.get(number)
-        if channel is None:  # it was closed by us, and this crossed our close
+        if channel is None:  # we have closed it, and both closes were under way at the same time
             self.sink.send(number, spec.ChannelCloseOk())
             return
 
@@ -182,7 +182,10 @@ class Client:
         channel.answer(channel.close(), closed)
 
     def hold_event(self) -> None:
-        """An event waits, with its channel. Nothing more is read meanwhile, so that they stay few."""
+        """An event waits, with its channel.
+
+        Nothing more is read meanwhile, so that they stay few.
+        """
         self._held_events += 1
         self.sink.hold(Hold.COMMIT)
 
@@ -344,12 +347,12 @@ class Client:
             channel.feed_consumers()
 
     def fail(self, error: AMQPError, number: int) -> None:
-        """Close what an error of ours reaches: the channel, or the connection."""
+        """Close the channel or the connection, as far as an error of ours reaches."""
         if not self.protocol.ended:
             self._refuse(error, number)
 
     def _refuse(self, error: AMQPError, number: int, *, silent: bool = False) -> None:
-        """Close the channel, or the connection; `silent`: the latter without a word."""
+        """Close the channel, or the connection; `silent`: close the connection without a word."""
         ids = (error.class_id, error.method_id)
         if isinstance(error, SoftError) and number:
             logger.warning(

@@ -1,10 +1,10 @@
 """The confirms of one channel: every publish gets one answer, in the order of the publishes.
 
-An answer is an ack, or a nack for what a queue rejected. It waits until the log is durable up to
-the publish's ticket, and until all before it are answered. What comes due together is told
-cumulatively: neighbours with the same outcome are one basic.ack or basic.nack with `multiple`.
-Promises: exactly one answer for each publish in confirm mode, and no ack before `durable_lsn` has
-passed its ticket. Knows nothing of messages and queues.
+An answer is an ack, or a nack for a message that a queue rejected. It waits until the log is
+durable up to the publish's ticket, and until all publishes before it are answered. Answers that
+are due together are sent cumulatively: neighbours with the same outcome are one basic.ack or
+basic.nack with `multiple`. Promises: exactly one answer for each publish in confirm mode, and no
+ack before `durable_lsn` has passed its ticket. Knows nothing of messages and queues.
 """
 
 from collections import deque
@@ -36,10 +36,10 @@ class Confirms:
         self.selected = False
         self.sequence = 0  # publishes counted; the first is number 1
         self._channel = channel
-        self._noted = 0  # of these: answered, or in _waiting
+        self._noted = 0  # publishes up to this number are answered, or in _waiting
         self._answered = 0
         self._ticket = 0  # the log must be durable up to here for all that is noted
-        # (ticket, sequence, rejected): all up to this sequence that no entry before it stands for.
+        # (ticket, sequence, rejected): the publishes behind the entry before, up to `sequence`.
         self._waiting: deque[tuple[int, int, bool]] = deque()
 
     def select(self) -> None:
@@ -49,9 +49,9 @@ class Confirms:
             self.sequence = 0
 
     def note(self, ticket: int, rejected: tuple[int, ...] = ()) -> None:
-        """What was counted since the last call is durable with the ticket (an LSN).
+        """The publishes counted since the last call are durable with the ticket (an LSN).
 
-        `rejected`: the sequence numbers, ascending, of those to be nacked. Nothing is sent yet.
+        `rejected`: the sequence numbers, ascending, of those that get a nack. Nothing is sent yet.
         """
         if self.sequence == self._noted:
             return
@@ -68,7 +68,7 @@ class Confirms:
             self._noted = self.sequence
 
     def confirm_through(self, durable_lsn: int) -> bool:
-        """The log is durable up to `durable_lsn`: send what is due. True: nothing is left."""
+        """The log is durable up to `durable_lsn`: send what is due. True: no publish waits."""
         waiting = self._waiting
         frames: list[bytes] = []
         while waiting and waiting[0][0] <= durable_lsn:

@@ -18,7 +18,7 @@ UNLIMITED = 1 << 30
 
 
 class ConsumerOwner(Protocol):
-    """What a consumer needs of its channel, beside what is outstanding there."""
+    """What a consumer needs of its channel, beside `Outstanding`."""
 
     def queue_deleted(self, consumer: Consumer) -> None:
         """Its queue is gone."""
@@ -30,9 +30,9 @@ class ConsumerOwner(Protocol):
 class Consumer:
     """Created by basic.consume; a `Taker` for its queue.
 
-    Arguments: `prefetch` in messages (0: no limit), `priority` from the argument `x-priority`,
-    `own_timeout_s` how long it may hold a delivery unacknowledged, None as the queue says. `unacked`
-    is how many messages it holds.
+    Arguments: `prefetch` in messages (0: no limit); `priority` from the argument `x-priority`;
+    `own_timeout_s`: how long a delivery may stay unacknowledged, None for the queue's own timeout.
+    `unacked` is the number of messages that the consumer holds.
     """
 
     def __init__(
@@ -117,5 +117,5 @@ class Consumer:
         self._owner.queue_deleted(self)
 
     def fail(self, error: HardError) -> None:
-        """Its queue cannot give what is next: the connection ends."""
+        """The queue cannot read its next message: end the connection."""
         self._owner.fail(error)

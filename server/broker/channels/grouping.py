@@ -14,7 +14,7 @@ from qlog.server.broker.queues.type import QueueType
 class Group:
     """Messages for the same queues and equally durable, in their order.
 
-    The lists are the group's own: who stores it may keep them.
+    The lists belong to the group: the store may keep them.
     """
 
     __slots__ = ("bodies", "envelopes", "persistent", "targets")
@@ -38,7 +38,7 @@ class Grouping:
         self._latest: dict[QueueType, Group] = {}
 
     def open(self, persistent: bool) -> dict[Targets, Group]:
-        """The groups of this kind that may grow, until `group` is called: only to be looked at."""
+        """The groups of this kind that may grow, until `group` is called. Do not change it."""
         return self._open[persistent]
 
     def group(self, targets: Targets, persistent: bool) -> Group:

@@ -17,10 +17,10 @@ from qlog.server.broker.numbers import Numbers
 class Outstanding:
     """See the head of this file.
 
-    Arguments: `number` of the channel; `core` says whether it is closed, when nothing is handed out
-    any more; `now_s` a monotonic clock in seconds. `prefetch` is that of
-    the whole channel (basic.qos global=true), 0 for no limit; `by_consumers` counts what is out,
-    but for what basic.get took.
+    Arguments: `number` is the channel's; `core` says whether the channel is closed, and a closed
+    channel hands nothing out; `now_s` is a monotonic clock in seconds. `prefetch` is the limit for
+    the whole channel (basic.qos global=true), 0 for none. `by_consumers` counts the messages that
+    are out with consumers, not those that basic.get took.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Outstanding:
         self.prefetch = 0
         self.by_consumers = 0
         self._next_tag = 1
-        self._lapsed = Numbers()  # overdue and requeued: a late ack of these is ignored
+        self._lapsed = Numbers()  # tags that were overdue and requeued: a late ack is ignored
 
     def take_tags(self, count: int) -> int:
         """Reserve delivery tags; returns the first."""
@@ -54,9 +54,9 @@ class Outstanding:
         return taken, tag
 
     def through(self, tag: int) -> int:
-        """Up to which tag `unacked` is to be taken when all up to `tag` is acknowledged.
+        """The last tag to take when a client acknowledges all up to `tag`; 0: all there are.
 
-        0 stands for all there are. Raises 406 if the tag is unknown.
+        Raises 406 if the tag is unknown.
         """
         if not tag:
             self._lapsed.clear()
@@ -67,7 +67,7 @@ class Outstanding:
         return tag
 
     def lapse(self, run: UnackedRun) -> list[UnackedRun]:
-        """Take an overdue delivery; one late acknowledgement of each of its tags will be ignored."""
+        """Take an overdue delivery; one late acknowledgement of each of its tags is ignored."""
         self._lapsed.add(run.tag, run.count)
         taken, _ = self.unacked.take_range(run.tag, run.end - 1)
         return taken

@@ -1,11 +1,12 @@
 """The way in: from a channel's basic.publish to the store.
 
-What one read brings is grouped by where it goes (grouping.py), so that a run of messages is looked
-at as a whole: identical methods go to the same queues, known ways are remembered by the vhost, and
-one attribute of the targets says whether anything but an append is to be done. Only messages whose
-traits need a look (CC, direct reply-to, user-id …), or whose way depends on their headers, are
-taken one by one. Promises: the messages before one that is refused are stored; each is counted for
-exactly one confirm; nothing is confirmed that could not be stored.
+What one read brings is grouped by the queues that it goes to (grouping.py), so that a run of
+messages is handled as a whole: identical methods go to the same queues, the vhost remembers the
+ways of exchanges and keys, and one attribute of the targets (`plain`) says that an append is all
+that has to be done. Messages are handled one by one only if their traits ask for it (CC, direct
+reply-to, user-id …), or if their way depends on their headers. Promises: the messages before one
+that is refused are stored; each message is counted for exactly one confirm; nothing is confirmed
+that could not be stored.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from qlog.server.broker.channels.transactions import Transaction, Unqueued
 from qlog.server.broker.queues.targets import Routes, Targets
 
 NO_ROUTE = 312
-# Messages with one of these needs are looked at one by one. The others' time comes with the queues
-# and exchanges that ask for them.
+# Messages with one of these needs are looked at one by one. The other needs (x-delay,
+# deduplication) mean something only to queues and exchanges that ask for them.
 _LOOK = CC | REPLY_TO | USER_ID | BAD_MODE | BAD_EXPIRATION
 
 
@@ -138,7 +139,7 @@ class Publisher:
     # -- routing -----------------------------------------------------------------------------
 
     def _as_a_whole(self, run: PublishRun, grouping: Grouping) -> bool:
-        """Add a run, all of whose ways are known. False, with nothing done, when one is not."""
+        """Add a run if the way of each message is known. False: one is not; nothing was done."""
         methods = run.methods
         persistent = run.traits.persistent
         known = self._routes.known.get
@@ -187,9 +188,9 @@ class Publisher:
     def _route(
         self, method: spec.BasicPublish, envelope: Envelope, traits: Traits
     ) -> tuple[Targets, Envelope]:
-        """Where the message goes, and as what it is stored (its headers may change).
+        """The targets of a message, and the envelope to store (the headers may have to change).
 
-        Checks in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
+        The checks are in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
         """
         if method.immediate:
             raise not_implemented("immediate=true")
@@ -211,8 +212,9 @@ class Publisher:
         return targets, envelope
 
     def _examine(self, envelope: Envelope, traits: Traits) -> tuple[Envelope, list[str]]:
-        """A message with properties that mean something to the broker: as what it is stored, and
-        the further routing keys that it names.
+        """Obey the properties that mean something to the broker.
+
+        Returns the envelope to store, and the further routing keys that the message names.
         """
         properties, needs = envelope.properties, traits.needs
         if needs & REPLY_TO:
@@ -244,9 +246,10 @@ class Publisher:
     # -- storing -----------------------------------------------------------------------------
 
     def _store(self, grouping: Grouping) -> None:
-        """Store what was grouped, and let all that was counted be confirmed.
+        """Store the groups, and have all messages that were counted confirmed.
 
-        An error ends it: a group must not be stored twice, nor confirmed when one before it failed.
+        An error of the store is passed on at once: no group may be stored twice, and none may be
+        confirmed if one before it failed.
         """
         if self.transaction is not None:
             self.transaction.groups += grouping.groups
@@ -259,7 +262,10 @@ class Publisher:
                 self._post.await_durability(confirms)
 
     def _enqueue(self, groups: list[Group]) -> int:
-        """Append the groups; the LSN that makes all of them durable, 0 if none has to be."""
+        """Append the groups.
+
+        Returns the LSN that makes all durable, 0 if none has to be durable.
+        """
         enqueue = self._post.enqueue
         ticket = 0
         for group in groups:
@@ -296,7 +302,7 @@ class Publisher:
         self.transaction = Transaction()
 
     def committing(self, transaction: Transaction) -> Generator[None, None, int]:
-        """Publish what was kept back, in steps; the LSN that makes it durable, 0 if none has to."""
+        """Publish what was kept back, in steps. Returns the LSN that makes it durable, or 0."""
         for messages in transaction.unqueued:
             self._pass_queues(messages)
             yield
@@ -316,4 +322,4 @@ def _carbon_copies(headers: Table, name: str) -> list[str]:
         raise precondition_failed(
             f'invalid message: {{unacceptable_type_in_header,"{name}",{type_name(copies)}}}'
         )
-    return [copy for copy in copies if isinstance(copy, str)]  # others are passed over
+    return [copy for copy in copies if isinstance(copy, str)]  # all other values are ignored

@@ -1,8 +1,9 @@
 """Direct reply-to: a request's answer goes straight to the channel that asked, through no queue.
 
-A channel consumes from the pseudo-queue `amq.rabbitmq.reply-to`; its publishes with that `reply_to` get
-a name of their own, and whoever publishes to the default exchange with that name reaches the channel.
-Answers are never stored (RabbitMQ: rabbit_channel, "fast reply").
+A channel consumes from the pseudo-queue `amq.rabbitmq.reply-to`. When it publishes with that
+`reply_to`, the broker replaces the value with an address of the channel. What is published to the
+default exchange with that address as routing key is sent to the channel. Answers are never stored
+(RabbitMQ: rabbit_channel, "fast reply").
 """
 
 from __future__ import annotations

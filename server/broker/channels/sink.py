@@ -11,12 +11,12 @@ from qlog.server.amqp.spec import Method
 
 
 class Hold(Flag):
-    """Why a client is not read; empty: it is. A client that is closing is read all the same, since
-    its close-ok is awaited.
+    """Why a client is not read; empty: it is read. A client that is closing is read in any case,
+    since the broker waits for its close-ok.
     """
 
     ALARM = auto()  # it publishes while memory, disk or file descriptors are short
-    COMMIT = auto()  # something that it sent waits for a tx.commit
+    COMMIT = auto()  # one of its channels is held, and something that it sent waits for that
     DISK = auto()  # it publishes, and more waits for the disk than should
     ANSWERS = auto()  # it does not read what it asked for
 
@@ -29,12 +29,12 @@ class Sink(Protocol):
 
     @property
     def full(self) -> bool:
-        """So much waits unsent that deliveries should stop. Who hears True is owed a call of
-        `Client.drained`."""
+        """So much waits unsent that deliveries should stop. After returning True, the sink must
+        call `Client.drained` when it has room."""
 
     @property
     def overfull(self) -> bool:
-        """So much waits unsent that even answers should be dropped or not be asked for."""
+        """So much waits unsent that requests should wait, and direct replies be dropped."""
 
     @property
     def why_not_read(self) -> Hold:
@@ -63,4 +63,4 @@ class Sink(Protocol):
         """Close the connection `after_s` from now, and not before all that was written is out."""
 
     def finish(self) -> None:
-        """All is said: send it, then read and drop what comes until the client closes."""
+        """Everything was written: send it, then read and drop until the client closes."""

@@ -1,4 +1,4 @@
-"""exchange.* and queue.* as a channel hears them: names made whole, operations asked, replies sent."""
+"""exchange.* and queue.* of a channel: completes names, asks operations.py, sends the replies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _clean(name: str) -> str:
 
 
 def find_queue(channel: Channel, name: str) -> QueueType:
-    """The queue a method names, "" standing for the channel's last declared one. Raises 404, 405."""
+    """The queue of that name; "" is the channel's last declared one. Raises 404, 405."""
     return channel.operations.queue(channel.vhost, channel.client, queue_name(channel, name))
 
 

@@ -1,7 +1,7 @@
 """What a channel in transaction mode keeps back until tx.commit: publishes and settlements.
 
-Promises that the order of publishes, and that of settlements, is kept, and that nothing of a
-transaction that is dropped has happened. Knows nothing of how messages are stored or settled.
+Promises that publishes keep their order, that settlements keep theirs, and that nothing has
+happened of a transaction that is dropped. Knows nothing of how messages are stored or settled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ class Transaction:
         self.settlements: list[Settlement] = []
 
     def take_settlements(self) -> list[Settlement]:
-        """All settlements, which it forgets: their deliveries are unacknowledged again."""
+        """Take all settlements off the transaction: their deliveries are unacknowledged again."""
         taken, self.settlements = self.settlements, []
         return taken
 

@@ -1,10 +1,10 @@
 """What a channel has handed out and not got back: runs of delivery tags, in order.
 
-A delivery of 250 messages is one entry, not 250; an acknowledgement takes whole entries or cuts
-one in pieces. Tags are exact: taking one that is not outstanding is the client's error, as in
-RabbitMQ. Promises that taking a tag costs the same with ten entries as with 300,000, in whatever
-order they are taken: entries lie in chunks, and only one chunk is touched. Knows nothing of what an
-acknowledgement means: the caller settles, requeues or discards.
+A delivery of 250 messages is one entry, not 250. An acknowledgement takes whole entries, or cuts
+one in pieces. Tags are exact: to acknowledge a tag that is not outstanding is the client's error,
+as in RabbitMQ. Promises that taking a tag costs the same with ten entries as with 300,000, in
+whatever order tags are taken: entries lie in chunks, and only one chunk is touched. Knows nothing
+of what an acknowledgement means: the caller settles, requeues or discards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from operator import attrgetter
 from qlog.server.broker.queues.backlog import Backlog
 from qlog.server.broker.queues.type import QueueType, Taker
 
-# Entries a chunk: few enough that moving them costs nothing, many enough that chunks are few.
+# Entries in a chunk: few enough that moving them is cheap, many enough that there are few chunks.
 CHUNK_RUNS = 256
 
 
@@ -94,7 +94,7 @@ class UnackedRun:
 
 
 class _Chunk:
-    """Runs in order, beside their first tags. `holders`: whose runs are, or were, among them."""
+    """Runs in order, and their first tags. `holders`: the holders of runs that are or were here."""
 
     __slots__ = ("holders", "runs", "tags")
 
@@ -108,7 +108,7 @@ _tag = attrgetter("tag")
 
 
 def _holder(run: UnackedRun) -> Taker | QueueType:
-    """Whose timeout counts for a run: its consumer's, or its queue's."""
+    """The consumer whose timeout applies to a run; its queue, if basic.get took the run."""
     return run.queue if run.taker is None else run.taker
 
 
@@ -117,7 +117,8 @@ class Unacked:
 
     def __init__(self) -> None:
         self._chunks: list[_Chunk] = []  # none of them empty
-        self._firsts: list[int] = []  # of each chunk: no tag in it is lower, all before are
+        # For each chunk a tag: no tag in the chunk is lower, all tags in earlier chunks are.
+        self._firsts: list[int] = []
 
     def __iter__(self) -> Iterator[UnackedRun]:
         for chunk in self._chunks:
@@ -128,7 +129,7 @@ class Unacked:
 
     @property
     def few(self) -> bool:
-        """There are so few runs that taking all of them is a matter of a moment."""
+        """There are so few runs that taking all of them needs no job."""
         return len(self._chunks) <= 1
 
     def __contains__(self, tag: int) -> bool:
@@ -224,8 +225,7 @@ class Unacked:
     def take_through(self, tag: int, runs_max: int | None = None) -> list[UnackedRun]:
         """Take everything up to and including `tag`, in tag order.
 
-        With `runs_max` some of it, not many more than so many: the rest is for further calls, until
-        one returns nothing.
+        With `runs_max` about that many runs at most: call again until nothing is returned.
         """
         taken: list[UnackedRun] = []
         while self._chunks and self._firsts[0] <= tag:
@@ -265,8 +265,9 @@ class Unacked:
     def overdue(self, now_s: float) -> list[UnackedRun]:
         """The runs that are out for longer than the timeout of their holder.
 
-        They stay. Of a chunk, whose first run is its oldest, the others are looked at only when the
-        first would be overdue with one of the timeouts that count in it.
+        The runs stay here. The first run of a chunk is its oldest. The chunk's other runs are
+        looked at only if the first would be overdue with one of the timeouts that apply in the
+        chunk.
         """
         found: list[UnackedRun] = []
         for chunk in self._chunks:

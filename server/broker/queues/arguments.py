@@ -1,9 +1,9 @@
 """The `x-` arguments of queues and consumers: what is valid, what makes two declarations differ.
 
 Only arguments named here are checked and compared; all others are kept and ignored, as in RabbitMQ
-(rabbit_amqqueue:check_declare_arguments, rabbit_misc:assert_args_equivalence). The texts, and which
-of several complaints comes first, are those of RabbitMQ 4.0.5, which was asked; Erlang terms
-included, because client libraries match on the texts.
+(rabbit_amqqueue:check_declare_arguments, rabbit_misc:assert_args_equivalence). The texts are those
+of a RabbitMQ 4.0.5 that was asked, and so is the order of complaints. They have Erlang terms in
+them, because client libraries match on the texts.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _assert_valid(key: str, check: Check, table: Table, resource: str) -> None:
 
 
 def _assert_lasting(resource: str, durable: bool, exclusive: bool, auto_delete: bool) -> None:
-    """What is replicated cannot go with a client or a node."""
+    """A replicated queue cannot be transient, exclusive or auto-delete. Raises 406."""
     invalid = {
         "auto-delete": auto_delete,
         "exclusive-owner": exclusive,
@@ -228,7 +228,7 @@ def _assert_lasting(resource: str, durable: bool, exclusive: bool, auto_delete: 
 
 
 def assert_string(table: Table, key: str, resource: str) -> None:
-    """Raises 406 if an argument that names an exchange is there and no string."""
+    """Raises 406 if an argument that names an exchange is there and is no string."""
     if key in table and not isinstance(table[key], str):
         raise precondition_failed(
             f"invalid type '{type_name(table[key])}' for arg '{key}' in {resource}"
@@ -236,7 +236,7 @@ def assert_string(table: Table, key: str, resource: str) -> None:
 
 
 def assert_integer(table: Table, key: str, resource: str) -> None:
-    """Raises 406 if an argument is there and no integer."""
+    """Raises 406 if an argument is there and is no integer."""
     if key in table and (complaint := _int(table[key], table)):
         raise precondition_failed(f"invalid arg '{key}' for {resource}: {complaint}")
 

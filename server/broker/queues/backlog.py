@@ -1,7 +1,7 @@
 """The ready set of one lane: what waits for a consumer, what is out with one, and what comes next.
 
-The messages themselves, by dense sequence number (qseq), are the lane's (`qlog.storage`). This file
-alone knows which of them are ready:
+The lane (`qlog.storage`) has the messages themselves, by a sequence number without gaps (qseq).
+This file alone knows which of them are ready:
 
     0 …                    cursor …                      lane.next_qseq
     | settled, out, returned | never taken in this run, or settled |
@@ -21,7 +21,7 @@ from qlog.server.broker.numbers import Numbers
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.run import Slice
 
-# One take is what one join and one send carry; beyond this a larger one gains nothing.
+# The largest take, in bytes. What one take brings is one join and one send; more gains nothing.
 TAKE_BYTES_MAX = 256 * 1024
 
 
@@ -77,7 +77,7 @@ class Backlog:
         self.lane = lane
         self.out = 0
         self.out_bytes = 0
-        # Handed out by an earlier run of the broker, for all that is known: these are redeliveries.
+        # An earlier run of the broker may have handed these out: they count as redelivered.
         self._redelivered_below = lane.delivered
         self._cursor = 0
         self._returned = Numbers()
@@ -98,9 +98,10 @@ class Backlog:
     # -- taking ------------------------------------------------------------------------------
 
     def take(self, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken:
-        """The next ready messages: one at least, all redelivered or none. They are out from now on.
+        """Take the next ready messages: at least one, and either all or none are redelivered.
 
-        There must be one. Raises CorruptLog and OutOfDescriptors; nothing has happened then.
+        They are out from now on. A message must be ready. Raises CorruptLog and OutOfDescriptors;
+        nothing has happened then.
         """
         returned = self._returned
         if returned.count:
@@ -117,12 +118,15 @@ class Backlog:
         return taken
 
     def _next(self, count_max: int, bytes_max: int) -> Taken:
-        """The first at the cursor or above it. Those of an earlier run come by themselves."""
+        """Messages from the cursor on.
+
+        Those that an earlier run handed out are not mixed with new.
+        """
         below = self._redelivered_below
         if self._cursor >= below:
             return Taken(self, self._read(self._cursor, count_max, bytes_max), False)
         slice_ = self._read(self._cursor, min(count_max, below - self._cursor), bytes_max)
-        # What is settled is passed over, so that the slice may begin, or end, behind `below`.
+        # Settled messages are passed over, so the slice may begin or end behind `below`.
         count = below - slice_.first_qseq
         if count <= 0:
             return Taken(self, slice_, False)
@@ -139,7 +143,7 @@ class Backlog:
     def peek(self, qseq: int, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken | None:
         """The first ready message at or after `qseq`, and the ready ones right behind it.
 
-        Nothing moves, and the cache does not take them for read. None: nothing is ready there.
+        Nothing changes, and the cache does not count them as read. None: nothing is ready there.
         Raises CorruptLog and OutOfDescriptors.
         """
         lane = self.lane
@@ -161,9 +165,9 @@ class Backlog:
     # -- what becomes of messages that are out -----------------------------------------------
 
     def settle(self, qseq: int, count: int, size: int, after_lsn: int = 0) -> None:
-        """Messages that are out, `size` octets in all, are done with: acknowledged or discarded.
+        """Messages that are out, `size` octets in all, were acknowledged or discarded.
 
-        Lastingly not before the log is durable up to `after_lsn`, come what may.
+        The settlement does not survive a crash before the log is durable up to `after_lsn`.
         """
         if self._closed:
             return
@@ -198,8 +202,8 @@ class Backlog:
     def drop(self, count_max: int) -> int:
         """Settle the first ready messages, in the order of `take`; how many there were.
 
-        Nothing is read, and they do not count as delivered. Raises CorruptLog when the index is
-        wrong, as all do here that settle what was not taken: the sizes are looked up.
+        No message is read, and none counts as delivered. The sizes are looked up in the index.
+        Raises CorruptLog when the index is wrong; so do `remove`, `purge` and `sweep`.
         """
         lane, returned = self.lane, self._returned
         left = count_max
@@ -218,9 +222,9 @@ class Backlog:
     def remove(self, qseq: int, count: int) -> int:
         """Settle what is ready among these messages, wherever they are; how many there were.
 
-        What is out stays out: a message that expires, or is deleted by an operator, while a
-        consumer has it is that consumer's until it comes back (RabbitMQ looks at a message only
-        when it is in the queue, too).
+        A message that is out stays out: if it expires or is deleted while a consumer has it, the
+        consumer keeps it until it comes back. (RabbitMQ, too, looks only at messages that are in
+        the queue.)
         """
         lane, returned, cursor = self.lane, self._returned, self._cursor
         end = min(qseq + count, lane.next_qseq)
@@ -235,9 +239,9 @@ class Backlog:
         return removed
 
     def purge(self) -> int:
-        """All that is ready leaves, at once for all who look; how many there were.
+        """Every ready message leaves. Returns how many there were; `ready` is 0 at once.
 
-        `sweep` has to be called until nothing is left. What is out stays out.
+        The caller has to call `sweep` until nothing is left. What is out stays out.
         """
         count, lane = self.ready, self.lane
         if lane.next_qseq > self._cursor:
@@ -250,7 +254,7 @@ class Backlog:
         return count
 
     def sweep(self, stretches_max: int) -> bool:
-        """Settle some of what was purged; True: nothing is left of it."""
+        """Settle some of the purged messages; True: none is left."""
         lane, leaving = self.lane, self._leaving
         while leaving.count and stretches_max:
             first, count = leaving.lowest(leaving.count)
@@ -262,7 +266,7 @@ class Backlog:
         return not leaving.count
 
     def close(self) -> None:
-        """The lane is deleted: nothing is ready, and what is out belongs to nobody any more."""
+        """The lane is deleted: nothing is ready, and calls about messages that are out are void."""
         self._closed = True
         self.out = self.out_bytes = self._leaving_bytes = 0
         self._returned.clear()

@@ -1,7 +1,7 @@
 """The classic queue: messages to consumers in order, back to their place when they come back.
 
-Promises: each ready message goes to exactly one consumer; nothing here waits. What is ready is its
-backlog's to know (backlog.py), whose turn it is its dispatch's (dispatch.py).
+Promises: each ready message goes to exactly one consumer; nothing here waits. The backlog knows
+what is ready (backlog.py), and the dispatch knows whose turn it is (dispatch.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
 from qlog.storage.lanes.lane import Lane
 
-# So many stretches of a purge are settled in one go: each takes some microseconds.
+# A sweep settles so many stretches of what was purged. Each takes some microseconds.
 SWEEP_STRETCHES = 64
 
 
@@ -51,7 +51,7 @@ class ClassicQueue:
         self.name = declared.name
         self.owner = owner
         self.deleted = False
-        self.backlogs = [Backlog(lane)]  # the one that goes first is first
+        self.backlogs = [Backlog(lane)]  # in the order in which they are delivered from
         self._host = host
         self._wake = host.wake
         self._dispatch = Dispatch()

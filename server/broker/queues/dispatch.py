@@ -1,10 +1,11 @@
 """Who gets the next messages of a queue: by priority, and in turn among equals.
 
-A hand is what a consumer gets when it is its turn: all it can take when no equal waits, else one
-message of a short queue, and some of a long one. Promises that no consumer waits while messages are
-ready, it has credit and no higher priority wants them, and that equals take turns. Credit is asked
-once a hand. Knows no messages. A single active consumer will be chosen here: of the takers, only the
-active one is let into a ring.
+A hand is the number of messages that a consumer gets when it is its turn: all that it can take if
+no other consumer of its priority waits, else one message of a short queue, or HAND_MAX of a long
+one. Promises that consumers of equal priority take turns, and that a consumer with credit gets
+ready messages unless one of higher priority can take them. Credit is asked once a hand. Knows no
+messages. A single active consumer will be chosen here: only the active taker will be let into a
+ring.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from collections.abc import ValuesView
 
 from qlog.server.broker.queues.type import Taker
 
-# With several consumers, a backlog is dealt out in hands of this many messages; short queues by one.
+# Hands are of HAND_MAX messages when more than HAND_FROM_READY are ready, else of one.
 HAND_MAX = 32
 HAND_FROM_READY = 512
 
 
 class Dispatch:
-    """The takers of one queue, and in rings those that are hungry: with credit, as far as known.
+    """The takers of one queue. The hungry ones are in rings: they had credit when last asked.
 
-    `exclusive` is the one that allows no other, if there is one.
+    `exclusive` is the taker that allows no other, if there is one.
     """
 
     __slots__ = ("_rings", "_takers", "_top", "_top_priority", "exclusive")
@@ -58,7 +59,7 @@ class Dispatch:
             self._rings[taker.priority].remove(taker)
 
     def feed(self, taker: Taker) -> bool:
-        """Put it in its ring if it has credit; whether it has."""
+        """Put a taker in its ring if it has credit; returns whether it has."""
         if taker.hungry:
             return True  # `next` asks for its credit
         if taker.credit() <= 0:
@@ -75,7 +76,10 @@ class Dispatch:
         return True
 
     def next(self, ready: int) -> tuple[Taker, int] | None:
-        """Whose turn it is, and the size of the hand, when `ready` messages wait; None: nobody."""
+        """The taker whose turn it is, and the size of its hand, when `ready` messages wait.
+
+        None: no taker has credit.
+        """
         while (ring := self._top) is not None:
             while ring:
                 taker = ring[0]

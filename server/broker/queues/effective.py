@@ -1,8 +1,8 @@
-"""What a queue goes by, as opposed to what it was declared with.
+"""The settings that a queue works with, as opposed to those that it was declared with.
 
-A redeclaration is compared with the declared arguments; everything else asks the queue for its
-effective settings, which are replaced as a whole when something changes them. So nobody may copy a
-value out of them for longer than a call.
+A redeclaration is compared with the declared arguments. All other code asks the queue for its
+effective settings, which are replaced as a whole when something (a policy, later) changes them. So
+no code may keep a copy of a value for longer than a call.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from qlog.server.broker.queues.arguments import QueueArguments
 class Effective:
     """The settings of one queue.
 
-    `consumer_timeout_s`: how long a delivery may stay unacknowledged, in seconds, 0 for ever;
-    `timeout_requeues`: what is overdue then goes back by itself, and the channel lives.
+    `consumer_timeout_s`: how long a delivery may stay unacknowledged, in seconds; 0: for ever.
+    `timeout_requeues`: an overdue delivery is requeued, instead of the channel being closed.
     """
 
     __slots__ = ("consumer_timeout_s", "timeout_requeues")

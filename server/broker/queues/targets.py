@@ -1,9 +1,8 @@
-"""Where messages go: sets of queues, sorted by what the store must do for them, and known ways
-there.
+"""Sets of queues that messages go to, and the ways by exchange and key that are known.
 
 Promises that the same set of queues is the same object as long as no binding changes, so that
-messages with different keys but the same queues are stored and delivered as one; and that what all
-vhosts of a process remember stays within one bound.
+messages with different keys but the same queues are stored and delivered together. Promises that
+what all vhosts of a process remember stays within one bound.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.lanes.lane import Lane
 
-# What remembered ways of all vhosts may take.
+# The memory that the remembered ways of all vhosts may take.
 BUDGET = Budget(16 * 1024 * 1024)
-# A way takes its key, and about so many octets of objects; a set of queues as much, and 40 for
-# each.
+# A remembered way takes about so many octets, and those of its key. A set of queues takes as much,
+# and _QUEUE_BYTES for each queue.
 _WAY_BYTES = 300
 _QUEUE_BYTES = 40
 
@@ -32,12 +31,11 @@ class ReplyChannel(Protocol):
 
 
 class Targets:
-    """One set of queues; or `replies_to`, the channel of a direct reply, which goes past all
-    queues.
+    """One set of queues; or `replies_to`, the channel of a direct reply, which needs no queue.
 
-    `plain`: a message is appended to the lanes, and that is all. Not so for what no queue takes. A
-    queue with a limit, deduplication, a stream or a delay makes its sets not plain, too: this is
-    the one thing that is asked of every run.
+    `plain`: a message has to be appended to the lanes, and nothing else. A set without queues is
+    not plain. A set with a queue that has a limit, deduplication or a delay, or is a stream, will
+    not be plain either. This attribute is the only thing that is looked at for every run.
     """
 
     __slots__ = ("all", "durable", "plain", "queues", "replies_to", "transient")
@@ -58,9 +56,9 @@ class Targets:
 
 
 class Routes:
-    """The ways that are known in one vhost: `known` by exchange and routing key.
+    """The remembered ways of one vhost: `known` has targets by exchange and routing key.
 
-    Only ways that these two alone decided are remembered, and only until a binding changes.
+    A way is remembered only if exchange and key alone decided it, and until a binding changes.
     """
 
     __slots__ = ("_budget", "_sets", "_version", "known")
@@ -72,7 +70,7 @@ class Routes:
         self._version = -1
 
     def check(self, version: int) -> None:
-        """Forget all if the version of the routing table is another than at the last call."""
+        """Forget all if the version of the routing table has changed since the last call."""
         if version != self._version:
             self._version = version
             self._budget.release(self)

@@ -28,7 +28,7 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What makes a queue that queue: what declarations give, and redeclarations have to repeat."""
+    """What a queue was declared with; a redeclaration has to be the same."""
 
     vhost: str
     name: str
@@ -44,8 +44,9 @@ class Declaration:
 class Taker(Protocol):
     """Who takes messages from a queue: a consumer.
 
-    `priority`: higher ones get everything while they can take it; `unacked`: how many messages it
-    holds; `hungry` belongs to the queue's dispatch, and is False at first.
+    `priority`: takers of higher priority get everything as long as they can take it. `unacked`:
+    the number of messages that the taker holds. `hungry` belongs to the queue's dispatch; it is
+    False at first.
     """
 
     tag: str
@@ -62,16 +63,19 @@ class Taker(Protocol):
         """How long it may hold a delivery unacknowledged, in seconds; 0: for ever."""
 
     def credit(self) -> int:
-        """How many messages it can take now; none, or less than none, that it cannot."""
+        """How many messages the taker can take now; 0 or less: none."""
 
     def deliver(self, taken: Taken) -> None:
-        """Have these, at most as many as `credit` said. They are out until they are settled."""
+        """Deliver messages, at most as many as `credit` said.
+
+        They are out until they are settled.
+        """
 
     def queue_deleted(self) -> None:
-        """The queue is gone; the taker takes itself off."""
+        """The queue was deleted; the taker has to call `remove_taker`."""
 
     def fail(self, error: HardError) -> None:
-        """The queue cannot give what is next: the connection of the taker ends."""
+        """The queue cannot read its next message: the connection of the taker ends."""
 
 
 class QueueType(Protocol):
@@ -155,7 +159,7 @@ class QueueType(Protocol):
         """Some of the work that a purge left, for less than a millisecond; True: all is done."""
 
     def close(self) -> None:
-        """It is deleted: it has no messages any more. `cancel_takers` is to follow."""
+        """The queue is deleted, with its messages. The caller has to call `cancel_takers`."""
 
     def cancel_takers(self) -> None:
         """Tell those who consume from it that it is gone."""
