@@ -139,8 +139,11 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
     result.violations = outcome.violations
     if fault is not None and reached and outcome.started:
         result.violations += undocumented(fault, result.where, at_start, outcome)
-    if outcome.notes.blocked and not (fault is not None and fault.onwards):
+    stays_full = fault is not None and fault.onwards and fault.error == "ENOSPC"
+    if outcome.notes.blocked and not stays_full:
         result.violations.append("publishers are blocked, and nothing fails any more")
+    if outcome.notes.silence and not stays_full:
+        result.violations.append(outcome.notes.silence)
     data_dir.mkdir(exist_ok=True)  # it may not even have come to that
     for kept in ("all", "some", "none"):
         target = workspace / kept

@@ -79,6 +79,7 @@ class Notes:
     cut: int = 0  # connections that ended without a word, once they were open
     notices: Counter[str] = field(default_factory=Counter)
     trouble: list[str] = field(default_factory=list)  # what no disk excuses
+    silence: str = ""  # an answer did not come: only a disk that stays full excuses it
 
     @property
     def blocked(self) -> bool:
@@ -161,9 +162,11 @@ class Script:
             self.notes.cut += self._talk is not None
         except ConnectionRefusedError:
             return False
-        except AssertionError as error:  # silence, or an answer that should not be
-            if not (self.notes.blocked and isinstance(error, conversation.Silence)):
-                self.notes.trouble.append(str(error))
+        except conversation.Silence as error:
+            self.notes.silence = str(error)
+            return False
+        except AssertionError as error:  # an answer that should not be
+            self.notes.trouble.append(str(error))
             return False
         else:
             return True
