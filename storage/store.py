@@ -495,6 +495,11 @@ class Store(Generic[M]):
         return self._checkpoints.compactor.take_findings()
 
     @property
+    def cold_bytes(self) -> int:
+        """What was read back from disk for lanes, since the start."""
+        return self._recovered.cache.cold_bytes
+
+    @property
     def cache_bytes(self) -> int:
         """Bodies in memory."""
         cache = self._recovered.cache

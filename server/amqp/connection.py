@@ -13,7 +13,7 @@ Errors go by RabbitMQ 3.10: codes, texts, scopes, and what is ignored while some
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.body import Body
@@ -183,8 +183,7 @@ class Publishes:
     runs: list[PublishRun]
 
 
-@dataclass(frozen=True, slots=True)
-class Acks:
+class Acks(NamedTuple):
     """basic.ack methods that stood one behind the other, in their order."""
 
     channel: int

@@ -54,6 +54,10 @@ class DeliveryEncoder:
         self._consumer_tag = encode_shortstr(consumer_tag)
         # The octets before the delivery tag, by the length of those behind it: at most 512 entries.
         self._fronts: dict[int, bytes] = {}
+        # What stood around the delivery tag of the last message that came alone.
+        self._envelope: Envelope | None = None
+        self._redelivered = False
+        self._before = self._between = b""
 
     def encode(
         self,
@@ -80,20 +84,13 @@ class DeliveryEncoder:
         size = len(body)
         if not 0 < size <= self._joined_bytes_max:
             return self._one_by_one(tag, redelivered, (envelope,), (body,))
-        before, after = self._around_tag(envelope, redelivered)
-        return [
-            b"".join(
-                (
-                    before,
-                    _TAG.pack(tag),
-                    after,
-                    self._header(envelope),
-                    self._body_head(size),
-                    body,
-                    END,
-                )
-            )
-        ]
+        if envelope is not self._envelope or redelivered is not self._redelivered:
+            before, after = self._around_tag(envelope, redelivered)
+            self._before = before
+            self._between = after + self._header(envelope) + self._body_head(size)
+            self._envelope = envelope
+            self._redelivered = redelivered
+        return [b"".join((self._before, _TAG.pack(tag), self._between, body, END))]
 
     def _columns(
         self,

@@ -11,6 +11,7 @@ and knows all the rules. Knows nothing of channels' states.
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgpack
@@ -419,12 +420,22 @@ def _take_repeats(
     return position
 
 
+@lru_cache(1024)
+def _ack_prefix(channel: int) -> bytes:
+    """What all basic.ack frames of a channel begin with."""
+    return FRAME_HEAD.pack(METHOD, channel, _ACK.size - OVERHEAD_BYTES) + ACK_IDS
+
+
 def take_acks(data: bytes, position: int, channel: int, until: int) -> tuple[list[AckRange], int]:
     """The basic.ack frames of one channel at `position` as ranges, and the position behind them.
 
     Takes frames that begin before the position `until`.
     """
-    prefix = FRAME_HEAD.pack(METHOD, channel, _ACK.size - OVERHEAD_BYTES) + ACK_IDS
+    prefix = _ack_prefix(channel)
+    if len(data) - position == _ACK.size and data.startswith(prefix, position) and position < until:
+        tag, bit, end = _ACK.unpack_from(data, position)  # the last, and mostly the only one
+        if end == FRAME_END:
+            return [AckRange(tag, tag, bool(bit & 1))], len(data)
     first = position
     last = min(len(data) - _ACK.size, until - 1)
     while position <= last and data.startswith(prefix, position):

@@ -156,11 +156,13 @@ class Broker:
 
     @property
     def jobs_left(self) -> bool:
-        """There are jobs that `work` has to go on with."""
-        return bool(self.services.jobs)
+        """There are jobs, or queues that read enough from disk, that `work` has to go on with."""
+        return bool(self.services.jobs) or self.services.delivery.left
 
     def work(self) -> None:
-        """Go on with the jobs, for some milliseconds."""
+        """Begin a new tick for queues that had read enough; go on with jobs, for some milliseconds."""
+        if self.services.delivery.left:
+            self.services.delivery.go_on()
         self.services.jobs.run()
 
     def try_again(self) -> None:

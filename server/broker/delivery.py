@@ -12,6 +12,7 @@ from functools import partial
 from qlog.server.amqp.errors import internal_error
 from qlog.server.broker.durability import Durability
 from qlog.server.broker.outcome import Outcome
+from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import OutOfDescriptors, StorageError
 
@@ -21,9 +22,11 @@ logger = logging.getLogger("qlog.broker")
 class Delivery:
     """See the head of this file."""
 
-    def __init__(self, durability: Durability) -> None:
+    def __init__(self, durability: Durability, cold_reads: ColdReads) -> None:
+        self.cold_reads = cold_reads
         self._awake: dict[QueueType, None] = {}
         self._waiting: dict[QueueType, None] = {}
+        self._behind: dict[QueueType, None] = {}  # for the next tick: see ColdReads
         self._gone: list[QueueType] = []
         self._durability = durability
 
@@ -52,11 +55,27 @@ class Delivery:
             for queue in awake:
                 if not queue.deleted:
                     try:
-                        queue.pump()
+                        if not queue.pump():
+                            self._behind[queue] = None
                     except OutOfDescriptors as error:
                         self._put_off(queue, error)
                     except Exception as error:  # noqa: BLE001 - reported there
                         self._cannot_deliver(queue, error)
+
+    @property
+    def left(self) -> bool:
+        """Queues wait for `go_on`."""
+        return bool(self._behind)
+
+    def go_on(self) -> None:
+        """A new tick: have `pump` ask the queues again that had read enough from disk.
+
+        They come first now, or others that read from disk in each tick would always be before them.
+        """
+        self.cold_reads.renew()
+        awake, self._behind = self._behind, {}
+        awake.update(self._awake)
+        self._awake = awake
 
     def _put_off(self, queue: QueueType, error: OutOfDescriptors) -> None:
         """The queue's next message cannot be read now: `try_again` will ask the queue again."""

@@ -44,6 +44,7 @@ class VHost:
     def __init__(self, services: Services, name: str) -> None:
         self.name = name
         self.wake = services.delivery.wake
+        self.cold_reads = services.delivery.cold_reads
         self._services = services
         self._orphans: list[Binding] = []
         self._leaving: dict[tuple[DestinationKind, str], Outcome[None]] = {}

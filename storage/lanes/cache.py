@@ -25,6 +25,7 @@ class Cache(Generic[M]):
         self.durable_lsn = 0
         self.transient_serial = 0  # of the newest run that is only in memory
         self.pages_bytes = 0
+        self.cold_bytes = 0  # read from disk, since the start
         self._bytes_max = bytes_max
         self._pages_bytes_max = min(_PAGES_BYTES_MAX, bytes_max // 4)
         self._pages: OrderedDict[Page[M], None] = OrderedDict()  # the oldest first

@@ -217,12 +217,27 @@ class Lane(Generic[M]):
                 count, size = _within(pointers.lengths, bytes_left, at == start)
                 if not count:
                     break
+                self._cache.cold_bytes += size
                 self._shelf.fetch(self.id, at, pointers.head(count), slice_)
             bytes_left -= size
             at += count
         if passing:
             self._was_read(at)
         return slice_
+
+    def on_disk(self, qseq: int) -> bool:
+        """The first unsettled message at or after `qseq` is to be read from disk, if there is one."""
+        start, stop = self.settled.stretch(qseq, self.next_qseq, 1)
+        page = self._page
+        if start == stop or (
+            page is not None and page.first <= start < page.end and page.bodies is not None
+        ):
+            return False
+        place = bisect_right(self._firsts, start) - 1
+        if place < 0:
+            return True
+        run = self._runs[place]
+        return run.bodies is None or start - self._firsts[place] >= run.count
 
     def _pointers(self, at: int, stop: int, place: int) -> Pointers:
         """Where on disk messages from `at` on are: one at least, in one run, or between two.
@@ -253,9 +268,10 @@ class Lane(Generic[M]):
         """
         _, stop = self.settled.stretch(at, self.next_qseq, PAGE_COUNT)
         pointers = self._pointers(at, stop, place)
-        count, _ = _within(pointers.lengths, PAGE_BYTES_MAX, True)
+        count, size = _within(pointers.lengths, PAGE_BYTES_MAX, True)
         if count == 1:
             return None
+        self._cache.cold_bytes += size
         pointers = pointers.head(count)
         slice_: Slice[M] = Slice(at)
         try:
@@ -303,7 +319,7 @@ class Lane(Generic[M]):
         size_given = size is not None
         if size is None:
             size = self._unsettled_bytes(first, end)
-        if first <= settled.floor and settled.in_order:
+        if first <= settled.floor and not (settled.bits or settled.full):
             fresh = max(end - settled.floor, 0)
             settled.floor += fresh
             if settled.attempts:

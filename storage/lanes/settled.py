@@ -89,7 +89,7 @@ class Settled:
     def stretch(self, qseq: int, end: int, count_max: int) -> tuple[int, int]:
         """The first that are not settled at or after `qseq`: (start, stop), empty at `end`."""
         start = max(qseq, self.floor)
-        if self.in_order:
+        if not (self.bits or self.full):
             return min(start, end), min(start + count_max, end)
         bits_of = self.bits.get
         full = self.full

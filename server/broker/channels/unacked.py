@@ -69,6 +69,8 @@ class UnackedRun:
     @property
     def size(self) -> int:
         """The octets of its messages."""
+        if self.count == 1:
+            return self.sizes[self.at]
         if self.count == len(self.sizes):
             return sum(self.sizes)
         return sum(self.sizes[self.at : self.at + self.count])
@@ -143,14 +145,13 @@ class Unacked:
     def add(self, run: UnackedRun) -> None:
         """Append a delivery; its tags are higher than all before it."""
         chunks = self._chunks
-        if chunks and len(chunks[-1].runs) < CHUNK_RUNS:
-            chunk = chunks[-1]
-            chunk.runs.append(run)
-            chunk.tags.append(run.tag)
-            chunk.holders.add(run.queue if run.taker is None else run.taker)
-        else:
-            chunks.append(_Chunk([run]))
+        if not chunks or len(chunks[-1].runs) >= CHUNK_RUNS:
+            chunks.append(_Chunk([]))
             self._firsts.append(run.tag)
+        chunk = chunks[-1]
+        chunk.runs.append(run)
+        chunk.tags.append(run.tag)
+        chunk.holders.add(run.queue if run.taker is None else run.taker)
 
     def take_range(self, first: int, last: int) -> tuple[list[UnackedRun], int]:
         """Take the tags `first`…`last` one after the other.
@@ -165,7 +166,13 @@ class Unacked:
                 break
             chunk = self._chunks[place]
             index = bisect_right(chunk.tags, tag) - 1
-            if index < 0 or chunk.runs[index].end <= tag:
+            if index < 0:
+                break
+            run = chunk.runs[index]
+            if run.tag == first and run.count == last + 1 - first:  # mostly: what was delivered
+                self._remove(place, index, index + 1)
+                return [run], last + 1
+            if run.end <= tag:
                 break
             if chunk.tags[index] < tag:
                 self._split(chunk, index, tag)
@@ -206,12 +213,13 @@ class Unacked:
 
     def _remove(self, place: int, index: int, end: int) -> None:
         chunk = self._chunks[place]
-        del chunk.runs[index:end]
+        runs = chunk.runs
+        del runs[index:end]
         del chunk.tags[index:end]
-        if not chunk.runs:
+        if not runs:
             del self._chunks[place]
             del self._firsts[place]
-        elif len(chunk.runs) > 2 * CHUNK_RUNS:  # cut in many pieces
+        elif len(runs) > 2 * CHUNK_RUNS:  # cut in many pieces
             self._halve(place)
 
     def _halve(self, place: int) -> None:

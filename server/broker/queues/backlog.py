@@ -95,6 +95,12 @@ class Backlog:
         """The octets of their bodies."""
         return self.lane.alive_bytes - self.out_bytes - self._leaving_bytes
 
+    @property
+    def cold(self) -> bool:
+        """What is taken next has to be read from disk. There must be something."""
+        returned = self._returned
+        return self.lane.on_disk(returned.lowest(1)[0] if returned.count else self._cursor)
+
     # -- taking ------------------------------------------------------------------------------
 
     def take(self, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken:

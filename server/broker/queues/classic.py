@@ -12,6 +12,7 @@ from typing import Protocol
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.backlog import Backlog, Taken
+from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
@@ -27,6 +28,10 @@ class Host(Protocol):
     @property
     def wake(self) -> Callable[[QueueType], None]:
         """Something may be deliverable: have `pump` called at the end of this tick."""
+
+    @property
+    def cold_reads(self) -> ColdReads:
+        """What may be read from disk in this tick."""
 
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left. Raises StorageError."""
@@ -54,6 +59,7 @@ class ClassicQueue:
         self.backlogs = [Backlog(lane)]  # in the order in which they are delivered from
         self._host = host
         self._wake = host.wake
+        self._cold_reads = host.cold_reads
         self._dispatch = Dispatch()
 
     def __str__(self) -> str:
@@ -112,21 +118,25 @@ class ClassicQueue:
 
     def feed(self, taker: Taker) -> None:
         """The consumer may be able to take more again: let it have its turn."""
-        if self._dispatch.feed(taker):
-            self._wake(self)
+        self._dispatch.feed(taker)
+        self._wake(self)
 
-    def pump(self) -> None:
-        """Deliver until nothing is ready or nobody can take more.
+    def pump(self) -> bool:
+        """Deliver until nothing is ready or nobody can take more; see `QueueType`.
 
         Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
         """
-        dispatch = self._dispatch
-        while (ready := self.ready) > 0:
-            turn = dispatch.next(ready)
-            if turn is None:
-                return
-            taker, count = turn
-            taker.deliver(self._take(count))
+        next_turn, cold_reads = self._dispatch.next, self._cold_reads
+        for backlog in self.backlogs:
+            while (ready := backlog.ready) > 0:
+                if cold_reads.spent and backlog.cold:
+                    return False
+                turn = next_turn(ready)
+                if turn is None:
+                    return True
+                taker, count = turn
+                taker.deliver(backlog.take(count))
+        return True
 
     def _take(self, count_max: int) -> Taken:
         for backlog in self.backlogs:
@@ -138,8 +148,13 @@ class ClassicQueue:
 
     def get(self) -> Taken | None:
         """Take one message for basic.get; consumers come first. None: nothing is ready."""
-        self.pump()
+        self._pump_first()
         return self._take(1) if self.ready else None
+
+    def _pump_first(self) -> None:
+        """Consumers come first; those whom this tick has no more cold reads for go on later."""
+        if not self.pump():
+            self._wake(self)
 
     def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, come back to their place."""
@@ -162,7 +177,7 @@ class ClassicQueue:
 
         `sweep` is to be called until it has nothing left to do. Raises CorruptLog.
         """
-        self.pump()
+        self._pump_first()
         return sum(backlog.purge() for backlog in self.backlogs)
 
     def sweep(self) -> bool:

@@ -21,7 +21,7 @@ HAND_FROM_READY = 512
 
 
 class Dispatch:
-    """The takers of one queue. The hungry ones are in rings: they had credit when last asked.
+    """The takers of one queue. The hungry ones are in rings: they may have credit.
 
     `exclusive` is the taker that allows no other, if there is one.
     """
@@ -58,12 +58,10 @@ class Dispatch:
             taker.hungry = False
             self._rings[taker.priority].remove(taker)
 
-    def feed(self, taker: Taker) -> bool:
-        """Put a taker in its ring if it has credit; returns whether it has."""
+    def feed(self, taker: Taker) -> None:
+        """Put a taker that may have credit in its ring, where `next` asks it."""
         if taker.hungry:
-            return True  # `next` asks for its credit
-        if taker.credit() <= 0:
-            return False
+            return
         taker.hungry = True
         priority = taker.priority
         ring = self._rings.get(priority)
@@ -73,7 +71,6 @@ class Dispatch:
                 self._top = ring
                 self._top_priority = priority
         ring.append(taker)
-        return True
 
     def next(self, ready: int) -> tuple[Taker, int] | None:
         """The taker whose turn it is, and the size of its hand, when `ready` messages wait.

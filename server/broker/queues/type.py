@@ -129,10 +129,11 @@ class QueueType(Protocol):
     def feed(self, taker: Taker) -> None:
         """The consumer may be able to take more again: let it have its turn."""
 
-    def pump(self) -> None:
+    def pump(self) -> bool:
         """Deliver until nothing is ready or nobody can take more.
 
-        Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
+        False: it stopped before, since what is next has to be read from disk, and this tick has
+        read enough of all queues: to be called again in another tick. Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
         """
 
     # -- messages
