@@ -14,6 +14,7 @@ RUN_OVERHEAD_BYTES = 900  # what the objects of a run take
 MESSAGE_OVERHEAD_BYTES = 64  # and those of one of its messages
 # A run takes no more than this: it leaves memory as a whole.
 _COUNT_MAX = 4096
+_NONE = array("I")  # of runs that have nothing yet: never changed
 _BYTES_MAX = 1 << 20
 
 
@@ -54,9 +55,9 @@ class Run(Generic[M]):
         self.batch: object | None = None  # where its records wait as long as it is open
         self.lane_count = lane_count
         self.count = 0
-        self.positions = array("I")  # in the segment; none until it is packed
-        self.lengths = array("I")  # of the whole records
-        self.sizes = array("I")  # of the bodies
+        self.positions = _NONE  # in the segment; none until it is packed
+        self.lengths = _NONE  # of the whole records
+        self.sizes = _NONE  # of the bodies
         self.now_ms = 0  # when they were appended, by the wall clock
         self.times_ms: array[int] | None = None  # when each was, if that is not the same for all
         self.dues_ms: array[int] | None = array("Q") if has_dues else None
@@ -122,6 +123,9 @@ class Run(Generic[M]):
 
     def join(self, later: "Run[M]") -> None:
         """Take over the messages of the next run, whose memory is counted here from now on."""
+        assert len(self.positions) in (0, self.count) and bool(self.positions) is bool(
+            later.positions
+        )
         self.positions += later.positions
         self.lengths += later.lengths
         self.sizes += later.sizes

@@ -84,8 +84,12 @@ class PendingBatch:
                 run.times_ms,
                 run.dues_ms,
             )
-            positions = array("I", accumulate(lengths, initial=at))
-            at = positions.pop()
+            if run.count == 1:
+                positions = array("I", (at,))
+                at += lengths[0]
+            else:
+                positions = array("I", accumulate(lengths, initial=at))
+                at = positions.pop()
             run.positions = positions
             run.lsn_end = lsn_end
             run.batch = None
@@ -119,8 +123,11 @@ class Piece:
     def __init__(self, run: Run[Any], lanes: Sequence[Target]) -> None:
         assert run.metas is not None and run.bodies is not None
         self.run = run
-        self.lanes = [lane.id for lane in lanes]
-        self.firsts = [lane.next_qseq for lane in lanes]
+        if len(lanes) == 1:
+            self.lanes, self.firsts = [lanes[0].id], [lanes[0].next_qseq]
+        else:
+            self.lanes = [lane.id for lane in lanes]
+            self.firsts = [lane.next_qseq for lane in lanes]
         self.metas = run.metas  # the run's own lists, which grow with it
         self.bodies = run.bodies
 
@@ -162,7 +169,7 @@ class Log:
         if batch is not None and (
             batch.count + count > self._batch_records_max
             or batch.size + size > self._batch_bytes_max
-            or not self._fits(batch.end + size, footer_bytes)
+            or not self._fits(self.active.log_end + size, footer_bytes)  # where the batch ends
         ):
             self._close_batch()
             batch = None
