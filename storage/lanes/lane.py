@@ -108,7 +108,8 @@ class Lane(Generic[M]):
 
     def add(self, run: Run[M]) -> None:
         """A new run, whose messages get the next qseqs; `grown` tells of them."""
-        self._join_durable()
+        if self._joined_runs < len(self._runs):
+            self._join_durable()
         self._firsts.append(self.next_qseq)
         self._runs.append(run)
         self.open_run = run

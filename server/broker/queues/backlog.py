@@ -116,21 +116,23 @@ class Backlog:
             returned.discard(first, len(slice_.bodies))
             taken = Taken(self, slice_, True)
         else:
-            taken = self._next(count_max, bytes_max)
+            cursor = self._cursor
+            if cursor >= self._redelivered_below:
+                taken = Taken(self, self._read(cursor, count_max, bytes_max), False)
+            else:
+                taken = self._next_of_earlier(count_max, bytes_max)
             self._cursor = taken.first_qseq + len(taken.bodies)
             self.lane.note_delivered(self._cursor)
         self.out += len(taken.bodies)
         self.out_bytes += sum(taken.sizes)
         return taken
 
-    def _next(self, count_max: int, bytes_max: int) -> Taken:
-        """Messages from the cursor on.
+    def _next_of_earlier(self, count_max: int, bytes_max: int) -> Taken:
+        """Messages from the cursor on, which is below what an earlier run handed out.
 
         Those that an earlier run handed out are not mixed with new.
         """
         below = self._redelivered_below
-        if self._cursor >= below:
-            return Taken(self, self._read(self._cursor, count_max, bytes_max), False)
         slice_ = self._read(self._cursor, min(count_max, below - self._cursor), bytes_max)
         # Settled messages are passed over, so the slice may begin or end behind `below`.
         count = below - slice_.first_qseq

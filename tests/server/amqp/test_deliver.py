@@ -46,16 +46,18 @@ def test_large_bodies_are_not_copied() -> None:
     assert sum(isinstance(b, memoryview) and b.obj is body for b in buffers) == 2
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), _BODIES), min_size=1, max_size=5))
-def test_one_delivery_is_encoded_as_among_others(messages: list[tuple[str, bytes]]) -> None:
-    envelopes = [Envelope.pack("x", key, b"\0\0", len(octets)) for key, octets in messages]
-    bodies = [octets for _, octets in messages]
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), _BODIES), max_size=8))
+def test_one_delivery_is_encoded_as_among_others(messages: list[tuple[str, bool, bytes]]) -> None:
+    """Whatever stood around the one before is not what stands around this one."""
+    connection = running(4096)
     encoder = DeliveryEncoder(7, "tag", 4096)
-    alone = [
-        encoder.encode(number, False, [envelope], [octets])
-        for number, (envelope, octets) in enumerate(zip(envelopes, bodies, strict=True))
-    ]
-    assert b"".join(map(b"".join, alone)) == b"".join(encoder.encode(0, False, envelopes, bodies))
+    envelopes: dict[tuple[str, int], Envelope] = {}
+    for tag, (key, redelivered, octets) in enumerate(messages):
+        size = len(octets)
+        envelope = envelopes.setdefault((key, size), Envelope.pack("x", key, b"\x10\0\2", size))
+        method = spec.BasicDeliver("tag", tag, redelivered, "x", key)
+        expected = connection.send_content(7, method, envelope, octets)
+        assert b"".join(encoder.encode(tag, redelivered, [envelope], [octets])) == expected
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
