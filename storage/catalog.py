@@ -1,9 +1,9 @@
-"""The definitions of a directory, by kind and name: whole in memory, durable by the ledger.
+"""The definitions of a directory, by kind and name: all are in memory, and durable by the ledger.
 
-What a kind or a value means is known to others. Every change is a record of the ledger, in the order
-of the changes; it is durable when the ledger is synced behind it (`Store.request_sync` gives the
-ticket). The ledger's snapshot carries all definitions, so that LMDB's catalog (lmdb/catalog.py) is
-a checkpoint of them like the index: a start makes it anew.
+Every change is a record of the ledger, in the order of the changes. A change is durable when the
+ledger is synced behind it (`Store.request_sync` gives the ticket). The ledger's snapshot carries
+all definitions, so LMDB's catalog (lmdb/catalog.py) is only a checkpoint of them, as the index is:
+a start can make it anew. This file does not know what a kind or a value means.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,8 @@ Definition = tuple[str, str]  # kind, name
 class Catalog:
     """See the head of this file.
 
-    Arguments: `entries` are the definitions that a start found; `note` takes records for the ledger.
+    Arguments: `entries` are the definitions that a start found; `note` takes records for the
+    ledger.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Catalog:
         self._set(kind, name, value)
 
     def delete(self, kind: str, name: str) -> bool:
-        """Remove a value; whether there was one."""
+        """Remove a value; returns whether there was one."""
         if self.get(kind, name) is None:
             return False
         self._set(kind, name, None)
@@ -81,7 +82,7 @@ class Catalog:
         return bool(self._changed)
 
     def take_changed(self) -> dict[Definition, bytes | None]:
-        """What changed since the last call; None: it was deleted."""
+        """The definitions that changed since the last call; the value None: it was deleted."""
         changed, self._changed = self._changed, {}
         return changed
 

@@ -1,7 +1,7 @@
-"""What may go wrong between the broker and its disk, by who must act.
+"""What may go wrong between the broker and its disk, sorted by who must act.
 
-Every message is one line that says what is the matter and what to do. This file knows no reasons
-beyond those: an error that only a programmer can cause is an assert, not an exception.
+Every message is one line that says what is wrong and what to do. An error that only a programmer
+can cause is an assert, and not here.
 """
 
 import errno
@@ -11,8 +11,8 @@ from enum import Enum
 class Shortage(Enum):
     """Something that the disk or the system has too little of now, and may have again later.
 
-    What was tried has changed nothing, or says how much; the same can be tried again. `advice` says
-    what an operator can do.
+    A call that fails for a shortage has changed nothing, or reports what it has changed; it can be
+    tried again. `advice` says what an operator can do.
     """
 
     SPACE = "space on the disk"
@@ -27,8 +27,9 @@ _SHORTAGES = {
     errno.ENOSPC: Shortage.SPACE,
     errno.EDQUOT: Shortage.SPACE,
     errno.EFBIG: Shortage.SPACE,
-    errno.EMFILE: Shortage.DESCRIPTORS,  # of this process; only opening a file raises these two
-    errno.ENFILE: Shortage.DESCRIPTORS,  # of the system
+    # Only opening a file raises these two, before anything changed.
+    errno.EMFILE: Shortage.DESCRIPTORS,  # the limit of this process
+    errno.ENFILE: Shortage.DESCRIPTORS,  # the limit of the system
 }
 
 
@@ -61,7 +62,7 @@ class SyncFailed(StorageError):
 
 
 def shortage_of(error: BaseException) -> Shortage | None:
-    """What an error says there is too little of; None when it says something else."""
+    """The shortage that an error means; None when the error means something else."""
     return _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
 
 

@@ -1,6 +1,6 @@
-"""Who a directory is: one of its own definitions.
+"""Which directory this is: its identity is one of its own definitions.
 
-The uuid and the epoch stand in the header of every file, too: who has only the files knows them.
+The uuid and the epoch also stand in the header of every file, so that the files alone tell them.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ IDENTITY: Definition = ("storage", "directory")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a directory says of itself. `epoch`: the number of the start that goes on or was last."""
+    """The identity of a directory. `epoch` is the number of starts, the present one included."""
 
     uuid: bytes
     epoch: int
@@ -24,7 +24,7 @@ class Identity:
     version: int = FORMAT_VERSION
 
     def pack(self) -> bytes:
-        """As the value of a definition."""
+        """The identity as the value of a definition."""
         row = [self.version, self.uuid, self.epoch, self.lane_ids_reserved]
         packed: bytes = msgpack.packb(row)
         return packed
@@ -38,7 +38,7 @@ class Identity:
         return cls(uuid, epoch, lane_ids_reserved)
 
     def reserve(self, catalog: Catalog, lane_ids_reserved: int) -> "Identity":
-        """The same with more ids of lanes, noted in the catalog."""
+        """The same identity with more ids of lanes reserved. It is put into the catalog."""
         identity = replace(self, lane_ids_reserved=lane_ids_reserved)
         catalog.put(*IDENTITY, identity.pack())
         return identity

@@ -1,8 +1,8 @@
-"""What can be set about the storage engine. The defaults are right for nearly everyone.
+"""The settings of the storage engine. The defaults are right for nearly everyone.
 
-A field with a `Meta` is a setting of the operator's: its help, unit and range stand here and
-nowhere else, and `qlog serve --help`, the environment's names and docs/operations.md are made of
-them. A field without one is for tests and measurements.
+A field with a `Meta` is a setting for operators. Its help, unit and range stand here and nowhere
+else: `qlog serve --help`, the names in the environment, and docs/operations.md are made of them. A
+field without a `Meta` is for tests and measurements.
 """
 
 from typing import Annotated
@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True):
-    """What is kept how, and for how long it may stay in memory alone."""
+    """How messages are kept, and for how long changes may stay in memory alone."""
 
     ack_flush_s: Annotated[
         float,

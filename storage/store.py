@@ -1,17 +1,18 @@
 """The face of storage: append, read, settle, commit, close.
 
-What it promises: a message appended as persistent is on disk when `durable_lsn` has reached the LSN
-that `append` returned; it is then read back, as it was, until it is settled, across any crash. A
-settlement survives the process after `ack_flush_s` and the power after `ledger_sync_s`. Memory
-does not grow with what is kept.
+What it promises: a message that was appended as persistent is on disk when `durable_lsn` has
+reached the LSN that `append` returned. From then on it can be read, as it was, until it is
+settled, across any crash. A settlement survives the process after `ack_flush_s` and the power
+after `ledger_sync_s`. A definition is durable when a ticket of `request_sync` is served. Memory
+does not grow with the number of messages.
 
 What it does not know: AMQP, trio, the clock (times are passed in). All methods are for one thread,
-the owner's; the store's own threads report by `notify`, after which the owner calls `advance`.
-A process that forks must not use the store in the child.
+the owner's. The store's own threads report by `notify`, after which the owner calls `advance` and
+`tick`. A process that forks must not use the store in the child.
 
-Who waits for what is parted: write/commits.py has the log's commits, write/settling.py the ledger's
-batches, index/checkpoints.py the index and the space. Here it is put together: what a job of the
-commit thread consists of, whose result goes where, and when the next thing is due.
+The work is parted by who waits for what: write/commits.py has the log's commits, write/settling.py
+the ledger's batches, index/checkpoints.py the index and the space. The store puts this together:
+what a job of the commit thread consists of, where its result goes, and when the next thing is due.
 """
 
 import math
@@ -67,13 +68,13 @@ class Store(Generic[M]):
         clock_s: Callable[[], float] | None,
     ) -> None:
         """Use `open`."""
-        self.due_s = math.inf  # when `tick` has to be called for a commit that is held back
+        self.due_s = math.inf  # when a commit that is held back needs a call of `tick`
         self._clock_s = clock_s
         self._rhythm = Rhythm(inline=recovered.settings.commit_inline)
         self.report = recovered.report
         self.settings = recovered.settings
-        self.shortage: Shortage | None = None  # why something that was handed over is not written
-        self.failure: BaseException | None = None  # nothing is ever confirmed after it
+        self.shortage: Shortage | None = None  # why log or ledger cannot be written now
+        self.failure: BaseException | None = None  # nothing is confirmed after a failure
         self._recovered = recovered
         self._notify = notify
         self._lanes = recovered.lanes
@@ -161,13 +162,13 @@ class Store(Generic[M]):
     ) -> Self:
         """Lock, verify and recover a data directory, or make a new one.
 
-        `decode` makes a meta of its bytes, the size of its body and the bytes' xxh3_64. `notify` is
-        called from the store's threads, and from `Lane.settle` when a timer starts; the owner then
-        calls `advance` and `tick`. `clock_ms`: the wall clock, for the times of settlements in the
-        ledger, which are for people alone. `clock_s`: the owner's monotonic clock, that of `tick`;
-        without it no commit is held back or done inline. `progress` is told how far recovery is, and
-        may raise to end it. Raises StorageError: DirectoryLocked, OtherFormat, DirectoryUnreadable,
-        CorruptLog.
+        Arguments: `decode` makes a meta of its bytes, the size of its body and the bytes' xxh3_64.
+        `notify` is called from the store's threads, and from `Lane.settle` when a timer starts; the
+        owner then calls `advance` and `tick`. `clock_ms` is the wall clock, for times in the ledger
+        that people read. `clock_s` is the owner's monotonic clock, the one that `tick` gets;
+        without it no commit is held back or made inline. `progress` is told how far recovery is,
+        and may raise to end it. Raises StorageError: DirectoryLocked, OtherFormat,
+        DirectoryUnreadable, CorruptLog.
         """
         recovered = recovery.recover(
             directory, decode, settings or StoreSettings(), disk or OSDisk(), progress
@@ -193,7 +194,7 @@ class Store(Generic[M]):
         return lane_id
 
     def lane(self, lane_id: int) -> Lane[M]:
-        """The lane of this id, as recovered, or empty."""
+        """The lane with this id: as recovered, or empty."""
         lane = self._lanes.get(lane_id)
         if lane is None:
             assert lane_id < self._identity.lane_ids_reserved
@@ -204,7 +205,7 @@ class Store(Generic[M]):
         return lane
 
     def retain(self, lane_ids: Collection[int]) -> None:
-        """Drop every recovered lane but these: no definition names it any more."""
+        """Drop all recovered lanes but these: no definition names the others."""
         kept = set(lane_ids)
         for lane_id in [lane_id for lane_id in self._lanes if lane_id not in kept]:
             self.drop(self._lanes[lane_id])
@@ -241,9 +242,9 @@ class Store(Generic[M]):
     ) -> int:
         """Give each of the messages the next qseq in each of the lanes.
 
-        One record a message, however many lanes. The LSN after the last record: the run is
-        durable when `durable_lsn` reaches it. What is not persistent stays in memory, and is
-        durable as soon as what came before it.
+        A message is one record, however many lanes it goes to. Returns the LSN after the last
+        record: the messages are durable when `durable_lsn` reaches it. Messages that are not
+        persistent stay in memory; for them the LSN is that of what came before.
 
         Arguments: `now_ms` is the time of all of the messages, `dues_ms` the due time of each
         (both wall-clock milliseconds, above 0); None when they have none.
@@ -282,11 +283,11 @@ class Store(Generic[M]):
     def due(self, until_ms: int, count_max: int) -> list[Due]:
         """Messages whose due time has come and which are not settled, in the order of the times.
 
-        Each is given out once in a process, and after a restart again. One that waits to be
-        settled (`Lane.settle_after`) may be among them. Arguments: `until_ms` is
-        the time now (wall-clock ms), `count_max` messages are given out at most; fewer, too, when
-        very many were settled before their time: then `next_due_ms` is still in the past. Raises
-        CorruptLog when the index is wrong.
+        Each message is given out once in a process, and again after a restart. A message that waits
+        to be settled (`Lane.settle_after`) may be among them. Arguments: `until_ms` is the time now
+        (wall-clock ms), `count_max` the most messages to give out. If very many were settled before
+        their time, fewer are given out, and `next_due_ms` is still in the past. Raises CorruptLog
+        when the index is wrong.
         """
         return self._due.take(until_ms, count_max)
 
@@ -300,7 +301,7 @@ class Store(Generic[M]):
 
     @property
     def congested(self) -> bool:
-        """More is waiting for the disk than there should be: stop taking messages."""
+        """More waits for the disk than should: take no more messages."""
         return self._commits.congested
 
     # -- commits
@@ -316,7 +317,10 @@ class Store(Generic[M]):
         return self._commits.synced
 
     def request_sync(self) -> int:
-        """A ticket: all done so far is durable, settlements too, when `synced` reaches it."""
+        """A ticket.
+
+        When `synced` reaches it, everything done so far is durable, in log and ledger.
+        """
         return self._commits.request_sync()
 
     def commit(
@@ -324,14 +328,14 @@ class Store(Generic[M]):
     ) -> None:
         """The end of a turn: hand over what is pending, unless the commit thread is at work.
 
-        `waiting`: how many publishers wait for a confirm, by which the commit may be held back for a
-        moment (write/rhythm.py); None: it is not. A small commit may be done at once, on this
-        thread: `before_inline` is called before, and afterwards `durable_lsn` is further.
+        `waiting`: how many publishers wait for a confirm. The commit may be held back for a moment
+        (write/rhythm.py), unless this is None. A small commit may be made at once, on this thread:
+        `before_inline` is called before it, and `durable_lsn` has moved afterwards.
         """
         commits = self._commits
         if self._checkpoints.stepping:
             self._checkpoints.step()
-            self._notify()  # there may be more, or something that waited for it
+            self._notify()  # more slices may be left, or something may have waited for this one
         if commits.busy:
             return
         if (
@@ -397,7 +401,7 @@ class Store(Generic[M]):
         """Do what is due by the owner's monotonic clock; seconds until the next time."""
         self._now_s = now_s
         wait_s = _IDLE_S
-        if now_s >= self.due_s:  # what was held back
+        if now_s >= self.due_s:  # a commit was held back until now
             self.due_s = math.inf
             if self._commits.pending:
                 self._hand_over()
@@ -424,7 +428,7 @@ class Store(Generic[M]):
         """Block until all appended and settled is durable; False when it cannot be (yet)."""
         commits = self._commits
         ticket = self.request_sync()
-        while commits.busy:  # what is under way may have met a shortage that is over now
+        while commits.busy:  # the job under way may have met a shortage that is over now
             if not commits.wait(timeout_s):
                 return False
             self.advance()
@@ -441,7 +445,7 @@ class Store(Generic[M]):
     def checkpoint(self, timeout_s: float = 60.0) -> bool:
         """Block until the index has all that is durable now; False when it cannot (yet)."""
         checkpoints = self._checkpoints
-        for _ in range(2):  # one that met a shortage may be under way, and then be tried again
+        for _ in range(2):  # a checkpoint that met a shortage may be under way; try it again then
             checkpoints.held = None
             self._resume_checkpoint()
             if not self._quiesce(timeout_s):
@@ -453,7 +457,7 @@ class Store(Generic[M]):
     def close(self) -> None:
         """Write everything, make a last checkpoint, end the threads, give up the lock.
 
-        What cannot be written for lack of space, or after a failure, was never confirmed.
+        What cannot be written, for lack of space or after a failure, was never confirmed.
         """
         if self._closed:
             return
@@ -482,16 +486,16 @@ class Store(Generic[M]):
 
     @property
     def segment_bytes(self) -> int:
-        """What the log takes on disk, without what is reserved."""
+        """The bytes that the log takes on disk, without what is reserved."""
         return sum(segment.log_end for segment in self._commits.log.segments.values())
 
     @property
     def live_bytes(self) -> int:
-        """What of it is unsettled, as of the last checkpoint."""
+        """The bytes of the log that are unsettled, as of the last checkpoint."""
         return sum(live.size for live in self._checkpoints.live.values())
 
     def take_findings(self) -> list[str]:
-        """Damage that was come upon since the last time, a line each for the operator."""
+        """Damage that was found since the last call, a line each for the operator."""
         return self._checkpoints.compactor.take_findings()
 
     @property
@@ -514,7 +518,7 @@ class Store(Generic[M]):
 
     def _try_again(self) -> None:
         self._commits.held = self._settling.held = self._checkpoints.held = None
-        self._reader.close()  # it can be its files that leave no descriptor for others
+        self._reader.close()  # the reader's files may be what takes the last descriptors
         self._hand_over()
         self._resume_checkpoint()
 
@@ -525,14 +529,14 @@ class Store(Generic[M]):
         try:
             self._submit_job()
         except Exception as error:
-            self._fail(error)  # batches may have been taken: nothing behind them may be confirmed
+            self._fail(error)  # batches may be lost: nothing behind them may be confirmed
             raise
 
     def _submit_job(self) -> None:
         commits, settling, checkpoints = self._commits, self._settling, self._checkpoints
         may_flush = checkpoints.ledger_may_go_on
-        # A queue must be durable before a message in it is: with definitions to write, the ledger
-        # goes first, and if it cannot, the log waits.
+        # A queue must be durable before a message in it is. So with definitions to write the ledger
+        # goes first, and if the ledger cannot be written, the log waits.
         defines = settling.defines
         job = commits.job(with_log=not defines or (may_flush and settling.held is None))
         job.ledger_first = defines
@@ -550,7 +554,7 @@ class Store(Generic[M]):
             commits.submit(job)
 
     def _take(self, take: Callable[[object], None], result: object) -> None:
-        """Whatever goes wrong with a result is final: what it had to say is lost."""
+        """Take a result. An error in that is final, since the result would be lost."""
         try:
             take(result)
         except Exception as error:  # noqa: BLE001 - latched: nothing is confirmed after it
@@ -571,7 +575,7 @@ class Store(Generic[M]):
         if result.full is not None:
             self._retry_s = self._now_s + RETRY_S
             self._notify()  # the owner's next tick may be too far away
-        # With nothing held, the ledger was not rolled, or old files of it stay: that can wait.
+        # If the disk is full and nothing is held, only a roll or an unlink failed: that can wait.
         self.shortage = commits.held or settling.held
         if result.ledger_synced and self.shortage is None:
             commits.synced = max(commits.synced, result.job.ticket)
@@ -604,14 +608,17 @@ class Store(Generic[M]):
             self.failure = failure
 
     def _doubt(self, doubt: Exception) -> CorruptLog:
-        """The index is wrong: the end, too, and the next start rebuilds it. What to say of it."""
+        """The index is wrong: the broker has to end, and the next start rebuilds the index.
+
+        Returns the error to raise.
+        """
         paths = self._recovered.paths
         failure = CorruptLog(
             f"the index {paths.index} is damaged ({doubt}); start again, and it is rebuilt"
         )
         failure.__cause__ = doubt
         self._fail(failure)
-        with suppress(OSError, SyncFailed):  # the next start finds it again, only later
+        with suppress(OSError, SyncFailed):  # without the mark the next start finds it later
             mark_doubt(self._recovered.disk, paths)
         return failure
 

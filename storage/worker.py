@@ -1,7 +1,7 @@
 """A thread that does one thing after another and says when something is done.
 
-Results come back in the order of the jobs. What a job is, is not known here. A test puts a worker
-in its place that runs the jobs when the test says so.
+Results come back in the order of the jobs. This file does not know what a job does. Tests use a
+worker that runs jobs when the test says so.
 """
 
 import queue

@@ -1,12 +1,12 @@
 """The frame that log and ledger share: file headers and batches. Pure: bytes in, values out.
 
-All integers are little-endian. A batch's header has a check of its own, so that a place can be told
-not to begin a batch before the body is read that it claims: bodies of messages can be full of headers.
+All integers are little-endian. A batch's header has a check of its own: bodies of messages can be
+full of what looks like headers, and the check tells these apart before any body is read.
 
     file     = file header (64) , batch* , [ footer , trailer (64) ]      (footer: sealed segments)
     batch    = batch header (48) , body
 
-What a body holds is not known here: see record.py and write/ledger.py.
+This file does not know what is in a body: see record.py and write/ledger.py.
 """
 
 import struct
@@ -16,12 +16,12 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from qlog.storage.bytes.checks import U32
 
-# 1: before the first release, batch headers had no check of their own. 2: qlog 0.1.0; records had
-# no due times, and nothing knew the sizes of bodies.
+# Format 1, before the first release: batch headers had no check of their own. Format 2, qlog 0.1.0:
+# records had no due times, and nothing knew the sizes of bodies.
 FORMAT_VERSION = 3
 
-# magic 8s, version u16, header length u16, flags u32, directory uuid 16s, file id u32, 0 u32,
-# base u64 (segment: LSN of the first record; ledger: number of the first batch), epoch u64, xxh3 u64
+# magic 8s, version u16, header length u16, flags u32, directory uuid 16s, file id u32, 0 u32, base
+# u64 (segment: LSN of the first record; ledger: number of the first batch), epoch u64, xxh3 u64
 FILE_HEADER = struct.Struct("<8sHHI16sIIQQQ")
 FILE_HEADER_BYTES = FILE_HEADER.size
 assert FILE_HEADER_BYTES == 64
@@ -37,7 +37,7 @@ SPARSE = 1  # file header flag: LSNs are missing between batches, not within one
 BATCH_HEADER = struct.Struct("<IIIIQQQQ")
 BATCH_HEADER_BYTES = BATCH_HEADER.size
 assert BATCH_HEADER_BYTES == 48
-_BATCH_FIELDS = struct.Struct("<IIQQQ")  # what the check is of
+_BATCH_FIELDS = struct.Struct("<IIQQQ")  # the fields that the check covers
 _BATCH_CHECK = struct.Struct("<4xI32s")
 BATCH_MAGIC = 0x8F51_B47C
 BATCH_MAGIC_BYTES = struct.pack("<I", BATCH_MAGIC)
@@ -55,7 +55,7 @@ class FileHeader:
 
     @property
     def sparse(self) -> bool:
-        """LSNs are missing between batches: what was there is settled, or lost and reported."""
+        """LSNs are missing between batches: their messages are settled, or lost and reported."""
         return bool(self.flags & SPARSE)
 
 
@@ -69,7 +69,7 @@ def pack_file_header(
 
 
 def unpack_file_header(data: bytes) -> FileHeader | None:
-    """The header at the start of `data`; None when it is damaged, or is none."""
+    """The header at the start of `data`; None when it is damaged, or no header is there."""
     if len(data) < FILE_HEADER_BYTES:
         return None
     magic, version, _, flags, uuid, file_id, _, base, epoch, digest = FILE_HEADER.unpack_from(data)
@@ -89,7 +89,7 @@ class BatchHeader:
 
 
 def pack_batch(seed: int, count: int, epoch: int, base: int, durable: int, *body: bytes) -> bytes:
-    """The header of a batch; the body (in any number of pieces) is to be written right behind it."""
+    """The header of a batch. Write the body, in any number of pieces, right behind it."""
     size = sum(map(len, body))
     fields = _BATCH_FIELDS.pack(size, count, epoch, base, durable)
     check = xxh3_64_intdigest(fields, seed) & U32
@@ -101,8 +101,9 @@ def pack_batch(seed: int, count: int, epoch: int, base: int, durable: int, *body
 
 
 def unpack_batch_header(data: bytes, offset: int = 0) -> BatchHeader | None:
-    """The header at `offset`; None without its magic. It may be anything that looks like one: see
-    `batch_header_is_whole`.
+    """The header at `offset`; None without its magic.
+
+    Other bytes can look like a header: see `batch_header_is_whole`.
     """
     if len(data) - offset < BATCH_HEADER_BYTES:
         return None
@@ -115,8 +116,10 @@ def unpack_batch_header(data: bytes, offset: int = 0) -> BatchHeader | None:
 
 
 def batch_header_is_whole(seed: int, data: bytes, offset: int = 0) -> bool:
-    """Whether a header at `offset` was written there; nobody who does not know the directory's uuid
-    can make one. What became of the body is not known.
+    """Whether the header at `offset` was written there as a header.
+
+    Nobody who does not know the directory's uuid can make bytes that pass. Says nothing of the
+    body.
     """
     if len(data) - offset < BATCH_HEADER_BYTES:
         return False

@@ -1,4 +1,4 @@
-"""What proves bytes whole: every hash is xxh3_64 (little-endian), seeded with the place it stands at.
+"""Hashes that prove bytes whole: xxh3_64 (little-endian), seeded with the place of the hash.
 
 The place is directory, file and offset, so that bytes which are valid somewhere else, in another
 broker's log or inside a message's body, are not valid here.
@@ -14,7 +14,7 @@ U32 = (1 << 32) - 1
 
 
 def place_seed(uuid: bytes, file_id: int, offset: int) -> int:
-    """The seed of a hash that stands at this place of this directory."""
+    """The seed of a hash at this place of the directory with this uuid."""
     return (xxh3_64_intdigest(uuid) ^ (file_id << 32) ^ offset) & U64
 
 

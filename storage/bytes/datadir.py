@@ -69,9 +69,9 @@ def numbered(disk: Disk, directory: Path, suffix: str) -> list[int]:
 
 
 def prepare(disk: Disk, paths: Paths) -> int:
-    """Make the directories and take the lock; the locked file, to be kept open.
+    """Make the directories and take the lock. Returns the locked file, to be kept open.
 
-    Raises DirectoryLocked when another broker has it, DirectoryUnreadable without the rights.
+    Raises DirectoryLocked when another broker has the lock, DirectoryUnreadable without the rights.
     """
     try:
         for directory in (paths.root, paths.log, paths.ledger, paths.spill):
@@ -93,9 +93,9 @@ def prepare(disk: Disk, paths: Paths) -> int:
 
 
 def _sync_parent(disk: Disk, parent: Path) -> None:
-    """Have the root's name last, also that of a root which an earlier start made and did not sync.
+    """Make the root's name durable. An earlier start may have made the root without syncing it.
 
-    One that may not be listed is somebody else's: who made the root in it has seen to its name.
+    A parent that may not be listed belongs to somebody else, who made the root and has synced it.
     """
     try:
         disk.sync_directory(parent)

@@ -1,8 +1,8 @@
 """The only file that creates, writes, syncs, renames and unlinks (LMDB does its own).
 
-It promises nothing but to pass calls on: a `Disk` is the seam at which tests put one that fails,
-loses what was not synced, or tears what was. File handles are plain integers that only the disk
-which gave them understands. It knows no formats and no file names.
+It only passes calls on. Tests replace the `Disk` by one that fails, loses what was not synced, or
+tears what was written. File handles are plain integers that only the disk which gave them
+understands. This file knows no formats and no file names.
 """
 
 import fcntl
@@ -64,14 +64,14 @@ class Disk(Protocol):
         """Take the exclusive lock of an open file; False when another one holds it."""
 
     def release(self) -> None:
-        """Close what this keeps open for itself. It can still be used."""
+        """Close the files that the disk keeps open for itself. It can still be used."""
 
 
 class OSDisk:
-    """The operating system's own.
+    """The operating system's disk.
 
-    It keeps directories open that it has synced: a sync comes after the names have changed, and
-    must not fail for want of a file descriptor.
+    Directories that were synced are kept open. A sync comes after names have changed, and must not
+    fail because no file descriptor is left.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class OSDisk:
             raise SyncFailed(f"a sync failed: {error.strerror}; check the disk") from error
 
     def sync_directory(self, path: Path) -> None:
-        # One that cannot even be opened is not synced either: what was renamed in it is in doubt.
+        # A directory that cannot be opened is not synced: what was renamed in it is in doubt.
         try:
             os.fsync(self._directory(path))
         except OSError as error:
@@ -169,7 +169,7 @@ class OSDisk:
             if file is not None:
                 if os.path.samestat(os.fstat(file), os.stat(path)):
                     return file
-                os.close(self._directories.pop(path))  # another one has its name now
+                os.close(self._directories.pop(path))  # another directory has that name now
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
             file = self._directories[path] = os.open(path, flags)
             return file

@@ -35,17 +35,17 @@ TRAILER_MAGIC = b"QLOGEND\n"
 
 
 def run_bytes(target_count: int) -> int:
-    """What a run takes in the footer, without its records."""
+    """The bytes that a run takes in the footer, without its records."""
     return 12 + 12 * target_count
 
 
 def records_bytes(count: int, *, has_dues: bool) -> int:
-    """What so many of its records take."""
+    """The bytes that so many records of a run take in the footer."""
     return (20 if has_dues else 12) * count
 
 
 class PlacedRun(NamedTuple):
-    """Records with the same lanes, whose qseqs count up: record i has qseq `firsts[…] + i`."""
+    """Records with the same lanes and consecutive qseqs: record i has qseq `firsts[…] + i`."""
 
     lanes: "array[int]"
     firsts: "array[int]"
@@ -58,9 +58,9 @@ class PlacedRun(NamedTuple):
 class Columns:
     """Where a segment's records lie and which lanes they went to, by run.
 
-    A run is a sequence of records with the same lanes, whose qseqs count up, and all of which or
-    none have due times. Flat arrays of integers, since a segment of small messages has half a
-    million records.
+    A run is a sequence of records with the same lanes and consecutive qseqs. All records of a run
+    have due times, or none has. The columns are flat arrays of integers, since a segment of small
+    messages has half a million records.
     """
 
     __slots__ = (
@@ -99,7 +99,7 @@ class Columns:
         sizes: "array[int]",
         dues_ms: Sequence[int] | None = None,
     ) -> None:
-        """Add a run. Its times are noted by `note_times`, by those who write a footer of it."""
+        """Add a run. A caller that writes a footer also calls `note_times`."""
         self.positions += positions
         self.lengths += lengths
         self.sizes += sizes
@@ -115,7 +115,7 @@ class Columns:
             self.dues_ms.extend(dues_ms)
 
     def note_times(self, earliest_ms: int, latest_ms: int) -> None:
-        """Records were added whose times lie in between, both included."""
+        """Records were added whose times lie between these two, both included."""
         if not self.latest_ms or earliest_ms < self.earliest_ms:
             self.earliest_ms = earliest_ms
         self.latest_ms = max(self.latest_ms, latest_ms)
@@ -176,7 +176,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """What the end of a sealed segment says of all before it."""
+    """The last bytes of a sealed segment, which describe the whole segment."""
 
     segment_id: int
     base_lsn: int

@@ -2,10 +2,9 @@
 
     record   = record header (32) , [ due time (8) ] , target (12) * target count , meta , body
 
-The due time (ms since 1970, above 0) is there when the record's flags have DUE: the message is to
-be looked at again at that time, whatever its owner then does with it. The size of the body is what
-the length leaves over. All integers are little-endian. What a meta or a body means is not known
-here.
+A record has a due time (ms since 1970, above 0) if its flags have DUE: somebody has to look at the
+message again at that time. The size of the body follows from the length of the record. All integers
+are little-endian. This file does not know what a meta or a body means.
 """
 
 import itertools
@@ -38,9 +37,10 @@ DUE_BYTES = DUE_TIME.size
 
 
 def record_seed(packed_hash: int, timestamp_ms: int, kind: int, flags: int, due_ms: int = 0) -> int:
-    """The seed of a record's hash: all that surrounds the body but for lengths and targets.
+    """The seed of a record's hash. It stands for all that surrounds the body, but for lengths and
+    targets.
 
-    A due time is hashed into it: as it is, a change of it could cancel out with one of the time.
+    A due time is hashed before it is added, so that changes of due time and time cannot cancel out.
     `due_ms` is 0 for a record without a due time.
     """
     seed = (packed_hash ^ timestamp_ms ^ (kind << 56) ^ (flags << 48)) & U64
@@ -48,7 +48,7 @@ def record_seed(packed_hash: int, timestamp_ms: int, kind: int, flags: int, due_
 
 
 def fixed_bytes(flags: int, target_count: int) -> int:
-    """What stands in front of a record's meta."""
+    """The number of bytes in front of a record's meta."""
     due_bytes = DUE_BYTES if flags & DUE else 0
     return RECORD_HEADER_BYTES + due_bytes + TARGET_BYTES * target_count
 
@@ -66,7 +66,7 @@ class Meta(Protocol):
 
 @cache
 def _record_packer(target_count: int, has_due: bool) -> Callable[..., bytes]:
-    """Packs all that stands in front of a record's meta."""
+    """A function that packs the bytes in front of a record's meta."""
     due = "Q" if has_due else ""
     return struct.Struct("<IIBBHIQQ" + due + "IQ" * target_count).pack
 
@@ -76,12 +76,15 @@ _PACK_ONE = _record_packer(1, False)
 
 @cache
 def run_unpacker(target_count: int) -> Callable[[bytes, int], tuple[int, ...]]:
-    """Unpacks (from data, at an offset) header and targets of a record without a due time."""
+    """A function that unpacks header and targets of a record without a due time.
+
+    Its arguments are the data and the record's offset.
+    """
     return struct.Struct("<IIBBHIQQ" + "IQ" * target_count).unpack_from
 
 
 class Lengths(NamedTuple):
-    """How long records are, and what they and their bodies take together, in bytes."""
+    """The lengths of records, and the sums of the records' and the bodies' sizes, in bytes."""
 
     lengths: "array[int]"
     record_bytes: int
@@ -92,7 +95,7 @@ class Lengths(NamedTuple):
 def record_lengths(
     target_count: int, metas: Sequence[Meta], bodies: Sequence[bytes], *, has_dues: bool
 ) -> Lengths:
-    """How long the records of these messages will be."""
+    """The lengths that the records of these messages will have."""
     count = len(bodies)
     fixed = fixed_bytes(DUE if has_dues else 0, target_count)
     if count == 1:
@@ -123,10 +126,10 @@ def pack_run(
 ) -> list[bytes]:
     """The records of a run, as buffers to be written one behind the other.
 
-    Record i goes to each of `lanes`, where its qseq is `firsts[…] + i`. `lengths` are those that
-    `record_lengths` gave. `now_ms`: when all of them were appended; `times_ms`: when each was, if
-    that differs. `dues_ms`: each message's due time; the flag DUE is set for them here. No step here
-    is Python code for each message: this is where the broker's speed is made or lost.
+    Record i goes to each of `lanes`, where its qseq is `firsts[…] + i`. `lengths` come from
+    `record_lengths`. `now_ms` is the time of all messages; `times_ms` has the time of each, if
+    they differ. `dues_ms` has the due time of each; the flag DUE is set here. No Python code runs
+    for each message here, since the broker's speed depends on this function.
     """
     count = len(bodies)
     if dues_ms is not None:
@@ -182,7 +185,7 @@ def _pack_one(
     flags: int,
     now_ms: int,
 ) -> list[bytes]:
-    """As `pack_run` does, one message without a due time."""
+    """The same as `pack_run`, for one message without a due time."""
     packed = meta.packed
     digest = xxh3_64_intdigest(body, record_seed(meta.packed_hash, now_ms, MESSAGE, flags))
     head = (length, len(packed), MESSAGE, flags, 0, len(lanes), now_ms, digest)
@@ -196,7 +199,7 @@ def _pack_one(
 
 
 def _alike(metas: Sequence[Meta]) -> bool:
-    """Whether all are one and the same."""
+    """Whether all metas are the same object."""
     return metas[0] is metas[-1] and metas.count(metas[0]) == len(metas)
 
 
@@ -212,11 +215,11 @@ class Alike(NamedTuple):
 
 
 def unpack_alike(data: bytes, count: int, length: int) -> Alike | None:
-    """So many records of this length that stand one behind the other in `data`, verified.
+    """Verify and unpack `count` records of this length that stand one behind the other in `data`.
 
-    None if they are not alike in all but body, qseq, time and due time, or if anything is wrong
-    with them: then they are to be looked at one by one. No step here is Python code for each
-    message.
+    None if the records differ in more than body, qseq, time and due time, or if anything is wrong
+    with them: the caller then has to look at them one by one. No Python code runs for each message
+    here.
     """
     if len(data) < count * length or length < _ALIKE_HEAD.size:
         return None
@@ -292,7 +295,7 @@ def unpack_record(data: bytes, offset: int) -> Record | None:
 
 
 class Measured(NamedTuple):
-    """What a footer has to say of records that stand one behind the other."""
+    """What a footer needs to know of records that stand one behind the other."""
 
     sizes: "array[int]"  # of the bodies
     dues_ms: "array[int] | None"  # None: the records have no due times
@@ -320,7 +323,7 @@ def measure(data: bytes, lengths: "array[int]") -> Measured:
 
 
 def unpack_records(data: bytes) -> Iterator[Record]:
-    """The records that fill `data`; stops where one does not fit."""
+    """The records in `data`; stops at a record that does not fit."""
     offset = 0
     while offset < len(data):
         record = unpack_record(data, offset)

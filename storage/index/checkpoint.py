@@ -1,8 +1,8 @@
 """A checkpoint: the index catches up with log and ledger, never getting ahead of them.
 
-The order is always: what is in the snapshot is synced in the log, then in the ledger, then LMDB
-commits. The snapshot is gathered on the loop thread from what is durable in the log at that moment;
-the ledger is synced by the commit thread; the rest is done here, on the checkpoint thread.
+The order is always this: what the snapshot has is synced in the log, then in the ledger, then LMDB
+commits. The loop thread gathers the snapshot, of messages that were durable when it began; the
+commit thread syncs the ledger; the checkpoint thread does the rest (`write`).
 """
 
 from array import array
@@ -32,13 +32,13 @@ from qlog.storage.write.spill import SpillWriter
 
 @dataclass(slots=True)
 class Transient(Generic[M]):
-    """A run that is only in memory, to be spilled. The lists are held here: the run may lose them
-    on the loop thread meanwhile."""
+    """A run that is only in memory, to be spilled. The lists are kept here, since the loop thread
+    may take them from the run meanwhile."""
 
     run: Run[M]
     metas: Sequence[M]
     bodies: Sequence[bytes]
-    owners: list[tuple[LaneUpdate, int]]  # and the first qseq in each
+    owners: list[tuple[LaneUpdate, int]]  # the lanes that have it, with its first qseq in each
 
 
 @dataclass(slots=True)
@@ -49,39 +49,39 @@ class Snapshot(Generic[M]):
     segment_id: int
     position: int
     updates: list[LaneUpdate] = field(default_factory=list)
-    runs: list[Run[M]] = field(default_factory=list)  # those placed by the updates
+    runs: list[Run[M]] = field(default_factory=list)  # the runs that the updates place
     transients: dict[int, Transient[M]] = field(default_factory=dict)  # by the run's identity
     transient_serial: int = 0  # of the last transient run that belongs to it
     lanes: list[Lane[M]] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     unlinked: list[int] = field(default_factory=list)  # segments that are gone
-    condemned: list[int] = field(default_factory=list)  # their end is in the ledger by then
-    definitions: dict[Definition, bytes | None] = field(default_factory=dict)  # that changed
-    moves: list[Move] = field(default_factory=list)  # what was compacted; the ledger has it by then
+    condemned: list[int] = field(default_factory=list)  # segments that the ledger has given up
+    definitions: dict[Definition, bytes | None] = field(default_factory=dict)  # changed ones
+    moves: list[Move] = field(default_factory=list)  # of compactions that the ledger knows
     spilled: "list[tuple[Run[M], int, array[int]]]" = field(default_factory=list)
-    ledger: LedgerPosition | None = None  # all before it is in here
+    ledger: LedgerPosition | None = None  # all of the ledger before it is in the snapshot
     gathered: bool = False  # all lanes are in it
-    at_once: bool = False  # nothing happened while they were gathered
-    sealed: bool = False  # what they settled is synced in the ledger
+    at_once: bool = False  # all lanes were gathered in one slice
+    sealed: bool = False  # what the lanes had settled is synced in the ledger
 
 
 @dataclass(slots=True)
 class CheckpointDone(Generic[M]):
-    """How it went."""
+    """The result of writing a snapshot."""
 
     snapshot: Snapshot[M]
     live: dict[int, Live] = field(default_factory=dict)
     spill_current: int = -1
-    shortage: Shortage | None = None  # nothing was committed for that: to be done again
+    shortage: Shortage | None = None  # why nothing was committed; to be done again
     doubt: IndexDoubt | None = None
     failure: BaseException | None = None
 
 
 def gather(snapshot: Snapshot[M], lane: Lane[M]) -> int:
-    """Add what changed in a lane, which counts as clean afterwards; how much there was to look at.
+    """Add what changed in a lane, which counts as clean afterwards. Returns how much that was.
 
-    Its messages are those that were there when the snapshot began: a run that went to several lanes
-    is taken from all of them, or from none.
+    Only messages that were there when the snapshot began are taken: so a run that went to several
+    lanes is taken from all of them, or from none.
     """
     if lane.dropped:
         return 1
@@ -100,7 +100,7 @@ def gather(snapshot: Snapshot[M], lane: Lane[M]) -> int:
                 transient = Transient(run, run.metas, run.bodies, [])
                 snapshot.transients[id(run)] = transient
             transient.owners.append((update, first))
-        else:  # of a message that came since: the index is complete up to it only
+        else:  # it came after the snapshot began: the index will be complete up to it only
             update.placed_upto = min(update.placed_upto, first)
             continue
         run.gathered = True
@@ -110,7 +110,7 @@ def gather(snapshot: Snapshot[M], lane: Lane[M]) -> int:
 
 
 def records_of(lane: Lane[M]) -> list[Record]:
-    """What a new file of the ledger has to say of a lane; remembered until the lane changes."""
+    """The records of a lane in a new file of the ledger; remembered until the lane changes."""
     records = lane.ledger_records
     if records is None:
         records = list(lane_records(lane.id, lane.next_qseq, lane.settled))
@@ -119,7 +119,7 @@ def records_of(lane: Lane[M]) -> list[Record]:
 
 
 def lane_update(lane: Lane[M], placed_upto: int) -> LaneUpdate:
-    """What became of a lane but for its new messages; it counts as clean afterwards."""
+    """What changed in a lane, but for new messages. The lane counts as clean afterwards."""
     settled = lane.settled
     bitmaps = {block: settled.bits_of(block) for block in settled.dirty}
     settled.dirty.clear()
@@ -142,11 +142,11 @@ def snapshot_records(
     following: int,
     following_lsn: int,
 ) -> list[Record]:
-    """What a new ledger file has to begin with.
+    """The records that a new ledger file has to begin with.
 
-    `segments` must exist from now on; those of ids from `following` on, whose records begin at
-    `following_lsn`, must exist when there is one above them. `replaced`: those of them that
-    are still there although what is alive in them is in another one.
+    `segments` must exist from now on. The next segment after them is `following`, whose records
+    begin at `following_lsn`; it must exist if a later one does. `replaced`: segments that are
+    still there although what is alive in them is also in another one.
     """
     return [
         [SEGMENTS, following, following_lsn, *segments],
@@ -201,10 +201,10 @@ def write(
 
 
 def _spill(snapshot: Snapshot[M], spill: SpillWriter[M]) -> None:
-    """Write the transients; those for which there is no space stay in memory.
+    """Write the transients. Those for which there is no space stay in memory.
 
-    The index gets no pointer for these: it is complete up to them only, so that a restart takes
-    the gaps for what they are.
+    The index gets no pointers to these, and is complete only up to the first of them. So a restart
+    knows that what is missing there was transient.
     """
     for key, transient in list(snapshot.transients.items()):
         run = transient.run

@@ -1,9 +1,9 @@
-"""When the index is brought up to date, and what follows from it: segments are given up and unlinked.
+"""When the index is brought up to date, and when segments are given up and unlinked.
 
-On the owner's thread; what is written to LMDB is written by checkpoint.py on the checkpoint thread.
-It promises the order of three steps: what a checkpoint has is synced in the log, then in the ledger,
-then LMDB commits. And it promises the three steps of giving a segment up (reclaim.py). Compactions
-pass through here, since their moves are part of a checkpoint.
+This is the owner's thread; checkpoint.py writes to LMDB, on the checkpoint thread. Promises the
+order of a checkpoint: what it has is synced in the log, then in the ledger, then LMDB commits. And
+promises the three steps of giving a segment up (reclaim.py). Compactions pass through here, since
+their moves are part of a checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ from qlog.storage.write.upkeep import Unlinked, Upkeep
 
 _NEVER_S = 60.0
 _LOOK_S = 10.0  # between two looks for segments that retention lets go
-_SLICE = 1000  # lanes, or blocks and runs of them, that are looked at in one go: some milliseconds
+_SLICE = 1000  # so many lanes, blocks and runs are one slice: some milliseconds
 
 
 class Checkpoints(Generic[M]):
@@ -74,19 +74,19 @@ class Checkpoints(Generic[M]):
     ) -> None:
         self.live = live
         self.compactor = compactor
-        self.wanted = False  # one is to begin with the next commit
-        self.snapshot: Snapshot[M] | None = None  # gathered, and not in the index yet
-        self.wants_sync = False  # what was gathered in slices waits for the ledger's sync
-        self.held: Shortage | None = None  # why it is not written now
-        self.condemned: set[int] = set()  # segments that were given up, and are there
+        self.wanted = False  # a checkpoint is to begin with the next commit
+        self.snapshot: Snapshot[M] | None = None  # of the checkpoint that is under way
+        self.wants_sync = False  # all is gathered, and waits for the ledger's sync
+        self.held: Shortage | None = None  # why the snapshot is not written now
+        self.condemned: set[int] = set()  # segments that were given up, and have a file
         self.lsn = commits.log.lsn  # the index has the log up to here
         self._due = due
         self._commits = commits
         self._settling = settling
         self._retention = retention
         self._clock_ms = clock_ms
-        # Segments with messages that were restored since the last checkpoint was gathered, and
-        # before: the index counts those as settled still.
+        # Segments with messages that were restored after the last checkpoint was gathered, and
+        # before it was. The index still counts these messages as settled.
         self._restored: set[int] = set()
         self._restored_gathered: set[int] = set()
         self._changes: Changes[M] = settling.changes
@@ -108,23 +108,23 @@ class Checkpoints(Generic[M]):
         self._begun_s = 0.0
         self._look_s = 0.0
         self._now_s = 0.0
-        self._bytes_appended = 0  # since the last one began
+        self._bytes_appended = 0  # to the log, since the last checkpoint began
         self._lanes_with_runs: dict[Lane[M], None] = {}
-        self._dropped: list[int] = []  # lanes, for the next one
-        self._unlinked: list[int] = []  # segments, for the next one
-        self._unlink_again: list[int] = []  # after the next one
-        self._dead_left = self._any_dead()  # segments for the next one to give up
-        self._steps: Iterator[None] | None = None  # what is done in slices now
+        self._dropped: list[int] = []  # lanes that the next checkpoint removes
+        self._unlinked: list[int] = []  # segments that the next checkpoint forgets
+        self._unlink_again: list[int] = []  # segments to unlink after the next checkpoint
+        self._dead_left = self._any_dead()  # the next checkpoint can give up segments
+        self._steps: Iterator[None] | None = None  # what is being done in slices
         self._records_made = False  # of all lanes, for the ledger's next file
 
     # -- when
 
     @property
     def ledger_may_go_on(self) -> bool:
-        """Whether settlements may be written.
+        """Whether settlements may be written to the ledger.
 
-        Until the ledger has what a snapshot has, it gets no more: what came after the snapshot
-        must lie behind the position that the index remembers.
+        They may not until the ledger has everything that the snapshot began with: what came later
+        must lie behind the position that the index will remember.
         """
         return self.snapshot is None or self.snapshot.ledger is not None
 
@@ -138,7 +138,7 @@ class Checkpoints(Generic[M]):
         self._changes.operations += 1
 
     def tick(self, now_s: float) -> tuple[bool, float]:
-        """Whether one is due, and the seconds until the next will be."""
+        """Whether a checkpoint is due, and the seconds until the next one will be."""
         self._now_s = now_s
         if now_s >= self._look_s:
             self._look_s = now_s + _LOOK_S
@@ -168,13 +168,13 @@ class Checkpoints(Generic[M]):
         return self.wanted, max(due_s - now_s, 0.01)
 
     def begin(self) -> None:
-        """Have one begin with the next commit, unless one is under way."""
+        """Have a checkpoint begin with the next commit, unless one is under way."""
         if self.snapshot is None:
             self.wanted = True
             self._dead_left = False
             self._begun_s = self._now_s
 
-    # -- in slices: whatever is in memory, no turn of the owner's loop is long
+    # -- in slices, so that no turn of the owner's loop is long, whatever is in memory
 
     @property
     def stepping(self) -> bool:
@@ -200,7 +200,7 @@ class Checkpoints(Generic[M]):
     def join(self, job: CommitJob) -> None:
         """Let the job begin a checkpoint, or a new file of the ledger, if that is wanted.
 
-        All that lanes settled is in the job or was written before.
+        Everything that lanes have settled must be in the job, or was written before.
         """
         settling = self._settling
         if self.wanted and self.snapshot is None and self._steps is None:
@@ -227,7 +227,9 @@ class Checkpoints(Generic[M]):
             job.seals_checkpoint = True
 
     def _make_records(self) -> Iterator[None]:
-        """What the ledger's next file has to say of lanes: only of those that change is it new then."""
+        """Make the records of all lanes for the ledger's next file. They are remembered, so that
+        only those of lanes that change have to be made again.
+        """
         for at, lane in enumerate(list(self._lanes.values())):
             checkpoint.records_of(lane)
             if at % _SLICE == _SLICE - 1:
@@ -235,7 +237,10 @@ class Checkpoints(Generic[M]):
         self._records_made = True
 
     def _begin(self, job: CommitJob) -> None:
-        """Take what the log has now; what lanes have is gathered in slices, up to that."""
+        """Begin a snapshot with what is durable now.
+
+        The lanes are gathered in slices, up to that.
+        """
         self.wanted = False
         changes = self._changes
         snapshot: Snapshot[M] = Snapshot(self._commits.durable_lsn, *self._commits.durable_end)
@@ -266,7 +271,7 @@ class Checkpoints(Generic[M]):
             left -= checkpoint.gather(snapshot, lane)
             if lane.durable_upto(snapshot.lsn) < lane.next_qseq and not lane.dropped:
                 self._changes.dirty[lane] = None  # what is not durable yet comes with the next one
-        # Those that were dropped meanwhile must not come back.
+        # Lanes that were dropped meanwhile must not come back.
         kept = [not lane.dropped for lane in snapshot.lanes]
         snapshot.lanes = list(compress(snapshot.lanes, kept))
         snapshot.updates = list(compress(snapshot.updates, kept))
@@ -304,7 +309,7 @@ class Checkpoints(Generic[M]):
     # -- writing
 
     def committed(self, result: CommitResult) -> None:
-        """The ledger was synced, perhaps: then the snapshot can be written."""
+        """A job is done. If it has synced the ledger, the snapshot can be written."""
         snapshot = self.snapshot
         if snapshot is None or snapshot.sealed:
             return
@@ -341,7 +346,7 @@ class Checkpoints(Generic[M]):
             self._go(self._finish(done))
 
     def _finish(self, done: CheckpointDone[M]) -> Iterator[None]:
-        """Memory gives up what the index has now, lane by lane; then segments are given up."""
+        """Forget in memory what the index has now, lane by lane; then give segments up."""
         snapshot = done.snapshot
         self._index.forget_cached()
         for run, segment_id, positions in snapshot.spilled:
@@ -363,7 +368,7 @@ class Checkpoints(Generic[M]):
         self._lanes_with_runs.update(dict.fromkeys(snapshot.lanes))
         sources = frozenset().union(*(move.sources for move in snapshot.moves))
         for at, lane in enumerate(list(self._lanes_with_runs)):
-            if sources:  # the index has moved their pointers: memory must not know better
+            if sources:  # the index has moved these pointers: memory must not have the old places
                 lane.forget_segments(sources)
             if not lane.forget_indexed():
                 del self._lanes_with_runs[lane]
@@ -382,7 +387,7 @@ class Checkpoints(Generic[M]):
     # -- giving up segments
 
     def _reclaim(self, condemned: Sequence[int], spill_current: int) -> None:
-        """After a checkpoint: unlink what was given up before it, give up what is dead now."""
+        """After a checkpoint: unlink segments that were given up before, give up those dead now."""
         log = self._commits.log
         spilled = [
             segment_id
@@ -410,14 +415,14 @@ class Checkpoints(Generic[M]):
             self._commits.seal_rolled()
 
     def unlinked(self, done: Unlinked) -> None:
-        """Files are gone; those that are left are tried again. Raises what else went wrong."""
+        """Files were unlinked; those that are left are tried again. Raises any other error."""
         self._unlinked += done.gone
         self._unlink_again += done.left
         if done.error is not None:
             raise done.error
 
     def sealed(self) -> None:
-        """A segment was sealed, or is not kept any more: nothing else may happen for long."""
+        """A segment was sealed, or is not kept any more: have the next checkpoint give it up."""
         if not self._dead_left and self._any_dead():
             self._dead_left = True
             self._notify()
@@ -428,7 +433,7 @@ class Checkpoints(Generic[M]):
 
     @property
     def _excluded(self) -> set[int]:
-        """Segments that were given up, or have messages that the index does not count."""
+        """Segments that were given up, or have restored messages that the index does not count."""
         return self.condemned | self._restored | self._restored_gathered
 
     def _keeps(self) -> Callable[[Segment], bool]:
@@ -438,7 +443,7 @@ class Checkpoints(Generic[M]):
     # -- restoring
 
     def may_restore(self, segment_id: int) -> bool:
-        """Whether messages can be taken back from this segment: it is there, and stays."""
+        """Whether messages of this segment can be restored: the segment is there, and stays."""
         return (
             segment_id in self._commits.log.segments
             and segment_id not in self.condemned

@@ -1,11 +1,11 @@
 """What is due next: from the index what a checkpoint has, from memory what is younger.
 
-It promises that each message with a due time is given out once in a process, in the order of the
-times, when its time has come, unless it is settled by then; and after a restart again. Memory has no
-more than what came since the last checkpoint, and a page of rows.
+Promises that each message with a due time is given out once in a process, in the order of the
+times, when its time has come, unless it is settled by then; after a restart it is given out again.
+Memory has what came since the last checkpoint, and a page of rows, and no more.
 
-Giving out once, and not until settled, is for those who ask: a message whose time has come may be
-with a consumer, or on its way to another queue, and must not be in front of all others meanwhile.
+A message is given out once, and not until it is settled: it may be with a consumer, or on its way
+to another queue, when its time has come. It must not stand in front of all others meanwhile.
 """
 
 from array import array
@@ -23,7 +23,7 @@ from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.lane import Lane
 
 _PAGE_ROWS = 256
-_LOOKS_MAX = 4096  # so many messages that are settled by now are passed over in one call
+_LOOKS_MAX = 4096  # one call passes over at most so many settled messages
 
 
 class _Young:
@@ -56,9 +56,9 @@ class DueTimes:
         self._lanes = lanes
         self._on_doubt = on_doubt
         self._position: Due | None = None  # all rows up to here were given out, or were settled
-        self._rows: list[Due] | None = None  # those that follow, the next one last; None: not read
+        self._rows: list[Due] | None = None  # the rows that follow, the next one last
         self._young = _Young()
-        self._gathered = _Young()  # what a checkpoint that is under way has seen
+        self._gathered = _Young()  # messages from before the checkpoint that is under way
 
     def add(
         self, lanes: Sequence[Lane[Any]], firsts: Sequence[int], dues_ms: Sequence[int]
@@ -69,16 +69,16 @@ class DueTimes:
             self._young.add(lane.id, first, times)
 
     def gathered(self) -> None:
-        """A checkpoint begins. What is not durable yet will not be in it."""
+        """A checkpoint begins. Messages that are not durable yet will not be in it."""
         assert not self._gathered.heap and not self._gathered.added
         self._gathered, self._young = self._young, self._gathered
 
     def written(self, placed_upto: Mapping[int, int]) -> None:
-        """The index has it, in each of these lanes up to a qseq: memory forgets that."""
+        """The index has the messages of each lane up to a qseq: forget those in memory."""
         old, self._gathered = self._gathered, _Young()
         young = self._young
         position = self._position
-        # The index is read from the position on, and these would be behind: memory keeps them.
+        # The index is read from the position on. Messages before the position stay in memory.
         while old.heap and position is not None and old.heap[0] <= position:
             heappush(young.heap, heappop(old.heap))
         for lane_id, added in old.added.items():
@@ -93,7 +93,7 @@ class DueTimes:
         self._rows = None
 
     def _keep(self, lane_id: int, first: int, dues_ms: "array[int]") -> None:
-        """The index does not have these; those up to the position are given out, or kept already."""
+        """Keep messages that the index lacks, but for those that were given out or are kept."""
         young = self._young
         young.added.setdefault(lane_id, []).insert(0, (first, dues_ms))
         for due_ms, qseq in zip(dues_ms, count(first), strict=False):
@@ -104,7 +104,7 @@ class DueTimes:
     def take(self, until_ms: int, count_max: int) -> list[Due]:
         """The next messages whose time has come, `until_ms` included, in the order of the times.
 
-        So many at most; fewer, too, when very many were settled before their time. Raises
+        At most `count_max`; fewer also if very many were settled before their time. Raises
         CorruptLog when the index is wrong.
         """
         found: list[Due] = []
@@ -127,7 +127,7 @@ class DueTimes:
 
     @property
     def next_ms(self) -> int | None:
-        """When `take` has something, or has to pass over something; None: there is nothing.
+        """When `take` has something to give out or to pass over; None: there is nothing.
 
         Raises CorruptLog when the index is wrong.
         """

@@ -1,13 +1,12 @@
 """When messages are due, in the index: a row for each that waits, in the order of the times.
 
     due        (due ms u64, lane u32, qseq u64) big-endian -> hash
-    due_times  (lane u32, first qseq u64) big-endian, as the key of a block -> hash, a u64 for each of
-               the block's messages: when it is due, or 0
+    due_times  (lane u32, first qseq u64) big-endian, as the key of a block -> hash, a u64 for each
+               of the block's messages: when it is due, or 0
 
-The first is what is read. The second says which rows of the first go when messages of a block are
-settled. It is there for blocks that ever had a message with a due time, so that all others cost
-nothing. Both promise to be exact: a row is there if, and only if, its message has a pointer and is
-not settled.
+`due` is what is read. `due_times` says which rows of `due` go when messages of a block are
+settled; only blocks that have had a message with a due time have a row in it. Promises that `due`
+is exact: a row is there if, and only if, its message has a pointer and is not settled.
 """
 
 import struct
@@ -24,7 +23,7 @@ _BLOCK_KEY = struct.Struct(">IQ")
 
 
 class Due(NamedTuple):
-    """A message that waits to be due. Compares as rows do."""
+    """A message that waits to be due. Values compare in the order of rows."""
 
     due_ms: int
     lane_id: int
@@ -62,11 +61,12 @@ class DueRows:
         new: Iterable[tuple[int, "array[int]"]],
         is_over: bool,
     ) -> int:
-        """Bring the rows of a block up to date; by how many the blocks with due times changed.
+        """Bring the rows of a block up to date. Returns the change in the number of blocks with due
+        times.
 
-        Arguments: `base` is the first qseq of the block; the bits say which of its messages were
-        settled, and are; `new` are due times by the slot of the first in the block; `is_over`: the
-        block itself goes.
+        Arguments: `base` is the first qseq of the block. The bits say which of its messages were
+        settled before, and which are settled now. `new` are due times, by the slot of the first one
+        in the block. `is_over`: the block itself goes.
         """
         key = _BLOCK_KEY.pack(lane_id, base)
         row = self._transaction.get(key, db=self._times)

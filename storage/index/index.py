@@ -12,9 +12,9 @@
     segments    segment -> hash, [pointers to unsettled messages, their bytes]
     checkpoint  -> hash, up to where log and ledger are in here
 
-The key is part of every hash. One transaction a checkpoint; between
-two of them a message that came and went leaves no trace here. The environment must not be used
-across a fork; read transactions are short, and writing is one thread's.
+The key is part of every hash. A checkpoint is one transaction; a message that came and went between
+two checkpoints leaves no trace here. The environment must not be used across a fork; read
+transactions are short, and only one thread writes.
 """
 
 import struct
@@ -67,13 +67,13 @@ class Checkpoint:
 @dataclass(slots=True)
 class LaneRow:
     next_qseq: int
-    placed_upto: int  # every message of the log below it, if not settled, has a pointer here
+    placed_upto: int  # each unsettled message of the log below this qseq has a pointer here
     floor: int
     delivered: int
     alive: int = 0  # unsettled messages with a pointer to the log
     alive_bytes: int = 0  # the sum of their bodies' sizes
-    spilled: int = 0  # and to spill/
-    full: list[int] = field(default_factory=list)  # ranges of blocks above the floor all settled
+    spilled: int = 0  # unsettled messages with a pointer to spill/
+    full: list[int] = field(default_factory=list)  # ranges of settled blocks above the floor
     attempts: list[int] = field(default_factory=list)  # first, end, number, … of what came back
     due_blocks: int = 0  # blocks that have, or had, messages with due times
 
@@ -90,7 +90,7 @@ class Placed:
     dues_ms: "array[int] | None" = None  # due times; None: they have none
 
     def part(self, low: int, high: int) -> "Placed":
-        """Those from `low` on and before `high`, counted from the first."""
+        """The messages from index `low` on and before index `high`."""
         return Placed(
             self.first + low,
             self.segment_id,
@@ -118,7 +118,7 @@ class LaneUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Messages that a compaction copied: pointers to the `sources` become such to the segment."""
+    """Messages that a compaction copied: pointers to `sources` become pointers to the segment."""
 
     segment_id: int
     sources: frozenset[int]
@@ -135,7 +135,7 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The index's file, in pages. Those that no database has are free, or LMDB's own."""
+    """The index's file, in pages. Pages that no database has are free, or LMDB's own."""
 
     page_bytes: int
     pages: int
@@ -183,7 +183,10 @@ class Index:
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator["lmdb.Transaction[bytes]"]:
-        """Every use of LMDB is in one of these: what means damage becomes IndexDoubt."""
+        """A transaction, in which errors that mean damage become IndexDoubt.
+
+        LMDB is used only so.
+        """
         try:
             with self._env.begin(write=write) as transaction:
                 yield transaction
@@ -260,7 +263,10 @@ class Index:
         )
 
     def segments_of(self, lane_id: int, block: int) -> Sequence[int]:
-        """The segment of each message of a block, 0 for one without a pointer; of none, nothing."""
+        """The segment of each message of a block, 0 for a message without a pointer.
+
+        Empty if there is no such block.
+        """
         key = _KEY.pack(lane_id, block * BLOCK)
         with self._transaction() as transaction:
             row = transaction.get(key, db=self._blocks)
@@ -278,7 +284,7 @@ class Index:
                         yield lane_id, base + slot, segment_id, position, length
 
     def placed_from(self, lane_id: int, qseq: int) -> list[tuple[int, int]]:
-        """The (first, end) of what has pointers at or after `qseq`, in order."""
+        """The stretches (first, end) at or after `qseq` that have pointers, in order."""
         found: list[tuple[int, int]] = []
         with self._transaction() as transaction, transaction.cursor(db=self._blocks) as cursor:
             for key, row in _range(cursor, lane_id, qseq // BLOCK, None):
@@ -354,7 +360,7 @@ class Index:
         }
 
     def forget_cached(self) -> None:
-        """A checkpoint changed the blocks."""
+        """Forget blocks that were read: a checkpoint has changed them."""
         self._cached.clear()
 
     # -- writing
@@ -367,11 +373,12 @@ class Index:
         unlinked: Iterable[int] = (),
         moves: Iterable[Move] = (),
     ) -> dict[int, Live]:
-        """One transaction, synced. The live counts of the segments that changed.
+        """One transaction, synced. Returns the live counts of the segments that changed.
 
-        `unlinked`: segments that are gone. `moves` come after the updates. Applied twice it gives
-        the same. Without a checkpoint the index stays unfinished (a rebuild in steps). Raises the
-        OSError of a full disk when there is no space even so: nothing was changed then.
+        `unlinked`: segments that are gone. `moves` are applied after the updates. Applied twice,
+        the result is the same. Without a checkpoint the index stays unfinished (a rebuild in
+        steps). Raises the OSError of a full disk when even the reserve does not suffice; nothing
+        was changed then.
         """
         self._headroom.grow()
         try:
@@ -449,7 +456,7 @@ class Index:
     ) -> "_Counts":
         """Delete the blocks from the lane's floor to before `end_block` (None: to the end).
 
-        What of the lane's unsettled messages went with them, as less than nothing.
+        Returns the change in the lane's counts of unsettled messages, as numbers below 0.
         """
         floor = lane.floor
         first_block = floor // BLOCK
@@ -622,7 +629,7 @@ class Settlements:
 
 @dataclass(slots=True)
 class _Counts:
-    """Unsettled messages of a lane, or changes of that."""
+    """Counts of unsettled messages of a lane, or changes of these counts."""
 
     alive: int = 0  # in the log
     alive_bytes: int = 0  # their bodies
@@ -642,7 +649,10 @@ class _Tally:
         self.sizes: Counter[int] = Counter()
 
     def add(self, columns: "array[int]", bits: int, sign: int) -> _Counts:
-        """Count a block's unsettled messages in (1) or out (-1); those of the lane, signed."""
+        """Count a block's unsettled messages in (`sign` 1) or out (-1).
+
+        Returns the lane's change.
+        """
         segments: array[int] = columns[0::4]
         lengths: array[int] = columns[2::4]
         bodies: array[int] = columns[3::4]
@@ -717,7 +727,7 @@ def _write_piece(columns: "array[int]", block: int, piece: Placed) -> None:
 
 
 def _write_moved(columns: "array[int]", block: int, piece: Placed, sources: frozenset[int]) -> None:
-    """As `_write_piece`, for those pointers only that are to one of the sources."""
+    """The same as `_write_piece`, but only for pointers to one of the sources."""
     start = 4 * (piece.first - block * BLOCK)
     for slot, position, length in zip(  # a copied message has the body that it had
         range(start, len(columns), 4), piece.positions, piece.lengths, strict=False
@@ -731,7 +741,7 @@ def _write_moved(columns: "array[int]", block: int, piece: Placed, sources: froz
 def _range(
     cursor: lmdb.Cursor, lane_id: int, first_block: int, end_block: int | None
 ) -> Iterator[tuple[bytes, bytes]]:
-    """The rows of a lane's blocks."""
+    """The rows of the blocks of a lane."""
     end = None if end_block is None else end_block * BLOCK
     at = cursor.set_range(_KEY.pack(lane_id, first_block * BLOCK))
     while at:

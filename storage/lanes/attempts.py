@@ -1,10 +1,11 @@
-"""How often messages of a lane were handed out and came back, for those that did.
+"""How often messages of a lane were handed out and came back.
 
-Ranges of messages with the same number, so that a queue which nothing came back to costs nothing, and
-one that a million came back to at once costs one range. Knows qseqs only.
+Only messages that came back are kept, as ranges of messages with the same number. A queue to which
+nothing came back costs nothing; if a million messages came back at once, that is one range. Knows
+qseqs only.
 
-What is settled is asked for no more. So a message that is settled in the middle of a range stays in
-it, which spares two ranges in the place of one for every acknowledgement out of order.
+Nobody asks for settled messages. So a message that is settled in the middle of a range stays in it:
+otherwise each acknowledgement out of order would cut a range in two.
 """
 
 from bisect import bisect_left, bisect_right
@@ -25,7 +26,7 @@ class Attempts:
         return bool(self._firsts)
 
     def note(self, first: int, end: int, number: int) -> None:
-        """[first, end) came back `number` times by now."""
+        """The messages [first, end) have come back `number` times by now."""
         assert first < end and number >= 0
         at = self._cut(first, end)
         if not number:
@@ -42,7 +43,7 @@ class Attempts:
         numbers.insert(at, number)
 
     def settle(self, first: int, end: int) -> None:
-        """Nobody asks for [first, end) again."""
+        """The messages [first, end) are settled: nobody will ask for them again."""
         low = self._remove_whole(first, end)
         firsts, ends = self._firsts, self._ends
         if low and first < ends[low - 1] <= end:
@@ -51,13 +52,13 @@ class Attempts:
             firsts[low] = end
 
     def forget(self) -> None:
-        """Nothing came back."""
+        """Forget everything."""
         self._firsts.clear()
         self._ends.clear()
         self._numbers.clear()
 
     def of(self, first: int, count: int) -> list[int]:
-        """The number of each of `count` messages from qseq `first` on; 0 for one that never came."""
+        """The number for each of `count` messages from qseq `first` on; 0: never came back."""
         found = [0] * count
         end = first + count
         place = bisect_right(self._ends, first)
@@ -77,19 +78,19 @@ class Attempts:
         return [part for range_ in self.ranges() for part in range_]
 
     def load(self, flat: Iterable[int]) -> None:
-        """Become what `flat` gave."""
+        """Take over what `flat` has returned."""
         parts = list(flat)
         self._firsts, self._ends, self._numbers = parts[0::3], parts[1::3], parts[2::3]
 
     def _remove_whole(self, first: int, end: int) -> int:
-        """Remove the ranges that lie in [first, end); the place where they were."""
+        """Remove the ranges that lie in [first, end). Returns the place where they were."""
         low = bisect_left(self._firsts, first)
         high = max(bisect_right(self._ends, end), low)
         del self._firsts[low:high], self._ends[low:high], self._numbers[low:high]
         return low
 
     def _cut(self, first: int, end: int) -> int:
-        """Have no range reach into [first, end); the place of a new one."""
+        """Cut ranges so that none reaches into [first, end). Returns the place for a new range."""
         low = self._remove_whole(first, end)
         firsts, ends, numbers = self._firsts, self._ends, self._numbers
         if low and ends[low - 1] > end:  # what is cut lies within this one

@@ -6,17 +6,17 @@ from typing import Generic
 from qlog.storage.lanes.page import Page
 from qlog.storage.lanes.run import RUN_OVERHEAD_BYTES, M, Run
 
-# So many bodies are freed at once: more than one turn of the loop can bring.
+# So many bodies are freed in one go: more than one turn of the loop can bring.
 _FREED_AT_ONCE = 16 * 1024
-# What was read ahead, of all lanes together, is at most this, or a quarter of what memory may hold.
+# All lanes together read ahead at most so much, or a quarter of the limit if that is less.
 _PAGES_BYTES_MAX = 16 << 20
 
 
 class Cache(Generic[M]):
-    """The bodies in memory: what was read by all goes first, then what is oldest.
+    """The bodies in memory, up to a limit. Runs that all lanes have read go first, then the oldest.
 
-    Bodies that are not on disk yet stay whatever the limit says. `bytes` has what was read ahead,
-    too (`pages_bytes`).
+    Bodies that are not on disk yet stay in memory, whatever the limit. `bytes` counts what was read
+    ahead, too (`pages_bytes`).
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -31,7 +31,7 @@ class Cache(Generic[M]):
         self._pages: OrderedDict[Page[M], None] = OrderedDict()  # the oldest first
         self._count = 0
         self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
-        self._fresh: deque[Run[M]] = deque()  # those not durable yet
+        self._fresh: deque[Run[M]] = deque()  # runs that are not durable yet
         # Bodies and metas that were given up, and have yet to be freed.
         self._garbage: deque[tuple[list[bytes], list[M] | None]] = deque()
 
@@ -65,7 +65,7 @@ class Cache(Generic[M]):
         run.join(later)
 
     def advance(self, durable_lsn: int) -> None:
-        """All below is on disk now: what nobody waits for can go."""
+        """All records below this LSN are on disk: bodies that nobody waits for can go."""
         self.durable_lsn = durable_lsn
         fresh = self._fresh
         while fresh and fresh[0].lsn_end <= durable_lsn:
@@ -121,9 +121,10 @@ class Cache(Generic[M]):
             self.pages_bytes -= page.memory_bytes
 
     def free(self) -> bool:
-        """Free some of what was given up, for a millisecond or so; whether anything is left.
+        """Free some of what was given up, for about a millisecond. Returns whether anything is
+        left.
 
-        A million bodies, of a queue that is deleted, take a hundred milliseconds.
+        To free the million bodies of a deleted queue at once would take a hundred milliseconds.
         """
         garbage = self._garbage
         left = _FREED_AT_ONCE

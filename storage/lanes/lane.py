@@ -1,8 +1,8 @@
-"""The messages of one queue at one priority, by a dense sequence number (qseq).
+"""The messages of one queue at one priority, by a sequence number without gaps (qseq).
 
 A lane knows which of its messages are settled (settled.py), and where the others are: in memory as
-runs, or in the index as pointers. It promises that a message is returned until it is settled, and as
-it was published. It knows nothing of durability: that is the store's.
+runs, or in the index as pointers. Promises that a message can be read until it is settled, as it
+was published. Knows nothing of durability, which the store sees to.
 """
 
 from array import array
@@ -42,7 +42,7 @@ class Shelf(Protocol[M]):
         """The segment of each message of a block, 0 where the index has none. Raises CorruptLog."""
 
     def may_restore(self, segment_id: int) -> bool:
-        """Whether a message that is settled can be taken back from this segment."""
+        """Whether settled messages of this segment can be restored."""
 
 
 @dataclass(slots=True)
@@ -50,10 +50,10 @@ class Changes(Generic[M]):
     """What lanes leave for the store to write: shared by all of them."""
 
     acked: "list[Lane[M]]"  # lanes with settlements that the ledger does not have
-    delivered: "list[Lane[M]]"  # and with deliveries
-    attempted: "list[Lane[M]]"  # and with messages that came back
-    dirty: "dict[Lane[M], None]"  # lanes that the index is behind of, in their order
-    await_acks: Callable[[], None]  # called when the first of them comes
+    delivered: "list[Lane[M]]"  # lanes with deliveries that the ledger does not have
+    attempted: "list[Lane[M]]"  # lanes with messages that came back, which the ledger does not have
+    dirty: "dict[Lane[M], None]"  # lanes with changes that the index does not have, in their order
+    await_acks: Callable[[], None]  # called when the first change for the ledger comes
     acked_count: int = 0
     operations: int = 0  # since the last checkpoint
     # Settlements that wait for the log: (LSN, serial, lane, first, count, size), a heap.
@@ -66,7 +66,7 @@ class Changes(Generic[M]):
     )
 
     def release(self, durable_lsn: int) -> None:
-        """The log is durable up to here: settle what waited for that."""
+        """The log is durable up to this LSN: settle the messages that waited for it."""
         waiting = self.waiting
         while waiting and waiting[0][0] <= durable_lsn:
             _, _, lane, first, count, size = heappop(waiting)
@@ -93,8 +93,8 @@ class Lane(Generic[M]):
         self._changes = changes
         self._firsts: list[int] = []  # the first qseq of each run in memory
         self._runs: list[Run[M]] = []
-        self._read_runs = 0  # so many of them were read to their end
-        self._joined_runs = 0  # and so many are joined as far as they can be
+        self._read_runs = 0  # so many of the first runs were read to their end
+        self._joined_runs = 0  # so many of the first runs are joined as far as they can be
         self._waiting_bytes = 0  # of messages that are settled once the log is durable
         self._page: Page[M] | None = None
         self._read_upto = -1  # where the last read ended: who goes on there reads in order
@@ -127,7 +127,7 @@ class Lane(Generic[M]):
         self._changes.dirty[self] = None
 
     def _join_durable(self) -> None:
-        """Join runs that are on disk, so that few are left of messages that came one by one."""
+        """Join runs that are on disk, so that messages which came one by one are few runs."""
         runs = self._runs
         firsts = self._firsts
         at = self._joined_runs
@@ -154,10 +154,10 @@ class Lane(Generic[M]):
     ) -> Slice[M] | None:
         """The first unsettled message at or after `qseq` and those right behind it.
 
-        Stops at a settled one, or at the limits (bytes are those of whole records), but gives one
-        message at least; None when there is nothing. `passing`: what was read is not asked for
-        again soon, so that memory may forget it. Raises CorruptLog when what is on disk is not
-        what was written.
+        Stops at a settled message, or at the limits (bytes of whole records), but reads at least
+        one message. None: there is no message. `passing`: the messages will not be read again
+        soon, so memory may forget them. Raises CorruptLog when what is on disk is not what was
+        written.
         """
         start, stop = self.settled.stretch(qseq, self.next_qseq, count_max)
         if start == stop:
@@ -304,13 +304,12 @@ class Lane(Generic[M]):
     # -- settling
 
     def settle(self, first: int, count: int, size: int | None = None) -> int:
-        """Acked, purged or expired: these are returned no more; how many were not settled yet.
+        """Settle messages (acked, purged or expired). Returns how many were not settled yet.
 
-        Idempotent. Lasting when the ledger is written (some milliseconds later) and synced.
-        `size`: the sum of the sizes of the bodies, from those who know it; then none of the
-        messages may be settled yet. Without it the sizes are looked up, those of messages that
-        are not in memory in the index. Raises CorruptLog when the index is wrong; nothing is
-        settled then.
+        Idempotent. Lasts when the ledger is written (some milliseconds later) and synced. `size` is
+        the sum of the bodies' sizes; a caller that gives it says that none of the messages is
+        settled yet. Without it the sizes are looked up, in the index if need be. Raises CorruptLog
+        when the index is wrong; nothing is settled then.
         """
         assert first >= 0 and count >= 0
         end = min(first + count, self.next_qseq)
@@ -355,11 +354,12 @@ class Lane(Generic[M]):
         return fresh
 
     def settle_after(self, lsn: int, first: int, count: int, size: int) -> None:
-        """Settle messages once the log is durable up to `lsn`, and not before, come what may.
+        """Settle messages once the log is durable up to `lsn`, and never before.
 
-        For messages that were handed on, to a dead letter queue for example: their copies have to be
-        on disk first. They do not count as alive any more, but come back if the process dies before.
-        `size` is the sum of the sizes of their bodies. None of them may be settled by anybody else.
+        This is for messages that were handed on, for example to a dead letter queue: the copies
+        have to be on disk first. The messages do not count as alive any more, but come back if the
+        process dies before. `size` is the sum of the bodies' sizes. Nobody else may settle these
+        messages.
         """
         if lsn <= self._cache.durable_lsn:
             self.settle(first, count, size)
@@ -373,7 +373,7 @@ class Lane(Generic[M]):
         heappush(changes.waiting, (lsn, changes.waiting_serial, self, first, count, size))
 
     def released(self, first: int, count: int, size: int) -> None:
-        """What these messages waited for has come (`Changes.release`)."""
+        """The log is durable as far as these messages waited for: settle them."""
         if self.dropped:
             return
         self._waiting_bytes -= size
@@ -384,7 +384,7 @@ class Lane(Generic[M]):
     def _unsettled_bytes(self, first: int, end: int) -> int:
         """The sum of the sizes of the unsettled messages in [first, end).
 
-        What is looked up is these messages or all others, whichever are fewer.
+        The sizes of these messages are looked up, or of all others if these are fewer.
         """
         floor = self.settled.floor
         first = max(first, floor)
@@ -426,11 +426,11 @@ class Lane(Generic[M]):
         return size
 
     def restore(self, first: int, count: int) -> list[int]:
-        """Take settled messages back to life; which they are: first, end, first, end, …
+        """Restore settled messages. Returns which were restored: first, end, first, end, …
 
-        Those are restored that lie above the floor, in a block of which anything is left, and in a
-        segment that is there and has no part in a compaction: of others the index has forgotten
-        the place. Lasting with the next acks. Raises CorruptLog when the index is wrong.
+        A message can be restored if the index still knows its place: if it lies above the floor, in
+        a block that is not settled as a whole, and in a segment that is there and has no part in a
+        compaction. Lasts with the next acks. Raises CorruptLog when the index is wrong.
         """
         settled = self.settled
         end = min(first + count, self.next_qseq)
@@ -459,7 +459,7 @@ class Lane(Generic[M]):
         return flat
 
     def _segments(self, block: int) -> list[int]:
-        """The segment of each message of a block; 0 for one that has no lasting place."""
+        """The segment of each message of a block; 0 for a message that is not in the log yet."""
         segments = list(self._shelf.segments(self.id, block))
         base = block * BLOCK
         for first, run in zip(self._firsts, self._runs, strict=True):
@@ -471,7 +471,7 @@ class Lane(Generic[M]):
         return segments
 
     def note_delivered(self, upto: int) -> None:
-        """Everything below `upto` was handed to a consumer once; lasting with the next acks."""
+        """Everything below `upto` was handed to a consumer once. Lasts with the next acks."""
         if upto > self.settled.delivered:
             self.settled.delivered = upto
             self.ledger_records = None
@@ -482,9 +482,9 @@ class Lane(Generic[M]):
                 self._changes.await_acks()
 
     def note_attempts(self, first: int, count: int, attempts: int) -> None:
-        """These were handed out and came back, for the time that `attempts` says.
+        """These messages came back, `attempts` times by now. None of them may be settled.
 
-        None of them may be settled. Lasting with the next acks.
+        Lasts with the next acks.
         """
         end = first + count
         assert self.settled.floor <= first < end <= self.next_qseq
@@ -510,9 +510,9 @@ class Lane(Generic[M]):
     ) -> None:
         """Recovery is done: all qseqs below `next_qseq` were given once.
 
-        What is missing between `placed_upto` (where the index was complete) and there was lost
-        before it was durable, and counts as settled. `present`: stretches (first, end) of what log
-        and index have above that, by their firsts.
+        The index was complete up to `placed_upto`. Messages above that which neither log nor index
+        has were lost before they were durable, and count as settled. `present`: the stretches
+        (first, end) that log and index have above `placed_upto`, in the order of their firsts.
         """
         at = placed_upto
         settled = self.settled
@@ -560,7 +560,7 @@ class Lane(Generic[M]):
         )
 
     def unindexed(self, durable_lsn: int) -> list[tuple[int, Run[M]]]:
-        """The runs that the index should get: on disk, or nowhere but here."""
+        """The runs that the index lacks, and that are on disk, or only in memory."""
         return [
             (first, run)
             for first, run in zip(self._firsts, self._runs, strict=True)
@@ -568,7 +568,10 @@ class Lane(Generic[M]):
         ]
 
     def forget_indexed(self) -> bool:
-        """Give up runs that the index has and memory has no body of; whether any run is left."""
+        """Give up runs that the index has and that have no bodies in memory.
+
+        Returns whether any run is left.
+        """
         kept = [
             (place, first, run)
             for place, (first, run) in enumerate(zip(self._firsts, self._runs, strict=True))
@@ -583,7 +586,7 @@ class Lane(Generic[M]):
         return bool(kept)
 
     def forget_segments(self, segment_ids: Collection[int]) -> None:
-        """What is in memory of these is to be read from where the index says."""
+        """Give up runs in these segments: the index has another place for them."""
         firsts = self._firsts
         runs = self._runs
         read_runs = self._read_runs

@@ -1,9 +1,9 @@
-"""What a lane read ahead of what it was asked for, so that one read of the file serves many.
+"""Messages that a lane has read ahead, so that one read of the file serves many calls.
 
-Who takes messages from disk one by one would read the file, and ask the index, once for each of
-them. The lane reads a page instead, and gives the rest of it out from memory. It promises nothing of
-what is settled: that is the lane's to know. What a page has stays true however long it is kept,
-since a message never changes.
+A consumer that takes messages from disk one by one would cost a look into the index and a read of
+the file for each. The lane reads a page instead, and gives the rest out from memory. A page does
+not know what is settled: the lane does. A page stays right however long it is kept, since a
+message never changes.
 """
 
 from array import array
@@ -11,16 +11,16 @@ from typing import Generic
 
 from qlog.storage.lanes.run import MESSAGE_OVERHEAD_BYTES, RUN_OVERHEAD_BYTES, M, Slice
 
-# A page: as many messages, of so many bytes in the log. More would not make a message cheaper, and
-# would make the first one wait.
+# A page has at most so many messages, and so many bytes of the log. A larger page would not make a
+# message cheaper, and would make the first message wait.
 PAGE_COUNT = 64
 PAGE_BYTES_MAX = 64 << 10
-# Who takes more at once has less to gain from a page than it costs to keep it.
+# A consumer that takes more than this at once would gain less from a page than the page costs.
 FEW = PAGE_COUNT // 4
 
 
 class Page(Generic[M]):
-    """Messages with consecutive qseqs, read from disk: laid out as a run in memory is."""
+    """Messages with consecutive qseqs, read from disk. The layout is that of a run in memory."""
 
     __slots__ = (
         "bodies",
@@ -48,5 +48,5 @@ class Page(Generic[M]):
         self.memory_bytes = sum(lengths) + MESSAGE_OVERHEAD_BYTES * self.count + RUN_OVERHEAD_BYTES
 
     def times(self, start: int, end: int) -> "array[int]":
-        """When these of the messages were appended."""
+        """The times at which the messages from index `start` to before `end` were appended."""
         return self.times_ms[start:end]

@@ -1,7 +1,7 @@
-"""Messages back from disk, each verified by itself, in large sequential reads.
+"""Reads messages from the disk, in large sequential reads, and verifies each by itself.
 
-It promises that what it returns is what was appended for this lane and qseq, or raises. It knows
-files by segment id and nothing about which messages are wanted.
+Promises to return what was appended for the lane and qseq, or to raise. Knows files by segment id,
+and nothing about which messages are wanted.
 """
 
 import struct
@@ -35,14 +35,14 @@ from qlog.storage.lanes.run import M, Pointers, Slice
 
 _FILES_MAX = 64
 _METAS_MAX = 4096
-_META_BYTES_MAX = 1024  # larger ones are not remembered: 4096 of them would be much
-# After so many unknown metas in a row, those that follow in a read are not looked up: each message
-# has one of its own.
+_META_BYTES_MAX = 1024  # larger metas are not remembered: 4096 of them would be much
+# After so many unknown metas in a row, the rest of a read is not looked up: each of its messages
+# has a meta of its own.
 _STRANGERS_MAX = 16
-_SPAN_BYTES_MAX = 1 << 20  # one read
-_GAP_BYTES_MAX = 16 << 10  # rather read so many bytes of others than make another call
+_SPAN_BYTES_MAX = 1 << 20  # the largest read
+_GAP_BYTES_MAX = 16 << 10  # reading so many unwanted bytes is cheaper than another call
 _AHEAD_BYTES = 1 << 20
-_AHEAD_MIN_BYTES = 64 << 10  # of smaller reads in order the system reads ahead by itself
+_AHEAD_MIN_BYTES = 64 << 10  # when reads in order are smaller, the system reads ahead by itself
 _ALIKE_MIN = 8  # records; fewer are looked at one by one
 _HEAD_BYTES = RECORD_HEADER_BYTES + TARGET_BYTES  # of a record with one target
 _UNPACK_ONE = run_unpacker(1)
@@ -110,7 +110,7 @@ class Reader(Generic[M]):
             raise
 
     def _meta(self, packed: bytes, body_bytes: int) -> M:
-        """The decoded meta; only for what was verified."""
+        """The decoded meta. Call it only for bytes that were verified."""
         meta = self._metas.get((packed, body_bytes))
         if meta is None:
             meta = self._decode(packed, body_bytes, xxh3_64_intdigest(packed))
@@ -154,7 +154,7 @@ class Reader(Generic[M]):
         except OSError as error:
             if not files or shortage_of(error) is not Shortage.DESCRIPTORS:
                 raise
-            self.close()  # what it needs is held here
+            self.close()  # the reader itself may hold the descriptors
             file = self._disk.open(path)
         files[segment_id] = file
         if len(files) > _FILES_MAX:
@@ -172,7 +172,7 @@ class Reader(Generic[M]):
         end: int,
         into: Slice[M],
     ) -> None:
-        """Slice the records out of `data`, which was read at `base`; the hot path of a cold read."""
+        """Slice the records out of `data`, which was read at `base`. Speed matters here."""
         positions = pointers.positions
         lengths = pointers.lengths
         unpack = _UNPACK_ONE
@@ -218,7 +218,7 @@ class Reader(Generic[M]):
                 seed = packed_hash ^ time ^ (kind << 56) ^ (flags << 48)
             if xxh3_64_intdigest(body, seed) != digest or actual != length or kind != MESSAGE:
                 raise self._corrupt(pointers.segment_id, position)
-            if meta is None:  # nothing is decoded that was not verified
+            if meta is None:  # decoded only now, after it was verified
                 meta = self._decode(packed, body_bytes, packed_hash)
                 if strangers < _STRANGERS_MAX:
                     self._remember(meta, packed, body_bytes)
@@ -243,7 +243,7 @@ def _goes_to(record: Record, lane_id: int, qseq: int) -> bool:
 
 
 def _span(positions: "array[int]", lengths: "array[int]", start: int) -> tuple[int, int]:
-    """What to read at once from record `start` on: (the record after it, where its bytes end)."""
+    """How much to read at once from record `start` on: (the record behind, where the bytes end)."""
     count = len(positions)
     end = positions[-1] + lengths[-1]
     size = end - positions[start]
@@ -268,11 +268,11 @@ def _span(positions: "array[int]", lengths: "array[int]", start: int) -> tuple[i
 
 
 class DiskShelf(Generic[M]):
-    """What lanes read from: the index says where, the reader reads."""
+    """The `Shelf` of all lanes: the index says where messages are, the reader reads them."""
 
     index: Index  # set when recovery is done with it; nothing is read before
     on_doubt: Callable[[Exception], CorruptLog]  # set by the store
-    may_restore: Callable[[int], bool]  # the same
+    may_restore: Callable[[int], bool]  # set by the store
 
     def __init__(self, reader: Reader[M]) -> None:
         self.fetch = reader.fetch

@@ -1,4 +1,7 @@
-"""Messages with consecutive qseqs, in memory and as places; shared by the lanes they went to."""
+"""Runs: messages with consecutive qseqs, in memory or as places on disk.
+
+The lanes that the messages went to share a run.
+"""
 
 from array import array
 from collections.abc import Sequence
@@ -8,11 +11,11 @@ from typing import Generic, TypeVar
 from qlog.storage.bytes.record import Lengths, Meta
 
 M = TypeVar("M", bound=Meta)
-IN_MEMORY = 0  # the segment id of a run that is nowhere else
+IN_MEMORY = 0  # the segment id of a run that is only in memory
 NOT_PACKED = 1 << 62  # the end of a run whose records have no numbers yet: never durable
-RUN_OVERHEAD_BYTES = 900  # what the objects of a run take
-MESSAGE_OVERHEAD_BYTES = 64  # and those of one of its messages
-# A run takes no more than this: it leaves memory as a whole.
+RUN_OVERHEAD_BYTES = 900  # the memory of a run's objects
+MESSAGE_OVERHEAD_BYTES = 64  # the memory of the objects of one message
+# A run grows no larger than this, since it leaves memory as a whole.
 _COUNT_MAX = 4096
 _NONE = array("I")  # of runs that have nothing yet: never changed
 _BYTES_MAX = 1 << 20
@@ -21,9 +24,9 @@ _BYTES_MAX = 1 << 20
 class Run(Generic[M]):
     """Messages that went to the same lanes, with consecutive qseqs in each.
 
-    A run is open while its batch is: then more messages are added to it. When the batch is handed
-    over, the run is packed, and its positions are known. Later runs of the same lane are joined to
-    it once all are durable, so that a lane has few runs however its messages came.
+    A run is open while its batch is open: more messages are added to it. When the batch is handed
+    over, the run is packed, and its positions are known. When runs of a lane are durable they are
+    joined, so that a lane has few runs however its messages came.
     """
 
     __slots__ = (
@@ -59,14 +62,14 @@ class Run(Generic[M]):
         self.lengths = _NONE  # of the whole records
         self.sizes = _NONE  # of the bodies
         self.now_ms = 0  # when they were appended, by the wall clock
-        self.times_ms: array[int] | None = None  # when each was, if that is not the same for all
+        self.times_ms: array[int] | None = None  # the time of each message, if they differ
         self.dues_ms: array[int] | None = array("Q") if has_dues else None
         self.metas: list[M] | None = []
         self.bodies: list[bytes] | None = []  # None: only on disk
         self.owners = lane_count  # lanes that may still need it
-        self.readers = lane_count  # lanes that did not read to its end yet
-        self.origin: list[tuple[int, int]] = []  # (lane, first qseq), of one that is only in memory
-        self.serial = 0  # of those that are only in memory: in the order in which they began
+        self.readers = lane_count  # lanes that have not read it to its end yet
+        self.origin: list[tuple[int, int]] = []  # (lane, first qseq), if it is only in memory
+        self.serial = 0  # numbers the runs that are only in memory, in the order they began
         self.gathered = False  # a checkpoint that is under way has it
         self.indexed = False
         self.memory_bytes = RUN_OVERHEAD_BYTES
@@ -79,7 +82,7 @@ class Run(Generic[M]):
         now_ms: int,
         dues_ms: Sequence[int] | None,
     ) -> int:
-        """Add messages behind the others; how much memory they take, in bytes."""
+        """Add messages behind the others. Returns how much memory they take, in bytes."""
         assert self.metas is not None and self.bodies is not None
         count = len(bodies)
         if self.count:
@@ -103,7 +106,7 @@ class Run(Generic[M]):
         return grown
 
     def times(self, start: int, end: int) -> "array[int]":
-        """When these of the messages were appended."""
+        """The times at which the messages from index `start` to before `end` were appended."""
         if self.times_ms is None:
             return array("Q", (self.now_ms,)) * (end - start)
         return self.times_ms[start:end]
@@ -146,7 +149,10 @@ class Run(Generic[M]):
 
 @dataclass(slots=True)
 class Slice(Generic[M]):
-    """Messages of a lane with consecutive qseqs, none of them settled: an entry each in the lists."""
+    """Messages that one read of a lane returns: consecutive qseqs, none of them settled.
+
+    Each list has an entry for each message.
+    """
 
     first_qseq: int
     metas: list[M] = field(default_factory=list)
@@ -164,7 +170,7 @@ class Slice(Generic[M]):
         sizes: Sequence[int],
         dues_ms: Sequence[int] | None,
     ) -> None:
-        """The messages that follow."""
+        """Add the messages that follow."""
         before = len(self.bodies)
         self.metas += metas
         self.bodies += bodies

@@ -1,9 +1,9 @@
 """Which messages of a lane are settled: a floor, bits above it, and ranges of blocks above it.
 
-Everything below the floor is settled. Above it a block of 254 has an integer of bits, unless none
-or all of it is settled: whole blocks are kept as ranges, so that one message which nobody
-acknowledges costs no memory for the millions behind it. What else the ledger says of messages is
-kept beside it: what was delivered, and how often messages came back. Knows qseqs only.
+Everything below the floor is settled. Above the floor, a block of 254 messages that is settled in
+part has an integer of bits. Blocks that are settled as a whole are kept as ranges: so one message
+that nobody acknowledges costs no memory for millions of settled ones behind it. What was delivered,
+and how often messages came back, is kept here, too. Knows qseqs only.
 """
 
 from bisect import bisect_left, bisect_right
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from qlog.storage.lanes.attempts import Attempts
 
-# Messages a block: 254 pointers of 16 bytes and a head of 16 fill one overflow page of LMDB.
+# Messages in a block: 254 pointers of 16 bytes and a head of 16 fill one overflow page of LMDB.
 BLOCK = 254
 FULL = (1 << BLOCK) - 1
 
@@ -35,7 +35,7 @@ class Settled:
         return not self.bits and not self.full
 
     def mark(self, first: int, end: int) -> int:
-        """[first, end) is settled; how many of them were not."""
+        """The messages [first, end) are settled. Returns how many were not settled before."""
         if first > self.floor:
             fresh = self._mark_above(first, end)
         elif end <= self.floor:
@@ -49,15 +49,15 @@ class Settled:
         return fresh
 
     def add_settled(self, block: int, bits: int) -> None:
-        """These of a block are settled; `mark` is to follow, which lets the floor rise."""
+        """These messages of a block are settled. Call `mark` afterwards, which raises the floor."""
         if (block + 1) * BLOCK > self.floor and not contains(self.full, block):
             self._set(block, self.bits.get(block, 0) | bits)
 
     def restore(self, first: int, end: int) -> None:
-        """[first, end) is settled no more, and came back to nobody yet.
+        """The messages [first, end) are not settled any more, and have no attempts.
 
-        A floor above `first` is lowered to it; what lies between `end` and the old floor stays
-        settled. So the ledger's records can be applied to a state that has settled more.
+        A floor above `first` is lowered to `first`; messages between `end` and the old floor stay
+        settled. So the ledger's records can be applied to a state in which more is settled.
         """
         floor = self.floor
         if first < floor:
@@ -79,7 +79,7 @@ class Settled:
         self.attempts.note(first, end, 0)
 
     def bits_of(self, block: int) -> int:
-        """What is settled in a block that is not below the floor."""
+        """The bits of the settled messages of a block that is not below the floor."""
         return FULL if contains(self.full, block) else self.bits.get(block, 0)
 
     def unsettled(self, first: int, count: int) -> int:
@@ -87,7 +87,7 @@ class Settled:
         return unsettled(first, count, self.floor, None if self.in_order else self.bits_of)
 
     def stretch(self, qseq: int, end: int, count_max: int) -> tuple[int, int]:
-        """The first that are not settled at or after `qseq`: (start, stop), empty at `end`."""
+        """The first unsettled stretch at or after `qseq`: (start, stop), empty at `end`."""
         start = max(qseq, self.floor)
         if not (self.bits or self.full):
             return min(start, end), min(start + count_max, end)
@@ -174,7 +174,7 @@ class Settled:
         return count
 
     def _raise(self, floor: int) -> None:
-        """Everything below is settled; forget what was known of it."""
+        """Everything below `floor` is settled: forget the bits and ranges below it."""
         before, block = self.floor // BLOCK, floor // BLOCK
         self.floor = floor
         for known in _keys(self.bits, before, block):
@@ -205,7 +205,8 @@ class Settled:
 def unsettled(first: int, count: int, floor: int, bits_of: Callable[[int], int] | None) -> int:
     """Bits: which of `count` messages from qseq `first` on are not settled.
 
-    `bits_of`: what is settled in a block that is not below the floor; None: nothing in any.
+    `bits_of` gives the settled messages of a block that is not below the floor; None: there are
+    none.
     """
     if floor >= first + count:
         return 0

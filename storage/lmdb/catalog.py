@@ -3,9 +3,9 @@
     entries     kind, 0, name -> hash, msgpack of [name, value]
     checkpoint  -> hash, up to where the ledger is in here
 
-One transaction a checkpoint, synced. Every value carries a hash that is seeded with its key, so that
-a damaged or misplaced one is named and never returned. A file that is damaged, missing, or another
-directory's is made anew by a start. The environment must not be used across a fork.
+A checkpoint is one transaction, synced. Every value carries a hash that is seeded with its key: a
+damaged or misplaced value is reported by its name, and never returned. A start makes the file anew
+if it is damaged, missing, or another directory's. The environment must not be used across a fork.
 """
 
 import struct
@@ -57,7 +57,8 @@ class CatalogCheckpoint:
 
 
 class CatalogFile:
-    """An open catalog file. All methods raise CatalogDoubt on damage, lmdb.Error when the disk fails.
+    """An open catalog file. All methods raise CatalogDoubt on damage, lmdb.Error when the disk
+    fails.
 
     `reserve_bytes` of the disk are kept for writing when it is full.
     """
@@ -73,7 +74,7 @@ class CatalogFile:
     ) -> None:
         """`lock=False`: read without a lock file, see `open_environment`."""
         self._directory = directory
-        self._was_failed = True  # the commit before, be it another process's, as far as is known
+        self._was_failed = True  # the last commit may have failed, in this process or another
         if not read_only:
             directory.mkdir(mode=0o750, exist_ok=True)
         try:
@@ -126,16 +127,17 @@ class CatalogFile:
             yield unpack_row(key, row)
 
     def raw_rows(self) -> list[tuple[bytes, bytes]]:
-        """Every entry as it lies there; `unpack_row` says what it is."""
+        """Every entry as it lies in the file; `unpack_row` decodes it."""
         with self._transaction() as transaction, transaction.cursor(db=self._entries) as cursor:
             return [(bytes(key), bytes(value)) for key, value in cursor]
 
     def apply(
         self, changes: Mapping[Definition, bytes | None], checkpoint: CatalogCheckpoint
     ) -> None:
-        """One transaction, synced. Applied twice it gives the same.
+        """One transaction, synced. Applied twice, the result is the same.
 
-        Raises the OSError of a full disk when there is no space even so: nothing was changed then.
+        Raises the OSError of a full disk when even the reserve does not suffice; nothing was
+        changed then.
         """
         self._headroom.grow()
         try:
@@ -179,7 +181,7 @@ class CatalogFile:
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator["lmdb.Transaction[bytes]"]:
-        """Every use of LMDB is in one of these: what means damage becomes CatalogDoubt."""
+        """A transaction, in which errors that mean damage become CatalogDoubt."""
         try:
             with self._env.begin(write=write) as transaction:
                 yield transaction

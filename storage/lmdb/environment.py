@@ -1,7 +1,7 @@
-"""How LMDB's files are opened: its own settings in one place, and one check that it does not make.
+"""How LMDB's files are opened: LMDB's settings, and a check that LMDB does not make.
 
-LMDB maps its file and trusts it: a damaged one would end the process with SIGBUS or SIGSEGV. So what
-is to be written, by the only process that has it open, is looked at before (lmdb_file.py).
+LMDB maps its file and trusts it: a damaged file would end the process with SIGBUS or SIGSEGV. So a
+file that is opened for writing is checked before (file_check.py).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from qlog.storage.lmdb.file_check import Implausible, check
 
 _COMMIT_FAILED = "commit.failed"  # a file beside LMDB's
 
-# What LMDB says of a file that is not as it wrote it. All else is the system's word.
+# Errors by which LMDB says that a file is damaged. All other errors come from the system.
 DAMAGE = (
     lmdb.BadDbiError,
-    lmdb.BadTxnError,  # it came upon damage on its way to what it was asked for
+    lmdb.BadTxnError,  # LMDB met damage on its way to what it was asked for
     lmdb.CorruptedError,
     lmdb.CursorFullError,
     lmdb.IncompatibleError,
@@ -40,9 +40,9 @@ def open_environment(
 ) -> lmdb.Environment:
     """Open, or make, the environment in a directory.
 
-    `lock=False` uses no lock file: for one that is read where nobody can have it open for writing.
-    Who opens one that is damaged `read_only` should do so in a child process. Raises lmdb.Error,
-    OSError.
+    `lock=False` uses no lock file: only to read an environment that nobody has open for writing. An
+    environment that may be damaged should be opened `read_only` in a child process. Raises
+    lmdb.Error, OSError.
     """
     assert lock or read_only
     if not read_only:
@@ -66,14 +66,14 @@ def open_environment(
 
 
 def check_environment(directory: Path) -> None:
-    """Raise Implausible when LMDB must not have the environment's file. Raises OSError."""
+    """Raise Implausible when LMDB must not open the environment's file. Raises OSError."""
     check(directory / "data.mdb", commit_failed=(directory / _COMMIT_FAILED).exists())
 
 
 def note_failed_commit(directory: Path) -> None:
-    """Let the next `check_environment` know what LMDB may have left.
+    """Note beside the file that a commit failed, so that the next `check_environment` knows.
 
-    On a disk that does not take even that, the next start may be refused, and lose nothing.
+    If even the note cannot be written, the next start may be refused; nothing is lost by that.
     """
     with suppress(OSError):
         (directory / _COMMIT_FAILED).touch()
@@ -85,5 +85,5 @@ def note_failed_commit(directory: Path) -> None:
 
 
 def forget_failed_commit(directory: Path) -> None:
-    """A commit went well: it has put a sound meta page in the place of what was left. Raises OSError."""
+    """A commit went well, and has replaced the doubtful meta page. Raises OSError."""
     (directory / _COMMIT_FAILED).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Whether LMDB can be let loose on a file: it maps it, trusts it, and dies of a damaged one.
+"""Checks whether LMDB may open a file: LMDB maps the file, trusts it, and dies of a damaged one.
 
-Reads a data.mdb without LMDB, tree by tree and page by page, so that a file which was cut, or whose
-pages are not what they should be, is an error with a place in it instead of a signal. Keys must be
-in order and the trees' own counts right: nothing that was put there can be out of LMDB's reach.
-Values are for those who put hashes into them. Nobody may write meanwhile.
+Reads a data.mdb without LMDB, tree by tree and page by page. A file that was cut, or whose pages
+are not what they should be, is then an error with a place in it, and not a signal. Keys must be in
+order, and the trees' own counts right: so nothing that was written is out of LMDB's reach. Values
+are not looked at; those who write them put hashes into them. Nobody may write meanwhile.
 
 The format is that of LMDB 0.9 on a 64-bit machine, in its own byte order.
 """
@@ -33,7 +33,7 @@ _PAGE_BYTES_MIN = 512
 _PAGE_BYTES_MAX = 32768
 _BRANCH, _LEAF, _OVERFLOW, _IS_META = 1, 2, 4, 8
 _PLAIN, _BIG, _IS_TREE = 0, 1, 2  # a node's value: in the page, in overflow pages, or a tree
-_UNWRITTEN_MAX = 1 << 16  # pages at the end that were taken and given back before they were written
+_UNWRITTEN_MAX = 1 << 16  # pages at the end that were taken, and freed before they were written
 _INTEGER_KEYS = 8  # flag of a tree
 _NO_ROOT = (1 << 64) - 1
 
@@ -52,7 +52,7 @@ class CutOff(Implausible):
 
 @dataclass(slots=True)
 class _Tree:
-    """A tree as the file describes it; what stands behind `numbered` is what was found."""
+    """A tree as the file describes it. The fields behind `numbered` are what was found."""
 
     name: str
     kind: int  # of the nodes in its leaves
@@ -83,11 +83,11 @@ class _Meta:
 
 
 def check(path: Path, *, commit_failed: bool = False) -> None:
-    """Raise Implausible unless LMDB can read all of the file, and write to it; a missing or empty
-    one is new. Raises OSError when it cannot be opened.
+    """Raise Implausible unless LMDB can read all of the file, and write to it.
 
-    `commit_failed`: the last one that wrote to it could not write a meta page. LMDB then puts the
-    old transaction number over the new one, and what it leaves looks as if that were damaged.
+    A missing or empty file is new. Raises OSError when the file cannot be opened. `commit_failed`:
+    the last process that wrote to it could not write a meta page. LMDB then writes the old
+    transaction number over the new one, which looks like damage.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -134,9 +134,10 @@ class _Walk:
             self._check_age(meta, older)
 
     def _check_age(self, newer: _Meta, older: _Meta) -> None:
-        """A transaction number that is wrong would have LMDB go back to an older state.
+        """Check the transaction numbers: a wrong one would have LMDB go back to an older state.
 
-        What a transaction freed is listed under its number, and is not taken again by the next.
+        The pages that a transaction freed are listed under its number, and the next transaction
+        does not use them.
         """
         taken, self._seen = self._seen, set()
         self._page_end = older.last_page + 1
@@ -156,11 +157,11 @@ class _Walk:
             raise Implausible("the transaction number of a meta page is damaged")
 
     def _metas(self) -> tuple[_Meta, _Meta]:
-        """The one that LMDB goes by, and the one before it."""
+        """The meta page that LMDB goes by, and the one before it."""
         first = self._meta(0, 0)
         second = self._meta(1, first.page_bytes)
         older, newer = first, second
-        if first.transaction >= second.transaction:  # LMDB takes the first of two that are new
+        if first.transaction >= second.transaction:  # of two equal ones LMDB takes the first
             older, newer = second, first
         if newer.page_bytes != older.page_bytes or (
             # Commits take turns: transaction n goes to meta page n & 1.
@@ -275,10 +276,10 @@ class _Walk:
         return data
 
     def _check_large(self, tree: _Tree, number: int, pages: int) -> None:
-        """The first page of a large value says what it is. It may have more pages than it needs.
+        """Check the first page of a large value, which has the number of the value's pages.
 
-        LMDB does not look whether that is so, and gives free what is said there: pages of others, or
-        such as are not there, upon which it ends the process.
+        The value may have more pages than it needs. LMDB trusts this number when it frees the
+        pages: a wrong one frees pages in use, or pages that do not exist, which ends the process.
         """
         data = self._read(_PAGE.size, number * self._page_bytes)
         found, _, flags, low, high = _PAGE.unpack(data)
@@ -289,7 +290,7 @@ class _Walk:
         tree.overflows += pages + spare
 
     def _take(self, tree: _Tree, number: int, count: int) -> None:
-        """These pages are this tree's, and nobody else's."""
+        """Note that these pages belong to this tree. Raises Implausible if they are another's."""
         if count and not 2 <= number <= self._page_end - count:
             raise Implausible(f"{self._name(tree, number)} is not in use")
         if (number + count) * self._page_bytes > self._file_bytes:

@@ -1,9 +1,9 @@
 """Space behind the end of an LMDB file, so that LMDB finds some when the disk is full.
 
-LMDB writes changed pages to free places, and makes the file longer when there are too few. The file
-is therefore kept longer than it is used, its space allocated; LMDB takes no notice of what lies
-behind its last page. Without this, acks of a full disk's consumers would never reach the index, and
-what they make free would not be given back.
+LMDB writes changed pages to free places, and makes the file longer when there are too few. So the
+file is kept longer than LMDB uses it, with its space allocated; LMDB ignores what lies behind its
+last page. Without this reserve, acknowledgements would not reach the index when the disk is full,
+and the space of acknowledged messages would not be given back.
 """
 
 import errno
@@ -15,13 +15,17 @@ import lmdb
 
 from qlog.storage.errors import is_shortage
 
-# LMDB passes a system's error on as text only. A write that the disk takes in part it calls EIO.
+# LMDB passes an error of the system on as text only. When the disk takes a write in part, LMDB says
+# EIO.
 _FULL_TEXTS = ("No space left", "too large", "quota")
 _PERHAPS_FULL_TEXT = "Input/output error"
 
 
 class Headroom:
-    """Of one environment. Used on the thread that writes to it, between transactions."""
+    """The reserve of one environment.
+
+    Used on the thread that writes to it, between transactions.
+    """
 
     def __init__(self, environment: lmdb.Environment, directory: Path, reserve_bytes: int) -> None:
         self._environment = environment
@@ -30,26 +34,26 @@ class Headroom:
         self._looked = False
 
     def grow(self) -> bool:
-        """Have the reserve there; whether there was space for it. Raises OSError."""
+        """Make the reserve as large as it should be. False: there is no space. Raises OSError."""
         if not self._reserve_bytes:
             return True
         page_bytes = self._environment.stat()["psize"]
         used = (self._environment.info()["last_pgno"] + 1) * page_bytes
         left = os.stat(self._path).st_size - used
-        # A part of it may be used up before there is another call. The first time it is made sure
-        # that what is there is not a hole, as in a copy.
+        # A part of the reserve may be used up before the next call. The first call allocates the
+        # whole reserve again: in a copied file it may be a hole.
         if self._looked and left >= self._reserve_bytes // 4 * 3:
             return True
         self._looked = self._allocate(used, self._reserve_bytes)
         return self._looked
 
     def full(self, error: lmdb.Error) -> OSError | None:
-        """The error as that of a full disk, if it is one."""
+        """The OSError of a full disk, if that is what LMDB's error means; else None."""
         text = str(error)
         if any(known in text for known in _FULL_TEXTS):
             return self._no_space()
         if _PERHAPS_FULL_TEXT in text:
-            with suppress(OSError):  # what was written in part took the last there was
+            with suppress(OSError):  # the write that was taken in part has used the last space
                 if not self._allocate(os.stat(self._path).st_size, 1):
                     return self._no_space()
         return None

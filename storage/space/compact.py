@@ -1,19 +1,19 @@
 """Compaction: what is alive in mostly dead segments goes into one new segment.
 
-It promises that nothing observable changes, at whatever step a crash comes:
+Promises that nothing observable changes, at whatever step a crash comes:
 
-1. The new segment is written, synced, and gets its name. Nothing refers to it: an orphan, which
-   the next start removes.
-2. The ledger says which segments it replaces, and that is synced. From here it counts, and a start
-   that finds the index's pointers not moved yet moves them.
+1. The new segment is written, synced, and gets its name. Nothing refers to it yet: the next start
+   would remove it.
+2. The ledger says which segments it replaces, and that is synced. From now on the new segment
+   counts: a start that finds the index's pointers not moved yet moves them.
 3. One transaction of the index, that of a checkpoint, moves the pointers.
 4. Nothing alive is left in the old segments, so they go as dead segments always do (reclaim.py).
 
-Records keep their LSNs, lanes and sequence numbers. Each one is verified before it is copied: damage
-is never given a new checksum. A segment that cannot be read is left as it is, for `qlog inspect`, and
-so is one of which fewer messages were found than the index counts.
+Records keep their LSNs, lanes and sequence numbers. Each record is verified before it is copied:
+damage never gets a new checksum. A segment that cannot be read is left as it is, for `qlog
+inspect`. So is a segment in which fewer messages were found than the index counts.
 
-The work is cut into steps, so that the thread which does it is free for others in between.
+The work is cut into steps, so that the checkpoint thread is free for checkpoints in between.
 """
 
 import errno
@@ -46,16 +46,17 @@ from qlog.storage.space.sparse import SparseWriter
 from qlog.storage.write.placement import Segment
 from qlog.storage.write.segment import BatchFile, columns_of
 
-_STEP_BYTES = 1 << 20  # gone through in a step, unless it is so many records first
+_STEP_BYTES = 1 << 20  # a step goes through so many bytes, or through _STEP_RECORDS records
 _STEP_RECORDS = 4000
 _READ_BYTES_MAX = 1 << 20
-_GAP_BYTES_MAX = 32 << 10  # rather read so much that is dead than make another call
+_GAP_BYTES_MAX = 32 << 10  # reading so many dead bytes is cheaper than another call
 _MOVE_RECORDS = 20_000  # so many pointers are moved in one checkpoint
-_SMALL_SHARE = 8  # a segment of less than this part of the usual size is small,
-_SMALL_COUNT_MIN = 8  # and so many small neighbours are put together
-_CROWDED_AGE_SHARE = 0.1  # of the age that a segment has to have otherwise
-_GAIN_SHARE = 64  # nothing is done for less than this part of a segment
-# Around a record that stands alone: its batch, and what the footer says of it (but a due time).
+_SMALL_SHARE = 8  # a segment is small if it has less than 1/8 of the usual size
+_SMALL_COUNT_MIN = 8  # so many small neighbours are put together
+_CROWDED_AGE_SHARE = 0.1  # when the log is crowded, this part of `compact_age_s` is old enough
+_GAIN_SHARE = 64  # a compaction must gain at least 1/64 of a segment
+# The bytes around a record that stands alone: its batch, and its part of the footer, due time
+# aside.
 _STRAY_BYTES = BATCH_HEADER_BYTES + run_bytes(1) + records_bytes(1, has_dues=False)
 _UNREADABLE = frozenset({errno.EIO, errno.ENOENT})  # else the fault may not be the file's
 
@@ -70,12 +71,17 @@ def choose(
     excluded: Collection[int],
     keeps: Callable[[Segment], bool],
 ) -> list[Segment]:
-    """Neighbours that are worth being compacted together; none when nothing is.
+    """Neighbouring segments that are worth being compacted together; empty when nothing is.
 
-    Segments that are mostly dead, and when all of them together take more than twice what is
-    alive, those that are half dead, too, and sooner: where most is to be gained first. Also small ones, when
-    there are many in a row. `segments` are all there are; none behind one that is not sealed is
-    chosen, nor one that is excluded or kept as it is (retention.py).
+    - Segments of which less than `compact_share_max` is alive, `compact_age_s` after they were
+      sealed.
+    - If the log takes more than twice what is alive: segments of which less than half is alive,
+      after a tenth of that time.
+    - Else many small segments in a row.
+
+    Of several groups the one with the largest gain is chosen. Not chosen are segments behind one
+    that is not sealed, segments that are `excluded`, and segments that retention `keeps`.
+    `segments` are all segments of the log.
     """
     in_order = sorted(segments, key=lambda one: (one.base_lsn, one.segment_id))
     sealed = list(takewhile(lambda one: one.sealed and one.end_lsn <= checkpoint_lsn, in_order))
@@ -91,7 +97,7 @@ def choose(
         return (
             one.segment_id not in excluded
             and one.sealed_s + age_s <= now_s
-            and alive[one.segment_id] > 0  # else all of it goes by itself
+            and alive[one.segment_id] > 0  # else reclaim gives the whole segment up
             and not keeps(one)
         )
 
@@ -119,7 +125,7 @@ def _groups(
     bytes_max: int,
     is_wanted: Callable[[Segment], bool],
 ) -> Iterator[list[Segment]]:
-    """Wanted segments that follow on each other, as long as what is alive fits in one."""
+    """Groups of wanted neighbours. What is alive in a group fits in one segment."""
     group: list[Segment] = []
     size = 0
     for one in segments:
@@ -136,21 +142,21 @@ def _groups(
 
 
 def _needed_bytes(live: Mapping[int, Live], segment_id: int) -> int:
-    """What the messages that are alive would take, each for itself; 0 when none is."""
+    """The bytes that the messages that are alive would take, each with a batch of its own."""
     known = live.get(segment_id)
     return 0 if known is None else known.size + _STRAY_BYTES * known.count
 
 
 @dataclass(slots=True)
 class CompactionStep:
-    """How a step went."""
+    """The result of a step."""
 
     compaction: "Compaction"
     bytes_done: int = 0  # of the sources
     finished: bool = False  # no further step
-    segment: Segment | None = None  # what came out of it, then; None when nothing did
-    moves: list[Move] = field(default_factory=list)  # and what the index has to do, part by part
-    unfit: int | None = None  # this source could not be read as it was written
+    segment: Segment | None = None  # the new segment, when finished; None: there is none
+    moves: list[Move] = field(default_factory=list)  # the parts in which the index moves pointers
+    unfit: int | None = None  # a source that could not be read as it was written
     failure: BaseException | None = None
 
 
@@ -197,13 +203,14 @@ class Compaction:
         self._epoch = epoch
         self._segment_id = segment_id
         self._writer: SparseWriter | None = None
-        self._found = 0  # pointers to what was alive in the current source
+        self._found = 0  # live pointers to the current source whose messages were found
         self._work = self._run()
 
     def step(self) -> CompactionStep:
-        """Do a part of it. Raises nothing: the result says what went wrong.
+        """Do a part of the work. Raises nothing: the result says what went wrong.
 
-        Where there is no space, or no file descriptor, it is given up, to be begun again some time.
+        Without space, or without a file descriptor, the compaction is given up; it is begun again
+        later.
         """
         step = CompactionStep(self)
         try:
@@ -228,14 +235,14 @@ class Compaction:
         return step
 
     def abandon(self) -> None:
-        """Give it up; what was written is removed."""
+        """Give the compaction up; what was written is removed."""
         self._work.close()
         if self._writer is not None:
             self._writer.abandon()
             self._writer = None
 
     def _is_harmless(self, error: BaseException) -> bool:
-        """There is no space, be it that only a sync finds out: nothing depends on the file yet."""
+        """Whether the error is a lack of space, even in a sync: nothing depends on the file yet."""
         if isinstance(error, SyncFailed) and error.__cause__ is not None:
             return is_shortage(error.__cause__) and not (self._writer and self._writer.named)
         return is_shortage(error)
@@ -250,9 +257,9 @@ class Compaction:
         return moves
 
     def _run(self) -> Generator[int, None, Segment | None]:
-        """Yields how many bytes of the sources were gone through since the last time."""
+        """Yields how many bytes of the sources were gone through since the last yield."""
         for source in self.sources:
-            if not self._alive(source):  # it died meanwhile, and may be gone
+            if not self._alive(source):  # nothing is alive in it any more, and it may be gone
                 yield 0
                 continue
             done = 0
@@ -279,12 +286,12 @@ class Compaction:
         return self._writer.finish(self.sources[-1].end_lsn)
 
     def _alive(self, source: Segment) -> int:
-        """How many pointers to it the index has now."""
+        """How many pointers to live messages of the source the index has now."""
         return self._index.live_of(source.segment_id).count
 
     @contextmanager
     def _reading(self, source: Segment) -> Iterator[BatchFile]:
-        """The open file; what reading raises is told from what writing does."""
+        """The open file. Errors of reading are converted, to tell them from errors of writing."""
         path = self._paths.segment(source.segment_id)
         try:
             file = BatchFile(self._disk, path, self._uuid, source.segment_id)
@@ -296,7 +303,7 @@ class Compaction:
             file.close()
 
     def _alive_pieces(self, pieces: Iterable[_Piece]) -> Iterator[_Piece | None]:
-        """What is alive of them by the last checkpoint; None now and then."""
+        """The pieces that are alive by the last checkpoint; None now and then, to end a step."""
         chunk: list[_Piece] = []
         records = 0
         for piece in pieces:
@@ -367,14 +374,14 @@ class Compaction:
             )
 
     def _needed_bytes(self) -> int:
-        """What the new segment takes at most."""
+        """The bytes that the new segment takes at most."""
         ids = [source.segment_id for source in self.sources]
         live = {segment_id: self._index.live_of(segment_id) for segment_id in ids}
         return sum(_needed_bytes(live, segment_id) for segment_id in ids) + 4096
 
 
 class _GivenUp(Exception):
-    """It cannot be done now, for no fault of the files."""
+    """The compaction cannot be done now; the files are sound."""
 
 
 def _reading_failed(segment_id: int, error: OSError) -> Exception:
@@ -392,7 +399,7 @@ def _pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
 
 
 def _dense_pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
-    """By the footer: LSNs follow on each other."""
+    """The records of a segment without missing LSNs, by its footer."""
     columns = file.records()
     if columns is None:
         raise _Unfit(file.file_id)
@@ -405,7 +412,7 @@ def _dense_pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
 
 
 def _stray_pieces(file: BatchFile) -> Iterator[_Piece]:
-    """By the batches, since they say where LSNs go on."""
+    """The records of a segment with missing LSNs, by its batches, which say where LSNs go on."""
     trailer = file.trailer()
     if trailer is None:
         raise _Unfit(file.file_id)
@@ -426,7 +433,7 @@ def _stray_pieces(file: BatchFile) -> Iterator[_Piece]:
 
 
 def _verify(file: BatchFile, piece: _Piece, data: bytes, base: int) -> None:
-    """The records are what their footer and their own hashes say. Raises _Unfit."""
+    """Check records against the footer and their own hashes. Raises _Unfit."""
     for at, (position, length) in enumerate(zip(piece.positions, piece.lengths, strict=True)):
         record = unpack_record(data, position - base)
         if (
@@ -440,7 +447,7 @@ def _verify(file: BatchFile, piece: _Piece, data: bytes, base: int) -> None:
 
 
 def _windows(pieces: Iterable[_Piece | None]) -> Iterator[list[_Piece]]:
-    """Pieces that are read together; an empty list now and then."""
+    """Lists of pieces that are read together; an empty list now and then, to end a step."""
     window: list[_Piece] = []
     for piece in pieces:
         if piece is None:

@@ -1,8 +1,8 @@
 """When compactions happen: one at a time, step by step, no faster than is allowed.
 
-On the owner's thread; the steps themselves (compact.py) run beside the checkpoints. What a finished
-one changes is passed on in three parts: a record for the ledger, then a move for the next checkpoint,
-then the segment itself when the index has the move.
+This is the owner's thread; the steps themselves (compact.py) run on the checkpoint thread. The
+result of a compaction is passed on in three parts: a record for the ledger, then moves for the
+next checkpoints, then, when the index has all moves, the segment itself.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,7 +17,7 @@ from qlog.storage.write.ledger import SEGMENT_REPLACED, Record
 from qlog.storage.write.placement import Segment
 
 _LOOK_S = 2.0  # between two looks for something to compact
-_PAUSE_S = 60.0  # after one that came to nothing
+_PAUSE_S = 60.0  # after a compaction that came to nothing
 _NEVER_S = 60.0
 
 
@@ -37,9 +37,9 @@ class Compactor:
         next_id: int,
         submit: Callable[[Callable[[], object]], None],
     ) -> None:
-        self.replaced = replaced  # segments that are still there -> the one they went into
-        self.moves: list[Move] = []  # for the next checkpoint
-        self.made: Segment | None = None  # among the segments when the index has all its moves
+        self.replaced = replaced  # segment that is still there -> the one that replaces it
+        self.moves: list[Move] = []  # what the next checkpoints have to move
+        self.made: Segment | None = None  # joins the log's segments when the index has all moves
         self._disk = disk
         self._paths = paths
         self._index = index
@@ -55,7 +55,7 @@ class Compactor:
         self._findings: list[str] = []
 
     def has_part(self, segment_id: int) -> bool:
-        """Whether a segment is being compacted, or was, and is still there."""
+        """Whether a segment is being compacted, or was compacted and is still there."""
         if segment_id in self.replaced:
             return True
         compaction = self._compaction
@@ -78,9 +78,12 @@ class Compactor:
         *,
         may_begin: bool,
     ) -> float:
-        """Do the next step, or look for something to do, if it is time; seconds until then."""
+        """Do the next step, or look for something to compact, if it is time.
+
+        Returns the seconds until the next time.
+        """
         if self._stepping:
-            return _NEVER_S  # its result brings the owner back
+            return _NEVER_S  # the result of the step will wake the owner
         if now_s >= self._due_s:
             self._due_s = now_s + _LOOK_S
             if self._compaction is None and may_begin and self.made is None:
@@ -92,7 +95,7 @@ class Compactor:
         return max(self._due_s - now_s, 0.01) if live else _NEVER_S
 
     def stepped(self, step: CompactionStep, now_s: float) -> Record | None:
-        """Take the result of a step; what the ledger has to say when it was the last."""
+        """Take the result of a step. Returns a record for the ledger, if it was the last step."""
         self._stepping = False
         self._due_s = now_s + step.bytes_done / self._settings.compact_bytes_per_s
         if step.finished and step.segment is None:  # damage, no space: not at once again
@@ -118,26 +121,29 @@ class Compactor:
         return [SEGMENT_REPLACED, new_id, *old_ids]
 
     def take_moves(self) -> list[Move]:
-        """What the next checkpoint has to move."""
+        """The moves of the next checkpoint."""
         moves = self.moves[:1]
         del self.moves[:1]
         return moves
 
     def moved(self) -> Segment | None:
-        """The index has the last moves taken: the segment that counts from now on, if it was all."""
+        """The index has the moves that were taken last.
+
+        Returns the new segment if they were all.
+        """
         if self.moves:
             return None
         made, self.made = self.made, None
         return made
 
     def abandon(self) -> None:
-        """Give up what is not finished, unless a step of it is under way."""
+        """Give up an unfinished compaction, unless a step of it is under way."""
         if self._compaction is not None and not self._stepping:
             self._compaction.abandon()
             self._compaction = None
 
     def take_findings(self) -> list[str]:
-        """Damage that was come upon since the last time, a line each."""
+        """Damage that was found since the last call, a line each."""
         findings, self._findings = self._findings, []
         return findings
 

@@ -1,11 +1,14 @@
-"""Which segments may go, and when.
+"""Which segments may be given up.
 
-A segment is unlinked in three steps that are a checkpoint apart: the index counts no unsettled
-message in it and covers all of it; the ledger says that it is given up; that is synced, and then
-the file goes. So a segment that is missing without such a record is damage, and is noticed, and the
-index can be rebuilt from what is left at any time.
+A segment goes in three steps, a checkpoint apart:
 
-Only whole segments go here; compact.py rewrites those that are mostly dead.
+1. The index covers the whole segment, and counts no unsettled message in it.
+2. The ledger says that the segment is given up (it is condemned), and that is synced.
+3. The file is unlinked.
+
+So a segment that is missing without such a record is damage, and is noticed; and the index can be
+rebuilt at any time from the segments that are left. index/checkpoints.py takes the steps, and
+write/upkeep.py unlinks. Segments that are mostly dead are rewritten by compact.py.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,10 +30,10 @@ def dead_segments(
 ) -> list[int]:
     """The segments that nothing needs, by a checkpoint that covers the log up to this LSN.
 
-    `excluded`: these were given up before, or must stay for now. `keeps`: of the others those that
-    stay although nothing waits in them (retention.py).
+    `excluded`: segments that were given up before, or have to stay for now. `keeps`: says of a
+    segment whether it stays although nothing waits in it (retention.py).
 
-    None above one that is not sealed yet: where that one ends is then known from the next.
+    Segments after an unsealed one are kept: recovery needs them to know where that one ends.
     """
     in_order = sorted(segments.values(), key=lambda segment: (segment.base_lsn, segment.segment_id))
     sealed = takewhile(lambda segment: segment.sealed, in_order)

@@ -1,4 +1,4 @@
-"""Which segments are kept although nothing waits in them: the seam for undelete and replay by time.
+"""Which segments are kept although nothing waits in them, for undelete and replay by time.
 
 Reclaim and compaction ask before they give a segment up. By default nothing is kept.
 """
@@ -9,7 +9,7 @@ from qlog.storage.write.placement import Segment
 
 
 class Retention(Protocol):
-    """Says what is kept; asked for sealed segments, on the owner's thread."""
+    """Says which segments are kept. It is asked for sealed segments, on the owner's thread."""
 
     def keeps(self, segment: Segment, now_ms: int) -> bool:
         """Whether the segment is kept as it is. `now_ms`: the wall clock, 0 without one.

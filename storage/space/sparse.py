@@ -1,8 +1,8 @@
-"""A segment made of records that were in others: the rest of what was there is gone.
+"""Writes a segment of records from other segments. It is sparse: LSNs are missing in it.
 
-Records are taken over as they are, bytes, LSNs, lanes and qseqs; only the batches around them are
-new. The file gets its name when all of it is synced, footer included, so it is whole or not there.
-Compaction writes such segments, and so does a repair.
+Records keep their bytes, LSNs, lanes and qseqs; only the batches around them are new. The file gets
+its name when all of it is synced, footer included: so it is whole, or not there. Compaction writes
+such segments, and so does a repair.
 """
 
 from array import array
@@ -27,15 +27,15 @@ from qlog.storage.write.placement import Segment
 
 _BATCH_BYTES_MAX = 1 << 20
 _WRITE_BYTES = 1 << 20
-_UNSYNCED_BYTES_MAX = 8 << 20  # one sync of it all would hold up those that confirms wait for
+_UNSYNCED_BYTES_MAX = 8 << 20  # one large sync would hold up the syncs that confirms wait for
 
 
 class SparseWriter:
     """Writes one segment at `path`, whose name is its id. All methods raise OSError, SyncFailed.
 
-    `base_lsn`: the segment stands for the log from here. `durable_lsn`: what its batches attest,
-    all below which had been synced. `reserved_bytes`: so much is reserved, so that a full disk is
-    found before anything is done.
+    `base_lsn`: the segment stands for the log from this LSN on. `durable_lsn`: its batches attest
+    that the log had been synced up to there. `reserved_bytes`: so much is reserved at first, so
+    that a full disk is noticed before any work.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class SparseWriter:
         lengths: "array[int]",
         data: bytes,
     ) -> None:
-        """Records from `lsn` on, whole, one behind the other in `data`; LSNs only go up.
+        """Add whole records, one behind the other in `data`, from `lsn` on. LSNs only go up.
 
-        Record i went to each of the lanes, where its qseq is `firsts[…] + i`. All of the records
-        or none have due times.
+        Record i went to each of the lanes, where its qseq is `firsts[…] + i`. Either all of the
+        records have due times, or none has.
         """
         if self._count and (
             lsn != self._lsn + self._count or self._size + len(data) > _BATCH_BYTES_MAX
@@ -113,7 +113,7 @@ class SparseWriter:
         self.log_end += len(data)
 
     def finish(self, end_lsn: int) -> Segment:
-        """Seal it, and give it its name. `end_lsn`: the segment stands for the log up to here."""
+        """Seal the segment, and give it its name. It stands for the log up to `end_lsn`."""
         self._flush()
         self._write()
         assert self._end == self.log_end and self._lsn <= end_lsn
@@ -140,7 +140,7 @@ class SparseWriter:
         )
 
     def abandon(self) -> None:
-        """Leave no trace, if the disk allows it; recovery removes what is left otherwise."""
+        """Remove what was written. If the disk does not allow that, the next start removes it."""
         self._disk.close(self._file)
         with suppress(OSError):
             self._disk.unlink(self._temporary)

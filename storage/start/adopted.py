@@ -1,7 +1,7 @@
-"""The messages of one lane that a start found in the log and the index does not have yet.
+"""Messages of one lane that a start has found in the log, and that the index does not have yet.
 
-Flat columns of integers, some 28 bytes for a message that stands alone and 12 for one among its
-neighbours: when the index is rebuilt, all there are may be here at once.
+They are flat columns of integers: some 28 bytes for a message that stands alone, and 12 for one
+among its neighbours. When the index is rebuilt, all messages of the log may be here at once.
 """
 
 from array import array
@@ -36,7 +36,7 @@ class Adopted:
 
     @property
     def end(self) -> int:
-        """Above all qseqs that were added; 0 when none was."""
+        """The qseq above all that were added; 0 when none was."""
         return self._firsts[-1] + self._counts[-1] if self._firsts else 0
 
     def add(
@@ -48,7 +48,7 @@ class Adopted:
         sizes: "array[int]",
         dues_ms: "array[int] | None",
     ) -> None:
-        """The log is read in order, so these are behind all that were added before."""
+        """Add messages. The log is read in order, so they are behind all that were added before."""
         self._positions += positions
         self._lengths += lengths
         self._sizes += sizes
@@ -68,12 +68,12 @@ class Adopted:
         self._has_dues.append(has_dues)
 
     def stretches(self) -> Iterator[tuple[int, int]]:
-        """(first, end) of each."""
+        """(first, end) of each stretch."""
         for first, count in zip(self._firsts, self._counts, strict=True):
             yield first, first + count
 
     def placed(self, count_max: int) -> Iterator[Placed]:
-        """All of it for the index, not more than so many messages at once."""
+        """All messages, for the index, in portions of at most `count_max`."""
         at = due_at = 0
         for first, count, segment_id, has_dues in zip(
             self._firsts, self._counts, self._segments, self._has_dues, strict=True

@@ -1,9 +1,9 @@
 """A look at a data directory that changes nothing: running, stopped, copied or damaged.
 
-Takes no lock, writes nothing, and gives everything that can be decoded together with a verdict of
-its checksums; what is damaged is returned as such, never left out. LMDB is opened read-only: with
-its lock file when a broker runs on it (its reader table keeps pages from being reused meanwhile),
-without when none does. What is written during the look may be seen or not.
+Takes no lock, writes nothing, and returns everything that can be decoded, with a verdict by its
+checksums. What is damaged is returned as damaged, never left out. LMDB is opened read-only: with
+its lock file if a broker runs on the directory (LMDB's reader table then keeps pages from being
+reused), else without. What is written during the look may be seen or not.
 """
 
 import fcntl
@@ -45,9 +45,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A part of a file, one behind the other without gaps: a batch, damage, or blank space.
+    """A part of a file: a batch, damage, or blank space. The stretches of a file leave no gaps.
 
-    `header` is what a damaged batch's header says, where there is one; it may not be true.
+    `header` is the header of a damaged batch, where there is one; what it says may be wrong.
     """
 
     position: int
@@ -75,7 +75,7 @@ class FileView:
 
     @property
     def is_strange(self) -> bool:
-        """The header is whole, and says that the file belongs elsewhere, or has another's name."""
+        """The header is whole, but is of another directory or of another file."""
         return self.header is not None and self.header_verdict is not Verdict.WHOLE
 
 
@@ -105,7 +105,7 @@ class Examination:
         return numbered(self._disk, self.paths.log, ".qseg")
 
     def ledger_ids(self) -> list[int]:
-        """Usually one: the last is the one that counts."""
+        """The ids of the ledger's files, usually one; the last one counts."""
         return numbered(self._disk, self.paths.ledger, ".qack")
 
     def segment(self, segment_id: int) -> FileView:
@@ -120,7 +120,7 @@ class Examination:
             return None if view.trailer is None else file.columns(view.trailer)
 
     def stretches(self, view: FileView) -> Iterator[Stretch]:
-        """All of a file between its header and its footer, batch by batch, damage included."""
+        """The whole file between header and footer, batch by batch, damage included."""
         with self._open(view.path, view.file_id) as file:
             end = file.size if view.trailer is None else view.trailer.log_end
             position = FILE_HEADER_BYTES
@@ -191,7 +191,7 @@ class Examination:
                 blank = not file.read(FILE_HEADER_BYTES, 0).strip(b"\0")
                 header = Verdict.BLANK if blank else Verdict.DAMAGED
             view = FileView(path, file_id, file.size, file.header, header, trailer, footer)
-            if view.is_strange and footer is Verdict.DAMAGED:  # that is not this file's, either
+            if view.is_strange and footer is Verdict.DAMAGED:  # the footer is another file's, too
                 view = replace(view, trailer=None, footer_verdict=Verdict.BLANK)
             return view
 
@@ -209,8 +209,8 @@ class Examination:
 def is_open(environment: Path) -> bool:
     """Whether another process has this LMDB environment open. Raises PermissionError.
 
-    All who have one open share a lock on its lock file. The system is asked whether anybody has;
-    nothing is locked for that, and nothing changed.
+    All processes that have an environment open share a lock on its lock file. The system is asked
+    whether anybody holds that lock; nothing is locked or changed by that.
     """
     try:
         file = os.open(environment / "lock.mdb", os.O_RDONLY | os.O_CLOEXEC)
@@ -223,7 +223,7 @@ def is_open(environment: Path) -> bool:
     return int(struct.unpack(_FLOCK, answer)[_FLOCK_TYPE]) != fcntl.F_UNLCK
 
 
-# struct flock: type, whence, start, length, pid on Linux; elsewhere start, length, pid, type, whence
-# and perhaps a system's id
+# struct flock: type, whence, start, length, pid on Linux; elsewhere start, length, pid, type,
+# whence and perhaps a system's id
 _FLOCK, _FLOCK_TYPE = ("hhqqi", 0) if sys.platform == "linux" else ("qqihhi", 3)
 _FLOCK_ASKED = [fcntl.F_WRLCK if at == _FLOCK_TYPE else 0 for at in range(len(_FLOCK))]

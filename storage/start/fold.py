@@ -1,8 +1,7 @@
-"""What the ledger says, record by record: which segments must exist, and what is settled.
+"""What the ledger says, record by record: definitions, settlements, and which segments must exist.
 
-Pure: records in, state out, in their order. Used by recovery, which folds into lanes, and by the
-tools, which fold into something simpler. Whether the records are all that were written is for the
-reader of the file to judge.
+Pure: records in, state out, in their order. Recovery folds them into lanes, and the tools into
+something simpler. Whether these are all records that were written is for judge.py to say.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -39,13 +38,13 @@ class Settlements(Protocol):
     attempts: Attempts
 
     def mark(self, first: int, end: int) -> object:
-        """[first, end) is settled."""
+        """The messages [first, end) are settled."""
 
     def add_settled(self, block: int, bits: int) -> None:
-        """These of a block are settled."""
+        """The messages of a block whose bits are set are settled."""
 
     def restore(self, first: int, end: int) -> None:
-        """[first, end) is settled no more."""
+        """The messages [first, end) are not settled any more."""
 
 
 S = TypeVar("S", bound=Settlements)
@@ -55,7 +54,7 @@ S = TypeVar("S", bound=Settlements)
 class SegmentFacts:
     """Which segments a ledger file says must exist, which were given up, and which replaced."""
 
-    listed: set[int] = field(default_factory=set)  # of the ids below `listed_end`: must exist
+    listed: set[int] = field(default_factory=set)  # segments that must exist, below `listed_end`
     listed_end: int = 0
     listed_end_lsn: int = 0  # where the records of the segments below `listed_end` end
     dropped: dict[int, int] = field(default_factory=dict)  # id -> end LSN
@@ -63,7 +62,7 @@ class SegmentFacts:
     complete: bool = False  # the snapshot at the file's head is there
 
     def apply(self, record: Record) -> None:
-        """Take in one record; those of lanes mean nothing here."""
+        """Take in one record. Records of lanes and definitions are ignored here."""
         kind = record[0]
         if kind == SEGMENTS:
             _, self.listed_end, self.listed_end_lsn, *listed = record
@@ -77,7 +76,7 @@ class SegmentFacts:
 
     @property
     def end_lsn(self) -> int:
-        """The log reaches at least to here, by the segments that were given up; 0 if none was."""
+        """The highest end LSN of the segments that were given up; 0 if none was."""
         ends = list(self.dropped.values())
         if self.listed_end - 1 not in self.listed:
             ends.append(self.listed_end_lsn)
@@ -85,17 +84,17 @@ class SegmentFacts:
 
     @property
     def next_id(self) -> int:
-        """Above the ids of all segments named here but the compacted ones."""
+        """The id above all segments that are named here, compacted ones aside."""
         ids = [id_ for id_ in self.dropped.keys() | self.replaced.keys() if id_ < COMPACTED]
         return max([*(id_ + 1 for id_ in ids), self.listed_end, 1])
 
     @property
     def next_compacted_id(self) -> int:
-        """Above the ids of all compacted segments named here."""
+        """The id above all compacted segments that are named here."""
         return 1 + max([COMPACTED - 1, *self.dropped, *self.listed, *self.replaced.values()])
 
     def given_up(self, present: Iterable[int]) -> set[int]:
-        """Those whose files mean nothing any more, and compacted ones that never came to count."""
+        """Segments whose files count no more, and compacted segments that never came to count."""
         named = self.listed | set(self.replaced) | set(self.replaced.values())
         return {
             id_
@@ -123,13 +122,13 @@ class SegmentFacts:
 
 @dataclass(slots=True)
 class DefinitionFacts:
-    """What a ledger file says of definitions: its snapshot carries all that there were."""
+    """What a ledger file says of definitions. Its snapshot carries all that there were."""
 
     entries: dict[Definition, bytes] = field(default_factory=dict)
-    said: dict[Definition, int] = field(default_factory=dict)  # in which batch at last
+    said: dict[Definition, int] = field(default_factory=dict)  # the batch that said it last
 
     def apply(self, record: Record, number: int) -> None:
-        """Take in one record, of the batch of this number; all others mean nothing here."""
+        """Take in one record of the batch with this number. All but definitions are ignored."""
         if record[0] == DEFINED:
             _, kind, name, value = record
             self.said[kind, name] = number
@@ -158,7 +157,7 @@ class LaneFacts(Generic[S]):
     named_upto: dict[int, int] = field(default_factory=dict)  # lane -> above all qseqs named
 
     def apply(self, record: Record) -> None:
-        """Take in one record; those of segments mean nothing here."""
+        """Take in one record. Records of segments and definitions are ignored here."""
         kind = record[0]
         if kind == LANE_DELETED:
             self.deleted.add(record[1])
@@ -184,7 +183,7 @@ class LaneFacts(Generic[S]):
                 named = max(named, end)
         else:
             _, _, named, floor, delivered, *_ = record
-            lane.attempts.forget()  # those that count follow in the snapshot
+            lane.attempts.forget()  # the ones that count follow in the snapshot
             lane.delivered = max(lane.delivered, delivered)
             for block, bits in lane_bitmaps(record).items():
                 lane.add_settled(block, bits)

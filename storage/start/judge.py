@@ -3,19 +3,19 @@
 A start asks before it changes anything, and is refused for the first finding. `qlog inspect` asks
 the same functions with the same evidence, and lists all findings. Nothing is changed here.
 
-The tail rule. At the first bad byte of the log, at LSN p: if anything that is whole (a later batch,
-a later segment, a batch of the ledger, the index's checkpoint) says that the log had been synced
-beyond p, then confirmed data is damaged: a finding. Otherwise the bytes are what a kill left of a
-write that nobody was told of: a start cuts them. The rule for the ledger is the same; for it the
-catalog's checkpoint speaks, too.
+The tail rule. Let the first bad byte of the log be at LSN p. If anything that is whole (a later
+batch, a later segment, a batch of the ledger, the index's checkpoint) says that the log had been
+synced beyond p, then confirmed data is damaged: a finding. Otherwise the bad bytes are the rest of
+a write that nobody was told of, and a start cuts them. The rule for the ledger is the same; there
+the catalog's checkpoint counts, too.
 
-Evidence is gathered in one order: catalog, index, ledger, log. Catalog and index are never a finding,
-since all in them follows from ledger and log; `catalog_doubt` and `index_doubt` say why a start
-makes them anew. What a start finds wrong in the index only when it uses it is not foreseen here: it
-starts once more without the index.
+Evidence is gathered in one order: catalog, index, ledger, log. Catalog and index are never a
+finding, since all in them follows from ledger and log; `catalog_doubt` and `index_doubt` say why a
+start makes them anew. A start may find the index wrong only when it uses the index. That is not
+foreseen here; the start then begins once more, without the index.
 
-Segments are in the order of their first LSNs. What a compaction put together stands for the
-segments that went into it from the moment the ledger says so, and for nothing before.
+Segments are in the order of their first LSNs. A compacted segment replaces its sources once the
+ledger says so; until then it is ignored.
 """
 
 from collections import Counter
@@ -43,10 +43,10 @@ ADVICE = "restore it from a copy, or see what is left with `qlog inspect repair 
 class Finding:
     """Damage for which a start is refused.
 
-    `what` follows on a place in the file; without a `position` it follows on the file's name.
-    `end`: of the bytes that are damaged. `lsn_first` and `lsn_end` (exclusive): the messages that
-    are missing. None: does not apply, or is not known. `disagrees`: the file may be whole by
-    itself, and cannot be right beside another one.
+    `what` is the end of a sentence that begins with the file's name and the `position`, if there
+    is one. `end` is the end of the damaged bytes. `lsn_first` and `lsn_end` (exclusive) are the
+    messages that are missing. None: does not apply, or is not known. `disagrees`: the file may be
+    whole, but contradicts another file.
     """
 
     path: Path
@@ -78,14 +78,16 @@ def raise_first(findings: Sequence[Finding]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What catalog and index say of ledger and log; read before those are.
+    """What catalog and index say of ledger and log. It is read before these are.
 
-    `uuid` is the directory's (`identify`). `catalog`: the checkpoint of a catalog that is this
-    directory's, and not in doubt: the ledger had been synced up to there. `attested`: the checkpoint
-    of an index that is this directory's, be the index in doubt otherwise: log and ledger had been
-    synced up to there. `checkpoint`: the same of an index that is not in doubt; None: the index is
-    made anew from all of ledger and log. `live`: by segment, what an index that is not in doubt
-    points to.
+    - `uuid` is the directory's (`identify`).
+    - `catalog` is the checkpoint of the catalog, if that is not in doubt: the ledger had been
+      synced up to there.
+    - `attested` is the checkpoint of the index, if that belongs to this directory, even if it is in
+      doubt: log and ledger had been synced up to there.
+    - `checkpoint` is the checkpoint of the index, if that is not in doubt; None: the index is made
+      anew from all of ledger and log.
+    - `live` has, by segment, what an index that is not in doubt points to.
     """
 
     uuid: bytes
@@ -96,14 +98,14 @@ class Evidence:
 
     @property
     def needed(self) -> set[int]:
-        """Segments that must be there, by the index."""
+        """Segments that must be there, since the index points to them."""
         return {id_ for id_, live in self.live.items() if live.count and id_ < SPILL}
 
 
 def index_doubt(checkpoint: Checkpoint | None, uuid: bytes, *, marked: bool) -> str:
     """Why an index that can be read is made anew; empty when it is good.
 
-    `marked`: a running broker had left word that it found the index wrong.
+    `marked`: a running broker has left a mark that it found the index wrong.
     """
     if checkpoint is None:
         return "it was not finished"
@@ -139,7 +141,7 @@ def identify(disk: Disk, paths: Paths, catalog: CatalogCheckpoint | None) -> byt
 
 
 def _uuids(disk: Disk, files: Iterable[Path]) -> Iterator[bytes]:
-    """By the files' headers, those that are whole. Raises OtherFormat, OSError."""
+    """The uuids in the headers of files, as far as these are whole. Raises OtherFormat, OSError."""
     for path in files:
         header = _header(disk, path)
         if header is not None:
@@ -169,12 +171,12 @@ class LedgerFile:
     epoch: int = 0  # of the start that made the file
     log_durable: int = 0  # the log had been synced up to this LSN
     records: list[Record] = field(default_factory=list)  # to be replayed
-    beyond: list[Record] = field(default_factory=list)  # of whole batches behind the bad bytes
+    beyond: list[Record] = field(default_factory=list)  # in whole batches behind the bad bytes
     segments: SegmentFacts = field(default_factory=SegmentFacts)
     definitions: DefinitionFacts = field(default_factory=DefinitionFacts)
-    position: int = FILE_HEADER_BYTES  # where the whole batches end that follow on each other
-    bytes_cut: int = 0  # behind that, if they are no damage
-    batches: int = 0  # that are whole
+    position: int = FILE_HEADER_BYTES  # the end of the unbroken sequence of whole batches
+    bytes_cut: int = 0  # the bytes behind that, if they are no damage
+    batches: int = 0  # whole batches
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -189,13 +191,13 @@ def judge_ledger(
 ) -> LedgerFile:
     """Read and judge the newest ledger file.
 
-    `everything`: the records before the checkpoint too, and what is left behind damage. Raises
-    OtherFormat, OSError.
+    `everything`: also take the records before the checkpoint, and what is whole behind damage.
+    Raises OtherFormat, OSError.
     """
     ids = numbered(disk, paths.ledger, ".qack")
     if not ids:
         ledger = LedgerFile()
-        # The first one is there before anything is written to the log.
+        # The first file of the ledger is there before anything is written to the log.
         attested = evidence.attested
         if (
             numbered(disk, paths.log, ".qseg")
@@ -216,10 +218,10 @@ def judge_ledger(
 def judge_age_of_ledger(
     paths: Paths, ledger: LedgerFile, epoch: int, lane_ids: Iterable[int]
 ) -> list[Finding]:
-    """An older copy does not know all queues: those that it lacks would lose their messages.
+    """Whether the ledger is an older copy. The queues that it lacks would lose their messages.
 
-    `epoch`: the highest in any other file. `lane_ids`: of all lanes that any other file names. One
-    that was copied since the last start, and not long before the end, goes unnoticed.
+    `epoch` is the highest in any other file, `lane_ids` are the lanes that any other file names. A
+    copy that was made after the last start, and shortly before the end, is not noticed.
     """
     lane_id = max(lane_ids, default=0)
     identity = ledger.identity
@@ -289,7 +291,7 @@ def _take(ledger: LedgerFile, batch: Batch) -> list[Record]:
 
 @dataclass(slots=True)
 class FoundSegment:
-    """A segment, as its file shows it."""
+    """A segment, as far as its own file tells."""
 
     segment: Segment
     used_end: int  # behind it there are only zeros
@@ -301,15 +303,15 @@ class FoundSegment:
 class LogScan:
     """What is in the log; see `judge_log`."""
 
-    found: list[FoundSegment] = field(default_factory=list)  # without a header: last
-    replaced: list[Segment] = field(default_factory=list)  # what is alive in them is elsewhere, too
-    moved: dict[int, Columns] = field(default_factory=dict)  # by the segment where it is now
-    leftover: list[int] = field(default_factory=list)  # given up, or not made to the end
+    found: list[FoundSegment] = field(default_factory=list)  # one without a header is the last
+    replaced: list[Segment] = field(default_factory=list)  # a compacted segment has their live part
+    moved: dict[int, Columns] = field(default_factory=dict)  # what compacted segments have, by id
+    leftover: list[int] = field(default_factory=list)  # segments given up, or never finished
     lsn: int = 0  # of the next record
-    attested: int = 0  # the log had been synced up to here, by all that says so
+    attested: int = 0  # the log had been synced up to here, by all the evidence
     epoch: int = 0  # the highest seen
-    records: int = 0  # that were replayed
-    named_upto: dict[int, int] = field(default_factory=dict)  # lane -> above all qseqs of those
+    records: int = 0  # replayed records
+    named_upto: dict[int, int] = field(default_factory=dict)  # lane -> the qseq above all of them
     segment_id_next: int = 1
     compacted_id_next: int = COMPACTED
     bytes_cut: int = 0
@@ -319,10 +321,10 @@ class LogScan:
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
-    """What the reader of the log knows of lanes, and does with their messages.
+    """What `judge_log` knows of lanes, and where it puts their messages.
 
-    What lies below the `floor` of a lane is settled. `adopt` hears of each run that reaches above
-    the floor of a lane that is not deleted: lane, segment, first qseq in the lane, and the run.
+    Messages below the `floor` of a lane are settled. `adopt` is called for each run that reaches
+    above the floor of a lane that is not deleted: lane, segment, first qseq in the lane, the run.
     """
 
     deleted: Collection[int]
@@ -339,10 +341,11 @@ def check_version(file: BatchFile) -> None:
 def judge_log(
     disk: Disk, paths: Paths, evidence: Evidence, ledger: LedgerFile, lanes: Lanes
 ) -> LogScan:
-    """Read and judge the log, and hand over what is in it behind the checkpoint.
+    """Read and judge the log, and hand over the messages behind the checkpoint.
 
-    Without a checkpoint that is all, taken from the footers of sealed segments; else it is read and
-    verified. With findings the result describes what can be made out. Raises OtherFormat, OSError.
+    These are read and verified. Without a checkpoint all messages are handed over, by the footers
+    of sealed segments. With findings the result is what can be made out. Raises OtherFormat,
+    OSError.
     """
     return _Scan(disk, paths, evidence, ledger, lanes).run()
 
@@ -360,8 +363,8 @@ class _Scan:
         self.lanes = lanes
         self.replayed_from = 0 if checkpoint is None else checkpoint.lsn
         self.by_footers = checkpoint is None
-        self.ends: dict[int, int] = {}  # lane -> above all qseqs that were adopted
-        self.skipped = False  # a segment is missing, or is no use: what it had is not there
+        self.ends: dict[int, int] = {}  # lane -> the qseq above all that were adopted
+        self.skipped = False  # a segment is missing or unusable, so messages are missing
         self.result = LogScan()
         by_index = 0 if attested is None else attested.lsn
         self.attested = max(by_index, ledger.log_durable)
@@ -417,7 +420,7 @@ class _Scan:
         self.result.findings.append(Finding(path, what, position, None, *lsns))
 
     def _bases(self) -> dict[int, int]:
-        """The segments that count, with their first LSNs; those without a header are last."""
+        """The segments that count, with their first LSNs. Segments without a header are last."""
         present = numbered(self.disk, self.paths.log, ".qseg")
         facts = self.facts
         result = self.result
@@ -442,7 +445,7 @@ class _Scan:
             bases[segment_id] = base
             if segment_id < COMPACTED:  # only the newest can be without a header
                 self._skip_blank(blank)
-        # A compacted one had been synced before it got its name.
+        # A compacted segment had been synced before it got its name.
         compacted = [segment_id for segment_id in blank if segment_id >= COMPACTED]
         blank = [segment_id for segment_id in blank if segment_id < COMPACTED]
         self._skip_blank(compacted)
@@ -457,7 +460,7 @@ class _Scan:
             if file.header is not None and file.header_belongs_here:
                 return file.header.base
             if segment_id in self.facts.replaced and segment_id not in self.needed:
-                self.result.leftover.append(segment_id)  # all that counts is in another
+                self.result.leftover.append(segment_id)  # a compacted segment has all that counts
             elif file.header is not None:
                 self._skip(segment_id, "belongs to another directory, or has another's name")
             else:
@@ -489,7 +492,7 @@ class _Scan:
             self.attested = max(self.attested, batch.header.durable)
 
     def _read(self, file: BatchFile, base_lsn: int, sparse: bool) -> FoundSegment:
-        """One segment: its limits, and its messages if they are to be replayed."""
+        """Read one segment: its limits, and its messages if they are to be replayed."""
         segment = _limits(file, base_lsn)
         trailer = file.trailer()
         columns: Columns | None = None
@@ -519,7 +522,7 @@ class _Scan:
             scanned.extend(of_batch)
         if trailer is not None and segment.log_end == trailer.log_end:
             segment.end_lsn = trailer.end_lsn
-            if columns is None:  # all is there but the footer, which is made again
+            if columns is None:  # everything but the footer is whole; the footer is made again
                 segment.columns = scanned
             return FoundSegment(segment, file.size, True)
         if columns is not None and trailer is not None:
@@ -535,7 +538,7 @@ class _Scan:
         )
 
     def _adopt(self, columns: Columns, segment: Segment) -> None:
-        """The messages go to the lanes that they were routed to."""
+        """Hand a segment's messages over to the lanes that they went to."""
         lanes, named_upto = self.lanes, self.result.named_upto
         for run in columns.runs():
             self.result.records += len(run.positions)
@@ -554,7 +557,7 @@ class _Scan:
                 lanes.adopt(lane_id, segment.segment_id, first, run)
 
     def _read_moved(self) -> None:
-        """What is in compacted segments: a kill may have kept pointers from being moved there."""
+        """Read compacted segments: pointers may not have been moved there before a kill."""
         result = self.result
         counting = {item.segment.segment_id for item in result.found}
         made = {self.facts.replaced[segment.segment_id] for segment in result.replaced}
@@ -576,7 +579,7 @@ class _Scan:
         if end > base:
             what = f"has messages {base} to {end - 1}, and so has the one before it"
             self._disagree(segment_id, what)
-        # Numbers that follow on each other leave no place for one that was given up.
+        # If the ids follow on each other, no segment between them was given up.
         gap = segment_id != segment.segment_id + 1 or segment_id >= COMPACTED
         if end < base and not (gap and before.sealed):
             what = f"messages {end} to {base - 1} had been confirmed"
@@ -597,7 +600,7 @@ class _Scan:
 
 
 def _limits(file: BatchFile, base_lsn: int) -> Segment:
-    """By the file's trailer, if it has one; else it looks empty."""
+    """The segment by the file's trailer; without a trailer it looks empty."""
     trailer = file.trailer()
     if trailer is None or trailer.base_lsn != base_lsn:
         return Segment(file.file_id, base_lsn, file.size, base_lsn)

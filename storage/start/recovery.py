@@ -1,16 +1,16 @@
 """Opening a directory: lock, verify, bring everything to one consistent state, make it durable.
 
-What is damage is for judge.py to say: a start is refused for its first finding. Bytes at the end of
-log or ledger that are not whole, and are no damage, are cut.
+judge.py says what is damage: a start is refused for its first finding. Bytes at the end of log or
+ledger that are not whole, and are no damage, are cut.
 
-The orphan rule. A settlement can be on disk while its message never became so. The next qseq of a
-lane is therefore behind everything that log, index or ledger ever named, and what lies between
-and was not found counts as settled. No qseq is given twice.
+The orphan rule. A settlement can be on disk although its message is not. The next qseq of a lane is
+therefore above everything that log, index or ledger ever named, and messages below it that were not
+found count as settled. So no qseq is given twice.
 
-What is read from the files behind the checkpoint is written again in place and synced, since after
-a failed sync pages can look clean in memory and not be on the disk. All steps give the same result
-when they are done again after a crash in the middle: nothing is cut before it was judged, the
-log is sealed before anything is appended, the new ledger takes over whole, the index comes last.
+What was read from the files behind the checkpoint is written again in place and synced: after a
+failed sync pages can look clean in memory and not be on the disk. After a crash in the middle, the
+same steps give the same result: nothing is cut before it was judged, the log is sealed before
+anything is appended, the new ledger file takes over whole, catalog and index come last.
 """
 
 import os
@@ -66,18 +66,18 @@ from qlog.storage.write.prepare import Nursery
 from qlog.storage.write.segment import seal
 from qlog.storage.write.spill import SpillWriter
 
-_REBUILD_POINTERS = 200_000  # so many go to the index in one transaction
-_STRETCH_WEIGHT = 8  # and a stretch of them counts as so many more
+_REBUILD_POINTERS = 200_000  # so many pointers go to the index in one transaction
+_STRETCH_WEIGHT = 8  # a stretch of messages costs as much as so many pointers
 _REWRITE_BYTES = 1 << 20
 
 
-# What is being done, and how many of it are done; called often. What it raises ends the recovery,
-# which may begin again at any time.
+# Called often, with what is being done, and how many are done. An exception that it raises ends the
+# recovery, which can be begun again at any time.
 Progress = Callable[[str, int], None]
 
 
 def ignore_progress(what: str, count: int) -> None:
-    """For those who do not ask how far recovery is."""
+    """A `Progress` that does nothing."""
 
 
 @dataclass(slots=True)
@@ -86,11 +86,11 @@ class RecoveryReport:
 
     epoch: int = 0
     records_replayed: int = 0  # behind the checkpoint
-    log_bytes_cut: int = 0  # of a torn tail: never confirmed
+    log_bytes_cut: int = 0  # bytes of a torn tail, which were never confirmed
     log_records_cut: int = 0  # as far as can be known
     ledger_bytes_cut: int = 0
-    index_rebuilt: str = ""  # why; empty when it was good
-    catalog_rebuilt: str = ""  # the same
+    index_rebuilt: str = ""  # why the index was made anew; empty when it was good
+    catalog_rebuilt: str = ""  # why the catalog was made anew; empty when it was good
     duration_s: float = 0.0
 
 
@@ -117,7 +117,7 @@ class Recovered(Generic[M]):
     spill: SpillWriter[M]
     nursery: Nursery
     ledger: LedgerWriter
-    replaced: dict[int, int]  # segments whose unsettled messages are in another one, too
+    replaced: dict[int, int]  # segment -> the compacted one that has its unsettled messages, too
     compacted_id_next: int
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ def recover(
             return recovery.run()
         except IndexDoubt as doubt:
             before.index_rebuilt = str(doubt)
-        # Found when it was used: once more, without it, and without what the first one had read.
+        # The index was found wrong when it was used: begin once more without it, from nothing.
         while len(opened) > held:
             opened.pop()()
         mark_doubt(disk, paths)
@@ -202,13 +202,13 @@ class _Recovery(Generic[M]):
         self.lanes: dict[int, Lane[M]] = {}
         self.adopted: defaultdict[int, Adopted] = defaultdict(Adopted)
         self.placed_upto: dict[int, int] = {}  # lane -> where the index is complete
-        self.named_upto: dict[int, int] = {}  # lane -> above every qseq that anything names
+        self.named_upto: dict[int, int] = {}  # lane -> the qseq above all that anything names
         self.deleted: set[int] = set()
         self.segments: dict[int, Segment] = {}
         self.replaced: dict[int, int] = {}
         self.lsn = 0
         self.epoch_seen = 0  # the highest that any file names
-        self.attested: Checkpoint | None = None  # by the index, be it in doubt otherwise
+        self.attested: Checkpoint | None = None  # of the index, even if that is in doubt
         self.index: Index | None = None
         self.reader: Reader[M] = Reader(disk, paths, decode)
         self.shelf: DiskShelf[M] = DiskShelf(self.reader)
@@ -343,7 +343,7 @@ class _Recovery(Generic[M]):
     # -- opening
 
     def _open_catalog(self) -> CatalogCheckpoint | None:
-        """Up to where the catalog has the ledger; None when it is new, or is to be made anew."""
+        """Up to where the catalog has the ledger; None when it has to be made."""
         paths = self.paths
         if not paths.catalog.exists():
             if numbered(self.disk, paths.ledger, ".qack"):
@@ -369,7 +369,7 @@ class _Recovery(Generic[M]):
     def _update_catalog(
         self, definitions: Mapping[Definition, bytes], checkpoint: CatalogCheckpoint
     ) -> CatalogFile:
-        """Have the catalog's file be what the ledger says. Raises DirectoryUnreadable, OSError."""
+        """Write the ledger's definitions to the catalog. Raises DirectoryUnreadable, OSError."""
         changes: dict[Definition, bytes | None] = dict(definitions)
         try:
             if self.report.catalog_rebuilt or self.catalog is None:
@@ -388,7 +388,7 @@ class _Recovery(Generic[M]):
         return self.catalog
 
     def _open_index(self, uuid: bytes) -> Checkpoint | None:
-        """The checkpoint to start from; None when the index is new, or is to be rebuilt."""
+        """The checkpoint to start from; None when the index has to be made."""
         paths = self.paths
         if not paths.index.exists():
             if numbered(self.disk, paths.ledger, ".qack"):
@@ -473,7 +473,7 @@ class _Recovery(Generic[M]):
         return found
 
     def _adopt(self, lane_id: int, segment_id: int, first: int, run: PlacedRun) -> None:
-        """Messages of the log, in its order, that the index does not have yet."""
+        """Take messages of the log, in its order, that the index does not have yet."""
         self.found_count += len(run.positions)
         self.progress("messages found in the log", self.found_count)
         self.adopted[lane_id].add(
@@ -516,7 +516,7 @@ class _Recovery(Generic[M]):
             disk.sync_directory(self.paths.log)
 
     def _remove_leftover(self, scan: LogScan) -> None:
-        """Unlink what the ledger gave up (which is synced by now) and what was not made to the end."""
+        """Unlink segments that the ledger gave up (which is synced), and unfinished ones."""
         disk = self.disk
         log = self.paths.log
         names = [self.paths.segment(segment_id).name for segment_id in scan.leftover]
@@ -543,7 +543,7 @@ class _Recovery(Generic[M]):
     def _update_index(
         self, checkpoint: Checkpoint, *, rebuild: bool, moves: list[Move]
     ) -> dict[int, Live]:
-        """The first checkpoint; the live counts after it."""
+        """Write the first checkpoint. Returns the live counts after it."""
         paths = self.paths
         if rebuild:
             if self.index is not None:
@@ -564,7 +564,7 @@ class _Recovery(Generic[M]):
             self.progress("parts of the index written", number)
         index.apply((), self.deleted, checkpoint, gone, moves)
         if paths.index_doubt.name in self.disk.names(paths.root):
-            self.disk.sync_directory(paths.root)  # the old one must not be back without its mark
+            self.disk.sync_directory(paths.root)  # the old index must not come back unmarked
             self.disk.unlink(paths.index_doubt)
         for lane_id, row in index.lanes().items():
             self.lanes[lane_id].alive = row.alive
@@ -572,7 +572,7 @@ class _Recovery(Generic[M]):
         return index.live()
 
     def _updates(self) -> Iterator[list[LaneUpdate]]:
-        """All that the index has to learn, in portions that one transaction can take."""
+        """All that the index lacks, in portions for one transaction each."""
         part: list[LaneUpdate] = []
         pointers = 0
         for lane_id, lane in self.lanes.items():

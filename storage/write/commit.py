@@ -1,8 +1,8 @@
 """What one job of the commit thread does: one write and one fdatasync for a batch of the log.
 
-The only code that appends to log and ledger after recovery. It promises that a result which says
-durable is true, and that a failed sync is final. A full disk is neither: the result says so, and
-the caller tries the same batches again later. Confirms are not known here.
+The only code that appends to log and ledger after recovery. Promises that what a result calls
+durable is durable, and that a failed sync is final. After a full disk, which the result reports,
+the caller tries the same batches again later. Knows no confirms.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from qlog.storage.write.ledger import LedgerPosition, LedgerWriter, Records
 from qlog.storage.write.placement import PendingBatch
 from qlog.storage.write.prepare import Nursery
 
-# Smaller pieces than this, on average, are joined: a copy is cheaper than many buffers.
+# Pieces that are smaller than this on average are joined: a copy is cheaper than many buffers.
 _PIECE_BYTES_MIN = 8192
 _PIECES_MAX = 1000  # the kernel takes 1024 buffers, headers included
 
@@ -30,28 +30,28 @@ class CommitJob:
     durable_lsn: int  # all below had been synced when the job was made
     ledger: list[Records] = field(default_factory=list)  # one batch each
     ledger_sync: bool = False
-    seals_checkpoint: bool = False  # its sync is what a checkpoint waits for
-    ledger_first: bool = False  # what is in the log may depend on it
-    snapshot: Records | None = None  # begin a new ledger file with this: all that is settled now
+    seals_checkpoint: bool = False  # a checkpoint waits for this job's sync of the ledger
+    ledger_first: bool = False  # records of the log may depend on definitions in the ledger
+    snapshot: Records | None = None  # begin a new ledger file with these records
     ticket: int = 0  # what a `request_sync` waits for
 
 
 @dataclass(slots=True)
 class CommitResult:
-    """What became of a job."""
+    """The result of a job."""
 
     job: CommitJob
     written: int = 0  # batches that are durable
     ledger_written: int = 0
     ledger_synced: bool = False
-    ledger_position: LedgerPosition | None = None  # what comes after this job is behind it
+    ledger_position: LedgerPosition | None = None  # the end of the ledger after this job
     ledger_wants_roll: bool = False
     full: OSError | None = None  # why not all of it could be written now
     failure: BaseException | None = None
 
 
 class Committer:
-    """Runs commit jobs, one at a time: on the commit thread, or on the owner's when that is idle."""
+    """Runs commit jobs, one at a time, on the commit thread; on the owner's if that one is idle."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Committer:
         self._segment_id = -1
 
     def bind(self, job: CommitJob) -> Callable[[], CommitResult]:
-        """The job as something a worker runs."""
+        """The job as a function for a worker."""
         return lambda: self.run(job)
 
     def run(self, job: CommitJob) -> CommitResult:
@@ -99,7 +99,7 @@ class Committer:
         return result
 
     def has_open(self, segment_id: int) -> bool:
-        """Whether a batch for this segment needs no other file."""
+        """Whether the file of this segment is open already."""
         return self._segment_id == segment_id
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class Committer:
                     ledger.sync()
                 result.ledger_synced = True
         except OSError as error:
-            # No room left in the file, and none on the disk: the snapshot has all of it, too.
+            # No room is left in the file, and none on the disk. The snapshot has all of it, too.
             if job.snapshot is None or not is_shortage(error):
                 raise
         if job.snapshot is not None:  # when there is no space for it, the old file goes on
@@ -170,8 +170,8 @@ class Committer:
 
     def _open(self, segment_id: int, size: int) -> None:
         if segment_id != self._segment_id:
-            # The old file first, which is synced: on a full disk it may be the last that holds on to
-            # the space of an unlinked segment.
+            # Close the old file first, which is synced: on a full disk it may be the last one that
+            # keeps the space of an unlinked segment from being free.
             if self._file >= 0:
                 file, self._file, self._segment_id = self._file, -1, -1
                 self._disk.close(file)

@@ -1,10 +1,9 @@
-"""The commits of the log, as the owner's thread sees them: what waits, what is under way, how far
-the log is durable.
+"""The commits of the log, on the owner's thread: what waits, what is under way, what is durable.
 
-One job is under way at a time; what comes meanwhile is the next one's. It promises that
-`durable_lsn` moves only when the commit thread says that a batch was synced, and that what the disk
-had no room for is handed over again, in its order. What a job does to the ledger is the business of
-settling.py; what a job consists of is put together by the store.
+One job is under way at a time; what comes meanwhile belongs to the next job. Promises that
+`durable_lsn` moves only when a batch was synced, and that batches for which the disk had no room
+are handed over again, in their order. settling.py has the ledger's part of a job; the store puts
+the parts together.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from qlog.storage.write.commit import CommitJob, CommitResult, Committer
 from qlog.storage.write.placement import Log, PendingBatch
 from qlog.storage.write.upkeep import Sealed, Upkeep
 
-RETRY_S = 0.2  # what met a shortage is tried again after so long
+RETRY_S = 0.2  # after a shortage the same is tried again so much later
 _NEVER_S = 60.0
 
 
@@ -42,12 +41,12 @@ class Commits(Generic[M]):
     ) -> None:
         self.log = log
         self.durable_lsn = log.lsn
-        # Where the record of that LSN is, or will be: (segment id, position).
+        # Where the record `durable_lsn` is, or will be: (segment id, position).
         self.durable_end = (log.active.segment_id, log.active.log_end)
         self.busy = False  # a job is under way
         self.held: Shortage | None = None  # why the log is not written now
         self.requested = 0  # the newest ticket of `request_sync`
-        self.synced = 0  # all up to this ticket are served
+        self.synced = 0  # all tickets up to this one are served
         self._committer = committer
         self._worker = worker
         self._upkeep = upkeep
@@ -55,11 +54,11 @@ class Commits(Generic[M]):
         self._settings = settings
         self._notify = notify
         self._now_s = 0.0
-        self._seal_s = 0.0  # before then no sealing is tried
+        self._seal_s = 0.0  # no segment is sealed before this time
 
     @property
     def congested(self) -> bool:
-        """More is waiting for the disk than there should be."""
+        """More waits for the disk than should."""
         return self.log.pending_bytes > self._settings.pending_bytes_max
 
     @property
@@ -73,7 +72,10 @@ class Commits(Generic[M]):
         return self.requested
 
     def job(self, *, with_log: bool) -> CommitJob:
-        """The next job; the ledger's part is to be added. `with_log`: with the messages that wait."""
+        """The next job.
+
+        `with_log`: with the messages that wait. The ledger's part is to be added.
+        """
         batches = self.log.take_batches() if with_log and self.held is None else []
         return CommitJob(batches, self.durable_lsn)
 
@@ -85,7 +87,7 @@ class Commits(Generic[M]):
 
     @property
     def can_be_inline(self) -> bool:
-        """The next batch goes to the file that the last one went to."""
+        """The next batch goes to the file that the last batch went to."""
         return not self.busy and self._committer.has_open(self.log.active.segment_id)
 
     def run_inline(self) -> CommitResult:
@@ -104,7 +106,7 @@ class Commits(Generic[M]):
         return self._worker.wait(timeout_s)
 
     def committed(self, result: CommitResult) -> None:
-        """What was written is durable; what was not is held, or was never confirmed."""
+        """Take the result of a job: what was written is durable, the rest is held or has failed."""
         job = result.job
         log = self.log
         if result.written:
@@ -123,7 +125,7 @@ class Commits(Generic[M]):
             self.held = shortage_of(result.full)
 
     def tick(self, now_s: float) -> float:
-        """Seal what is due; seconds until there is something to seal."""
+        """Have segments sealed. Returns the seconds until there may be more to seal."""
         self._now_s = now_s
         rolled = self.log.rolled
         if not (rolled and rolled[0].end_lsn <= self.durable_lsn):
@@ -139,7 +141,7 @@ class Commits(Generic[M]):
             self._upkeep.seal(rolled.pop(0))
 
     def sealed(self, done: Sealed) -> None:
-        """A segment has its footer, or there was no room for it. Raises what else went wrong."""
+        """A segment has its footer, or there was no room for it. Raises any other error."""
         segment, error = done.segment, done.error
         if error is None:
             assert segment.columns is not None
@@ -161,8 +163,8 @@ class Commits(Generic[M]):
     def _prepare_after(self, last: PendingBatch) -> None:
         """Have the next segment made when a quarter of the active one is used.
 
-        Its file comes after this one's, which has been written: a start takes a gap for a segment
-        that is missing.
+        The next file must not exist before the active one was written to: a start would take the
+        gap for a missing segment.
         """
         active = self.log.active
         if active is last.segment and active.log_end > active.capacity // 4:

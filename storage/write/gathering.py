@@ -1,9 +1,9 @@
-"""Messages on their way into the log's open batch: gathered into runs, however few come at once.
+"""Messages on their way into the log's open batch are gathered into runs, however few come at once.
 
-A message goes to the open run of its lanes, if there is one, else to a new one. So a batch has one
-run for each set of lanes that it brings messages to, and not one for each append. It promises that
-within a lane the order of appends is the order in the log: what goes to other lanes beside it begins
-a new run.
+A message goes to the open run of its lanes, if there is one, else to a new run. So a batch has one
+run for each set of lanes, and not one for each append. Promises that within a lane the order in the
+log is the order of appends: when a message goes to one of the lanes and to others, too, it begins a
+new run.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Gathering(Generic[M]):
         now_ms: int,
         dues_ms: Sequence[int] | None,
     ) -> int:
-        """Have the messages written with the next batch; their size in the log, in bytes."""
+        """Have messages written with the next batch. Returns their size in the log, in bytes."""
         log = self._log
         count = len(bodies)
         has_dues = dues_ms is not None
@@ -89,7 +89,7 @@ class Gathering(Generic[M]):
 
 
 def _open_run(lanes: Sequence[Lane[M]], batch: object, has_dues: bool) -> Run[M] | None:
-    """The run in the batch that more messages to these lanes, and to no others, can be added to."""
+    """The open run of the batch for exactly these lanes; None: there is none."""
     run = lanes[0].open_run
     if (
         run is None

@@ -1,14 +1,15 @@
-"""The ack ledger: what was settled, delivered and came back, and which segments were given up.
+"""The ledger: settlements, deliveries, attempts, definitions, and which segments must exist.
 
-One file, in the frame of the log (see format.py): the body of a batch is a msgpack list, first the
-log's durable LSN, then records. A batch's `base` counts batches, its `durable` is the number below
-which the ledger itself had been synced. Acks are runs of (gap, count) integers, which msgpack packs
-as small as varints. A file begins with a snapshot of everything that counts; when it is full, the
-next one takes over whole: written, synced, renamed, and only then is the old one unlinked.
+It is one file, in the frame of the log (bytes/batch.py). The body of a batch is a msgpack list:
+first the log's durable LSN, then records. A batch's `base` counts batches; its `durable` is the
+number of the first batch that was not synced when it was written. Acks are pairs of integers (gap,
+count), which msgpack packs as small as varints. A file begins with a snapshot of everything that
+counts. When the file is full the next one takes over as a whole: it is written, synced and
+renamed, and only then is the old file unlinked.
 
-The next file is reserved beforehand and writes stay within reserved space, so that acks go on when
-the disk is full. What is reserved is never given back, also not between two runs: somebody else
-would take it. It does not know what lanes mean.
+The next file's space is reserved, and writes stay within reserved space, so that acks go on when
+the disk is full. Reserved space is never given back, also not when the broker is stopped: somebody
+else would take it. This file does not know what lanes or definitions mean.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,10 +40,10 @@ LANE = 4  # lane, next qseq, floor, delivered, block, bits, block, bits, …: a 
 SEGMENTS = 5  # next id, its base LSN, id, id, …: in a snapshot, the segments that must exist
 SEGMENT_DROPPED = 6  # id, end LSN: all in it is settled; the file may be gone
 SNAPSHOT_END = 7  # what comes before in this file is complete
-TIME = 8  # ms since 1970: handed over then was this batch, and within a second those without a time
-SEGMENT_REPLACED = 9  # id, old id, …: what was alive in the old ones is in this one, too
-ATTEMPTS = 10  # lane, gap, count, attempts, …: these came back so often; gaps as in ACK, or below 0
-RESTORED = 11  # lane, gap, count, …: settled before, these wait again; as if they never came back
+TIME = 8  # ms since 1970: when this batch was handed over; batches without a TIME follow within 1 s
+SEGMENT_REPLACED = 9  # id, old id, …: what was alive in the old segments is also in this one
+ATTEMPTS = 10  # lane, gap, count, attempts, …: how often they came back; gaps as in ACK, or below 0
+RESTORED = 11  # lane, gap, count, …: settled messages that wait again, without attempts
 DEFINED = 12  # kind, name, value: a definition; nil: it is deleted
 
 Record = list[Any]
@@ -134,11 +135,11 @@ class LedgerPosition:
 class LedgerWriter:
     """Appends to the ledger. Used by one thread at a time: recovery first, then the commit thread.
 
-    All methods raise OSError and SyncFailed; after an OSError of a full disk the same call may be
-    made again. It begins with `remove_older` and `roll`.
+    All methods raise OSError and SyncFailed. After an OSError of a full disk the same call may be
+    made again. The first calls must be `remove_older` and `roll`.
 
-    Arguments: `file_id` of the file that an earlier run went on with, 0 for none, and the `number`
-    of the batch behind its last.
+    Arguments: `file_id` is the file that an earlier run of the broker wrote to, 0 for none;
+    `number` is that of the next batch.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class LedgerWriter:
         self._position = 0
         self._number = number
         self._synced_number = 0
-        self._spare_bytes = 0  # of the file that comes next; 0: it is not ready
+        self._spare_bytes = 0  # the size of the file that comes next; 0: it is not ready
 
     @property
     def position(self) -> LedgerPosition:
@@ -180,7 +181,7 @@ class LedgerWriter:
         return self._synced_number != self._number
 
     def append(self, records: Records, durable_lsn: int) -> None:
-        """Write one batch. Survives the process; `sync` makes it survive the power."""
+        """Write one batch. It survives the process; `sync` makes it survive a power loss."""
         body = msgpack.packb([durable_lsn, *records])
         self._position = self._write(self._file, self._file_id, self._position, records, body)
         self._number += 1
@@ -190,9 +191,9 @@ class LedgerWriter:
         self._synced_number = self._number
 
     def roll(self, snapshot: Iterable[Record], durable_lsn: int) -> LedgerPosition:
-        """Go on in a new file that begins with this snapshot; where it begins.
+        """Go on in a new file that begins with this snapshot. Returns the snapshot's position.
 
-        `remove_older` is to be called next.
+        Call `remove_older` next.
         """
         bodies = []
         records = [*snapshot, [SNAPSHOT_END]]
@@ -231,7 +232,7 @@ class LedgerWriter:
         return LedgerPosition(file_id, FILE_HEADER_BYTES, saved_number)
 
     def _room_for(self, size: int, file: int) -> int:
-        """What the next file, which is the spare, is to hold: the snapshot and as much again."""
+        """The size that the next file (the spare) needs: the snapshot, and as much again."""
         wanted = max(self._file_bytes, 2 * size)
         if wanted > self._spare_bytes:
             try:
@@ -239,20 +240,20 @@ class LedgerWriter:
             except OSError as error:
                 if not is_shortage(error):
                     raise
-                self._disk.truncate(file, self._spare_bytes)  # whatever of it there was space for
+                self._disk.truncate(file, self._spare_bytes)  # undo what was reserved in part
                 if size > self._spare_bytes // 4 * 3:
                     raise
                 return self._spare_bytes
         return wanted
 
     def reserve(self, at_least: int | None = None) -> None:
-        """Have the next file's space reserved: as much as this one has, or `at_least` so much."""
+        """Reserve the next file's space: as much as this file has, or `at_least` so much."""
         if self._spare_bytes:
             return
         wanted = max(self._file_bytes, self._capacity)
         file = self._disk.open(self._spare_path, write=True, create=True)
         try:
-            left = self._disk.size(file)  # an earlier run's, or half a snapshot: it must be blank
+            left = self._disk.size(file)  # an old file or half a snapshot: it must become blank
             for at in range(0, left, len(_ZEROS)):
                 part = self._disk.read(file, min(len(_ZEROS), left - at), at)
                 if part != _ZEROS[: len(part)]:
@@ -270,9 +271,9 @@ class LedgerWriter:
         self._spare_bytes = wanted
 
     def remove_older(self) -> None:
-        """Unlink the files that the current one took over from, and have the next one reserved.
+        """Unlink the files that the current one took over from, and reserve the next file.
 
-        When there is no space for it, an old file is taken: its space is ours already.
+        If there is no space for that, an old file becomes the next one: its space is reserved.
         """
         names = self._disk.names(self._paths.ledger)
         current = self._paths.ledger_file(self._file_id).name

@@ -1,9 +1,9 @@
 """The ordered segments, as the loop thread sees them: where the next record goes.
 
-Records gather in the open batch, run by run. When it is full, or handed over, it is packed: then
-each record has its place and its number (LSN). Before that only the batch's place is known, and how
-many records it has, so that the LSN behind all that was appended is known all the time: a batch
-becomes durable as a whole.
+Records gather in the open batch, run by run. When the batch is full, or handed over, it is packed:
+from then on each record has its place and its number (LSN). Before that, only the place of the
+batch and its number of records are known. So the LSN behind everything that was appended is always
+known, and that suffices, since a batch becomes durable as a whole.
 
 A segment has room for its footer from the start, so that sealing one never needs space.
 """
@@ -23,7 +23,7 @@ from qlog.storage.lanes.run import Run
 
 @dataclass(slots=True)
 class Segment:
-    """One segment, with what its footer will hold as long as it is not sealed."""
+    """One segment. As long as it is not sealed, it has the columns of its footer."""
 
     segment_id: int
     base_lsn: int
@@ -33,7 +33,7 @@ class Segment:
     columns: Columns | None = None  # None: sealed
     footer_bytes: int = TRAILER_BYTES
     sealed_s: float = 0.0  # when, on the owner's clock; 0: before the start
-    earliest_ms: int = 0  # once it is sealed: the times of its messages lie in between
+    earliest_ms: int = 0  # set when sealed: the times of the messages are between these two
     latest_ms: int = 0
 
     @property
@@ -65,7 +65,7 @@ class PendingBatch:
         return self.position + BATCH_HEADER_BYTES + self.size
 
     def pack(self) -> None:
-        """Lay the records out, run by run, and tell the runs where theirs are."""
+        """Lay the records out, run by run, and tell each run where its records are."""
         columns = self.segment.columns
         assert columns is not None
         at = self.position + BATCH_HEADER_BYTES
@@ -114,8 +114,8 @@ class Target(Protocol):
 
 
 class Piece:
-    """A run as its batch sees it. Its lanes may forget it before it is packed, and with it the
-    messages: these are held here.
+    """A run as its batch sees it. The messages are kept here, since the lanes may forget the run
+    before the batch is packed.
     """
 
     __slots__ = ("bodies", "firsts", "lanes", "metas", "run")
@@ -148,7 +148,7 @@ class Log:
         self.lsn = lsn
         self.segments = sealed
         self.pending_bytes = 0  # appended and not durable
-        self.rolled: list[Segment] = []  # full, and not handed to be sealed yet
+        self.rolled: list[Segment] = []  # full segments that are to be sealed
         self._segment_bytes_max = segment_bytes_max
         self._batch_bytes_max = batch_bytes_max
         self._batch_records_max = batch_records_max
@@ -163,7 +163,7 @@ class Log:
     def place(self, count: int, size: int, footer_bytes: int) -> PendingBatch:
         """The batch that takes these records: they begin at its `end`.
 
-        `count` and `size` are within a batch's limits, but for a single large record.
+        `count` and `size` are within a batch's limits, unless it is one large record.
         """
         batch = self._open
         if batch is not None and (
@@ -181,7 +181,7 @@ class Log:
         return batch
 
     def added(self, batch: PendingBatch, count: int, size: int, footer_bytes: int) -> None:
-        """The records are in the batch; the LSN moves behind them."""
+        """The records are in the batch: the log's LSN moves behind them."""
         batch.count += count
         batch.size += size
         self.lsn += count
@@ -199,14 +199,14 @@ class Log:
         return batches
 
     def put_back(self, batches: list[PendingBatch]) -> None:
-        """They were not written: the next to be taken."""
+        """These batches were not written: they will be the next to be taken."""
         self._closed.extendleft(reversed(batches))
 
     def roll(self, needed: int = 0) -> None:
-        """Go on in a new segment. One that is empty stays, if the next record fits in it at all."""
+        """Go on in a new segment. An empty segment stays, if the next record fits in it."""
         self._close_batch()
         old = self.active
-        if old.end_lsn == old.base_lsn:  # one record larger than a segment: make that one larger
+        if old.end_lsn == old.base_lsn:  # the record is larger than a segment: enlarge this one
             old.capacity = max(old.capacity, _capacity(needed))
             return
         self.rolled.append(old)
@@ -229,5 +229,5 @@ class Log:
 
 
 def _capacity(size: int) -> int:
-    """What a segment needs that has one batch of this size, footer included."""
+    """The size of a segment with one batch of this size, footer included."""
     return FILE_HEADER_BYTES + BATCH_HEADER_BYTES + TRAILER_BYTES + size

@@ -1,7 +1,7 @@
 """Segments whose space is reserved before they are needed.
 
-A file is created with its space reserved, synced, renamed and its directory synced before anything
-is written to it. The only state of storage that two threads share, under a lock.
+A file is created with its space reserved, and is synced, renamed, and its directory synced, before
+anything is written to it. Two threads share this state, under a lock.
 """
 
 import threading
@@ -24,7 +24,7 @@ def create(disk: Disk, path: Path, size: int) -> int:
         disk.sync_directory(path.parent)
     except BaseException:
         disk.close(file)
-        with suppress(OSError):  # gives back what was reserved; the reason is on its way up
+        with suppress(OSError):  # give the space back; the error itself is raised
             disk.unlink(temporary)
         raise
     return file

@@ -1,9 +1,7 @@
 """One file of batches: create it, read it back batch by batch, seal it, cut a torn tail.
 
-Log segments and ledger files have the same frame, so that both are read here. A file is created
-with its space reserved, synced, renamed and its directory synced before anything is written to
-it. What a bad batch means (a torn tail or damage) is not decided here: that takes knowledge of
-the other files (see start/judge.py).
+Log segments and ledger files have the same frame, so both are read here. Whether a bad batch is a
+torn tail or damage is decided in start/judge.py, which knows the other files.
 """
 
 import struct
@@ -76,7 +74,7 @@ class BatchFile:
         except BaseException:
             disk.close(self._file)
             raise
-        self._zeros_from = self.size  # to the end of the file, as far as was looked
+        self._zeros_from = self.size  # from here to the end of the file zeros were found
         self.header: FileHeader | None = unpack_file_header(head)
 
     def close(self) -> None:
@@ -87,12 +85,12 @@ class BatchFile:
 
     @property
     def header_belongs_here(self) -> bool:
-        """The header is whole, and this file's: same directory, same id."""
+        """The header is whole, and is this file's: same directory, same id."""
         header = self.header
         return header is not None and header.uuid == self._uuid and header.file_id == self.file_id
 
     def header_at(self, position: int) -> BatchHeader | None:
-        """What a whole batch header at this place says, whatever became of the body."""
+        """The batch header at this place, if it is whole; the body may be damaged."""
         head = self.read(BATCH_HEADER_BYTES, position)
         return unpack_batch_header(head) if self._has_header(position, head) else None
 
@@ -108,24 +106,24 @@ class BatchFile:
         return Batch(position, header, body)
 
     def _has_header(self, position: int, data: bytes, offset: int = 0) -> bool:
-        """Whether a batch begins at `position`, of which the bytes are at `offset` of `data`."""
+        """Whether a batch begins at `position`; its bytes are at `offset` in `data`."""
         return batch_header_is_whole(self._seed ^ position, data, offset)
 
     def batches(self, position: int = FILE_HEADER_BYTES) -> Iterator[Batch]:
-        """The unbroken sequence of whole batches from `position` on; their bases are not checked."""
+        """The unbroken sequence of whole batches from `position` on; bases are not checked."""
         while (batch := self.batch_at(position)) is not None:
             yield batch
             position = batch.end
 
     def whole_batches_after(self, position: int) -> Iterator[Batch]:
-        """Every whole batch at any place from `position` on, damage between them or not.
+        """Every whole batch from `position` on, also behind damage.
 
-        No more than the header is read of what a publisher made look like one.
+        Publishers can send bodies that look like batches: of these only the header is read.
         """
         end = self.used_end(position)
         while position < end:
             size = min(_WINDOW_BYTES, end - position)
-            window = self.read(size + BATCH_HEADER_BYTES, position)  # one may begin at its end
+            window = self.read(size + BATCH_HEADER_BYTES, position)  # a header may cross its end
             at = window.find(BATCH_MAGIC_BYTES)
             while 0 <= at < size:
                 if self._has_header(position + at, window, at):
@@ -139,18 +137,18 @@ class BatchFile:
                 position += size
 
     def used_end(self, position: int) -> int:
-        """Where the zeros begin that fill the file to its end, but not before `position`."""
+        """Where the zeros at the end of the file begin, at `position` or behind it."""
         while self._zeros_from > position:
             start = max(position, self._zeros_from - _WINDOW_BYTES)
             data = self.read(self._zeros_from - start, start)
-            if data != _ZEROS[: len(data)]:  # far faster than stripping zeros off
+            if data != _ZEROS[: len(data)]:  # far faster than to strip zeros
                 self._zeros_from = start + len(data.rstrip(b"\0"))
                 break
             self._zeros_from = start
         return max(position, self._zeros_from)
 
     def trailer(self) -> Trailer | None:
-        """What a sealed segment ends in, by its looks; None when it is not sealed."""
+        """The trailer of a sealed segment, not verified; None when it is not sealed."""
         if self.size < FILE_HEADER_BYTES + TRAILER_BYTES:
             return None
         trailer = unpack_trailer(self.read(TRAILER_BYTES, self.size - TRAILER_BYTES))
@@ -168,7 +166,7 @@ class BatchFile:
         return unpack_columns(data, trailer, self._uuid)
 
     def records(self) -> Columns | None:
-        """What the footer of a sealed segment says, or its batches where that is damaged.
+        """The columns of a sealed segment, from its batches if the footer is damaged.
 
         None when the segment is not sealed, or not all of its batches are whole.
         """
@@ -192,7 +190,7 @@ def seal(
 ) -> None:
     """Write the footer, cut the file behind it, and sync. Raises OSError.
 
-    May be done again after a crash in the middle: it replaces whatever is behind `log_end`.
+    It may be done again after a crash in the middle: it replaces whatever is behind `log_end`.
     """
     footer = pack_footer(columns, uuid, int(path.stem), base_lsn, end_lsn, log_end)
     file = disk.open(path, write=True)
@@ -205,9 +203,9 @@ def seal(
 
 
 def columns_of(batch: Batch) -> Columns:
-    """Where a batch's records lie and where they went.
+    """Where a batch's records lie, and to which lanes they went.
 
-    The records' own hashes are not looked at: the batch's covered them.
+    The records' own hashes are not checked: the batch's hash covers them.
     """
     columns = Columns()
     body = batch.body

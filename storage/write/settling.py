@@ -1,9 +1,9 @@
-"""What lanes settle and deliver, on its way to the ledger.
+"""Settlements, deliveries and definitions on their way to the ledger.
 
 Settlements gather for `ack_flush_s`, become one batch of records, and are synced at least once in
-`ledger_sync_s`. It promises that records reach the ledger in the order in which they were noted, and
-that a settlement which waits for the log (`Lane.settle_after`) reaches it only when the log is
-durable up to there. When the file is written is said here; writing it is the commit thread's.
+`ledger_sync_s`. Promises that records reach the ledger in the order in which they were noted, and
+that a settlement which waits for the log (`Lane.settle_after`) reaches the ledger only when the log
+is durable up to there. This file says when the ledger is written; the commit thread writes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from qlog.storage.write.ledger import (
     restored_record,
 )
 
-_TIME_MS = 1000  # a batch says when it was made, unless one within so long before did
+_TIME_MS = 1000  # a batch gets a TIME record, unless one had it within so long before
 _NEVER_S = 60.0
 
 
@@ -45,19 +45,19 @@ class Settling(Generic[M]):
         self.changes = changes
         self.held: Shortage | None = None  # why the ledger is not written now
         self.wants_roll = False  # the ledger's file is nearly full
-        self.overflowed = False  # it is full, between two checkpoints, and so is the disk
+        self.overflowed = False  # the ledger's file is full, between two checkpoints
         self.wants_sync = False  # what was written has waited long enough for its sync
         changes.await_acks = self.await_flush
         self._settings = settings
         self._clock_ms = clock_ms
         self._notify = notify
-        self._records: list[Record] = []  # beside what lanes leave
+        self._records: list[Record] = []  # records that do not come from `changes`
         self._chunks: list[Records] = []  # batches that are not written yet
         self._time_ms: int | None = None  # the last time in the ledger's file
         self._now_s = 0.0
-        self._defined = 0  # definitions that were noted,
-        self._defined_written = 0  # those that are in a job or were, and those that are synced
-        self._defined_synced = 0
+        self._defined = 0  # definitions that were noted so far
+        self._defined_written = 0  # how many of these went into a job
+        self._defined_synced = 0  # how many of these were synced
         self._since_s: float | None = None  # when the oldest record that waits came
         self._flush_due = False
         self._awaited = False  # `tick` will be called in time for them
@@ -70,7 +70,7 @@ class Settling(Generic[M]):
         self.await_flush()
 
     def restored(self, lane: Lane[M], flat: list[int]) -> None:
-        """Messages were restored: behind all that the lane left before, in front of what follows."""
+        """Messages were restored. The record comes after all earlier changes of the lane."""
         if lane.attempts_unwritten:
             self._records.append(attempts_record(lane.id, lane.attempts_unwritten))
             lane.attempts_unwritten = []
@@ -105,7 +105,7 @@ class Settling(Generic[M]):
 
     @property
     def urgent(self) -> bool:
-        """Definitions, or settlements that wait for the log: somebody waits for them."""
+        """There are definitions, or settlements that wait for the log: somebody waits for them."""
         return self.defines or bool(self.changes.waiting)
 
     @property
@@ -134,14 +134,14 @@ class Settling(Generic[M]):
         return now, wait_s
 
     def ticked(self, wait_s: float) -> None:
-        """The owner's next tick is so far away."""
+        """The owner's next tick comes in `wait_s` seconds."""
         self._awaited = wait_s <= self._settings.ack_flush_s
 
     def join(self, job: CommitJob, *, sync: bool, flush: bool) -> None:
         """Add to the job what is to be written.
 
-        `sync`: somebody waits for the ledger's sync. `flush`: what gathers is to go now; without
-        it only batches that were made before go, so that a confirm costs no more than its own
+        `sync`: somebody waits for the ledger's sync. `flush`: what has gathered goes now. Without
+        `flush` only batches go that were made before, so that a confirm costs no more than its own
         write and sync.
         """
         job.ledger_sync = sync or self.wants_sync
@@ -152,7 +152,7 @@ class Settling(Generic[M]):
         self._chunks = []
 
     def flush(self) -> None:
-        """Make a batch of all that lanes settled and delivered, and what came back to them."""
+        """Make a batch of everything that lanes have settled, delivered, and got back."""
         changes = self.changes
         records = self._records
         self._records = []
@@ -179,7 +179,7 @@ class Settling(Generic[M]):
             self._chunks.append(records)
 
     def durable(self, lsn: int) -> None:
-        """The log is durable up to `lsn`: what waited for that is settled now."""
+        """The log is durable up to `lsn`: settle the messages that waited for that."""
         if self.changes.waiting:
             self.changes.release(lsn)
 
@@ -188,7 +188,7 @@ class Settling(Generic[M]):
         self._time_ms = None
 
     def committed(self, result: CommitResult) -> None:
-        """Take over what became of the ledger's part of a job that did not fail."""
+        """Take the ledger's part of the result of a job that did not fail."""
         job = result.job
         if result.ledger_written:
             self._unsynced = True

@@ -1,7 +1,7 @@
 """Transient messages paged out of memory: written without sync, void after a restart.
 
-The records are those of the log, without batches, since nothing of it is ever recovered: a record's
-own hash verifies it. Used by the checkpoint thread.
+The records are those of the log. There are no batches, since nothing here is ever recovered; a
+record's own hash verifies it. Used by the checkpoint thread.
 """
 
 from array import array
@@ -54,7 +54,7 @@ class SpillWriter(Generic[M]):
         times_ms: Sequence[int] | None,
         dues_ms: Sequence[int] | None,
     ) -> "tuple[int, array[int]]":
-        """Write a run: the segment id, and the positions of its records. Raises OSError."""
+        """Write a run. Returns the segment id, and the records' positions. Raises OSError."""
         parts = pack_run(lanes, firsts, metas, bodies, lengths, 0, now_ms, times_ms, dues_ms)
         data = b"".join(parts)
         if self._file < 0 or self._position + len(data) > self._file_bytes_max:

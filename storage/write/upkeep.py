@@ -1,7 +1,7 @@
-"""The work beside the commits, on a thread of its own: segments are reserved, sealed and unlinked.
+"""The checkpoint thread: segments are reserved, sealed and unlinked, beside the commits.
 
-Jobs are given on the owner's thread, run one after the other, and each leaves a result for it; none
-raises. Checkpoints and compactions run here too, since LMDB wants one thread for all writing.
+The owner's thread gives jobs and takes their results; jobs run one after the other, and none
+raises. Checkpoints and compactions run here, too, since LMDB wants one thread for all writing.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Unlinked:
     """These files are gone, durably."""
 
     gone: list[int]
-    left: list[int]  # no space to unlink them: some file systems need a little
+    left: list[int]  # could not be unlinked for lack of space, which some file systems need
     error: BaseException | None
 
 
@@ -56,7 +56,7 @@ class Upkeep:
         self._prepared_id = 0
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Have this run; what it returns comes from `take`."""
+        """Have a job run; `take` will have what it returns."""
         self.jobs += 1
         self._worker.submit(job)
 
