@@ -70,6 +70,10 @@ class Operations:
         vhost.assert_access(queue, owner)
         return queue
 
+    def assert_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[QueueType]:
+        """queue.declare with `passive`. Raises 404 and 405."""
+        return self._durable(Outcome.of(self.queue(vhost, owner, name)))
+
     def declare_queue(
         self,
         vhost: VHost,
@@ -105,7 +109,7 @@ class Operations:
         """
         queue = vhost.queues.get(name)
         if queue is None:
-            return Outcome.of(0)
+            return self._durable(Outcome.of(0))
         vhost.assert_access(queue, owner)
         if if_unused and queue.takers:
             raise precondition_failed(f"{queue} in use")
@@ -149,7 +153,7 @@ class Operations:
         """exchange.declare with `passive`. Raises 403 and 404."""
         _assert_not_default(name)
         vhost.exchange(name)
-        return Outcome.of(None)
+        return self._durable(Outcome.of(None))
 
     def delete_exchange(self, vhost: VHost, name: str, *, if_unused: bool) -> Outcome[None]:
         """exchange.delete; a missing exchange is no error. Raises 403 for `amq.*`, 406 in use."""
@@ -157,7 +161,7 @@ class Operations:
         if name.startswith(RESERVED_PREFIX):
             raise access_refused(f"deletion of system {vhost.rs_exchange(name)} not allowed")
         if vhost.routing.exchange(name) is None or vhost.leaving("exchange", name):
-            return Outcome.of(None)
+            return self._durable(Outcome.of(None))
         if if_unused and vhost.routing.in_use(name):
             raise precondition_failed(f"{vhost.rs_exchange(name)} in use")
         return self._durable(vhost.delete_exchange(name))
@@ -200,7 +204,8 @@ class Operations:
     def _durable(self, outcome: Outcome[T]) -> Outcome[T]:
         """The same, known when all definitions so far are durable, those of others too.
 
-        A Declare-Ok is a promise. What has changed counts at once, for everybody.
+        A Declare-Ok is a promise, also that of a passive one, and so is the Delete-Ok for what is
+        gone already. What has changed counts at once, for everybody.
         """
         durability = self._services.durability
         if outcome.done and durability.defined().done:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from qlog.storage.errors import (
     Shortage,
     SyncFailed,
 )
+from qlog.storage.index.checkpoint import records_of
 from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.examine import Examination
 from qlog.storage.store import Store
-from qlog.storage.write.ledger import ACK, TIME, unpack_body
+from qlog.storage.write.ledger import ACK, TIME, lane_records, unpack_body
 from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
@@ -934,6 +936,24 @@ def test_settled_messages_are_restored_where_they_still_can_be(bench: Bench) -> 
         assert contents(lane) == expected and lane.alive == len(expected)
         assert [due.qseq for due in bench.store.due(1000, 100)] == list(range(20, 30))
         assert bench.store.checkpoint()
+
+
+def test_what_a_new_file_of_the_ledger_says_of_a_lane_is_never_old(bench: Bench) -> None:
+    """It is remembered between files, and forgotten at every change."""
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"%d" % at for at in range(10)])
+    assert bench.store.settle_down()
+    said = [list(records_of(lane))]
+    changes: tuple[Callable[[], object], ...] = (
+        partial(lane.settle, 3, 4),
+        partial(lane.restore, 4, 2),
+        partial(publish, bench.store, [lane], [b"new"]),
+    )
+    for change in changes:
+        change()
+        now = list(records_of(lane))
+        assert now == list(lane_records(lane.id, lane.next_qseq, lane.settled)) != said[-1]
+        said.append(now)
 
 
 def test_a_message_is_settled_restored_and_settled_in_one_flush(bench: Bench) -> None:

@@ -127,18 +127,19 @@ def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
         if not method.nowait:
             channel.send(spec.QueueDeclareOk(queue.name, queue.ready, len(queue.takers)))
 
+    operations, vhost, client = channel.operations, channel.vhost, channel.client
     if method.passive:
-        declared(find_queue(channel, name))
-        return
-    outcome = channel.operations.declare_queue(
-        channel.vhost,
-        channel.client,
-        name,
-        durable=method.durable,
-        exclusive=method.exclusive,
-        auto_delete=method.auto_delete,
-        arguments=method.arguments,
-    )
+        outcome = operations.assert_queue(vhost, client, queue_name(channel, name))
+    else:
+        outcome = operations.declare_queue(
+            vhost,
+            client,
+            name,
+            durable=method.durable,
+            exclusive=method.exclusive,
+            auto_delete=method.auto_delete,
+            arguments=method.arguments,
+        )
     channel.answer(outcome, declared)
 
 

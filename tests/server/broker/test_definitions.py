@@ -186,6 +186,50 @@ def test_a_definition_is_durable_before_its_reply(
     assert defined(bench) == before
 
 
+@pytest.mark.parametrize(
+    "change, question, answer",
+    [
+        (
+            make(spec.QueueDeclare, queue="new", durable=True),
+            make(spec.QueueDeclare, queue="new", passive=True),
+            spec.QueueDeclareOk,
+        ),
+        (
+            make(spec.ExchangeDeclare, exchange="new", type="direct", durable=True),
+            make(spec.ExchangeDeclare, exchange="new", passive=True),
+            spec.ExchangeDeclareOk,
+        ),
+        (
+            make(spec.QueueDelete, queue="q"),
+            make(spec.QueueDelete, queue="q"),
+            spec.QueueDeleteOk,
+        ),
+        (
+            make(spec.ExchangeDelete, exchange="e"),
+            make(spec.ExchangeDelete, exchange="e"),
+            spec.ExchangeDeleteOk,
+        ),
+    ],
+    ids=["queue passive", "exchange passive", "queue gone", "exchange gone"],
+)
+def test_who_asks_for_what_another_has_changed_waits_for_the_disk_too(
+    bench: Bench, peer: Peer, change: Method, question: Method, answer: type[Method]
+) -> None:
+    """After a crash the answer would not be true."""
+    peer.declare("q")
+    declare = make(spec.ExchangeDeclare, exchange="e", type="direct", durable=True)
+    peer.ask(1, declare, spec.ExchangeDeclareOk)
+    other = Peer(bench)
+    other.send(1)
+    peer.send(1, change)
+    other.send(1, question)
+    assert peer.hear() == other.hear() == []
+    bench.disk()
+    assert len(peer.hear()) == 1
+    (heard,) = other.hear()
+    assert isinstance(heard, answer)
+
+
 def test_what_is_not_durable_is_not_waited_for(bench: Bench, peer: Peer) -> None:
     peer.send(1, make(spec.QueueDeclare, queue="t"), make(spec.QueueDelete, queue="t"))
     declared, deleted = peer.hear()
