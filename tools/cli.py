@@ -57,7 +57,7 @@ app.command(cls=ServeCommand)(serve)
 
 @app.command("inspect", help=INSPECT_HELP)
 def _inspect_in_the_list() -> None:
-    """Stands in the list of commands; never runs, since `resolve_command` gives the real one."""
+    """A place in the list of commands. It never runs: `resolve_command` gives the real command."""
 
 
 def _inspect() -> Any:

@@ -178,16 +178,19 @@ def _stop(message: str, status: int) -> NoReturn:
 
 
 def _tune_interpreter() -> None:
-    """Messages come and go by the hundred thousand and form no cycles: collecting garbage for each
-    700 of them costs a tenth of the time. And the commit thread, back from the disk, should
-    not wait the usual 5 ms for its turn: publishers wait for what it has to say."""
+    """Set the garbage collector and the switch interval for a broker.
+
+    Messages come and go by the hundred thousand and form no cycles: a collection for each 700 of
+    them would cost a tenth of the time. And the commit thread, back from the disk, must not wait
+    the usual 5 ms for the interpreter: publishers wait for its result.
+    """
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.0005)
 
 
 def _raise_descriptor_limit() -> None:
-    """As many clients as may be: the soft limit is there for programs that use `select`."""
+    """Allow as many clients as possible: the soft limit is for programs that use `select`."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -229,8 +232,9 @@ async def _serve(settings: Settings, signals: _Signals) -> None:
 class _Signals:
     """What signals mean, from the first moment on.
 
-    SIGTERM and SIGINT end the broker, wherever it is; a second one breaks nothing off and does not
-    change the exit status. SIGHUP is for what can be read again. The others do nothing.
+    SIGTERM and SIGINT end the broker, whatever it is doing. A second one breaks nothing off, and
+    does not change the exit status. SIGHUP is for settings that can be read again. Others do
+    nothing.
     """
 
     def __init__(self) -> None:

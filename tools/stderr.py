@@ -1,9 +1,9 @@
-"""Standard error that never ends, stops or delays who writes to it.
+"""Standard error that never ends, stops or delays the code that writes to it.
 
 The log can be on a full disk, its reader can have gone, a pipe can be full because nobody reads it,
-and whoever started the broker may have closed it. None of this may keep a broker from working: a
-thread of its own writes, from a queue that has an end. What the queue has no room for, and what
-could not be written, is left out, and the log says how many lines that were as soon as it can.
+and the descriptor may be closed. None of this may keep a broker from working: a thread of its own
+writes, from a bounded queue. Lines for which the queue has no room, and lines that could not be
+written, are left out; the log says how many, as soon as it can.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Stderr(io.TextIOBase):
         self._lines: deque[_Line] = deque()
         self._bytes = 0
         self._left_out = 0  # lines of which no notice is queued yet
-        self._torn = False  # the last line that was written lacks its end
+        self._torn = False  # the last line was written only in part
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="qlog-stderr", daemon=True)
         self._thread.start()
@@ -136,7 +136,7 @@ class Stderr(io.TextIOBase):
 
 
 def take_over() -> None:
-    """Have all that this process writes to `sys.stderr` go through such a stream until it ends."""
+    """Have everything that is written to `sys.stderr` go through such a stream, to the end."""
     occupy_standard_descriptors()
     stream = Stderr(STDERR)
     sys.stderr = stream

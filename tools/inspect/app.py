@@ -1,9 +1,9 @@
 """`qlog inspect`: what is in a data directory, sound or damaged, running, stopped or copied.
 
-Promises to change nothing in it, but for `repair --accept-loss` and `rebuild-index`, which need
-that no broker runs: no lock is taken, no file is written. What is found damaged is named, never
-left out. One file a command, which is imported when it is asked for: each starts as fast as what
-it needs.
+Promises to change nothing in the directory: no lock is taken, and no file is written. The
+exceptions are `repair --accept-loss` and `rebuild-index`, which need that no broker runs. Damage
+is named, never left out. Each command has a file of its own, which is imported when the command is
+asked for, so that all start fast.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ DATA_DIR_DEFAULT = Path("qlog-data")
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """A command that looks at a directory: `function(directory, report, options…)`.
 
-    It gets --data-dir and --json beside its own options, fills in the report, and may raise
-    StorageError, Forbidden and PermissionError, which end with one line. The name of the function
-    is the command's. It may ask for `as_json` itself.
+    The command has --data-dir and --json beside the options of the function. The function fills in
+    the report, and may raise StorageError, Forbidden and PermissionError, which end with one line.
+    Its name is the name of the command. It may have an argument `as_json`.
     """
     signature = inspect.signature(function, eval_str=True)
     _, _, *own = signature.parameters.values()
@@ -69,9 +69,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def errors_told(*, of_damage: bool = True) -> Iterator[None]:
-    """What keeps a command from going on is one line, and status 2.
+    """An error that ends a command becomes one line, and status 2.
 
-    `of_damage`: CorruptLog too; else it is passed on.
+    `of_damage`: so does CorruptLog; otherwise it is passed on.
     """
     try:
         yield
@@ -111,9 +111,9 @@ def finish(report: Report, *, as_json: bool) -> None:
 
 @contextmanager
 def writing_stdout(done: str = "") -> Iterator[None]:
-    """What is printed inside is written at its end, or the command ends.
+    """What is printed inside is written at the end of the block. If it cannot be, the command ends.
 
-    `done` is what it has done, for those who cannot read the report.
+    `done` says what the command has done, in case the report cannot be read.
     """
     if sys.stdout is None:
         stop_for_stdout("it is closed", done)
@@ -127,20 +127,20 @@ def writing_stdout(done: str = "") -> Iterator[None]:
 
 
 def stop_for_pipe() -> NoReturn:
-    """End as programs do whose reader has gone (`| head`): that is neither sound nor damage."""
+    """End as programs do whose reader has gone (`| head`); the status says nothing of damage."""
     _discard_stdout()
     raise typer.Exit(128 + signal.SIGPIPE)
 
 
 def stop_for_stdout(why: str | None, done: str = "") -> NoReturn:
-    """End because what there is to say cannot be written."""
+    """End because the report cannot be written."""
     if sys.stdout is not None:
         _discard_stdout()
     stop(f"{done}; stdout cannot be written: {why}".removeprefix("; "))
 
 
 def _discard_stdout() -> None:
-    """Python writes what is left in its buffer when it ends; that must not fail again."""
+    """Drop what is left in the buffer: Python would write it at its end, and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,11 +1,11 @@
 """What every `qlog inspect` command prints: rows, notes and damage for people, JSON for programs.
 
-One model of a row: a dataclass (or a map) is an object of the JSON document, and with columns,
-which say what of it a cell shows, a row of a table. On a terminal tables are drawn to its width;
-numbers are never cut, names go on in the next line; where no table fits, each value has its own
-line. Into a pipe each row is one line of aligned columns with plain numbers. A JSON document
-always has `schema`, `data_dir`, `in_use`, `damage` and `notes`. Text that came from a message or a
-definition cannot steer the terminal. Knows nothing of what is inspected.
+A row is a dataclass (or a map). It is an object of the JSON document, and a row of a table, whose
+columns say what a cell shows. On a terminal tables are drawn to its width: numbers are never cut,
+names go on in the next line, and where no table fits each value has its own line. In a pipe each
+row is one line of aligned columns with plain numbers. A JSON document always has `schema`,
+`data_dir`, `in_use`, `damage` and `notes`. Text from a message or a definition cannot steer the
+terminal. Knows nothing of what is inspected.
 """
 
 from __future__ import annotations
@@ -196,12 +196,12 @@ class Report:
 
     @property
     def all_notes(self) -> list[str]:
-        """With those of the directory."""
+        """The report's notes, with those of the directory."""
         return self.notes if self.look is None else self.look.notes + self.notes
 
     @property
     def all_damage(self) -> list[Damage]:
-        """With that of the directory."""
+        """The report's damage, with that of the directory."""
         return self.damage if self.look is None else self.look.damage + self.damage
 
     def say(self, what: str) -> None:
@@ -223,7 +223,7 @@ class Report:
         self.sections.append(Facts(title, list(rows)))
 
     def show(self, *, as_json: bool) -> None:
-        """Print it on stdout."""
+        """Print the report on stdout."""
         if as_json:
             document = {
                 "schema": f"qlog.inspect.{self.kind}/1",
@@ -418,7 +418,7 @@ class _Silent:
 
 @contextmanager
 def progress(what: str, total_bytes: int) -> Iterator[Progress]:
-    """A bar on stderr when that is a terminal and there is much to do; it goes when it is done."""
+    """A bar on stderr, if that is a terminal and there is much to do. It goes at the end."""
     if total_bytes < _PROGRESS_BYTES_MIN or not os.isatty(2):
         yield _Silent()
         return

@@ -1,7 +1,8 @@
 """`qlog inspect export`: the messages of a directory as a file that any program can read.
 
-Written to a file, or to stdout, one message after the other; what cannot be read is named on stderr
-and in the exit status, never left out silently. Changes nothing in the directory.
+Messages are written to a file or to stdout, one after the other. What cannot be read is named on
+stderr, and makes the exit status 1: it is never left out silently. Changes nothing in the
+directory.
 """
 
 from __future__ import annotations

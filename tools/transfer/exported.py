@@ -66,12 +66,12 @@ _NUMBERS: dict[str, type[int | float]] = {
 
 
 class Malformed(Exception):
-    """What was read is no exported message; `str()` says why, in one line."""
+    """The input is no exported message; `str()` says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What an import needs of one. `queues` are (vhost, queue), in the order of the file."""
+    """What an import needs of a message. `queues` are (vhost, queue), in the file's order."""
 
     queues: tuple[tuple[str, str], ...]
     envelope: Envelope

@@ -1,9 +1,10 @@
 """`qlog inspect import`: publish an exported file into a running broker, with publisher confirms.
 
-Each message goes to the queues that it waited in, by the default exchange: body and properties are
-what they were; exchange, routing key and time are those of the import. It ends at the first
-message that is refused, and at Ctrl-C, waits until the broker has answered for all that was sent,
-and says how many are confirmed, so that it can go on from there.
+Each message goes to the queues that it waited in, by the default exchange. Body and properties are
+what they were; exchange, routing key and time are those of the import. The import ends at the
+first message that is refused, and at Ctrl-C. Then it waits until the broker has answered for
+everything that was sent, and says how many messages are confirmed, so that another import can go
+on from there.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _where_to_go_on(file: Path, importing: _Import) -> str:
 
 @contextmanager
 def _patiently() -> Iterator[Callable[[], bool]]:
-    """Whether there was a Ctrl-C: the first only notes it, the second ends what is going on."""
+    """A function that tells whether there was a Ctrl-C. Only a second Ctrl-C interrupts."""
     noted = False
 
     def note(number: int, frame: object) -> None:
@@ -125,7 +126,7 @@ class _Import:
 
     @property
     def confirmed(self) -> int:
-        """All copies of so many messages, the first ones, are confirmed."""
+        """So many of the first messages are confirmed, with all their copies."""
         self._forget_confirmed()
         return self._done
 

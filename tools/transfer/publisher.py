@@ -1,8 +1,7 @@
 """A publisher over AMQP 0-9-1: one connection, publisher confirms, no more.
 
-Promises that what it says to be confirmed was confirmed by the broker, and is in its queue. It
-waits in its calls; a broker that says nothing for a minute is taken for gone. Knows nothing of
-files.
+Promises that a message which it calls confirmed was confirmed by the broker, and is in its queue.
+Its calls wait; a broker that says nothing for a minute counts as gone. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _READ_BYTES = 1 << 16
 
 
 class PublishFailed(Exception):
-    """The broker did not take it; `str()` is one line that says why."""
+    """The broker did not take a message; `str()` is one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ class Publisher:
 
     @property
     def confirmed(self) -> int:
-        """So many of the messages, the first ones, are."""
+        """So many of the first messages are confirmed."""
         open_ = (next(iter(self._waiting), self.published + 1), *self._refused)
         return min(open_) - 1
 
@@ -160,7 +159,7 @@ class Publisher:
         self._waiting_bytes += len(body)
 
     def wait(self) -> None:
-        """Until the broker has answered for all that was published, or can no more."""
+        """Wait until the broker has answered for everything that was published, or has gone."""
         while self._waiting and not self._over:
             self._receive(wait=True)
         self._raise_refusal()
@@ -220,7 +219,7 @@ class Publisher:
         return reply
 
     def _send(self, *buffers: Buffer) -> None:
-        """All of it; what comes meanwhile is taken, so that the two never wait for each other."""
+        """Send everything. What the broker sends meanwhile is read, so that neither side blocks."""
         rest = memoryview(b"".join(buffers))
         while rest:
             readable, writable, _ = select.select(
@@ -289,14 +288,14 @@ class Publisher:
                 self._replies.append(method)
 
     def _settle(self, tag: int, multiple: bool) -> dict[int, _Sent]:
-        """What the broker has answered for now."""
+        """Take the messages that the broker has answered for now."""
         tags = [one for one in self._waiting if one <= tag] if multiple else [tag]
         settled = {one: self._waiting.pop(one) for one in tags if one in self._waiting}
         self._waiting_bytes -= sum(sent.size for sent in settled.values())
         return settled
 
     def _return(self, queue: str, why: str) -> None:
-        """The oldest message to the queue that waits has not arrived: the queue has gone."""
+        """The oldest unconfirmed message to the queue was returned: the queue is gone."""
         for tag, sent in self._waiting.items():
             if sent.queue == queue and tag not in self._refused:
                 self._refused[tag] = (

@@ -1,11 +1,11 @@
 """`qlog inspect messages --follow`: the log as it grows.
 
 A message is shown when it is known to be on disk: when a later batch, or the index's checkpoint (a
-second later at most), says that the log had been synced beyond it. It goes on from segment to
-segment; where one was given back before it was read, a note says which messages were not shown.
-Ends with Ctrl-C, with the broker, or after so many messages.
+second later at most), says that the log had been synced beyond it. The command goes on from segment
+to segment. Where a segment was given up before it was read, a note says which messages were not
+shown. The command ends with Ctrl-C, with the broker, or after a number of messages.
 
-States of messages are as of the start: settlements are not followed, so they are left out.
+Settlements are not followed, so states of messages are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def follow_log(
     *,
     as_json: bool,
 ) -> None:
-    """Print messages until something ends it. `from_lsn` None: those from now on."""
+    """Print messages until something ends the command. `from_lsn` None: only new messages."""
     if not directory.in_use:
         stop(f"no broker runs on {directory.root}: there is nothing to follow")
     tail = _Tail(directory, from_lsn)
@@ -115,7 +115,7 @@ def _line(item: dict[str, Any], more: list[str]) -> str:
 
 
 class _Tail:
-    """Where in the log we are."""
+    """The place in the log up to which messages were read."""
 
     def __init__(self, directory: Directory, from_lsn: int | None) -> None:
         self.damaged = False
@@ -169,7 +169,7 @@ class _Tail:
                     yield file, Entry(lsn, lsn + 1, position, record.length, record)
 
     def _ask(self, alive: bool) -> None:
-        """Learn from the index how far the log is durable; when the broker has ended, from all."""
+        """Learn from the index how far the log is durable; all of it, if the broker has ended."""
         directory = self._directory
         self._asked_s = time.monotonic()
         if alive:
@@ -181,7 +181,7 @@ class _Tail:
             self._durable_lsn = max(self._durable_lsn, directory.attested_lsn)
 
     def _read(self) -> Iterator[Batch]:
-        """The whole batches that came since; goes on to the next segment when there is one."""
+        """The whole batches that came since the last call, also from the segments that follow."""
         while True:
             following = self._following()  # looked for first: what is missing then stays missing
             try:

@@ -1,9 +1,9 @@
 """`qlog inspect history`: what became of the messages of a queue, as far as the files tell.
 
-When a message was published stands in the log. The ledger says up to where a queue's messages were
-delivered, and which are settled, with a time to the second for what came after its file's snapshot;
-of what stands in the snapshot it is known only that it came before. What the files do not say is
-shown as unknown, never guessed.
+The log says when a message was published. The ledger says up to where a queue's messages were
+delivered, and which are settled, with a time to the second if that came after the snapshot at the
+file's head. Of what the snapshot has, only an upper bound of the time is known. What the files do
+not say is shown as unknown, never guessed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WITHIN_MS = 1000  # a ledger batch without a time of its own is at most so much
 
 @dataclass(slots=True)
 class _Event:
-    """The ledger says something of these offsets. Times in ms; None: not known."""
+    """A record of the ledger about these offsets. Times are in ms; None: not known."""
 
     first: int
     end: int
@@ -224,7 +224,7 @@ def _found(
 
 
 def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEvents]:
-    """By lane. What is in the snapshot came before the first time in the file."""
+    """The events of each lane. Those in the snapshot came before the first time in the file."""
     found = {lane_id: _LaneEvents([], []) for lane_id in lane_ids}
     timeless: list[_Event] = []
     ids = directory.ledger_ids()
@@ -264,7 +264,7 @@ def _story(
 
 
 def _first(events: list[_Event], offset: int) -> _Event | None:
-    """The first that says it of this message."""
+    """The first event that is about this message."""
     return next((event for event in events if event.first <= offset < event.end), None)
 
 

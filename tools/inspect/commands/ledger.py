@@ -57,7 +57,7 @@ _LINE_COLUMNS = (
 
 @dataclass(slots=True)
 class _Batches:
-    """Those to be shown: from one on, or the last ones."""
+    """The batches to be shown: all from a number on, or the last ones."""
 
     first: int | None
     limit: int
@@ -65,7 +65,7 @@ class _Batches:
     next_batch: int | None = None
 
     def take(self, file: str, batch: LedgerBatch) -> None:
-        """One more."""
+        """Take in one more batch."""
         if self.first is None:
             self.chosen.append((file, batch))
             if len(self.chosen) > self.limit:
@@ -169,7 +169,7 @@ def _document(directory: Directory, file: str, batch: LedgerBatch, full: bool) -
 
 
 def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tuple[Cell, ...]]:
-    """What a batch says, for people: a row for each queue."""
+    """A batch for people: a row for each queue."""
     what = "?" if batch.number is None else str(batch.number)
     time = None if batch.time_ms is None else time_text(batch.time_ms)
     if batch.damage is not None:

@@ -1,9 +1,9 @@
 """`qlog inspect queues`: what waits in which queue, as far as a directory can tell.
 
-Who holds a message without having settled it is in the broker's memory alone: a directory knows
-`unsettled` messages, and of those how many lie below the delivered high-water, so that they were
-handed to a consumer once, and are with one now or came back. Transient messages are in it only as
-far as they were paged out.
+Only the broker's memory says which consumer holds a message. A directory says which messages are
+`unsettled`, and how many of these lie below the delivered high-water mark: these were handed to a
+consumer once, and are with one now, or came back. Transient messages are in a directory only if
+they were paged out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`qlog inspect rebuild-index`: make the index anew from log and ledger, while no broker runs.
 
-It is a start and a stop of the storage that finds its index in doubt: recovery's own code, and what
-a broker does by itself in that case. A directory that a broker would refuse is refused here too,
-with status 1 when messages or settlements in it are damaged.
+This is a start and a stop of the storage with an index in doubt: a broker does the same by itself,
+with the same code. A directory that a broker would refuse is refused here, too, with status 1 when
+messages or settlements in it are damaged.
 """
 
 from __future__ import annotations

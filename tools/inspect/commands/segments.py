@@ -58,7 +58,7 @@ class _Row:
 
     @property
     def checks(self) -> str:
-        """What came of its checksums."""
+        """The verdict of the segment's checksums."""
         if self.state == "reserved":
             return "-"
         return "damaged" if self.damaged else "good" if self.verified else "not read"

@@ -1,8 +1,8 @@
 """`qlog inspect summary`: a data directory at a glance, and what to run next.
 
-Looks only at what is quick: definitions, ledger, index, the ends of segments, and no message but
-the oldest and the newest. So it finds what would keep a broker from starting, but not every flipped
-bit: for that there is `verify`.
+Reads only what is quick to read: definitions, ledger, index, the ends of segments, the oldest and
+the newest message. So it finds what would keep a broker from starting, but not every flipped bit;
+`verify` finds those.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _State:
 
 @dataclass(slots=True)
 class _Start:
-    """What recovery would do now; on a running broker, if it were killed now."""
+    """What the next start would do; for a running broker, if it were killed now."""
 
     refused: bool
     rebuilds_index: str | None
@@ -74,7 +74,7 @@ class _Start:
 
 @dataclass(slots=True)
 class _Command:
-    """One to run next."""
+    """A command to run next."""
 
     command: str
     why: str

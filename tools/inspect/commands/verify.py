@@ -1,11 +1,11 @@
 """`qlog inspect verify`: every checksum, and everything that one file says of another.
 
 Checksums: the headers of all files, every batch (which covers its messages), footers, the ledger,
-every row and block of the index, every row of the catalog. Beside each other: footers and batches,
-LSNs from segment to segment, the segments that the ledger lists, what attests how far the log had
-been synced, the index's pointers and counts, settlements in index and ledger, definitions in
-catalog and ledger, definitions that name others. A directory in use is read as it goes on: what
-moved meanwhile is looked at again, and what is too new is left out.
+every row and block of the index, every row of the catalog. Compared with each other: footers and
+batches, LSNs from segment to segment, the segments that the ledger lists, all evidence of how far
+the log had been synced, the index's pointers and counts, settlements in index and ledger,
+definitions in catalog and ledger, definitions that name others. A directory in use changes during
+the look: what has moved is looked at again, and what is too new is left out.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def verify(directory: Directory, report: Report) -> None:
 
 
 def verified(directory: Directory) -> Report:
-    """What all of it comes to. Raises PermissionError, Forbidden, OtherFormat."""
+    """The report of all checks. Raises PermissionError, Forbidden, OtherFormat."""
     report = Report("verify", directory)
     verify_into(report, directory)
     return report
 
 
 def verify_into(report: Report, directory: Directory) -> None:
-    """The same, in a report that is there."""
+    """Run all checks, and put what they find into a report."""
     started_s = time.monotonic()
     contents = None
     if directory.index_facts is not None:

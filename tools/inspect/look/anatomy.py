@@ -1,7 +1,7 @@
 """A message byte by byte: every field from the file's header to the body, and every checksum.
 
-What is damaged is taken apart as far as its lengths lead; the rest is shown as it is. Promises that
-the fields of a record cover all of its bytes, in order.
+A damaged message is taken apart as far as its lengths allow; the rest is shown as bytes. Promises
+that the fields of a record cover all of its bytes, in order.
 """
 
 from __future__ import annotations

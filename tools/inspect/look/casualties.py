@@ -31,7 +31,7 @@ Pointers = dict[int, list[Pointer]]  # by segment
 
 
 def pointers_into(directory: Directory, segment_ids: Collection[int]) -> Pointers:
-    """All that the index knows of these segments; nothing when it cannot be read."""
+    """All pointers of the index into these segments; none when the index cannot be read."""
     found: Pointers = {segment_id: [] for segment_id in segment_ids}
     if directory.index_facts is None or not found:
         return found
@@ -83,7 +83,7 @@ def known_of(directory: Directory, view: FileView, pointers: Iterable[Pointer]) 
 
 
 def casualties(directory: Directory, view: FileView, known: dict[int, Known]) -> Iterator[Casualty]:
-    """The messages in the damaged parts of a segment, those of them that are whole too."""
+    """The messages in the damaged parts of a segment, whole ones included."""
     for part in walk(directory, view, base_lsn(view)):
         if isinstance(part, Gap):
             yield from casualties_in(directory, view, part, known)
@@ -103,7 +103,7 @@ def missing(pointers: Iterable[Pointer]) -> Iterator[Casualty]:
 
 
 def with_concerns(directory: Directory, damage: list[Damage]) -> list[Damage]:
-    """The same, with the queues that each damage of the log concerns."""
+    """The same damage, with the queues that each damage of the log concerns."""
     by_file: dict[str, int] = {}
     for item in damage:
         name = item.file.removeprefix("log/").removesuffix(".qseg")

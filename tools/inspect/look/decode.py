@@ -1,7 +1,7 @@
 """A record of the log in the words of AMQP: for JSON, and for people.
 
-What does not decode is said to be damaged, and the rest is shown. In JSON, octets that are no text
-are `{"base64": …}`, and what JSON has no type for is text.
+What does not decode is called damaged, and the rest is shown. In JSON, octets that are no text are
+`{"base64": …}`, and values for which JSON has no type are text.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def add_body(item: dict[str, Any], record: Record) -> None:
 
 
 def properties_of(envelope: Envelope) -> dict[str, Any]:
-    """Those that are set, for JSON. Raises HardError when they are malformed."""
+    """The properties that are set, for JSON. Raises HardError when they are malformed."""
     properties = envelope.decoded_properties()
     pairs = ((one.name, getattr(properties, one.name)) for one in fields(properties))
     return {key: json_value(value) for key, value in pairs if value is not None}

@@ -1,7 +1,7 @@
-"""What is defined: the definitions of a directory in the broker's terms, and what is wrong with them.
+"""The definitions of a directory in the broker's terms, and what is wrong with them.
 
-The broker's own decoder reads them (server/broker/definitions.py). A definition that does not decode
-is named and left out; the others are given.
+The broker's own decoder reads them (server/broker/definitions.py). A definition that does not
+decode is named and left out.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """A data directory as a whole: whose lanes are whose, what is settled, what is damaged.
 
-Reads catalog, index and ledger when it is made, in this order and before any of the log, so that
-what they say of the log is in it by the time it is read. Settlements and definitions are the
-ledger's: it begins with a snapshot of all of them, and catalog and index are only asked how far log
-and ledger must reach. Where the ledger is damaged, what can be read of it counts on top of the
-definitions that the catalog has. What is damage is for storage/start/judge.py to say, which is
-asked as a start asks it: with `findings` a start is refused. As much as possible goes on without
-what is damaged. Changes nothing.
+`Directory` reads catalog, index and ledger when it is made, in this order, and the log afterwards:
+so the log has everything that they say of it. Settlements and definitions come from the ledger,
+which begins with a snapshot of all of them; catalog and index only say how far log and ledger must
+reach. If the ledger is damaged, what can be read of it is put on top of the definitions in the
+catalog. storage/start/judge.py says what is damage, and is asked as a start asks it: with
+`findings` a start is refused. Whatever can be shown without what is damaged is shown. Changes
+nothing.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ MADE_ANEW = "the next start makes it anew"
 
 
 def look_again(in_use: bool, look: Callable[[bool], T], seems_wrong: Callable[[T], object]) -> T:
-    """What `look(again)` finds; while a broker is at work, what seems wrong is looked at again.
+    """The result of `look(again)`. While a broker is at work, what seems wrong is looked at again.
 
-    A file may be unlinked, or a batch be written, between two looks of which one follows on the
-    other. Raises DirectoryUnreadable when that goes on and on.
+    A file may be unlinked, or a batch be written, between two reads that have to fit together.
+    Raises DirectoryUnreadable when that goes on and on.
     """
     looks = LOOKS_MAX if in_use else 1
     for looks_left in reversed(range(looks)):
@@ -113,7 +113,7 @@ class LedgerFacts:
         return self._lane_facts.deleted
 
     def next_qseq(self, lane_id: int) -> int:
-        """Above all messages of a lane that the ledger names."""
+        """The qseq above all messages of a lane that the ledger names."""
         return self._lane_facts.named_upto.get(lane_id, 0)
 
 
@@ -133,7 +133,7 @@ class Directory(Examination):
 
     _disk: ForgivingDisk
     in_use: bool
-    identity: Identity  # what of it is known
+    identity: Identity  # as far as it is known
     catalog_facts: CatalogFacts
     index_facts: IndexFacts | None
     ledger: LedgerFacts
@@ -200,12 +200,12 @@ class Directory(Examination):
 
     @property
     def known_identity(self) -> Identity | None:
-        """What the directory says of itself; None: that is lost. Raises OtherFormat."""
+        """The identity of the directory; None: it is lost. Raises OtherFormat."""
         value = self.definitions.get(IDENTITY)
         return None if value is None else Identity.unpack(value)
 
     def catalog_differs(self) -> list[Definition]:
-        """Definitions that the catalog has otherwise than the ledger had them at its checkpoint."""
+        """Definitions that differ in the catalog from what the ledger had at its checkpoint."""
         checkpoint, file = self.evidence.catalog, self.ledger.file
         if checkpoint is None or self.ledger.damaged or checkpoint.ledger.file_id != file.file_id:
             return []
@@ -214,7 +214,7 @@ class Directory(Examination):
         return sorted(key for key in ours.keys() | then.keys() if ours.get(key) != then.get(key))
 
     def _all_definitions(self, file: LedgerFile) -> dict[Definition, bytes]:
-        """The ledger's; where it is damaged, what can be read of it over what the catalog has."""
+        """The ledger's definitions; if it is damaged, what is left of them over the catalog's."""
         by_ledger = file.definitions
         if not file.findings:
             return by_ledger.entries
@@ -245,7 +245,7 @@ class Directory(Examination):
         return {"vhost": vhost, "queue": queue, "lane": lane_id}
 
     def state_of(self, lane_id: int, qseq: int) -> str:
-        """Of a message: `unsettled`, `settled`, or `deleted` with its queue."""
+        """The state of a message: `unsettled`, `settled`, or `deleted` with its queue."""
         if self.is_gone(lane_id):
             return "deleted"
         return "unsettled" if self.unsettled(lane_id, qseq, 1) else "settled"
@@ -267,12 +267,12 @@ class Directory(Examination):
     # -- the log
 
     def refusals(self) -> list[Finding]:
-        """Why a start on the directory is refused; none: it is not. A start names the first."""
+        """Why a start is refused, empty if it is not. The start names the first."""
         found = self.judge_log().findings
         return [*self.findings, *found, *self.ledger.age]
 
     def judge_log(self) -> LogScan:
-        """What a start finds in the log; judged once for what was read of the rest."""
+        """What a start finds in the log. It is judged once, until `refresh` is called."""
         if self._scan is None:
             self._scan = look_again(self.in_use, self._judge_log, lambda scan: scan.findings)
         return self._scan
@@ -309,7 +309,7 @@ class Directory(Examination):
 
     @property
     def attested_lsn(self) -> int:
-        """Something outside the log says that it had been synced up to here."""
+        """Evidence outside of the log says that the log had been synced up to here."""
         attested = self.evidence.attested
         by_index = 0 if attested is None else attested.lsn
         return max(self.ledger.file.log_durable, by_index)
@@ -327,14 +327,14 @@ class Directory(Examination):
     # -- files
 
     def segment_ids(self) -> list[int]:
-        """Of the segments that have a file."""
+        """The ids of the segments that have a file."""
         return numbered(self._disk, self.paths.log, ".qseg")
 
     def ledger_ids(self) -> list[int]:
         return numbered(self._disk, self.paths.ledger, ".qack")
 
     def is_foreign(self, view: FileView) -> bool:
-        """By its header the file is another directory's: only batches that verify can be ours."""
+        """The file's header is another directory's: only batches that verify can be ours."""
         if view.header is None or view.footer_verdict is Verdict.WHOLE:
             return False  # a footer that verifies knows better
         return view.header.uuid != self.identity.uuid
@@ -357,7 +357,7 @@ class Directory(Examination):
             check_format(view.path, view.header.version)
 
     def unreadable(self, path: Path) -> list[Damage]:
-        """What the disk did not give back of a file, as far as it was read."""
+        """The parts of a file that the disk did not give back, as far as the file was read."""
         return list(map(self.damage_of, self._unread(path)))
 
     def relative(self, path: Path) -> str:
@@ -365,7 +365,7 @@ class Directory(Examination):
         return str(path.relative_to(self.paths.root))
 
     def damage_of(self, finding: Finding) -> Damage:
-        """A finding as it is listed."""
+        """A finding as a report lists it."""
         what = finding.what if finding.position is not None else f"it {finding.what}"
         first, end = finding.lsn_first, finding.lsn_end
         return Damage(

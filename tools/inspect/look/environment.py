@@ -1,12 +1,12 @@
 """What the catalog and the index say, read where LMDB may crash and where a broker may be at work.
 
-Promises not to disturb anybody. When nobody has an environment open it is read without LMDB's lock
-file, so nothing at all is written. When a broker has, this takes a place in its reader table, as
-LMDB wants it, for as long as the reading lasts. Whether one has is asked of the system (a test of
-the lock that every user of an environment holds); no lock is taken for that.
+Promises not to disturb anybody. If no process has an environment open, it is read without LMDB's
+lock file, so nothing at all is written. If a broker has it open, the read takes a place in LMDB's
+reader table, as LMDB wants it, for as long as it lasts. The system is asked whether a process has
+it open (a test of the lock that every user of an environment holds); no lock is taken for that.
 
-LMDB maps its file and trusts it: a damaged one ends the process that reads it. So the reading is
-done in a child, whose end is a finding like others. Knows nothing of log and ledger.
+LMDB maps its file and trusts it: a damaged file ends the process that reads it. So a child process
+reads, and its crash is a finding like others. Knows nothing of log and ledger.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Unreadable(Exception):
 
 
 class Forbidden(Exception):
-    """Not damaged, but we may not read it; `str()` is one line that says what to do."""
+    """The environment may not be read by us; `str()` is one line that says what to do."""
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ class CatalogFacts:
     """The catalog's file. `doubt`: why a start makes it anew; empty when it is good."""
 
     checkpoint: CatalogCheckpoint | None = None
-    entries: dict[Definition, bytes] = field(default_factory=dict)  # that are whole
-    damaged: list[Definition] = field(default_factory=list)  # their names are cut, when long
+    entries: dict[Definition, bytes] = field(default_factory=dict)  # the whole ones
+    damaged: list[Definition] = field(default_factory=list)  # long names are cut
     doubt: str = ""
 
 
@@ -93,7 +93,7 @@ def _forbidden(directory: Path) -> Forbidden:
 
 
 def read(directory: Path, work: Callable[[Path, bool], T]) -> T:
-    """What `work(directory, lock)` finds, done in a child; its result is pickled.
+    """The result of `work(directory, lock)`, which runs in a child process and is pickled.
 
     Raises Unreadable, Forbidden, OtherFormat.
     """

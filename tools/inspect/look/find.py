@@ -31,7 +31,7 @@ def by_lsn(directory: Directory, lsn: int) -> Found | None:
 
 
 def by_offset(directory: Directory, lane_ids: frozenset[int], offset: int) -> Found | None:
-    """The message at an offset of a queue; a damaged one if its targets can be read or told."""
+    """The message at an offset of a queue. A damaged one is found if its targets are known."""
     selection = Selection(lane_ids=lane_ids, offsets=(offset, offset + 1))
     for view, entry in messages(directory, views_of(directory), 0, lane_ids, selection.offsets):
         if entry.record is not None and selection.takes(directory, entry.record):

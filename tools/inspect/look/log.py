@@ -1,13 +1,13 @@
 """The log, segment by segment: what is in each, what is damaged, what waits in it.
 
-A sealed segment's footer says where each record is; without one the batches are walked, and where
-a batch is damaged, its records one by one. What a start is refused for is for
-storage/start/judge.py to say, and so is how far the log must reach; here all else that is not as
-it was written is found, and damage is told message by message.
+A sealed segment's footer says where each record is. Without a footer the batches are walked, and
+in a damaged batch the records, one by one. storage/start/judge.py says what a start is refused
+for, and how far the log must reach. This file finds everything else that is not as it was written,
+and tells damage message by message.
 
-Segments are in the order of their LSNs. Those that compaction wrote are sparse: between their
-batches LSNs are missing, of messages that were settled. What they replace is still there for a
-while, but does not count, no more than what was given up.
+Segments are in the order of their LSNs. Segments that compaction wrote are sparse: the LSNs of
+settled messages are missing between their batches. The segments that they replace are still there
+for a while, but do not count; nor do segments that were given up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BITS = bytes.maketrans(b"01", b"\0\1")
 
 @dataclass(slots=True)
 class Segment:
-    """One segment. `records` counts those found, or in the footer of a sealed one."""
+    """One segment. `records` counts the records found, or in the footer of a sealed segment."""
 
     segment_id: int
     file: str
@@ -95,7 +95,7 @@ def views_of(directory: Directory) -> list[FileView]:
 
 
 def _first_lsn(directory: Directory, view: FileView) -> int | None:
-    """Where a segment begins; without a header and a footer, or a little behind that."""
+    """The first LSN of a segment; without header and footer it may be a little too high."""
     base = base_lsn(view)
     if base is not None:
         return base
@@ -127,7 +127,7 @@ def survey(
 
 @dataclass(slots=True)
 class _Surveyed:
-    """What came of it so far."""
+    """What the survey has found so far."""
 
     directory: Directory
     verify: bool
@@ -189,7 +189,7 @@ class _Surveyed:
 
 
 def _covers(told: Damage, item: Damage) -> bool:
-    """What was told message by message is what the judge found at its first byte."""
+    """Whether the judge's finding is what was already told, message by message."""
     if told.file != item.file:
         return False
     if item.position is None or told.position is None:
@@ -206,7 +206,7 @@ def _look_at(
     verify: bool,
     advance: Callable[[int], None],
 ) -> Segment:
-    """One segment. `end_due`: up to here something says that its messages were there."""
+    """Look at one segment. `end_due`: evidence says that it had messages up to this LSN."""
     segment = Segment(view.file_id, directory.relative(view.path), "active", view.size)
     trailer = view.trailer
     footer = directory.columns(view)
@@ -274,7 +274,7 @@ def _walk(
 def _tell(
     directory: Directory, segment: Segment, view: FileView, gaps: _Gaps, end_due: int
 ) -> None:
-    """What of that which is not whole is damage, and what is a torn tail."""
+    """Sort what is not whole into damage and torn tail."""
     sealed = view.trailer is not None
     has_messages = segment.end_lsn != segment.base_lsn
     named = view.header_verdict is Verdict.WHOLE or view.is_strange
@@ -294,7 +294,7 @@ def _tell(
 
 
 def _tell_tail(directory: Directory, segment: Segment, gap: Gap) -> None:
-    """Bytes behind the last message that anything speaks of: a footer, or a torn write."""
+    """Bytes behind the last message that any evidence names: a footer, or a torn write."""
     size = gap.end - gap.position
     if gap.lsn_end is not None:
         segment.notes.append(
@@ -352,7 +352,7 @@ def _columns_of(entries: Iterable[Entry]) -> Columns:
 
 
 def _same(footer: Columns, walked: Columns) -> bool:
-    """Whether they place the same messages; what one calls two runs may be one run to the other."""
+    """Whether both place the same messages. Two runs of one may be one run of the other."""
     return (
         footer.positions == walked.positions
         and footer.lengths == walked.lengths
@@ -437,7 +437,7 @@ def tallied(
     segments: Iterable[Segment],
     each: Callable[[Segment, SegmentTally], None] = lambda segment, live: None,
 ) -> dict[int, LaneTally]:
-    """What waits in which lane; `each` hears what of it is in a segment."""
+    """The messages that wait, by lane; `each` is called with those of each segment."""
     lanes: dict[int, LaneTally] = {}
     segments = list(segments)
     with progress("counting", sum(segment.size_bytes for segment in segments)) as bar:

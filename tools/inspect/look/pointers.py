@@ -1,9 +1,10 @@
 """The index, read whole, and compared with log and ledger.
 
-A pointer is due for every message that the log had at the checkpoint, that the index says to be
-complete for, and that the ledger does not count as settled; it must lie where the record does. And
-each pointer to such a message must have its record. What was settled since the checkpoint may
-or may not have one. Block by block, so that millions of pointers are compared in seconds.
+Every message must have a pointer, to its record, if the log had it at the checkpoint, the index
+calls itself complete up to it, and the ledger does not count it as settled. And every pointer to
+such a message must have a record. A message that was settled since the checkpoint may have a
+pointer or not. The comparison goes block by block, so that millions of pointers are compared in
+seconds.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Comparison:
-    """What came of it."""
+    """The result of a comparison."""
 
     pointers: int = 0  # to messages that are not settled
     spilled: int = 0  # of them to messages that are not in the log
@@ -150,7 +151,7 @@ def compare(
     segments: Iterable[Segment],
     advance: Callable[[int], None] = lambda size: None,
 ) -> Comparison:
-    """Hold the index against a survey of the log; `advance` hears of the bytes that are done."""
+    """Compare the index with a survey of the log; `advance` is told how many bytes are done."""
     if contents.checkpoint is None:
         return Comparison()
     comparing = _Comparing(directory, contents, contents.checkpoint.lsn)
@@ -172,7 +173,7 @@ class _Comparing:
     """Log and index side by side: first each segment, then each block of pointers."""
 
     def __init__(self, directory: Directory, contents: IndexContents, end_lsn: int) -> None:
-        """`end_lsn`: every message that waits and comes before it must have its pointer."""
+        """`end_lsn`: every waiting message below this LSN must have a pointer."""
         self.directory = directory
         self.contents = contents
         self.end_lsn = end_lsn
@@ -188,7 +189,7 @@ class _Comparing:
         self.dues: set[Due] = set()  # by the log, of messages that wait and have a pointer
 
     def take(self, segment: Segment) -> None:
-        """Every message that waits has its pointer."""
+        """Check that every waiting message of a segment has its pointer."""
         self.ids.add(segment.segment_id)
         if segment.damage:
             self.damaged.add(segment.segment_id)
@@ -200,7 +201,7 @@ class _Comparing:
             lsn += len(run.positions)
 
     def count(self, lane_id: int, block: int, columns: array[int]) -> None:
-        """Every pointer has its message; how many there are."""
+        """Check that every pointer of a block has its message, and count them."""
         ours, positions, lengths, sizes = (columns[at::4] for at in range(4))
         bits = ~self.contents.settled_bits(lane_id, block) & ((1 << len(ours)) - 1)
         strays = bits & ~self.found.get((lane_id, block), 0)
@@ -228,7 +229,7 @@ class _Comparing:
                     self._differs(lane_id, qseq, what, None, segment_id, positions[slot])
 
     def wrong_counts(self) -> Iterator[str]:
-        """What the index counts otherwise."""
+        """Counts of the index that differ from what was found."""
         contents = self.contents
         for lane_id, row in contents.lanes.items():
             for name, said, is_ in (
@@ -255,7 +256,7 @@ class _Comparing:
         yield from self._wrong_dues()
 
     def _wrong_dues(self) -> Iterator[str]:
-        """Rows of messages that the log does not have are judged by their pointers."""
+        """Rows of due times that are wrong. Those without a message in the log go by pointers."""
         found = self.found
         known = {
             row
@@ -267,7 +268,7 @@ class _Comparing:
             yield f"lane {lane_id} has {count} rows of due times that are not those of the log"
 
     def _compare(self, segment_id: int, lane_id: int, first: int, run: PlacedRun, lsn: int) -> None:
-        """One run in one of its lanes, block by block; `lsn` is of its first message."""
+        """Compare one run in one of its lanes, block by block; `lsn` is the first message's."""
         row = self.contents.lanes.get(lane_id)
         placed_upto = 0 if row is None else row.placed_upto
         at = 0
@@ -341,8 +342,8 @@ def _columns(value: bytes) -> array[int]:
 def look_at_index(directory: Directory) -> tuple[IndexContents, Survey, Comparison]:
     """Index and log, and how they agree. Raises Unreadable, Forbidden.
 
-    The index comes first: ledger and log, read after it, then know at least as much. While a
-    broker runs, a checkpoint or a compaction may come in between: then it is looked at again.
+    The index is read first: so ledger and log know at least as much. While a broker runs, a
+    checkpoint or a compaction may come in between: then everything is looked at again.
     """
 
     def look(again: bool) -> tuple[IndexContents, Survey, Comparison]:

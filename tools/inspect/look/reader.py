@@ -1,8 +1,9 @@
-"""A segment from its beginning to its end, whatever became of it: the only reader of damaged ones.
+"""Reads a segment from beginning to end, damaged or not: the only reader of damaged segments.
 
 `walk` gives whole batches and the gaps between them. In a gap, `entries_in` and `casualties_in`
-tell the messages from each other, as far as that can be done. `messages` are all of the log, or
-those asked for, whole or not. What a gap means (damage, or a torn tail) is not decided here.
+tell the messages apart, as far as that is possible. `messages` gives all messages of the log, or
+those that were asked for, whole or not. Whether a gap is damage or a torn tail is not decided
+here.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from qlog.tools.inspect.rows import Damage
 class Entry:
     """One message as it lies in the log, or a stretch in which messages cannot be told apart.
 
-    `damage` is None when it is what was written. Of a damaged message `record` is what decodes.
-    `lsn_end` (exclusive) is None when how many messages a stretch held cannot be known.
+    `damage` is None when the bytes are what was written. `record` is what decodes of a damaged
+    message. `lsn_end` (exclusive) is None when the number of messages in a stretch is unknown.
     """
 
     lsn: int
@@ -49,9 +50,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes in the place of messages that do not verify, or messages for which there are none.
+    """Bytes that do not verify where messages should be, or messages that have no bytes.
 
-    `lsn_end` is None when nothing whole comes after it in the file.
+    `lsn_end` is None when nothing whole follows in the file.
     """
 
     position: int
@@ -86,9 +87,9 @@ def walk(
 ) -> Iterator[Batch | Gap]:
     """Batches and gaps in order, from the beginning of the file.
 
-    `lsn`: of the first message, None when nothing says it; `due`: what it should be then. `sparse`:
-    what `is_sparse` says, unless it is known better. A batch of messages that others had before it
-    is left out.
+    `lsn` is that of the first message, None when nothing says it; `due` is what it should be then.
+    `sparse`: as `is_sparse` says, or the caller knows better. A batch whose LSNs an earlier batch
+    has had is left out.
     """
     sparse = is_sparse(view) if sparse is None else sparse
     bad: tuple[int, int] | None = None
@@ -125,7 +126,7 @@ def casualties_in(
 
 
 def entries_in(directory: Directory, view: FileView, gap: Gap) -> list[Entry]:
-    """The same, as far as each has an LSN; the last entry is the rest."""
+    """The messages in a gap, as far as each has an LSN; the last entry is the rest."""
     size = gap.end - gap.position
     if size and directory.is_foreign(view):
         what = "nothing in it is this directory's"
@@ -158,8 +159,8 @@ def messages(
 ) -> Iterator[tuple[FileView, Entry]]:
     """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too.
 
-    With `offsets` (first, end), those with others may be left out. Damaged ones are among them;
-    with `lane_ids` as far as they can be known to go there. A torn tail is not.
+    With `offsets` (first, end), messages with other offsets may be left out. Damaged messages are
+    included; with `lane_ids`, if they are known to go there. A torn tail is not included.
     """
     views = _readable(directory, views)
     ends = ends_due(directory, views)
@@ -180,7 +181,7 @@ def messages(
 
 
 def ends_due(directory: Directory, views: list[FileView]) -> dict[int, int]:
-    """By segment: up to this LSN something says that its messages were there (the tail rule)."""
+    """By segment, the LSN up to which evidence says that it had messages (the tail rule)."""
     scan = directory.judge_log()
     counting = {item.segment.segment_id for item in scan.found if item.segment.log_end}
     ends = {}
@@ -195,7 +196,7 @@ def ends_due(directory: Directory, views: list[FileView]) -> dict[int, int]:
 
 
 def _readable(directory: Directory, views: list[FileView]) -> list[FileView]:
-    """Those to be read: what was given up too, unless another segment has it again."""
+    """The segments to be read: also those given up, unless another segment has their messages."""
     standings = directory.standings([view.file_id for view in views])
     compacted_end = max(
         (

@@ -1,9 +1,10 @@
-"""What is left of damaged batches: every message that can be told from the next, whole or not.
+"""What is left of damaged batches: every message that can be told from its neighbours, whole or
+not.
 
-Where messages lie is known from a segment's footer, from pointers of the index, and from the
-lengths that the records themselves have. Where a length is damaged, the next record is looked for:
-its hash says that it is one. Hashes of records do not cover where a message went; those who put
-one back must compare that with what else is known.
+A segment's footer, pointers of the index, and the lengths in the records themselves say where
+messages lie. Where a length is damaged, the next record is searched for: its hash proves it. The
+hash of a record does not cover where the message went; a repair must compare that with other
+evidence.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Known:
 class Casualty:
     """A message in damaged bytes, or bytes in which none can be told.
 
-    `record` is what decodes of it; `whole`: all of it is right, as far as anything knows. `lsn` is
-    None when it cannot be known. `found`: the message had to be looked for.
+    `record` is what decodes of it. `whole`: everything in it is right, by all that is known. `lsn`
+    is None when it is unknown. `found`: the message had to be searched for.
     """
 
     position: int

@@ -89,7 +89,10 @@ class Selection:
     _known: dict[bytes, bool] = field(default_factory=dict, compare=False, repr=False)  # by meta
 
     def takes(self, directory: Directory, record: Record) -> bool:
-        """Whether it is one of these; a damaged message of these queues may be any."""
+        """Whether a message is selected.
+
+        A damaged message of the queues is: it may be any message.
+        """
         targets = list(zip(record.targets[0::2], record.targets[1::2], strict=True))
         if self.lane_ids is not None:
             targets = [target for target in targets if target[0] in self.lane_ids]

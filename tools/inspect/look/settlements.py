@@ -1,8 +1,7 @@
 """The batches of a ledger file, decoded: what was settled and delivered, and about when.
 
-Damage is passed on as a batch without records, never left out. Times are the broker's clock: where
-the ledger has one, what comes behind it within the file happened then or up to a second later, or
-has a time of its own.
+Damage is passed on as a batch without records, never left out. Times are those of the broker's
+clock. A batch without a time happened within a second after the last time in the file.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from qlog.tools.inspect.look.directory import Directory
 
 @dataclass(slots=True)
 class LedgerBatch:
-    """A batch, or with `damage` the bytes in the place of some."""
+    """A batch; or, with `damage`, the bytes where batches should be."""
 
     position: int
     end: int

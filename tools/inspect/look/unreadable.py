@@ -1,6 +1,6 @@
-"""Reading from a disk that does not give back all of it: zeros stand for what it does not give.
+"""Reading from a disk that does not give everything back: zeros stand for what it does not give.
 
-So a sector that went bad is damage like any other, and what is around it is read. Knows no formats.
+So a bad sector is damage like any other, and what is around it is read. Knows no formats.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _PIECE_BYTES = 4096  # what a system reads at least
 
 
 class ForgivingDisk(OSDisk):
-    """The operating system's. No read fails; what could not be read is zeros, and is noted."""
+    """The operating system's disk. No read fails: what cannot be read is zeros, and is noted."""
 
     def __init__(self) -> None:
         super().__init__()

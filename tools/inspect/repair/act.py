@@ -1,13 +1,17 @@
 """Doing what a repair plan says: all originals are in quarantine/ before anything is written.
 
-A crash in the middle leaves a directory that can be repaired again, or is repaired. Before it
-every original is put into the quarantine and the index is marked as in doubt, so that a start
-trusts nothing in it but what it attests. Catalog and ledger are copied: a broker that starts after
-such a crash writes to them in place (a ledger file that was taken over from is used again), and
-the originals would change with them. Segments may be large and are linked: where one is damaged, a
-start refuses, or writes no more of it than its footer, which follows from its messages. The index
-is linked, too: all in it follows from the others. Each file is replaced in one rename; the new
-ledger, which says what counts, comes when all of that is there; what it gives up is unlinked last.
+A crash in the middle leaves a directory that is repaired, or that can be repaired again. The steps:
+
+1. Every original is put into the quarantine. The index is marked as in doubt, so that a start
+trusts
+   only its evidence of how far log and ledger had been synced. Catalog and ledger are copied: a
+   broker that starts after a crash writes to them in place (an old ledger file is used again), and
+   the originals must not change with them. Segments may be large, and are linked: a start refuses a
+   damaged segment, or writes only its footer, which follows from its messages. The index is linked,
+   too, since everything in it follows from the others.
+2. Each file is replaced in one rename.
+3. The new ledger, which says what counts, comes when all other files are there.
+4. What the new ledger gives up is unlinked.
 """
 
 from __future__ import annotations
@@ -34,9 +38,9 @@ _COPY_BYTES = 1 << 20
 
 
 def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -> Path:
-    """Repair the directory, whose lock is held; where the originals are now.
+    """Repair the directory, whose lock is held. Returns the place of the originals.
 
-    `account` is kept with them: what is done and lost. Raises OSError, StorageError.
+    `account` is kept with them: it says what is done and lost. Raises OSError, StorageError.
     """
     paths = directory.paths
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -103,9 +107,10 @@ class _Quarantine:
         self._disk.rename(temporary, path)
 
     def keep(self, linked: Iterable[Path], copied: Iterable[Path]) -> None:
-        """Have these files here too, before anything happens to them.
+        """Put these files into the quarantine, before anything happens to them.
 
-        `linked` may be the same files; of the others no later write may reach what is here.
+        `linked` files may stay the same files. `copied` ones are copied, so that no later write
+        changes what is here.
         """
         changed = {self.place}
         for path, can_link in chain(zip(linked, repeat(True)), zip(copied, repeat(False))):
@@ -135,11 +140,11 @@ def _link(path: Path, target: Path) -> bool:
 
 
 def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
-    """The segment again, with what is whole of it, under its own id.
+    """Write a segment again, with what is whole of it, under its own id.
 
-    Its trailer says that it stands for the log up to where the next segment begins, so that the
-    chain of LSNs holds; the flag SPARSE in its header says that not all of them are there. Its
-    batches attest nothing that was not attested before: `durable` is the segment's own beginning.
+    Its trailer says that it stands for the log up to the beginning of the next segment, so that
+    the chain of LSNs holds. The flag SPARSE in its header says that LSNs are missing. Its batches
+    attest nothing new: `durable` is the segment's own beginning.
     """
     writer = SparseWriter(
         disk,
@@ -160,9 +165,9 @@ def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
 
 
 def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
-    """The snapshot that says what counts from now on.
+    """Write the ledger whose snapshot says what counts from now on.
 
-    What had attested that the log was durable up to some LSN is satisfied like this:
+    Evidence that the log had been durable up to some LSN is satisfied like this:
 
     - the checkpoints of index and catalog: both are moved out, and are made anew;
     - batches of the old ledger, batches that followed on those that are lost: `following_lsn` in

@@ -1,7 +1,7 @@
 """The definitions of the new ledger: all that can be had, and none that leads nowhere.
 
-They are the directory's (look/directory.py): the ledger's, and where the ledger is damaged, what can be
-read of it over what the catalog has. A queue whose definition is lost gets one again, so that no
+look/directory.py gives the definitions: those of the ledger, or, if the ledger is damaged, what is
+left of them over those of the catalog. A queue whose definition is lost gets a new one, so that no
 message is out of reach.
 """
 
@@ -52,7 +52,7 @@ class Mend:
             self.actions.append(f"define the {entry_text('queue', name)}, for lane {lane_id}")
 
     def leave_out(self, key: Definition, why: str) -> None:
-        """It is in the quarantine, and defined no more."""
+        """Leave a definition out; it is in the quarantine."""
         del self.entries[key]
         self.actions.append(f"leave the {entry_text(*key)} out: {why}")
 

@@ -1,8 +1,8 @@
 """What a repair would do, and what would be lost: found out by reading alone.
 
-Kept are all segments that are sound, every whole batch of those that are not, and every whole
-message of a damaged batch. The rest is lost, and is named message by message as far as anything
-knows of it: a footer, the index, or what decodes of the message itself.
+A repair keeps all sound segments, every whole batch of damaged ones, and every whole message of
+damaged batches. The rest is lost, and is named message by message, as far as a footer, the index,
+or the rest of the message itself tells.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LANE_IDS_MARGIN = 1024
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A message that is lost, or several of which no more is known than how many they may be."""
+    """A lost message; or several, of which only the greatest possible number is known."""
 
     file: str
     position: int | None
@@ -62,7 +62,7 @@ class Loss:
         }
 
     def waits(self, directory: Directory) -> bool:
-        """Somebody still waited for it, as far as can be known."""
+        """Whether some queue still had the message, as far as can be known."""
         if not self.targets:
             return True
         return any(directory.state_of(*target) == "unsettled" for target in self.targets)
@@ -201,7 +201,7 @@ class _Planner:
         return damaged or bool(directory.catalog_differs())
 
     def _index_is_wrong(self, found: Survey) -> bool:
-        """By itself, or beside a log and a ledger that are sound."""
+        """Whether the index is damaged, or contradicts a log and a ledger that are sound."""
         contents = self.contents
         if contents is None or contents.damaged:
             return True
@@ -287,7 +287,7 @@ class _Planner:
     # -- segments
 
     def _counting(self, views: list[FileView], segments: Mapping[int, Segment]) -> list[FileView]:
-        """Those whose messages count; of a message that is in two of them, one."""
+        """The segments whose messages count. A message that is in two segments counts in one."""
         directory, plan = self.directory, self.plan
         facts = directory.ledger.segments
         standings = directory.standings([view.file_id for view in views])
@@ -384,7 +384,7 @@ class _Planner:
             self._lose(Loss("log", None, gone, plan.end_lsn - gone, None, None, None, ()))
         plan.segment_ids = sorted(view.file_id for view, _, _, _ in kept)
         plain = [id_ for id_ in segments if id_ < COMPACTED]
-        # One id is left out, so that `following_lsn` says where the log goes on: see repair_act.py.
+        # One id is left out, so that `following_lsn` says where the log goes on: see act.py.
         plan.next_segment_id = 2 + max([*plain, directory.ledger.segments.next_id])
 
     def _bases(self, counting: list[FileView], segments: Mapping[int, Segment]) -> dict[int, int]:
@@ -474,9 +474,10 @@ class _Planner:
             self.plan.settled_losses += loss.count or 0
 
     def _is_credible(self, casualty: Casualty, lsn: int, lsn_end: int) -> bool:
-        """A message's hash does not say where it went: whether that can be, by all that is whole.
+        """Whether the targets of a message can be right, by all that is whole.
 
-        The message lies somewhere in [lsn, lsn_end). In a lane, LSNs go up with the qseqs.
+        The message's hash does not cover its targets. The message lies somewhere in [lsn, lsn_end),
+        and within a lane LSNs go up with the qseqs.
         """
         for lane_id, qseq in casualty.targets:
             if qseq >= self.next_qseqs.get(lane_id, -_QSEQ_MARGIN) + _QSEQ_MARGIN:
@@ -520,7 +521,7 @@ class _Planner:
             plan.actions.append(f"give {segment.file} up, which is missing{_lost_text(losses)}")
 
     def _seal(self, kept: list[tuple[FileView, int, int, bool]]) -> None:
-        """A start takes a gap in the LSNs only behind a segment that is sealed."""
+        """Have segments sealed that come before a gap in the LSNs: a start accepts no others."""
         plan = self.plan
         rewritten = {rewrite.view.file_id for rewrite in plan.rewrites}
         for at, (view, base, end, sealed) in enumerate(kept):
@@ -614,7 +615,7 @@ class _Planner:
 
 @dataclass(frozen=True, slots=True)
 class _Pieces:
-    """What is kept of a segment and what is lost, in order: an iterable, to be read again."""
+    """What is kept and what is lost of a segment, in order. It can be iterated several times."""
 
     directory: Directory
     rewrite: Rewrite
@@ -696,7 +697,7 @@ def _whole(batch: Batch) -> Iterator[Kept]:
 
 
 def _in_order(casualties: Iterable[Casualty]) -> list[Casualty]:
-    """As many as possible of which the qseqs of each lane go up: one that does not fit is wrong."""
+    """The longest sequence in which the qseqs of each lane go up; messages outside are wrong."""
     kept = list(casualties)
     for lane_id in {lane_id for one in kept for lane_id, _ in one.targets}:
         places = [
