@@ -717,7 +717,7 @@ class World:
         self.counts["torn tails"] += store.report.log_bytes_cut > 0
         self._check_live(strict=True)
         self._check_definitions(step)
-        self._check_handed_on(views)
+        self._check_handed_on(views, step)
         for model in self.models:
             self._check_lane(model, probe(store).lanes.get(model.lane_id), views, step)
         named = {model.lane_id for model in self.models}
@@ -752,7 +752,7 @@ class World:
         for lane_id in defined - named:
             store.catalog.delete("queue", str(lane_id))
 
-    def _check_handed_on(self, views: dict[int, View]) -> None:
+    def _check_handed_on(self, views: dict[int, View], step: int) -> None:
         """No message is settled whose copy is not there: it would be lost."""
         models = {model.lane_id: model for model in self.models}
         for model in self.models:
@@ -760,6 +760,8 @@ class World:
             for qseq, copy in model.handed_on.items():
                 was_durable = model.lsns.get(qseq, self.lsn_durable + 1) <= self.lsn_durable
                 if qseq in found or not was_durable or copy.lane_id not in models:
+                    continue
+                if model.restored.get(qseq, 0) > step:  # settled before, and that may stand
                     continue
                 target = models[copy.lane_id]
                 assert (
