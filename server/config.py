@@ -50,7 +50,7 @@ class LogSettings(Struct, frozen=True, kw_only=True):
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Meta(description="What is less important than this is not logged."),
+        Meta(description="Messages below this level are not logged."),
     ] = "info"
 
 

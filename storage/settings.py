@@ -36,15 +36,15 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.01,
             le=600,
-            description="How often the index catches up; a start after a kill replays the rest.",
+            description="How often the index catches up; a start after a kill replays what came since.",
             extra={"unit": "s"},
         ),
     ] = 1.0
     commit_inline: Annotated[
         bool,
         Meta(
-            description="Whether small commits are made without the commit thread, where syncs take "
-            "less than a millisecond: sooner confirms, at the risk that one slow sync holds up all.",
+            description="Whether the loop thread makes small commits itself, where syncs take less than "
+            "a millisecond. Confirms come sooner, but one slow sync holds up all clients.",
         ),
     ] = True
     segment_bytes_max: Annotated[
@@ -52,7 +52,7 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=64 << 10,
             le=(2 << 30) - 1,
-            description="Size of a file of the log; disk space is given back by the file.",
+            description="Size of a file of the log. Disk space is given back in whole files.",
             extra={"unit": "bytes"},
         ),
     ] = 64 << 20
@@ -61,8 +61,8 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=64 << 10,
             le=(2 << 30) - 1,
-            description="Size of a file of acknowledgements. Another one is reserved, so that "
-            "consumers go on when the disk is full.",
+            description="Size of a file of acknowledgements and definitions. The space of the next file "
+            "is reserved, so that consumers go on when the disk is full.",
             extra={"unit": "bytes"},
         ),
     ] = 16 << 20
@@ -80,9 +80,9 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1,
-            description="Files of the log of which less than this share is alive are rewritten. "
-            "When the log is more than twice what is alive, those of which less than half is "
-            "alive are, too, after a tenth of the time; 0 leaves only these.",
+            description="Files of the log of which less than this share is alive are rewritten "
+            "after compact_age_s; 0: none are. While the log takes more than twice what is alive, "
+            "files of which less than half is alive are rewritten after a tenth of that time.",
         ),
     ] = 0.3
     compact_age_s: Annotated[
@@ -99,7 +99,7 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=1 << 40,
-            description="At most so much of the log is rewritten in a second.",
+            description="The log is rewritten at this speed at most.",
             extra={"unit": "bytes/s"},
         ),
     ] = 32 << 20

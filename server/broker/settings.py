@@ -42,25 +42,26 @@ class BrokerSettings(Struct, frozen=True, kw_only=True):
     anonymous_login_user: Annotated[
         str,
         Meta(
-            description="Whom a client is that logs in with the mechanism ANONYMOUS; none: it is not "
-            "offered."
+            description="The user of a client that logs in with the mechanism ANONYMOUS; none: the "
+            "mechanism is not offered."
         ),
     ] = "guest"
     anonymous_login_pass: Annotated[
         str,
         Meta(
-            description="That user's password: with another one ANONYMOUS is refused.",
+            description="The password of that user. If it is wrong, ANONYMOUS is refused.",
             extra={"secret": True},
         ),
     ] = "guest"
     product: Annotated[
-        str, Meta(description="The product that clients are told; some go by it.")
+        str, Meta(description="The product name that clients are told; some depend on it.")
     ] = "RabbitMQ"
     version: Annotated[
         str,
         # As an option, `--version` is qlog's own.
         Meta(
-            description="The version that clients are told; some go by it.", extra={"option": False}
+            description="The version that clients are told; some depend on it.",
+            extra={"option": False},
         ),
     ] = "4.2.0"
     frame_bytes_max: Annotated[
