@@ -452,7 +452,8 @@ class Store(Generic[M]):
                 return False
         checkpoints.begin()
         self._hand_over()
-        return self._quiesce(timeout_s) and checkpoints.snapshot is None
+        # Without space for the ledger none was begun.
+        return self._quiesce(timeout_s) and checkpoints.snapshot is None and not checkpoints.wanted
 
     def close(self) -> None:
         """Write everything, make a last checkpoint, end the threads, give up the lock.
