@@ -32,7 +32,14 @@ from qlog.server.amqp.frames import (
     OVERHEAD_BYTES,
 )
 from qlog.server.amqp.properties import NO_TRAITS, Traits, examine
-from qlog.server.amqp.shapes import SHAPE_HEAD_BYTES, Shape, Shapes, find_traits
+from qlog.server.amqp.shapes import (
+    SHAPE_HEAD_BYTES,
+    Shape,
+    Shapes,
+    VaryingShape,
+    find_traits,
+    find_varying,
+)
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
 # Different basic.publish frames remembered by a connection; forgotten all at once when full.
@@ -214,6 +221,7 @@ def take_publishes(
     """
     limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
     shapes_of = forms.shapes.by_head.get
+    varying = forms.shapes.varying
     end = len(data)
     startswith = data.startswith
     form: PublishForm | None = None
@@ -245,9 +253,11 @@ def take_publishes(
             alike = shapes_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
             if alike is not None and (body_at := header_at + alike[0].octets) < end:
                 envelope = _of_shape(data, position, header_at, body_at, form, alike, limits)
-                if envelope is not None:
-                    forms.shapes.recognised += 1
-                    body_end = body_at + envelope.body_size
+            if envelope is None and varying:
+                envelope, body_at = _of_varying(data, position, header_at, form, varying, limits)
+            if envelope is not None:
+                forms.shapes.recognised += 1
+                body_end = body_at + envelope.body_size
         if envelope is not None:
             if run is None or run.traits is not form.traits:
                 run = run_with(runs, form.traits)
@@ -301,6 +311,37 @@ def _of_shape(
     if envelope is known:
         form.prefix = data[position:body_at]
     return envelope
+
+
+def _of_varying(
+    data: bytes,
+    position: int,
+    header_at: int,
+    form: PublishForm,
+    varying: dict[int, list[VaryingShape]],
+    limits: "_Limits",
+) -> tuple[Envelope | None, int]:
+    """As `_of_shape`, of the channel's varying shapes; also returns where the body begins."""
+    found = find_varying(varying.get(limits.channel, []), data, header_at)
+    if found is None:
+        return None, 0
+    traits, body_size, frame_size, body_at = found
+    body_end = body_at + body_size
+    if (
+        not 0 < body_size == frame_size <= limits.body_bytes_max
+        or body_end >= len(data)
+        or data[body_end] != FRAME_END
+        # Unlike a header of a fixed shape, this one may be longer than the one that was learnt.
+        or body_at - FRAME_HEAD.size - header_at - OVERHEAD_BYTES > limits.payload_bytes_max
+    ):
+        return None, 0
+    known = form.envelope
+    envelope = form.envelope_of(
+        data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES], body_size, traits
+    )
+    if envelope is known:
+        form.prefix = data[position:body_at]
+    return envelope, body_at
 
 
 class _Limits(NamedTuple):

@@ -1,4 +1,4 @@
-"""A header with the same layout as an earlier one needs one comparison, not a parse.
+"""A header with the same layout as an earlier one needs a few comparisons, not a parse.
 
 Programs send headers of few shapes: the same properties and keys, ids of the same length. A shape
 is learnt from a header frame that was parsed. Two kinds of octets must be the same again: those
@@ -6,15 +6,21 @@ that say what stands where (flags, lengths, keys, types, at every depth), and th
 a value is clean. All other octets may be anything. One `unpack_from` takes the octets of these two
 kinds out of the data, and one comparison of lists tells whether they are the same.
 
+Some programs send strings whose length is hardly ever the same again, as Celery does with the
+arguments of tasks. Headers that differ in nothing but the lengths of strings in their table have
+one skeleton. When a skeleton has come with some lengths, a varying shape is learnt: it is in
+segments, between the strings whose lengths were seen to differ. Such a string's length says where
+the next segment is.
+
 Promises to accept only what `properties.examine` accepts, finds clean, and gives the same traits.
 Learning costs more than walking: it stops where shapes do not come back.
 """
 
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, TypeAlias
 
-from qlog.server.amqp.frames import BODY, CONTENT_HEAD, FRAME_HEAD
+from qlog.server.amqp.frames import BODY, CONTENT_HEAD, FRAME_HEAD, OVERHEAD_BYTES
 from qlog.server.amqp.properties import (
     BAD_EXPIRATION,
     PSEUDO_QUEUE,
@@ -36,6 +42,10 @@ SHAPES_MAX = 64
 RECOGNISED_PER_SHAPE = 16
 # So many shapes of one size are kept side by side. Each costs a comparison.
 SHAPES_PER_HEAD_MAX = 8
+# A varying shape takes longer than a fixed one: so many of a skeleton are learnt as fixed ones.
+FIXED_PER_SKELETON = 4
+# So many varying shapes of one channel are kept.
+VARYING_PER_CHANNEL_MAX = 8
 # Frames that are longer are always walked: 64 shapes should stay a small sum. Celery's have 1,000.
 SHAPE_FRAME_BYTES_MAX = 4096
 
@@ -45,37 +55,33 @@ SHAPE_HEAD_BYTES = 11
 _PSEUDO_QUEUE = PSEUDO_QUEUE.encode()
 
 
-class Shape:
-    """`unpack_from` takes these from the octets behind the head: the body size, the octets that
-    must be as `expected` (the frame end, and the type and channel of the body's frame, are among
-    them), and the size of the body's frame. `octets` is where the body begins, counted from the
-    header frame's first octet. A shape belongs to one `channel`: frames of several channels may
-    alternate.
+class _Layout(NamedTuple):
+    """What stands where in a header frame: `spans` are the octets behind the body size.
 
-    Priority and expiration are fields of their own among the expected octets, at `priority_at` and
-    `expiration_at` (-1: absent). Other values of these make other traits, but no other shape.
+    `priority_at` and `expiration_at` are places among the fields of the last segment that must be
+    the same (-1: absent). `table_size_at` is such a place in the first segment, if strings vary;
+    if none does, so many octets that must be the same stand before the table's size.
+    """
+
+    spans: Spans
+    priority_at: int
+    expiration_at: int
+    table_size_at: int
+
+
+class _Known:
+    """Priority and expiration are fields of their own among the `expected` octets, at `priority_at`
+    and `expiration_at` (-1: absent). Other values of these make other traits, but no other shape.
     `tells`: the shape has at least one of the two.
     """
 
-    __slots__ = (
-        "channel",
-        "expected",
-        "expiration_at",
-        "octets",
-        "priority_at",
-        "tells",
-        "traits",
-        "unpack_from",
-    )
+    __slots__ = ("expected", "expiration_at", "priority_at", "tells", "traits")
 
-    def __init__(self, frame: bytes, traits: Traits) -> None:
-        layout, self.priority_at, self.expiration_at = _layout(frame)
+    def __init__(self, layout: _Layout, expected: list[bytes], traits: Traits) -> None:
+        self.expected = expected
+        self.priority_at = layout.priority_at
+        self.expiration_at = layout.expiration_at
         self.tells = self.priority_at >= 0 or self.expiration_at >= 0
-        self.channel = int.from_bytes(frame[1:3], "big")
-        self.unpack_from: Callable[[bytes, int], tuple[Any, ...]] = layout.unpack_from
-        _, *expected, _ = layout.unpack_from(_with_body_head(frame), SHAPE_HEAD_BYTES)
-        self.expected: list[bytes] = expected
-        self.octets = len(frame) + FRAME_HEAD.size
         self.traits = traits
 
     def traits_with(self, found: list[bytes]) -> Traits | None:
@@ -93,6 +99,94 @@ class Shape:
             return None
         needs = self.traits.needs & ~BAD_EXPIRATION
         return traits_of(self.traits.persistent, priority, expiration, needs)
+
+
+class Shape(_Known):
+    """`unpack_from` takes these from the octets behind the head: the body size, the octets that
+    must be as `expected` (the frame end, and the type and channel of the body's frame, are among
+    them), and the size of the body's frame. `octets` is where the body begins, counted from the
+    header frame's first octet. A shape belongs to one `channel`: frames of several channels may
+    alternate.
+    """
+
+    __slots__ = ("channel", "octets", "unpack_from")
+
+    def __init__(self, frame: bytes, layout: _Layout, traits: Traits) -> None:
+        self.channel = int.from_bytes(frame[1:3], "big")
+        fields = struct.Struct(f">Q{_format(layout.spans.counts)}I")
+        self.unpack_from: Callable[[bytes, int], tuple[Any, ...]] = fields.unpack_from
+        _, *expected, _ = fields.unpack_from(_with_body_head(frame), SHAPE_HEAD_BYTES)
+        self.octets = len(frame) + FRAME_HEAD.size
+        super().__init__(layout, expected, traits)
+
+
+class VaryingShape(_Known):
+    """A shape in segments, some strings of any length between them.
+
+    Each segment is what `unpack_from` takes, what must be as expected, and its octets up to the
+    string that follows. What the first one takes begins with the head and the body size, and has
+    the table's size. `expected` are those of the last segment, which is like the end of a `Shape`.
+
+    The sizes of the frame and of the table are those of the learnt frame without its varying
+    strings, `fixed_bytes` and `table_bytes`, and the octets of the varying strings that came.
+    """
+
+    __slots__ = ("first", "fixed_bytes", "last", "middle", "table_bytes", "table_size_at")
+
+    def __init__(self, frame: bytes, traits: Traits, varying: Collection[int]) -> None:
+        layout = _layout(frame, varying)
+        data = _with_body_head(frame)
+        at = table_size = 0
+        varying_bytes = sum(layout.spans.strings[number][0] for number in varying)
+        segments: list[tuple[Callable[[bytes, int], tuple[Any, ...]], list[bytes], int]] = []
+        for counts in layout.spans.segments:
+            head, size_at = ("", -1) if segments else (_FIRST, layout.table_size_at)
+            fields = struct.Struct(f">{head}{_format(counts, size_at)}I")
+            *expected, length = fields.unpack_from(data, at)
+            if not segments:
+                start, _, ids, _, *expected = expected
+                table_size = expected.pop(size_at)
+                expected = [start, ids, *expected]
+            segments.append((fields.unpack_from, expected, fields.size))
+            at += fields.size + length
+        self.first, *self.middle, self.last = segments
+        self.fixed_bytes = len(frame) - OVERHEAD_BYTES - varying_bytes
+        self.table_bytes = table_size - varying_bytes
+        self.table_size_at = layout.table_size_at
+        super().__init__(layout, self.last[1], traits)
+
+    def find(self, data: bytes, at: int) -> "Found | None":
+        """What is found if the frame at `at` has this shape. Raises struct.error at data's end."""
+        unpack_from, expected, octets = self.first
+        start, size, ids, body_size, *found, length = unpack_from(data, at)
+        left = size - self.fixed_bytes  # the octets of the varying strings that are still to come
+        if found.pop(self.table_size_at) - self.table_bytes != left:
+            return None
+        if [start, ids, *found] != expected:
+            return None
+        at += octets + length
+        left -= length
+        for unpack_from, expected, octets in self.middle:
+            *found, length = unpack_from(data, at)
+            if found != expected:
+                return None
+            at += octets + length
+            left -= length
+        if left:
+            return None
+        unpack_from, expected, octets = self.last
+        *found, frame_size = unpack_from(data, at)
+        if found == expected:
+            return self.traits, body_size, frame_size, at + octets
+        traits = self.traits_with(found) if self.tells else None
+        return None if traits is None else (traits, body_size, frame_size, at + octets)
+
+
+# What the first segment of a varying shape begins with: type and channel, size of the frame, class
+# and weight, body size.
+_FIRST = "3sI4sQ"
+# Traits, body size, size of the body's frame, and where the body begins.
+Found: TypeAlias = tuple[Traits, int, int, int]
 
 
 def _with_body_head(frame: bytes) -> bytes:
@@ -120,22 +214,59 @@ def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
     return None
 
 
+def find_varying(alike: list[VaryingShape], data: bytes, at: int) -> Found | None:
+    """What is found if the header frame at `at` has one of these shapes.
+
+    None if it has none of them, or if the data ends before the body begins. The shape that it has
+    is moved to the front.
+    """
+    for shape in alike:
+        try:
+            found = shape.find(data, at)
+        except struct.error:
+            continue  # a length points past the end of the data
+        if found is not None:
+            if shape is not alike[0]:
+                alike.remove(shape)
+                alike.insert(0, shape)
+            return found
+    return None
+
+
+class _Skeleton:
+    """What headers have in common that differ in the lengths of strings of their table.
+
+    `lengths` are those of the first one, `varying` the numbers of strings that had another length
+    since, `seen` counts the headers that were learnt, `shape` is the varying shape.
+    """
+
+    __slots__ = ("lengths", "seen", "shape", "varying")
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self.seen = 0
+        self.varying: set[int] = set()
+        self.shape: VaryingShape | None = None
+
+
 class Shapes:
     """The shapes a connection has lately seen.
 
-    `by_head` has them by the head of the header frame: a short list each, the most recent first.
+    `by_head` has the fixed ones by the head of the header frame, `varying` the others by channel:
+    a short list each, the most recent first.
     """
 
-    __slots__ = ("_count", "_learnt", "by_head", "recognised")
+    __slots__ = ("_learnt", "_skeletons", "by_head", "recognised", "varying")
 
     def __init__(self) -> None:
         self.by_head: dict[bytes, list[Shape]] = {}
+        self.varying: dict[int, list[VaryingShape]] = {}
         self.recognised = 0
+        self._skeletons: dict[bytes, _Skeleton] = {}
         self._learnt = 0
-        self._count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self.by_head.values())) + sum(map(len, self.varying.values()))
 
     def learn(self, frame: bytes, traits: Traits) -> int:
         """Remember the shape of a whole header frame whose properties were found clean.
@@ -148,45 +279,81 @@ class Shapes:
         ):
             return 0
         head = frame[:SHAPE_HEAD_BYTES]
-        alike = self.by_head.get(head)
-        if alike and find_traits(alike, _with_body_head(frame), SHAPE_HEAD_BYTES):
+        channel = int.from_bytes(frame[1:3], "big")
+        data = _with_body_head(frame)
+        if find_traits(self.by_head.get(head, []), data, SHAPE_HEAD_BYTES) or find_varying(
+            self.varying.get(channel, []), data, 0
+        ):
             return 0  # it was walked because of its body
         self._learnt += 1
-        if self._count >= SHAPES_MAX:
+        if len(self) >= SHAPES_MAX or len(self._skeletons) >= SHAPES_MAX:
             self.clear()
-        shape = Shape(frame, traits)
-        alike = self.by_head.setdefault(head, [])
-        alike.insert(0, shape)
-        if len(alike) > SHAPES_PER_HEAD_MAX:
-            alike.pop()
+        layout = _layout(frame)
+        shape = Shape(frame, layout, traits)
+        lengths = [octets for octets, _ in layout.spans.strings]
+        skeleton = self._skeletons.setdefault(_skeleton_of(shape, layout), _Skeleton(lengths))
+        skeleton.seen += 1
+        pairs = enumerate(zip(skeleton.lengths, lengths, strict=True))
+        skeleton.varying.update(number for number, (one, other) in pairs if one != other)
+        if skeleton.seen > FIXED_PER_SKELETON and skeleton.varying:
+            varying = self.varying.setdefault(channel, [])
+            if skeleton.shape in varying:  # fewer strings vary in it
+                varying.remove(skeleton.shape)
+            skeleton.shape = VaryingShape(frame, traits, skeleton.varying)
+            varying.insert(0, skeleton.shape)
+            del varying[VARYING_PER_CHANNEL_MAX:]
         else:
-            self._count += 1
-        return len(frame) + 100 * len(shape.expected) + 500
+            alike = self.by_head.setdefault(head, [])
+            alike.insert(0, shape)
+            del alike[SHAPES_PER_HEAD_MAX:]
+        # Twice the frame: its skeleton is kept too. A varying shape has a few segments more.
+        return 2 * len(frame) + 100 * len(shape.expected) + 500 * (1 + len(skeleton.varying))
 
     def clear(self) -> None:
         """Forget all shapes."""
         self.by_head.clear()
-        self._count = 0
+        self.varying.clear()
+        self._skeletons.clear()
 
 
-def _layout(frame: bytes) -> tuple[struct.Struct, int, int]:
-    """The layout behind the head; which fields are priority and expiration (-1: absent)."""
-    spans = Spans()
+def _skeleton_of(shape: Shape, layout: _Layout) -> bytes:
+    """The octets of a fixed shape without what may differ between headers of one skeleton."""
+    expected = shape.expected.copy()
+    for at in (shape.priority_at, shape.expiration_at):
+        if at >= 0:
+            expected[at] = b""
+    octets = bytearray(b"".join(expected))
+    # From the back: the table is before priority and expiration, its size before its strings.
+    for _, at in reversed(layout.spans.strings):
+        del octets[at : at + 4]
+    if layout.table_size_at >= 0:
+        del octets[layout.table_size_at : layout.table_size_at + 4]
+    return bytes(octets)
+
+
+def _layout(frame: bytes, varying: Collection[int] = ()) -> _Layout:
+    """The layout behind the head, if the strings of the table with these numbers vary."""
+    spans = Spans(varying)
     spans.same(2)  # the flags
     raw = frame[CONTENT_HEAD.size : -1]
     offset = 2
-    priority_at = expiration_at = -1
+    priority_at = expiration_at = table_size_at = -1
     for step in steps_of(raw[:2]):
         if step > 0:
             spans.differ(step)
             offset += step
         elif step == STEP_TABLE:
+            if varying:
+                table_size_at = spans.alone(4)
+            else:
+                table_size_at = sum(spans.counts[::2])
+                spans.same(4)
             offset = table_spans(raw, offset, spans)
         elif step == STEP_MODE:
             spans.same(1)
             offset += 1
         elif step == STEP_PRIORITY:
-            priority_at = _alone(spans, 1)
+            priority_at = spans.alone(1)
             offset += 1
         else:
             size = raw[offset]
@@ -195,7 +362,7 @@ def _layout(frame: bytes) -> tuple[struct.Struct, int, int]:
             if step == STEP_SHORTSTR:
                 spans.differ(size)
             elif step == STEP_EXPIRATION:
-                expiration_at = _alone(spans, size)
+                expiration_at = spans.alone(size)
             else:
                 assert step == STEP_REPLY_TO
                 proof = _proof_octets(raw[offset : offset + size])
@@ -203,18 +370,16 @@ def _layout(frame: bytes) -> tuple[struct.Struct, int, int]:
                 spans.differ(size - proof)
             offset += size
     spans.same(1 + 3)  # the frame end; type and channel of the next frame
-    counts = spans.counts
-    same = (f"{octets}s" for octets in counts[::2])
+    return _Layout(spans, priority_at, expiration_at, table_size_at)
+
+
+def _format(counts: list[int], number_at: int = -1) -> str:
+    """The struct format of a segment; the field at `number_at` (-1: none) is a number of 4."""
+    same = [f"{octets}s" for octets in counts[::2]]
+    if number_at >= 0:
+        same[number_at] = "I"
     differ = (f"{octets}x" for octets in [*counts[1::2], 0])
-    middle = "".join(map("".join, zip(same, differ, strict=True)))
-    return struct.Struct(f">Q{middle}I"), priority_at, expiration_at
-
-
-def _alone(spans: Spans, octets: int) -> int:
-    """Add octets as a field of their own; its place among the fields that must be the same."""
-    at = (len(spans.counts) + 1) // 2
-    spans.counts += (0, octets, 0, 0)
-    return at
+    return "".join(map("".join, zip(same, differ, strict=True)))
 
 
 def _proof_octets(reply_to: bytes) -> int:

@@ -420,12 +420,20 @@ class Spans:
     """Counts of octets that must be the same and of octets that may differ, alternating.
 
     Octets must be the same if they say what stands where. `counts` begins and ends with such.
+
+    The strings of the outermost table have numbers, from 0. Those whose number is in `varying` may
+    have any length: each of them, with the length before it, parts two `segments`. `counts` is the
+    last segment. `strings` has for each string its octets, and how many octets that must be the
+    same stand before its length in its segment.
     """
 
-    __slots__ = ("counts",)
+    __slots__ = ("counts", "segments", "strings", "varying")
 
-    def __init__(self) -> None:
+    def __init__(self, varying: Collection[int] = ()) -> None:
         self.counts = [0]
+        self.segments = [self.counts]
+        self.strings: list[tuple[int, int]] = []
+        self.varying = varying
 
     def same(self, octets: int) -> None:
         """So many that must be the same follow."""
@@ -436,16 +444,38 @@ class Spans:
         if octets:
             self.counts += (octets, 0)
 
+    def alone(self, octets: int) -> int:
+        """So many follow that are a count of their own among those that must be the same.
 
-def table_spans(data: bytes, offset: int, spans: Spans, keyed: bool = True) -> int:
+        Returns the place of this count among those of the segment.
+        """
+        at = (len(self.counts) + 1) // 2
+        self.counts += (0, octets, 0, 0)
+        return at
+
+    def string(self, octets: int) -> None:
+        """A string of so many octets in the outermost table follows, its length first."""
+        varies = len(self.strings) in self.varying
+        self.strings.append((octets, sum(self.counts[::2])))
+        if varies:
+            self.counts = [0]
+            self.segments.append(self.counts)
+        else:
+            self.same(4)
+            self.differ(octets)
+
+
+def table_spans(data: bytes, offset: int, spans: Spans, keyed: bool = True, depth: int = 0) -> int:
     """Add the spans of the clean table (or array, if not `keyed`) at `offset`.
 
-    Returns the offset behind it. Every table with the same octets in the spans that must be the
-    same is clean, whatever its other octets are.
+    The 4 octets of the outermost table's size are not added: they change with its strings. Returns
+    the offset behind the table. Every table of the right size with the same octets in the spans
+    that must be the same is clean, whatever its other octets are.
     """
     end: int = offset + 4 + _U32.unpack_from(data, offset)[0]
     offset += 4
-    spans.same(4)
+    if depth:
+        spans.same(4)
     while offset < end:
         named = 1 + data[offset] if keyed else 0
         offset += named
@@ -453,20 +483,22 @@ def table_spans(data: bytes, offset: int, spans: Spans, keyed: bool = True) -> i
         offset += 1
         spans.same(named + 1)
         if wire == _TABLE or wire == _ARRAY:
-            offset = table_spans(data, offset, spans, wire == _TABLE)
+            offset = table_spans(data, offset, spans, wire == _TABLE, depth + 1)
             continue
         if wire == _LONGSTR or wire == _BINARY:
             size = _U32.unpack_from(data, offset)[0]
-            offset += 4
+            offset += 4 + size
+            if not depth:
+                spans.string(size)
+                continue
             spans.same(4)
         else:
             size = _FIXED_BYTES[wire] - 1
             proof = _proof_octets(wire, data, offset)
-            offset += proof
+            offset += size
             size -= proof
             spans.same(proof)
         spans.differ(size)
-        offset += size
     return end
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from qlog.server.amqp.connection import Connection, Publishes, Violation
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.properties import Properties, Traits, encode_properties, examine
+from qlog.server.amqp.values import Table
 from tests.server.amqp.conversation import hear, longstr, message, running
+from tests.server.amqp.test_connection import told
 from tests.server.amqp.test_shapes import CELERY, PROPERTIES
 
 # Headers that are written in another way, or refused.
@@ -31,10 +33,25 @@ ALIKE = st.one_of(
     st.builds(Properties, expiration=st.sampled_from(["1000", "2000", "x000"])),
     st.builds(Properties, headers=st.builds(lambda flag: {"retry": flag}, st.booleans())),
     st.builds(
+        lambda first, last, priority: Properties(
+            headers={"args": "x" * first, "n": 1, "kwargs": "y" * last}, priority=priority
+        ),
+        st.integers(0, 99),
+        st.integers(0, 9),
+        st.integers(0, 3),
+    ),
+    st.builds(
         Properties, reply_to=st.sampled_from(["amq.rabbitmq.reply-to", "amq.gen-" + "x" * 13])
     ),
 )
 RAW = (ALIKE | PROPERTIES).map(encode_properties) | st.sampled_from(UNCLEAN)
+
+
+# Where an octet is changed, and the bits that are: often few, so that lengths change a little.
+MUTATIONS = st.lists(
+    st.tuples(st.integers(0, 999), st.sampled_from([1, 2, 4, 16, 128]) | st.integers(1, 255)),
+    max_size=3,
+)
 
 
 class Message(NamedTuple):
@@ -131,6 +148,69 @@ def test_celery_tasks_are_recognised() -> None:
         hear(connection, message(b"x", encode_properties(task)))
     assert connection._forms.shapes.recognised >= 97
     assert len(connection._forms.shapes) == 1
+
+
+def test_celery_tasks_with_other_arguments_are_recognised() -> None:
+    connection = running()
+    sent = []
+    for number in range(100):
+        assert CELERY.headers is not None
+        headers = CELERY.headers | {"argsrepr": "1" * number, "kwargsrepr": "2" * (number % 7)}
+        task = replace(CELERY, headers=headers, priority=number % 3)
+        raw = encode_properties(task)
+        traits, _ = examine(raw)
+        sent.append(Understood("k", raw, 1, b"x", traits))
+        assert heard(connection, [message(b"x", raw)]) == (sent[-1:], False)
+    assert connection._forms.shapes.recognised >= 90
+    octets = b"".join(message(b"x", one.properties) for one in sent)
+    assert heard(connection, [octets]) == (sent, False)
+
+
+@given(MUTATIONS, st.integers(0, 30), st.integers(0, 3))
+def test_what_was_learnt_changes_nothing(
+    mutations: list[tuple[int, int]], length: int, missing: int
+) -> None:
+    """Octets that are nearly as expected are understood as by a connection that knows nothing."""
+    knowing, ignorant = running(), running()
+    for number in range(12):
+        raw = encode_properties(Properties(headers={"a": "x" * number, "t": True}, priority=1))
+        hear(knowing, message(b"body", raw))
+    assert knowing._forms.shapes.varying and knowing._forms.shapes.recognised
+    raw = encode_properties(Properties(headers={"a": "x" * length, "t": True}, priority=1))
+    octets = bytearray(message(b"body", raw) * 2)
+    for at, octet in mutations:
+        octets[at % len(octets)] ^= octet
+    data = bytes(octets[: len(octets) - missing])
+    assert told(hear(knowing, data)) == told(hear(ignorant, data))
+
+
+def test_every_octet_is_looked_at() -> None:
+    """As above, for each octet of a message of a varying shape, and of what is behind it."""
+    raw = encode_properties(Properties(headers={"a": "abcd", "t": True}))
+    whole = message(b"body", raw)
+    for at in range(len(whole)):
+        knowing, ignorant = running(), running()
+        for number in range(12):
+            headers: Table = {"a": "x" * (20 + number), "t": True}
+            hear(knowing, message(b"body", encode_properties(Properties(headers=headers))))
+        assert knowing._forms.shapes.varying
+        data = whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :] + whole
+        assert told(hear(knowing, data)) == told(hear(ignorant, data))
+
+
+def test_a_frame_longer_than_was_agreed_is_not_recognised() -> None:
+    """A varying shape takes longer headers than the one it was learnt of: not over frame_max."""
+    connection = running()
+    for number in range(12):
+        hear(connection, message(b"x", encode_properties(Properties(headers={"a": "x" * number}))))
+    assert connection._forms.shapes.varying
+    frame_max = connection._payload_bytes_max + 8
+    fits = Properties(headers={"a": "x" * (frame_max - 8 - 12 - 2 - 4 - 7)})
+    (publishes,) = hear(connection, message(b"x", encode_properties(fits)))
+    assert isinstance(publishes, Publishes)
+    larger = Properties(headers={"a": "x" * (frame_max - 8 - 12 - 2 - 4 - 7 + 1)})
+    (violation, *_) = hear(connection, message(b"x", encode_properties(larger)))
+    assert isinstance(violation, Violation) and violation.error.code == 501
 
 
 def test_priorities_and_expirations_are_recognised() -> None:

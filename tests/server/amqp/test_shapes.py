@@ -4,23 +4,35 @@ import struct
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given, reject
 from hypothesis import strategies as st
 
 from qlog.server.amqp.connection import Publishes
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.properties import Properties, Traits, encode_properties, examine
 from qlog.server.amqp.shapes import (
+    FIXED_PER_SKELETON,
     RECOGNISED_PER_SHAPE,
     SHAPE_FRAME_BYTES_MAX,
     SHAPE_HEAD_BYTES,
     SHAPES_MAX,
     SHAPES_PER_HEAD_MAX,
+    VARYING_PER_CHANNEL_MAX,
     Shapes,
     find_traits,
+    find_varying,
 )
 from qlog.server.amqp.values import Float32, Int64Capital, Table, Value
-from tests.server.amqp.conversation import body, header, hear, message, method, publish, running
+from tests.server.amqp.conversation import (
+    body,
+    header,
+    hear,
+    longstr,
+    message,
+    method,
+    publish,
+    running,
+)
 
 TEXTS = st.text(max_size=9)
 SCALARS: st.SearchStrategy[Value] = st.one_of(
@@ -247,3 +259,188 @@ def test_a_shape_is_of_one_channel() -> None:
         for run in event.runs
     ]
     assert told == [(2, "to-second", [b"second"]), (1, "to-first", [b"first"])]
+
+
+# --- strings whose length varies
+
+
+def with_strings(properties: Properties, first: str, last: str) -> Properties:
+    """The properties with two strings in the headers, around what is there."""
+    return replace(
+        properties, headers={"first": first} | (properties.headers or {}) | {"last": last}
+    )
+
+
+def learn_varying(properties: Properties) -> Shapes:
+    """What is known when both strings were seen to differ in length."""
+    shapes = Shapes()
+    for number in range(FIXED_PER_SKELETON + 1):
+        raw = encode_properties(with_strings(properties, "x" * number, "y" * (9 - number)))
+        traits, clean = examine(raw)
+        assert shapes.learn(header_frame(clean, 5), traits) > 0
+    assert len(shapes) == FIXED_PER_SKELETON + 1 and len(shapes.varying[1]) == 1
+    return shapes
+
+
+def varying(shapes: Shapes, data: bytes) -> Traits | None:
+    """The traits of the header frame that `data` begins with, if it is of a varying shape.
+
+    Asserts that what is found is a whole header frame, which examining finds clean.
+    """
+    found = find_varying(shapes.varying.get(1, []), b"ahead" + data, 5)
+    if found is None:
+        return None
+    traits, body_size, body_frame_size, body_at = found
+    header_end = body_at - 5 - 7
+    kind, channel, size, ids, announced = struct.unpack_from(">BHIIQ", data)
+    assert (kind, channel, size, ids) == (2, 1, header_end - 8, 60 << 16)
+    assert announced == body_size and data[header_end - 1] == 0xCE
+    assert struct.unpack_from(">BHI", data, header_end) == (3, 1, body_frame_size)
+    raw = data[19 : header_end - 1]
+    assert examine(raw) == (traits, raw)
+    return traits
+
+
+BODY_HEAD = struct.pack(">BHI", 3, 1, 9)
+
+
+@st.composite
+def cleaned(draw: st.DrawFn) -> Properties:
+    """Properties that are written as they are, with headers of other keys than the two strings."""
+    properties = draw(PROPERTIES)
+    try:
+        raw = encode_properties(properties)
+        assume(examine(raw)[1] == raw)
+    except HardError:
+        reject()
+    return properties
+
+
+@given(cleaned(), TEXTS, st.text(max_size=300), st.integers(0, 9), st.data())
+@example(CELERY, "", "x", 7, None)
+def test_strings_of_any_length(
+    properties: Properties, first: str, last: str, priority: int, data: st.DataObject | None
+) -> None:
+    shapes = learn_varying(properties)
+    if properties.priority is not None:
+        properties = replace(properties, priority=priority)
+    raw = encode_properties(with_strings(properties, first, last))
+    whole = header_frame(raw, 2**40) + BODY_HEAD
+    assert varying(shapes, whole) == examine(raw)[0]
+    assert varying(shapes, whole + b"behind") == examine(raw)[0]
+    for end in range(len(whole)):
+        assert varying(shapes, whole[:end]) is None
+    if data is None:
+        return
+    octets = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        octets[data.draw(st.integers(0, len(octets) - 1))] = data.draw(st.integers(0, 255))
+    varying(shapes, bytes(octets))
+
+
+@pytest.mark.parametrize("properties", [CELERY, Properties(headers={"t": True}, user_id="u")])
+def test_every_octet_of_a_varying_shape_counts(properties: Properties) -> None:
+    """Any octet changed in any way: what is found then is what examining finds."""
+    shapes = learn_varying(properties)
+    whole = header_frame(encode_properties(with_strings(properties, "abc", "de")), 5) + BODY_HEAD
+    for at in range(len(whole)):
+        for bits in (1, 2, 3, 4, 8, 16, 32, 64, 128, 255):
+            varying(shapes, whole[:at] + bytes((whole[at] ^ bits,)) + whole[at + 1 :])
+
+
+def table(*entries: bytes) -> bytes:
+    return longstr(b"".join(entries))
+
+
+def entry(key: bytes, text: bytes, more: int = 0) -> bytes:
+    """A string in a table whose length is given as `more` than it is."""
+    return bytes((len(key),)) + key + b"S" + struct.pack(">I", len(text) + more) + text
+
+
+@pytest.mark.parametrize(
+    ("headers", "accepted"),
+    [
+        (table(entry(b"first", b"abc"), entry(b"last", b"de")), True),
+        (table(entry(b"first", b"abc", 1), entry(b"last", b"de")), False),
+        (table(entry(b"first", b"abc"), entry(b"last", b"de", 1)), False),
+        (table(entry(b"first", b"abc"), entry(b"last", b"de", -1)), False),
+        (table(entry(b"first", b"abc"), entry(b"last", b"de", 2**32 - 3)), False),
+        (table(entry(b"first", b"abc", 2**32 - 4), entry(b"last", b"de")), False),
+        # The first string swallows the second: the length is right, and no second one is left.
+        (table(entry(b"first", b"abc", 12), entry(b"last", b"de")), False),
+        # Two strings in the first one, which is all right.
+        (table(entry(b"first", entry(b"last", b"de")), entry(b"last", b"de")), True),
+        (table(entry(b"first", b"abc"), entry(b"first", b"de")), False),
+        (table(entry(b"first", b"abc"), entry(b"lost", b"de")), False),
+        (table(entry(b"first", b"abc"), entry(b"last", b"de"), entry(b"more", b"")), False),
+        (struct.pack(">I", 27) + entry(b"first", b"abc") + entry(b"last", b"de"), False),
+        (struct.pack(">I", 25) + entry(b"first", b"abc") + entry(b"last", b"de"), False),
+    ],
+)
+def test_lengths_must_agree(headers: bytes, accepted: bool) -> None:
+    shapes = learn_varying(Properties())
+    frame = header_frame(b"\x20\0" + headers, 5)
+    assert (varying(shapes, frame + BODY_HEAD) is not None) == accepted
+    size = struct.pack(">I", len(frame) - 8 + 1)
+    assert varying(shapes, frame[:3] + size + frame[7:] + BODY_HEAD) is None
+    assert varying(shapes, frame[:-1] + b"\0" + frame[-1:] + BODY_HEAD) is None
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "accepted"),
+    [
+        ("amq.rabbitmq.reply-tp", "amq.rabbitmq.reply-to", False),
+        ("amq.rabbitmq.reply-to", "amq.rabbitmq.reply-tp", False),
+        ("amq.gen-" + "x" * 13, "amq.gen-" + "y" * 13, True),
+    ],
+)
+def test_a_varying_shape_tells_the_pseudo_queue(known: str, other: str, accepted: bool) -> None:
+    shapes = learn_varying(Properties(reply_to=known))
+    raw = encode_properties(with_strings(Properties(reply_to=other), "a", "b"))
+    assert (varying(shapes, header_frame(raw, 5) + BODY_HEAD) is not None) == accepted
+
+
+def test_strings_inside_tables_do_not_vary() -> None:
+    shapes = Shapes()
+    for number in range(3 * FIXED_PER_SKELETON):
+        inner: Value = {"b": "x" * number, "c": "y" * (99 - number)}  # of one size
+        raw = encode_properties(Properties(headers={"a": inner}))
+        shapes.learn(header_frame(raw, 5), examine(raw)[0])
+    assert not shapes.varying
+
+
+def test_a_string_that_varies_later_makes_one_shape_of_two() -> None:
+    shapes = learn_varying(Properties(headers={"z": "zz"}))
+    raw = encode_properties(with_strings(Properties(headers={"z": "zzz"}), "a", "b"))
+    traits, _ = examine(raw)
+    assert varying(shapes, header_frame(raw, 5) + BODY_HEAD) is None
+    assert shapes.learn(header_frame(raw, 5), traits) > 0
+    assert shapes.learn(header_frame(raw, 5), traits) == 0  # it is known already
+    assert len(shapes.varying[1]) == 1
+    raw = encode_properties(with_strings(Properties(headers={"z": ""}), "abc", "bcd"))
+    assert varying(shapes, header_frame(raw, 5) + BODY_HEAD) == traits
+
+
+def test_a_channel_keeps_few_varying_shapes() -> None:
+    shapes = Shapes()
+    shapes.recognised = 10**6  # as if there was much to be recognised
+    for name in range(VARYING_PER_CHANNEL_MAX + 2):
+        for number in range(FIXED_PER_SKELETON + 1):
+            raw = encode_properties(Properties(headers={f"key-{name}": "x" * number}))
+            shapes.learn(header_frame(raw, 5), examine(raw)[0])
+            assert len(shapes) <= SHAPES_MAX
+    assert len(shapes.varying[1]) == VARYING_PER_CHANNEL_MAX
+    for name, accepted in ((0, False), (2, True), (VARYING_PER_CHANNEL_MAX + 1, True)):
+        raw = encode_properties(Properties(headers={f"key-{name}": "x" * 20}))
+        assert (varying(shapes, header_frame(raw, 5) + BODY_HEAD) is not None) == accepted
+    shapes.clear()
+    assert len(shapes) == 0 and not shapes.varying and not shapes._skeletons
+
+
+def test_skeletons_do_not_pile_up() -> None:
+    shapes = Shapes()
+    shapes.recognised = 10**6
+    for number in range(10 * SHAPES_MAX):
+        raw = encode_properties(Properties(headers={f"key-{number:04}": "x"}))
+        shapes.learn(header_frame(raw, 5), examine(raw)[0])
+        assert len(shapes._skeletons) <= SHAPES_MAX
