@@ -227,7 +227,7 @@ class Lane(Generic[M]):
         return slice_
 
     def on_disk(self, qseq: int) -> bool:
-        """The first unsettled message at or after `qseq` is to be read from disk, if there is one."""
+        """Whether the first unsettled message at or after `qseq` has to be read from disk."""
         start, stop = self.settled.stretch(qseq, self.next_qseq, 1)
         page = self._page
         if start == stop or (

@@ -1,9 +1,9 @@
-"""How much of what consumers get may be read from disk in one tick, by all queues together.
+"""How much all queues together may read from the disk in one tick.
 
-Reading is done by the thread that does all else, so that a backlog of gigabytes which is drained
-would keep everybody waiting. When a tick has read enough, what is in memory is delivered as ever, and
-the queues whose next message is on disk come first in the next tick. Promises no more than
-COLD_BYTES_MAX a tick, and one take; knows no queue.
+The loop thread reads from the disk. Without a limit, draining a backlog of gigabytes would keep all
+clients waiting. When a tick has read enough, messages in memory are still delivered, and the queues
+whose next message is on disk come first in the next tick. Promises that a tick reads no more than
+COLD_BYTES_MAX, plus one take. Knows no queue.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from qlog.server.amqp.envelope import Envelope
 from qlog.storage.store import Store
 
-# About 5 ms where the page cache has it, 10 ms from an SSD: as long as a turn's jobs may take. More
-# than an outbox holds, so that a consumer which is drained to is not slower for it.
+# So much takes about 5 ms from the page cache and 10 ms from an SSD: as long as a turn's jobs may
+# take. It is more than an outbox holds, so that draining to one consumer is not slower for it.
 COLD_BYTES_MAX = 2 << 20
 
 
