@@ -8,6 +8,7 @@ themselves are tested.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -25,7 +26,9 @@ settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the markers used here."""
+    """Name the markers used here; let children be stopped by Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes several seconds because a timeout is tested")
     config.addinivalue_line("markers", "unfinished: RabbitMQ does it, qlog does not do it yet")
     config.addinivalue_line("markers", "newer: expects what RabbitMQ after 3.10 does")

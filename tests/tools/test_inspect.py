@@ -48,7 +48,9 @@ def test_segments_cover_the_log_and_count_what_is_alive(make: Any, tmp_path: Pat
     assert found[0]["base_lsn"] == 0 and found[-1]["end_lsn"] == 200
     for before, after in pairwise(found):
         assert before["end_lsn"] == after["base_lsn"]
-    assert {item["state"] for item in found[:-1]} == {"sealed"}
+    # A broker can be killed after it began a segment, and before it sealed the one before.
+    states = {item["state"] for item in found[:-1]}
+    assert states == {"sealed"} or (make is killed and states == {"sealed", "active"})
     assert found[-1]["state"] == ("sealed" if make is stopped else "active")
     assert all(item["verified"] for item in found)
     totals = document["totals"]  # all of them still wait in `audit`
