@@ -80,10 +80,12 @@ class Durability:
         durable_lsn = self._store.durable_lsn
         if durable_lsn == self._confirmed_lsn and not self._syncing:
             return
-        self._confirmed_lsn = durable_lsn
         for confirms in list(self._unconfirmed):
-            if confirms.confirm_through(durable_lsn):
-                del self._unconfirmed[confirms]
+            # Forgotten first: a channel that fails here must not keep the others waiting.
+            del self._unconfirmed[confirms]
+            if not confirms.confirm_through(durable_lsn):
+                self._unconfirmed[confirms] = None
+        self._confirmed_lsn = durable_lsn
         while self._logging and self._logging[0][0] <= durable_lsn:
             self._await_ticket(self._store.request_sync(), heappop(self._logging)[2])
         while self._syncing and self._store.synced >= self._syncing[0][0]:

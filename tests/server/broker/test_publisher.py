@@ -505,3 +505,19 @@ def test_what_could_not_be_stored_is_not_confirmed(
     assert len(calls) == 1
     assert not [method for method in said if isinstance(method, spec.BasicAck)]
     assert isinstance(said[-1], spec.ConnectionClose) and said[-1].reply_code == 541
+
+
+def test_a_channel_that_cannot_be_confirmed_keeps_no_other_waiting(bench: Bench) -> None:
+    class Broken:
+        def confirm_through(self, durable_lsn: int) -> bool:
+            raise RuntimeError("broken")
+
+    publisher = Peer(bench)
+    publisher.declare("q")
+    publisher.ask(1, make(spec.ConfirmSelect), spec.ConfirmSelectOk)
+    bench.broker.services.durability.await_confirms(Broken())
+    publisher.publish(1, "q", b"body")
+    with pytest.raises(RuntimeError, match="broken"):
+        bench.disk()  # the turns log it, and go on
+    bench.disk()
+    assert publisher.hear() == [spec.BasicAck(1, False)]
