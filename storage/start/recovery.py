@@ -240,14 +240,7 @@ class _Recovery(Generic[M]):
             self._load_lanes()
         self._replay_ledger(ledger_file)
         found = self._read_log(evidence, ledger_file)
-        for lane_id, lane in self.lanes.items():
-            placed_upto = self.placed_upto.get(lane_id, 0)
-            named_upto = self.named_upto.get(lane_id, 0)
-            placed: list[tuple[int, int]] = []
-            if checkpoint is not None and self.index is not None and placed_upto < named_upto:
-                placed = self.index.placed_from(lane_id, placed_upto)
-            stretches = merge(self.adopted[lane_id].stretches(), placed)
-            lane.recovered(placed_upto, named_upto, stretches)
+        self._complete_lanes(indexed=checkpoint is not None)
 
         # From here on the directory is changed: it was judged to be sound.
         self._finish_log(found, checkpoint, uuid)
@@ -258,30 +251,9 @@ class _Recovery(Generic[M]):
         epoch = self.report.epoch = self.epoch_seen + 1
         identity = replace(identity, epoch=epoch)
         definitions = ledger_file.definitions.entries | {IDENTITY: identity.pack()}
-        ledger = LedgerWriter(
-            disk,
-            paths,
-            uuid,
-            epoch,
-            file_bytes=settings.ledger_bytes_max,
-            file_id=ledger_file.file_id,
-            number=ledger_file.number,
-        )
-        self.opened.append(ledger.close)
         segments = self.segments
         segment_id = found.segment_id_next
-        disk.sync_directory(paths.ledger)  # a kill may have come before a roll did that,
-        ledger.remove_older()  # or between it and this
-        ledger.roll(
-            [
-                *snapshot_records(
-                    self.lanes.values(), segments, self.replaced, segment_id, self.lsn
-                ),
-                *([DEFINED, *key, value] for key, value in definitions.items()),
-            ],
-            self.lsn,
-        )
-        ledger.remove_older()
+        ledger = self._begin_ledger(uuid, ledger_file, definitions, segment_id)
         catalog_file = self._update_catalog(
             definitions, CatalogCheckpoint(uuid, epoch, ledger.position)
         )
@@ -339,6 +311,50 @@ class _Recovery(Generic[M]):
             replaced=self.replaced,
             compacted_id_next=found.compacted_id_next,
         )
+
+    def _complete_lanes(self, *, indexed: bool) -> None:
+        """Tell each lane where its messages are, of the index (if `indexed`) and behind it."""
+        for lane_id, lane in self.lanes.items():
+            placed_upto = self.placed_upto.get(lane_id, 0)
+            named_upto = self.named_upto.get(lane_id, 0)
+            placed: list[tuple[int, int]] = []
+            if indexed and self.index is not None and placed_upto < named_upto:
+                placed = self.index.placed_from(lane_id, placed_upto)
+            stretches = merge(self.adopted[lane_id].stretches(), placed)
+            lane.recovered(placed_upto, named_upto, stretches)
+
+    def _begin_ledger(
+        self,
+        uuid: bytes,
+        ledger_file: LedgerFile,
+        definitions: Mapping[Definition, bytes],
+        segment_id_next: int,
+    ) -> LedgerWriter:
+        """Write a new file of the ledger with all that is known, and remove the older ones."""
+        disk, paths = self.disk, self.paths
+        ledger = LedgerWriter(
+            disk,
+            paths,
+            uuid,
+            self.report.epoch,
+            file_bytes=self.settings.ledger_bytes_max,
+            file_id=ledger_file.file_id,
+            number=ledger_file.number,
+        )
+        self.opened.append(ledger.close)
+        disk.sync_directory(paths.ledger)  # a kill may have come before a roll did that,
+        ledger.remove_older()  # or between it and this
+        ledger.roll(
+            [
+                *snapshot_records(
+                    self.lanes.values(), self.segments, self.replaced, segment_id_next, self.lsn
+                ),
+                *([DEFINED, *key, value] for key, value in definitions.items()),
+            ],
+            self.lsn,
+        )
+        ledger.remove_older()
+        return ledger
 
     # -- opening
 

@@ -341,7 +341,7 @@ MUTATIONS = [
     Mutation(
         "no sync of the name of a ledger that was found",
         "the older one is removed, and the power goes",
-        "_Recovery.run: ledger",
+        "_Recovery._begin_ledger: ledger",
         script=older_ledger_removed,
     ),
     Mutation(
