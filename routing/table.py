@@ -95,10 +95,6 @@ class RoutingTable:
         self._cascade(removed, _some(removed, bindings, bindings_max))
         return removed
 
-    def remove_queue(self, name: str) -> Removed:
-        """Forget a queue and its bindings; unknown: no effect."""
-        return self.remove(self.removal_of_queue(name))
-
     # Exchanges
 
     def declare_exchange(

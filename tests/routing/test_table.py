@@ -49,7 +49,7 @@ def test_default_exchange_reaches_each_queue_by_its_name() -> None:
     assert routed(table, "", "a") == ["a"]
     assert routed(table, "", "a", "b", "a", "no") == ["a", "b"]
     assert routed(table, "", "no") == []
-    table.remove_queue("a")
+    table.remove(table.removal_of_queue("a"))
     assert routed(table, "", "a") == []
     assert list(table.bindings()) == [Binding("", "queue", "b", "b")]
 
@@ -130,7 +130,7 @@ def test_unbinding_the_unknown_is_quiet() -> None:
     assert table.unbind("no", "queue", "q", "k") == []
     assert table.unbind("x", "queue", "no", "k") == []
     assert table.unbind("x", "exchange", "no", "k", {"a": 1}) == []
-    assert table.remove_queue("no") == []
+    assert table.remove(table.removal_of_queue("no")) == []
     assert table.delete_exchange("no") == []
     assert table.version == version
 
@@ -272,7 +272,7 @@ class TestAutoDelete:
 
     def test_a_queue_takes_the_whole_chain_with_it(self) -> None:
         table = self.table()
-        removed = table.remove_queue("q")
+        removed = table.remove(table.removal_of_queue("q"))
         assert removed == ["bottom", "middle", "top"]
         assert removed.bindings == [
             Binding("", "queue", "q", "q"),

@@ -90,7 +90,7 @@ class Histories(RuleBasedStateMachine):
     def remove_queue(self, name: str) -> None:
         self.queues.discard(name)
         gone = [b for b in self.bindings if (b.kind, b.destination) == ("queue", name)]
-        self.remove(gone, self.table.remove_queue(name))
+        self.remove(gone, self.table.remove(self.table.removal_of_queue(name)))
 
     @rule(name=names)
     def delete_exchange(self, name: str) -> None:
