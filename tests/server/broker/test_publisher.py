@@ -419,17 +419,22 @@ def test_queue_deleted_before_the_commit_gets_nothing(bench: Bench, transacting:
     assert (other.ready, queue.lane.alive) == (1, 0)
 
 
-def test_acks_of_a_commit_wait_for_its_publishes(
-    bench: Bench, transacting: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is full for the log, though not for the ledger; then the broker is killed."""
-    transacting.declare("target")
+def take_one(bench: Bench, transacting: Peer) -> None:
+    """A message that the client has to acknowledge."""
     transacting.publish(1, "q", b"a")
     transacting.send(1, spec.TxCommit())
     bench.disk()
     transacting.take()
     transacting.send(1, make(spec.BasicGet, queue="q"))
     transacting.take()
+
+
+def test_acks_of_a_commit_wait_for_its_publishes(
+    bench: Bench, transacting: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full for the log, though not for the ledger; then the broker is killed."""
+    transacting.declare("target")
+    take_one(bench, transacting)
     disk = bench.faulty
     write = disk.write
 
@@ -454,12 +459,7 @@ def test_commit_of_publishes_and_acks_is_answered_when_both_last(
     bench: Bench, transacting: Peer
 ) -> None:
     transacting.declare("target")
-    transacting.publish(1, "q", b"a")
-    transacting.send(1, spec.TxCommit())
-    bench.disk()
-    transacting.take()
-    transacting.send(1, make(spec.BasicGet, queue="q"))
-    transacting.take()
+    take_one(bench, transacting)
     transacting.send(1, message(1, "target", b"moved"), spec.BasicAck(1, False), spec.TxCommit())
     while not transacting.take():
         assert bench.disk_once()
