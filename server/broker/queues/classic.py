@@ -34,7 +34,7 @@ class Host(Protocol):
         """What may be read from disk in this tick."""
 
     def unused(self, queue: QueueType) -> None:
-        """The last consumer of an auto-delete queue left. Raises StorageError."""
+        """The last consumer of an auto-delete queue left."""
 
 
 class ClassicQueue:
@@ -111,7 +111,7 @@ class ClassicQueue:
         self.feed(taker)
 
     def remove_taker(self, taker: Taker) -> None:
-        """Forget a consumer; an auto-delete queue goes with its last one. Raises StorageError."""
+        """Forget a consumer; an auto-delete queue goes with its last one."""
         self._dispatch.remove(taker)
         if self.declared.auto_delete and not len(self._dispatch) and not self.deleted:
             self._host.unused(self)

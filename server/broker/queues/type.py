@@ -124,7 +124,7 @@ class QueueType(Protocol):
         """Register; the caller has checked exclusiveness."""
 
     def remove_taker(self, taker: Taker) -> None:
-        """Forget a consumer; an auto-delete queue goes with its last one. Raises StorageError."""
+        """Forget a consumer; an auto-delete queue goes with its last one."""
 
     def feed(self, taker: Taker) -> None:
         """The consumer may be able to take more again: let it have its turn."""
