@@ -1,13 +1,17 @@
 """The result or the error of an operation, which is known at once or later.
 
 Operations answer by an `Outcome`. The caller need not know whether the work was a few lines, a job
-of many slices (jobs.py), or a wait for the disk (durability.py).
+of many slices (jobs.py), or a wait for the disk (durability.py). Promises that no error is lost:
+one that nobody asked for is logged when its outcome is forgotten, as asyncio's futures do it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
+
+logger = logging.getLogger("qlog.broker")
 
 T = TypeVar("T")
 
@@ -15,12 +19,13 @@ T = TypeVar("T")
 class Outcome(Generic[T]):
     """See the head of this file. `done`: the result or the error is known."""
 
-    __slots__ = ("_calls", "_error", "_value", "done")
+    __slots__ = ("_calls", "_error", "_heard", "_value", "done")
 
     def __init__(self) -> None:
         self.done = False
         self._value: T | None = None
         self._error: Exception | None = None
+        self._heard = False  # somebody has asked for the error, or took it over
         self._calls: list[Callable[[Outcome[T]], None]] = []
 
     @classmethod
@@ -43,6 +48,7 @@ class Outcome(Generic[T]):
     def follow(self, other: Outcome[T]) -> None:
         """What came of another that is done comes of this one."""
         assert other.done
+        other._heard = True
         self._value, self._error = other._value, other._error
         self._settle()
 
@@ -56,9 +62,14 @@ class Outcome(Generic[T]):
     def result(self) -> T:
         """The result. Raises the error if the operation has failed."""
         assert self.done
+        self._heard = True
         if self._error is not None:
             raise self._error
         return cast(T, self._value)
+
+    def __del__(self) -> None:
+        if self._error is not None and not self._heard:
+            logger.error("an operation failed that nobody waited for", exc_info=self._error)
 
     def then(self, call: Callable[[Outcome[T]], None]) -> None:
         """Have `call` called when the outcome is known; at once, if it is."""

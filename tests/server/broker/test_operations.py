@@ -126,6 +126,20 @@ def test_outcome_is_told_once_whenever_it_is_asked() -> None:
     assert told == [7, 8] and Outcome.of(3).result() == 3
 
 
+def test_an_error_that_nobody_asked_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    heard: Outcome[int] = Outcome()
+    heard.fail(RuntimeError("heard"))
+    with pytest.raises(RuntimeError, match="heard"):
+        heard.result()
+    taken_over: Outcome[int] = Outcome()
+    taken_over.follow(heard)
+    del heard
+    assert not caplog.records
+    del taken_over  # it has the error too, and nobody asked it
+    (record,) = caplog.records
+    assert record.exc_info is not None and str(record.exc_info[1]) == "heard"
+
+
 def test_all_of_several_waits_for_each_and_keeps_an_error() -> None:
     first: Outcome[int] = Outcome()
     second: Outcome[None] = Outcome()
