@@ -16,7 +16,9 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.jobs import Steps
 from qlog.server.broker.operations import Connected, Operations
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.type import Declaration
 from qlog.server.broker.services import Services, wall_clock_ms
@@ -32,7 +34,7 @@ FIRST_CONSUMER_CHECK_S = 1.0
 class Member(Connected, Protocol):
     """A client of the broker."""
 
-    def check_consumers(self, now_s: float) -> None:
+    def checking_consumers(self, now_s: float) -> Steps[None]:
         """Close the channels whose consumers hold a delivery longer than they may."""
 
     def unblock(self) -> None:
@@ -165,6 +167,11 @@ class Broker:
             self.services.delivery.go_on()
         self.services.jobs.run()
 
+    @property
+    def awaits_pump(self) -> bool:
+        """Something may be deliverable, though no client may have spoken: `pump` has to look."""
+        return self.services.delivery.awaits_pump
+
     def try_again(self) -> None:
         """Have `pump` ask the queues again that could not be read for want of file descriptors."""
         self.services.delivery.try_again()
@@ -180,14 +187,20 @@ class Broker:
         """Every minute, or more often when deliveries have to be acknowledged within less."""
         timeout_s = self.settings.consumer_timeout_s
         interval_s = min(CONSUMER_CHECK_INTERVAL_S, max(1.0, timeout_s / 4))
-        self.timers.at(self.now_s() + interval_s, self._check_consumers)
-        self.check_consumers()
 
-    def check_consumers(self) -> None:
+        def again(_: Outcome[None]) -> None:
+            self.timers.at(self.now_s() + interval_s, self._check_consumers)
+
+        self.check_consumers().then(again)
+
+    def check_consumers(self) -> Outcome[None]:
         """Close the channels whose consumers hold a delivery longer than they may."""
-        now_s = self.now_s()
+        return self.services.jobs.start(self._checking_consumers(self.now_s()))
+
+    def _checking_consumers(self, now_s: float) -> Steps[None]:
         for client in list(self.clients):
-            client.check_consumers(now_s)
+            yield from client.checking_consumers(now_s)
+            yield
 
     def set_alarm(self, name: str, on: bool) -> None:
         """Raise or clear a resource alarm. A client is told when it publishes, and of the end."""

@@ -1,6 +1,8 @@
 """The queues that may have something to deliver, and what happens when one cannot.
 
-Promises that a queue that cannot read its next message costs its own consumers, and nobody else.
+Promises that a queue that cannot read its next message costs its own consumers, and nobody else;
+and that a tick does not deliver for much longer than PUMP_S: the queues that are left take turns in
+the ticks that follow.
 """
 
 from __future__ import annotations
@@ -8,22 +10,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import partial
+from typing import Protocol
 
 from qlog.server.amqp.errors import internal_error
 from qlog.server.broker.durability import Durability
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.cold_reads import ColdReads
+from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import OutOfDescriptors, StorageError
 
 logger = logging.getLogger("qlog.broker")
 
 
+class Feeding(Protocol):
+    """A channel whose consumers share a prefetch."""
+
+    def feed_refused(self) -> None:
+        """There is room again: feed the consumers that had to wait, in their order."""
+
+
 class Delivery:
     """See the head of this file."""
 
-    def __init__(self, durability: Durability, cold_reads: ColdReads) -> None:
+    def __init__(self, durability: Durability, cold_reads: ColdReads, time: PumpTime) -> None:
         self.cold_reads = cold_reads
+        self.time = time
+        self._feeding: dict[Feeding, None] = {}
         self._awake: dict[QueueType, None] = {}
         self._waiting: dict[QueueType, None] = {}
         self._behind: dict[QueueType, None] = {}  # for the next tick: see ColdReads
@@ -38,6 +51,13 @@ class Delivery:
         """The same for several."""
         self._awake.update(dict.fromkeys(queues))
 
+    def feed_later(self, channel: Feeding) -> None:
+        """The channel's consumers are fed by the next `pump`: once, whatever is settled till then.
+
+        Their queues come before all others, in the order in which they are fed.
+        """
+        self._feeding[channel] = None
+
     def gone(self, queue: QueueType) -> None:
         """The queue was deleted: its consumers are told when that is durable.
 
@@ -46,32 +66,66 @@ class Delivery:
         self._gone.append(queue)
 
     def pump(self) -> None:
-        """Deliver from all queues that were touched, and tell of those that are gone."""
+        """Deliver from all queues that were touched, and tell of those that are gone.
+
+        Nothing is delivered if this tick's time is up.
+        """
         while self._gone:
             queue = self._gone.pop()
             self._durability.defined().then(partial(_cancel_takers, queue))
-        while self._awake:
+        if self._feeding:
+            self._feed()
+        if not self._awake or self.time.up:
+            return
+        self.time.begin()
+        while self._awake and not self.time.up:
             awake, self._awake = self._awake, {}
-            for queue in awake:
+            queues = iter(awake)
+            for queue in queues:
                 if not queue.deleted:
-                    try:
-                        if not queue.pump():
-                            self._behind[queue] = None
-                    except OutOfDescriptors as error:
-                        self._put_off(queue, error)
-                    except Exception as error:  # noqa: BLE001 - reported there
-                        self._cannot_deliver(queue, error)
+                    self._pump(queue)
+                if self.time.up:
+                    left = dict.fromkeys(queues)
+                    left.update(self._awake)
+                    self._awake = left
+                    return
+
+    def _pump(self, queue: QueueType) -> None:
+        try:
+            if queue.pump():
+                return
+            if self.time.up:
+                self._awake[queue] = None  # behind all that had no turn yet
+            else:
+                self._behind[queue] = None
+        except OutOfDescriptors as error:
+            self._put_off(queue, error)
+        except Exception as error:  # noqa: BLE001 - reported there
+            self._cannot_deliver(queue, error)
+
+    def _feed(self) -> None:
+        feeding, self._feeding = self._feeding, {}
+        woken, self._awake = self._awake, {}
+        for channel in feeding:
+            channel.feed_refused()
+        self._awake.update(woken)
+
+    @property
+    def awaits_pump(self) -> bool:
+        """Something may be deliverable."""
+        return bool(self._awake or self._feeding)
 
     @property
     def left(self) -> bool:
         """Queues wait for `go_on`."""
-        return bool(self._behind)
+        return self.time.up or bool(self._behind)
 
     def go_on(self) -> None:
         """A new tick: have `pump` ask the queues again that had read enough from disk.
 
         They come first now, or others that read from disk in each tick would always be before them.
         """
+        self.time.renew()
         self.cold_reads.renew()
         awake, self._behind = self._behind, {}
         awake.update(self._awake)

@@ -13,6 +13,7 @@ from qlog.server.broker.durability import Durability
 from qlog.server.broker.jobs import Jobs
 from qlog.server.broker.post import PostOffice
 from qlog.server.broker.queues.cold_reads import ColdReads
+from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.settings import BrokerSettings
 from qlog.server.broker.stats import Stats
 from qlog.server.broker.timers import Timers
@@ -43,7 +44,7 @@ class Services:
         self.stats = Stats()
         self.jobs = Jobs()
         self.durability = Durability(store)
-        self.delivery = Delivery(self.durability, ColdReads(store))
+        self.delivery = Delivery(self.durability, ColdReads(store), PumpTime(time.perf_counter))
         self.replies = Replies()
         self.post = PostOffice(
             store, self.delivery, self.durability, self.replies, self.stats, now_ms

@@ -45,6 +45,7 @@ class VHost:
         self.name = name
         self.wake = services.delivery.wake
         self.cold_reads = services.delivery.cold_reads
+        self.pump_time = services.delivery.time
         self._services = services
         self._orphans: list[Binding] = []
         self._leaving: dict[tuple[DestinationKind, str], Outcome[None]] = {}

@@ -232,6 +232,8 @@ class Turns:
                     logger.exception("internal error %s", participant)
                     participant.cut()
             due = self._due(now_s)
+            if due and self.broker.awaits_pump:
+                self.touched = True
             if not (ready or due or self.touched or self._anything_left()):
                 return False
             self._go_round()

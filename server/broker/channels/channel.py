@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from qlog.server.amqp import spec
@@ -115,6 +116,9 @@ class Released:
             self.count += count
             if taker is not None:
                 by_taker[taker] = by_taker.get(taker, 0) + count
+
+
+_last_tag = attrgetter("last_tag")
 
 
 def _nothing(_: None) -> None:
@@ -228,10 +232,10 @@ class Channel:
             raise not_implemented(f"prefetch_size!=0 ({method.prefetch_size})")
         if method.global_:
             self.outstanding.prefetch = method.prefetch_count
+            self.services.delivery.feed_later(self)
         else:
             self._consumer_prefetch = method.prefetch_count
         self.send(spec.BasicQosOk())
-        self.feed_consumers()
 
     def consume(self, method: spec.BasicConsume) -> None:
         tag = method.consumer_tag or "amq.ctag-" + secrets.token_urlsafe(16)
@@ -268,6 +272,7 @@ class Channel:
     def cancel(self, method: spec.BasicCancel) -> None:
         consumer = self.consumers.pop(method.consumer_tag, None)
         if consumer is not None:
+            self.outstanding.refused.pop(consumer, None)
             consumer.queue.remove_taker(consumer)
         elif method.consumer_tag == self._reply_tag:
             self._forget_reply_consumer()
@@ -277,6 +282,7 @@ class Channel:
     def queue_deleted(self, consumer: Consumer) -> None:
         """Its queue is gone: the client is told, if it can hear (consumer_cancel_notify)."""
         del self.consumers[consumer.tag]
+        self.outstanding.refused.pop(consumer, None)
         consumer.queue.remove_taker(consumer)
         if self.client.capable("consumer_cancel_notify"):
             self.send(spec.BasicCancel(consumer.tag, nowait=True))
@@ -305,8 +311,24 @@ class Channel:
             )
 
     def feed_consumers(self) -> None:
-        """Credit came back, or the socket drained: consumers that can take more say so."""
-        for consumer in self.consumers.values():
+        """The socket drained: all consumers may be able to take more."""
+        self.outstanding.refused.update(dict.fromkeys(self.consumers.values()))
+        self.services.delivery.feed_later(self)
+
+    def feed_refused(self) -> None:
+        """Let the consumers that had to wait for others of this channel have their turn.
+
+        Who has waited longest for a delivery comes first: else the first queue would take all that
+        the channel may have out, again and again.
+        """
+        refused, self.outstanding.refused = self.outstanding.refused, {}
+        consumers = [
+            consumer
+            for taker in refused
+            if (consumer := self.consumers.get(taker.tag)) is taker and consumer is not None
+        ]
+        consumers.sort(key=_last_tag)
+        for consumer in consumers:
             consumer.queue.feed(consumer)
 
     # -- acknowledging -----------------------------------------------------------------------
@@ -476,8 +498,6 @@ class Channel:
             return
         for taker in released.by_taker:
             self._feed_again(taker)
-            if self.outstanding.prefetch:
-                return  # all were fed
 
     def _feed_again(self, taker: Taker) -> None:
         """The consumer holds less than before: it can take more, unless it was cancelled.
@@ -485,24 +505,33 @@ class Channel:
         If the prefetch is for the whole channel, the channel's other consumers can take more, too.
         """
         if self.outstanding.prefetch:
-            self.feed_consumers()
+            self.outstanding.refused[taker] = None
+            self.services.delivery.feed_later(self)
             return
         consumer = self.consumers.get(taker.tag)
         if consumer is taker:
             consumer.queue.feed(consumer)
 
-    def take_overdue(self, now_s: float) -> float | None:
+    def lapsing(self, now_s: float) -> Steps[float | None]:
         """The timeout (in seconds) of a delivery that is overdue; None: no delivery is overdue.
 
-        Overdue messages of queues with `x-consumer-timeout-action=requeue` are requeued here, and
-        are not reported.
+        Overdue messages of queues with `x-consumer-timeout-action=requeue` are requeued here, all
+        at once, and are not reported.
         """
-        overdue_s = None
-        for run in self.outstanding.unacked.overdue(now_s):
-            if run.queue.effective.timeout_requeues:
-                self._requeue(self.outstanding.lapse(run))
-            else:
-                overdue_s = (run.taker or run.queue).timeout_s
+        overdue_s: float | None = None
+
+        def pieces() -> Iterator[list[UnackedRun]]:
+            nonlocal overdue_s
+            for runs in self.outstanding.unacked.overdue(now_s):
+                lapsed: list[UnackedRun] = []
+                for run in runs:
+                    if run.queue.effective.timeout_requeues:
+                        lapsed += self.outstanding.lapse(run)
+                    else:
+                        overdue_s = (run.taker or run.queue).timeout_s
+                yield lapsed
+
+        yield from self._requeueing(pieces())
         return overdue_s
 
     # -- direct replies ----------------------------------------------------------------------

@@ -38,6 +38,7 @@ from qlog.server.broker.access.users import Refused, User, authenticate
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.channel import Channel
 from qlog.server.broker.channels.sink import Hold, Sink
+from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome, all_of
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.vhost import VHost
@@ -327,11 +328,11 @@ class Client:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def check_consumers(self, now_s: float) -> None:
+    def checking_consumers(self, now_s: float) -> Steps[None]:
         """Close the channels whose consumers hold a delivery longer than they may."""
         for channel in list(self.channels.values()):
-            overdue_s = channel.take_overdue(now_s)
-            if overdue_s is not None:
+            overdue_s = yield from channel.lapsing(now_s)
+            if overdue_s is not None and self.channels.get(channel.number) is channel:
                 self.fail(
                     precondition_failed(
                         f"delivery acknowledgement on channel {channel.number} timed out. "

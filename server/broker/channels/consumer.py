@@ -32,7 +32,8 @@ class Consumer:
 
     Arguments: `prefetch` in messages (0: no limit); `priority` from the argument `x-priority`;
     `own_timeout_s`: how long a delivery may stay unacknowledged, None for the queue's own timeout.
-    `unacked` is the number of messages that the consumer holds.
+    `unacked` is the number of messages that the consumer holds; `last_tag` is the delivery tag of
+    the first message of its last delivery, 0 if it had none.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Consumer:
         self.priority = priority
         self.arguments = arguments
         self.unacked = 0
+        self.last_tag = 0
         self.hungry = False  # stands in its queue's ring
         self._owner = owner
         self._outstanding = outstanding
@@ -72,22 +74,29 @@ class Consumer:
         return self.queue.effective.consumer_timeout_s if own_s is None else own_s
 
     def credit(self) -> int:
-        """How many messages it can take now."""
+        """How many messages it can take now.
+
+        While the channel's limit is reached a no-ack consumer gets nothing either, although what it
+        gets does not count towards the limit (rabbit_limiter, can_send).
+        """
         outstanding = self._outstanding
         if outstanding.sink.full or outstanding.core.closed:
             return 0
-        if self.no_ack:
-            return UNLIMITED
-        credit = self.prefetch - self.unacked if self.prefetch else UNLIMITED
+        credit = self.prefetch - self.unacked if self.prefetch and not self.no_ack else UNLIMITED
         if outstanding.prefetch:
-            credit = min(credit, outstanding.prefetch - outstanding.by_consumers)
+            left = outstanding.prefetch - outstanding.by_consumers
+            if left <= 0:
+                outstanding.refused[self] = None
+                return 0
+            if not self.no_ack:
+                credit = min(credit, left)
         return credit
 
     def deliver(self, taken: Taken) -> None:
         """Send the messages; they are unacked from now on, or settled at once with no_ack."""
         outstanding, bodies = self._outstanding, taken.bodies
         count = len(bodies)
-        first_tag = outstanding.take_tags(count)
+        first_tag = self.last_tag = outstanding.take_tags(count)
         outstanding.sink.write(
             self._encoder.encode(first_tag, taken.redelivered, taken.envelopes, bodies)
         )

@@ -12,6 +12,7 @@ from qlog.server.amqp.errors import precondition_failed
 from qlog.server.broker.channels.sink import Sink
 from qlog.server.broker.channels.unacked import Unacked, UnackedRun
 from qlog.server.broker.numbers import Numbers
+from qlog.server.broker.queues.type import Taker
 
 
 class Outstanding:
@@ -20,7 +21,8 @@ class Outstanding:
     Arguments: `number` is the channel's; `core` says whether the channel is closed, and a closed
     channel hands nothing out; `now_s` is a monotonic clock in seconds. `prefetch` is the limit for
     the whole channel (basic.qos global=true), 0 for none. `by_consumers` counts the messages that
-    are out with consumers, not those that basic.get took.
+    are out with consumers, not those that basic.get took. `refused` are the consumers that the
+    channel's limit has kept from a message: they are to be fed when there is room again.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Outstanding:
         self.unacked = Unacked()
         self.prefetch = 0
         self.by_consumers = 0
+        self.refused: dict[Taker, None] = {}
         self._next_tag = 1
         self._lapsed = Numbers()  # tags that were overdue and requeued: a late ack is ignored
 

@@ -270,20 +270,28 @@ class Unacked:
         if len(chunk.runs) > 2 * CHUNK_RUNS:
             self._halve(place)
 
-    def overdue(self, now_s: float) -> list[UnackedRun]:
-        """The runs that are out for longer than the timeout of their holder.
+    def overdue(self, now_s: float) -> Iterator[list[UnackedRun]]:
+        """The runs that are out for longer than the timeout of their holder: a list a chunk.
 
-        The runs stay here. The first run of a chunk is its oldest. The chunk's other runs are
-        looked at only if the first would be overdue with one of the timeouts that apply in the
-        chunk.
+        A list may be empty. The runs stay here; any may be taken, and others added, between two
+        lists. The first run of a chunk is its oldest. The chunk's other runs are looked at only if
+        the first would be overdue with one of the timeouts that apply in the chunk.
         """
-        found: list[UnackedRun] = []
-        for chunk in self._chunks:
+        tag = 0  # all below were looked at
+        while self._chunks:
+            place = max(bisect_right(self._firsts, tag) - 1, 0)
+            if self._chunks[place].tags[-1] < tag:
+                place += 1
+                if place == len(self._chunks):
+                    return
+            chunk = self._chunks[place]
+            tag = chunk.tags[-1] + 1
             age_s = now_s - chunk.runs[0].delivered_at_s
             if any(0 < holder.timeout_s < age_s for holder in chunk.holders):
-                found += [
+                yield [
                     run
                     for run in chunk.runs
                     if 0 < _holder(run).timeout_s < now_s - run.delivered_at_s
                 ]
-        return found
+            else:
+                yield []

@@ -15,6 +15,7 @@ from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
 from qlog.storage.lanes.lane import Lane
 
@@ -32,6 +33,10 @@ class Host(Protocol):
     @property
     def cold_reads(self) -> ColdReads:
         """What may be read from disk in this tick."""
+
+    @property
+    def pump_time(self) -> PumpTime:
+        """How long may be delivered in this tick."""
 
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left."""
@@ -60,6 +65,7 @@ class ClassicQueue:
         self._host = host
         self._wake = host.wake
         self._cold_reads = host.cold_reads
+        self._pump_time = host.pump_time
         self._dispatch = Dispatch()
 
     def __str__(self) -> str:
@@ -126,16 +132,17 @@ class ClassicQueue:
 
         Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
         """
-        next_turn, cold_reads = self._dispatch.next, self._cold_reads
+        next_turn, cold_reads, time = self._dispatch.next, self._cold_reads, self._pump_time
         for backlog in self.backlogs:
             while (ready := backlog.ready) > 0:
-                if cold_reads.spent and backlog.cold:
+                if time.up or (cold_reads.spent and backlog.cold):
                     return False
                 turn = next_turn(ready)
                 if turn is None:
                     return True
                 taker, count = turn
                 taker.deliver(backlog.take(count))
+                time.check()
         return True
 
     def _take(self, count_max: int) -> Taken:
@@ -152,7 +159,7 @@ class ClassicQueue:
         return self._take(1) if self.ready else None
 
     def _pump_first(self) -> None:
-        """Consumers come first; those whom this tick has no more cold reads for go on later."""
+        """Consumers come first; those for whom this tick has no more time or reads go on later."""
         if not self.pump():
             self._wake(self)
 

@@ -132,8 +132,9 @@ class QueueType(Protocol):
     def pump(self) -> bool:
         """Deliver until nothing is ready or nobody can take more.
 
-        False: it stopped before, since what is next has to be read from disk, and this tick has
-        read enough of all queues: to be called again in another tick. Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
+        False: it stopped before, to be called again in another tick: the time for delivering is
+        up, or what is next has to be read from disk, and this tick has read enough of all queues.
+        Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
         """
 
     # -- messages

@@ -56,6 +56,81 @@ def test_higher_priority_takes_all_while_it_can(bench: Bench, peer: Peer) -> Non
     assert len(high.deliveries()) == 1 and low.take() == []
 
 
+def served(peer: Peer, tags: list[str], count: int) -> list[str]:
+    """The tags of so many deliveries, each of which is acknowledged when it has come."""
+    got: list[str] = []
+    while len(got) < count:
+        for tag, delivery_tag, _, _ in peer.deliveries():
+            got.append(tag)
+            peer.send(1, spec.BasicAck(delivery_tag, False))
+    return got
+
+
+def test_queues_of_a_channel_with_one_prefetch_take_turns(bench: Bench, peer: Peer) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        peer.declare(name)
+        peer.publish(1, name, *[b"x"] * 20)
+    peer.send(1, make(spec.BasicQos, prefetch_count=1, global_=True))
+    peer.send(1, *(make(spec.BasicConsume, queue=name, consumer_tag=name) for name in names))
+    first = [said for said in peer.take() if isinstance(said.method, spec.BasicDeliver)]
+    assert len(first) == 1
+    peer.send(1, spec.BasicAck(1, False))
+    assert served(peer, names, 30) == ["b", "c", "a"] * 10
+
+
+def test_queue_that_is_published_to_takes_no_turn_of_another(bench: Bench, peer: Peer) -> None:
+    """One channel with one prefetch: its first queue always has something new when one is acked."""
+    for name in ("busy", "waits"):
+        peer.declare(name)
+    peer.publish(1, "waits", *[b"x"] * 10)
+    peer.send(1, make(spec.BasicQos, prefetch_count=1, global_=True))
+    for name in ("busy", "waits"):
+        consume(peer, 1, name, name)
+    (tag,) = [said.method.delivery_tag for said in peer.take() if said.body]  # type: ignore[attr-defined]
+    got = []
+    for _ in range(10):
+        peer.send(1, message(1, "busy", b"x"), spec.BasicAck(tag, False))
+        ((name, tag, _, _),) = peer.deliveries()
+        got.append(name)
+    assert got == ["waits", "busy"] * 5
+
+
+def test_no_ack_consumer_waits_while_the_channel_is_full(bench: Bench, peer: Peer) -> None:
+    for name in ("acked", "free"):
+        peer.declare(name)
+    peer.send(1, make(spec.BasicQos, prefetch_count=1, global_=True))
+    consume(peer, 1, "acked", "acked")
+    consume(peer, 1, "free", "free", no_ack=True)
+    peer.take()
+    peer.publish(1, "acked", b"a")
+    assert peer.deliveries() == [("acked", 1, False, b"a")]
+    peer.publish(1, "free", b"b", b"c")
+    assert peer.take() == []
+    peer.send(1, spec.BasicAck(1, False))
+    assert [body for *_, body in peer.deliveries()] == [b"b", b"c"]
+
+
+def test_settling_much_feeds_a_channel_with_many_consumers_once(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    peer.publish(1, "q", *[b"x"] * 60)
+    peer.send(1, make(spec.BasicQos, prefetch_count=40, global_=True))
+    for number in range(20):
+        consume(peer, 1, "q", f"c{number}")
+    peer.take()
+    channel = peer.client.channels[1]
+    feed, fed = channel.feed_refused, 0
+
+    def count() -> None:
+        nonlocal fed
+        fed += 1
+        feed()
+
+    channel.feed_refused = count  # type: ignore[method-assign]
+    peer.send(1, *(spec.BasicAck(tag, False) for tag in range(40, 20, -1)))
+    assert fed == 1 and len(peer.deliveries()) == 20
+
+
 def test_full_socket_leaves_messages_to_others(bench: Bench, peer: Peer) -> None:
     peer.declare("q")
     stuck, free = Peer(bench), Peer(bench)

@@ -49,12 +49,10 @@ class ModelChannel:
 
     def credit(self, tag: str) -> int:
         consumer = self.consumers[tag]
-        if consumer.no_ack:
-            return 1
         mine = sum(held.consumer == tag for held in self.held.values())
         all_ = sum(held.consumer is not None for held in self.held.values())
         return min(
-            consumer.prefetch - mine if consumer.prefetch else 1,
+            consumer.prefetch - mine if consumer.prefetch and not consumer.no_ack else 1,
             self.prefetch - all_ if self.prefetch else 1,
         )
 
@@ -123,9 +121,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         last[key] = number
         assert method.redelivered == (number in self.delivered)
         by_queue[consumer.queue].append(number)
+        assert channel.credit(method.consumer_tag) > 0
         if not consumer.no_ack:
             assert method.delivery_tag not in channel.held
-            assert channel.credit(method.consumer_tag) > 0
             channel.held[method.delivery_tag] = Held(consumer.queue, number, method.consumer_tag)
 
     def pick(self, place: tuple[int, int], at: int) -> int | None:

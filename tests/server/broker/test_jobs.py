@@ -87,6 +87,7 @@ def test_error_is_the_outcome() -> None:
 def sliced(bench: Bench) -> Bench:
     """A broker whose jobs go by the processor time of this thread."""
     bench.broker.services.jobs.clock_s = time.thread_time
+    bench.broker.services.delivery.time.clock_s = time.thread_time
     return bench
 
 
@@ -153,7 +154,10 @@ def hand_out(bench: Bench, peer: Peer, queue: QueueType, count: int, consumers: 
     for number in range(consumers):
         peer.send(1, make(spec.BasicConsume, queue=queue.name, consumer_tag=f"c{number}"))
     fill(bench, queue, count)
-    queue.pump()
+    bench.broker.services.delivery.wake(queue)
+    while queue.ready:
+        bench.broker.work()
+        bench.broker.pump()
     peer.sink.data.clear()
     assert (queue.ready, queue.unacked) == (0, count)
 
@@ -188,12 +192,67 @@ def test_recover_of_a_million_is_sliced_and_seen_at_once(sliced: Bench, peer: Pe
     assert peer.hear() == [spec.BasicRecoverOk()]
 
 
+def test_delivering_a_million_is_sliced_and_other_queues_have_their_turn(
+    sliced: Bench, peer: Peer
+) -> None:
+    """Many consumers of one queue that read fast: the message in another queue does not wait."""
+    queue = peer.declare("q")
+    for number in range(4):
+        peer.send(1, make(spec.BasicConsume, queue="q", consumer_tag=f"c{number}", no_ack=True))
+    fill(sliced, queue, 1_000_000)
+    other = Peer(sliced)
+    other.declare("other")
+    other.send(1, make(spec.BasicConsume, queue="other", consumer_tag="other", no_ack=True))
+    other.take()
+    left = []
+
+    def begin() -> None:
+        sliced.broker.services.delivery.wake(queue)
+        sliced.broker.pump()
+
+    def look() -> None:
+        other.publish(1, "other", b"a", persistent=False)  # one tick, as is the next
+        sliced.end_tick()
+        left.append((other.deliveries(), queue.ready > 500_000))
+
+    longest_s = longest_slice(sliced, begin, look)
+    assert longest_s < SLICE_MAX_S
+    assert left == [([("other", 1, False, b"a")], True)]
+    assert queue.ready == 0
+
+
 def test_ack_of_all_of_a_million_is_sliced(sliced: Bench, peer: Peer) -> None:
     queue = peer.declare("q")
     hand_out(sliced, peer, queue, 1_000_000, 4)
     longest_s = longest_slice(sliced, request(peer, 1, spec.BasicAck(0, True)))
     assert longest_s < SLICE_MAX_S
     assert (queue.ready, queue.unacked) == (0, 0)
+
+
+def test_overdue_deliveries_go_back_in_slices_and_are_seen_at_once(
+    sliced: Bench, peer: Peer
+) -> None:
+    arguments = {"x-consumer-timeout": 5000, "x-consumer-timeout-action": "requeue"}
+    queue = peer.declare("q", arguments=arguments)
+    hand_out(sliced, peer, queue, 500_000, 4)
+    for tag in ("c0", "c1", "c2", "c3"):
+        peer.send(1, make(spec.BasicCancel, consumer_tag=tag))
+    peer.take()
+    sliced.now_s += 6
+    seen = set()
+
+    def begin() -> None:
+        sliced.broker.check_consumers()
+        seen.add(queue.ready)
+
+    def look() -> None:
+        seen.add(queue.ready)
+        peer.send(1, spec.BasicAck(1, False))  # late: nothing happens
+
+    longest_s = longest_slice(sliced, begin, look)
+    assert longest_s < SLICE_MAX_S
+    assert seen == {0} and (queue.ready, queue.unacked) == (500_000, 0)
+    assert peer.take() == []
 
 
 def test_closing_a_channel_with_a_million_is_sliced(sliced: Bench, peer: Peer) -> None:

@@ -197,7 +197,7 @@ def test_an_ack_costs_the_same_with_many_outstanding(order: str, together: int) 
 
 
 def overdue(unacked: Unacked, now_s: float) -> list[int]:
-    return [run.tag for run in unacked.overdue(now_s)]
+    return [run.tag for runs in unacked.overdue(now_s) for run in runs]
 
 
 def test_overdue_looks_at_the_oldest_of_a_chunk_only() -> None:
@@ -206,8 +206,28 @@ def test_overdue_looks_at_the_oldest_of_a_chunk_only() -> None:
     for tag in range(1, 10 * CHUNK_RUNS + 1):
         unacked.add(delivered(tag, 1, tag, taker=taker, at_s=float(tag)))
     assert overdue(unacked, 13.5) == [1, 2, 3]
-    looking = bytecodes(lambda: unacked.overdue(11.0))
+    looking = bytecodes(lambda: overdue(unacked, 11.0))
     assert looking < 100 * 10
+
+
+def test_deliveries_may_come_and_go_while_overdue_ones_are_looked_for() -> None:
+    """Between two pieces chunks go, are halved, and grow; each delivery is found once."""
+    unacked = Unacked()
+    taker: Any = Holder(1.0)
+    count = 5 * CHUNK_RUNS
+    for tag in range(1, count + 1):
+        unacked.add(delivered(tag, 1, tag, taker=taker))
+    pieces = unacked.overdue(10.0)
+    found = [run.tag for run in next(pieces)]
+    assert found == list(range(1, CHUNK_RUNS + 1))
+    unacked.take_through(CHUNK_RUNS)  # the chunk that was looked at
+    kept, _ = unacked.take_range(2 * CHUNK_RUNS, 3 * CHUNK_RUNS)
+    unacked.give_back(kept.pop())
+    gone = {run.tag for run in kept}
+    for tag in range(count + 1, count + CHUNK_RUNS + 1):
+        unacked.add(delivered(tag, 1, tag, taker=taker))
+    found += [run.tag for runs in pieces for run in runs]
+    assert found == [tag for tag in range(1, count + CHUNK_RUNS + 1) if tag not in gone]
 
 
 def test_mixed_timeouts_are_each_kept() -> None:

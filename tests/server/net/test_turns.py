@@ -396,6 +396,24 @@ def test_timers_are_called_in_order_and_not_when_cancelled(loop: Loop) -> None:
     assert called == [1.0, 2.0, 3.0]
 
 
+def test_what_a_timer_gives_back_is_delivered_at_once(loop: Loop) -> None:
+    """A delivery that is overdue goes to another consumer, although no client says anything."""
+    first, second = loop.client(), loop.client()
+    arguments = {"x-consumer-timeout": 5000, "x-consumer-timeout-action": "requeue"}
+    asked = make(spec.QueueDeclare, queue="q", durable=True, arguments=arguments)
+    assert isinstance(first.ask(1, asked)[0], spec.QueueDeclareOk)
+    first.write(message(1, "q", b"x"))
+    loop.settle()
+    first.ask(1, make(spec.BasicGet, queue="q"))
+    second.ask(1, make(spec.BasicConsume, queue="q", consumer_tag="c"))
+    loop.disk()
+    loop.pass_s(4)
+    assert second.read() == []
+    loop.pass_s(70)
+    (said,) = second.read()
+    assert said is not None and said.body == b"x"
+
+
 def test_the_next_deadline_of_the_store_is_the_polls(loop: Loop) -> None:
     """An ack that nothing follows reaches the ledger, although no socket is ready any more."""
     client = loop.client()
