@@ -25,6 +25,19 @@ class Outstanding:
     channel's limit has kept from a message: they are to be fed when there is room again.
     """
 
+    __slots__ = (
+        "_lapsed",
+        "_next_tag",
+        "by_consumers",
+        "core",
+        "now_s",
+        "number",
+        "prefetch",
+        "refused",
+        "sink",
+        "unacked",
+    )
+
     def __init__(
         self, number: int, core: ChannelCore, sink: Sink, now_s: Callable[[], float]
     ) -> None:
@@ -37,7 +50,8 @@ class Outstanding:
         self.by_consumers = 0
         self.refused: dict[Taker, None] = {}
         self._next_tag = 1
-        self._lapsed = Numbers()  # tags that were overdue and requeued: a late ack is ignored
+        # Tags that were overdue and requeued: a late ack is ignored. Most channels have none.
+        self._lapsed: Numbers | None = None
 
     def take_tags(self, count: int) -> int:
         """Reserve delivery tags; returns the first."""
@@ -51,7 +65,7 @@ class Outstanding:
         Returns them, and the first tag that is unknown (`last + 1`: none).
         """
         taken, tag = self.unacked.take_range(first, last)
-        while tag <= last and self._lapsed.discard(tag, 1):
+        while tag <= last and self._lapsed is not None and self._lapsed.discard(tag, 1):
             more, tag = self.unacked.take_range(tag + 1, last)
             taken += more
         return taken, tag
@@ -61,16 +75,20 @@ class Outstanding:
 
         Raises 406 if the tag is unknown.
         """
+        lapsed = self._lapsed
         if not tag:
-            self._lapsed.clear()
+            self._lapsed = None
             return self._next_tag - 1
-        if tag not in self.unacked and tag not in self._lapsed:
+        if tag not in self.unacked and (lapsed is None or tag not in lapsed):
             raise precondition_failed(f"unknown delivery tag {tag}")
-        self._lapsed.discard(0, tag + 1)
+        if lapsed is not None:
+            lapsed.discard(0, tag + 1)
         return tag
 
     def lapse(self, run: UnackedRun) -> list[UnackedRun]:
         """Take an overdue delivery; one late acknowledgement of each of its tags is ignored."""
+        if self._lapsed is None:
+            self._lapsed = Numbers()
         self._lapsed.add(run.tag, run.count)
         taken, _ = self.unacked.take_range(run.tag, run.end - 1)
         return taken
