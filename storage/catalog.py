@@ -1,8 +1,8 @@
 """The definitions of a directory, by kind and name: all are in memory, and durable by the ledger.
 
 Every change is a record of the ledger, in the order of the changes. A change is durable when the
-ledger is synced behind it (`Store.request_sync` gives the ticket). The ledger's snapshot carries
-all definitions, so LMDB's catalog (lmdb/catalog.py) is only a checkpoint of them, as the index is:
+ledger is synced behind it (`Store.definitions_synced`). The ledger's snapshot carries all
+definitions, so LMDB's catalog (lmdb/catalog.py) is only a checkpoint of them, as the index is:
 a start can make it anew. This file does not know what a kind or a value means.
 """
 

@@ -3,8 +3,9 @@
 What it promises: a message that was appended as persistent is on disk when `durable_lsn` has
 reached the LSN that `append` returned. From then on it can be read, as it was, until it is
 settled, across any crash. A settlement survives the process after `ack_flush_s` and the power
-after `ledger_sync_s`. A definition is durable when a ticket of `request_sync` is served. Memory
-does not grow with the number of messages.
+after `ledger_sync_s`. A definition is durable when `definitions_synced` has counted it, and no
+message in a lane is durable before the lane's definition. Memory does not grow with the number of
+messages.
 
 What it does not know: AMQP, trio, the clock (times are passed in). All methods are for one thread,
 the owner's. The store's own threads report by `notify`, after which the owner calls `advance` and
@@ -194,7 +195,10 @@ class Store(Generic[M]):
         return lane_id
 
     def lane(self, lane_id: int) -> Lane[M]:
-        """The lane with this id: as recovered, or empty."""
+        """The lane with this id: as recovered, or empty.
+
+        What defines a new lane is to be noted in the catalog before.
+        """
         lane = self._lanes.get(lane_id)
         if lane is None:
             assert lane_id < self._identity.lane_ids_reserved
@@ -202,6 +206,7 @@ class Store(Generic[M]):
                 lane_id, self._recovered.shelf, self._recovered.cache, self._recovered.changes
             )
             self._lanes[lane_id] = lane
+            self._settling.lane_made(lane)
         return lane
 
     def retain(self, lane_ids: Collection[int]) -> None:
@@ -275,6 +280,8 @@ class Store(Generic[M]):
         if persistent:
             size = self._gathering.persistent(lanes, metas, bodies, now_ms, dues_ms)
             self._checkpoints.appended(size)
+            if self._settling.new_lanes:
+                self._settling.appended(lanes)
         else:
             self._gathering.transient(lanes, metas, bodies, now_ms, dues_ms)
         self._settling.changes.operations += count
@@ -307,9 +314,14 @@ class Store(Generic[M]):
     # -- commits
 
     @property
-    def defines(self) -> bool:
-        """Definitions are not durable yet."""
-        return self._settling.defines
+    def definitions(self) -> int:
+        """How often the catalog was changed so far by this process."""
+        return self._settling.defined
+
+    @property
+    def definitions_synced(self) -> int:
+        """The first so many of these changes are durable."""
+        return self._settling.defined_synced
 
     @property
     def synced(self) -> int:
@@ -330,7 +342,9 @@ class Store(Generic[M]):
 
         `waiting`: how many publishers wait for a confirm. The commit may be held back for a moment
         (write/rhythm.py), unless this is None. A small commit may be made at once, on this thread:
-        `before_inline` is called before it, and `durable_lsn` has moved afterwards.
+        `before_inline` is called before it, and `durable_lsn` has moved afterwards. While
+        publishers wait, definitions wait for the next settlements (`ack_flush_s`): each sync of the
+        ledger keeps the log waiting.
         """
         commits = self._commits
         if self._checkpoints.stepping:
@@ -338,12 +352,15 @@ class Store(Generic[M]):
             self._notify()  # more slices may be left, or something may have waited for this one
         if commits.busy:
             return
+        if not waiting:
+            self._settling.hurry()
         if (
             commits.requested > commits.synced
             or self._checkpoints.wanted
             or self._checkpoints.wants_sync
             or self._settling.due
             or self._settling.urgent
+            or self._settling.before_log
         ):
             self._hand_over()
         elif commits.pending:
@@ -536,15 +553,15 @@ class Store(Generic[M]):
     def _submit_job(self) -> None:
         commits, settling, checkpoints = self._commits, self._settling, self._checkpoints
         may_flush = checkpoints.ledger_may_go_on
-        # A queue must be durable before a message in it is. So with definitions to write the ledger
-        # goes first, and if the ledger cannot be written, the log waits.
-        defines = settling.defines
-        job = commits.job(with_log=not defines or (may_flush and settling.held is None))
-        job.ledger_first = defines
+        # A queue must be durable before a message in it is. If there are messages in new queues the
+        # ledger goes first, and if the ledger cannot be written, the log waits.
+        ledger_first = settling.before_log
+        job = commits.job(with_log=not ledger_first or (may_flush and settling.held is None))
+        job.ledger_first = ledger_first
         if not settling.held:  # if only the log is held, acks go on, in reserved space
             if may_flush and not commits.held:
                 job.ticket = commits.requested
-            sync = defines or checkpoints.wants_sync or job.ticket > commits.synced
+            sync = ledger_first or checkpoints.wants_sync or job.ticket > commits.synced
             flush = settling.due or settling.wants_sync or sync or checkpoints.wanted
             settling.join(job, sync=sync, flush=may_flush and flush)
             checkpoints.join(job)

@@ -34,6 +34,7 @@ class Durability:
         self._confirmed_lsn = store.durable_lsn
         self._unconfirmed: dict[Confirming, None] = {}
         self._syncing: deque[tuple[int, Outcome[None]]] = deque()  # by their tickets
+        self._defining: deque[tuple[int, Outcome[None]]] = deque()  # by counts of definitions
         self._logging: list[tuple[int, int, Outcome[None]]] = []  # a heap by LSN
         self._numbers = count()
 
@@ -60,7 +61,12 @@ class Durability:
 
     def defined(self) -> Outcome[None]:
         """Done when every definition so far is durable: a declare-ok is a promise."""
-        return self.sync() if self._store.defines else Outcome.of(None)
+        count = self._store.definitions
+        if self._store.definitions_synced >= count:
+            return Outcome.of(None)
+        if not self._defining or self._defining[-1][0] != count:
+            self._defining.append((count, Outcome()))
+        return self._defining[-1][1]
 
     def reach(self, ticket: int) -> Outcome[None]:
         """Done when the store has served a ticket of `Store.request_sync`. Tickets only grow."""
@@ -76,10 +82,16 @@ class Durability:
         self._syncing.append((ticket, outcome))
 
     def progress(self) -> None:
-        """The disk got further: confirm what is durable, answer those whose ticket is served."""
-        durable_lsn = self._store.durable_lsn
-        if durable_lsn == self._confirmed_lsn and not self._syncing:
-            return
+        """The disk got further: confirm what is durable, answer those who waited for that."""
+        store = self._store
+        if store.durable_lsn != self._confirmed_lsn or self._syncing:
+            self._confirm(store.durable_lsn)
+        while self._syncing and store.synced >= self._syncing[0][0]:
+            self._syncing.popleft()[1].set(None)
+        while self._defining and store.definitions_synced >= self._defining[0][0]:
+            self._defining.popleft()[1].set(None)
+
+    def _confirm(self, durable_lsn: int) -> None:
         for confirms in list(self._unconfirmed):
             # Forgotten first: a channel that fails here must not keep the others waiting.
             del self._unconfirmed[confirms]
@@ -88,5 +100,3 @@ class Durability:
         self._confirmed_lsn = durable_lsn
         while self._logging and self._logging[0][0] <= durable_lsn:
             self._await_ticket(self._store.request_sync(), heappop(self._logging)[2])
-        while self._syncing and self._store.synced >= self._syncing[0][0]:
-            self._syncing.popleft()[1].set(None)

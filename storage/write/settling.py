@@ -3,7 +3,9 @@
 Settlements gather for `ack_flush_s`, become one batch of records, and are synced at least once in
 `ledger_sync_s`. Promises that records reach the ledger in the order in which they were noted, and
 that a settlement which waits for the log (`Lane.settle_after`) reaches the ledger only when the log
-is durable up to there. This file says when the ledger is written; the commit thread writes it.
+is durable up to there. It also knows whether messages that wait are in a lane whose definition is
+not durable: then the log must not go before the ledger. This file says when the ledger is written;
+the commit thread writes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,9 +57,11 @@ class Settling(Generic[M]):
         self._chunks: list[Records] = []  # batches that are not written yet
         self._time_ms: int | None = None  # the last time in the ledger's file
         self._now_s = 0.0
-        self._defined = 0  # definitions that were noted so far
-        self._defined_written = 0  # how many of these went into a job
-        self._defined_synced = 0  # how many of these were synced
+        self.defined = 0  # changes of definitions that were noted so far
+        self.defined_synced = 0  # how many of these are durable
+        self.new_lanes: dict[Lane[M], int] = {}  # durable when `defined_synced` is so far
+        self._defined_written = 0  # how many of the changes went into a job
+        self._messages_after = 0  # messages that wait must not be durable before so many changes
         self._since_s: float | None = None  # when the oldest record that waits came
         self._flush_due = False
         self._awaited = False  # `tick` will be called in time for them
@@ -80,15 +84,35 @@ class Settling(Generic[M]):
         self.note(restored_record(lane.id, flat))
 
     def define(self, records: Sequence[Record]) -> None:
-        """Have definitions written, and synced before the log goes on."""
+        """Have definitions written and synced, within `ack_flush_s`."""
         self._records += records
-        self._defined += 1
+        self.defined += 1
         self.await_flush()
 
     @property
     def defines(self) -> bool:
         """Definitions are not synced yet."""
-        return self._defined > self._defined_synced
+        return self.defined > self.defined_synced
+
+    def lane_made(self, lane: Lane[M]) -> None:
+        """A lane is new. Everything that defines it, or reserves its id, was noted before."""
+        if self.defines:
+            self.new_lanes[lane] = self.defined
+
+    def appended(self, lanes: Sequence[Lane[M]]) -> None:
+        """Messages in these lanes wait for the log. To be called while there are `new_lanes`."""
+        for lane in lanes:
+            self._messages_after = max(self._messages_after, self.new_lanes.get(lane, 0))
+
+    @property
+    def before_log(self) -> bool:
+        """Messages wait that must not be durable before definitions are."""
+        return self._messages_after > self.defined_synced
+
+    def hurry(self) -> None:
+        """Write what has gathered with the next job, if definitions are among it."""
+        if self.defines:
+            self._flush_due = True
 
     def await_flush(self) -> None:
         """Make sure that `tick` is called in time to write what waits."""
@@ -105,8 +129,8 @@ class Settling(Generic[M]):
 
     @property
     def urgent(self) -> bool:
-        """There are definitions, or settlements that wait for the log: somebody waits for them."""
-        return self.defines or bool(self.changes.waiting)
+        """There are settlements that wait for the log: somebody waits for them."""
+        return bool(self.changes.waiting)
 
     @property
     def unwritten(self) -> bool:
@@ -144,10 +168,10 @@ class Settling(Generic[M]):
         `flush` only batches go that were made before, so that a confirm costs no more than its own
         write and sync.
         """
-        job.ledger_sync = sync or self.wants_sync
+        job.ledger_sync = sync or self.wants_sync or (flush and self.defines)
         if flush:
             self.flush()
-            self._defined_written = self._defined
+            self._defined_written = self.defined
         job.ledger = self._chunks
         self._chunks = []
 
@@ -193,7 +217,10 @@ class Settling(Generic[M]):
         if result.ledger_written:
             self._unsynced = True
         if result.ledger_synced:
-            self._defined_synced = self._defined_written
+            synced = self.defined_synced = self._defined_written
+            if self.new_lanes:
+                new_lanes = self.new_lanes.items()
+                self.new_lanes = {lane: count for lane, count in new_lanes if count > synced}
             self._unsynced = False
             self.wants_sync = False
             self._synced_s = self._now_s

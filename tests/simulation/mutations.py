@@ -228,6 +228,31 @@ def _log_before_definitions() -> list[AbstractContextManager[Any]]:
     return [patch.object(Committer, "run", run)]
 
 
+def _new_lanes_forgotten() -> list[AbstractContextManager[Any]]:
+    return [patch.object(Settling, "appended", lambda *arguments: None)]
+
+
+def _defined_when_written() -> list[AbstractContextManager[Any]]:
+    original = Settling.committed
+
+    def committed(self: Settling[Any], result: CommitResult) -> None:
+        original(self, result)
+        if not self.unwritten:
+            self.defined_synced = self._defined_written
+
+    return [patch.object(Settling, "committed", committed), _without_sync_for_definitions()]
+
+
+def _without_sync_for_definitions() -> AbstractContextManager[Any]:
+    original = Settling.join
+
+    def join(self: Settling[Any], job: CommitJob, *, sync: bool, flush: bool) -> None:
+        original(self, job, sync=sync, flush=flush)
+        job.ledger_sync = sync or self.wants_sync
+
+    return patch.object(Settling, "join", join)
+
+
 def _settle_at_once() -> list[AbstractContextManager[Any]]:
     def settle_after(self: Lane[Any], lsn: int, first: int, count: int, size: int) -> None:
         self.settle(first, count, size)
@@ -397,6 +422,18 @@ MUTATIONS = [
         "the log does not wait for definitions",
         "confirmed messages are in a lane that nothing defines",
         patches=_log_before_definitions,
+        taste={"delete_lane": 20},
+    ),
+    Mutation(
+        "messages in new lanes are forgotten",
+        "the log does not wait for the definitions of their lanes",
+        patches=_new_lanes_forgotten,
+        taste={"delete_lane": 20},
+    ),
+    Mutation(
+        "a definition counts as durable when it is written",
+        "it is gone after a power loss",
+        patches=_defined_when_written,
         taste={"delete_lane": 20},
     ),
     Mutation(

@@ -139,6 +139,7 @@ class World:
         self.written_step = 0  # up to here they survive a kill
         self.synced_step = 0  # and a power loss
         self.tickets: list[tuple[int, int]] = []  # (of request_sync, step)
+        self.defined: list[tuple[int, int]] = []  # (of Store.definitions, step)
         self.lsn_durable = 0  # the highest that was ever confirmed
         self.epoch = 0
         self.was_full = False  # in this process
@@ -198,6 +199,7 @@ class World:
         model.defined_step = self.step
         self.dropped.discard(model.lane_id)  # given once more, if nothing had come of it
         store.catalog.put("queue", str(model.lane_id), b"%d" % model.lane_id)
+        self.defined.append((store.definitions, self.step))
         return model
 
     @property
@@ -593,6 +595,8 @@ class World:
         self.lsn_durable = max(self.lsn_durable, store.durable_lsn)
         while self.tickets and self.tickets[0][0] <= store.synced:
             self._synced(self.tickets.pop(0)[1])
+        while self.defined and self.defined[0][0] <= store.definitions_synced:
+            self._synced(self.defined.pop(0)[1])
 
     def _synced(self, step: int) -> None:
         self.synced_step = max(self.synced_step, step)
@@ -655,7 +659,7 @@ class World:
         without = self._image_without_index() if fate.compare else None
         disk.use(choice)
         self._open()
-        self.tickets = []
+        self.tickets, self.defined = [], []
         self._check_recovered(self.synced_step if power else self.written_step, without)
         self.fate = Fate(seed=fate.seed + 1)
 

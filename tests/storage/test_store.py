@@ -767,6 +767,63 @@ def test_a_result_that_cannot_be_taken_is_final_and_the_others_are_taken(
     bench.store.close()
 
 
+def test_definitions_wait_for_the_next_settlements_while_publishers_wait(bench: Bench) -> None:
+    store = bench.store
+    lane = new_lane(store)
+    publish(store, [lane], [b"warm up"])
+    run_all(bench)
+    store.catalog.put("kind", "name", b"value")
+    publish(store, [lane], [b"of a publisher that waits"])
+    operations: list[str] = []
+    bench.disk.fail = lambda operation: operations.append(operation)
+    store.commit(1)
+    bench.commits.run_one()
+    store.take(0)
+    assert operations == ["write", "sync_data"] and store.durable_lsn == 2
+    assert store.definitions_synced < store.definitions
+    store.commit(1)
+    assert not bench.commits.jobs
+    bench.tick(store.settings.ack_flush_s)
+    bench.commits.run_one()
+    store.take(0)
+    assert len(operations) == 4 and store.definitions_synced == store.definitions
+    store.close()
+
+
+def test_definitions_do_not_wait_when_nobody_else_does(bench: Bench) -> None:
+    store = bench.store
+    store.catalog.put("kind", "name", b"value")
+    store.commit(0)
+    bench.commits.run_one()
+    store.take(0)
+    assert store.definitions_synced == store.definitions
+    store.close()
+
+
+def test_messages_in_a_new_lane_do_not_wait_long_for_its_definition(bench: Bench) -> None:
+    """And never go before it: with those of other lanes they wait if the ledger cannot be written."""
+    store = bench.store
+    old = new_lane(store)
+    publish(store, [old], [b"warm up"])
+    run_all(bench)
+    number = store.new_lane_id()
+    store.catalog.put("queue", str(number), b"")
+    publish(store, [store.lane(number), old], [b"in a new lane"])
+    bench.disk.fail = lambda operation: (
+        OSError(errno.ENOSPC, "No space left on device") if operation == "write" else None
+    )
+    store.commit(1)
+    bench.commits.run_one()
+    store.take(1)
+    assert store.durable_lsn == 1 and store.definitions_synced < store.definitions
+    bench.disk.fail = lambda operation: None
+    bench.tick(1.0)
+    bench.commits.run_one()
+    store.take(1)
+    assert store.durable_lsn == 2 and store.definitions_synced == store.definitions
+    store.close()
+
+
 def test_definitions_are_kept_and_undone_together(bench: Bench) -> None:
     catalog = bench.store.catalog
     long_name = "n" * 2000
