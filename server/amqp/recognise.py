@@ -34,11 +34,9 @@ from qlog.server.amqp.frames import (
 from qlog.server.amqp.properties import NO_TRAITS, Traits, examine
 from qlog.server.amqp.shapes import (
     SHAPE_HEAD_BYTES,
-    Shape,
     Shapes,
-    VaryingShape,
-    find_traits,
     find_varying,
+    other_traits,
 )
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
@@ -219,9 +217,10 @@ def take_publishes(
 
     Takes messages that begin before the position `until` and whose body is in at most one frame.
     """
-    limits = _Limits(channel, payload_bytes_max, min(payload_bytes_max, body_bytes_max))
-    shapes_of = forms.shapes.by_head.get
-    varying = forms.shapes.varying
+    bytes_max = min(payload_bytes_max, body_bytes_max)
+    limits = _Limits(channel, payload_bytes_max, bytes_max)
+    shapes = forms.shapes
+    shapes_of, varying = shapes.by_head.get, shapes.varying.get(channel)
     end = len(data)
     startswith = data.startswith
     form: PublishForm | None = None
@@ -235,113 +234,57 @@ def take_publishes(
                 return position
             frame = form.frame
             frame_bytes = len(frame)
-        envelope: Envelope | None = None
-        prefix = form.prefix
-        if prefix and startswith(prefix, position):
-            # The header is also like the one before: only the body is new. Often more such follow.
-            known = form.envelope
-            assert known is not None
-            body_at = position + len(prefix)
-            body_end = body_at + known.body_size
-            if body_end > body_at and not startswith(prefix, body_end + 1):
-                if body_end >= end or data[body_end] != FRAME_END:
-                    return position
-                envelope = known
-        else:
-            # Or the header is of a known shape.
-            header_at = position + frame_bytes
-            alike = shapes_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
-            if alike is not None and (body_at := header_at + alike[0].octets) < end:
-                envelope = _of_shape(data, position, header_at, body_at, form, alike, limits)
-            if envelope is None and varying:
-                envelope, body_at = _of_varying(data, position, header_at, form, varying, limits)
-            if envelope is not None:
-                forms.shapes.recognised += 1
-                body_end = body_at + envelope.body_size
-        if envelope is not None:
-            if run is None or run.traits is not form.traits:
-                run = run_with(runs, form.traits)
-            run.methods.append(form.method)
-            run.envelopes.append(envelope)
-            run.bodies.append(data[body_at:body_end])
-            position = body_end + 1
-            continue
-        if prefix and startswith(prefix, position):
+        if form.prefix and startswith(form.prefix, position):
+            # The header is also like the one before: only the body is new.
             behind = _take_repeats(data, position, form, runs, until)
-        else:
+            if behind == position:
+                return position
+            position = behind
+            run = None
+            continue
+        # Or the header is of a known shape, or of one that varies: that says where the body is.
+        header_at = position + frame_bytes
+        alike = shapes_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
+        traits: Traits | None = None
+        if (
+            alike is not None
+            and (shape := alike[0]).channel == channel
+            and (body_at := header_at + shape.octets) < end
+        ):
+            at = header_at + SHAPE_HEAD_BYTES
+            body_size, *found, frame_size = shape.unpack_from(data, at)
+            if found == shape.expected:
+                traits = shape.traits
+            else:
+                traits = other_traits(alike, found, data, at)
+        if traits is None and varying:
+            found_at = find_varying(varying, data, header_at, payload_bytes_max)
+            traits, body_size, frame_size, body_at = found_at
+        if (
+            traits is None
+            or not 0 < body_size == frame_size <= bytes_max
+            or (body_end := body_at + body_size) >= end
+            or data[body_end] != FRAME_END
+        ):
             behind = _take_one(data, position, form, forms, limits, runs)
-        if behind == position:
-            return position
-        position = behind
-        run = None
+            if behind == position:
+                return position
+            position = behind
+            run = None
+            continue
+        shapes.recognised += 1
+        known = form.envelope
+        properties = data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES]
+        envelope = form.envelope_of(properties, body_size, traits)
+        if envelope is known:
+            form.prefix = data[position:body_at]
+        if run is None or run.traits is not form.traits:
+            run = run_with(runs, form.traits)
+        run.methods.append(form.method)
+        run.envelopes.append(envelope)
+        run.bodies.append(data[body_at:body_end])
+        position = body_end + 1
     return position
-
-
-def _of_shape(
-    data: bytes,
-    position: int,
-    header_at: int,
-    body_at: int,
-    form: PublishForm,
-    alike: list[Shape],
-    limits: "_Limits",
-) -> Envelope | None:
-    """The envelope of the whole message at `position`, if its header is of one of these shapes."""
-    shape = alike[0]
-    body_size, *found, frame_size = shape.unpack_from(data, header_at + SHAPE_HEAD_BYTES)
-    body_end = body_at + body_size
-    if (
-        not 0 < body_size == frame_size <= limits.body_bytes_max
-        or body_end >= len(data)
-        or data[body_end] != FRAME_END
-        or shape.channel != limits.channel
-    ):
-        return None
-    traits: Traits | None = shape.traits
-    if found != shape.expected:
-        traits = shape.traits_with(found) if shape.tells else None
-        if traits is None and len(alike) > 1:
-            traits = find_traits(alike, data, header_at + SHAPE_HEAD_BYTES)
-        if traits is None:
-            return None
-    known = form.envelope
-    envelope = form.envelope_of(
-        data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES], body_size, traits
-    )
-    if envelope is known:
-        form.prefix = data[position:body_at]
-    return envelope
-
-
-def _of_varying(
-    data: bytes,
-    position: int,
-    header_at: int,
-    form: PublishForm,
-    varying: dict[int, list[VaryingShape]],
-    limits: "_Limits",
-) -> tuple[Envelope | None, int]:
-    """As `_of_shape`, of the channel's varying shapes; also returns where the body begins."""
-    found = find_varying(varying.get(limits.channel, []), data, header_at)
-    if found is None:
-        return None, 0
-    traits, body_size, frame_size, body_at = found
-    body_end = body_at + body_size
-    if (
-        not 0 < body_size == frame_size <= limits.body_bytes_max
-        or body_end >= len(data)
-        or data[body_end] != FRAME_END
-        # Unlike a header of a fixed shape, this one may be longer than the one that was learnt.
-        or body_at - FRAME_HEAD.size - header_at - OVERHEAD_BYTES > limits.payload_bytes_max
-    ):
-        return None, 0
-    known = form.envelope
-    envelope = form.envelope_of(
-        data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES], body_size, traits
-    )
-    if envelope is known:
-        form.prefix = data[position:body_at]
-    return envelope, body_at
 
 
 class _Limits(NamedTuple):
@@ -443,6 +386,14 @@ def _take_repeats(
     first = position
     last = min(len(data) - stride, until - 1)
     startswith = data.startswith
+    if body_size and position <= last and not startswith(prefix, position + stride):
+        # One alone: the next message has another key.
+        position += stride
+        if data[position - 1] != FRAME_END:
+            return first
+        body = data[first + len(prefix) : position - 1]
+        run_with(runs, form.traits).add(form.method, envelope, body)
+        return position
     while position <= last and startswith(prefix, position):
         position += stride
     ends = data[first + stride - 1 : position : stride]

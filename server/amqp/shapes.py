@@ -186,7 +186,8 @@ class VaryingShape(_Known):
 # and weight, body size.
 _FIRST = "3sI4sQ"
 # Traits, body size, size of the body's frame, and where the body begins.
-Found: TypeAlias = tuple[Traits, int, int, int]
+Found: TypeAlias = tuple[Traits | None, int, int, int]
+NOT_FOUND: Found = (None, 0, 0, 0)
 
 
 def _with_body_head(frame: bytes) -> bytes:
@@ -214,11 +215,21 @@ def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
     return None
 
 
-def find_varying(alike: list[VaryingShape], data: bytes, at: int) -> Found | None:
+def other_traits(alike: list[Shape], found: list[bytes], data: bytes, at: int) -> Traits | None:
+    """As `find_traits`, when the first shape has taken `found`, which is not as expected."""
+    first = alike[0]
+    traits = first.traits_with(found) if first.tells else None
+    if traits is None and len(alike) > 1:
+        return find_traits(alike, data, at)
+    return traits
+
+
+def find_varying(alike: list[VaryingShape], data: bytes, at: int, payload_bytes_max: int) -> Found:
     """What is found if the header frame at `at` has one of these shapes.
 
-    None if it has none of them, or if the data ends before the body begins. The shape that it has
-    is moved to the front.
+    `NOT_FOUND` if it has none of them, if it is longer than `payload_bytes_max` (unlike a header of
+    a fixed shape it may be longer than the one that was learnt), or if the data ends before the
+    body begins. The shape that it has is moved to the front.
     """
     for shape in alike:
         try:
@@ -229,8 +240,10 @@ def find_varying(alike: list[VaryingShape], data: bytes, at: int) -> Found | Non
             if shape is not alike[0]:
                 alike.remove(shape)
                 alike.insert(0, shape)
+            if found[3] - FRAME_HEAD.size - at - OVERHEAD_BYTES > payload_bytes_max:
+                break
             return found
-    return None
+    return NOT_FOUND
 
 
 class _Skeleton:
@@ -281,8 +294,9 @@ class Shapes:
         head = frame[:SHAPE_HEAD_BYTES]
         channel = int.from_bytes(frame[1:3], "big")
         data = _with_body_head(frame)
-        if find_traits(self.by_head.get(head, []), data, SHAPE_HEAD_BYTES) or find_varying(
-            self.varying.get(channel, []), data, 0
+        if (
+            find_traits(self.by_head.get(head, []), data, SHAPE_HEAD_BYTES)
+            or find_varying(self.varying.get(channel, []), data, 0, len(data))[0]
         ):
             return 0  # it was walked because of its body
         self._learnt += 1

@@ -287,10 +287,11 @@ def varying(shapes: Shapes, data: bytes) -> Traits | None:
 
     Asserts that what is found is a whole header frame, which examining finds clean.
     """
-    found = find_varying(shapes.varying.get(1, []), b"ahead" + data, 5)
-    if found is None:
+    traits, body_size, body_frame_size, body_at = find_varying(
+        shapes.varying.get(1, []), b"ahead" + data, 5, len(data)
+    )
+    if traits is None:
         return None
-    traits, body_size, body_frame_size, body_at = found
     header_end = body_at - 5 - 7
     kind, channel, size, ids, announced = struct.unpack_from(">BHIIQ", data)
     assert (kind, channel, size, ids) == (2, 1, header_end - 8, 60 << 16)
