@@ -103,14 +103,19 @@ def record_lengths(
         length = fixed + len(metas[0].packed) + body_bytes
         return Lengths(array("I", (length,)), length, array("I", (body_bytes,)), body_bytes)
     sizes = array("I", map(len, bodies))
-    body_bytes = sum(sizes)
     if _alike(metas):
         head = fixed + len(metas[0].packed)
+        if is_uniform(sizes):
+            body_bytes = count * sizes[0]
+            lengths = array("I", (head + sizes[0],)) * count
+            return Lengths(lengths, body_bytes + count * head, sizes, body_bytes)
+        body_bytes = sum(sizes)
         lengths = array("I", map(head.__add__, sizes))
         return Lengths(lengths, body_bytes + count * head, sizes, body_bytes)
-    heads = [len(meta.packed) for meta in metas]
-    lengths = array("I", map(fixed.__add__, map(add, heads, sizes)))
-    return Lengths(lengths, body_bytes + count * fixed + sum(heads), sizes, body_bytes)
+    heads = [len(meta.packed) + fixed for meta in metas]
+    lengths = array("I", map(add, heads, sizes))
+    body_bytes = sum(sizes)
+    return Lengths(lengths, body_bytes + sum(heads), sizes, body_bytes)
 
 
 def pack_run(
@@ -196,6 +201,11 @@ def _pack_one(
             *head, *itertools.chain.from_iterable(zip(lanes, firsts, strict=True))
         )
     return [header, packed, body]
+
+
+def is_uniform(lengths: "array[int]") -> bool:
+    """Whether all are the same."""
+    return lengths == array("I", (lengths[0],)) * len(lengths)
 
 
 def _alike(metas: Sequence[Meta]) -> bool:

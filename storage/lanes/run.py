@@ -86,8 +86,9 @@ class Run(Generic[M]):
         assert self.metas is not None and self.bodies is not None
         count = len(bodies)
         if self.count:
-            if now_ms != self.now_ms or self.times_ms is not None:
+            if self.times_ms is None and now_ms != self.now_ms:
                 self.times_ms = self.times(0, self.count)
+            if self.times_ms is not None:
                 self.times_ms += array("Q", (now_ms,)) * count
             self.lengths += measured.lengths
             self.sizes += measured.sizes

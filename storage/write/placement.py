@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
 from qlog.storage.bytes.footer import TRAILER_BYTES, Columns
-from qlog.storage.bytes.record import PERSISTENT, pack_run
+from qlog.storage.bytes.record import PERSISTENT, is_uniform, pack_run
 from qlog.storage.lanes.run import Run
 
 
@@ -87,6 +87,10 @@ class PendingBatch:
             if run.count == 1:
                 positions = array("I", (at,))
                 at += lengths[0]
+            elif is_uniform(lengths):
+                end = at + lengths[0] * run.count
+                positions = array("I", range(at, end, lengths[0]))
+                at = end
             else:
                 positions = array("I", accumulate(lengths, initial=at))
                 at = positions.pop()
