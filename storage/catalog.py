@@ -9,7 +9,7 @@ a start can make it anew. This file does not know what a kind or a value means.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from qlog.storage.write.ledger import DEFINED, Record
+from qlog.storage.journal import Defined
 
 Definition = tuple[str, str]  # kind, name
 
@@ -17,20 +17,20 @@ Definition = tuple[str, str]  # kind, name
 class Catalog:
     """See the head of this file.
 
-    Arguments: `entries` are the definitions that a start found; `note` takes records for the
-    ledger.
+    Arguments: `entries` are the definitions that a start found; `note` takes what changes,
+    for the ledger.
     """
 
     def __init__(
-        self, entries: Mapping[Definition, bytes], note: Callable[[list[Record]], None]
+        self, entries: Mapping[Definition, bytes], note: Callable[[list[Defined]], None]
     ) -> None:
         self._entries: dict[str, dict[str, bytes]] = {}
         for (kind, name), value in entries.items():
             self._entries.setdefault(kind, {})[name] = value
         self._note = note
         self._changed: dict[Definition, bytes | None] = {}  # since the last checkpoint
-        self._records: dict[Definition, Record] = {
-            (kind, name): [DEFINED, kind, name, value] for (kind, name), value in entries.items()
+        self._defined: dict[Definition, Defined] = {  # kept, since all are asked for at once
+            key: Defined(*key, value) for key, value in entries.items()
         }
         self._undo: list[tuple[str, str, bytes | None]] | None = None  # in a transaction
 
@@ -72,9 +72,9 @@ class Catalog:
             changed = dict.fromkeys((kind, name) for kind, name, _ in undo)
             self._publish(changed)
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[Defined]:
         """All definitions, for the ledger's snapshot."""
-        return list(self._records.values())
+        return list(self._defined.values())
 
     @property
     def changed(self) -> bool:
@@ -102,14 +102,14 @@ class Catalog:
             entries[name] = value
 
     def _publish(self, changed: Mapping[Definition, object]) -> None:
-        records = []
+        entries = []
         for key in changed:
             value = self.get(*key)
-            record: Record = [DEFINED, *key, value]
-            records.append(record)
+            entry = Defined(*key, value)
+            entries.append(entry)
             self._changed[key] = value
             if value is None:
-                self._records.pop(key, None)
+                self._defined.pop(key, None)
             else:
-                self._records[key] = record
-        self._note(records)
+                self._defined[key] = entry
+        self._note(entries)

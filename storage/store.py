@@ -32,6 +32,7 @@ from qlog.storage.index.checkpoint import CheckpointDone
 from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.index.due import DueTimes
 from qlog.storage.index.due_rows import Due
+from qlog.storage.journal import Defined, LaneDeleted
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.reader import Reader
 from qlog.storage.lanes.run import M
@@ -45,7 +46,6 @@ from qlog.storage.worker import ThreadWorker, Worker
 from qlog.storage.write.commit import CommitResult, Committer
 from qlog.storage.write.commits import RETRY_S, Commits
 from qlog.storage.write.gathering import Gathering
-from qlog.storage.write.ledger import DEFINED, LANE_DELETED
 from qlog.storage.write.rhythm import Rhythm
 from qlog.storage.write.settling import Settling
 from qlog.storage.write.upkeep import Prepared, Sealed, Unlinked, Upkeep
@@ -220,7 +220,7 @@ class Store(Generic[M]):
         assert not lane.dropped
         del self._lanes[lane.id]
         lane.forget()
-        self._settling.note([LANE_DELETED, lane.id])
+        self._settling.note(LaneDeleted(lane.id))
         self._checkpoints.lane_dropped(lane.id)
 
     # -- messages
@@ -489,7 +489,7 @@ class Store(Generic[M]):
             self._commits.seal_rolled()
             if self.checkpoint():
                 # The last batch of the ledger attests all of the log.
-                self._settling.note([DEFINED, *IDENTITY, self._identity.pack()])
+                self._settling.note(Defined(*IDENTITY, self._identity.pack()))
                 self.settle_down()
         recovered = self._recovered
         self._commits.close()

@@ -17,16 +17,12 @@ from qlog.storage.catalog import Definition
 from qlog.storage.errors import Shortage, SyncFailed, is_shortage, shortage_of
 from qlog.storage.index.index import Checkpoint, Index, LaneUpdate, Live, Move, Placed
 from qlog.storage.index.rows import IndexDoubt
+from qlog.storage.journal import OfLane
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.run import IN_MEMORY, M, Run
+from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.lmdb.catalog import CatalogCheckpoint, CatalogDoubt, CatalogFile
-from qlog.storage.write.ledger import (
-    SEGMENT_REPLACED,
-    SEGMENTS,
-    LedgerPosition,
-    Record,
-    lane_records,
-)
+from qlog.storage.write.ledger import LedgerPosition, Record, SegmentReplaced, Segments
 from qlog.storage.write.spill import SpillWriter
 
 
@@ -109,13 +105,13 @@ def gather(snapshot: Snapshot[M], lane: Lane[M]) -> int:
     return 1 + len(update.bitmaps) + len(update.placed)
 
 
-def records_of(lane: Lane[M]) -> list[Record]:
-    """The records of a lane in a new file of the ledger; remembered until the lane changes."""
-    records = lane.ledger_records
-    if records is None:
-        records = list(lane_records(lane.id, lane.next_qseq, lane.settled))
-        lane.ledger_records = records
-    return records
+def entries_of(lane: Lane[M]) -> list[OfLane]:
+    """A lane in a new file of the ledger; remembered until the lane changes."""
+    entries = lane.ledger_entries
+    if entries is None:
+        entries = list(lane_entries(lane.id, lane.next_qseq, lane.settled))
+        lane.ledger_entries = entries
+    return entries
 
 
 def lane_update(lane: Lane[M], placed_upto: int) -> LaneUpdate:
@@ -149,9 +145,9 @@ def snapshot_records(
     still there although what is alive in them is also in another one.
     """
     return [
-        [SEGMENTS, following, following_lsn, *segments],
-        *([SEGMENT_REPLACED, new, old] for old, new in replaced.items()),
-        *chain.from_iterable(map(records_of, lanes)),
+        Segments(following, following_lsn, [*segments]),
+        *(SegmentReplaced(new, [old]) for old, new in replaced.items()),
+        *chain.from_iterable(map(entries_of, lanes)),
     ]
 
 

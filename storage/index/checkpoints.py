@@ -29,7 +29,7 @@ from qlog.storage.space.reclaim import dead_segments, is_worth_rolling
 from qlog.storage.space.retention import Retention
 from qlog.storage.write.commit import CommitJob, CommitResult
 from qlog.storage.write.commits import Commits
-from qlog.storage.write.ledger import SEGMENT_DROPPED, Records
+from qlog.storage.write.ledger import Records, SegmentDropped
 from qlog.storage.write.placement import Segment
 from qlog.storage.write.settling import Settling
 from qlog.storage.write.spill import SpillWriter
@@ -231,7 +231,7 @@ class Checkpoints(Generic[M]):
         only those of lanes that change have to be made again.
         """
         for at, lane in enumerate(list(self._lanes.values())):
-            checkpoint.records_of(lane)
+            checkpoint.entries_of(lane)
             if at % _SLICE == _SLICE - 1:
                 yield
         self._records_made = True
@@ -409,7 +409,7 @@ class Checkpoints(Generic[M]):
         for segment_id in self._dead():
             self.condemned.add(segment_id)
             end_lsn = log.segments[segment_id].end_lsn
-            self._settling.note([SEGMENT_DROPPED, segment_id, end_lsn])
+            self._settling.note(SegmentDropped(segment_id, end_lsn))
         if log.lsn == self.lsn and is_worth_rolling(log.active, self.live, self.lsn):
             log.roll()
             self._commits.seal_rolled()

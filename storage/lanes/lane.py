@@ -83,7 +83,7 @@ class Lane(Generic[M]):
         self.alive = 0  # messages not settled, nor about to be (`settle_after`)
         self.alive_bytes = 0  # the sum of their bodies' sizes
         self.dropped = False
-        self.ledger_records: list[Any] | None = None  # see `checkpoint.records_of`
+        self.ledger_entries: list[Any] | None = None  # see `checkpoint.entries_of`
         self.open_run: Run[M] | None = None  # the newest: it may take more messages
         self.unwritten: list[int] = []  # first, end, first, end, … for the ledger
         self.attempts_unwritten: list[int] = []  # first, end, attempts, … in their order
@@ -121,7 +121,7 @@ class Lane(Generic[M]):
             self._read_runs -= 1
             run.readers += 1
         self.next_qseq += count
-        self.ledger_records = None
+        self.ledger_entries = None
         self.alive += count
         self.alive_bytes += body_bytes
         self._changes.dirty[self] = None
@@ -342,7 +342,7 @@ class Lane(Generic[M]):
             unwritten[-1] = end
         else:
             unwritten += (first, end)
-        self.ledger_records = None
+        self.ledger_entries = None
         changes.acked_count += 1
         changes.operations += fresh
         changes.dirty[self] = None
@@ -453,7 +453,7 @@ class Lane(Generic[M]):
             self.alive += high - low
             settled.restore(low, high)
         if flat:
-            self.ledger_records = None
+            self.ledger_entries = None
             self._changes.dirty[self] = None
             self._changes.restored(self, flat, segment_ids)
         return flat
@@ -474,7 +474,7 @@ class Lane(Generic[M]):
         """Everything below `upto` was handed to a consumer once. Lasts with the next acks."""
         if upto > self.settled.delivered:
             self.settled.delivered = upto
-            self.ledger_records = None
+            self.ledger_entries = None
             if not self.delivered_unwritten:
                 self.delivered_unwritten = True
                 self._changes.delivered.append(self)
@@ -490,7 +490,7 @@ class Lane(Generic[M]):
         assert self.settled.floor <= first < end <= self.next_qseq
         assert not self.settled.between(first, end)
         self.settled.attempts.note(first, end, attempts)
-        self.ledger_records = None
+        self.ledger_entries = None
         unwritten = self.attempts_unwritten
         if not unwritten:
             self._changes.attempted.append(self)

@@ -7,8 +7,9 @@ and how often messages came back, is kept here, too. Knows qseqs only.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from qlog.storage import journal
 from qlog.storage.lanes.attempts import Attempts
 
 # Messages in a block: 254 pointers of 16 bytes and a head of 16 fill one overflow page of LMDB.
@@ -256,3 +257,14 @@ def _keys(bits: dict[int, int], first: int, end: int) -> list[int]:
 
 def _trailing_ones(bits: int) -> int:
     return (~bits & (bits + 1)).bit_length() - 1
+
+
+def lane_entries(lane_id: int, next_qseq: int, settled: Settled) -> Iterator[journal.OfLane]:
+    """All that is settled in a lane, and what came back to it, for a snapshot."""
+    yield journal.LaneState(
+        lane_id, next_qseq, settled.floor, settled.delivered, dict(settled.bits)
+    )
+    if settled.full:
+        yield journal.Settled(lane_id, [block * BLOCK for block in settled.full])
+    if settled.attempts:
+        yield journal.Attempts(lane_id, settled.attempts.flat())

@@ -13,7 +13,7 @@ from qlog.storage.identity import Identity
 from qlog.storage.index.index import Index, Live, Move
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import Compaction, CompactionStep, choose
-from qlog.storage.write.ledger import SEGMENT_REPLACED, Record
+from qlog.storage.write.ledger import SegmentReplaced
 from qlog.storage.write.placement import Segment
 
 _LOOK_S = 2.0  # between two looks for something to compact
@@ -94,7 +94,7 @@ class Compactor:
                 return _NEVER_S
         return max(self._due_s - now_s, 0.01) if live else _NEVER_S
 
-    def stepped(self, step: CompactionStep, now_s: float) -> Record | None:
+    def stepped(self, step: CompactionStep, now_s: float) -> SegmentReplaced | None:
         """Take the result of a step. Returns a record for the ledger, if it was the last step."""
         self._stepping = False
         self._due_s = now_s + step.bytes_done / self._settings.compact_bytes_per_s
@@ -118,7 +118,7 @@ class Compactor:
         self.replaced.update(dict.fromkeys(there, new_id))
         self.moves += step.moves
         self.made = step.segment
-        return [SEGMENT_REPLACED, new_id, *old_ids]
+        return SegmentReplaced(new_id, old_ids)
 
     def take_moves(self) -> list[Move]:
         """The moves of the next checkpoint."""

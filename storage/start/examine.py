@@ -90,7 +90,7 @@ class Examination:
         uuid = identify(self._disk, self.paths, None)
         if uuid is None:
             raise DirectoryUnreadable(f"{directory} was never used: nothing says who it is")
-        ledger = judge_ledger(self._disk, self.paths, Evidence(uuid))
+        ledger = judge_ledger(self._disk, self.paths, Evidence(uuid), lambda entry: None)
         self.identity = ledger.identity or Identity(uuid, ledger.epoch, 1)
         self.definitions = ledger.definitions.entries
 

@@ -1,6 +1,6 @@
 """What the ledger says, record by record: definitions, settlements, and which segments must exist.
 
-Pure: records in, state out, in their order. Recovery folds them into lanes, and the tools into
+Pure: records in (as write/ledger.py unpacks them), state out, in their order. Recovery folds them into lanes, and the tools into
 something simpler. Whether these are all records that were written is for judge.py to say.
 """
 
@@ -8,24 +8,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from qlog.storage import journal
 from qlog.storage.catalog import Definition
 from qlog.storage.lanes.attempts import Attempts
 from qlog.storage.write.ledger import (
-    ACK,
-    ATTEMPTS,
-    DEFINED,
-    DELIVERED,
-    LANE,
-    LANE_DELETED,
-    RESTORED,
-    SEGMENT_DROPPED,
-    SEGMENT_REPLACED,
-    SEGMENTS,
-    SNAPSHOT_END,
-    Record,
-    ack_ranges,
-    attempts_ranges,
-    lane_bitmaps,
+    Local,
+    SegmentDropped,
+    SegmentReplaced,
+    Segments,
+    SnapshotEnd,
 )
 
 COMPACTED = 1 << 30  # ids of segments that compaction wrote begin here
@@ -61,18 +52,18 @@ class SegmentFacts:
     replaced: dict[int, int] = field(default_factory=dict)  # id -> the segment it went into
     complete: bool = False  # the snapshot at the file's head is there
 
-    def apply(self, record: Record) -> None:
-        """Take in one record. Records of lanes and definitions are ignored here."""
-        kind = record[0]
-        if kind == SEGMENTS:
-            _, self.listed_end, self.listed_end_lsn, *listed = record
-            self.listed = set(listed)
-        elif kind == SEGMENT_DROPPED:
-            self.dropped[record[1]] = record[2]
-        elif kind == SEGMENT_REPLACED:
-            self.replaced.update(dict.fromkeys(record[2:], record[1]))
-        elif kind == SNAPSHOT_END:
-            self.complete = True
+    def apply(self, record: Local) -> None:
+        """Take in one fact of the directory."""
+        match record:
+            case Segments(next_id, next_lsn, ids):
+                self.listed_end, self.listed_end_lsn = next_id, next_lsn
+                self.listed = set(ids)
+            case SegmentDropped(segment_id, end_lsn):
+                self.dropped[segment_id] = end_lsn
+            case SegmentReplaced(segment_id, old_ids):
+                self.replaced.update(dict.fromkeys(old_ids, segment_id))
+            case SnapshotEnd():
+                self.complete = True
 
     @property
     def end_lsn(self) -> int:
@@ -127,15 +118,14 @@ class DefinitionFacts:
     entries: dict[Definition, bytes] = field(default_factory=dict)
     said: dict[Definition, int] = field(default_factory=dict)  # the batch that said it last
 
-    def apply(self, record: Record, number: int) -> None:
-        """Take in one record of the batch with this number. All but definitions are ignored."""
-        if record[0] == DEFINED:
-            _, kind, name, value = record
-            self.said[kind, name] = number
-            if value is None:
-                self.entries.pop((kind, name), None)
-            else:
-                self.entries[kind, name] = value
+    def apply(self, entry: journal.Defined, number: int) -> None:
+        """Take in one definition, of the batch with this number."""
+        kind, name, value = entry
+        self.said[kind, name] = number
+        if value is None:
+            self.entries.pop((kind, name), None)
+        else:
+            self.entries[kind, name] = value
 
     def over(self, entries: Mapping[Definition, bytes], number: int) -> dict[Definition, bytes]:
         """All definitions, when `entries` are those that there were before the batch `number`."""
@@ -156,36 +146,39 @@ class LaneFacts(Generic[S]):
     deleted: set[int] = field(default_factory=set)
     named_upto: dict[int, int] = field(default_factory=dict)  # lane -> above all qseqs named
 
-    def apply(self, record: Record) -> None:
-        """Take in one record. Records of segments and definitions are ignored here."""
-        kind = record[0]
-        if kind == LANE_DELETED:
-            self.deleted.add(record[1])
-        if kind not in (ACK, LANE, DELIVERED, ATTEMPTS, RESTORED) or record[1] in self.deleted:
+    def apply(self, entry: journal.OfLane) -> None:
+        """Take in what happened to a lane."""
+        lane_id = entry.lane_id
+        if lane_id in self.deleted:
             return
-        lane_id = record[1]
+        if isinstance(entry, journal.LaneDeleted):
+            self.deleted.add(lane_id)
+            return
         lane = self.of(lane_id)
         named = 0
-        if kind == ACK:
-            for first, end in ack_ranges(record):
+        if isinstance(entry, journal.Settled):
+            ranges = entry.ranges
+            for first, end in zip(ranges[0::2], ranges[1::2], strict=True):
                 lane.mark(first, end)
                 named = max(named, end)
-        elif kind == RESTORED:
-            for first, end in ack_ranges(record):
+        elif isinstance(entry, journal.Delivered):
+            named = entry.upto
+            lane.delivered = max(lane.delivered, named)
+        elif isinstance(entry, journal.Attempts):
+            ranges = entry.ranges
+            for first, end, number in zip(ranges[0::3], ranges[1::3], ranges[2::3], strict=True):
+                lane.attempts.note(first, end, number)
+                named = max(named, end)
+        elif isinstance(entry, journal.Restored):
+            ranges = entry.ranges
+            for first, end in zip(ranges[0::2], ranges[1::2], strict=True):
                 lane.restore(first, end)
                 named = max(named, end)
-        elif kind == DELIVERED:
-            named = record[2]
-            lane.delivered = max(lane.delivered, named)
-        elif kind == ATTEMPTS:
-            for first, end, attempts in attempts_ranges(record):
-                lane.attempts.note(first, end, attempts)
-                named = max(named, end)
         else:
-            _, _, named, floor, delivered, *_ = record
+            named = entry.next_qseq
             lane.attempts.forget()  # the ones that count follow in the snapshot
-            lane.delivered = max(lane.delivered, delivered)
-            for block, bits in lane_bitmaps(record).items():
+            lane.delivered = max(lane.delivered, entry.delivered)
+            for block, bits in entry.bits.items():
                 lane.add_settled(block, bits)
-            lane.mark(0, floor)
+            lane.mark(0, entry.floor)
         self.named_upto[lane_id] = max(self.named_upto.get(lane_id, 0), named)

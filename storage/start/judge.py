@@ -30,6 +30,7 @@ from qlog.storage.bytes.footer import Columns, PlacedRun
 from qlog.storage.errors import CorruptLog, StorageError
 from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.index.index import SPILL, Checkpoint, Live
+from qlog.storage.journal import OF_LANE, Defined, OfLane, Time
 from qlog.storage.lmdb.catalog import CatalogCheckpoint
 from qlog.storage.start.fold import COMPACTED, DefinitionFacts, SegmentFacts
 from qlog.storage.write.ledger import Record, unpack_body
@@ -170,13 +171,12 @@ class LedgerFile:
     number: int = 0  # of the next batch
     epoch: int = 0  # of the start that made the file
     log_durable: int = 0  # the log had been synced up to this LSN
-    records: list[Record] = field(default_factory=list)  # to be replayed
-    beyond: list[Record] = field(default_factory=list)  # in whole batches behind the bad bytes
     segments: SegmentFacts = field(default_factory=SegmentFacts)
     definitions: DefinitionFacts = field(default_factory=DefinitionFacts)
     position: int = FILE_HEADER_BYTES  # the end of the unbroken sequence of whole batches
     bytes_cut: int = 0  # the bytes behind that, if they are no damage
     batches: int = 0  # whole batches
+    closed: bool = False  # an orderly stop wrote the last batch
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -187,12 +187,18 @@ class LedgerFile:
 
 
 def judge_ledger(
-    disk: Disk, paths: Paths, evidence: Evidence, *, everything: bool = False
+    disk: Disk,
+    paths: Paths,
+    evidence: Evidence,
+    apply: Callable[[OfLane], object],
+    *,
+    everything: bool = False,
 ) -> LedgerFile:
     """Read and judge the newest ledger file.
 
-    `everything`: also take the records before the checkpoint, and what is whole behind damage.
-    Raises OtherFormat, OSError.
+    `apply` takes what happened to lanes after the checkpoint, entry by entry: it is not kept, since
+    it may be much. `everything`: also what happened before, and what is whole behind damage. Raises
+    OtherFormat, OSError.
     """
     ids = numbered(disk, paths.ledger, ".qack")
     if not ids:
@@ -210,7 +216,7 @@ def judge_ledger(
     file = BatchFile(disk, path, evidence.uuid, ids[-1])
     try:
         check_version(file)
-        return _read_ledger(file, evidence, everything)
+        return _read_ledger(file, evidence, apply, everything)
     finally:
         file.close()
 
@@ -234,7 +240,9 @@ def judge_age_of_ledger(
     return [Finding(paths.ledger_file(ledger.file_id), what)]
 
 
-def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> LedgerFile:
+def _read_ledger(
+    file: BatchFile, evidence: Evidence, apply: Callable[[OfLane], object], everything: bool
+) -> LedgerFile:
     ledger = LedgerFile(file.file_id)
     known = file.header_belongs_here and file.header is not None
     if file.header is not None and known:
@@ -253,16 +261,17 @@ def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> Ledge
             break
         ledger.position = batch.end
         ledger.number += 1
-        records = _take(ledger, batch)
-        if batch.position >= replayed_from:
-            ledger.records += records
+        before = ledger.definitions.entries.get(IDENTITY)
+        last = _take(ledger, batch, apply if batch.position >= replayed_from else _ignore)
+        # An orderly stop says once more who the directory is, as its last word.
+        ledger.closed = last == Defined(*IDENTITY, before)
     attested = 0
     bad_end = None
     for batch in file.whole_batches_after(ledger.position):
         attested = max(attested, batch.header.durable)
         bad_end = batch.position if bad_end is None else bad_end
         if everything:
-            ledger.beyond += _take(ledger, batch)
+            _take(ledger, batch, apply)
     complete = ledger.segments.complete and IDENTITY in ledger.definitions.entries
     for checkpoint in (evidence.attested, evidence.catalog):
         if checkpoint is not None and checkpoint.ledger.file_id >= file.file_id:
@@ -276,14 +285,23 @@ def _read_ledger(file: BatchFile, evidence: Evidence, everything: bool) -> Ledge
     return ledger
 
 
-def _take(ledger: LedgerFile, batch: Batch) -> list[Record]:
+def _ignore(entry: OfLane) -> None:
+    """The index has it already."""
+
+
+def _take(ledger: LedgerFile, batch: Batch, apply: Callable[[OfLane], object]) -> Record | None:
+    """Fold a batch; `apply` gets what is about lanes. Returns its last record."""
     log_durable, records = unpack_body(batch.body)
     ledger.batches += 1
     ledger.log_durable = max(ledger.log_durable, log_durable)
     for record in records:
-        ledger.segments.apply(record)
-        ledger.definitions.apply(record, batch.header.base)
-    return records
+        if isinstance(record, OF_LANE):
+            apply(record)
+        elif isinstance(record, Defined):
+            ledger.definitions.apply(record, batch.header.base)
+        elif not isinstance(record, Time):
+            ledger.segments.apply(record)
+    return records[-1] if records else None
 
 
 # -- the log

@@ -38,6 +38,7 @@ from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.index.checkpoint import lane_update, snapshot_records
 from qlog.storage.index.index import SPILL, Checkpoint, Index, LaneRow, LaneUpdate, Live, Move
 from qlog.storage.index.rows import IndexDoubt
+from qlog.storage.journal import Defined
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.reader import DiskShelf, Reader
@@ -60,7 +61,7 @@ from qlog.storage.start.judge import (
     judge_log,
     raise_first,
 )
-from qlog.storage.write.ledger import DEFINED, LedgerWriter
+from qlog.storage.write.ledger import LedgerWriter
 from qlog.storage.write.placement import Log, Segment
 from qlog.storage.write.prepare import Nursery
 from qlog.storage.write.segment import seal
@@ -231,14 +232,16 @@ class _Recovery(Generic[M]):
             catalog = None
         checkpoint = self._open_index(uuid)
         evidence = Evidence(uuid, catalog, self.attested, checkpoint, self.live_before)
-        ledger_file = judge_ledger(disk, paths, evidence)
+        if checkpoint is not None:
+            self._load_lanes()
+        facts = LaneFacts(self._settled, self.deleted, self.named_upto)
+        ledger_file = judge_ledger(disk, paths, evidence, facts.apply)
         raise_first(ledger_file.findings)
+        for lane_id in self.deleted:
+            self.lanes.pop(lane_id, None)
         identity = ledger_file.identity or Identity(uuid, 0, 1)
         self.report.ledger_bytes_cut = ledger_file.bytes_cut
         self.epoch_seen = max(ledger_file.epoch, catalog.epoch if catalog else 0, self.epoch_seen)
-        if checkpoint is not None:
-            self._load_lanes()
-        self._replay_ledger(ledger_file)
         found = self._read_log(evidence, ledger_file)
         self._complete_lanes(indexed=checkpoint is not None)
 
@@ -349,7 +352,7 @@ class _Recovery(Generic[M]):
                 *snapshot_records(
                     self.lanes.values(), self.segments, self.replaced, segment_id_next, self.lsn
                 ),
-                *([DEFINED, *key, value] for key, value in definitions.items()),
+                *(Defined(*key, value) for key, value in definitions.items()),
             ],
             self.lsn,
         )
@@ -460,15 +463,6 @@ class _Recovery(Generic[M]):
 
     def _settled(self, lane_id: int) -> Settled:
         return self._lane(lane_id).settled
-
-    # -- the ledger
-
-    def _replay_ledger(self, ledger: LedgerFile) -> None:
-        facts = LaneFacts(self._settled, self.deleted, self.named_upto)
-        for record in ledger.records:
-            facts.apply(record)
-        for lane_id in self.deleted:
-            self.lanes.pop(lane_id, None)
 
     # -- the log
 

@@ -1,7 +1,8 @@
 """The ledger: settlements, deliveries, attempts, definitions, and which segments must exist.
 
 It is one file, in the frame of the log (bytes/batch.py). The body of a batch is a msgpack list:
-first the log's durable LSN, then records. A batch's `base` counts batches; its `durable` is the
+first the log's durable LSN, then records. A record is an entry of the journal (storage/journal.py)
+or a fact of this directory; it is packed and unpacked here only. A batch's `base` counts batches; its `durable` is the
 number of the first batch that was not synced when it was written. Acks are pairs of integers (gap,
 count), which msgpack packs as small as varints. A file begins with a snapshot of everything that
 counts. When the file is full the next one takes over as a whole: it is written, synced and
@@ -12,10 +13,10 @@ the disk is full. Reserved space is never given back, also not when the broker i
 else would take it. This file does not know what lanes or definitions mean.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -30,9 +31,19 @@ from qlog.storage.bytes.checks import place_seed
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.errors import is_shortage
-from qlog.storage.lanes.settled import BLOCK, Settled
+from qlog.storage.journal import (
+    Attempts,
+    Defined,
+    Delivered,
+    Entry,
+    LaneDeleted,
+    LaneState,
+    Restored,
+    Settled,
+    Time,
+)
 
-# A record is a list that begins with one of these.
+# A packed record is a list that begins with one of these.
 ACK = 1  # lane, gap, count, gap, count, …: each gap counts from the end of the run before (from 0)
 LANE_DELETED = 2  # lane
 DELIVERED = 3  # lane, qseq: everything below was handed out once
@@ -46,81 +57,166 @@ ATTEMPTS = 10  # lane, gap, count, attempts, …: how often they came back; gaps
 RESTORED = 11  # lane, gap, count, …: settled messages that wait again, without attempts
 DEFINED = 12  # kind, name, value: a definition; nil: it is deleted
 
-Record = list[Any]
-Records = Sequence[Record]
-
+_BLOCK_BYTES = 32  # the bits of a block of messages
 _SNAPSHOT_RECORDS_A_BATCH = 1000
 _ZEROS = bytes(1 << 20)
 
 
-def ack_record(lane_id: int, ranges: Sequence[int]) -> Record:
-    """`ranges` is first, end, first, end, …"""
-    record: Record = [ACK, lane_id]
-    before = 0
-    for first, end in zip(ranges[0::2], ranges[1::2], strict=True):
-        record.append(first - before)
-        record.append(end - first)
-        before = end
-    return record
+# -- facts of this directory: records that are no entries of the journal
 
 
-def ack_ranges(record: Record) -> Iterator[tuple[int, int]]:
-    """The (first, end) of each run in an ACK or RESTORED record."""
-    at = 0
-    for gap, count in zip(record[2::2], record[3::2], strict=True):
-        at += gap
-        yield at, at + count
-        at += count
+class Segments(NamedTuple):
+    """In a snapshot: the segments `ids` must exist.
+
+    The next one is `next_id`, whose records begin at `next_lsn`; it must exist if a later one does.
+    """
+
+    next_id: int
+    next_lsn: int
+    ids: Sequence[int]
 
 
-def restored_record(lane_id: int, ranges: Sequence[int]) -> Record:
-    """`ranges` is first, end, first, end, …"""
-    return [RESTORED, *ack_record(lane_id, ranges)[1:]]
+class SegmentDropped(NamedTuple):
+    """All in the segment, which ends at `end_lsn`, is settled; the file may be gone."""
+
+    id: int
+    end_lsn: int
 
 
-def attempts_record(lane_id: int, flat: Sequence[int]) -> Record:
-    """`flat` is first, end, attempts, first, end, attempts, …"""
-    record: Record = [ATTEMPTS, lane_id]
-    before = 0
-    for first, end, attempts in zip(flat[0::3], flat[1::3], flat[2::3], strict=True):
-        record += (first - before, end - first, attempts)
-        before = end
-    return record
+class SegmentReplaced(NamedTuple):
+    """What was alive in the segments `old_ids` is also in this one."""
+
+    id: int
+    old_ids: Sequence[int]
 
 
-def attempts_ranges(record: Record) -> Iterator[tuple[int, int, int]]:
-    """The (first, end, attempts) of each range in an ATTEMPTS record."""
-    at = 0
-    for gap, count, attempts in zip(record[2::3], record[3::3], record[4::3], strict=True):
-        at += gap
-        yield at, at + count, attempts
-        at += count
+class SnapshotEnd(NamedTuple):
+    """What came before in this file is complete."""
 
 
-def lane_records(lane_id: int, next_qseq: int, settled: Settled) -> Iterator[Record]:
-    """All that is settled in a lane, and what came back to it, for a snapshot."""
-    record: Record = [LANE, lane_id, next_qseq, settled.floor, settled.delivered]
-    for block, bits in settled.bits.items():
-        record += (block, bits.to_bytes(32, "little"))
-    yield record
-    if settled.full:
-        yield ack_record(lane_id, [block * BLOCK for block in settled.full])
-    if settled.attempts:
-        yield attempts_record(lane_id, settled.attempts.flat())
+class Unknown(NamedTuple):
+    """A record that this qlog does not know."""
+
+    packed: Sequence[Any]
 
 
-def lane_bitmaps(record: Record) -> dict[int, int]:
-    """block -> bits of a LANE record."""
-    return {
-        block: int.from_bytes(bits, "little")
-        for block, bits in zip(record[5::2], record[6::2], strict=True)
-    }
+Local = Segments | SegmentDropped | SegmentReplaced | SnapshotEnd | Unknown
+Record = Entry | Local
+Records = Sequence[Record]
+
+
+# -- a record as it is packed
+
+
+def pack_record(record: Record) -> list[Any]:
+    """The list that msgpack packs."""
+    return _PACKERS[type(record)](record)
+
+
+def unpack_record(packed: Sequence[Any]) -> Record:
+    """The record in a list that msgpack has unpacked."""
+    unpack = _UNPACKERS.get(packed[0])
+    return Unknown(packed) if unpack is None else unpack(packed)
+
+
+def pack_body(records: Iterable[Record], durable_lsn: int) -> bytes:
+    """The body of a batch."""
+    body: bytes = msgpack.packb([durable_lsn, *map(pack_record, records)])
+    return body
 
 
 def unpack_body(body: bytes) -> tuple[int, list[Record]]:
     """(the log's durable LSN, records) of a batch."""
-    durable_lsn, *records = msgpack.unpackb(body)
-    return durable_lsn, records
+    durable_lsn, *packed = msgpack.unpackb(body)
+    return durable_lsn, list(map(unpack_record, packed))
+
+
+def _pack_ranges(kind: int, lane_id: int, ranges: Sequence[int]) -> list[Any]:
+    packed: list[Any] = [kind, lane_id]
+    before = 0
+    for first, end in zip(ranges[0::2], ranges[1::2], strict=True):
+        packed += (first - before, end - first)
+        before = end
+    return packed
+
+
+def _unpack_ranges(packed: Sequence[Any]) -> list[int]:
+    if len(packed) == 4:  # one range, as it is mostly
+        _, _, first, count = packed
+        return [first, first + count]
+    ranges: list[int] = []
+    at = 0
+    for gap, count in zip(packed[2::2], packed[3::2], strict=True):
+        at += gap
+        ranges += (at, at + count)
+        at += count
+    return ranges
+
+
+def _pack_attempts(entry: Attempts) -> list[Any]:
+    packed: list[Any] = [ATTEMPTS, entry.lane_id]
+    flat = entry.ranges
+    before = 0
+    for first, end, attempts in zip(flat[0::3], flat[1::3], flat[2::3], strict=True):
+        packed += (first - before, end - first, attempts)
+        before = end
+    return packed
+
+
+def _unpack_attempts(packed: Sequence[Any]) -> Attempts:
+    ranges: list[int] = []
+    at = 0
+    for gap, count, attempts in zip(packed[2::3], packed[3::3], packed[4::3], strict=True):
+        at += gap
+        ranges += (at, at + count, attempts)
+        at += count
+    return Attempts(packed[1], ranges)
+
+
+def _pack_lane(entry: LaneState) -> list[Any]:
+    packed: list[Any] = [LANE, *entry[:4]]
+    for block, bits in entry.bits.items():
+        packed += (block, bits.to_bytes(_BLOCK_BYTES, "little"))
+    return packed
+
+
+def _unpack_lane(packed: Sequence[Any]) -> LaneState:
+    _, lane_id, next_qseq, floor, delivered, *blocks = packed
+    bits = {
+        block: int.from_bytes(bitmap, "little")
+        for block, bitmap in zip(blocks[0::2], blocks[1::2], strict=True)
+    }
+    return LaneState(lane_id, next_qseq, floor, delivered, bits)
+
+
+_PACKERS: dict[type, Callable[[Any], list[Any]]] = {
+    Settled: lambda one: _pack_ranges(ACK, *one),
+    LaneDeleted: lambda one: [LANE_DELETED, one.lane_id],
+    Delivered: lambda one: [DELIVERED, *one],
+    LaneState: _pack_lane,
+    Segments: lambda one: [SEGMENTS, one.next_id, one.next_lsn, *one.ids],
+    SegmentDropped: lambda one: [SEGMENT_DROPPED, *one],
+    SnapshotEnd: lambda one: [SNAPSHOT_END],
+    Time: lambda one: [TIME, one.ms],
+    SegmentReplaced: lambda one: [SEGMENT_REPLACED, one.id, *one.old_ids],
+    Attempts: _pack_attempts,
+    Restored: lambda one: _pack_ranges(RESTORED, *one),
+    Defined: lambda one: [DEFINED, *one],
+}
+_UNPACKERS: dict[int, Callable[[Sequence[Any]], Record]] = {
+    ACK: lambda packed: Settled(packed[1], _unpack_ranges(packed)),
+    LANE_DELETED: lambda packed: LaneDeleted(packed[1]),
+    DELIVERED: lambda packed: Delivered(packed[1], packed[2]),
+    LANE: _unpack_lane,
+    SEGMENTS: lambda packed: Segments(packed[1], packed[2], packed[3:]),
+    SEGMENT_DROPPED: lambda packed: SegmentDropped(packed[1], packed[2]),
+    SNAPSHOT_END: lambda packed: SnapshotEnd(),
+    TIME: lambda packed: Time(packed[1]),
+    SEGMENT_REPLACED: lambda packed: SegmentReplaced(packed[1], packed[2:]),
+    ATTEMPTS: _unpack_attempts,
+    RESTORED: lambda packed: Restored(packed[1], _unpack_ranges(packed)),
+    DEFINED: lambda packed: Defined(packed[1], packed[2], packed[3]),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +278,7 @@ class LedgerWriter:
 
     def append(self, records: Records, durable_lsn: int) -> None:
         """Write one batch. It survives the process; `sync` makes it survive a power loss."""
-        body = msgpack.packb([durable_lsn, *records])
+        body = pack_body(records, durable_lsn)
         self._position = self._write(self._file, self._file_id, self._position, records, body)
         self._number += 1
 
@@ -196,10 +292,10 @@ class LedgerWriter:
         Call `remove_older` next.
         """
         bodies = []
-        records = [*snapshot, [SNAPSHOT_END]]
+        records: list[Record] = [*snapshot, SnapshotEnd()]
         for start in range(0, len(records), _SNAPSHOT_RECORDS_A_BATCH):
             chunk = records[start : start + _SNAPSHOT_RECORDS_A_BATCH]
-            bodies.append((chunk, msgpack.packb([durable_lsn, *chunk])))
+            bodies.append((chunk, pack_body(chunk, durable_lsn)))
         size = FILE_HEADER_BYTES + sum(len(body) + BATCH_HEADER_BYTES for _, body in bodies)
         self.reserve(at_least=2 * size)
         file_id = self._file_id + 1

@@ -12,19 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 from qlog.storage.errors import Shortage, shortage_of
+from qlog.storage.journal import Attempts, Defined, Delivered, Restored, Settled, Time
 from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.run import M
 from qlog.storage.settings import StoreSettings
 from qlog.storage.write.commit import CommitJob, CommitResult
-from qlog.storage.write.ledger import (
-    DELIVERED,
-    TIME,
-    Record,
-    Records,
-    ack_record,
-    attempts_record,
-    restored_record,
-)
+from qlog.storage.write.ledger import Record, Records
 
 _TIME_MS = 1000  # a batch gets a TIME record, unless one had it within so long before
 _NEVER_S = 60.0
@@ -76,14 +69,14 @@ class Settling(Generic[M]):
     def restored(self, lane: Lane[M], flat: list[int]) -> None:
         """Messages were restored. The record comes after all earlier changes of the lane."""
         if lane.attempts_unwritten:
-            self._records.append(attempts_record(lane.id, lane.attempts_unwritten))
+            self._records.append(Attempts(lane.id, lane.attempts_unwritten))
             lane.attempts_unwritten = []
         if lane.unwritten:
-            self._records.append(ack_record(lane.id, lane.unwritten))
+            self._records.append(Settled(lane.id, lane.unwritten))
             lane.unwritten = []
-        self.note(restored_record(lane.id, flat))
+        self.note(Restored(lane.id, flat))
 
-    def define(self, records: Sequence[Record]) -> None:
+    def define(self, records: Sequence[Defined]) -> None:
         """Have definitions written and synced, within `ack_flush_s`."""
         self._records += records
         self.defined += 1
@@ -182,16 +175,16 @@ class Settling(Generic[M]):
         self._records = []
         for lane in changes.attempted:  # before acks: what is settled came back before
             if not lane.dropped and lane.attempts_unwritten:
-                records.append(attempts_record(lane.id, lane.attempts_unwritten))
+                records.append(Attempts(lane.id, lane.attempts_unwritten))
             lane.attempts_unwritten = []
         for lane in changes.acked:
             if not lane.dropped and lane.unwritten:
-                records.append(ack_record(lane.id, lane.unwritten))
+                records.append(Settled(lane.id, lane.unwritten))
             lane.unwritten = []
         for lane in changes.delivered:
             lane.delivered_unwritten = False
             if not lane.dropped:
-                records.append([DELIVERED, lane.id, lane.delivered])
+                records.append(Delivered(lane.id, lane.delivered))
         changes.attempted.clear()
         changes.acked.clear()
         changes.delivered.clear()
@@ -239,5 +232,5 @@ class Settling(Generic[M]):
         now_ms = self._clock_ms()
         last_ms = self._time_ms
         if last_ms is None or not 0 <= now_ms - last_ms < _TIME_MS:
-            records.insert(0, [TIME, now_ms])
+            records.insert(0, Time(now_ms))
             self._time_ms = now_ms

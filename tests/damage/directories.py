@@ -20,12 +20,13 @@ import msgpack
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.values import encode_table
+from qlog.storage import journal
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.lanes.settled import Settled
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
-from qlog.storage.write.ledger import ACK, LANE, Record, ack_ranges, unpack_body
+from qlog.storage.write.ledger import Record, unpack_body
 from qlog.storage.write.segment import BatchFile, columns_of
 from qlog.tools.inspect.look.directory import Directory
 
@@ -256,11 +257,11 @@ def _read_back(facts: Facts) -> None:
 
 
 def _fold(record: Record, settled: dict[int, Settled]) -> None:
-    if record[0] == ACK:
-        for first, end in ack_ranges(record):
-            settled[record[1]].mark(first, end)
-    elif record[0] == LANE:
-        _, lane_id, _, floor, *_ = record
-        settled[lane_id].mark(0, floor)
-        for block, bits in zip(record[5::2], record[6::2], strict=True):
-            settled[lane_id].add_settled(block, int.from_bytes(bits, "little"))
+    match record:
+        case journal.Settled(lane_id, flat):
+            for first, end in zip(flat[0::2], flat[1::2], strict=True):
+                settled[lane_id].mark(first, end)
+        case journal.LaneState(lane_id, _, floor, _, bitmaps):
+            settled[lane_id].mark(0, floor)
+            for block, bits in bitmaps.items():
+                settled[lane_id].add_settled(block, bits)

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from msgspec.structs import replace
 
 import qlog.storage
+from qlog.storage import journal
 from qlog.storage.errors import SyncFailed
 from qlog.storage.index import checkpoint
 from qlog.storage.index.checkpoints import Checkpoints
@@ -27,6 +28,7 @@ from qlog.storage.index.due import DueTimes
 from qlog.storage.index.due_rows import DueRows
 from qlog.storage.index.index import LaneUpdate, Placed
 from qlog.storage.lanes.lane import Lane
+from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
 from qlog.storage.start.adopted import Adopted
@@ -34,7 +36,7 @@ from qlog.storage.start.recovery import _Recovery
 from qlog.storage.store import Store
 from qlog.storage.write.commit import CommitJob, CommitResult, Committer
 from qlog.storage.write.commits import Commits
-from qlog.storage.write.ledger import ATTEMPTS, LedgerWriter, Record, lane_records, restored_record
+from qlog.storage.write.ledger import LedgerWriter
 from qlog.storage.write.settling import Settling
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.lives import Violation, judged, live, scratch
@@ -193,10 +195,11 @@ def _forget_full() -> list[AbstractContextManager[Any]]:
 
 
 def _attempts_not_in_snapshot() -> list[AbstractContextManager[Any]]:
-    def records(*arguments: Any) -> list[Record]:
-        return [record for record in lane_records(*arguments) if record[0] != ATTEMPTS]
+    def entries(*arguments: Any) -> list[journal.OfLane]:
+        found = lane_entries(*arguments)
+        return [entry for entry in found if not isinstance(entry, journal.Attempts)]
 
-    return [patch.object(checkpoint, "lane_records", records)]
+    return [patch.object(checkpoint, "lane_entries", entries)]
 
 
 def _attempts_not_in_index() -> list[AbstractContextManager[Any]]:
@@ -291,7 +294,7 @@ def _due_after_settling() -> list[AbstractContextManager[Any]]:
 
 def _restored_first() -> list[AbstractContextManager[Any]]:
     def restored(self: Settling[Any], lane: Lane[Any], flat: list[int]) -> None:
-        self.note(restored_record(lane.id, flat))
+        self.note(journal.Restored(lane.id, flat))
 
     return [patch.object(Settling, "restored", restored)]
 

@@ -26,12 +26,12 @@ from qlog.storage.errors import (
 )
 from qlog.storage.index.index import Live
 from qlog.storage.index.rows import IndexDoubt
+from qlog.storage.journal import Defined
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lmdb.catalog import CatalogFile
 from qlog.storage.start.examine import Examination, Verdict
 from qlog.storage.start.fold import DefinitionFacts
 from qlog.storage.store import Store
-from qlog.storage.write.ledger import DEFINED
 from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
@@ -542,12 +542,12 @@ def test_what_can_be_read_of_a_ledger_goes_over_the_catalog(
     whole, catalog, left = DefinitionFacts(), DefinitionFacts(), DefinitionFacts()
     for number, changes in enumerate(batches):
         for name, value in changes:
-            record = [DEFINED, "kind", name, value]
-            whole.apply(record, number)
+            entry = Defined("kind", name, value)
+            whole.apply(entry, number)
             if number < at:
-                catalog.apply(record, number)
+                catalog.apply(entry, number)
             if number >= at or number not in damaged:
-                left.apply(record, number)
+                left.apply(entry, number)
     assert left.over(catalog.entries, at) == whole.entries
 
 

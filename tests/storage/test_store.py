@@ -16,12 +16,14 @@ from qlog.storage.errors import (
     Shortage,
     SyncFailed,
 )
-from qlog.storage.index.checkpoint import records_of
+from qlog.storage.index.checkpoint import entries_of
 from qlog.storage.index.rows import IndexDoubt
+from qlog.storage.journal import Settled, Time
+from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.examine import Examination
 from qlog.storage.store import Store
-from qlog.storage.write.ledger import ACK, TIME, lane_records, unpack_body
+from qlog.storage.write.ledger import unpack_body
 from tests.storage.probe import probe
 from tests.storage.support import (
     SMALL,
@@ -860,8 +862,8 @@ def test_the_ledger_has_the_time_of_a_settlement_to_the_second(tmp_path: Path) -
     view = examination.ledger_file(examination.ledger_ids()[-1])
     batches = [stretch.batch for stretch in examination.stretches(view)]
     records = [unpack_body(batch.body)[1] for batch in batches if batch is not None]
-    acks = [kinds for kinds in records if any(record[0] == ACK for record in kinds)]
-    assert [[record[1] for record in kinds if record[0] == TIME] for kinds in acks] == [
+    acks = [kinds for kinds in records if any(isinstance(one, Settled) for one in kinds)]
+    assert [[one.ms for one in kinds if isinstance(one, Time)] for kinds in acks] == [
         [5_000],
         [],
         [6_000],
@@ -1000,7 +1002,7 @@ def test_what_a_new_file_of_the_ledger_says_of_a_lane_is_never_old(bench: Bench)
     lane = new_lane(bench.store)
     publish(bench.store, [lane], [b"%d" % at for at in range(10)])
     assert bench.store.settle_down()
-    said = [list(records_of(lane))]
+    said = [list(entries_of(lane))]
     changes: tuple[Callable[[], object], ...] = (
         partial(lane.settle, 3, 4),
         partial(lane.restore, 4, 2),
@@ -1008,8 +1010,8 @@ def test_what_a_new_file_of_the_ledger_says_of_a_lane_is_never_old(bench: Bench)
     )
     for change in changes:
         change()
-        now = list(records_of(lane))
-        assert now == list(lane_records(lane.id, lane.next_qseq, lane.settled)) != said[-1]
+        now = list(entries_of(lane))
+        assert now == list(lane_entries(lane.id, lane.next_qseq, lane.settled)) != said[-1]
         said.append(now)
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.storage.index.index import Index, LaneUpdate, Placed
+from qlog.storage.journal import LaneState
 from qlog.tools.cli import app
 from qlog.tools.inspect.look.settlements import ranges_text, settled_ranges
 from tests.tools.directories import (
@@ -121,7 +122,7 @@ def test_damage_in_the_ledger_is_a_batch_of_its_own(tmp_path: Path) -> None:
 
 
 def test_ranges() -> None:
-    lane = [4, 7, 600, 300, 0, 1, ((1 << 60) - 1).to_bytes(32, "little"), 2, b"\5" + bytes(31)]
+    lane = LaneState(7, 600, 300, 0, {1: (1 << 60) - 1, 2: 5})
     assert settled_ranges(lane) == [(0, 314), (508, 509), (510, 511)]
     assert ranges_text(settled_ranges(lane)) == "0-313, 508, 510"
     assert ranges_text([(at, at + 1) for at in range(0, 40, 2)], 2) == "0, 2 and 18 more ranges"

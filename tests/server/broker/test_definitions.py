@@ -11,6 +11,7 @@ import pytest
 from qlog.server.amqp import spec
 from qlog.server.amqp.spec import Method
 from qlog.server.amqp.values import Table, decode_table, encode_table
+from qlog.storage.journal import Defined
 from tests.server.broker.support import Bench, Peer, make
 
 # Every type that a field table can carry, by its letter, as octets: values keep theirs.
@@ -143,9 +144,9 @@ def test_first_start_makes_the_default_user_once(bench: Bench) -> None:
     assert bench.broker.users["guest"].permissions == {"/": (".*", ".*", ".*")}
 
 
-def defined(bench: Bench) -> list[list[object]]:
+def defined(bench: Bench) -> list[Defined]:
     """All definitions but storage's own."""
-    return sorted(record for record in bench.store.catalog.records() if record[1] != "storage")
+    return sorted(record for record in bench.store.catalog.records() if record.kind != "storage")
 
 
 @pytest.mark.parametrize(

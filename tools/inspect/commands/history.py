@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qlog.storage.write.ledger import DELIVERED, LANE, TIME
+from qlog.storage import journal
 from qlog.tools.inspect.command import OfVhost, command, find_lanes, stop
 from qlog.tools.inspect.look.decode import decoded, queue_text, time_cell, time_text
 from qlog.tools.inspect.look.directory import Directory
@@ -235,7 +235,7 @@ def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEv
             for event in timeless:
                 event.before_ms = before_ms
             timeless.clear()
-            if all(record[0] != TIME for record in batch.records):
+            if not any(isinstance(record, journal.Time) for record in batch.records):
                 before_ms += _WITHIN_MS
         for record in batch.records:
             lane = found.get(lane_of(record) or -1)
@@ -245,8 +245,12 @@ def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEv
                 _Event(*ends, batch_number, after_ms, before_ms) for ends in settled_ranges(record)
             ]
             lane.settled += events
-            if record[0] in (DELIVERED, LANE):
-                below = record[2] if record[0] == DELIVERED else record[4]
+            below = None
+            if isinstance(record, journal.Delivered):
+                below = record.upto
+            elif isinstance(record, journal.LaneState):
+                below = record.delivered
+            if below is not None:
                 delivered = _Event(0, below, batch_number, after_ms, before_ms)
                 lane.delivered.append(delivered)
                 events.append(delivered)

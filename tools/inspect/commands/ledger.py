@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from qlog.storage.write.ledger import DEFINED, Record
+from qlog.storage.journal import Defined
+from qlog.storage.write.ledger import Record
 from qlog.tools.inspect.command import OfVhost, command, find_lanes
 from qlog.tools.inspect.look.decode import lane_text, time_text
 from qlog.tools.inspect.look.definitions import entry_text
@@ -181,11 +182,11 @@ def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tupl
         line = _text(record)
         lane_id = lane_of(record)
         in_brief = batch.is_snapshot and not full
-        if line and not (in_brief and (lane_id is not None or record[0] == DEFINED)):
+        if line and not (in_brief and (lane_id is not None or isinstance(record, Defined))):
             lines.setdefault(lane_id, []).append(line)
     if batch.is_snapshot and not full:
         lanes = counted(sum(lane_of(one) is not None for one in batch.records), "lane")
-        defined = counted(sum(one[0] == DEFINED for one in batch.records), "definition")
+        defined = counted(sum(isinstance(one, Defined) for one in batch.records), "definition")
         brief = f"snapshot of {lanes} and {defined} (--full shows them)"
         lines = {None: [brief, *lines.get(None, [])]}
     for lane_id, texts in lines.items():

@@ -186,7 +186,7 @@ def _how_it_is(directory: Directory) -> str:
         return "a broker is running on it"
     if directory.ledger.damaged:
         return "not running"
-    if directory.ledger.was_closed:
+    if directory.ledger.file.closed:
         return "not running; it was stopped in good order"
     return "not running; it was killed, or the machine went down"
 

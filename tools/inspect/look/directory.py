@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from qlog.server.broker.definitions import QueueDefinition
 from qlog.storage.bytes.datadir import Paths, check_format, numbered
+from qlog.storage.bytes.disk import Disk
 from qlog.storage.catalog import Definition
 from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.identity import IDENTITY, Identity
@@ -39,7 +40,6 @@ from qlog.storage.start.judge import (
     judge_ledger,
     judge_log,
 )
-from qlog.storage.write.ledger import DEFINED, TIME
 from qlog.storage.write.segment import BatchFile
 from qlog.tools.inspect.look.definitions import Defined, decode, entry_text
 from qlog.tools.inspect.look.environment import (
@@ -79,19 +79,18 @@ def look_again(in_use: bool, look: Callable[[bool], T], seems_wrong: Callable[[T
 
 
 class LedgerFacts:
-    """What the ledger's current file says; `lanes` are what is settled."""
+    """What the ledger's current file says; `lanes` are what is settled.
 
-    def __init__(self, file: LedgerFile) -> None:
-        self.file = file
+    Raises OtherFormat, OSError.
+    """
+
+    def __init__(self, disk: Disk, paths: Paths, evidence: Evidence) -> None:
         self.age: list[Finding] = []  # it is an older copy: other files know more
-        self.was_closed = _was_closed(file)
         self.lanes: dict[int, Settled] = {}
         self._lane_facts: LaneFacts[Settled] = LaneFacts(
             lambda lane_id: self.lanes.setdefault(lane_id, Settled())
         )
-        for record in (*file.records, *file.beyond):
-            self._lane_facts.apply(record)
-        file.records, file.beyond = [], []  # these may be many
+        self.file = judge_ledger(disk, paths, evidence, self._lane_facts.apply, everything=True)
 
     @property
     def segments(self) -> SegmentFacts:
@@ -105,7 +104,7 @@ class LedgerFacts:
     @property
     def closed_lsn(self) -> int:
         """Where the log ended at an orderly stop; 0 when there was none."""
-        return self.file.log_durable if self.was_closed else 0
+        return self.file.log_durable if self.file.closed else 0
 
     @property
     def deleted(self) -> set[int]:
@@ -115,14 +114,6 @@ class LedgerFacts:
     def next_qseq(self, lane_id: int) -> int:
         """The qseq above all messages of a lane that the ledger names."""
         return self._lane_facts.named_upto.get(lane_id, 0)
-
-
-def _was_closed(file: LedgerFile) -> bool:
-    """Whether an orderly stop wrote the last batch: it says once more who the directory is."""
-    records = [record for record in file.records[-2:] if record[0] != TIME]
-    return bool(records) and (
-        records[-1][:3] == [DEFINED, *IDENTITY] and file.records.count(records[-1]) > 1
-    )
 
 
 class Directory(Examination):
@@ -180,7 +171,8 @@ class Directory(Examination):
         self._weigh_catalog(uuid)
         self.index_facts = self._read_index(uuid)
         self.evidence = self._weigh(uuid)
-        file = judge_ledger(self._disk, self.paths, self.evidence, everything=True)
+        self.ledger = LedgerFacts(self._disk, self.paths, self.evidence)
+        file = self.ledger.file
         path = self.paths.ledger_file(file.file_id)
         file.findings += self._unread(path)
         self._find(*file.findings)
@@ -189,7 +181,6 @@ class Directory(Examination):
                 f"{self.relative(path)} ends in {file.bytes_cut} bytes of a write that was under "
                 "way; the next start cuts them"
             )
-        self.ledger = LedgerFacts(file)
         self.definitions = self._all_definitions(file)
         self.defined = decode(self.definitions)
         self.owners = self.defined.owners

@@ -6,29 +6,20 @@ clock. A batch without a time happened within a second after the last time in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qlog.storage import journal
 from qlog.storage.lanes.settled import BLOCK
 from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.write.ledger import (
-    ACK,
-    ATTEMPTS,
-    DEFINED,
-    DELIVERED,
-    LANE,
-    LANE_DELETED,
-    RESTORED,
-    SEGMENT_DROPPED,
-    SEGMENT_REPLACED,
-    SEGMENTS,
-    SNAPSHOT_END,
-    TIME,
     Record,
-    ack_ranges,
-    attempts_ranges,
-    lane_bitmaps,
+    SegmentDropped,
+    SegmentReplaced,
+    Segments,
+    SnapshotEnd,
+    Unknown,
     unpack_body,
 )
 from qlog.tools.inspect.look.directory import Directory
@@ -70,32 +61,29 @@ def batches_of(directory: Directory, view: FileView) -> Iterator[LedgerBatch]:
         item.synced_number = batch.header.durable
         item.log_durable_lsn, item.records = unpack_body(batch.body)
         for record in item.records:
-            if record[0] == TIME:
-                time_ms = record[1]
+            if isinstance(record, journal.Time):
+                time_ms = record.ms
         item.time_ms = time_ms
         item.is_snapshot = is_snapshot
-        if any(record[0] == SNAPSHOT_END for record in item.records):
+        if any(isinstance(record, SnapshotEnd) for record in item.records):
             is_snapshot = False
         yield item
 
 
-_OF_LANES = (ACK, LANE_DELETED, DELIVERED, LANE, ATTEMPTS, RESTORED)
-
-
 def lane_of(record: Record) -> int | None:
     """The lane that a record is about."""
-    return record[1] if record[0] in _OF_LANES else None
+    return record.lane_id if isinstance(record, journal.OfLane) else None
 
 
 def settled_ranges(record: Record) -> list[tuple[int, int]]:
     """The (first, end) of the messages of its lane that a record settles."""
-    if record[0] == ACK:
-        return sorted(ack_ranges(record))
-    if record[0] != LANE:
+    if isinstance(record, journal.Settled):
+        return sorted(_pairs(record.ranges))
+    if not isinstance(record, journal.LaneState):
         return []
-    floor = record[3]
+    floor = record.floor
     ranges = [(0, floor)] if floor else []
-    for block, bits in sorted(lane_bitmaps(record).items()):
+    for block, bits in sorted(record.bits.items()):
         for first, end in _runs(bits):
             first, end = max(first + block * BLOCK, floor), end + block * BLOCK
             if first >= end:
@@ -105,6 +93,10 @@ def settled_ranges(record: Record) -> list[tuple[int, int]]:
             else:
                 ranges.append((first, end))
     return ranges
+
+
+def _pairs(flat: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return zip(flat[0::2], flat[1::2], strict=True)
 
 
 def _runs(bits: int) -> Iterator[tuple[int, int]]:
@@ -122,22 +114,19 @@ def _runs(bits: int) -> Iterator[tuple[int, int]]:
 def described(record: Record) -> dict[str, Any]:
     """A record for JSON; what is not known is passed on raw."""
     match record:
-        case [kind, lane, *_] if kind == ACK:
+        case journal.Settled(lane):
             return {"kind": "ack", "lane": lane, "ranges": _inclusive(settled_ranges(record))}
-        case [kind, lane] if kind == LANE_DELETED:
+        case journal.LaneDeleted(lane):
             return {"kind": "lane_deleted", "lane": lane}
-        case [kind, lane, below] if kind == DELIVERED:
+        case journal.Delivered(lane, below):
             return {"kind": "delivered", "lane": lane, "delivered_below": below}
-        case [kind, lane, *_] if kind == RESTORED:
-            return {
-                "kind": "restored",
-                "lane": lane,
-                "ranges": _inclusive(list(ack_ranges(record))),
-            }
-        case [kind, lane, *_] if kind == ATTEMPTS:
-            ranges = [[first, end - 1, number] for first, end, number in attempts_ranges(record)]
+        case journal.Restored(lane, flat):
+            return {"kind": "restored", "lane": lane, "ranges": _inclusive(_pairs(flat))}
+        case journal.Attempts(lane, flat):
+            triples = zip(flat[0::3], flat[1::3], flat[2::3], strict=True)
+            ranges = [[first, end - 1, number] for first, end, number in triples]
             return {"kind": "attempts", "lane": lane, "ranges": ranges}
-        case [kind, lane, next_qseq, floor, delivered, *_] if kind == LANE:
+        case journal.LaneState(lane, next_qseq, floor, delivered):
             return {
                 "kind": "lane",
                 "lane": lane,
@@ -146,22 +135,23 @@ def described(record: Record) -> dict[str, Any]:
                 "delivered_below": delivered,
                 "ranges": _inclusive(settled_ranges(record)),
             }
-        case [kind, next_id, next_lsn, *ids] if kind == SEGMENTS:
+        case Segments(next_id, next_lsn, ids):
             return {"kind": "segments", "next_id": next_id, "next_lsn": next_lsn, "ids": ids}
-        case [kind, segment_id, end_lsn] if kind == SEGMENT_DROPPED:
+        case SegmentDropped(segment_id, end_lsn):
             return {"kind": "segment_given_up", "id": segment_id, "end_lsn": end_lsn}
-        case [kind, segment_id, *ids] if kind == SEGMENT_REPLACED:
+        case SegmentReplaced(segment_id, ids):
             return {"kind": "segments_replaced", "id": segment_id, "ids": ids}
-        case [kind, time_ms] if kind == TIME:
+        case journal.Time(time_ms):
             return {"kind": "time", "timestamp_ms": time_ms}
-        case [kind] if kind == SNAPSHOT_END:
+        case SnapshotEnd():
             return {"kind": "snapshot_end"}
-        case [kind, what, name, value] if kind == DEFINED:  # the value may have a secret in it
+        case journal.Defined(what, name, value):  # the value may have a secret in it
             return {"kind": "defined", "what": what, "name": name, "deleted": value is None}
-    return {"kind": "unknown", "raw": repr(record)}
+        case Unknown(packed):
+            return {"kind": "unknown", "raw": repr(packed)}
 
 
-def _inclusive(ranges: list[tuple[int, int]]) -> list[list[int]]:
+def _inclusive(ranges: Iterable[tuple[int, int]]) -> list[list[int]]:
     return [[first, end - 1] for first, end in ranges]
 
 

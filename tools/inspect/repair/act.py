@@ -28,9 +28,11 @@ from typing import Any
 from qlog.storage.bytes.datadir import mark_doubt, numbered
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.identity import IDENTITY, Identity
+from qlog.storage.journal import Defined
+from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.sparse import SparseWriter
-from qlog.storage.write.ledger import DEFINED, SEGMENTS, LedgerWriter, Record, lane_records
+from qlog.storage.write.ledger import LedgerWriter, Record, Segments
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.repair.plan import Kept, Plan, Rewrite
 
@@ -179,12 +181,12 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
 
     Segments that are not listed here are given up: neither missing files nor gaps are damage.
     """
-    records: list[Record] = [[SEGMENTS, plan.next_segment_id, plan.end_lsn, *plan.segment_ids]]
+    records: list[Record] = [Segments(plan.next_segment_id, plan.end_lsn, [*plan.segment_ids])]
     for lane_id, (next_qseq, settled) in plan.lanes.items():
-        records += lane_records(lane_id, next_qseq, settled)
+        records += lane_entries(lane_id, next_qseq, settled)
     identity = Identity(plan.uuid, plan.epoch, plan.lane_ids_reserved)
     definitions = plan.definitions.entries | {IDENTITY: identity.pack()}
-    records += ([DEFINED, *key, value] for key, value in definitions.items())
+    records += (Defined(*key, value) for key, value in definitions.items())
     paths = directory.paths
     ids = numbered(disk, paths.ledger, ".qack")
     for facts in (directory.index_facts, directory.catalog_facts):

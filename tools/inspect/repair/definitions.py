@@ -18,7 +18,7 @@ from qlog.server.broker.access.users import User, hash_password
 from qlog.server.broker.definitions import Definitions
 from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
-from qlog.storage.write.ledger import Record
+from qlog.storage.journal import Defined
 from qlog.tools.inspect.look.definitions import entry_text, is_built_in
 from qlog.tools.inspect.look.directory import Directory
 
@@ -123,11 +123,12 @@ def _close_gaps(mend: Mend, *, lost: bool) -> None:
 
 def _define_guest(mend: Mend) -> None:
     """As a first start does it: without a user nobody could get at the messages."""
-    records: list[Record] = []
-    definitions = Definitions(Catalog(mend.entries, records.extend))
+    made: list[Defined] = []
+    definitions = Definitions(Catalog(mend.entries, made.extend))
     permissions = {vhost: (".*", ".*", ".*") for vhost in definitions.vhosts()}
     password = hash_password(b"guest")
     definitions.save_user(User("guest", password, ("administrator",), permissions))
-    for _, kind, name, value in records:
+    for kind, name, value in made:
+        assert value is not None
         mend.entries[kind, name] = value
     mend.actions.append("define the user 'guest' again, as a first start does it")
