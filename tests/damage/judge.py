@@ -162,7 +162,7 @@ def _qseq_end(facts: Facts) -> int:
 
 def _mistake_of_repair(facts: Facts, done: Strike, directory: Path) -> str | None:
     was = Directory(directory)
-    plan = make_plan(was, lambda size: None)
+    plan = make_plan(was)
     if plan.needed:
         act(plan, was, OSDisk(), {})
     findings = [str(item) for item in verified(Directory(directory)).all_damage]

@@ -69,7 +69,7 @@ def test_the_judge_notices_what_verify_does_not(
         return (item for item in stretches(self, view) if item.verdict is not Checksum.DAMAGED)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Directory, "stretches", blind)
-    monkeypatch.setattr(log, "_tell", lambda *arguments: None)
+    monkeypatch.setattr(log._Look, "_tell", lambda *arguments: None)
     monkeypatch.setattr(Directory, "judge_log", lambda self: LogScan())
     mistakes = 0
     for seed in range(CASES):

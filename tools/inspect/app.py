@@ -6,8 +6,6 @@ is named, never left out. Each command has a file of its own, which is imported 
 asked for, so that all start fast.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 
@@ -15,29 +13,22 @@ import typer
 import typer.core
 import typer.main
 
+# In the order of the help. A command's function is named as its module is.
 _COMMANDS = {
-    "summary": "qlog.tools.inspect.commands.summary",
-    "segments": "qlog.tools.inspect.commands.segments",
-    "queues": "qlog.tools.inspect.commands.queues",
-    "messages": "qlog.tools.inspect.commands.messages",
-    "message": "qlog.tools.inspect.commands.message",
-    "history": "qlog.tools.inspect.commands.history",
-    "ledger": "qlog.tools.inspect.commands.ledger",
-    "index": "qlog.tools.inspect.commands.index",
-    "catalog": "qlog.tools.inspect.commands.catalog",
-    "verify": "qlog.tools.inspect.commands.verify",
-    "repair": "qlog.tools.inspect.commands.repair",
-    "rebuild-index": "qlog.tools.inspect.commands.rebuild_index",
+    **{
+        name: f"qlog.tools.inspect.commands.{name.replace('-', '_')}"
+        for name in (
+            *("summary", "segments", "queues", "messages", "message", "history", "ledger"),
+            *("index", "catalog", "verify", "repair", "rebuild-index"),
+        )
+    },
     "export": "qlog.tools.transfer.export",
     "import": "qlog.tools.transfer.import_",
 }
 
 
 class _Commands(typer.core.TyperGroup):
-    """The functions are named as their modules are."""
-
     def list_commands(self, ctx: Any) -> list[str]:
-        """In the order of the help."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -5,8 +5,6 @@ option, a directory that cannot be inspected, or a report that cannot be written
 says why).
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import signal
@@ -49,7 +47,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     data_dir = inspect.Parameter("data_dir", keyword, default=DATA_DIR_DEFAULT, annotation=DataDir)
     as_json = inspect.Parameter("as_json", keyword, default=False, annotation=AsJson)
-    options = [data_dir, *own, *([] if "as_json" in signature.parameters else [as_json])]
+    takes_json = "as_json" in signature.parameters
+    options = [data_dir, *own, *([] if takes_json else [as_json])]
     options = [option.replace(kind=keyword) for option in options]
 
     @wraps(function)
@@ -57,9 +56,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         with errors_told():
             directory = Directory(data_dir)
             report = Report(function.__name__, directory)
-            if "as_json" in signature.parameters:
-                given["as_json"] = as_json
-            function(directory, report, **given)
+            function(directory, report, **given, **({"as_json": as_json} if takes_json else {}))
         finish(report, as_json=as_json)
 
     run.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
@@ -140,7 +137,7 @@ def stop_for_stdout(why: str | None, done: str = "") -> NoReturn:
 
 
 def _discard_stdout() -> None:
-    """Drop what is left in the buffer: Python would write it at its end, and fail again."""
+    # Python would write what is left in the buffer at its end, and fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -8,14 +8,13 @@ row is one line of aligned columns with plain numbers. A JSON document always ha
 terminal. Knows nothing of what is inspected.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,9 +49,8 @@ class Concern:
         offsets = f"#{self.offset_first}"
         if self.offset_end > self.offset_first + 1:
             offsets += f" to #{self.offset_end - 1}"
-        return (
-            f"{counted(self.messages, 'message')} of {name} ({offsets}, {self.unsettled} unsettled)"
-        )
+        messages = counted(self.messages, "message")
+        return f"{messages} of {name} ({offsets}, {self.unsettled} unsettled)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +102,15 @@ class Time:
 
 # A list is several lines on a terminal.
 Cell = str | int | Bytes | Time | Sequence[str] | None
-Of = str | Callable[[Any], Cell] | None
+Of = str | int | Callable[[Any], Cell] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table: its title, and what a row shows in it.
 
-    `of` is the name of a field, by default the title's, or makes the cell. `is_name`: the text may
-    go on in the next line; else it is never cut.
+    `of` is the name of a field, by default the title's, or a place in a tuple, or makes the cell.
+    `is_name`: the text may go on in the next line; else it is never cut.
     """
 
     title: str
@@ -125,46 +123,34 @@ class Column:
         """What of a row stands in the column."""
         if callable(self.of):
             return self.of(row)
-        name = self.of or self.title
-        value: Cell = row[name] if isinstance(row, dict) else getattr(row, name)
+        key: Any = self.title if self.of is None else self.of
+        value: Cell = row[key] if isinstance(row, dict | tuple) else getattr(row, key)
         return value if self.unit is None or value is None else self.unit(value)
 
-
-def text(title: str, of: Of = None) -> Column:
-    """Short text, which is never cut."""
-    return Column(title, of)
-
-
-def name(title: str, of: Of = None) -> Column:
-    """Text of any length."""
-    return Column(title, of, is_name=True)
+    @property
+    def title_line(self) -> str:
+        """The title in one line."""
+        return self.title.replace("-\n", "").replace("\n", " ")
 
 
-def number(title: str, of: Of = None) -> Column:
-    """A count, or an id."""
-    return Column(title, of, right=True)
-
-
-def size(title: str, of: Of = None) -> Column:
-    """So many bytes."""
-    return Column(title, of, right=True, unit=Bytes)
+text = Column  # short, and never cut
+name = partial(Column, is_name=True)  # of any length
+number = partial(Column, right=True)  # a count, or an id
+size = partial(Column, right=True, unit=Bytes)
+_FACT = (text(""), name(""))  # a thing and what it is; these columns have no head
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of the same kind, as cells, under a title."""
+class _Section:
+    """Rows of cells under a title."""
 
     title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
 
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Things of different kinds, each with its name, under a title."""
-
-    title: str
-    rows: Sequence[tuple[str, Cell]]
+    def texts(self, text_of: Callable[[Cell], str]) -> list[list[str]]:
+        """The cells as texts."""
+        return [[text_of(cell) for cell in row] for row in self.rows]
 
 
 class Look(Protocol):
@@ -172,6 +158,13 @@ class Look(Protocol):
 
     root: Path
     in_use: bool
+    notes: list[str]
+    damage: list[Damage]
+
+
+class Found(Protocol):
+    """What a look at a part of a directory has found."""
+
     notes: list[str]
     damage: list[Damage]
 
@@ -189,10 +182,10 @@ class Report:
         self.data_dir = data_dir if look is None else str(look.root)
         self.in_use = look is not None and look.in_use
         self.content: dict[str, Any] = {}
-        self.sections: list[Table | Facts] = []
         self.summary = ""
         self.notes: list[str] = []
         self.damage: list[Damage] = []
+        self._sections: list[_Section] = []
 
     @property
     def all_notes(self) -> list[str]:
@@ -208,19 +201,24 @@ class Report:
         """The last line, behind the name of the directory."""
         self.summary = f"{self.data_dir}{', in use by a broker' if self.in_use else ''}: {what}"
 
+    def take(self, found: Found) -> None:
+        """Notes and damage of a part of the directory."""
+        self.notes += found.notes
+        self.damage += found.damage
+
     def table(
         self, columns: Sequence[Column], rows: Iterable[Any], *, title: str = "", key: str = ""
     ) -> None:
         """Show rows; with a `key` they are in the document too."""
         rows = list(rows)
         if key:
-            self.content[key] = [document_of(row) for row in rows]
+            self.content[key] = rows
         cells = [[column.cell(row) for column in columns] for row in rows]
-        self.sections.append(Table(title, columns, cells))
+        self._sections.append(_Section(title, columns, cells))
 
     def facts(self, rows: Iterable[tuple[str, Cell]], *, title: str = "") -> None:
-        """Show things of different kinds."""
-        self.sections.append(Facts(title, list(rows)))
+        """Show things of different kinds, each with its name."""
+        self._sections.append(_Section(title, _FACT, list(rows)))
 
     def show(self, *, as_json: bool) -> None:
         """Print the report on stdout."""
@@ -231,115 +229,94 @@ class Report:
                 "in_use": self.in_use,
                 **self.content,
                 "notes": self.all_notes,
-                "damage": [asdict(item) for item in self.all_damage],
+                "damage": self.all_damage,
             }
-            print(json.dumps(document, indent=2))
+            print(packed(document))
         elif _is_terminal():
-            self._draw()
+            from rich.console import Console
+            from rich.text import Text
+
+            console = Console(highlight=False)
+            self._tell(
+                lambda line, style: console.print(Text(line, style)), partial(_draw, console)
+            )
         else:
-            self._print()
+            self._tell(lambda line, _: print(line), _print)
 
-    @property
-    def _filled(self) -> list[Table | Facts]:
-        return [section for section in self.sections if section.rows]
-
-    def _draw(self) -> None:
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console(highlight=False)
-        for section in self._filled:
-            if section.title:
-                console.print(Text(section.title, "bold"))
-            if isinstance(section, Facts):
-                _draw_facts(console, section)
-            else:
-                _draw_table(console, section)
-            console.print()
-        console.print(Text(printable(self.summary)))
+    def _tell(self, say: Callable[[str, str], None], show: Callable[[_Section], None]) -> None:
+        for section in self._sections:
+            if section.rows:
+                if section.title:
+                    say(section.title, "bold")
+                show(section)
+                say("", "")
+        say(printable(self.summary), "")
         for note in self.all_notes:
-            console.print(Text(f"note: {printable(note)}", "yellow"))
+            say(f"note: {printable(note)}", "yellow")
         for item in self.all_damage:
-            console.print(Text(f"damaged: {printable(str(item))}", "red"))
-
-    def _print(self) -> None:
-        for section in self._filled:
-            if section.title:
-                print(section.title)
-            if isinstance(section, Facts):
-                width = max(len(name) for name, _ in section.rows)
-                for name, cell in section.rows:
-                    print(f"{name.ljust(width)}  {_plain(cell)}")
-            else:
-                _print_table(section)
-            print()
-        print(printable(self.summary))
-        for note in self.all_notes:
-            print(f"note: {printable(note)}")
-        for item in self.all_damage:
-            print(f"damaged: {printable(str(item))}")
+            say(f"damaged: {printable(str(item))}", "red")
 
 
-def document_of(row: Any) -> Any:
-    """A row as an object of JSON: all its fields, but those whose names begin with `_`."""
-    if isinstance(row, dict):
-        return row
-    return {key: value for key, value in asdict(row).items() if not key.startswith("_")}
+def packed(document: dict[str, Any]) -> str:
+    """A document as JSON. A dataclass in it is an object of all fields that do not begin with _."""
+    return json.dumps(document, indent=2, default=_object)
 
 
-def _draw_facts(console: Console, facts: Facts) -> None:
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    grid = Grid.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=console.width >= 3 * _NAME_WIDTH_MIN, overflow="fold")
-    grid.add_column(overflow="fold")
-    for name, cell in facts.rows:
-        grid.add_row(Text(name), Text(_drawn(cell)))
-    console.print(grid)
+def _object(row: Any) -> dict[str, Any]:
+    names = (field.name for field in fields(row))
+    return {key: getattr(row, key) for key in names if not key.startswith("_")}
 
 
-def _draw_table(console: Console, table: Table) -> None:
+def _draw(console: "Console", section: _Section) -> None:
+    """On a terminal."""
     from rich import box
-    from rich.table import Table as Drawn
+    from rich.table import Table
     from rich.text import Text
 
-    rows = [[_drawn(cell) for cell in row] for row in table.rows]
-    width = 2 * len(table.columns)  # between them
-    for at, column in enumerate(table.columns):
-        lines = [
-            line for text in (column.title, *(row[at] for row in rows)) for line in text.split("\n")
-        ]
-        longest = max(map(len, lines))
-        width += min(longest, _NAME_WIDTH_MIN) if column.is_name else longest
-    if width > console.width:  # no table fits: one line a value
+    columns, rows = section.columns, section.texts(_drawn)
+    if columns is _FACT:
+        drawn = Table.grid(padding=(0, 2, 0, 0))
+        drawn.add_column(no_wrap=console.width >= 3 * _NAME_WIDTH_MIN, overflow="fold")
+        drawn.add_column(overflow="fold")
+    elif _width(columns, rows) > console.width:  # no table fits: one line a value
         for row in rows:
-            for column, text in zip(table.columns, row, strict=True):
-                title = _one_line(column.title)
-                console.print(Text(f"{title}: " + text.replace("\n", "\n  ")))
+            for column, cell in zip(columns, row, strict=True):
+                console.print(Text(f"{column.title_line}: " + cell.replace("\n", "\n  ")))
             console.print()
         return
-    drawn = Drawn(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for column in table.columns:
-        drawn.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=not column.is_name,
-            overflow="fold",
-        )
+    else:
+        drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for column in columns:
+            drawn.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                no_wrap=not column.is_name,
+                overflow="fold",
+            )
     for row in rows:
         drawn.add_row(*map(Text, row))
     console.print(drawn)
 
 
-def _print_table(table: Table) -> None:
-    titles = [_one_line(column.title) for column in table.columns]
-    rows = [titles, *([_plain(cell) for cell in row] for row in table.rows)]
+def _width(columns: Sequence[Column], rows: list[list[str]]) -> int:
+    """What a table takes at least."""
+    width = 2 * len(columns)  # between them
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
+        longest = max(len(line) for cell in (column.title, *cells) for line in cell.split("\n"))
+        width += min(longest, _NAME_WIDTH_MIN) if column.is_name else longest
+    return width
+
+
+def _print(section: _Section) -> None:
+    """In a pipe."""
+    columns, rows = section.columns, section.texts(_plain)
+    if columns is not _FACT:
+        rows.insert(0, [column.title_line for column in columns])
     widths = [min(max(map(len, cells)), _ALIGNED_MAX) for cells in zip(*rows, strict=True)]
     for cells in rows:
         aligned = (
             cell.rjust(width) if column.right else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, table.columns, strict=True)
+            for cell, width, column in zip(cells, widths, columns, strict=True)
         )
         print("  ".join(aligned).rstrip())
 
@@ -348,40 +325,33 @@ def _is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _one_line(title: str) -> str:
-    return title.replace("-\n", "").replace("\n", " ")
-
-
 def _drawn(cell: Cell) -> str:
     match cell:
-        case None:
-            return "-"
         case Bytes():
             return cell.human()
         case Time():
             return cell.text.replace("Z", "", 1).replace("T", "\n", 1)
-        case int():
-            return str(cell)
-        case str():
-            return printable(cell)
-        case _:
-            return "\n".join(map(printable, cell))
+    return _text(cell, "\n")
 
 
 def _plain(cell: Cell) -> str:
     match cell:
-        case None:
-            return "-"
         case Bytes():
             return str(cell.count)
         case Time():
             return cell.text
+    return _text(cell, "; ")
+
+
+def _text(cell: str | int | Sequence[str] | None, between: str) -> str:
+    match cell:
+        case None:
+            return "-"
         case int():
             return str(cell)
         case str():
             return printable(cell)
-        case _:
-            return "; ".join(map(printable, cell))
+    return between.join(map(printable, cell))
 
 
 def counted(count: int, noun: str) -> str:
@@ -404,47 +374,25 @@ def printable(text: str) -> str:
     )
 
 
-class Progress(Protocol):
-    """How far something long has come."""
-
-    def advance(self, size: int) -> None:
-        """So many bytes more are done."""
-
-
-class _Silent:
-    def advance(self, size: int) -> None:
-        pass
-
-
 @contextmanager
-def progress(what: str, total_bytes: int) -> Iterator[Progress]:
-    """A bar on stderr, if that is a terminal and there is much to do. It goes at the end."""
-    if total_bytes < _PROGRESS_BYTES_MIN or not os.isatty(2):
-        yield _Silent()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as Bar
+def progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, if that is a terminal and there is much to do. It goes at the end.
 
-    with Bar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+    The function that it gives is told how many bytes more are done.
+    """
+    if total_bytes < _PROGRESS_BYTES_MIN or not os.isatty(2):
+        yield lambda size: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    with bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(bar_width=None),
+        bars.DownloadColumn(binary_units=True),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task(what, total=total_bytes)
-
-        class Shown:
-            def advance(self, size: int) -> None:
-                bar.advance(task, size)
-
-        yield Shown()
+        yield partial(bar.advance, bar.add_task(what, total=total_bytes))

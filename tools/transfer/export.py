@@ -5,8 +5,6 @@ stderr, and makes the exit status 1: it is never left out silently. Changes noth
 directory.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ from qlog.tools.inspect.command import (
 )
 from qlog.tools.inspect.look.decode import time_text
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import survey, views_of
+from qlog.tools.inspect.look.log import survey, untold, views_of
 from qlog.tools.inspect.look.reader import messages
 from qlog.tools.inspect.rows import Report, counted, printable, progress
 from qlog.tools.transfer.exported import SCHEMA, as_msgpack, item_of
@@ -122,9 +120,9 @@ def _write(
     views = views_of(directory)
     count = 0
     size = sum(view.size for view in views)
-    with progress("exporting", 0 if stream.isatty() else size) as bar:
-        for view, entry in messages(directory, views, 0, lane_ids):
-            bar.advance(entry.length)
+    with progress("exporting", 0 if stream.isatty() else size) as advance:
+        for entry in messages(directory, views, 0, lane_ids):
+            advance(entry.length)
             record = entry.record
             why = entry.damage
             if record is not None and why is None:
@@ -137,11 +135,8 @@ def _write(
                     count += 1
                     continue
                 why = "its exchange, routing key and properties do not decode"
-            file = directory.relative(view.path)
-            report.damage.append(entry.as_damage(file, f" is not exported: {why}"))
-    told = {(item.file, item.position) for item in report.all_damage}
-    found = survey(directory, views, verify=False)
-    report.damage += [item for item in found.damage if (item.file, item.position) not in told]
+            report.damage.append(entry.as_damage(f" is not exported: {why}"))
+    report.damage += untold(survey(directory), report.all_damage)
     return count
 
 

@@ -54,8 +54,8 @@ def import_(
     failure = None
     status = 0
     try:
-        with file.open("rb") as stream, progress("importing", file.stat().st_size) as bar:
-            importing.run(stream, bar.advance)
+        with file.open("rb") as stream, progress("importing", file.stat().st_size) as advance:
+            importing.run(stream, advance)
     except OSError as error:
         stop(f"{file} cannot be read: {error.strerror}")
     except (PublishFailed, Malformed) as error:

@@ -3,8 +3,7 @@
 What of the catalog's file is damaged is named too: it is a checkpoint of the definitions.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import brief, json_value
+from qlog.tools.inspect.look.definitions import Defined
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.rows import Report, counted, name, number, text
 
@@ -26,6 +26,13 @@ class Kind(StrEnum):
     BINDINGS = "bindings"
 
 
+# What JSON has of a definition: `key=attribute`, or one name for both.
+_FIELDS = {
+    Kind.USERS: "user=name tags permissions",
+    Kind.EXCHANGES: "exchange=name type auto_delete internal arguments",
+    Kind.QUEUES: "vhost queue=name lane=lane_id auto_delete arguments",
+    Kind.BINDINGS: "source destination_kind=kind destination routing_key arguments",
+}
 _VHOST = name("vhost")
 _FLAGS = name(
     "flags",
@@ -35,18 +42,16 @@ _ARGUMENTS = name(
     "arguments",
     lambda row: [f"{key}={brief(value)}" for key, value in row["arguments"].items()] or None,
 )
+_PERMISSIONS = name(
+    "permissions",
+    lambda row: [f"{key}: {', '.join(item)}" for key, item in row["permissions"].items()] or None,
+)
 _COLUMNS = {
     Kind.VHOSTS: (_VHOST,),
     Kind.USERS: (
         name("user"),
         name("tags", lambda row: ", ".join(row["tags"]) or None),
-        name(
-            "permissions",
-            lambda row: (
-                [f"{key}: {', '.join(rights)}" for key, rights in row["permissions"].items()]
-                or None
-            ),
-        ),
+        _PERMISSIONS,
     ),
     Kind.EXCHANGES: (_VHOST, name("exchange"), text("type"), _FLAGS, _ARGUMENTS),
     Kind.QUEUES: (_VHOST, name("queue"), number("lane"), _FLAGS, _ARGUMENTS),
@@ -75,27 +80,23 @@ def catalog(
     broker's memory. Every queue is bound to the default exchange by its name; these bindings are
     not written down.
     """
-    found = definitions_of(directory)
     identity = directory.known_identity
-    report.content = {
-        "identity": None
-        if identity is None
-        else {
+    who = None
+    if identity is not None:
+        who = {
             "uuid": identity.uuid.hex(),
             "epoch": identity.epoch,
             "format": identity.version,
             "lane_ids_reserved": identity.lane_ids_reserved,
-        },
-        "damaged": [{"kind": kind, "name": key} for kind, key in directory.catalog_facts.damaged],
-    }
-    if identity is not None and kind is None:
-        epoch = f"{identity.epoch} (starts so far)"
-        report.facts(
-            [("uuid", identity.uuid.hex()), ("epoch", epoch), ("format", str(identity.version))]
-        )
+        }
+        if kind is None:
+            shown = {"epoch": f"{identity.epoch} (starts so far)", "format": str(identity.version)}
+            report.facts([("uuid", identity.uuid.hex()), *shown.items()])
+    damaged = [{"kind": kind, "name": key} for kind, key in directory.catalog_facts.damaged]
+    report.content = {"identity": who, "damaged": damaged}
     counts = []
     for item in Kind if kind is None else (kind,):
-        rows = found[item.value]
+        rows = list(_rows(directory.defined, item))
         if vhost is not None:
             rows = [row for row in rows if vhost in (row.get("vhost"), *row.get("permissions", ()))]
         counts.append(counted(len(rows), item.value[:-1]))
@@ -103,49 +104,15 @@ def catalog(
     report.say(", ".join(counts))
 
 
-def definitions_of(directory: Directory) -> dict[str, list[dict[str, Any]]]:
-    """All that decode, by kind, for JSON."""
-    defined = directory.defined
-    return {
-        "vhosts": [{"vhost": vhost} for vhost in defined.vhosts],
-        "users": [
-            {
-                "user": user.name,
-                "tags": list(user.tags),
-                "permissions": {key: list(item) for key, item in user.permissions.items()},
-            }
-            for user in defined.users
-        ],
-        "exchanges": [
-            {
-                "vhost": vhost,
-                "exchange": exchange.name,
-                "type": exchange.type,
-                "auto_delete": exchange.auto_delete,
-                "internal": exchange.internal,
-                "arguments": json_value(exchange.arguments),
-            }
-            for vhost, exchange in defined.exchanges
-        ],
-        "queues": [
-            {
-                "vhost": queue.vhost,
-                "queue": queue.name,
-                "lane": queue.lane_id,
-                "auto_delete": queue.auto_delete,
-                "arguments": json_value(queue.arguments),
-            }
-            for queue in defined.queues
-        ],
-        "bindings": [
-            {
-                "vhost": vhost,
-                "source": binding.source,
-                "destination_kind": binding.kind,
-                "destination": binding.destination,
-                "routing_key": binding.routing_key,
-                "arguments": json_value(binding.arguments),
-            }
-            for vhost, binding in defined.bindings
-        ],
-    }
+def _rows(defined: Defined, kind: Kind) -> Iterator[dict[str, Any]]:
+    """All of a kind that decode, for JSON."""
+    if kind is Kind.VHOSTS:
+        yield from ({"vhost": vhost} for vhost in defined.vhosts)
+        return
+    for item in getattr(defined, kind):
+        vhost, one = item if isinstance(item, tuple) else (None, item)
+        row = {} if vhost is None else {"vhost": vhost}
+        for field in _FIELDS[kind].split():
+            key, _, attribute = field.partition("=")
+            row[key] = json_value(getattr(one, attribute or key))
+        yield row

@@ -8,15 +8,13 @@ shown. The command ends with Ctrl-C, with the broker, or after a number of messa
 Settlements are not followed, so states of messages are left out.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,16 @@ from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.segment import Batch
 from qlog.tools.inspect.command import stop, writing_stdout
-from qlog.tools.inspect.look.decode import Bodies, decoded, lines_of, queue_text
+from qlog.tools.inspect.look.decode import Bodies, decoded, lines_of, target_lines
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable, is_in_use, open_index, read
 from qlog.tools.inspect.look.log import views_of
-from qlog.tools.inspect.look.reader import Entry, messages
+from qlog.tools.inspect.look.reader import Entry, entries_of, messages
 from qlog.tools.inspect.look.selection import Selection
 from qlog.tools.inspect.rows import counted, printable
 
 _POLL_S = 0.1
-_ASK_S = (
-    0.5  # how often the index is asked how far the log is durable, while something waits for it
-)
+_ASK_S = 0.5  # how often the index is asked how far the log is durable, while something waits
 _NAMES_S = 2.0  # and the ledger, for the names of new queues
 
 
@@ -55,38 +51,36 @@ def follow_log(
     if not directory.in_use:
         stop(f"no broker runs on {directory.root}: there is nothing to follow")
     tail = _Tail(directory, from_lsn)
-    left = limit
+    shown = 0
     names_asked_s = time.monotonic()
     try:
         if not as_json:
             _say(f"following {directory.root} from LSN {tail.from_lsn} on; Ctrl-C ends it")
-        for file, entry in tail.entries():
+        for entry in tail.entries():
             record = entry.record
             if record is not None:
-                unknown = any(lane not in directory.owners for lane in record.targets[0::2])
+                lane_ids = record.targets[0::2]
+                unknown = any(lane_id not in directory.owners for lane_id in lane_ids)
                 if unknown and time.monotonic() > names_asked_s + _NAMES_S:
                     names_asked_s = time.monotonic()
                     directory.refresh()
                 ours = selection.lane_ids
-                if ours is not None and ours.isdisjoint(record.targets[0::2]):
+                if ours is not None and ours.isdisjoint(lane_ids):
                     continue
                 if not selection.takes(directory, record):
                     continue
-            item = decoded(directory, file, entry)
+            item = decoded(directory, entry)
             for target in item.get("targets", ()):
                 target["state"] = None
-            more: list[str] = []
-            if bodies is not None and record is not None:
-                more = bodies.add(item, record)
+            more = [] if bodies is None or record is None else bodies.add(item, record)
             with writing_stdout():
                 if as_json:
                     print(json.dumps({"schema": "qlog.inspect.messages.follow/1", **item}))
                 else:
                     print(_line(item, more))
-            if left is not None:
-                left -= 1
-                if not left:
-                    return
+            shown += 1
+            if shown == limit:
+                return
         _say("the broker has stopped")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would be told as an error
@@ -102,13 +96,8 @@ def _say(text: str) -> None:
 
 def _line(item: dict[str, Any], more: list[str]) -> str:
     """A message in one line."""
-    parts = [f"{item['lsn']}", str(item.get("time"))]
-    parts.append("; ".join(lines_of(item)))
-    queues = ", ".join(
-        f"{queue_text(target['vhost'], target['queue'], target['lane'])} #{target['offset']}"
-        for target in item.get("targets", ())
-    )
-    parts.append(f"-> {queues}")
+    queues = ", ".join(target_lines(item.get("targets", ())))
+    parts = [str(item["lsn"]), str(item.get("time")), "; ".join(lines_of(item)), f"-> {queues}"]
     if more:
         parts.append("; ".join(more))
     return "  ".join(map(printable, parts))
@@ -126,17 +115,17 @@ class _Tail:
         self._view: FileView | None = None
         self._position = FILE_HEADER_BYTES
         self._lsn = self.from_lsn  # of the next message to be read
-        self._waiting: deque[tuple[str, Batch]] = deque()  # read, and perhaps not durable
+        self._waiting: deque[tuple[FileView, Batch]] = deque()  # read, and perhaps not durable
 
-    def entries(self) -> Iterator[tuple[str, Entry]]:
+    def entries(self) -> Iterator[Entry]:
         """Messages as they become durable; ends with the broker."""
         directory = self._directory
-        for view, entry in messages(directory, views_of(directory), self._lsn, None):
+        for entry in messages(directory, views_of(directory), self._lsn):
             if entry.lsn >= self._durable_lsn or entry.lsn_end is None:
                 break
             self.damaged = self.damaged or entry.damage is not None
             self._lsn = entry.lsn_end
-            yield directory.relative(view.path), entry
+            yield entry
         while True:
             alive = is_in_use(directory.paths.catalog)
             moved = False
@@ -156,92 +145,81 @@ class _Tail:
             count = sum(batch.header.count for _, batch in self._waiting)
             _say(f"{counted(count, 'message')} more may not have been confirmed: not shown")
 
-    def _durable(self) -> Iterator[tuple[str, Entry]]:
+    def _durable(self) -> Iterator[Entry]:
         """The messages of the batches that are known to be on disk."""
         waiting = self._waiting
         while waiting:
-            file, batch = waiting[0]
-            if batch.header.base + batch.header.count > self._durable_lsn:
+            header = waiting[0][1].header
+            if header.base + header.count > self._durable_lsn:
                 return
-            waiting.popleft()
-            for lsn, position, record in self._directory.records(batch):
-                if lsn >= self.from_lsn:
-                    yield file, Entry(lsn, lsn + 1, position, record.length, record)
+            for entry in entries_of(*waiting.popleft()):
+                if entry.lsn >= self.from_lsn:
+                    yield entry
 
     def _ask(self, alive: bool) -> None:
         """Learn from the index how far the log is durable; all of it, if the broker has ended."""
         directory = self._directory
         self._asked_s = time.monotonic()
+        asked = 0
         if alive:
             with suppress(Unreadable):
                 asked = read(directory.paths.index, _checkpoint_lsn)
-                self._durable_lsn = max(self._durable_lsn, asked)
         else:
             directory.refresh()
-            self._durable_lsn = max(self._durable_lsn, directory.attested_lsn)
+            asked = directory.attested_lsn
+        self._durable_lsn = max(self._durable_lsn, asked)
 
     def _read(self) -> Iterator[Batch]:
         """The whole batches that came since the last call, also from the segments that follow."""
         while True:
             following = self._following()  # looked for first: what is missing then stays missing
-            try:
+            with suppress(FileNotFoundError):  # given back: all of it is settled
                 yield from self._read_view()
-            except FileNotFoundError:
-                pass  # given back: all of it is settled
             if following is None:
                 return
             assert following.header is not None
             base = following.header.base
             if base > self._lsn:
-                what = "cannot be read" if self._still_there() else "were settled and given back"
-                self.damaged = self.damaged or self._still_there()
+                still_there = self._view is not None and self._view.path.exists()
+                what = "cannot be read" if still_there else "were settled and given back"
+                self.damaged = self.damaged or still_there
                 _say(f"messages {self._lsn} to {base - 1} {what}: not shown")
             self._view = following
             self._position = FILE_HEADER_BYTES
             self._lsn = max(self._lsn, base)
 
     def _read_view(self) -> Iterator[Batch]:
-        view = self._view
-        if view is None:
+        if self._view is None:
             return
-        name = self._directory.relative(view.path)
-        with self._directory.opened(view) as file:
-            while (batch := file.batch_at(self._position)) is not None:
+        with self._directory.opened(self._view) as file:
+            for batch in file.batches(self._position):
                 self._position = batch.end
                 end = batch.header.base + batch.header.count
                 if end > self._lsn:
                     self._lsn = end
-                    self._waiting.append((name, batch))
+                    self._waiting.append((self._view, batch))
                     yield batch
-
-    def _still_there(self) -> bool:
-        return self._view is not None and self._view.path.exists()
 
     def _following(self) -> FileView | None:
         """The segment to go on with; None as long as the current one is the last."""
-        directory = self._directory
         current = self._view
+        read_upto = 0 if current is None else current.file_id
         best: FileView | None = None
-        for segment_id in directory.segment_ids():
-            if segment_id >= COMPACTED or (current is not None and segment_id <= current.file_id):
+        for segment_id in self._directory.segment_ids():
+            if not read_upto < segment_id < COMPACTED:
                 continue
-            try:
-                view = directory.segment(segment_id)
-            except FileNotFoundError:
-                continue
-            if view.header is None or view.header_verdict is not Verdict.WHOLE:
-                continue
-            if current is not None:
-                return view
-            if best is None or view.header.base <= self._lsn:
-                best = view  # the last that begins at or before our place, else the first
+            with suppress(FileNotFoundError):
+                view = self._directory.segment(segment_id)
+                if view.header is None or view.header_verdict is not Verdict.WHOLE:
+                    continue
+                if current is not None:
+                    return view
+                if best is None or view.header.base <= self._lsn:
+                    best = view  # the last that begins at or before our place, else the first
         return best
 
 
 def _checkpoint_lsn(directory: Path, lock: bool) -> int:
-    index = open_index(directory, lock)
-    try:
+    with closing(open_index(directory, lock)) as index:
         checkpoint = index.checkpoint()
         return 0 if checkpoint is None else checkpoint.lsn
-    finally:
-        index.close()

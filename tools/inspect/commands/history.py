@@ -6,24 +6,25 @@ file's head. Of what the snapshot has, only an upper bound of the time is known.
 not say is shown as unknown, never guessed.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
 from qlog.storage import journal
 from qlog.tools.inspect.command import OfVhost, command, find_lanes, stop
-from qlog.tools.inspect.look.decode import decoded, queue_text, time_cell, time_text
+from qlog.tools.inspect.look.decode import decoded, target_lines, time_cell, time_text
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import views_of
-from qlog.tools.inspect.look.reader import messages
-from qlog.tools.inspect.look.selection import Selection, parse_offsets
+from qlog.tools.inspect.look.selection import Selection, chosen, parse_offsets
 from qlog.tools.inspect.look.settlements import batches_of, lane_of, settled_ranges
-from qlog.tools.inspect.rows import Cell, Report, Time, counted, name, number, progress, text
+from qlog.tools.inspect.rows import Cell, Report, Time, counted, name, number, text
 
 _WITHIN_MS = 1000  # a ledger batch without a time of its own is at most so much later
+_PUBLISHED = ("time", "exchange", "routing_key", "body_bytes", "file", "position")
+_ROUTED = ("vhost", "queue", "lane", "offset")
+_Story = dict[str, Any]  # of one message in one queue, as JSON has it
 
 
 @dataclass(slots=True)
@@ -36,38 +37,6 @@ class _Event:
     after_ms: int | None = None
     before_ms: int | None = None
 
-    @property
-    def after(self) -> str | None:
-        """For JSON."""
-        return None if self.after_ms is None else time_text(self.after_ms)
-
-    @property
-    def before(self) -> str | None:
-        """For JSON."""
-        return None if self.before_ms is None else time_text(self.before_ms)
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"after": self.after, "before": self.before, "ledger_batch": self.batch}
-
-    def cell(self) -> Cell:
-        """For a table."""
-        if self.after is None:
-            return ["yes", "(when: ?)"]
-        return Time(self.after + ("" if self.before == self.after else " +1s"))
-
-    def told(self) -> str:
-        """For people."""
-        where = f"ledger batch {self.batch}"
-        if self.batch is None:
-            where = "in the snapshot that the ledger's file begins with"
-        if self.after is None:
-            before = f"before {self.before}" if self.before else "it is not known when"
-            return f"{before} ({where})"
-        if self.after == self.before:
-            return f"{self.after} ({where})"
-        return f"between {self.after} and {self.before} ({where})"
-
 
 @dataclass(slots=True)
 class _LaneEvents:
@@ -77,70 +46,46 @@ class _LaneEvents:
     settled: list[_Event]
 
 
-@dataclass(frozen=True, slots=True)
-class _Story:
-    """One message in one queue. `message` is None when the log does not have it."""
+def _cell(event: dict[str, Any] | None) -> Cell:
+    """An event in a table."""
+    if event is None:
+        return "no"
+    if event["after"] is None:
+        return ["yes", "(when: ?)"]
+    return Time(event["after"] + ("" if event["before"] == event["after"] else " +1s"))
 
-    target: dict[str, Any]
-    message: dict[str, Any] | None
-    delivered: _Event | None
-    settled: _Event | None
 
-    @property
-    def offset(self) -> int:
-        """In the queue."""
-        return int(self.target["offset"])
+def _told(event: dict[str, Any]) -> str:
+    """An event in words."""
+    after, before, batch = event["after"], event["before"], event["ledger_batch"]
+    where = f"ledger batch {batch}"
+    if batch is None:
+        where = "in the snapshot that the ledger's file begins with"
+    if after is None:
+        when = f"before {before}" if before else "it is not known when"
+    else:
+        when = after if after == before else f"between {after} and {before}"
+    return f"{when} ({where})"
 
-    @property
-    def message_id(self) -> Any:
-        """The property."""
-        properties = (self.message or {}).get("properties") or {}
-        return properties.get("message_id")
 
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        item = self.message
-        published = routed_to = None
-        if item is not None:
-            published = {
-                key: item[key]
-                for key in ("time", "exchange", "routing_key", "body_bytes", "file", "position")
-            }
-            routed_to = [
-                {key: target[key] for key in ("vhost", "queue", "lane", "offset")}
-                for target in item["targets"]
-            ]
-        return {
-            "lane": self.target["lane"],
-            "offset": self.offset,
-            "lsn": None if item is None else item["lsn"],
-            "message_id": self.message_id,
-            "published": published,
-            "routed_to": routed_to,
-            "delivered": None if self.delivered is None else self.delivered.document(),
-            "settled": None if self.settled is None else self.settled.document(),
-            "dead_lettered": None,
-            "damage": None if item is None else item["damage"],
-        }
-
-    def what(self) -> Cell:
-        """Damage, where it was published to, and which it is."""
-        item = self.message or {}
-        lines = [f"DAMAGED: {item['damage']}"] if item.get("damage") else []
-        if item.get("exchange") is not None:
-            lines.append(f"{item['exchange'] or '(default)'} / {item['routing_key']}")
-        if self.message_id is not None:
-            lines.append(f"id {self.message_id}")
-        return lines
+def _what(story: _Story) -> Cell:
+    """Damage, where it was published to, and which it is."""
+    lines = [f"DAMAGED: {story['damage']}"] if story["damage"] else []
+    published = story["published"]
+    if published["exchange"] is not None:
+        lines.append(f"{published['exchange'] or '(default)'} / {published['routing_key']}")
+    if story["message_id"] is not None:
+        lines.append(f"id {story['message_id']}")
+    return lines
 
 
 _COLUMNS = (
     number("offset"),
-    number("LSN", lambda story: story.message["lsn"]),
-    text("published\n(UTC)", lambda story: time_cell(story.message["time"])),
-    name("exchange / key", lambda story: story.what()),
-    text("delivered", lambda story: "no" if story.delivered is None else story.delivered.cell()),
-    text("settled", lambda story: "no" if story.settled is None else story.settled.cell()),
+    number("LSN", "lsn"),
+    text("published\n(UTC)", lambda story: time_cell(story["published"]["time"])),
+    name("exchange / key", _what),
+    text("delivered", lambda story: _cell(story["delivered"])),
+    text("settled", lambda story: _cell(story["settled"])),
 )
 
 
@@ -169,58 +114,38 @@ def history(
         selection.offsets = None if offset is None else parse_offsets(offset)
     except ValueError as error:
         stop(str(error))
-    items, more = _found(directory, report, selection, limit)
+    found = (entry for entry in chosen(directory, selection) if entry.record is not None)
+    entries = list(islice(found, limit + 1))
+    more = len(entries) > limit
+    items = []
+    for entry in entries[:limit]:
+        items.append(decoded(directory, entry))
+        if entry.damage is not None:
+            report.damage.append(entry.as_damage(f": {entry.damage}"))
     events = _events(directory, lane_ids)  # read after the log: it knows of all that was there
     first, end = selection.offsets or (0, 1 << 64)
-    targets = [
-        (item, target)
+    stories = [
+        _story(item, target["lane"], target["offset"], events)
         for item in items
         for target in item["targets"]
         if target["lane"] in lane_ids and first <= target["offset"] < end
     ]
-    stories = [_story(item, target, events) for item, target in targets]
     if not stories and message_id is None and end == first + 1:
-        stories = [
-            _story(None, {"lane": lane_id, "offset": first}, events) for lane_id in sorted(lane_ids)
-        ]
-    report.content = {
-        "vhost": vhost,
-        "queue": queue,
-        "messages": [story.document() for story in stories],
-        "more": more,
-    }
+        stories = [_story(None, lane_id, first, events) for lane_id in sorted(lane_ids)]
+    report.content = {"vhost": vhost, "queue": queue, "messages": stories, "more": more}
     what = f"{counted(len(stories), 'message')} of '{queue}'"
     if more:
-        what += f"; there are more: --offset {stories[-1].offset + 1}-"
+        what += f"; there are more: --offset {stories[-1]['offset'] + 1}-"
     if not stories:
         what += " in the log"
     if len(stories) == 1:
-        if stories[0].message is None:
-            what = f"the log has no #{stories[0].offset}"
-        report.facts(_told(stories[0]), title=f"#{stories[0].offset}")
+        story = stories[0]
+        if story["published"] is None:
+            what = f"the log has no #{story['offset']}"
+        report.facts(_life(story), title=f"#{story['offset']}")
     else:
         report.table(_COLUMNS, stories)
     report.say(what)
-
-
-def _found(
-    directory: Directory, report: Report, selection: Selection, limit: int
-) -> tuple[list[dict[str, Any]], bool]:
-    """The messages for JSON, and whether there are more."""
-    views = views_of(directory)
-    items: list[dict[str, Any]] = []
-    with progress("searching", sum(view.size for view in views)) as bar:
-        for view, entry in messages(directory, views, 0, selection.lane_ids, selection.offsets):
-            bar.advance(entry.length)
-            if entry.record is None or not selection.takes(directory, entry.record):
-                continue
-            if len(items) == limit:
-                return items, True
-            file = directory.relative(view.path)
-            items.append(decoded(directory, file, entry))
-            if entry.damage is not None:
-                report.damage.append(entry.as_damage(file, f": {entry.damage}"))
-    return items, False
 
 
 def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEvents]:
@@ -260,44 +185,57 @@ def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEv
 
 
 def _story(
-    item: dict[str, Any] | None, target: dict[str, Any], events: dict[int, _LaneEvents]
+    item: dict[str, Any] | None, lane_id: int, offset: int, events: dict[int, _LaneEvents]
 ) -> _Story:
-    lane = events[target["lane"]]
-    offset = target["offset"]
-    return _Story(target, item, _first(lane.delivered, offset), _first(lane.settled, offset))
+    """`item`: the message; None when the log does not have it."""
+    published = routed_to = None
+    if item is not None:
+        published = {key: item[key] for key in _PUBLISHED}
+        routed_to = [{key: target[key] for key in _ROUTED} for target in item["targets"]]
+    return {
+        "lane": lane_id,
+        "offset": offset,
+        "lsn": None if item is None else item["lsn"],
+        "message_id": ((item or {}).get("properties") or {}).get("message_id"),
+        "published": published,
+        "routed_to": routed_to,
+        "delivered": _first(events[lane_id].delivered, offset),
+        "settled": _first(events[lane_id].settled, offset),
+        "dead_lettered": None,
+        "damage": None if item is None else item["damage"],
+    }
 
 
-def _first(events: list[_Event], offset: int) -> _Event | None:
-    """The first event that is about this message."""
-    return next((event for event in events if event.first <= offset < event.end), None)
+def _first(events: list[_Event], offset: int) -> dict[str, Any] | None:
+    """The first event that is about this message, for JSON."""
+    for event in events:
+        if event.first <= offset < event.end:
+            return {
+                "after": time_text(event.after_ms),
+                "before": time_text(event.before_ms),
+                "ledger_batch": event.batch,
+            }
+    return None
 
 
-def _told(story: _Story) -> list[tuple[str, Cell]]:
+def _life(story: _Story) -> Iterator[tuple[str, Cell]]:
     """One message's life, line by line."""
-    item, delivered, settled = story.message, story.delivered, story.settled
-    rows: list[tuple[str, Cell]] = []
-    if item is None:
-        rows.append(("published", "the log does not have it (any more)"))
-    else:
-        to = f"exchange '{item['exchange']}', routing key '{item['routing_key']}'"
-        lines = [f"{item['time'] or '?'} to {to}"]
-        if item["damage"]:
-            lines.append(f"DAMAGED: {item['damage']}")
-        if story.message_id is not None:
-            lines.append(f"message_id {story.message_id}")
-        lines.append(
-            f"LSN {item['lsn']}, {item['body_bytes']:,} bytes, {item['file']} at byte "
-            f"{item['position']}"
-        )
-        rows.append(("published", lines))
-        names = [
-            f"{queue_text(target['vhost'], target['queue'], target['lane'])} #{target['offset']}"
-            for target in item["targets"]
-        ]
-        rows.append(("routed to", names))
-    rows.append(("delivered", "not yet" if delivered is None else delivered.told()))
+    published = story["published"]
     unsettled = "no: it waits"
-    if item is None:
+    if published is None:
+        yield "published", "the log does not have it (any more)"
         unsettled = "nothing says so: it may never have been"
-    rows.append(("settled", unsettled if settled is None else settled.told()))
-    return rows
+    else:
+        to = f"exchange '{published['exchange']}', routing key '{published['routing_key']}'"
+        lines = [f"{published['time'] or '?'} to {to}"]
+        if story["damage"]:
+            lines.append(f"DAMAGED: {story['damage']}")
+        if story["message_id"] is not None:
+            lines.append(f"message_id {story['message_id']}")
+        place = f"{published['file']} at byte {published['position']}"
+        lines.append(f"LSN {story['lsn']}, {published['body_bytes']:,} bytes, {place}")
+        yield "published", lines
+        yield "routed to", target_lines(story["routed_to"])
+    delivered, settled = story["delivered"], story["settled"]
+    yield "delivered", "not yet" if delivered is None else _told(delivered)
+    yield "settled", unsettled if settled is None else _told(settled)

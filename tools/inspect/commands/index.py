@@ -1,17 +1,14 @@
 """`qlog inspect index`: what is in the index, and whether it agrees with log and ledger."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import typer
 
-from qlog.storage.index.index import SPILL, Live
+from qlog.storage.index.index import SPILL
 from qlog.tools.inspect.command import command
-from qlog.tools.inspect.look.decode import lane_text
+from qlog.tools.inspect.look.decode import queue_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.pointers import (
@@ -24,26 +21,9 @@ from qlog.tools.inspect.look.pointers import (
 from qlog.tools.inspect.rows import Bytes, Cell, Damage, Report, counted, name, number, size
 
 _DIFFERENCES_SHOWN_MAX = 50
-
-
-@dataclass(slots=True)
-class _Lane:
-    lane: int
-    vhost: str | None
-    queue: str | None
-    pointers: int
-    spilled: int
-    blocks: int
-    next_offset: int
-    complete_below: int
-    floor: int
-    delivered_below: int
-    _name: str
-
-
 _LANE_COLUMNS = (
     number("lane"),
-    name("queue", "_name"),
+    name("queue", lambda row: queue_text(row["vhost"], row["queue"], row["lane"])),
     number("pointers"),
     number("spilled"),
     number("blocks"),
@@ -80,7 +60,7 @@ def index(
         else:
             contents = read_contents(directory.paths.index)
     except Unreadable:
-        if directory.index_facts is not None:
+        if directory.index_facts.readable:
             contents = read_contents(directory.paths.index)  # it changed: now it must be readable
     report.content = {"index": None, "lanes": [], "segments": [], "spill": None, "comparison": None}
     if contents is None:
@@ -100,19 +80,19 @@ def index(
 
 
 def _show(directory: Directory, report: Report, contents: IndexContents) -> None:
-    usage = contents.usage
-    checkpoint = contents.checkpoint
-    report.content["index"] = {
-        "checkpoint": None
-        if checkpoint is None
-        else {
+    usage, checkpoint = contents.usage, contents.checkpoint
+    at = None
+    if checkpoint is not None:
+        at = {
             "lsn": checkpoint.lsn,
             "epoch": checkpoint.epoch,
             "segment": checkpoint.segment_id,
             "position": checkpoint.position,
-            "ledger": asdict(checkpoint.ledger),
+            "ledger": checkpoint.ledger,
             "spill_next": checkpoint.spill_next,
-        },
+        }
+    report.content["index"] = {
+        "checkpoint": at,
         "file_bytes": contents.file_bytes,
         "map_bytes": usage.map_bytes,
         "page_bytes": usage.page_bytes,
@@ -122,32 +102,33 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
     report.facts(_facts(contents))
     blocks = Counter(lane_id for lane_id, _ in contents.blocks)
     lanes = [
-        _Lane(
+        {
+            "lane": lane_id,
             **directory.named(lane_id),
-            pointers=row.alive,
-            spilled=row.spilled,
-            blocks=blocks[lane_id],
-            next_offset=row.next_qseq,
-            complete_below=row.placed_upto,
-            floor=row.floor,
-            delivered_below=row.delivered,
-            _name=lane_text(directory, lane_id),
-        )
+            "pointers": row.alive,
+            "spilled": row.spilled,
+            "blocks": blocks[lane_id],
+            "next_offset": row.next_qseq,
+            "complete_below": row.placed_upto,
+            "floor": row.floor,
+            "delivered_below": row.delivered,
+        }
         for lane_id, row in sorted(contents.lanes.items())
     ]
     report.table(_LANE_COLUMNS, lanes, key="lanes")
-    live = sorted(item for item in contents.live.items() if item[0] < SPILL)
-    paged = [item for segment_id, item in contents.live.items() if segment_id >= SPILL]
-    spill = Live(sum(item.count for item in paged), sum(item.size for item in paged))
-    rows = [
-        {"id": segment_id, "unsettled": item.count, "unsettled_bytes": item.size}
-        for segment_id, item in live
-    ]
-    spilled = {"unsettled": spill.count, "unsettled_bytes": spill.size}
-    report.content["segments"] = rows
-    report.content["spill"] = {"files": len(paged), **spilled}
-    last = {"id": f"spill/ ({counted(len(paged), 'file')})", **spilled}
-    report.table(_SEGMENT_COLUMNS, [*rows, last] if spill.count else rows)
+    rows = []
+    spill = {"files": 0, "unsettled": 0, "unsettled_bytes": 0}
+    for segment_id, live in sorted(contents.live.items()):
+        if segment_id < SPILL:
+            row = {"id": segment_id, "unsettled": live.count, "unsettled_bytes": live.size}
+            rows.append(row)
+        else:
+            spill["files"] += 1
+            spill["unsettled"] += live.count
+            spill["unsettled_bytes"] += live.size
+    report.content |= {"segments": rows, "spill": spill}
+    last = {"id": f"spill/ ({counted(spill['files'], 'file')})", **spill}
+    report.table(_SEGMENT_COLUMNS, [*rows, last] if spill["unsettled"] else rows)
     report.damage += [Damage("index.lmdb", what) for what in contents.damaged]
 
 

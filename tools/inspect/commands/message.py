@@ -1,17 +1,18 @@
 """`qlog inspect message`: one message, with every field of its bytes named."""
 
-from __future__ import annotations
-
+from itertools import groupby
+from operator import attrgetter
 from typing import Annotated
 
 import typer
 
 from qlog.tools.inspect.command import OfVhost, command, find_lanes, stop
-from qlog.tools.inspect.look.anatomy import Checksum, Field, fields_of
-from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, Shown, add_body, decoded, dump
+from qlog.tools.inspect.look.anatomy import Checksum, Field, batch_position, fields_of
+from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, add_body, decoded, dump
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.find import Found, batch_position, by_lsn, by_offset
 from qlog.tools.inspect.look.log import survey, views_of
+from qlog.tools.inspect.look.reader import Entry, messages
+from qlog.tools.inspect.look.selection import Selection, chosen
 from qlog.tools.inspect.rows import Damage, Report, name, number, text
 
 _HEX_OCTETS = 8  # a line
@@ -39,7 +40,7 @@ _FIELD_COLUMNS = (
     name("value"),
 )
 _CHECK_COLUMNS = (
-    text("of", "what"),
+    text("of"),
     text("verdict", lambda check: _VERDICTS[check.right]),
     name("what it covers", _covers),
 )
@@ -73,20 +74,32 @@ def message(
         stop("name one message: give an LSN, or both --queue and --offset")
     if queue is not None and offset is not None:
         lane_ids = find_lanes(directory, vhost, queue)
-        found = by_offset(directory, lane_ids, offset)
-        if found is None:
+        # A damaged message is found if its targets are known.
+        selection = Selection(lane_ids=lane_ids, offsets=(offset, offset + 1))
+        found = (one for one in chosen(directory, selection) if one.record is not None)
+        entry = next(found, None)
+        if entry is None:
             stop(_no_offset(directory, queue, lane_ids, offset))
     else:
         assert lsn is not None
-        found = by_lsn(directory, lsn)
-        if found is None:
+        entry = _by_lsn(directory, lsn)
+        if entry is None:
             stop(_no_lsn(directory, lsn))
-    _show(directory, report, found, body_limit)
+    _show(directory, report, entry, body_limit)
+
+
+def _by_lsn(directory: Directory, lsn: int) -> Entry | None:
+    """The message, damaged or not; None when the log does not have it."""
+    for entry in messages(directory, views_of(directory), lsn):
+        if entry.lsn == lsn or (entry.lsn < lsn and (entry.lsn_end is None or entry.lsn_end > lsn)):
+            return entry
+        if entry.lsn > lsn:
+            break
+    return None
 
 
 def _no_lsn(directory: Directory, lsn: int) -> str:
-    found = survey(directory, views_of(directory), verify=False)
-    end = max((item.end_lsn or 0 for item in found.segments), default=0)
+    end = max((item.end_lsn or 0 for item in survey(directory).segments), default=0)
     if lsn >= end:
         return f"no message {lsn}: the log ends before LSN {end}"
     return f"the log has no message {lsn} any more: it was settled, and its segment given back"
@@ -100,39 +113,29 @@ def _no_offset(directory: Directory, queue: str, lane_ids: frozenset[int], offse
     return f"the log has no #{offset} of '{queue}'{known}"
 
 
-def _show(directory: Directory, report: Report, found: Found, body_limit: int) -> None:
-    entry = found.entry
-    file = directory.relative(found.view.path)
-    item = decoded(directory, file, entry)
+def _show(directory: Directory, report: Report, entry: Entry, body_limit: int) -> None:
+    item = decoded(directory, entry)
     if entry.record is not None:
         add_body(item, entry.record)
-    batch_at, _ = batch_position(directory, found)
-    fields, checks = fields_of(directory, found, batch_at)
-    report.content["message"] = item
-    report.content["batch_position"] = batch_at
-    report.content["fields"] = [field.document() for field in fields]
-    report.content["checksums"] = [
-        {"of": check.what, "right": check.right, "covers": check.covers, "note": check.note}
-        for check in checks
-    ]
-    report.table(MESSAGE_COLUMNS, [Shown(item)])
-    parts: dict[str, list[Field]] = {}
-    for field in fields:
-        parts.setdefault(field.part, []).append(field)
-    for part, items in parts.items():
+    batch_at = batch_position(directory, entry)
+    fields, checks = fields_of(directory, entry, batch_at)
+    documents = [field.document() for field in fields]
+    report.content = {"message": item, "batch_position": batch_at, "fields": documents}
+    report.table(MESSAGE_COLUMNS, [(item, [])])
+    for part, of_part in groupby(fields, attrgetter("part")):
         if part == "body":
-            _show_body(report, items[0], body_limit)
+            _show_body(report, next(of_part), body_limit)
         else:
-            report.table(_FIELD_COLUMNS, items, title=part)
-    report.table(_CHECK_COLUMNS, checks, title="checksums")
+            report.table(_FIELD_COLUMNS, of_part, title=part)
+    report.table(_CHECK_COLUMNS, checks, title="checksums", key="checksums")
     report.summary = (
-        f"{directory.root}: LSN {entry.lsn}, {file} bytes {entry.position} to {entry.end - 1}"
+        f"{directory.root}: LSN {entry.lsn}, {entry.file} bytes {entry.position} to {entry.end - 1}"
     )
     if item["damage"] is not None:
-        report.damage.append(entry.as_damage(file, f": {item['damage']}"))
+        report.damage.append(entry.as_damage(f": {item['damage']}"))
     for check in checks:
-        if check.right is False and (item["damage"] is None or check.what != "record"):
-            report.damage.append(Damage(file, f"the checksum of the {check.what} is wrong"))
+        if check.right is False and (item["damage"] is None or check.of != "record"):
+            report.damage.append(Damage(entry.file, f"the checksum of the {check.of} is wrong"))
 
 
 def _show_body(report: Report, field: Field, limit: int) -> None:

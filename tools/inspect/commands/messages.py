@@ -1,94 +1,85 @@
 """`qlog inspect messages`: the records of the log, decoded: all of them, or those asked for."""
 
-from __future__ import annotations
-
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from qlog.tools.inspect.command import AsJson, OfVhost, command, find_lanes, stop
 from qlog.tools.inspect.commands.follow import follow_log
-from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, Bodies, Shown, decoded
+from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, Bodies, decoded
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import survey, views_of
-from qlog.tools.inspect.look.reader import messages as read
+from qlog.tools.inspect.look.log import survey, untold
 from qlog.tools.inspect.look.selection import (
     KeyPattern,
     Selection,
+    chosen,
     parse_header,
     parse_offsets,
     parse_time,
 )
-from qlog.tools.inspect.rows import Report, counted, progress
+from qlog.tools.inspect.rows import Report, counted
 
 _LIMIT_DEFAULT = 20
-
-
-_FromLsn = Annotated[
-    int | None,
-    typer.Option("--from", metavar="LSN", min=0, help="Begin with this record of the log."),
-]
-_OfQueue = Annotated[str | None, typer.Option(metavar="NAME", help="Only what went to this queue.")]
-_Offset = Annotated[
-    str | None,
-    typer.Option(metavar="N[-N]", help="Of --queue: this offset, or a range: 7-9, 7-, -9."),
-]
-_Since = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME", help="Published then or later: 2026-11-23T06:11 (UTC), or 10m (ago)."
-    ),
-]
-_Until = Annotated[str | None, typer.Option(metavar="TIME", help="Published before that time.")]
-_Key = Annotated[
-    str | None,
-    typer.Option(metavar="PATTERN", help="Routing key: as it is, or a topic's (order.#)."),
-]
-_Headers = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="With this header; may be given again."),
-]
-_WhichSettled = Annotated[
-    bool | None,
-    typer.Option(
-        "--settled/--unsettled",
-        help="Only what nobody waits for any more, or only what waits. [default: both]",
-    ),
-]
-_Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Show so many at most. [default: 20; no limit with --follow]"),
-]
-_WithBody = Annotated[bool, typer.Option("--body", help="Show the bodies too.")]
-_BodyLimit = Annotated[
-    int, typer.Option(min=1, metavar="N", help="So many characters or octets of each body.")
-]
-_AsHex = Annotated[bool, typer.Option("--hex", help="Bodies in hexadecimal, text or not.")]
-_Follow = Annotated[
-    bool,
-    typer.Option("--follow", "-f", help="Show new messages as they become durable, until Ctrl-C."),
-]
 
 
 @command
 def messages(
     directory: Directory,
     report: Report,
-    from_lsn: _FromLsn = None,
-    queue: _OfQueue = None,
+    from_lsn: Annotated[
+        int | None,
+        typer.Option("--from", metavar="LSN", min=0, help="Begin with this record of the log."),
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only what went to this queue.")
+    ] = None,
     vhost: OfVhost = "/",
-    offset: _Offset = None,
-    since: _Since = None,
-    until: _Until = None,
-    key: _Key = None,
-    header: _Headers = None,
-    settled: _WhichSettled = None,
-    limit: _Limit = None,
-    body: _WithBody = False,
-    body_limit: _BodyLimit = 160,
-    as_hex: _AsHex = False,
-    follow: _Follow = False,
+    offset: Annotated[
+        str | None,
+        typer.Option(metavar="N[-N]", help="Of --queue: this offset, or a range: 7-9, 7-, -9."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Published then or later: 2026-11-23T06:11 (UTC), or 10m (ago)."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Published before that time.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Routing key: as it is, or a topic's (order.#)."),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="With this header; may be given again."),
+    ] = None,
+    settled: Annotated[
+        bool | None,
+        typer.Option(
+            "--settled/--unsettled",
+            help="Only what nobody waits for any more, or only what waits. [default: both]",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Show so many at most. [default: 20; no limit with --follow]"),
+    ] = None,
+    body: Annotated[bool, typer.Option("--body", help="Show the bodies too.")] = False,
+    body_limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="So many characters or octets of each body.")
+    ] = 160,
+    as_hex: Annotated[
+        bool, typer.Option("--hex", help="Bodies in hexadecimal, text or not.")
+    ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Show new messages as they become durable, until Ctrl-C."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode messages: all, or those asked for.
@@ -128,37 +119,23 @@ def _show(
     limit: int,
     bodies: Bodies | None,
 ) -> None:
-    views = views_of(directory)
-    rows: list[Shown] = []
+    rows: list[tuple[dict[str, Any], list[str]]] = []
     next_lsn: int | None = None
-    lane_ids, offsets = selection.lane_ids, selection.offsets
-    with progress("searching", sum(view.size for view in views)) as bar:
-        for view, entry in read(directory, views, from_lsn, lane_ids, offsets):
-            bar.advance(entry.length)
-            if entry.record is not None and not selection.takes(directory, entry.record):
-                continue
-            if len(rows) == limit:
-                next_lsn = entry.lsn
-                break
-            file = directory.relative(view.path)
-            rows.append(Shown(decoded(directory, file, entry)))
-            item = rows[-1].item
-            if bodies is not None and entry.record is not None:
-                rows[-1].more = bodies.add(item, entry.record)
-            if item["damage"] is not None:
-                report.damage.append(entry.as_damage(file, f": {item['damage']}"))
+    for entry in chosen(directory, selection, from_lsn):
+        if len(rows) == limit:
+            next_lsn = entry.lsn
+            break
+        item = decoded(directory, entry)
+        more = bodies.add(item, entry.record) if bodies and entry.record else []
+        rows.append((item, more))
+        if item["damage"] is not None:
+            report.damage.append(entry.as_damage(f": {item['damage']}"))
     if next_lsn is None:  # walked to the end: what is not there at all is told too
-        found = survey(directory, views, verify=False)
-        told = {(item.file, item.position) for item in report.all_damage}
-        report.damage += [
-            item
-            for item in found.damage
-            if (item.file, item.position) not in told
-            and (item.lsn_end is None or item.lsn_end > from_lsn)
-        ]
+        found = survey(directory)
+        report.damage += untold(found, report.all_damage, from_lsn)
         report.notes += found.notes
     report.table(MESSAGE_COLUMNS, rows)
-    report.content = {"messages": [row.item for row in rows], "next_lsn": next_lsn}
+    report.content = {"messages": [item for item, _ in rows], "next_lsn": next_lsn}
     what = counted(len(rows), "message")
     if not rows:
         such = "messages" if selection == Selection() else "such messages"

@@ -5,8 +5,6 @@ with the same code. A directory that a broker would refuse is refused here, too,
 messages or settlements in it are damaged.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time
@@ -84,15 +82,14 @@ def _shown(paths: Paths) -> Iterator[None]:
     total = sum(_POINTER_BYTES * trailer.record_count for trailer in trailers if trailer)
     done = threading.Event()
     data = paths.index / "data.mdb"
-
-    with progress("rebuilding", total) as bar:
+    with progress("rebuilding", total) as advance:
 
         def follow() -> None:
             shown = 0
             while not done.wait(_LOOK_S):
                 size = data.stat().st_size if data.exists() else 0
                 if shown < size <= total:
-                    bar.advance(size - shown)
+                    advance(size - shown)
                     shown = size
 
         follower = threading.Thread(target=follow, name="qlog-progress")

@@ -4,12 +4,9 @@ Without --accept-loss nothing is changed: it says what would be done, and which 
 lost. No original is lost: what is replaced or given up is in quarantine/ before.
 """
 
-from __future__ import annotations
-
 import shutil
-from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,13 +14,13 @@ from qlog.storage.bytes.datadir import Paths, prepare
 from qlog.storage.bytes.disk import OSDisk
 from qlog.tools.inspect.command import DATA_DIR_DEFAULT, AsJson, DataDir, errors_told, finish, stop
 from qlog.tools.inspect.commands.verify import verified
-from qlog.tools.inspect.look.decode import queue_text
+from qlog.tools.inspect.look.decode import target_lines
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.repair.act import act
 from qlog.tools.inspect.repair.plan import Loss, Plan, make_plan
-from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, progress
+from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size
 
-_ACTION_COLUMNS = (number("step", itemgetter(0)), name("what", itemgetter(1)))
+_ACTION_COLUMNS = (number("step", 0), name("what", 1))
 
 
 def repair(
@@ -40,7 +37,7 @@ def repair(
     """
     with errors_told():
         directory = Directory(data_dir)
-        report = _repaired(data_dir) if accept_loss else _show(directory, _planned(directory))
+        report = _repaired(data_dir) if accept_loss else _show(directory, make_plan(directory))
     finish(report, as_json=as_json)
 
 
@@ -51,7 +48,7 @@ def _repaired(data_dir: Path) -> Report:
     lock = prepare(disk, paths)
     try:
         directory = Directory(data_dir)
-        plan = _planned(directory)
+        plan = make_plan(directory)
         free_bytes = shutil.disk_usage(paths.log).free
         if plan.needed and free_bytes < plan.written_bytes:
             stop(
@@ -59,10 +56,15 @@ def _repaired(data_dir: Path) -> Report:
                 f"{Bytes(plan.written_bytes).human()}, and {Bytes(free_bytes).human()} are free"
             )
         report = _show(directory, plan, title="done" if plan.needed else "to be done")
-        report.look, report.damage = None, []
-        report.notes = list(plan.notes)
+        report.damage, report.notes = [], list(plan.notes)
         if plan.needed:
-            place = _acted(plan, directory, disk, report.content)
+            try:
+                place = act(plan, directory, disk, report.content)
+            except PermissionError:
+                raise
+            except OSError as error:
+                where = error.filename or directory.root
+                stop(f"{where}: {error.strerror}; what was done so far can be repeated")
             report.damage = verified(Directory(data_dir)).all_damage
             report.content |= {"done": True, "quarantine": str(place)}
             report.summary = f"{data_dir}: repaired; {_cost(plan)}; the originals are in {place}"
@@ -71,26 +73,9 @@ def _repaired(data_dir: Path) -> Report:
     return report
 
 
-def _acted(plan: Plan, directory: Directory, disk: OSDisk, account: dict[str, Any]) -> Path:
-    try:
-        return act(plan, directory, disk, account)
-    except PermissionError:
-        raise
-    except OSError as error:
-        where = error.filename or directory.root
-        stop(f"{where}: {error.strerror}; what was done so far can be repeated")
-
-
-def _planned(directory: Directory) -> Plan:
-    paths = directory.paths
-    total = sum(paths.segment(one).stat().st_size for one in directory.segment_ids())
-    with progress("reading", total) as bar:
-        return make_plan(directory, bar.advance)
-
-
 def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report:
-    report = Report("repair", directory)
-    report.look = None  # the plan says what it is for
+    report = Report("repair", data_dir=str(directory.root))  # the plan says what it is for
+    report.in_use = directory.in_use
     report.notes, report.damage = list(plan.notes), plan.damage
     report.content = {
         "actions": plan.actions,
@@ -102,7 +87,7 @@ def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report
     columns = (
         number("LSN", "lsn"),
         name("where", _where),
-        number("size", lambda loss: None if loss.body_bytes is None else Bytes(loss.body_bytes)),
+        size("size", "body_bytes"),
         name("message", _what),
         name("queue #offset", lambda loss: _queues(directory, loss)),
     )
@@ -144,9 +129,5 @@ def _what(loss: Loss) -> str:
 
 def _queues(directory: Directory, loss: Loss) -> Cell:
     if loss.targets:
-        items = [directory.target(*target) for target in loss.targets]
-        return [
-            f"{queue_text(one['vhost'], one['queue'], one['lane'])} #{one['offset']} {one['state']}"
-            for one in items
-        ]
+        return target_lines([directory.target(*target) for target in loss.targets])
     return None if loss.body_bytes is None else "where it went is lost"

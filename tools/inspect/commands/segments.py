@@ -1,78 +1,23 @@
 """`qlog inspect segments`: the files of the log, what is alive in each, every checksum of them."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tally, views_of
-from qlog.tools.inspect.rows import Bytes, Report, counted, number, progress, size, text
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    id: int
-    file: str
-    state: str
-    base_lsn: int | None
-    end_lsn: int | None
-    size_bytes: int
-    used_bytes: int
-    records: int
-    live: int
-    dead: int
-    live_bytes: int
-    verified: bool
-    damaged: bool
-
-    @classmethod
-    def of(cls, directory: Directory, item: Segment) -> _Row:
-        """What is shown of a segment."""
-        alive = tally(directory, item.columns) if item.counts else SegmentTally()
-        return cls(
-            item.segment_id,
-            item.file,
-            item.state,
-            item.base_lsn,
-            item.end_lsn,
-            item.size_bytes,
-            item.used_bytes,
-            item.records,
-            alive.live,
-            item.records - alive.live,
-            alive.live_bytes,
-            item.verified,
-            bool(item.damage),
-        )
-
-    @property
-    def lsns(self) -> str | None:
-        """Of its messages, if there are any."""
-        if self.base_lsn is None or self.end_lsn is None or self.end_lsn <= self.base_lsn:
-            return None
-        return f"{self.base_lsn}-{self.end_lsn - 1}"
-
-    @property
-    def checks(self) -> str:
-        """The verdict of the segment's checksums."""
-        if self.state == "reserved":
-            return "-"
-        return "damaged" if self.damaged else "good" if self.verified else "not read"
-
+from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tally
+from qlog.tools.inspect.rows import Bytes, Report, counted, number, size, text
 
 _COLUMNS = (
     number("segment", "id"),
     text("state"),
-    text("LSNs", "lsns"),
+    text("LSNs", lambda row: _lsns(row["base_lsn"], row["end_lsn"])),
     size("size", "size_bytes"),
     number("records"),
     number("live"),
     number("dead"),
-    text("checks"),
+    text("checks", lambda row: _checks(**row)),
 )
 _TOTALS = ("size_bytes", "records", "live", "dead", "live_bytes")
 
@@ -89,17 +34,43 @@ def segments(
 
     Live: messages that some queue still has to settle; a segment without any is given back.
     """
-    views = views_of(directory)
-    with progress("verifying", 0 if quick else sum(view.size for view in views)) as bar:
-        found = survey(directory, views, verify=not quick, advance=bar.advance)
-    rows = [_Row.of(directory, item) for item in found.segments]
+    found = survey(directory, verify=not quick)
+    rows = [_row(directory, item) for item in found.segments]
     report.table(_COLUMNS, rows, key="segments")
-    totals = {name: sum(getattr(row, name) for row in rows) for name in _TOTALS}
+    totals = {name: sum(row[name] for row in rows) for name in _TOTALS}
     report.content["totals"] = totals
     report.say(
         f"{counted(len(rows), 'segment')}, {Bytes(totals['size_bytes']).human()}, "
         f"{counted(totals['records'], 'record')}, {totals['live']:,} live "
         f"({Bytes(totals['live_bytes']).human()})"
     )
-    report.notes += found.notes
-    report.damage += found.damage
+    report.take(found)
+
+
+def _row(directory: Directory, segment: Segment) -> dict[str, Any]:
+    alive = tally(directory, segment.columns) if segment.counts else SegmentTally()
+    return {
+        "id": segment.segment_id,
+        "file": segment.file,
+        "state": segment.state,
+        "base_lsn": segment.base_lsn,
+        "end_lsn": segment.end_lsn,
+        "size_bytes": segment.size_bytes,
+        "used_bytes": segment.used_bytes,
+        "records": segment.records,
+        "live": alive.live,
+        "dead": segment.records - alive.live,
+        "live_bytes": alive.live_bytes,
+        "verified": segment.verified,
+        "damaged": bool(segment.damage),
+    }
+
+
+def _lsns(base: int | None, end: int | None) -> str | None:
+    return None if base is None or end is None or end <= base else f"{base}-{end - 1}"
+
+
+def _checks(*, state: str, damaged: bool, verified: bool, **_: object) -> str:
+    if state == "reserved":
+        return "-"
+    return "damaged" if damaged else "good" if verified else "not read"

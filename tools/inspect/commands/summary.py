@@ -5,34 +5,25 @@ the newest message. So it finds what would keep a broker from starting, but not 
 `verify` finds those.
 """
 
-from __future__ import annotations
-
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qlog.storage.bytes.record import RECORD_HEADER, RECORD_HEADER_BYTES
 from qlog.tools.inspect.command import command
-from qlog.tools.inspect.commands.catalog import definitions_of
 from qlog.tools.inspect.look.decode import lane_text, time_text
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tallied, views_of
-from qlog.tools.inspect.rows import (
-    Bytes,
-    Cell,
-    Report,
-    counted,
-    document_of,
-    name,
-    number,
-    size,
-    text,
-)
+from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tallied
+from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size, text
 
 _QUEUES_SHOWN_MAX = 5
 _PARTS = ("log", "ledger", "index.lmdb", "catalog.lmdb", "spill", "quarantine")
+_KINDS = ("vhosts", "users", "exchanges", "queues", "bindings")
+_UNITS_S = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 _PART_COLUMNS = (text("part"), number("files"), size("size", "bytes"))
 _STATE_COLUMNS = (
     text("segments", "_state"),
@@ -42,10 +33,10 @@ _STATE_COLUMNS = (
     number("unsettled"),
 )
 _QUEUE_COLUMNS = (
-    name("longest queues", "queue"),
-    number("unsettled"),
-    number("handed out", "handed_out"),
-    size("size", "stored_bytes"),
+    name("longest queues", 0),
+    number("unsettled", lambda row: row[1].unsettled),
+    number("handed out", lambda row: row[1].handed_out),
+    size("size", lambda row: Bytes(row[1].stored_bytes)),
 )
 
 
@@ -72,14 +63,6 @@ class _Start:
     text: str = ""
 
 
-@dataclass(slots=True)
-class _Command:
-    """A command to run next."""
-
-    command: str
-    why: str
-
-
 @command
 def summary(directory: Directory, report: Report) -> None:
     """Show a directory at a glance, and what to do.
@@ -87,7 +70,7 @@ def summary(directory: Directory, report: Report) -> None:
     Is a broker running, how much is there, what waits, what would the next start do, is anything
     damaged that can be seen quickly.
     """
-    found = survey(directory, views_of(directory), verify=False)
+    found = survey(directory)
     segments = [segment for segment in found.segments if segment.counts]
     states: dict[str, _State] = {}
     for segment in found.segments:
@@ -103,47 +86,19 @@ def summary(directory: Directory, report: Report) -> None:
             waits.append(segment)
 
     lanes = tallied(directory, found.segments, count)
-    report.notes += found.notes
-    report.damage += found.damage
+    report.take(found)
     end_lsn = max((segment.end_lsn or 0 for segment in segments), default=0)
-    start = _next_start(directory, found.segments, end_lsn)
+    in_log = sum(segment.records for segment in segments)
+    waiting = sum(state.unsettled for state in states.values())
     times = {
         "oldest": _edge_ms(directory, segments, 0),
         "newest": _edge_ms(directory, segments[::-1], -1),
         "oldest_unsettled": _first_waiting_ms(directory, waits[0]) if waits else None,
     }
-    waiting = sum(state.unsettled for state in states.values())
-    messages = {"in_log": sum(segment.records for segment in segments), "unsettled": waiting}
-    definitions = {kind: len(items) for kind, items in definitions_of(directory).items()}
-    commands = list(_commands(report, waiting, end_lsn))
-    _show(directory, report, start, end_lsn, times, messages, definitions, states.values())
-    longest = [
-        {"queue": lane_text(directory, lane_id), **asdict(lane)}
-        for lane_id, lane in sorted(lanes.items(), key=lambda item: -item[1].unsettled)
-        if lane.unsettled
-    ]
-    report.table(_QUEUE_COLUMNS, longest[:_QUEUES_SHOWN_MAX])
-    report.facts([(item.command, item.why) for item in commands], title="run next")
-    report.content["run_next"] = list(map(asdict, commands))
-    verdict = "nothing damaged by a quick look"
-    if report.all_damage:
-        verdict = f"DAMAGED ({counted(len(report.all_damage), 'finding')})"
-    report.say(verdict)
-
-
-def _show(
-    directory: Directory,
-    report: Report,
-    start: _Start,
-    end_lsn: int,
-    times: dict[str, int | None],
-    messages: dict[str, int],
-    definitions: dict[str, int],
-    states: Iterable[_State],
-) -> None:
-    """Everything but queues and commands."""
-    identity = directory.known_identity
+    start = _next_start(directory, found.segments, end_lsn)
+    definitions = {kind: len(getattr(directory.defined, kind)) for kind in _KINDS}
     parts = [{"part": part, **_usage(directory.paths.root / part)} for part in _PARTS]
+    identity = directory.known_identity
     free_bytes = _free_bytes(directory.paths.root)
     report.content = {
         "running": directory.in_use,
@@ -152,33 +107,46 @@ def _show(
         "format": None if identity is None else identity.version,
         "sizes": {part["part"]: {"files": part["files"], "bytes": part["bytes"]} for part in parts},
         "disk_free_bytes": free_bytes,
-        "segments": {state._state: document_of(state) for state in states},
+        "segments": states,
         "end_lsn": end_lsn,
-        "messages": messages,
+        "messages": {"in_log": in_log, "unsettled": waiting},
         "definitions": definitions,
-        "times": {key: None if ms is None else time_text(ms) for key, ms in times.items()},
-        "next_start": asdict(start),
+        "times": {key: time_text(ms) for key, ms in times.items()},
+        "next_start": start,
     }
-    now_ms = time.time_ns() // 1_000_000
     facts: list[tuple[str, Cell]] = [("broker", _how_it_is(directory))]
     if identity is not None:
         who = f"uuid {identity.uuid.hex()}, epoch {identity.epoch}, format {identity.version}"
         facts.append(("identity", who))
-    counts = (counted(count, kind[:-1]) for kind, count in definitions.items())
-    in_log, waiting = messages["in_log"], messages["unsettled"]
     how_many = f"{in_log:,} in the log, {waiting:,} of them wait in a queue; next LSN {end_lsn:,}"
-    facts += [
-        ("messages", how_many),
-        ("defined", ", ".join(counts)),
-        ("newest message", _ago(times["newest"], now_ms)),
-        ("oldest message", _ago(times["oldest"], now_ms)),
-        ("oldest that waits", _ago(times["oldest_unsettled"], now_ms)),
-        ("the next start", start.text),
-        ("free on the disk", "?" if free_bytes is None else Bytes(free_bytes)),
-    ]
-    report.facts(facts)
+    defined = ", ".join(counted(count, kind[:-1]) for kind, count in definitions.items())
+    report.facts(
+        [
+            *facts,
+            ("messages", how_many),
+            ("defined", defined),
+            ("newest message", _ago(times["newest"])),
+            ("oldest message", _ago(times["oldest"])),
+            ("oldest that waits", _ago(times["oldest_unsettled"])),
+            ("the next start", start.text),
+            ("free on the disk", "?" if free_bytes is None else Bytes(free_bytes)),
+        ]
+    )
     report.table(_PART_COLUMNS, [part for part in parts if part["files"]])
-    report.table(_STATE_COLUMNS, states)
+    report.table(_STATE_COLUMNS, states.values())
+    longest = sorted(
+        ((lane_text(directory, lane_id), lane) for lane_id, lane in lanes.items()),
+        key=lambda row: -row[1].unsettled,
+    )
+    longest = [row for row in longest if row[1].unsettled]
+    report.table(_QUEUE_COLUMNS, longest[:_QUEUES_SHOWN_MAX])
+    commands = list(_commands(report, waiting, end_lsn))
+    report.facts(commands, title="run next")
+    report.content["run_next"] = [{"command": item, "why": why} for item, why in commands]
+    damaged = len(report.all_damage)
+    report.say(
+        f"DAMAGED ({counted(damaged, 'finding')})" if damaged else "nothing damaged by a quick look"
+    )
 
 
 def _how_it_is(directory: Directory) -> str:
@@ -191,26 +159,23 @@ def _how_it_is(directory: Directory) -> str:
     return "not running; it was killed, or the machine went down"
 
 
-def _ago(time_ms: int | None, now_ms: int) -> str:
-    if time_ms is None or (when := time_text(time_ms)) is None:
+def _ago(time_ms: int | None) -> str:
+    when = time_text(time_ms)
+    if time_ms is None or when is None:
         return "-"
-    seconds = (now_ms - time_ms) / 1000
-    units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
-    unit, unit_s = next(item for item in units if abs(seconds) >= 2 * item[1] or item[1] == 1)
+    seconds = time.time() - time_ms / 1000
+    unit, unit_s = next(item for item in _UNITS_S if abs(seconds) >= 2 * item[1] or item[1] == 1)
     return f"{when} ({seconds / unit_s:,.0f} {unit} ago)"
 
 
-def _usage(path: Path) -> dict[str, int]:
+def _usage(path: Path) -> dict[str, Any]:
     """How many files are in a directory, and their bytes."""
-    files = total = 0
+    sizes = []
     for found in path.rglob("*") if path.is_dir() else ():
-        try:
+        with suppress(FileNotFoundError):  # of a running broker
             if found.is_file():
-                total += found.stat().st_size
-                files += 1
-        except FileNotFoundError:  # of a running broker
-            continue
-    return {"files": files, "bytes": total}
+                sizes.append(found.stat().st_size)
+    return {"files": len(sizes), "bytes": sum(sizes)}
 
 
 def _free_bytes(path: Path) -> int | None:
@@ -252,10 +217,7 @@ def _time_ms(directory: Directory, segment: Segment, position: int) -> int | Non
 
 
 def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> _Start:
-    index = directory.index_facts
-    rebuild = None if index is None else index.doubt or None
-    if index is None:
-        rebuild = "it is damaged" if directory.paths.index.is_dir() else "it is missing"
+    rebuild = directory.index_facts.doubt or None
     refusals = directory.refusals()
     start = _Start(bool(refusals), rebuild, directory.catalog_facts.doubt or None)
     checkpoint = directory.evidence.checkpoint
@@ -285,21 +247,20 @@ def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> 
     return start
 
 
-def _commands(report: Report, waiting: int, end_lsn: int) -> Iterator[_Command]:
+def _commands(report: Report, waiting: int, end_lsn: int) -> Iterator[tuple[str, str]]:
     """What to run next, and why."""
+    verify, repair = "qlog inspect verify", "qlog inspect repair"
     files = {item.file for item in report.all_damage}
     if files - {"index.lmdb", "catalog.lmdb"}:
-        yield _Command("qlog inspect verify", "finds all that is damaged")
-        why = "says what a repair would save and lose; changes nothing by itself"
-        yield _Command("qlog inspect repair", why)
+        yield verify, "finds all that is damaged"
+        yield repair, "says what a repair would save and lose; changes nothing by itself"
     elif files:
-        why = "says what is wrong with index or catalog, and whether nothing else is"
-        yield _Command("qlog inspect verify", why)
+        yield verify, "says what is wrong with index or catalog, and whether nothing else is"
         why = "makes both anew, as a start does; nothing is lost when nothing else is damaged"
-        yield _Command("qlog inspect rebuild-index", why)
+        yield "qlog inspect rebuild-index", why
     if waiting:
-        yield _Command("qlog inspect queues", "says what waits where")
+        yield "qlog inspect queues", "says what waits where"
     if end_lsn and not files:
-        yield _Command("qlog inspect verify", "looks at every checksum")
+        yield verify, "looks at every checksum"
     if not end_lsn and not files:
-        yield _Command("qlog inspect catalog", "shows what is defined")
+        yield "qlog inspect catalog", "shows what is defined"

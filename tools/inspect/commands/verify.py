@@ -8,11 +8,7 @@ definitions in catalog and ledger, definitions that name others. A directory in 
 the look: what has moved is looked at again, and what is too new is left out.
 """
 
-from __future__ import annotations
-
 import time
-from dataclasses import dataclass
-from operator import attrgetter
 
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.commands.index import advice
@@ -20,7 +16,7 @@ from qlog.tools.inspect.look.casualties import with_concerns
 from qlog.tools.inspect.look.definitions import entry_text, problems
 from qlog.tools.inspect.look.directory import MADE_ANEW, Directory
 from qlog.tools.inspect.look.environment import Unreadable
-from qlog.tools.inspect.look.log import Survey, survey, views_of
+from qlog.tools.inspect.look.log import Survey, survey
 from qlog.tools.inspect.look.pointers import (
     IndexContents,
     compare,
@@ -28,17 +24,9 @@ from qlog.tools.inspect.look.pointers import (
     look_at_index,
     read_contents,
 )
-from qlog.tools.inspect.rows import Bytes, Damage, Report, counted, number, progress, text
+from qlog.tools.inspect.rows import Bytes, Damage, Report, counted, number, text
 
-
-@dataclass(frozen=True, slots=True)
-class _Check:
-    name: str
-    checked: int
-    damaged: int
-
-
-_COLUMNS = (text("what", attrgetter("name")), number("checked"), number("damaged"))
+_COLUMNS = (text("what", "name"), number("checked"), number("damaged"))
 
 
 @command
@@ -61,44 +49,43 @@ def verify_into(report: Report, directory: Directory) -> None:
     """Run all checks, and put what they find into a report."""
     started_s = time.monotonic()
     contents = None
-    if directory.index_facts is not None:
+    if directory.index_facts.readable:
         try:  # the index first: ledger and log, read after it, then know at least as much
             contents = read_contents(directory.paths.index)
             directory.refresh()
         except Unreadable as error:
             if not directory.index_facts.doubt:
                 report.damage.append(Damage("index.lmdb", str(error)))
-    views = views_of(directory)
-    log_bytes = sum(view.size for view in views)
-    with progress("verifying", log_bytes) as bar:
-        found = survey(directory, views, verify=True, advance=bar.advance)
+    found = survey(directory, verify=True)
     log_damage = with_concerns(directory, found.damage)
     definition_damage = _definition_damage(directory)
     pointers, index_damage = _check_index(directory, contents, found)
-    messages = sum(segment.records for segment in found.segments)
     report.damage += index_damage
     apart = [*directory.damage, *report.damage]
 
     def count(part: str) -> int:
         return sum(item.file.startswith(part) for item in apart)
 
-    damaged_segments = sum(bool(one.damage) for one in found.segments)
-    lost = sum(item.messages_lost or 0 for item in log_damage)
+    segments = found.segments
+    definitions_damaged = len(definition_damage) + count("catalog.lmdb")
     checks = (
-        _Check("segments", len(found.segments), damaged_segments),
-        _Check("messages", messages, lost),
-        _Check("ledger batches", directory.ledger.file.batches, count("ledger")),
-        _Check(
-            "definitions",
-            len(directory.definitions),
-            len(definition_damage) + count("catalog.lmdb"),
+        ("segments", len(segments), sum(bool(segment.damage) for segment in segments)),
+        (
+            "messages",
+            sum(segment.records for segment in segments),
+            sum(item.messages_lost or 0 for item in log_damage),
         ),
-        _Check("index pointers", pointers, count("index.lmdb")),
+        ("ledger batches", directory.ledger.file.batches, count("ledger")),
+        ("definitions", len(directory.definitions), definitions_damaged),
+        ("index pointers", pointers, count("index.lmdb")),
     )
-    report.table(_COLUMNS, checks, key="checks")
+    keys = ("name", "checked", "damaged")
+    rows = [dict(zip(keys, check, strict=True)) for check in checks]
+    report.table(_COLUMNS, rows, key="checks")
     report.damage += definition_damage + log_damage
     report.notes += [*found.notes, *advice(report.all_damage)]
     duration_s = time.monotonic() - started_s
+    log_bytes = sum(segment.size_bytes for segment in segments)
     report.content |= {"log_bytes": log_bytes, "duration_s": round(duration_s, 3)}
     verdict = "sound" if not report.all_damage else counted(len(report.all_damage), "finding")
     report.say(f"{verdict}; {Bytes(log_bytes).human()} of log in {duration_s:.1f} s")
@@ -126,16 +113,13 @@ def _definition_damage(directory: Directory) -> list[Damage]:
     for queue in directory.defined.queues:
         name = f"queue '{queue.name}' in vhost '{queue.vhost}'"
         lane_id = queue.lane_id
-        what = None
         if lane_id in owners:
-            what = f"it has lane {lane_id}, as {owners[lane_id]} has"
+            texts.append(f"{name}: it has lane {lane_id}, as {owners[lane_id]} has")
         elif identity is not None and lane_id >= identity.lane_ids_reserved:
-            what = f"it has lane {lane_id}, which was never given"
+            texts.append(f"{name}: it has lane {lane_id}, which was never given")
         elif lane_id in directory.ledger.deleted and not directory.in_use:
-            what = f"it has lane {lane_id}, which the ledger says was deleted"
+            texts.append(f"{name}: it has lane {lane_id}, which the ledger says was deleted")
         owners[lane_id] = name
-        if what is not None:
-            texts.append(f"{name}: {what}")
     found = [Damage(directory.ledger_file_name, what) for what in texts]
     for entry in directory.catalog_differs():
         what = f"it does not have the {entry_text(*entry)} as the ledger has it"

@@ -4,10 +4,9 @@ A damaged message is taken apart as far as its lengths allow; the rest is shown 
 that the fields of a record cover all of its bytes, in order.
 """
 
-from __future__ import annotations
-
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,6 +26,7 @@ from qlog.server.amqp.values import skip_table
 from qlog.storage.bytes.batch import (
     BATCH_HEADER,
     BATCH_HEADER_BYTES,
+    BATCH_MAGIC_BYTES,
     FILE_HEADER,
     FILE_HEADER_BYTES,
     batch_header_is_whole,
@@ -41,13 +41,15 @@ from qlog.storage.bytes.record import (
     PERSISTENT,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
+    TARGET,
     TARGET_BYTES,
     fixed_bytes,
     record_seed,
 )
+from qlog.storage.start.examine import Verdict
 from qlog.tools.inspect.look.decode import brief, json_value, time_text
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.find import Found
+from qlog.tools.inspect.look.reader import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,122 +77,131 @@ class Field:
 class Checksum:
     """`right` is None when it cannot be computed."""
 
-    what: str
+    of: str
     right: bool | None
     covers: str
     note: str = ""
 
 
-_FILE_HEADER_NAMES = (
-    "magic",
-    "version",
-    "header length",
-    "flags",
-    "directory uuid",
-    "file id",
-    "(unused)",
-    "first LSN",
-    "epoch",
-    "xxh3",
-)
-_BATCH_HEADER_NAMES = (
-    "magic",
-    "check",
-    "body length",
-    "records",
-    "epoch",
-    "first LSN",
-    "durable LSN",
-    "xxh3",
-)
 _FLAGS = ((PERSISTENT, "persistent"), (DUE, "due time"))
-_RECORD_HEADER_NAMES = (
-    "length",
-    "meta length",
-    "type",
-    "flags",
-    "(unused)",
-    "targets",
-    "timestamp",
-    "xxh3",
-)
+
+
+def _flags(value: int) -> str:
+    names = [name for flag, name in _FLAGS if value & flag]
+    return f"{value:#x}" + (f" ({', '.join(names)})" if names else "")
+
+
+def _time(value: int) -> str:
+    return f"{value} ({time_text(value) or 'no such time'})"
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+# How the fields of headers are called, in the order of their layouts, and how some are shown.
+_FILE_HEADER_NAMES = "magic, version, header length, flags, directory uuid, file id, (unused), first LSN, epoch, xxh3"
+_BATCH_HEADER_NAMES = "magic, check, body length, records, epoch, first LSN, durable LSN, xxh3"
+_RECORD_HEADER_NAMES = "length, meta length, type, flags, (unused), targets, timestamp, xxh3"
+_Shown = dict[str, Callable[[Any], str]]
+_SHOWN: _Shown = {
+    "magic": lambda value: hex(value) if isinstance(value, int) else repr(value)[2:-1],
+    "check": hex,
+    "flags": hex,
+    "xxh3": hex,
+}
+_SHOWN_OF_RECORD: _Shown = _SHOWN | {
+    "type": lambda value: f"{value} ({'message' if value == MESSAGE else 'unknown'})",
+    "flags": _flags,
+    "timestamp": _time,
+}
 
 
 def _split(
-    part: str, layout: struct.Struct, names: tuple[str, ...], data: bytes, position: int
-) -> Iterator[tuple[Field, Any]]:
-    """The fields of a header, with their values."""
+    part: str,
+    layout: struct.Struct,
+    names: str,
+    data: bytes,
+    position: int,
+    shown: _Shown = _SHOWN,
+) -> Iterator[Field]:
+    """The fields of a header."""
     offset = 0
-    codes = _codes(layout.format)
-    for code, name, value in zip(codes, names, layout.unpack(data), strict=True):
-        size = struct.calcsize("<" + code)
-        text = value.hex() if isinstance(value, bytes) else str(value)
-        if name in ("xxh3", "check", "flags") or (name == "magic" and isinstance(value, int)):
-            text = f"{value:#x}"
-        elif name == "magic":
-            text = repr(value)[2:-1]
-        yield Field(part, position + offset, data[offset : offset + size], name, text), value
-        offset += size
-
-
-def _codes(layout: str) -> Iterator[str]:
-    digits = ""
-    for char in layout.lstrip("<"):
-        if char.isdigit():
-            digits += char
-        else:
-            yield digits + char
-            digits = ""
+    codes = re.findall(r"\d*[a-zA-Z]", layout.format)
+    for code, name, value in zip(codes, names.split(", "), layout.unpack(data), strict=True):
+        end = offset + struct.calcsize("<" + code)
+        text = shown.get(name, _plain)(value)
+        yield Field(part, position + offset, data[offset:end], name, text)
+        offset = end
 
 
 def fields_of(
-    directory: Directory, found: Found, batch_position: int | None
+    directory: Directory, entry: Entry, batch_at: int | None
 ) -> tuple[list[Field], list[Checksum]]:
-    """All fields from the file's header on that concern this message, and the checksums."""
-    view, entry = found.view, found.entry
-    result: list[Field] = []
+    """All fields from the file's header on that concern this message, and the checksums.
+
+    `batch_at`: where the header of its batch is, if that is known.
+    """
+    view = entry.view
+    found: list[Field] = []
     checks: list[Checksum] = []
     head = directory.read(view, FILE_HEADER_BYTES, 0)
     if len(head) == FILE_HEADER_BYTES:
-        split = list(_split("file header", FILE_HEADER, _FILE_HEADER_NAMES, head, 0))
-        result += [field for field, _ in split]
-        file_id, digest = split[5][1], split[-1][1]
+        found += _split("file header", FILE_HEADER, _FILE_HEADER_NAMES, head, 0)
+        *_, file_id, _, _, _, digest = FILE_HEADER.unpack(head)
         right = xxh3_64_intdigest(head[:-8], file_id) == digest
         note = ""
-        if right and str(view.header_verdict) != "whole":
+        if right and view.header_verdict is not Verdict.WHOLE:
             note = "but it is another file's, or another directory's"
         checks.append(Checksum("file header", right, "the file header", note))
-    if batch_position is not None:
-        result += _batch(directory, found, batch_position, checks)
+    if batch_at is not None:
+        found += _batch(directory, entry, batch_at, checks)
     data = directory.read(view, entry.length, entry.position)
-    result += _record(directory, data, entry.position, checks)
+    found += _record(directory, data, entry.position, checks)
     if view.trailer is not None:
-        right = str(view.footer_verdict) == "whole"
-        note = "" if entry.damage is None or "footer" not in entry.damage else entry.damage
+        right = view.footer_verdict is Verdict.WHOLE
+        note = entry.damage if entry.damage is not None and "footer" in entry.damage else ""
         checks.append(Checksum("footer", right, "where each record of the segment lies", note))
-    return result, checks
+    return found, checks
+
+
+def batch_position(directory: Directory, entry: Entry) -> int | None:
+    """Where the header of a message's batch is, whole or not; None: it is not known."""
+    position = entry.position
+    for stretch in directory.stretches(entry.view):
+        if not stretch.position <= position < stretch.end:
+            continue
+        if stretch.verdict is Verdict.WHOLE:
+            return stretch.position
+        data = directory.read(entry.view, stretch.end - stretch.position, stretch.position)
+        place = at = position - stretch.position
+        while (at := data.rfind(BATCH_MAGIC_BYTES, 0, at + len(BATCH_MAGIC_BYTES) - 1)) >= 0:
+            header = unpack_batch_header(data, at)
+            if header and at < place < at + BATCH_HEADER_BYTES + header.body_bytes:
+                return stretch.position + at
+            if not at:
+                break
+        return None
+    return None
 
 
 def _batch(
-    directory: Directory, found: Found, position: int, checks: list[Checksum]
-) -> list[Field]:
-    view = found.view
+    directory: Directory, entry: Entry, position: int, checks: list[Checksum]
+) -> Iterator[Field]:
+    view = entry.view
     data = directory.read(view, BATCH_HEADER_BYTES, position)
     header = unpack_batch_header(data)
     if header is None:
-        return []
-    body = directory.read(view, header.body_bytes, position + BATCH_HEADER_BYTES)
+        return
+    body_at = position + BATCH_HEADER_BYTES
+    body = directory.read(view, header.body_bytes, body_at)
     seed = place_seed(directory.identity.uuid, view.file_id, position)
     right = len(body) == header.body_bytes and batch_is_whole(seed, data, body, header.digest)
-    sound = batch_header_is_whole(seed, data)
-    covers = f"bytes {position + 8} to {position + BATCH_HEADER_BYTES - 9}"
-    checks.append(Checksum("batch header", sound, covers))
-    covers = f"bytes {position} to {position + BATCH_HEADER_BYTES + header.body_bytes - 1}"
+    covers = f"bytes {position + 8} to {body_at - 9}"
+    checks.append(Checksum("batch header", batch_header_is_whole(seed, data), covers))
+    covers = f"bytes {position} to {body_at + header.body_bytes - 1}"
     checks.append(Checksum("batch", right, covers))
-    return [
-        field
-        for field, _ in _split("batch header", BATCH_HEADER, _BATCH_HEADER_NAMES, data, position)
-    ]
+    yield from _split("batch header", BATCH_HEADER, _BATCH_HEADER_NAMES, data, position)
 
 
 def _record(
@@ -199,38 +210,26 @@ def _record(
     if len(data) < RECORD_HEADER_BYTES:
         yield Field("record", position, data, "?", "too short for a record's header")
         return
-    head = data[:RECORD_HEADER_BYTES]
-    for field, value in _split(
-        "record header", RECORD_HEADER, _RECORD_HEADER_NAMES, head, position
-    ):
-        text = field.value
-        if field.name == "type":
-            text += " (message)" if value == MESSAGE else " (unknown)"
-        elif field.name == "flags":
-            names = [name for flag, name in _FLAGS if value & flag]
-            text += f" ({', '.join(names)})" if names else ""
-        elif field.name == "timestamp":
-            text += f" ({time_text(value) or 'no such time'})"
-        yield Field(field.part, field.position, field.data, field.name, text)
+    head, names = data[:RECORD_HEADER_BYTES], _RECORD_HEADER_NAMES
+    yield from _split("record header", RECORD_HEADER, names, head, position, _SHOWN_OF_RECORD)
     length, meta_bytes, kind, flags, _, target_count, timestamp, digest = RECORD_HEADER.unpack(head)
     meta_at = fixed_bytes(flags, target_count)
     body_at = meta_at + meta_bytes
     if not (meta_at <= body_at <= length <= len(data)):
         checks.append(Checksum("record", None, "the body", "the lengths do not fit together"))
-        yield Field(
-            "record", position + RECORD_HEADER_BYTES, data[RECORD_HEADER_BYTES:], "?", "no telling"
-        )
+        rest = data[RECORD_HEADER_BYTES:]
+        yield Field("record", position + RECORD_HEADER_BYTES, rest, "?", "no telling")
         return
     targets_at = meta_at - TARGET_BYTES * target_count
     due_ms = 0
     if flags & DUE:
-        (due_ms,) = DUE_TIME.unpack_from(data, RECORD_HEADER_BYTES)
         due = data[RECORD_HEADER_BYTES:targets_at]
-        text = f"{due_ms} ({time_text(due_ms) or 'no such time'})"
-        yield Field("due time", position + RECORD_HEADER_BYTES, due, "due time", text)
+        (due_ms,) = DUE_TIME.unpack(due)
+        place = position + RECORD_HEADER_BYTES
+        yield Field("due time", place, due, "due time", _time(due_ms))
     for at in range(targets_at, meta_at, TARGET_BYTES):
-        lane_id, qseq = struct.unpack_from("<IQ", data, at)
-        queue = directory.queue_of(lane_id)
+        lane_id, qseq = TARGET.unpack_from(data, at)
+        queue = directory.owners.get(lane_id)
         name = f"lane {lane_id}" if queue is None else f"queue '{queue.name}'"
         yield Field("targets", position + at, data[at : at + 4], "lane", f"{lane_id} ({name})")
         yield Field("targets", position + at + 4, data[at + 4 : at + 12], "offset", str(qseq))
@@ -244,33 +243,30 @@ def _record(
 
 
 def _meta(meta: bytes, position: int) -> Iterator[Field]:
-    spans: list[tuple[int, int, Any]] = []
+    """An array of exchange, routing key and properties, in msgpack."""
     unpacker = msgpack.Unpacker(strict_map_key=False)
     unpacker.feed(meta)
-    start = 0
+    at = 0
     try:
-        count = unpacker.read_array_header()
-        at = unpacker.tell()
-        if count != 3:
+        if unpacker.read_array_header() != 3:
             raise ValueError("not three values")
-        yield Field("meta", position, meta[:at], "msgpack", "an array of 3")
-        start = at
-        for _ in range(count):
+        end = unpacker.tell()
+        yield Field("meta", position, meta[:end], "msgpack", "an array of 3")
+        at = end
+        for name in ("exchange", "routing key"):
             value = unpacker.unpack()
-            spans.append((start, unpacker.tell(), value))
-            start = unpacker.tell()
-        _, end, raw = spans[2]
-        if not isinstance(raw, bytes) or end != len(meta):
+            end = unpacker.tell()
+            yield Field("meta", position + at, meta[at:end], name, repr(value))
+            at = end
+        raw = unpacker.unpack()
+        if not isinstance(raw, bytes) or unpacker.tell() != len(meta):
             raise ValueError("no properties")
     except (ValueError, msgpack.UnpackException, msgpack.exceptions.ExtraData):
-        yield Field("meta", position + start, meta[start:], "?", "does not decode")
+        yield Field("meta", position + at, meta[at:], "?", "does not decode")
         return
-    for (first, end, value), name in zip(spans, ("exchange", "routing key"), strict=False):
-        yield Field("meta", position + first, meta[first:end], name, repr(value))
-    first, end, _ = spans[2]
-    head = end - first - len(raw)
-    yield Field("meta", position + first, meta[first : first + head], "properties", f"{len(raw)} B")
-    yield from _properties(raw, position + first + head)
+    end = len(meta) - len(raw)
+    yield Field("meta", position + at, meta[at:end], "properties", f"{len(raw)} B")
+    yield from _properties(raw, position + end)
 
 
 def _properties(raw: bytes, position: int) -> Iterator[Field]:

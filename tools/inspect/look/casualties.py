@@ -1,10 +1,8 @@
 """Which messages a damage of the log concerns: one by one, and summed up by queue."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, unpack_batch_header
 from qlog.storage.lanes.settled import BLOCK
@@ -13,27 +11,16 @@ from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.pointers import read_contents
 from qlog.tools.inspect.look.reader import Gap, base_lsn, casualties_in, walk
-from qlog.tools.inspect.look.salvage import Casualty, Known, Target
+from qlog.tools.inspect.look.salvage import Casualty, Known
 from qlog.tools.inspect.rows import Concern, Damage
 
-
-@dataclass(frozen=True, slots=True)
-class Pointer:
-    """Where the index says that a message is."""
-
-    lane_id: int
-    qseq: int
-    position: int
-    length: int
-
-
-Pointers = dict[int, list[Pointer]]  # by segment
+Pointers = dict[int, dict[int, Known]]  # by segment and position: what the index says is there
 
 
 def pointers_into(directory: Directory, segment_ids: Collection[int]) -> Pointers:
-    """All pointers of the index into these segments; none when the index cannot be read."""
-    found: Pointers = {segment_id: [] for segment_id in segment_ids}
-    if directory.index_facts is None or not found:
+    """What the index says is in these segments; nothing when the index cannot be read."""
+    found: Pointers = {segment_id: {} for segment_id in segment_ids}
+    if not directory.index_facts.readable or not found:
         return found
     try:
         contents = read_contents(directory.paths.index)
@@ -47,22 +34,18 @@ def pointers_into(directory: Directory, segment_ids: Collection[int]) -> Pointer
         for slot in range(len(columns) // 4):
             segment_id, position, length, _ = columns[4 * slot : 4 * slot + 4]
             if segment_id in found:
-                pointer = Pointer(lane_id, block * BLOCK + slot, position, length)
-                found[segment_id].append(pointer)
+                known = found[segment_id].setdefault(position, Known(length, ()))
+                targets = (*known.targets, (lane_id, block * BLOCK + slot))
+                found[segment_id][position] = replace(known, targets=targets)
     return found
 
 
-def known_of(directory: Directory, view: FileView, pointers: Iterable[Pointer]) -> dict[int, Known]:
+def known_of(directory: Directory, view: FileView, pointers: dict[int, Known]) -> dict[int, Known]:
     """Where a segment's messages are, by its footer, or else by the index's pointers into it."""
-    known: dict[int, Known] = {}
     footer = directory.columns(view)
     if footer is None or view.trailer is None:
-        for pointer in pointers:
-            target = (pointer.lane_id, pointer.qseq)
-            before = known.get(pointer.position)
-            targets = (target,) if before is None else (*before.targets, target)
-            known[pointer.position] = Known(pointer.length, targets)
-        return known
+        return pointers
+    known: dict[int, Known] = {}
     lsn: int | None = view.trailer.base_lsn
     sparse = view.header is not None and view.header.sparse
     end = 0
@@ -73,9 +56,8 @@ def known_of(directory: Directory, view: FileView, pointers: Iterable[Pointer]) 
                     head = file.read(BATCH_HEADER_BYTES, position - BATCH_HEADER_BYTES)
                     header = unpack_batch_header(head)
                     lsn = None if header is None else header.base
-                targets = tuple(
-                    (lane, first + at) for lane, first in zip(lanes, firsts, strict=True)
-                )
+                places = zip(lanes, firsts, strict=True)
+                targets = tuple((lane, first + at) for lane, first in places)
                 known[position] = Known(length, targets, lsn)
                 lsn = None if lsn is None else lsn + 1
                 end = position + length
@@ -89,17 +71,10 @@ def casualties(directory: Directory, view: FileView, known: dict[int, Known]) ->
             yield from casualties_in(directory, view, part, known)
 
 
-def missing(pointers: Iterable[Pointer]) -> Iterator[Casualty]:
+def missing(pointers: dict[int, Known]) -> Iterator[Casualty]:
     """The messages of a segment that has no file, as far as the index knows them."""
-    by_position: dict[int, tuple[int, list[Target]]] = {}
-    for pointer in pointers:
-        _, targets = by_position.setdefault(pointer.position, (pointer.length, []))
-        targets.append((pointer.lane_id, pointer.qseq))
-    for position, (length, several) in sorted(by_position.items()):
-        yield Casualty(position, length, None, tuple(several), None, False)
-
-
-# -- summed up
+    for position, known in sorted(pointers.items()):
+        yield Casualty(position, known.length, None, known.targets, None, False)
 
 
 def with_concerns(directory: Directory, damage: list[Damage]) -> list[Damage]:
@@ -109,7 +84,7 @@ def with_concerns(directory: Directory, damage: list[Damage]) -> list[Damage]:
         name = item.file.removeprefix("log/").removesuffix(".qseg")
         if name.isdecimal():
             by_file[item.file] = int(name)
-    pointers = pointers_into(directory, list(by_file.values()))
+    pointers = pointers_into(directory, by_file.values())
     lost: dict[str, list[Casualty]] = {}
     for file, segment_id in by_file.items():
         try:
@@ -126,12 +101,10 @@ def with_concerns(directory: Directory, damage: list[Damage]) -> list[Damage]:
 
 
 def _within(item: Damage, lost: Iterable[Casualty]) -> Iterator[Casualty]:
-    position, end = item.position, item.end
+    begin, end = item.position or 0, 1 << 64 if item.end is None else item.end
     for casualty in lost:
-        if position is None or (
-            casualty.position + casualty.length > position
-            and (end is None or casualty.position < end)
-        ):
+        inside = casualty.position + casualty.length > begin and casualty.position < end
+        if item.position is None or inside:
             yield casualty
 
 
@@ -142,15 +115,13 @@ def _sum(directory: Directory, lost: Iterable[Casualty]) -> tuple[Concern, ...]:
         for lane_id, qseq in casualty.targets:
             if lane_id in known:
                 lanes.setdefault(lane_id, []).append(qseq)
-    concerns = []
-    for lane_id, qseqs in sorted(lanes.items()):
-        concerns.append(
-            Concern(
-                **directory.named(lane_id),
-                messages=len(qseqs),
-                unsettled=sum(directory.unsettled(lane_id, qseq, 1) for qseq in qseqs),
-                offset_first=min(qseqs),
-                offset_end=max(qseqs) + 1,
-            )
+    return tuple(
+        Concern(
+            **directory.named(lane_id),
+            messages=len(qseqs),
+            unsettled=sum(directory.unsettled(lane_id, qseq, 1) for qseq in qseqs),
+            offset_first=min(qseqs),
+            offset_end=max(qseqs) + 1,
         )
-    return tuple(concerns)
+        for lane_id, qseqs in sorted(lanes.items())
+    )

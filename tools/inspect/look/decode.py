@@ -4,13 +4,12 @@ What does not decode is called damaged, and the rest is shown. In JSON, octets t
 `{"base64": …}`, and values for which JSON has no type are text.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,18 +18,19 @@ from qlog.server.amqp.errors import AMQPError
 from qlog.storage.bytes.record import Record
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.reader import Entry
+from qlog.tools.inspect.look.salvage import pairs
 from qlog.tools.inspect.rows import Bytes, Cell, Time, name, number, text, well_formed
 
 DUMP_OCTETS = 16  # a line
 _DUMP_OCTETS_NARROW = 8  # in a column of a table
 
 
-def decoded(directory: Directory, file: str, entry: Entry) -> dict[str, Any]:
+def decoded(directory: Directory, entry: Entry) -> dict[str, Any]:
     """A message for JSON, without its body. `damage` says what is wrong with it."""
     item: dict[str, Any] = {
         "lsn": entry.lsn,
         "lsn_end": entry.lsn_end,
-        "file": file,
+        "file": entry.file,
         "position": entry.position,
         "stored_bytes": entry.length,
         "damage": entry.damage,
@@ -50,8 +50,7 @@ def decoded(directory: Directory, file: str, entry: Entry) -> dict[str, Any]:
         item["damage"] = entry.damage or "its exchange, routing key and properties do not decode"
     else:
         item |= {"exchange": exchange, "routing_key": routing_key, "properties": properties}
-    targets = zip(record.targets[0::2], record.targets[1::2], strict=True)
-    item["targets"] = [directory.target(lane_id, qseq) for lane_id, qseq in targets]
+    item["targets"] = [directory.target(*target) for target in pairs(record.targets)]
     return item
 
 
@@ -95,8 +94,10 @@ def json_value(value: Any) -> Any:
             return well_formed(str(value))
 
 
-def time_text(timestamp_ms: int) -> str | None:
-    """UTC, in ISO 8601; None when no calendar has that time."""
+def time_text(timestamp_ms: int | None) -> str | None:
+    """UTC, in ISO 8601; None when there is no time, or no calendar has it."""
+    if timestamp_ms is None:
+        return None
     try:
         time = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
     except (OverflowError, ValueError, OSError):  # of a damaged message
@@ -125,12 +126,13 @@ def lines_of(item: dict[str, Any]) -> list[str]:
     return lines
 
 
-def target_lines(item: dict[str, Any]) -> list[str]:
-    """Where a message went, for people."""
+def target_lines(targets: Iterable[dict[str, Any]]) -> list[str]:
+    """Where a message went, for people; with its states there, if they are known."""
     lines = []
-    for target in item.get("targets", ()):
+    for target in targets:
         queue = queue_text(target["vhost"], target["queue"], target["lane"])
-        lines.append(f"{queue} #{target['offset']} {target['state']}")
+        state = target.get("state")
+        lines.append(f"{queue} #{target['offset']}" + (f" {state}" if state else ""))
     return lines
 
 
@@ -146,45 +148,17 @@ def lane_text(directory: Directory, lane_id: int) -> str:
     return queue_text(**directory.named(lane_id))
 
 
-@dataclass(slots=True)
-class Shown:
-    """A message in a table, with more lines to what it is."""
-
-    item: dict[str, Any]
-    more: list[str] = field(default_factory=list)
-
-    @property
-    def is_whole(self) -> bool:
-        """As far as it decodes."""
-        return "time" in self.item
-
-    @property
-    def time(self) -> Cell:
-        """Of its publication."""
-        return time_cell(self.item["time"]) if self.is_whole else None
-
-    @property
-    def size(self) -> Cell:
-        """Of its body; of damaged bytes that no message can be told in, of all of them."""
-        return Bytes(self.item["body_bytes" if self.is_whole else "stored_bytes"])
-
-    @property
-    def lines(self) -> Cell:
-        """What it is."""
-        return [*lines_of(self.item), *self.more]
-
-    @property
-    def targets(self) -> Cell:
-        """Where it went."""
-        return target_lines(self.item) if self.is_whole else None
+def _targets(item: dict[str, Any]) -> Cell:
+    return target_lines(item["targets"]) if "targets" in item else None
 
 
+# A row is (item, more lines to what it is). In damaged bytes, perhaps no message can be told.
 MESSAGE_COLUMNS = (
-    number("LSN", lambda shown: str(shown.item["lsn"])),
-    text("time (UTC)", "time"),
-    number("size"),
-    name("message", "lines"),
-    name("queue #offset", "targets"),
+    number("LSN", lambda row: row[0]["lsn"]),
+    text("time (UTC)", lambda row: time_cell(row[0]["time"]) if "time" in row[0] else None),
+    number("size", lambda row: Bytes(row[0].get("body_bytes", row[0]["stored_bytes"]))),
+    name("message", lambda row: [*lines_of(row[0]), *row[1]]),
+    name("queue #offset", lambda row: _targets(row[0])),
 )
 
 
@@ -198,10 +172,9 @@ class Bodies:
     def add(self, item: dict[str, Any], record: Record) -> list[str]:
         """Add the whole body to a message for JSON; the lines of it for people."""
         add_body(item, record)
-        return self.lines(record.body)
+        return self._lines(record.body)
 
-    def lines(self, body: bytes) -> list[str]:
-        """Text, or a dump of octets when it is none."""
+    def _lines(self, body: bytes) -> list[str]:
         decoded = None
         if not self.as_hex:
             with suppress(UnicodeDecodeError):

@@ -9,15 +9,13 @@ catalog. storage/start/judge.py says what is damage, and is asked as a start ask
 nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qlog.server.broker.definitions import QueueDefinition
-from qlog.storage.bytes.datadir import Paths, check_format, numbered
+from qlog.storage.bytes.datadir import Paths, numbered
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.catalog import Definition
 from qlog.storage.errors import DirectoryUnreadable
@@ -47,6 +45,7 @@ from qlog.tools.inspect.look.environment import (
     IndexFacts,
     Unreadable,
     is_in_use,
+    read,
     read_catalog,
     read_index,
 )
@@ -54,6 +53,7 @@ from qlog.tools.inspect.look.unreadable import ForgivingDisk
 from qlog.tools.inspect.rows import Damage
 
 T = TypeVar("T")
+F = TypeVar("F", CatalogFacts, IndexFacts)
 
 LOOKS_MAX = 5  # at what a running broker changes meanwhile
 MADE_ANEW = "the next start makes it anew"
@@ -126,7 +126,7 @@ class Directory(Examination):
     in_use: bool
     identity: Identity  # as far as it is known
     catalog_facts: CatalogFacts
-    index_facts: IndexFacts | None
+    index_facts: IndexFacts
     ledger: LedgerFacts
     evidence: Evidence
     definitions: dict[Definition, bytes]
@@ -158,24 +158,27 @@ class Directory(Examination):
         self.in_use = is_in_use(self.paths.catalog)
         look_again(self.in_use, self._read, lambda _: self.findings)
 
-    @property
-    def running(self) -> bool:
-        """Whether a broker has the directory open, found out without touching its lock."""
-        return self.in_use
-
     def _read(self, again: bool) -> None:
         self.damage, self.notes, self.findings, self._scan = [], [], [], None
-        catalog = self.catalog_facts = self._read_catalog()
+        paths = self.paths
+        catalog = self._environment(paths.catalog, read_catalog, CatalogFacts())
+        for entry in catalog.damaged:
+            catalog.doubt = f"it has a damaged definition: {entry_text(*entry)}"
+            self.damage.append(Damage("catalog.lmdb", f"{catalog.doubt}; {MADE_ANEW}"))
         checkpoint = None if catalog.doubt else catalog.checkpoint
-        uuid = identify(self._disk, self.paths, checkpoint) or bytes(16)
-        self._weigh_catalog(uuid)
-        self.index_facts = self._read_index(uuid)
+        uuid = identify(self._disk, paths, checkpoint) or bytes(16)
+        doubt = catalog_doubt(catalog.checkpoint, uuid)
+        self.catalog_facts = self._ours(paths.catalog, catalog, uuid, doubt, CatalogFacts())
+        index = self._environment(paths.index, read_index, IndexFacts())
+        doubt = index_doubt(index.checkpoint, uuid, marked=paths.index_doubt.exists())
+        self.index_facts = self._ours(paths.index, index, uuid, doubt, IndexFacts())
         self.evidence = self._weigh(uuid)
-        self.ledger = LedgerFacts(self._disk, self.paths, self.evidence)
+        self.ledger = LedgerFacts(self._disk, paths, self.evidence)
         file = self.ledger.file
-        path = self.paths.ledger_file(file.file_id)
+        path = paths.ledger_file(file.file_id)
         file.findings += self._unread(path)
-        self._find(*file.findings)
+        self.findings += file.findings
+        self.damage += map(self.damage_of, file.findings)
         if file.bytes_cut and not (file.findings or self.in_use):
             self.notes.append(
                 f"{self.relative(path)} ends in {file.bytes_cut} bytes of a write that was under "
@@ -245,14 +248,9 @@ class Directory(Examination):
         """A message in a lane, for JSON."""
         return self.named(lane_id) | {"offset": qseq, "state": self.state_of(lane_id, qseq)}
 
-    def queue_of(self, lane_id: int) -> QueueDefinition | None:
-        """The queue that a lane belongs to; None when it is gone, or cannot be known."""
-        return self.owners.get(lane_id)
-
     def lanes(self) -> Iterator[int]:
         """Every lane that a definition, the ledger or the index names and that is not deleted."""
-        indexed = self.index_facts.lanes if self.index_facts is not None else {}
-        known = self.owners.keys() | self.ledger.lanes.keys() | indexed.keys()
+        known = self.owners.keys() | self.ledger.lanes.keys() | self.index_facts.lanes.keys()
         yield from sorted(known - self.ledger.deleted)
 
     # -- the log
@@ -287,13 +285,10 @@ class Directory(Examination):
         """Note that the ledger is an older copy, as far as index and log know."""
         if self.in_use or self.ledger.age:
             return
-        epochs = [scan.epoch]
+        evidence = self.evidence
+        epochs = [one.epoch for one in (scan, evidence.catalog, evidence.attested) if one]
         lane_ids = {*self.ledger.lanes, *self.ledger.deleted, *scan.named_upto}
-        if self.evidence.catalog is not None:
-            epochs.append(self.evidence.catalog.epoch)
-        if self.evidence.attested is not None:
-            epochs.append(self.evidence.attested.epoch)
-        if self.evidence.checkpoint is not None and self.index_facts is not None:
+        if evidence.checkpoint is not None:
             lane_ids |= self.index_facts.lanes.keys()
         self.ledger.age = judge_age_of_ledger(self.paths, self.ledger.file, max(epochs), lane_ids)
         self.damage += map(self.damage_of, self.ledger.age)
@@ -302,8 +297,7 @@ class Directory(Examination):
     def attested_lsn(self) -> int:
         """Evidence outside of the log says that the log had been synced up to here."""
         attested = self.evidence.attested
-        by_index = 0 if attested is None else attested.lsn
-        return max(self.ledger.file.log_durable, by_index)
+        return max(self.ledger.file.log_durable, 0 if attested is None else attested.lsn)
 
     def standings(self, present: list[int]) -> dict[int, str]:
         """The segments that do not count: `given up`; `replaced` by one that compaction made; or
@@ -342,11 +336,6 @@ class Directory(Examination):
         finally:
             self._disk.close(file)
 
-    def check_version(self, view: FileView) -> None:
-        """Raises OtherFormat."""
-        if view.header is not None:
-            check_format(view.path, view.header.version)
-
     def unreadable(self, path: Path) -> list[Damage]:
         """The parts of a file that the disk did not give back, as far as the file was read."""
         return list(map(self.damage_of, self._unread(path)))
@@ -382,36 +371,35 @@ class Directory(Examination):
             for position, end, why in self._disk.unreadable(path)
         ]
 
-    def _find(self, *findings: Finding) -> None:
-        self.findings += findings
-        self.damage += map(self.damage_of, findings)
-
-    def _read_catalog(self) -> CatalogFacts:
-        path = self.paths.catalog
+    def _environment(self, path: Path, look: Callable[[Path, bool], F], nothing: F) -> F:
+        """What an environment says; `nothing` but a doubt, when it cannot be read."""
         if not path.is_dir():
             if self.ledger_ids():
-                self.notes.append(f"catalog.lmdb is missing; {MADE_ANEW}")
-            return CatalogFacts(doubt="it is missing")
+                self.notes.append(f"{path.name} is missing; {MADE_ANEW}")
+            nothing.doubt = "it is missing"
+            return nothing
         try:
-            facts = read_catalog(path)
+            facts = read(path, look)
         except Unreadable as error:
-            facts = CatalogFacts(doubt=str(error))
-        facts.doubt = facts.doubt or self._implausible(path)
+            facts = nothing
+            facts.doubt = str(error)
+        else:
+            implausible = self._implausible(path)
+            facts.doubt = implausible or facts.doubt
+            if implausible and path == self.paths.index:
+                facts.checkpoint = None  # a start does not come to read it
         if facts.doubt:
-            self.damage.append(Damage("catalog.lmdb", f"{facts.doubt}; {MADE_ANEW}"))
-        for entry in facts.damaged:
-            facts.doubt = f"it has a damaged definition: {entry_text(*entry)}"
-            self.damage.append(Damage("catalog.lmdb", f"{facts.doubt}; {MADE_ANEW}"))
+            self.damage.append(Damage(path.name, f"{facts.doubt}; {MADE_ANEW}"))
         return facts
 
-    def _weigh_catalog(self, uuid: bytes) -> None:
-        """Whether what can be read of the catalog is this directory's."""
-        facts = self.catalog_facts
-        facts.doubt = facts.doubt or catalog_doubt(facts.checkpoint, uuid)
-        if facts.checkpoint is not None and facts.checkpoint.uuid != uuid:
-            what = f"it belongs to another directory; {MADE_ANEW}"
-            self.damage.append(Damage("catalog.lmdb", what))
-            self.catalog_facts = CatalogFacts(doubt=facts.doubt)
+    def _ours(self, path: Path, facts: F, uuid: bytes, doubt: str, nothing: F) -> F:
+        """What an environment says, if it is this directory's; else `nothing` but a doubt."""
+        facts.doubt = facts.doubt or doubt
+        if facts.checkpoint is None or facts.checkpoint.uuid == uuid:
+            return facts
+        self.damage.append(Damage(path.name, f"it belongs to another directory; {MADE_ANEW}"))
+        nothing.doubt = facts.doubt
+        return nothing
 
     def _implausible(self, directory: Path) -> str:
         """What LMDB does not say of a file that it could read; empty when it may have it."""
@@ -423,35 +411,9 @@ class Directory(Examination):
             return str(error)
         return ""
 
-    def _read_index(self, uuid: bytes) -> IndexFacts | None:
-        if not self.paths.index.is_dir():
-            if self.ledger_ids():
-                self.notes.append(f"index.lmdb is missing; {MADE_ANEW}")
-            return None
-        try:
-            facts = read_index(self.paths.index)
-        except Unreadable as error:
-            self.damage.append(Damage("index.lmdb", f"{error}; {MADE_ANEW}"))
-            return None
-        why = self._implausible(self.paths.index)
-        if why:
-            facts.doubt, facts.checkpoint = why, None  # a start does not come to read it
-        if facts.doubt:
-            self.damage.append(Damage("index.lmdb", f"{facts.doubt}; {MADE_ANEW}"))
-        facts.doubt = facts.doubt or index_doubt(
-            facts.checkpoint, uuid, marked=self.paths.index_doubt.exists()
-        )
-        if facts.checkpoint is not None and facts.checkpoint.uuid != uuid:
-            what = f"it belongs to another directory; {MADE_ANEW}"
-            self.damage.append(Damage("index.lmdb", what))
-            return None
-        return facts
-
     def _weigh(self, uuid: bytes) -> Evidence:
-        catalog = None if self.catalog_facts.doubt else self.catalog_facts.checkpoint
-        index = self.index_facts
-        if index is None:
-            return Evidence(uuid, catalog)
+        catalog, index = self.catalog_facts, self.index_facts
+        of_catalog = None if catalog.doubt else catalog.checkpoint
         if index.doubt:
-            return Evidence(uuid, catalog, index.checkpoint)
-        return Evidence(uuid, catalog, index.checkpoint, index.checkpoint, index.live)
+            return Evidence(uuid, of_catalog, index.checkpoint)
+        return Evidence(uuid, of_catalog, index.checkpoint, index.checkpoint, index.live)

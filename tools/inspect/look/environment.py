@@ -9,8 +9,6 @@ LMDB maps its file and trusts it: a damaged file ends the process that reads it.
 reads, and its crash is a finding like others. Knows nothing of log and ledger.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import pickle
@@ -19,7 +17,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import lmdb
 
@@ -34,6 +32,7 @@ from qlog.storage.settings import StoreSettings
 from qlog.storage.start.examine import is_open
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 _DOUBTS = (CatalogDoubt, IndexDoubt, lmdb.Error, ValueError, TypeError)
 _READ_S_MAX = 120  # a damaged tree could also lead in circles
@@ -49,33 +48,28 @@ class Forbidden(Exception):
 
 
 @dataclass(slots=True)
-class CatalogFacts:
-    """The catalog's file. `doubt`: why a start makes it anew; empty when it is good."""
+class Facts(Generic[C]):
+    """What an environment says. `doubt`: why a start makes it anew; empty when it is good."""
 
-    checkpoint: CatalogCheckpoint | None = None
-    entries: dict[Definition, bytes] = field(default_factory=dict)  # the whole ones
-    damaged: list[Definition] = field(default_factory=list)  # long names are cut
+    checkpoint: C | None = None
     doubt: str = ""
 
 
 @dataclass(slots=True)
-class IndexFacts:
-    """The index but its pointers. `doubt`: why the rest could not be read; empty when it could."""
+class CatalogFacts(Facts[CatalogCheckpoint]):
+    """The catalog's file."""
 
-    checkpoint: Checkpoint | None
+    entries: dict[Definition, bytes] = field(default_factory=dict)  # the whole ones
+    damaged: list[Definition] = field(default_factory=list)  # long names are cut
+
+
+@dataclass(slots=True)
+class IndexFacts(Facts[Checkpoint]):
+    """The index but its pointers. With a doubt, there may be more in it that is not here."""
+
     lanes: dict[int, LaneRow] = field(default_factory=dict)
     live: dict[int, Live] = field(default_factory=dict)
-    doubt: str = ""
-
-
-def read_catalog(directory: Path) -> CatalogFacts:
-    """Raises Unreadable, Forbidden."""
-    return read(directory, _catalog_facts)
-
-
-def read_index(directory: Path) -> IndexFacts:
-    """Raises Unreadable, Forbidden."""
-    return read(directory, _index_facts)
+    readable: bool = False  # this directory's, as far as it says, and not missing
 
 
 def is_in_use(directory: Path) -> bool:
@@ -180,7 +174,8 @@ def open_index(directory: Path, lock: bool) -> Index:
     return Index(directory, map_bytes=StoreSettings().index_map_bytes, read_only=True, lock=lock)
 
 
-def _catalog_facts(directory: Path, lock: bool) -> CatalogFacts:
+def read_catalog(directory: Path, lock: bool) -> CatalogFacts:
+    """What the catalog says; see `read`."""
     map_bytes = StoreSettings().catalog_map_bytes
     with closing(CatalogFile(directory, map_bytes=map_bytes, read_only=True, lock=lock)) as catalog:
         facts = CatalogFacts()
@@ -196,9 +191,10 @@ def _catalog_facts(directory: Path, lock: bool) -> CatalogFacts:
         return facts
 
 
-def _index_facts(directory: Path, lock: bool) -> IndexFacts:
+def read_index(directory: Path, lock: bool) -> IndexFacts:
+    """What the index says; see `read`."""
     with closing(open_index(directory, lock)) as index:
-        facts = IndexFacts(index.checkpoint())
+        facts = IndexFacts(index.checkpoint(), readable=True)
         try:  # all that a start reads before it uses the index
             facts.lanes, facts.live = index.lanes(), index.live()
             for _ in index.bitmaps():

@@ -10,14 +10,13 @@ settled messages are missing between their batches. The segments that they repla
 for a while, but do not count; nor do segments that were given up.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import compress
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
+from qlog.storage.bytes.datadir import check_format
 from qlog.storage.bytes.footer import Columns
 from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.start.examine import FileView, Verdict
@@ -52,21 +51,28 @@ class Segment:
     used_bytes: int = 0  # of them by messages and headers
     base_lsn: int | None = None
     end_lsn: int | None = None
-    records: int = 0
     verified: bool = False  # every checksum was looked at
     columns: Columns = field(default_factory=Columns)
     damage: list[Damage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: bool = True  # else nothing in it is needed
 
+    @property
+    def records(self) -> int:
+        return len(self.columns.positions)
 
-@dataclass(frozen=True, slots=True)
+    def find(self, what: str, position: int | None = None, end: int | None = None) -> None:
+        self.damage.append(Damage(self.file, what, position, end))
+
+
+@dataclass(slots=True)
 class Survey:
     """All segments in order, and what is wrong with the log as a whole."""
 
-    segments: list[Segment]
-    damage: list[Damage]
-    notes: list[str]
+    views: list[FileView]
+    segments: list[Segment] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def views_of(directory: Directory) -> list[FileView]:
@@ -78,11 +84,12 @@ def views_of(directory: Directory) -> list[FileView]:
             view = directory.segment(segment_id)
         except FileNotFoundError:  # given up since it was listed
             continue
-        directory.check_version(view)
+        if view.header is not None:
+            check_format(view.path, view.header.version)
         views[segment_id] = view
         bases[segment_id] = _first_lsn(directory, view)
     # Without any message it comes behind its neighbour, and the newest ones come last.
-    before = end = 1 + max((base for base in bases.values() if base is not None), default=0)
+    end = 1 + max((base for base in bases.values() if base is not None), default=0)
     plain = [segment_id for segment_id in bases if segment_id < COMPACTED]
     while plain and bases[plain[-1]] is None:
         bases[plain.pop()] = end
@@ -103,89 +110,68 @@ def _first_lsn(directory: Directory, view: FileView) -> int | None:
     return next((batch.header.base for batch in batches if batch is not None), None)
 
 
-def survey(
-    directory: Directory,
-    views: list[FileView],
-    *,
-    verify: bool,
-    advance: Callable[[int], None] = lambda size: None,
-) -> Survey:
+def survey(directory: Directory, *, verify: bool = False) -> Survey:
     """Look at every segment; with `verify`, at every byte, else at no more than is needed."""
-    ends = ends_due(directory, views)
-    scan = directory.judge_log()
-    standings = directory.standings([view.file_id for view in views])
-    found = _Surveyed(directory, verify, advance, scan.findings)
-    for view in views:
-        try:
-            found.add(view, standings.get(view.file_id), ends[view.file_id])
-        except DirectoryUnreadable:  # it is gone: given up by a running broker
-            continue
-    for finding in scan.findings:
-        found.list(finding)
-    return Survey(found.segments, found.damage, found.notes)
-
-
-@dataclass(slots=True)
-class _Surveyed:
-    """What the survey has found so far."""
-
-    directory: Directory
-    verify: bool
-    advance: Callable[[int], None]
-    findings: list[Finding]
-    segments: list[Segment] = field(default_factory=list)
-    damage: list[Damage] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    found = Survey(views_of(directory))
+    ends = ends_due(directory, found.views)
+    findings = directory.judge_log().findings
+    standings = directory.standings([view.file_id for view in found.views])
     due: int | None = None  # the LSN that a segment without a header should begin with
+    size = sum(view.size for view in found.views)
+    with progress("verifying", size if verify else 0) as advance:
+        for view in found.views:
+            standing = standings.get(view.file_id)
+            end_due = 0 if standing else ends[view.file_id]
+            ours = [item for item in findings if item.path == view.path]
+            is_blank = any(not item.what for item in ours)
+            look = _Look(directory, view, due, end_due, is_blank, verify, advance)
+            try:
+                segment = look_again(directory.in_use, look, lambda found: found.damage)
+            except DirectoryUnreadable:  # it is gone: given up by a running broker
+                continue
+            ours = [item for item in ours if item.position is None and not item.disagrees]
+            segment.damage[:0] = map(directory.damage_of, ours)
+            segment.damage += directory.unreadable(view.path)
+            _add(found, segment, standing, due)
+            due = due if standing else segment.end_lsn
+    for finding in findings:
+        _list(found, finding, directory.damage_of(finding))
+    return found
 
-    def add(self, view: FileView, standing: str | None, end_due: int) -> None:
-        """Look at one more segment."""
-        directory = self.directory
-        end_due = 0 if standing else end_due
-        ours = [item for item in self.findings if item.path == view.path]
-        is_blank = any(not item.what for item in ours)
 
-        def look(again: bool) -> Segment:
-            now = directory.segment(view.file_id) if again else view
-            return _look_at(directory, now, self.due, end_due, is_blank, self.verify, self.advance)
+def _add(found: Survey, segment: Segment, standing: str | None, due: int | None) -> None:
+    """Put a segment into the survey."""
+    found.segments.append(segment)
+    if standing is not None:
+        segment.state = standing
+        segment.counts = False
+        lost = f" (but it is {standing}: nothing is lost)"
+        found.notes += [f"{item}{lost}" for item in segment.damage]
+        segment.damage.clear()
+        return
+    found.damage += segment.damage
+    found.notes += segment.notes
+    base = segment.base_lsn
+    if base is not None and due is not None and base < due:
+        what = f"it has messages {base} to {due - 1}, and so has the one before it"
+        found.damage.append(Damage(segment.file, what))
 
-        segment = look_again(directory.in_use, look, lambda found: found.damage)
-        ours = [item for item in ours if item.position is None and not item.disagrees]
-        as_a_whole = list(map(directory.damage_of, ours))
-        segment.damage = as_a_whole + segment.damage + directory.unreadable(view.path)
-        self.segments.append(segment)
-        if standing is not None:
-            segment.state = standing
-            segment.counts = False
-            self.notes += [
-                f"{item} (but it is {standing}: nothing is lost)" for item in segment.damage
-            ]
-            segment.damage.clear()
+
+def _list(found: Survey, finding: Finding, item: Damage) -> None:
+    """Put a finding of the judge where it belongs, unless what it means was told already."""
+    if any(_covers(other, item) for other in found.damage):
+        return
+    found.damage.append(item)
+    if finding.disagrees:
+        return
+    for segment in found.segments:
+        if segment.file == item.file:
+            segment.damage.append(item)
             return
-        self.damage += segment.damage
-        self.notes += segment.notes
-        base, due = segment.base_lsn, self.due
-        if base is not None and due is not None and base < due:
-            what = f"it has messages {base} to {due - 1}, and so has the one before it"
-            self.damage.append(Damage(segment.file, what))
-        self.due = segment.end_lsn
-
-    def list(self, finding: Finding) -> None:
-        """Put a finding of the judge where it belongs, unless what it means was told already."""
-        item = self.directory.damage_of(finding)
-        if any(_covers(other, item) for other in self.damage):
-            return
-        self.damage.append(item)
-        if finding.disagrees:
-            return
-        for segment in self.segments:
-            if segment.file == item.file:
-                segment.damage.append(item)
-                return
-        if finding.path.suffix == ".qseg":
-            segment_id = int(finding.path.stem)
-            place = sum(other.segment_id < segment_id for other in self.segments)
-            self.segments.insert(place, Segment(segment_id, item.file, "missing", damage=[item]))
+    if finding.path.suffix == ".qseg":
+        segment_id = int(finding.path.stem)
+        place = sum(other.segment_id < segment_id for other in found.segments)
+        found.segments.insert(place, Segment(segment_id, item.file, "missing", damage=[item]))
 
 
 def _covers(told: Damage, item: Damage) -> bool:
@@ -197,128 +183,122 @@ def _covers(told: Damage, item: Damage) -> bool:
     return told.position <= item.position < max(told.end or 0, told.position + 1)
 
 
-def _look_at(
-    directory: Directory,
-    view: FileView,
-    due: int | None,
-    end_due: int,
-    is_blank: bool,
-    verify: bool,
-    advance: Callable[[int], None],
-) -> Segment:
-    """Look at one segment. `end_due`: evidence says that it had messages up to this LSN."""
-    segment = Segment(view.file_id, directory.relative(view.path), "active", view.size)
-    trailer = view.trailer
-    footer = directory.columns(view)
-    segment.base_lsn = base_lsn(view)
-    if trailer is not None:
-        segment.state = "compacted" if is_sparse(view) else "sealed"
-        segment.used_bytes = trailer.log_end
-        if footer is None:
-            what = "the footer is damaged"
-            segment.damage.append(Damage(segment.file, what, trailer.log_end, view.size))
-    if footer is None or verify:
-        gaps = _walk(directory, view, segment, due, advance)
-        if not gaps and not segment.columns.positions and trailer is None and not view.is_strange:
-            listed = view.file_id in directory.ledger.segments.listed
-            segment.state = "blank" if is_blank or listed else "reserved"
-            segment.base_lsn = None
-            if segment.state == "blank":
-                what = "it is blank, and was not when other files were written"
-                segment.damage.append(Damage(segment.file, what, 0))
-        else:
-            _tell(directory, segment, view, gaps, end_due)
-    if trailer is not None and footer is not None:
-        if segment.verified and not segment.damage and not _same(footer, segment.columns):
-            what = "the footer is whole, and is not of these messages"
-            segment.damage.append(Damage(segment.file, what, trailer.log_end, view.size))
-        segment.columns = footer
-        segment.end_lsn = trailer.end_lsn
-    segment.records = len(segment.columns.positions)
-    return segment
+def untold(found: Survey, told: Iterable[Damage], from_lsn: int = 0) -> list[Damage]:
+    """The damage from an LSN on of which the place was not told yet."""
+    places = {(item.file, item.position) for item in told}
+    return [
+        item
+        for item in found.damage
+        if (item.file, item.position) not in places
+        and (item.lsn_end is None or item.lsn_end > from_lsn)
+    ]
 
 
-_Gaps = list[tuple[Gap, list[Entry]]]
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A look at one segment. `end_due`: evidence says that it had messages up to this LSN."""
 
+    directory: Directory
+    view: FileView
+    due: int | None
+    end_due: int
+    is_blank: bool
+    verify: bool
+    advance: Callable[[int], None]
 
-def _walk(
-    directory: Directory,
-    view: FileView,
-    segment: Segment,
-    due: int | None,
-    advance: Callable[[int], None],
-) -> _Gaps:
-    """Fill in what the batches of a segment say, and give its gaps."""
-    gaps: _Gaps = []
-    lsn = segment.base_lsn
-    used_end = FILE_HEADER_BYTES
-    for part in walk(directory, view, lsn, due=due):
-        advance(part.end - part.position)
-        used_end = part.end
-        if isinstance(part, Gap):
-            entries = entries_in(directory, view, part)
-            gaps.append((part, entries))
-            if part.lsn_end is not None:
+    def __call__(self, again: bool) -> Segment:
+        view = self.directory.segment(self.view.file_id) if again else self.view
+        segment = Segment(view.file_id, self.directory.relative(view.path), "active", view.size)
+        trailer = view.trailer
+        footer = self.directory.columns(view)
+        segment.base_lsn = base_lsn(view)
+        if trailer is not None:
+            segment.state = "compacted" if is_sparse(view) else "sealed"
+            segment.used_bytes = trailer.log_end
+            if footer is None:
+                segment.find("the footer is damaged", trailer.log_end, view.size)
+        if footer is None or self.verify:
+            self._walk(view, segment)
+        if trailer is not None and footer is not None:
+            if segment.verified and not segment.damage and not _same(footer, segment.columns):
+                what = "the footer is whole, and is not of these messages"
+                segment.find(what, trailer.log_end, view.size)
+            segment.columns = footer
+            segment.end_lsn = trailer.end_lsn
+        return segment
+
+    def _walk(self, view: FileView, segment: Segment) -> None:
+        """Fill in what the batches of a segment say, and what is damaged."""
+        gaps: list[tuple[Gap, list[Entry]]] = []
+        lsn = segment.base_lsn
+        used_end = FILE_HEADER_BYTES
+        for part in walk(self.directory, view, lsn, due=self.due):
+            self.advance(part.end - part.position)
+            used_end = part.end
+            if isinstance(part, Gap):
+                entries = entries_in(self.directory, view, part)
+                gaps.append((part, entries))
+                if part.lsn_end is not None:
+                    segment.columns.extend(_columns_of(entries))
+                first, lsn = part.lsn_first, part.lsn_end or part.lsn_first
+            else:
+                segment.columns.extend(columns_of(part))
+                first, lsn = part.header.base, part.header.base + part.header.count
+            segment.base_lsn = first if segment.base_lsn is None else segment.base_lsn
+        segment.verified = True
+        segment.end_lsn = self.due if lsn is None else lsn
+        segment.used_bytes = segment.used_bytes or used_end
+        if gaps or segment.records or view.trailer is not None or view.is_strange:
+            self._tell(view, segment, gaps)
+            return
+        segment.state = "reserved"
+        segment.base_lsn = None
+        if self.is_blank or view.file_id in self.directory.ledger.segments.listed:
+            segment.state = "blank"
+            segment.find("it is blank, and was not when other files were written", 0)
+
+    def _tell(self, view: FileView, segment: Segment, gaps: list[tuple[Gap, list[Entry]]]) -> None:
+        """Sort what is not whole into damage and torn tail."""
+        sealed = view.trailer is not None
+        has_messages = segment.end_lsn != segment.base_lsn
+        named = view.header_verdict is Verdict.WHOLE or view.is_strange
+        if not named and (sealed or has_messages):
+            segment.find("the file's header is damaged", 0, FILE_HEADER_BYTES)
+        for gap, entries in gaps:
+            if not sealed and self.end_due <= gap.lsn_first:
+                if not view.is_strange:
+                    self._tell_tail(segment, gap)
+                continue
+            lsn_end = self.end_due if gap.lsn_end is None else gap.lsn_end
+            segment.damage.append(_damage_of(segment.file, gap, entries, lsn_end, is_sparse(view)))
+            if gap.lsn_end is None:
                 segment.columns.extend(_columns_of(entries))
-            first, lsn = part.lsn_first, part.lsn_end or part.lsn_first
-        else:
-            segment.columns.extend(columns_of(part))
-            first, lsn = part.header.base, part.header.base + part.header.count
-        segment.base_lsn = first if segment.base_lsn is None else segment.base_lsn
-    segment.verified = True
-    segment.end_lsn = due if lsn is None else lsn
-    segment.used_bytes = segment.used_bytes or used_end
-    return gaps
 
-
-def _tell(
-    directory: Directory, segment: Segment, view: FileView, gaps: _Gaps, end_due: int
-) -> None:
-    """Sort what is not whole into damage and torn tail."""
-    sealed = view.trailer is not None
-    has_messages = segment.end_lsn != segment.base_lsn
-    named = view.header_verdict is Verdict.WHOLE or view.is_strange
-    if not named and (sealed or has_messages):
-        what = "the file's header is damaged"
-        segment.damage.append(Damage(segment.file, what, 0, FILE_HEADER_BYTES))
-    for gap, entries in gaps:
-        if not sealed and end_due <= gap.lsn_first:
-            if not view.is_strange:
-                _tell_tail(directory, segment, gap)
-            continue
-        lsn_end = end_due if gap.lsn_end is None else gap.lsn_end
-        item = _damage_of(segment.file, gap, entries, lsn_end, is_sparse(view))
-        segment.damage.append(item)
-        if gap.lsn_end is None:
-            segment.columns.extend(_columns_of(entries))
-
-
-def _tell_tail(directory: Directory, segment: Segment, gap: Gap) -> None:
-    """Bytes behind the last message that any evidence names: a footer, or a torn write."""
-    size = gap.end - gap.position
-    if gap.lsn_end is not None:
-        segment.notes.append(
-            f"{segment.file} has unconfirmed messages from byte {gap.position} on, not all whole; "
-            "the next start cuts them"
-        )
-    elif directory.ledger.closed_lsn >= gap.lsn_first:  # it had been sealed at an orderly stop
-        what = "the footer is damaged; no message is lost"
-        segment.damage.append(Damage(segment.file, what, gap.position, gap.end))
-    elif not directory.in_use:
-        segment.notes.append(
-            f"{segment.file} ends in {size} bytes (from byte {gap.position}) of a write that was "
-            "never confirmed, or of a footer: no message is lost, and the next start cuts them"
-        )
+    def _tell_tail(self, segment: Segment, gap: Gap) -> None:
+        """Bytes behind the last message that any evidence names: a footer, or a torn write."""
+        if gap.lsn_end is not None:
+            segment.notes.append(
+                f"{segment.file} has unconfirmed messages from byte {gap.position} on, not all "
+                "whole; the next start cuts them"
+            )
+        elif self.directory.ledger.closed_lsn >= gap.lsn_first:  # sealed at an orderly stop
+            segment.find("the footer is damaged; no message is lost", gap.position, gap.end)
+        elif not self.directory.in_use:
+            size = gap.end - gap.position
+            segment.notes.append(
+                f"{segment.file} ends in {size} bytes (from byte {gap.position}) of a write that "
+                "was never confirmed, or of a footer: no message is lost, and the next start cuts "
+                "them"
+            )
 
 
 def _damage_of(file: str, gap: Gap, entries: list[Entry], lsn_end: int, sparse: bool) -> Damage:
     """How a gap is reported. `lsn_end`: by whatever says it."""
     broken = [entry for entry in entries if entry.damage is not None]
-    whole = len(entries) - len(broken)
     total: int | None = lsn_end - gap.lsn_first
     if sparse:  # of what is between two LSNs, only so much was there
         total = None if any(entry.record is None for entry in broken) else len(entries)
-    lost = None if total is None else total - whole
+    lost = None if total is None else total - (len(entries) - len(broken))
     if gap.end == gap.position:
         what = f"messages {gap.lsn_first} to {lsn_end - 1} are not there"
     elif lost == 0:
@@ -327,8 +307,7 @@ def _damage_of(file: str, gap: Gap, entries: list[Entry], lsn_end: int, sparse: 
         one = [entry for entry in broken if entry.record is not None]
         named = ", ".join(f"{entry.lsn} at byte {entry.position}" for entry in one[:5])
         named += ", …" if len(one) > 5 else ""
-        many = "?" if lost is None else lost
-        of = "?" if total is None else total
+        many, of = ("?" if count is None else count for count in (lost, total))
         what = f"a checksum is wrong; {many} of {of} messages from LSN {gap.lsn_first} on "
         what += "cannot be read whole"
         what += f": LSN {named}" if named else ""
@@ -353,28 +332,20 @@ def _columns_of(entries: Iterable[Entry]) -> Columns:
 
 def _same(footer: Columns, walked: Columns) -> bool:
     """Whether both place the same messages. Two runs of one may be one run of the other."""
-    return (
-        footer.positions == walked.positions
-        and footer.lengths == walked.lengths
-        and footer.sizes == walked.sizes
-        and footer.dues_ms == walked.dues_ms
-        and _joined(footer) == _joined(walked)
-    )
+    columns = ("positions", "lengths", "sizes", "dues_ms")
+    alike = all(getattr(footer, column) == getattr(walked, column) for column in columns)
+    return alike and _joined(footer) == _joined(walked)
 
 
-def _joined(columns: Columns) -> list[tuple[array[int], array[int], int]]:
-    """(lanes, first qseqs, count) of runs as long as they can be."""
-    runs: list[tuple[array[int], array[int], int]] = []
+def _joined(columns: Columns) -> list[tuple[int, "array[int]", list[int]]]:
+    """Runs as long as they can be: where each begins, its lanes, its first qseqs less the place."""
+    runs: list[tuple[int, array[int], list[int]]] = []
+    place = 0
     for lanes, firsts, positions, *_ in columns.runs():
-        count = len(positions)
-        if runs:
-            before_lanes, before_firsts, before_count = runs[-1]
-            if before_lanes == lanes and firsts == array(
-                "Q", [first + before_count for first in before_firsts]
-            ):
-                runs[-1] = (lanes, before_firsts, before_count + count)
-                continue
-        runs.append((lanes, firsts, count))
+        less = [first - place for first in firsts]
+        if not runs or runs[-1][1:] != (lanes, less):
+            runs.append((place, lanes, less))
+        place += len(positions)
     return runs
 
 
@@ -434,21 +405,20 @@ def tally(
 
 def tallied(
     directory: Directory,
-    segments: Iterable[Segment],
+    segments: list[Segment],
     each: Callable[[Segment, SegmentTally], None] = lambda segment, live: None,
 ) -> dict[int, LaneTally]:
     """The messages that wait, by lane; `each` is called with those of each segment."""
     lanes: dict[int, LaneTally] = {}
-    segments = list(segments)
-    with progress("counting", sum(segment.size_bytes for segment in segments)) as bar:
+    with progress("counting", sum(segment.size_bytes for segment in segments)) as advance:
         for segment in segments:
             if segment.counts:
                 each(segment, tally(directory, segment.columns, lanes))
-            bar.advance(segment.size_bytes)
+            advance(segment.size_bytes)
     return lanes
 
 
-def selected_bytes(lengths: array[int], bits: int) -> int:
+def selected_bytes(lengths: "array[int]", bits: int) -> int:
     """The sum of the lengths at these bits."""
     many = len(lengths)
     if bits.bit_count() == many:

@@ -27,7 +27,7 @@ from qlog.storage.lanes.settled import BLOCK, FULL, Settled
 from qlog.tools.inspect.look.decode import lane_text
 from qlog.tools.inspect.look.directory import Directory, look_again
 from qlog.tools.inspect.look.environment import open_index, read
-from qlog.tools.inspect.look.log import Segment, Survey, selected_bytes, survey, views_of
+from qlog.tools.inspect.look.log import Segment, Survey, selected_bytes, survey
 from qlog.tools.inspect.rows import progress
 
 _KEY = struct.Struct(">IQ")
@@ -349,10 +349,9 @@ def look_at_index(directory: Directory) -> tuple[IndexContents, Survey, Comparis
     def look(again: bool) -> tuple[IndexContents, Survey, Comparison]:
         contents = read_contents(directory.paths.index)
         directory.refresh()
-        views = views_of(directory)
-        found = survey(directory, views, verify=False)
-        with progress("comparing", sum(view.size for view in views)) as bar:
-            return contents, found, compare(directory, contents, found.segments, bar.advance)
+        found = survey(directory)
+        with progress("comparing", sum(view.size for view in found.views)) as advance:
+            return contents, found, compare(directory, contents, found.segments, advance)
 
     return look_again(directory.in_use, look, lambda found: found[2].differs)
 

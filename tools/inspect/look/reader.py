@@ -6,11 +6,9 @@ those that were asked for, whole or not. Whether a gap is damage or a torn tail 
 here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, zip_longest
 
 from qlog.storage.bytes.footer import Columns
 from qlog.storage.bytes.record import Record, unpack_record
@@ -30,6 +28,7 @@ class Entry:
     message. `lsn_end` (exclusive) is None when the number of messages in a stretch is unknown.
     """
 
+    view: FileView
     lsn: int
     lsn_end: int | None
     position: int
@@ -41,11 +40,16 @@ class Entry:
     def end(self) -> int:
         return self.position + self.length
 
-    def as_damage(self, file: str, what: str) -> Damage:
+    @property
+    def file(self) -> str:
+        """How the file is named in reports."""
+        return f"{self.view.path.parent.name}/{self.view.path.name}"
+
+    def as_damage(self, what: str) -> Damage:
         """How a report lists it, when it is damaged."""
         lost = None if self.lsn_end is None else self.lsn_end - self.lsn
         text = f"LSN {self.lsn}{what}"
-        return Damage(file, text, self.position, self.end, self.lsn, self.lsn_end, lost)
+        return Damage(self.file, text, self.position, self.end, self.lsn, self.lsn_end, lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +131,12 @@ def casualties_in(
 
 def entries_in(directory: Directory, view: FileView, gap: Gap) -> list[Entry]:
     """The messages in a gap, as far as each has an LSN; the last entry is the rest."""
-    size = gap.end - gap.position
-    if size and directory.is_foreign(view):
-        what = "nothing in it is this directory's"
-        return [Entry(gap.lsn_first, gap.lsn_end, gap.position, size, None, what)]
+
+    def rest(lsn: int, position: int, what: str) -> Entry:
+        return Entry(view, lsn, gap.lsn_end, position, gap.end - position, None, what)
+
+    if gap.end > gap.position and directory.is_foreign(view):
+        return [rest(gap.lsn_first, gap.position, "nothing in it is this directory's")]
     entries: list[Entry] = []
     lsn = gap.lsn_first
     for one in casualties_in(directory, view, gap, {}):
@@ -138,13 +144,22 @@ def entries_in(directory: Directory, view: FileView, gap: Gap) -> list[Entry]:
             break
         if one.record is None or one.lsn is None:
             what = "no message can be told from the next here"
-            rest = gap.end - one.position
-            entries.append(Entry(lsn, gap.lsn_end, one.position, rest, None, what))
+            entries.append(rest(lsn, one.position, what))
             break
         why = None if one.whole else "the message's checksum is wrong"
         lsn = one.lsn + 1
-        entries.append(Entry(one.lsn, lsn, one.position, one.length, one.record, why))
+        entries.append(Entry(view, one.lsn, lsn, one.position, one.length, one.record, why))
     return entries
+
+
+def entries_of(view: FileView, batch: Batch) -> Iterator[Entry]:
+    """The messages of a whole batch."""
+    columns = columns_of(batch)
+    start = batch.end - len(batch.body)
+    for lsn, position, length in zip(count(batch.header.base), columns.positions, columns.lengths):
+        record = unpack_record(batch.body, position - start)
+        assert record is not None  # the batch was whole
+        yield Entry(view, lsn, lsn + 1, position, length, record)
 
 
 # -- messages one by one
@@ -156,7 +171,7 @@ def messages(
     from_lsn: int = 0,
     lane_ids: frozenset[int] | None = None,
     offsets: tuple[int, int] | None = None,
-) -> Iterator[tuple[FileView, Entry]]:
+) -> Iterator[Entry]:
     """The messages of the log from an LSN on; of these lanes, or of all. Damaged ones too.
 
     With `offsets` (first, end), messages with other offsets may be left out. Damaged messages are
@@ -164,18 +179,15 @@ def messages(
     """
     views = _readable(directory, views)
     ends = ends_due(directory, views)
-    for at, view in enumerate(views):
-        following = base_lsn(views[at + 1]) if at + 1 < len(views) else None
+    for view, following in zip_longest(views, map(base_lsn, views[1:])):
         if following is not None and following <= from_lsn:
             continue
         try:
             footer = directory.columns(view)
             if footer is None or view.trailer is None or is_sparse(view):
-                found = _walked(directory, view, from_lsn, lane_ids, ends[view.file_id])
+                yield from _walked(directory, view, from_lsn, lane_ids, ends[view.file_id])
             else:
-                found = _by_footer(directory, view, footer, from_lsn, lane_ids, offsets)
-            for entry in found:
-                yield view, entry
+                yield from _by_footer(directory, view, footer, from_lsn, lane_ids, offsets)
         except FileNotFoundError:  # given up by a running broker
             continue
 
@@ -198,24 +210,15 @@ def ends_due(directory: Directory, views: list[FileView]) -> dict[int, int]:
 def _readable(directory: Directory, views: list[FileView]) -> list[FileView]:
     """The segments to be read: also those given up, unless another segment has their messages."""
     standings = directory.standings([view.file_id for view in views])
-    compacted_end = max(
-        (
-            view.trailer.end_lsn
-            for view in views
-            if view.file_id >= COMPACTED and view.file_id not in standings and view.trailer
-        ),
-        default=0,
-    )
-    return [
-        view
-        for view in views
-        if view.file_id not in standings
-        or (
-            standings[view.file_id] == "given up"
-            and view.header is not None
-            and view.header.base >= compacted_end
-        )
-    ]
+    counting = [view for view in views if view.file_id not in standings]
+    ends = (view.trailer.end_lsn for view in counting if view.file_id >= COMPACTED and view.trailer)
+    compacted_end = max(ends, default=0)
+
+    def is_left(view: FileView) -> bool:
+        given_up = standings[view.file_id] == "given up"
+        return given_up and view.header is not None and view.header.base >= compacted_end
+
+    return [view for view in views if view.file_id not in standings or is_left(view)]
 
 
 def _by_footer(
@@ -230,26 +233,27 @@ def _by_footer(
     lsn = view.trailer.base_lsn
     with directory.opened(view) as file:
         for lanes, firsts, positions, lengths, *_ in footer.runs():
-            skipped = max(from_lsn - lsn, 0)
             ours = lane_ids is None or not lane_ids.isdisjoint(lanes)
             if ours and offsets is not None:
                 wanted, end = offsets
                 ours = any(first < end and first + len(positions) > wanted for first in firsts)
-            if ours and skipped < len(positions):
-                for at in range(skipped, len(positions)):
-                    targets = [
-                        part
-                        for lane, first in zip(lanes, firsts, strict=True)
-                        for part in (lane, first + at)
-                    ]
-                    yield _entry_at(file, lsn + at, positions[at], lengths[at], tuple(targets))
+            for at in range(max(from_lsn - lsn, 0), len(positions)) if ours else ():
+                pairs = zip(lanes, firsts, strict=True)
+                targets = tuple(part for lane, first in pairs for part in (lane, first + at))
+                record, damage = _record_at(file, positions[at], lengths[at], targets)
+                yield Entry(
+                    view, lsn + at, lsn + at + 1, positions[at], lengths[at], record, damage
+                )
             lsn += len(positions)
 
 
-def _entry_at(
-    file: BatchFile, lsn: int, position: int, length: int, targets: tuple[int, ...]
-) -> Entry:
-    """The record that a footer places here; the footer's word counts for where it goes."""
+def _record_at(
+    file: BatchFile, position: int, length: int, targets: tuple[int, ...]
+) -> tuple[Record | None, str | None]:
+    """The record that a footer places here, and what is wrong with it.
+
+    The footer's word counts for where the message goes.
+    """
     record = unpack_record(file.read(length, position), 0)
     damage = None
     if record is None:
@@ -258,7 +262,7 @@ def _entry_at(
         damage = "the message's checksum is wrong"
     elif record.length != length or record.targets != targets:
         damage = "the message's targets are not what the footer says"
-    return Entry(lsn, lsn + 1, position, length, record, damage)
+    return record, damage
 
 
 def _walked(
@@ -274,18 +278,9 @@ def _walked(
                 return
             entries: Iterator[Entry] = iter(entries_in(directory, view, part))
         else:
-            entries = _entries_of(part)
+            entries = entries_of(view, part)
         for entry in entries:
             targets = () if entry.record is None else entry.record.targets[0::2]
             ours = lane_ids is None or not targets or not lane_ids.isdisjoint(targets)
             if ours and (entry.lsn_end is None or entry.lsn_end > from_lsn):
                 yield entry
-
-
-def _entries_of(batch: Batch) -> Iterator[Entry]:
-    columns = columns_of(batch)
-    start = batch.end - len(batch.body)
-    for lsn, position, length in zip(count(batch.header.base), columns.positions, columns.lengths):
-        record = unpack_record(batch.body, position - start)
-        assert record is not None  # the batch was whole
-        yield Entry(lsn, lsn + 1, position, length, record)

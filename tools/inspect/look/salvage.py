@@ -7,8 +7,6 @@ hash of a record does not cover where the message went; a repair must compare th
 evidence.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +43,7 @@ class Casualty:
     """A message in damaged bytes, or bytes in which none can be told.
 
     `record` is what decodes of it. `whole`: everything in it is right, by all that is known. `lsn`
-    is None when it is unknown. `found`: the message had to be searched for.
+    is None when it is unknown.
     """
 
     position: int
@@ -54,7 +52,6 @@ class Casualty:
     targets: tuple[Target, ...]
     record: Record | None
     whole: bool
-    found: bool = False
 
 
 def pairs(targets: Sequence[int]) -> tuple[Target, ...]:
@@ -69,67 +66,56 @@ def salvage(
 
     `known`: by position in the file. `lsn`: of the first message; `lsn_end`: behind the last.
     """
+    facts = {place - position: fact for place, fact in known.items()}  # by place in the data
     offset = 0
-    places = sorted(place - position for place in known if position <= place)
-    places = [place for place in places if place < len(data)]
-    if places and not data.startswith(BATCH_MAGIC_BYTES):
-        offset = min(places[0], BATCH_HEADER_BYTES)
-    elif not data.startswith(BATCH_MAGIC_BYTES):
-        offset = BATCH_HEADER_BYTES  # a damaged header: the first record stands behind it
-    found = False
+    if not data.startswith(BATCH_MAGIC_BYTES):  # a record stands behind the damaged header
+        first = min((place for place in facts if 0 <= place < len(data)), default=1 << 32)
+        offset = min(first, BATCH_HEADER_BYTES)
     while offset < len(data):
+        at = position + offset
         header = unpack_batch_header(data, offset)
-        if header is not None and position + offset not in known:
+        if header is not None and offset not in facts:
             if (lsn is None or header.base >= lsn) and (lsn_end is None or header.base < lsn_end):
                 lsn = header.base
             offset += BATCH_HEADER_BYTES
             continue
         record = unpack_record(data, offset)
-        fact = known.get(position + offset)
+        targets = () if record is None else pairs(record.targets)
+        fact = facts.get(offset)
         if fact is not None:
             whole = (
                 record is not None
                 and record.whole
                 and record.length == fact.length
-                and set(fact.targets) <= set(pairs(record.targets))
+                and set(fact.targets) <= set(targets)
             )
-            targets = pairs(record.targets) if whole and record is not None else fact.targets
             lsn = fact.lsn if fact.lsn is not None else lsn
-            yield Casualty(position + offset, fact.length, lsn, targets, record, whole)
+            yield Casualty(at, fact.length, lsn, targets if whole else fact.targets, record, whole)
             offset += fact.length
         elif record is not None and (
-            record.whole or _is_boundary(data, offset + record.length, position, known)
+            record.whole or _is_boundary(data, offset + record.length, facts)
         ):
-            targets = pairs(record.targets)
-            yield Casualty(
-                position + offset, record.length, lsn, targets, record, record.whole, found
-            )
+            yield Casualty(at, record.length, lsn, targets, record, record.whole)
             offset += record.length
         else:  # a damaged length, or bytes that are no message at all
-            end = _next(data, offset + 1, position, known)
-            yield Casualty(position + offset, end - offset, lsn, (), record, False)
+            end = _next(data, offset + 1, facts)
+            yield Casualty(at, end - offset, lsn, (), record, False)
             offset = end
             lsn = None  # how many there were cannot be known
-            found = True
-            continue
         lsn = None if lsn is None else lsn + 1
-        found = False
 
 
-def _is_boundary(data: bytes, offset: int, position: int, known: Mapping[int, Known]) -> bool:
+def _is_boundary(data: bytes, offset: int, facts: Mapping[int, Known]) -> bool:
     """Whether a record ends here."""
-    if offset == len(data) or position + offset in known:
-        return True
-    if unpack_batch_header(data, offset) is not None:
+    if offset == len(data) or offset in facts or unpack_batch_header(data, offset) is not None:
         return True
     record = unpack_record(data, offset)
     return record is not None and record.whole
 
 
-def _next(data: bytes, start: int, position: int, known: Mapping[int, Known]) -> int:
+def _next(data: bytes, start: int, facts: Mapping[int, Known]) -> int:
     """Where the next record or batch begins that can be told; the end when there is none."""
-    ends = [place - position for place in known if place - position >= start]
-    end = min([*ends, len(data)])
+    end = min([*(place for place in facts if place >= start), len(data)])
     magic = data.find(BATCH_MAGIC_BYTES, start, end)
     if magic >= 0:
         end = magic

@@ -4,9 +4,8 @@ Raises ValueError with a text for one line when an option cannot be understood. 
 files; what costs least is tested first.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,10 @@ from qlog.server.amqp.errors import AMQPError
 from qlog.storage.bytes.record import Record
 from qlog.tools.inspect.look.decode import brief, properties_of
 from qlog.tools.inspect.look.directory import Directory
+from qlog.tools.inspect.look.log import views_of
+from qlog.tools.inspect.look.reader import Entry, messages
+from qlog.tools.inspect.look.salvage import pairs
+from qlog.tools.inspect.rows import progress
 
 _KNOWN_MAX = 4096
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
@@ -45,13 +48,10 @@ def parse_offsets(text: str) -> tuple[int, int]:
     if found is None or not (found[1] or found[3]):
         raise ValueError(f"{text!r} is no offset, nor a range such as 100-199, 100- or -99")
     first = int(found[1] or 0)
-    end = int(found[3]) + 1 if found[3] else _OFFSET_END if found[2] else first + 1
+    end = int(found[3]) + 1 if found[3] else 1 << 64 if found[2] else first + 1
     if end <= first:
         raise ValueError(f"the range {text} ends before it begins")
     return first, end
-
-
-_OFFSET_END = 1 << 64
 
 
 def parse_header(text: str) -> tuple[str, str]:
@@ -93,9 +93,11 @@ class Selection:
 
         A damaged message of the queues is: it may be any message.
         """
-        targets = list(zip(record.targets[0::2], record.targets[1::2], strict=True))
-        if self.lane_ids is not None:
-            targets = [target for target in targets if target[0] in self.lane_ids]
+        targets = [
+            target
+            for target in pairs(record.targets)
+            if self.lane_ids is None or target[0] in self.lane_ids
+        ]
         if self.offsets is not None:
             first, end = self.offsets
             targets = [target for target in targets if first <= target[1] < end]
@@ -114,12 +116,11 @@ class Selection:
                 return False
         if self.key is None and not self.headers and self.message_id is None:
             return True
-        known = self._known.get(record.meta)
-        if known is None:
+        if record.meta not in self._known:
             if len(self._known) >= _KNOWN_MAX:
                 self._known.clear()
-            known = self._known[record.meta] = self._takes_meta(record)
-        return known
+            self._known[record.meta] = self._takes_meta(record)
+        return self._known[record.meta]
 
     def _takes_meta(self, record: Record) -> bool:
         """Whether exchange, key and properties are what is asked for."""
@@ -145,3 +146,14 @@ class Selection:
         return all(
             name in headers and brief(headers[name]) == value for name, value in self.headers
         )
+
+
+def chosen(directory: Directory, selection: Selection, from_lsn: int = 0) -> Iterator[Entry]:
+    """The messages of the log from an LSN on that are selected, and what may be one of them."""
+    views = views_of(directory)
+    with progress("searching", sum(view.size for view in views)) as advance:
+        lane_ids, offsets = selection.lane_ids, selection.offsets
+        for entry in messages(directory, views, from_lsn, lane_ids, offsets):
+            advance(entry.length)
+            if entry.record is None or selection.takes(directory, entry.record):
+                yield entry

@@ -16,7 +16,6 @@ trusts
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -35,6 +34,7 @@ from qlog.storage.space.sparse import SparseWriter
 from qlog.storage.write.ledger import LedgerWriter, Record, Segments
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.repair.plan import Kept, Plan, Rewrite
+from qlog.tools.inspect.rows import packed
 
 _COPY_BYTES = 1 << 20
 
@@ -48,7 +48,7 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     quarantine = _Quarantine(disk, directory, paths.root / "quarantine" / name)
     account = account | {"quarantine": str(quarantine.place)}
-    quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
+    quarantine.write("repair.json", [packed(account).encode()])
     discarded = [view.path for view in plan.discarded]
     ledger = []
     if plan.mends_log:
@@ -78,7 +78,7 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     for changed in (paths.log, paths.ledger, paths.root):
         disk.sync_directory(changed)
     account = account | {"done": True}
-    quarantine.write("repair.json", [json.dumps(account, indent=2).encode()])
+    quarantine.write("repair.json", [packed(account).encode()])
     return quarantine.place
 
 
@@ -190,7 +190,7 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
     paths = directory.paths
     ids = numbered(disk, paths.ledger, ".qack")
     for facts in (directory.index_facts, directory.catalog_facts):
-        if facts is not None and facts.checkpoint is not None:
+        if facts.checkpoint is not None:
             ids.append(facts.checkpoint.ledger.file_id)
     ledger = LedgerWriter(
         disk,

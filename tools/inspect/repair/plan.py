@@ -24,7 +24,7 @@ from qlog.storage.write.segment import Batch, columns_of
 from qlog.tools.inspect.look.casualties import Pointers, known_of, missing, pointers_into
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
-from qlog.tools.inspect.look.log import Segment, Survey, survey, views_of
+from qlog.tools.inspect.look.log import Segment, Survey, survey
 from qlog.tools.inspect.look.pointers import IndexContents, compare, read_contents
 from qlog.tools.inspect.look.reader import Gap, casualties_in, walk
 from qlog.tools.inspect.look.salvage import Casualty, Known, Target
@@ -132,9 +132,9 @@ class Plan:
         return sum(rewrite.kept_bytes for rewrite in self.rewrites)
 
 
-def make_plan(directory: Directory, advance: Callable[[int], None]) -> Plan:
+def make_plan(directory: Directory) -> Plan:
     """Look at everything once. Raises OtherFormat, Forbidden, PermissionError."""
-    return _Planner(directory).run(advance)
+    return _Planner(directory).run()
 
 
 class _Planner:
@@ -149,15 +149,15 @@ class _Planner:
         self.waiting: dict[int, int] = {}  # lane -> the highest LSN, or above, of one that waits
         self.lost_count = 0  # messages of which nothing says where they went
 
-    def run(self, advance: Callable[[int], None]) -> Plan:
+    def run(self) -> Plan:
         directory, plan = self.directory, self.plan
-        if directory.index_facts is not None:
+        if directory.index_facts.readable:
             try:
                 self.contents = read_contents(directory.paths.index)
             except Unreadable:
                 pass
-        views = views_of(directory)
-        found = survey(directory, views, verify=True, advance=advance)
+        found = survey(directory, verify=True)
+        views = found.views
         segments = {segment.segment_id: segment for segment in found.segments}
         ledger_damaged = directory.ledger.damaged
         plan.definitions = collect(directory)
@@ -435,7 +435,7 @@ class _Planner:
         return lsn
 
     def _rewrite(self, view: FileView, base: int, end: int) -> Rewrite:
-        known = known_of(self.directory, view, self.pointers.get(view.file_id, ()))
+        known = known_of(self.directory, view, self.pointers.get(view.file_id, {}))
         sparse = view.file_id >= COMPACTED or (view.header is not None and view.header.sparse)
         rewrite = Rewrite(view, base, end, known, sparse)
         rewrite.parts = _Pieces(self.directory, rewrite, self._is_credible, self._index_knows)
@@ -510,7 +510,7 @@ class _Planner:
                 continue  # it was given up, and the ledger does not know it any more
             losses = [
                 _loss_of(segment.file, casualty)
-                for casualty in missing(self.pointers.get(segment_id, ()))
+                for casualty in missing(self.pointers.get(segment_id, {}))
             ]
             rest = max(end - first, 0) - len(losses)
             accounted = max(accounted, end)
