@@ -135,6 +135,7 @@ class Store(Generic[M]):
                 recovered.log.segments,
                 recovered.replaced,
                 next_id=recovered.compacted_id_next,
+                spill=recovered.spill,
                 submit=self._upkeep.submit,
             ),
             settings=recovered.settings,

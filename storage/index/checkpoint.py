@@ -184,6 +184,9 @@ def write(
         done.live = index.apply(
             snapshot.updates, snapshot.dropped, checkpoint, snapshot.unlinked, snapshot.moves
         )
+        current = done.live.get(spill.current_id)
+        if current is not None and not current.count:
+            spill.let_go_dead()
     except IndexDoubt as doubt:
         done.doubt = doubt
     except OSError as error:

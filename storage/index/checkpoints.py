@@ -349,12 +349,14 @@ class Checkpoints(Generic[M]):
         """Forget in memory what the index has now, lane by lane; then give segments up."""
         snapshot = done.snapshot
         self._index.forget_cached()
+        self.compactor.spill_current = done.spill_current
         for run, segment_id, positions in snapshot.spilled:
             self._cache.drop(run)
             run.segment_id = segment_id
             run.positions = positions
             run.gathered = False
             run.indexed = True
+            self.compactor.spilled[segment_id] = positions[-1] + run.lengths[-1]
         for transient in snapshot.transients.values():  # no space for them: with the next one
             transient.run.gathered = False
             for update, _ in transient.owners:
@@ -392,7 +394,9 @@ class Checkpoints(Generic[M]):
         spilled = [
             segment_id
             for segment_id, live in self.live.items()
-            if segment_id >= SPILL and not live.count and segment_id != spill_current
+            if segment_id >= SPILL
+            and not live.count
+            and segment_id not in (spill_current, self.compactor.target)
         ]
         going = [segment_id for segment_id in condemned if segment_id in self.condemned]
         for segment_id in going:
@@ -402,6 +406,7 @@ class Checkpoints(Generic[M]):
         for segment_id in [*going, *spilled]:
             self._reader.forget(segment_id)
             self.live.pop(segment_id, None)
+            self.compactor.spilled.pop(segment_id, None)
         unlinking = [*self._unlink_again, *going, *spilled]
         self._unlink_again = []
         if unlinking:

@@ -9,6 +9,8 @@ Promises that nothing observable changes, at whatever step a crash comes:
 3. One transaction of the index, that of a checkpoint, moves the pointers.
 4. Nothing alive is left in the old segments, so they go as dead segments always do (reclaim.py).
 
+Files of spill/ are compacted, too (spilled.py), where a crash is no matter.
+
 Records keep their LSNs, lanes and sequence numbers. Each record is verified before it is copied:
 damage never gets a new checksum. A segment that cannot be read is left as it is, for `qlog
 inspect`. So is a segment in which fewer messages were found than the index counts.
@@ -30,13 +32,15 @@ from collections.abc import (
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
+from typing import Protocol
 
 import lmdb
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
-from qlog.storage.bytes.footer import records_bytes, run_bytes
+from qlog.storage.bytes.footer import Columns, records_bytes, run_bytes
 from qlog.storage.bytes.record import unpack_record
 from qlog.storage.errors import SyncFailed, is_shortage
 from qlog.storage.index.index import Index, Live, Move
@@ -160,7 +164,7 @@ class CompactionStep:
     failure: BaseException | None = None
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """This segment is not what was written."""
 
     def __init__(self, segment_id: int) -> None:
@@ -168,7 +172,7 @@ class _Unfit(Exception):
 
 
 @dataclass(slots=True)
-class _Piece:
+class Piece:
     """Records that stand one behind the other, and so do their LSNs and qseqs."""
 
     lsn: int
@@ -180,6 +184,29 @@ class _Piece:
     @property
     def end(self) -> int:
         return self.positions[-1] + self.lengths[-1]
+
+
+class Writer(Protocol):
+    """Writes the new segment. All methods raise OSError and SyncFailed."""
+
+    named: bool  # it may have got its name
+    columns: Columns
+
+    def add(
+        self,
+        lsn: int,
+        lanes: Sequence[int],
+        firsts: Sequence[int],
+        lengths: "array[int]",
+        data: bytes,
+    ) -> None:
+        """Add whole records, one behind the other in `data`."""
+
+    def finish(self, end_lsn: int) -> Segment:
+        """All records are there."""
+
+    def abandon(self) -> None:
+        """Remove what was written, as far as the disk allows it."""
 
 
 class Compaction:
@@ -202,7 +229,7 @@ class Compaction:
         self._uuid = uuid
         self._epoch = epoch
         self._segment_id = segment_id
-        self._writer: SparseWriter | None = None
+        self._writer: Writer | None = None
         self._found = 0  # live pointers to the current source whose messages were found
         self._work = self._run()
 
@@ -220,7 +247,7 @@ class Compaction:
             step.segment = stop.value
             if self._writer is not None:
                 step.moves = self._moves(self._writer)
-        except _Unfit as unfit:
+        except Unfit as unfit:
             step.finished = True
             step.unfit = unfit.segment_id
             self.abandon()
@@ -247,7 +274,7 @@ class Compaction:
             return is_shortage(error.__cause__) and not (self._writer and self._writer.named)
         return is_shortage(error)
 
-    def _moves(self, writer: SparseWriter) -> list[Move]:
+    def _moves(self, writer: Writer) -> list[Move]:
         sources = frozenset(source.segment_id for source in self.sources)
         moves = [Move(self._segment_id, sources)]
         for run in writer.columns.runs():
@@ -266,7 +293,7 @@ class Compaction:
             records = 0
             self._found = 0
             with self._reading(source) as file:
-                for window in _windows(self._alive_pieces(_pieces(file, source))):
+                for window in _windows(self._alive_pieces(self._pieces(file, source))):
                     if window:
                         self._copy(file, window)
                         at = window[-1].end
@@ -279,7 +306,7 @@ class Compaction:
                         done = at
                         records = 0
             if self._alive(source) > self._found:
-                raise _Unfit(source.segment_id)
+                raise Unfit(source.segment_id)
             yield source.log_end - done
         if self._writer is None:
             return None
@@ -292,7 +319,7 @@ class Compaction:
     @contextmanager
     def _reading(self, source: Segment) -> Iterator[BatchFile]:
         """The open file. Errors of reading are converted, to tell them from errors of writing."""
-        path = self._paths.segment(source.segment_id)
+        path = self._path(source.segment_id)
         try:
             file = BatchFile(self._disk, path, self._uuid, source.segment_id)
         except OSError as error:
@@ -302,9 +329,9 @@ class Compaction:
         finally:
             file.close()
 
-    def _alive_pieces(self, pieces: Iterable[_Piece]) -> Iterator[_Piece | None]:
+    def _alive_pieces(self, pieces: Iterable[Piece]) -> Iterator[Piece | None]:
         """The pieces that are alive by the last checkpoint; None now and then, to end a step."""
-        chunk: list[_Piece] = []
+        chunk: list[Piece] = []
         records = 0
         for piece in pieces:
             chunk.append(piece)
@@ -316,7 +343,7 @@ class Compaction:
                 records = 0
         yield from self._select(chunk)
 
-    def _select(self, pieces: Iterable[_Piece]) -> list[_Piece]:
+    def _select(self, pieces: Iterable[Piece]) -> list[Piece]:
         selected = []
         with self._index.settlements() as settlements:
             for piece in pieces:
@@ -335,7 +362,7 @@ class Compaction:
                     start += skip
                     end = start + many
                     selected.append(
-                        _Piece(
+                        Piece(
                             piece.lsn + start,
                             piece.lanes,
                             [first + start for first in piece.firsts],
@@ -346,7 +373,7 @@ class Compaction:
                     start = end
         return selected
 
-    def _copy(self, file: BatchFile, pieces: Sequence[_Piece]) -> None:
+    def _copy(self, file: BatchFile, pieces: Sequence[Piece]) -> None:
         base = pieces[0].positions[0]
         try:
             data = file.read(pieces[-1].end - base, base)
@@ -354,15 +381,7 @@ class Compaction:
             raise _reading_failed(file.file_id, error) from error
         writer = self._writer
         if writer is None:
-            writer = self._writer = SparseWriter(
-                self._disk,
-                self._paths.segment(self._segment_id),
-                self._uuid,
-                self._epoch,
-                base_lsn=self.sources[0].base_lsn,
-                durable_lsn=self.sources[-1].end_lsn,
-                reserved_bytes=self._needed_bytes(),
-            )
+            writer = self._writer = self._new_writer()
         for piece in pieces:
             _verify(file, piece, data, base)
             writer.add(
@@ -372,6 +391,24 @@ class Compaction:
                 piece.lengths,
                 data[piece.positions[0] - base : piece.end - base],
             )
+
+    def _path(self, segment_id: int) -> Path:
+        return self._paths.segment(segment_id)
+
+    def _pieces(self, file: BatchFile, source: Segment) -> Iterator[Piece]:
+        """All records of a source, in order. Raises Unfit when it is not as it was written."""
+        return _pieces(file, source)
+
+    def _new_writer(self) -> Writer:
+        return SparseWriter(
+            self._disk,
+            self._path(self._segment_id),
+            self._uuid,
+            self._epoch,
+            base_lsn=self.sources[0].base_lsn,
+            durable_lsn=self.sources[-1].end_lsn,
+            reserved_bytes=self._needed_bytes(),
+        )
 
     def _needed_bytes(self) -> int:
         """The bytes that the new segment takes at most."""
@@ -385,55 +422,55 @@ class _GivenUp(Exception):
 
 
 def _reading_failed(segment_id: int, error: OSError) -> Exception:
-    return _Unfit(segment_id) if error.errno in _UNREADABLE else _GivenUp()
+    return Unfit(segment_id) if error.errno in _UNREADABLE else _GivenUp()
 
 
-def _pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
-    """All records of a segment, in order. Raises _Unfit when it is not as it was written."""
+def _pieces(file: BatchFile, source: Segment) -> Iterator[Piece]:
+    """All records of a segment, in order. Raises Unfit when it is not as it was written."""
     try:
         if file.header is None or not file.header_belongs_here:
-            raise _Unfit(file.file_id)
+            raise Unfit(file.file_id)
         yield from _stray_pieces(file) if file.header.sparse else _dense_pieces(file, source)
     except OSError as error:
         raise _reading_failed(file.file_id, error) from error
 
 
-def _dense_pieces(file: BatchFile, source: Segment) -> Iterator[_Piece]:
+def _dense_pieces(file: BatchFile, source: Segment) -> Iterator[Piece]:
     """The records of a segment without missing LSNs, by its footer."""
     columns = file.records()
     if columns is None:
-        raise _Unfit(file.file_id)
+        raise Unfit(file.file_id)
     lsn = source.base_lsn
     for lanes, firsts, positions, lengths, *_ in columns.runs():
-        yield _Piece(lsn, lanes, firsts, positions, lengths)
+        yield Piece(lsn, lanes, firsts, positions, lengths)
         lsn += len(positions)
     if lsn != source.end_lsn:
-        raise _Unfit(file.file_id)
+        raise Unfit(file.file_id)
 
 
-def _stray_pieces(file: BatchFile) -> Iterator[_Piece]:
+def _stray_pieces(file: BatchFile) -> Iterator[Piece]:
     """The records of a segment with missing LSNs, by its batches, which say where LSNs go on."""
     trailer = file.trailer()
     if trailer is None:
-        raise _Unfit(file.file_id)
+        raise Unfit(file.file_id)
     lsn = trailer.base_lsn
     end = FILE_HEADER_BYTES
     for batch in file.batches():
         if batch.end > trailer.log_end or batch.header.base < lsn:
-            raise _Unfit(file.file_id)
+            raise Unfit(file.file_id)
         lsn = batch.header.base
         for lanes, firsts, positions, lengths, *_ in columns_of(batch).runs():
-            yield _Piece(lsn, lanes, firsts, positions, lengths)
+            yield Piece(lsn, lanes, firsts, positions, lengths)
             lsn += len(positions)
         end = batch.end
         if end == trailer.log_end:
             break
     if end != trailer.log_end or lsn > trailer.end_lsn:
-        raise _Unfit(file.file_id)
+        raise Unfit(file.file_id)
 
 
-def _verify(file: BatchFile, piece: _Piece, data: bytes, base: int) -> None:
-    """Check records against the footer and their own hashes. Raises _Unfit."""
+def _verify(file: BatchFile, piece: Piece, data: bytes, base: int) -> None:
+    """Check records against the footer and their own hashes. Raises Unfit."""
     for at, (position, length) in enumerate(zip(piece.positions, piece.lengths, strict=True)):
         record = unpack_record(data, position - base)
         if (
@@ -443,12 +480,12 @@ def _verify(file: BatchFile, piece: _Piece, data: bytes, base: int) -> None:
             or record.targets[0::2] != tuple(piece.lanes)
             or record.targets[1::2] != tuple(first + at for first in piece.firsts)
         ):
-            raise _Unfit(file.file_id)
+            raise Unfit(file.file_id)
 
 
-def _windows(pieces: Iterable[_Piece | None]) -> Iterator[list[_Piece]]:
+def _windows(pieces: Iterable[Piece | None]) -> Iterator[list[Piece]]:
     """Lists of pieces that are read together; an empty list now and then, to end a step."""
-    window: list[_Piece] = []
+    window: list[Piece] = []
     for piece in pieces:
         if piece is None:
             if window:

@@ -2,19 +2,23 @@
 
 This is the owner's thread; the steps themselves (compact.py) run on the checkpoint thread. The
 result of a compaction is passed on in three parts: a record for the ledger, then moves for the
-next checkpoints, then, when the index has all moves, the segment itself.
+next checkpoints, then, when the index has all moves, the segment itself. For files of spill/ there
+are the moves alone.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.identity import Identity
-from qlog.storage.index.index import Index, Live, Move
+from qlog.storage.index.index import SPILL, Index, Live, Move
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space.compact import Compaction, CompactionStep, choose
+from qlog.storage.space.spilled import SpillCompaction, choose_spilled
 from qlog.storage.write.ledger import SegmentReplaced
 from qlog.storage.write.placement import Segment
+from qlog.storage.write.spill import SpillWriter
 
 _LOOK_S = 2.0  # between two looks for something to compact
 _PAUSE_S = 60.0  # after a compaction that came to nothing
@@ -35,11 +39,16 @@ class Compactor:
         replaced: dict[int, int],
         *,
         next_id: int,
+        spill: SpillWriter[Any],
         submit: Callable[[Callable[[], object]], None],
     ) -> None:
         self.replaced = replaced  # segment that is still there -> the one that replaces it
         self.moves: list[Move] = []  # what the next checkpoints have to move
         self.made: Segment | None = None  # joins the log's segments when the index has all moves
+        # The new segment, or file of spill/, as long as the index does not have all moves.
+        self.target: int | None = None
+        self.spilled: dict[int, int] = {}  # the bytes of each file of spill/ that has messages
+        self.spill_current = -1  # the file of spill/ that is still written to
         self._disk = disk
         self._paths = paths
         self._index = index
@@ -47,6 +56,7 @@ class Compactor:
         self._settings = settings
         self._segments = segments
         self._next_id = next_id
+        self._spill = spill
         self._submit = submit
         self._compaction: Compaction | None = None
         self._stepping = False
@@ -86,7 +96,7 @@ class Compactor:
             return _NEVER_S  # the result of the step will wake the owner
         if now_s >= self._due_s:
             self._due_s = now_s + _LOOK_S
-            if self._compaction is None and may_begin and self.made is None:
+            if self._compaction is None and may_begin and self.target is None:
                 self._begin(now_s, live, checkpoint_lsn, excluded, keeps)
             if self._compaction is not None:
                 self._stepping = True
@@ -100,25 +110,37 @@ class Compactor:
         self._due_s = now_s + step.bytes_done / self._settings.compact_bytes_per_s
         if step.finished and step.segment is None:  # damage, no space: not at once again
             self._due_s = now_s + _PAUSE_S
-        if step.unfit is not None and step.unfit in self._segments:  # else it died meanwhile
-            self._unfit.add(step.unfit)
-            path = self._paths.segment(step.unfit)
-            self._findings.append(
-                f"{path} is damaged and is not compacted; run `qlog inspect verify`"
-            )
+        if step.unfit is not None:
+            self._found_unfit(step.unfit)
         if not step.finished:
             return None
         self._compaction = None
         if step.segment is None:
             return None
         old_ids = [source.segment_id for source in step.compaction.sources]
-        new_id = step.segment.segment_id
+        new_id = self.target = step.segment.segment_id
+        if new_id >= SPILL:
+            self.moves += step.moves
+            self.spilled[new_id] = step.segment.log_end
+            return None
         step.segment.sealed_s = now_s
         there = [id_ for id_ in old_ids if id_ in self._segments]  # some may have died
         self.replaced.update(dict.fromkeys(there, new_id))
         self.moves += step.moves
         self.made = step.segment
         return SegmentReplaced(new_id, old_ids)
+
+    def _found_unfit(self, segment_id: int) -> None:
+        if segment_id in self.spilled:
+            self._unfit.add(segment_id)
+            path = self._paths.spill_file(segment_id)
+            self._findings.append(f"{path} is damaged and is not compacted; check the disk")
+        elif segment_id in self._segments:  # else it died meanwhile
+            self._unfit.add(segment_id)
+            path = self._paths.segment(segment_id)
+            self._findings.append(
+                f"{path} is damaged and is not compacted; run `qlog inspect verify`"
+            )
 
     def take_moves(self) -> list[Move]:
         """The moves of the next checkpoint."""
@@ -133,6 +155,7 @@ class Compactor:
         """
         if self.moves:
             return None
+        self.target = None
         made, self.made = self.made, None
         return made
 
@@ -165,6 +188,7 @@ class Compactor:
             keeps=keeps,
         )
         if not sources:
+            self._begin_spilled(live)
             return
         segment_id = self._next_id
         self._next_id += 1
@@ -177,3 +201,12 @@ class Compactor:
             sources,
             segment_id,
         )
+
+    def _begin_spilled(self, live: Mapping[int, Live]) -> None:
+        excluded = {self.spill_current, *self._unfit}
+        sizes = {id_: size for id_, size in self.spilled.items() if id_ not in excluded}
+        sources = choose_spilled(sizes, live, self._settings.segment_bytes_max)
+        if sources:
+            self._compaction = SpillCompaction(
+                self._disk, self._paths, self._index, self._identity, sources, self._spill
+            )

@@ -36,7 +36,7 @@ from qlog.storage.index.index import SPILL, Live
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.settled import BLOCK, contains
 from qlog.storage.settings import StoreSettings
-from qlog.storage.space import compact, sparse
+from qlog.storage.space import compact, sparse, spilled
 from qlog.storage.start import recovery
 from qlog.storage.store import Store
 from qlog.storage.write import ledger, segment
@@ -480,7 +480,7 @@ class World:
             self.drive(2.5)
             if store.failure is not None or disk.space_bytes is not None or disk.lmdb_full:
                 break
-            busy = probe(store).compactor.working or probe(store).compactor.made is not None
+            busy = probe(store).compactor.working or probe(store).compactor.target is not None
             if times >= 5 and store.segment_count == 1 and not busy:
                 break
         else:
@@ -940,6 +940,9 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (compact, "_GAP_BYTES_MAX", 500),
     (compact, "_MOVE_RECORDS", 7),
     (compact, "_SMALL_COUNT_MIN", 3),
+    (spilled, "_SMALL_COUNT_MIN", 3),
+    (spilled, "_PIECE_RECORDS", 3),
+    (spilled, "_WINDOW_BYTES", 200),
     (ledger, "_SNAPSHOT_RECORDS_A_BATCH", 2),
     (recovery, "_REBUILD_POINTERS", 50),
     (recovery, "_REWRITE_BYTES", 1000),
