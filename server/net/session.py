@@ -287,6 +287,9 @@ class Session:
         size = 0
         events = self._events
         if events is None:
+            if self._turns.congested and (self.client.publishes or self._core.uploads):
+                self.hold(Hold.DISK)  # before the read: one turn can bring many large messages
+                self._turns.fall_behind(self)
             if self.why_not_read is not READ and not self._core.ended:
                 return 0
             data = self._receive()
@@ -360,11 +363,8 @@ class Session:
 
     def _after_read(self) -> None:
         client = self.client
-        if self._core.uploads and client.broker.blocked_reason:
+        if client.broker.blocked_reason and self._core.uploads:
             client.block()  # tell the client now, before it has sent all of a large message
-        if client.publishes and self._turns.congested:
-            self.hold(Hold.DISK)
-            self._turns.fall_behind(self)
         if not self.opened and client.vhost is not None:
             self.opened = True
             self._schedule()

@@ -26,6 +26,7 @@ from qlog.server.net.poller import GONE, READABLE, WRITABLE, EpollPoller, Poller
 from qlog.server.net.session import HANDSHAKE_S, LINGER_S, Session
 from qlog.server.net.turns import Participant, Turns
 from qlog.storage.store import Store
+from qlog.storage.write.commits import Commits
 from tests.server.broker.support import Bench, make, message
 from tests.server.net.loop import LOGIN, Loop, Remote, rst, running
 
@@ -241,6 +242,33 @@ def test_what_a_peer_sent_before_it_died_counts(loop: Loop) -> None:
     loop.settle()
     assert loop.broker.vhosts["/"].queues["q"].ready == 1
     assert not loop.turns.sessions
+
+
+def test_uploads_of_many_clients_take_turns_at_the_disk(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large messages that end together: each waits until the disk has the one before.
+
+    Otherwise a small message behind them would wait for all of them.
+    """
+    uploads = [loop.client() for _ in range(5)]
+    declare(uploads[0])
+    behind = property(lambda commits: commits.log.pending_bytes > 60_000)
+    monkeypatch.setattr(Commits, "congested", behind)
+    large = message(1, "q", bytes(100_000))
+    for client in uploads:
+        client.write(large[:-10])
+    loop.settle()
+    queue = loop.broker.vhosts["/"].queues["q"]
+    for client in uploads:
+        client.write(large[-10:])
+    begun = queue.ready
+    while queue.ready < 5:
+        if not loop.turn():
+            assert sum(worker.run_one() for worker in loop.bench.workers)
+            loop.turns.wake()
+        assert queue.ready - begun <= 1  # one a turn
+        begun = queue.ready
 
 
 # --- the end of a session
