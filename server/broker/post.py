@@ -8,7 +8,9 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.channels.reply_to import Replies
 from qlog.server.broker.delivery import Delivery
 from qlog.server.broker.durability import Confirming, Durability
+from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Targets
+from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.stats import Stats
 from qlog.storage.store import Store
 
@@ -30,7 +32,12 @@ class PostOffice:
         self._delivery = delivery
         self._durability = durability
         self._stats = stats
-        self._now_ms = now_ms
+        self._clock_ms = now_ms
+
+    @property
+    def now_ms(self) -> int:
+        """The wall clock, in milliseconds."""
+        return self._clock_ms()
 
     @property
     def durable_lsn(self) -> int:
@@ -53,9 +60,45 @@ class PostOffice:
         envelopes: Sequence[Envelope],
         bodies: Sequence[bytes],
     ) -> int:
-        """Append messages to the queues they go to; returns the LSN that makes them durable."""
-        store, now_ms = self._store, self._now_ms()
+        """Append messages to plain queues; returns the LSN that makes them durable, or 0."""
         self._stats.published += len(bodies)
+        lsn = self._append(targets, persistent, envelopes, bodies, self._clock_ms())
+        self._delivery.wake_all(targets.queues)
+        return lsn
+
+    def publish(self, targets: Targets, mail: Mail) -> Receipt:
+        """Give messages to their queues if an append is not all that has to be done.
+
+        A message is rejected if any of its queues rejects it; the others have taken it all the
+        same, as in RabbitMQ.
+        """
+        self._stats.published += len(mail.bodies)
+        lsn = 0
+        queues: Sequence[QueueType] = targets.queues
+        if all(traits.expiration is None for traits in mail.traits):
+            queues = targets.special
+            if targets.all:
+                lsn = self._append(
+                    targets, mail.persistent, mail.envelopes, mail.bodies, mail.now_ms
+                )
+        rejected: set[int] = set()
+        for queue in queues:
+            receipt = queue.publish(mail)
+            lsn = max(lsn, receipt.lsn)
+            rejected.update(receipt.rejected)
+        self._delivery.wake_all(targets.queues)
+        return Receipt(lsn, sorted(rejected))
+
+    def _append(
+        self,
+        targets: Targets,
+        persistent: bool,
+        envelopes: Sequence[Envelope],
+        bodies: Sequence[bytes],
+        now_ms: int,
+    ) -> int:
+        """Append messages to the lanes that share an append."""
+        store = self._store
         lsn = 0
         if persistent and targets.durable:
             lsn = store.append(targets.durable, envelopes, bodies, persistent=True, now_ms=now_ms)
@@ -63,5 +106,4 @@ class PostOffice:
                 store.append(targets.transient, envelopes, bodies, persistent=False, now_ms=now_ms)
         else:
             store.append(targets.all, envelopes, bodies, persistent=False, now_ms=now_ms)
-        self._delivery.wake_all(targets.queues)
         return lsn

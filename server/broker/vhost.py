@@ -43,13 +43,13 @@ class VHost:
 
     def __init__(self, services: Services, name: str) -> None:
         self.name = name
+        self.store = services.store
         self.wake = services.delivery.wake
         self.cold_reads = services.delivery.cold_reads
         self.pump_time = services.delivery.time
         self._services = services
         self._orphans: list[Binding] = []
         self._leaving: dict[tuple[DestinationKind, str], Outcome[None]] = {}
-        self._store = services.store
         self._definitions = services.definitions
         self.routing = RoutingTable()
         self.queues: dict[str, QueueType] = {}
@@ -310,7 +310,7 @@ class VHost:
         )
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
         self._lose_bindings(name)
-        lane_id = self._store.new_lane_id()
+        lane_id = self.store.new_lane_id()
         if durable:
             self._definitions.save_queue(declared, lane_id)
         queue = self.add_queue(declared, lane_id, owner if exclusive else None)
@@ -323,7 +323,7 @@ class VHost:
         queue = make_queue(
             self,
             declared,
-            self._store.lane(lane_id),
+            self.store.lane(lane_id),
             owner=owner,
             consumer_timeout_s=self._services.settings.consumer_timeout_s,
         )
@@ -357,7 +357,7 @@ class VHost:
             queue.owner.exclusive_queues.pop(queue.name, None)
         self._services.delivery.gone(queue)
         for lane in queue.lanes:
-            self._store.drop(lane)
+            self.store.drop(lane)
         if not removed.complete:
             yield from self._losing_bindings("queue", queue.name, self.routing.removal_of_queue)
         return ready

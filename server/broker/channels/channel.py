@@ -590,31 +590,37 @@ class Channel:
         transaction = self._new_transaction()
         committed: Outcome[None] = Outcome()
 
-        def sync(outcome: Outcome[int]) -> None:
+        def sync(outcome: Outcome[tuple[int, bool]]) -> None:
             try:
-                lsn = outcome.result()
+                lsn, complete = outcome.result()
             except Exception as error:  # noqa: BLE001 - the client hears of it
                 committed.fail(error)
+                return
+            after_lsn = lsn if transaction.settlements else 0
+            synced = self.services.durability.sync(after_lsn)
+            if complete:
+                synced.then(lambda _: committed.set(None))
             else:
-                after_lsn = lsn if transaction.settlements else 0
-                self.services.durability.sync(after_lsn).then(lambda _: committed.set(None))
+                incomplete = precondition_failed("partial tx completion")
+                synced.then(lambda _: committed.fail(incomplete))
 
         self.services.jobs.start(self._committing(transaction)).then(sync)
         self.answer(committed, lambda _: self.send(spec.TxCommitOk()))
 
-    def _committing(self, transaction: Transaction) -> Steps[int]:
+    def _committing(self, transaction: Transaction) -> Steps[tuple[int, bool]]:
         """Publish, then settle.
 
-        Returns the LSN that makes the messages durable, and so the acks.
+        Returns the LSN that makes the messages durable, and so the acks, and whether the queues
+        took all messages. What one has rejected undoes nothing of the rest, as in RabbitMQ.
         """
-        lsn = yield from self.publisher.committing(transaction)
+        lsn, complete = yield from self.publisher.committing(transaction)
         for runs, requeue in transaction.settlements:
             if requeue:
                 self._requeue(runs)
             else:
                 self._acknowledge(runs, lsn)
             yield
-        return lsn
+        return lsn, complete
 
     def tx_rollback(self, method: spec.TxRollback) -> None:
         """Forget the publishes; what was acknowledged is unacknowledged again."""

@@ -8,6 +8,7 @@ ack before `durable_lsn` has passed its ticket. Knows nothing of messages and qu
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 from qlog.server.amqp.frames import confirm_frame
@@ -48,7 +49,7 @@ class Confirms:
             self.selected = True
             self.sequence = 0
 
-    def note(self, ticket: int, rejected: tuple[int, ...] = ()) -> None:
+    def note(self, ticket: int, rejected: Sequence[int] = ()) -> None:
         """The publishes counted since the last call are durable with the ticket (an LSN).
 
         `rejected`: the sequence numbers, ascending, of those that get a nack. Nothing is sent yet.

@@ -7,6 +7,7 @@ routing.
 """
 
 from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.properties import Traits
 from qlog.server.broker.queues.targets import Targets
 from qlog.server.broker.queues.type import QueueType
 
@@ -14,45 +15,57 @@ from qlog.server.broker.queues.type import QueueType
 class Group:
     """Messages for the same queues and equally durable, in their order.
 
-    The lists belong to the group: the store may keep them.
+    `plain`: they only have to be appended. All others have their `traits`, and the `sequences` that
+    they are confirmed by: a queue may reject some. The lists belong to the group: the store may
+    keep them.
     """
 
-    __slots__ = ("bodies", "envelopes", "persistent", "targets")
+    __slots__ = ("bodies", "envelopes", "persistent", "plain", "sequences", "targets", "traits")
 
-    def __init__(self, targets: Targets, persistent: bool) -> None:
+    def __init__(self, targets: Targets, persistent: bool, plain: bool) -> None:
         self.targets = targets
         self.persistent = persistent
+        self.plain = plain
         self.envelopes: list[Envelope] = []
         self.bodies: list[bytes] = []
+        self.traits: list[Traits] = []
+        self.sequences: list[int] = []
 
 
 class Grouping:
     """The groups of one read: `groups`, in the order in which they are to be stored."""
 
-    __slots__ = ("_latest", "_open", "groups")
+    __slots__ = ("_latest", "_open", "_special", "groups")
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
-        # By persistence (False, True): the groups that may still grow.
+        # The groups that may still grow: those that are plain, and the others. Each by persistence
+        # (False, True).
         self._open: tuple[dict[Targets, Group], dict[Targets, Group]] = ({}, {})
+        self._special: tuple[dict[Targets, Group], dict[Targets, Group]] = ({}, {})
         self._latest: dict[QueueType, Group] = {}
 
     def open(self, persistent: bool) -> dict[Targets, Group]:
-        """The groups of this kind that may grow, until `group` is called. Do not change it."""
+        """The plain groups that may grow, until `group` is called. Do not change it."""
         return self._open[persistent]
 
-    def group(self, targets: Targets, persistent: bool) -> Group:
-        """The group that the next message for these queues belongs to."""
-        group = self._open[persistent].get(targets)
+    def group(self, targets: Targets, persistent: bool, plain: bool) -> Group:
+        """The group that the next message for these queues belongs to.
+
+        `plain`: neither the queues nor the message ask for more than an append.
+        """
+        kind = (self._open if plain else self._special)[persistent]
+        group = kind.get(targets)
         if group is not None:
             return group
-        group = Group(targets, persistent)
+        group = Group(targets, persistent, plain)
         latest = self._latest
         for queue in targets.queues:
             before = latest.get(queue)
             if before is not None:
-                self._open[before.persistent].pop(before.targets, None)
+                others = self._open if before.plain else self._special
+                others[before.persistent].pop(before.targets, None)
             latest[queue] = group
-        self._open[persistent][targets] = group
+        kind[targets] = group
         self.groups.append(group)
         return group

@@ -2,8 +2,8 @@
 
 What one read brings is grouped by the queues that it goes to (grouping.py), so that a run of
 messages is handled as a whole: identical methods go to the same queues, the vhost remembers the
-ways of exchanges and keys, and one attribute of the targets (`plain`) says that an append is all
-that has to be done. Messages are handled one by one only if their traits ask for it (CC, direct
+ways of exchanges and keys, and an append is all that has to be done unless one attribute of the
+targets (`plain`), or an expiration, says otherwise. Messages are handled one by one only if their traits ask for it (CC, direct
 reply-to, user-id …), or if their way depends on their headers. Promises: the messages before one
 that is refused are stored; each message is counted for exactly one confirm; nothing is confirmed
 that could not be stored.
@@ -41,6 +41,7 @@ from qlog.server.broker.channels.confirms import Confirms, Publishing
 from qlog.server.broker.channels.grouping import Group, Grouping
 from qlog.server.broker.channels.reply_to import REPLY_PREFIX, Replies
 from qlog.server.broker.channels.transactions import Transaction, Unqueued
+from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Routes, Targets
 
 NO_ROUTE = 312
@@ -102,6 +103,13 @@ class Post(Protocol):
     ) -> int:
         """Append messages to the queues; the LSN that makes them durable, 0 if none has to be."""
 
+    def publish(self, targets: Targets, mail: Mail) -> Receipt:
+        """The same for messages for which an append is not all that has to be done."""
+
+    @property
+    def now_ms(self) -> int:
+        """The wall clock, in milliseconds."""
+
     def count_unrouted(self, count: int) -> None:
         """So many messages had no queue to go to."""
 
@@ -149,13 +157,17 @@ class Publisher:
             if targets is None or first.immediate:
                 return False
             self.confirms.sequence += len(methods)
-            if targets.plain:
-                group = grouping.group(targets, persistent)
+            if targets.plain and run.traits.expiration is None:
+                group = grouping.group(targets, persistent, True)
                 group.envelopes += run.envelopes
                 group.bodies += run.bodies
+            elif targets.queues:
+                self._special(grouping, targets, run.traits, run.envelopes, run.bodies)
             else:
                 self._unqueued(Unqueued(targets, methods, run.envelopes, run.bodies))
             return True
+        if run.traits.expiration is not None:
+            return False
         ways: dict[int, Targets] = {}
         for identity, method in dict(zip(map(id, methods), methods, strict=True)).items():
             targets = known((method.exchange, method.routing_key))
@@ -167,7 +179,7 @@ class Publisher:
         messages = zip(map(id, methods), run.envelopes, run.bodies, strict=True)
         for identity, envelope, body in messages:
             targets = ways[identity]
-            group = open_group(targets) or grouping.group(targets, persistent)
+            group = open_group(targets) or grouping.group(targets, persistent, True)
             group.envelopes.append(envelope)
             group.bodies.append(body)
         return True
@@ -178,12 +190,30 @@ class Publisher:
         for method, published, body in zip(run.methods, run.envelopes, run.bodies, strict=True):
             targets, envelope = self._route(method, published, traits)
             self.confirms.sequence += 1
-            if targets.plain:
-                group = grouping.group(targets, traits.persistent)
+            if targets.plain and traits.expiration is None:
+                group = grouping.group(targets, traits.persistent, True)
                 group.envelopes.append(envelope)
                 group.bodies.append(body)
+            elif targets.queues:
+                self._special(grouping, targets, traits, [envelope], [body])
             else:
                 self._unqueued(Unqueued(targets, [method], [envelope], [body]))
+
+    def _special(
+        self,
+        grouping: Grouping,
+        targets: Targets,
+        traits: Traits,
+        envelopes: list[Envelope],
+        bodies: list[bytes],
+    ) -> None:
+        """Add messages, the last that were counted, for which an append is not all."""
+        group = grouping.group(targets, traits.persistent, False)
+        group.envelopes += envelopes
+        group.bodies += bodies
+        group.traits += repeat(traits, len(bodies))
+        counted = self.confirms.sequence
+        group.sequences += range(counted - len(bodies) + 1, counted + 1)
 
     def _route(
         self, method: spec.BasicPublish, envelope: Envelope, traits: Traits
@@ -254,24 +284,34 @@ class Publisher:
         if self.transaction is not None:
             self.transaction.groups += grouping.groups
             return
-        ticket = self._enqueue(grouping.groups)
+        ticket, rejected = self._enqueue(grouping.groups)
         confirms = self.confirms
         if confirms.selected:
-            confirms.note(ticket)
+            confirms.note(ticket, rejected)
             if not confirms.confirm_through(self._post.durable_lsn):
                 self._post.await_durability(confirms)
 
-    def _enqueue(self, groups: list[Group]) -> int:
-        """Append the groups.
+    def _enqueue(self, groups: list[Group]) -> tuple[int, Sequence[int]]:
+        """Hand the groups to their queues.
 
-        Returns the LSN that makes all durable, 0 if none has to be durable.
+        Returns the LSN that makes all durable, 0 if none has to be durable, and the sequence
+        numbers of the messages that a queue rejected, ascending.
         """
         enqueue = self._post.enqueue
         ticket = 0
+        rejected: list[int] = []
         for group in groups:
-            lsn = enqueue(group.targets, group.persistent, group.envelopes, group.bodies)
+            if group.plain:
+                lsn = enqueue(group.targets, group.persistent, group.envelopes, group.bodies)
+            else:
+                mail = Mail(
+                    group.persistent, group.traits, group.envelopes, group.bodies, self._post.now_ms
+                )
+                lsn, refused = self._post.publish(group.targets, mail)
+                rejected += map(group.sequences.__getitem__, refused)
             ticket = max(ticket, lsn)
-        return ticket
+        rejected.sort()
+        return ticket, rejected
 
     def _unqueued(self, messages: Unqueued) -> None:
         """No queue takes these messages: pass them on now, or keep them for tx.commit."""
@@ -301,16 +341,22 @@ class Publisher:
         """Keep back what is published from here on; forget what was kept back."""
         self.transaction = Transaction()
 
-    def committing(self, transaction: Transaction) -> Generator[None, None, int]:
-        """Publish what was kept back, in steps. Returns the LSN that makes it durable, or 0."""
+    def committing(self, transaction: Transaction) -> Generator[None, None, tuple[int, bool]]:
+        """Publish what was kept back, in steps.
+
+        Returns the LSN that makes it durable, or 0, and whether the queues took all messages.
+        """
         for messages in transaction.unqueued:
             self._pass_queues(messages)
             yield
         ticket = 0
+        complete = True
         for group in transaction.surviving():
-            ticket = max(ticket, self._enqueue([group]))
+            lsn, rejected = self._enqueue([group])
+            ticket = max(ticket, lsn)
+            complete = complete and not rejected
             yield
-        return ticket
+        return ticket, complete
 
 
 def _carbon_copies(headers: Table, name: str) -> list[str]:

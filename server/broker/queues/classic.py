@@ -15,9 +15,11 @@ from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
 from qlog.storage.lanes.lane import Lane
+from qlog.storage.store import Store
 
 # A sweep settles so many stretches of what was purged. Each takes some microseconds.
 SWEEP_STRETCHES = 64
@@ -25,6 +27,10 @@ SWEEP_STRETCHES = 64
 
 class Host(Protocol):
     """What a queue needs of the vhost around it."""
+
+    @property
+    def store(self) -> Store[Envelope]:
+        """Where messages are appended."""
 
     @property
     def wake(self) -> Callable[[QueueType], None]:
@@ -63,6 +69,7 @@ class ClassicQueue:
         self.deleted = False
         self.backlogs = [Backlog(lane)]  # in the order in which they are delivered from
         self._host = host
+        self._store = host.store
         self._wake = host.wake
         self._cold_reads = host.cold_reads
         self._pump_time = host.pump_time
@@ -152,6 +159,18 @@ class ClassicQueue:
         raise AssertionError(f"{self} has nothing ready")
 
     # -- messages ----------------------------------------------------------------------------
+
+    def publish(self, mail: Mail) -> Receipt:
+        """Take messages for which an append to `lane` is not all; see `QueueType`."""
+        return Receipt(self._append(mail))
+
+    def _append(self, mail: Mail) -> int:
+        """Append to the lanes; returns the LSN that makes it durable, or 0."""
+        persistent = mail.persistent and self.declared.durable
+        lsn = self._store.append(
+            [self.lane], mail.envelopes, mail.bodies, persistent=persistent, now_ms=mail.now_ms
+        )
+        return lsn if persistent else 0
 
     def get(self) -> Taken | None:
         """Take one message for basic.get; consumers come first. None: nothing is ready."""

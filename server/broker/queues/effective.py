@@ -15,12 +15,15 @@ class Effective:
 
     `consumer_timeout_s`: how long a delivery may stay unacknowledged, in seconds; 0: for ever.
     `timeout_requeues`: an overdue delivery is requeued, instead of the channel being closed.
+    `plain`: a message that comes is appended to the queue's lane, and nothing else has to be done.
+    When it changes, the vhost's routes have to be forgotten (`Targets.plain`).
     """
 
-    __slots__ = ("consumer_timeout_s", "timeout_requeues")
+    __slots__ = ("consumer_timeout_s", "plain", "timeout_requeues")
 
     def __init__(self, declared: QueueArguments, *, consumer_timeout_s: float) -> None:
         """`consumer_timeout_s` is the broker's own, for queues that say nothing else."""
         own_s = declared.consumer_timeout_s
         self.consumer_timeout_s = consumer_timeout_s if own_s is None else own_s
         self.timeout_requeues = declared.timeout_requeues
+        self.plain = True

@@ -34,23 +34,26 @@ class Targets:
     """One set of queues; or `replies_to`, the channel of a direct reply, which needs no queue.
 
     `plain`: a message has to be appended to the lanes, and nothing else. A set without queues is
-    not plain. A set with a queue that has a limit, deduplication or a delay, or is a stream, will
-    not be plain either. This attribute is the only thing that is looked at for every run.
+    not plain, nor is one with a queue whose settings ask for more (`Effective.plain`). `special`
+    are these queues; `durable`, `transient` and `all` are the lanes of the others, which share an
+    append. For every run only `plain` is looked at.
     """
 
-    __slots__ = ("all", "durable", "plain", "queues", "replies_to", "transient")
+    __slots__ = ("all", "durable", "plain", "queues", "replies_to", "special", "transient")
 
     def __init__(
         self, queues: tuple[QueueType, ...], replies_to: ReplyChannel | None = None
     ) -> None:
         self.queues = queues
         self.replies_to = replies_to
-        self.plain = bool(queues)
+        self.special = [queue for queue in queues if not queue.effective.plain]
+        self.plain = bool(queues) and not self.special
+        plain = [queue for queue in queues if queue.effective.plain]
         self.durable: list[Lane[Envelope]] = [
-            queue.lane for queue in queues if queue.declared.durable
+            queue.lane for queue in plain if queue.declared.durable
         ]
         self.transient: list[Lane[Envelope]] = [
-            queue.lane for queue in queues if not queue.declared.durable
+            queue.lane for queue in plain if not queue.declared.durable
         ]
         self.all = self.durable + self.transient
 

@@ -17,6 +17,7 @@ from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.storage.lanes.lane import Lane
 
 
@@ -138,6 +139,13 @@ class QueueType(Protocol):
         """
 
     # -- messages
+
+    def publish(self, mail: Mail) -> Receipt:
+        """Take messages for which an append to `lane` is not all that has to be done.
+
+        So it is if the queue's settings ask for more (`Effective.plain`), or if a message has an
+        expiration. The caller wakes the queue.
+        """
 
     def get(self) -> Taken | None:
         """Take one message for basic.get; consumers come first. None: nothing is ready."""

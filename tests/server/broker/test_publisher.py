@@ -11,7 +11,9 @@ import pytest
 from qlog.server.amqp import spec
 from qlog.server.amqp.budget import Budget
 from qlog.server.amqp.properties import Properties
+from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Routes
+from qlog.server.broker.queues.type import QueueType
 from tests.server.broker.support import Bench, Peer, make, message
 
 
@@ -157,6 +159,67 @@ def test_second_confirm_select_does_not_count_anew(bench: Bench, confirming: Pee
     confirming.publish(1, "q", b"b")
     bench.disk()
     assert acked(confirming) == [(2, False)]
+
+
+# --- messages that need more than an append
+
+
+def picky(queue: QueueType, refused: Sequence[bytes]) -> None:
+    """Let a queue reject the messages with these bodies."""
+
+    def publish(mail: Mail) -> Receipt:
+        receipt = Receipt(0)
+        rejected = [number for number, body in enumerate(mail.bodies) if body in refused]
+        for number in range(len(mail.bodies)):
+            if number not in rejected:
+                receipt = publish_all(mail.part(number, number + 1))
+        return Receipt(receipt.lsn, rejected)
+
+    publish_all, queue.publish = queue.publish, publish  # type: ignore[method-assign]
+
+
+TIMED = Properties(delivery_mode=2, expiration="100000")
+
+
+def answered(peer: Peer) -> list[tuple[str, int, bool]]:
+    """(ack or nack, tag, multiple) of the confirms that came; nothing else may have."""
+    result = []
+    for method in peer.hear():
+        assert isinstance(method, spec.BasicAck | spec.BasicNack), method
+        kind = "ack" if isinstance(method, spec.BasicAck) else "nack"
+        result.append((kind, method.delivery_tag, method.multiple))
+    return result
+
+
+def test_what_a_queue_rejects_gets_a_nack_in_its_order(bench: Bench, confirming: Peer) -> None:
+    picky(bench.broker.vhosts["/"].queues["q"], [b"2", b"3", b"5"])
+    confirming.publish(1, "q", b"0")
+    confirming.publish(1, "q", b"1", b"2", b"3", b"4", b"5", properties=TIMED)
+    assert answered(confirming) == []
+    bench.disk()
+    assert answered(confirming) == [
+        ("ack", 1, False),
+        ("ack", 2, False),
+        ("nack", 4, True),
+        ("ack", 5, False),
+        ("nack", 6, False),
+    ]
+    assert bench.broker.vhosts["/"].queues["q"].ready == 3
+
+
+def test_a_message_is_rejected_if_any_of_its_queues_rejects_it(
+    bench: Bench, confirming: Peer
+) -> None:
+    queues = bench.broker.vhosts["/"].queues
+    for name in ("q", "t"):
+        bind = make(spec.QueueBind, queue=name, exchange="amq.fanout")
+        confirming.ask(1, bind, spec.QueueBindOk)
+    picky(queues["q"], [b"a"])
+    picky(queues["t"], [b"b"])
+    confirming.publish(1, "", b"a", b"b", b"c", exchange="amq.fanout", properties=TIMED)
+    bench.disk()
+    assert answered(confirming) == [("nack", 2, True), ("ack", 3, False)]
+    assert (queues["q"].ready, queues["t"].ready) == (2, 2)
 
 
 # --- routes
@@ -521,3 +584,20 @@ def test_a_channel_that_cannot_be_confirmed_keeps_no_other_waiting(bench: Bench)
         bench.disk()  # the turns log it, and go on
     bench.disk()
     assert publisher.hear() == [spec.BasicAck(1, False)]
+
+
+def test_a_commit_that_a_queue_rejects_in_part_is_answered_with_an_error(
+    bench: Bench, transacting: Peer
+) -> None:
+    queue = bench.broker.vhosts["/"].queues["q"]
+    ready = queue.ready
+    picky(queue, [b"b"])
+    transacting.publish(1, "q", b"a", b"b", properties=TIMED)
+    transacting.send(1, make(spec.TxCommit))
+    bench.disk()
+    assert transacting.refused() == (
+        "channel",
+        406,
+        "PRECONDITION_FAILED - partial tx completion",
+    )
+    assert queue.ready == ready + 1

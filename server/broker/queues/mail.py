@@ -1,0 +1,51 @@
+"""Messages on their way into a queue for which an append alone is not enough, and what became of
+them.
+
+A queue with a limit, a message with an expiration: such messages are given to each of their queues
+(`QueueType.publish`), which looks at their traits. All other messages go to the store at once, for
+all of their queues together (`Targets.plain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.properties import Traits
+
+
+class Mail(NamedTuple):
+    """Messages, as parallel sequences, all of them persistent or all of them not.
+
+    `now_ms` is when they came (wall clock, ms). Nobody may change the sequences.
+    """
+
+    persistent: bool
+    traits: Sequence[Traits]
+    envelopes: Sequence[Envelope]
+    bodies: Sequence[bytes]
+    now_ms: int
+
+    def part(self, start: int, stop: int) -> Mail:
+        """The messages from index `start` to before `stop`."""
+        if start == 0 and stop == len(self.bodies):
+            return self
+        return Mail(
+            self.persistent,
+            self.traits[start:stop],
+            self.envelopes[start:stop],
+            self.bodies[start:stop],
+            self.now_ms,
+        )
+
+
+class Receipt(NamedTuple):
+    """What became of mail: an LSN, and who was turned away.
+
+    `lsn`: when the log is durable up to here, all that was taken is; 0: nothing has to be durable.
+    `rejected`: the indices of the messages that were not taken, ascending.
+    """
+
+    lsn: int
+    rejected: Sequence[int] = ()
