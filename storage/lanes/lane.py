@@ -6,8 +6,8 @@ was published. Knows nothing of durability, which the store sees to.
 """
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -18,6 +18,9 @@ from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.page import FEW, PAGE_BYTES_MAX, PAGE_COUNT, Page
 from qlog.storage.lanes.run import M, Pointers, Run, Slice
 from qlog.storage.lanes.settled import BLOCK, FULL, Settled, add
+
+# So few runs are all looked at by each checkpoint, so that what is given up is freed at once.
+_FEW_RUNS = 16
 
 
 class Shelf(Protocol[M]):
@@ -95,6 +98,8 @@ class Lane(Generic[M]):
         self._runs: list[Run[M]] = []
         self._read_runs = 0  # so many of the first runs were read to their end
         self._joined_runs = 0  # so many of the first runs are joined as far as they can be
+        self._indexed_runs = 0  # so many of the first runs are in the index
+        self._kept_runs = 0  # how many runs were left when all of them were looked at
         self._waiting_bytes = 0  # of messages that are settled once the log is durable
         self._page: Page[M] | None = None
         self._read_upto = -1  # where the last read ended: who goes on there reads in order
@@ -143,6 +148,8 @@ class Lane(Generic[M]):
                 del runs[at], firsts[at]
                 if at < self._read_runs:
                     self._read_runs -= 1
+                if at < self._indexed_runs:
+                    self._indexed_runs -= 1
             else:
                 at += 1
         self._joined_runs = at
@@ -535,12 +542,17 @@ class Lane(Generic[M]):
             self._cache.was_settled(run)
             count += 1
         if count:
-            del self._firsts[:count]
-            del self._runs[:count]
-            self._read_runs = max(self._read_runs - count, 0)
-            self._joined_runs = max(self._joined_runs - count, 0)
+            self._cut(count)
             if not self._runs:
                 self.open_run = None
+
+    def _cut(self, count: int) -> None:
+        """Take the first runs off the list."""
+        del self._firsts[:count]
+        del self._runs[:count]
+        self._read_runs = max(self._read_runs - count, 0)
+        self._joined_runs = max(self._joined_runs - count, 0)
+        self._indexed_runs = max(self._indexed_runs - count, 0)
 
     # -- for checkpoint and recovery
 
@@ -551,11 +563,7 @@ class Lane(Generic[M]):
     def durable_upto(self, durable_lsn: int) -> int:
         """The first qseq that is not on disk."""
         return next(
-            (
-                first
-                for first, run in zip(self._firsts, self._runs, strict=True)
-                if run.lsn_end > durable_lsn
-            ),
+            (first for first, run in self._behind_index() if run.lsn_end > durable_lsn),
             self.next_qseq,
         )
 
@@ -563,24 +571,49 @@ class Lane(Generic[M]):
         """The runs that the index lacks, and that are on disk, or only in memory."""
         return [
             (first, run)
-            for first, run in zip(self._firsts, self._runs, strict=True)
+            for first, run in self._behind_index()
             if not run.indexed and run.lsn_end <= durable_lsn
         ]
+
+    def _behind_index(self) -> Iterator[tuple[int, Run[M]]]:
+        """All runs but those at the beginning that are known to be in the index."""
+        start = self._indexed_runs
+        return zip(self._firsts[start:], self._runs[start:], strict=True)
 
     def forget_indexed(self) -> bool:
         """Give up runs that the index has and that have no bodies in memory.
 
-        Returns whether any run is left.
+        Returns whether any run is left. All runs are looked at only if they are few, or twice as
+        many as were left the last time; else only the first and the newest: a lane that many
+        messages wait in must not cost more at each checkpoint.
         """
+        runs = self._runs
+        known = at = self._indexed_runs
+        while at < len(runs) and runs[at].indexed:
+            at += 1
+        self._indexed_runs = at
+        # Runs that the index did not have could not be joined with those that it had.
+        self._joined_runs = min(self._joined_runs, known)
+        if len(runs) <= _FEW_RUNS or len(runs) > 2 * self._kept_runs:
+            return self._forget_all_indexed()
+        count = 0
+        while count < at and runs[count].bodies is None:
+            count += 1
+        self._cut(count)
+        return bool(runs)
+
+    def _forget_all_indexed(self) -> bool:
         kept = [
             (place, first, run)
             for place, (first, run) in enumerate(zip(self._firsts, self._runs, strict=True))
             if not run.indexed or run.bodies is not None
         ]
+        self._kept_runs = len(kept)
         if len(kept) < len(self._runs):
-            read_runs = self._read_runs
-            self._read_runs = sum(place < read_runs for place, _, _ in kept)
-            self._joined_runs = 0
+            places = [place for place, _, _ in kept]
+            self._read_runs = bisect_left(places, self._read_runs)
+            self._joined_runs = bisect_left(places, self._joined_runs)
+            self._indexed_runs = bisect_left(places, self._indexed_runs)
             self._firsts = [first for _, first, _ in kept]
             self._runs = [run for _, _, run in kept]
         return bool(kept)
@@ -590,7 +623,7 @@ class Lane(Generic[M]):
         firsts = self._firsts
         runs = self._runs
         read_runs = self._read_runs
-        self._joined_runs = 0
+        self._joined_runs = self._indexed_runs = 0
         self._firsts = []
         self._runs = []
         for place, (first, run) in enumerate(zip(firsts, runs, strict=True)):
@@ -609,7 +642,7 @@ class Lane(Generic[M]):
         self._drop_page()
         self._firsts = []
         self._runs = []
-        self._read_runs = self._joined_runs = 0
+        self._read_runs = self._joined_runs = self._indexed_runs = self._kept_runs = 0
         self.open_run = None
         self.alive = self.alive_bytes = 0
         self.settled = Settled(self.next_qseq)

@@ -1,9 +1,23 @@
-"""One message to very many lanes: what is written stays within what a system call takes."""
+"""One message to very many lanes: what is written fits in a system call, and costs stay the same."""
 
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from qlog.storage.store import Store
-from tests.storage.support import Envelope, decode, envelope, ignore
+from tests.costs import bytecodes
+from tests.storage.probe import probe
+from tests.storage.support import (
+    SMALL,
+    Bench,
+    Envelope,
+    contents,
+    decode,
+    envelope,
+    ignore,
+    new_lane,
+    publish,
+)
 
 LANES = 2100  # 25 KB of targets a record
 MESSAGES = 400  # three pieces each would be more than the 1024 buffers of one write
@@ -24,3 +38,52 @@ def test_a_run_to_thousands_of_lanes_is_written(tmp_path: Path) -> None:
         assert found is not None
         assert list(found.bodies) == bodies
     store.close()
+
+
+def test_a_checkpoint_costs_the_same_however_many_messages_wait_in_memory(tmp_path: Path) -> None:
+    """Messages to two lanes stay runs of their own; each checkpoint brings as many new ones."""
+    bench = Bench(tmp_path, replace(SMALL, cache_bytes_max=1 << 30))
+    lanes = [new_lane(bench.store), new_lane(bench.store)]
+    costs = []
+    published = 0
+    for upto in (100, 200, 400, 800):
+        while published < upto:
+            for _ in range(10):
+                publish(bench.store, lanes, [b"%d" % published])
+                published += 1
+                assert bench.store.settle_down()
+            lsn = bench.store.durable_lsn
+            cost = bytecodes(lambda: [lanes[0].durable_upto(lsn), lanes[0].unindexed(lsn)])  # noqa: B023
+            assert bench.store.checkpoint()
+            cost += bytecodes(lanes[0].forget_indexed)
+            cost += bytecodes(lambda: publish(bench.store, lanes, [b""]))
+            published += 1
+        costs.append(cost)
+    assert len(lanes[0].runs()) > 700
+    assert max(costs) < 1.5 * min(costs), costs
+    bench.store.close()
+
+
+def test_what_leaves_memory_leaves_its_lanes(tmp_path: Path) -> None:
+    """Also behind a message that nobody takes; the rest can be read as before."""
+    bench = Bench(tmp_path, replace(SMALL, cache_bytes_max=1 << 30))
+    lanes = [new_lane(bench.store), new_lane(bench.store)]
+    for number in range(200):
+        publish(bench.store, lanes, [b"%d" % number])
+        assert bench.store.settle_down()
+        for lane in lanes if number % 50 else ():
+            lane.settle(number, 1)
+        assert bench.store.checkpoint()
+    kept = {number: b"%d" % number for number in range(0, 200, 50)}
+    runs = lanes[0].runs()
+    assert len(runs) == 200
+    for _, run in runs[1:]:  # the first stays in memory
+        probe(bench.store).cache.drop(run)
+    for _ in range(200):
+        publish(bench.store, lanes, [b"new"])
+        assert bench.store.settle_down() and bench.store.checkpoint()
+    firsts = [first for first, _ in lanes[0].runs()]
+    assert firsts == [0, *range(200, 400)]
+    for lane in lanes:
+        assert contents(lane) == kept | dict.fromkeys(range(200, 400), b"new")
+    bench.store.close()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from qlog.server.broker.channels import unacked as unacked_module
 from qlog.server.broker.channels.unacked import CHUNK_RUNS, Unacked, UnackedRun
+from tests.costs import bytecodes
 
 BACKLOG: Any = object()
 TAGS = st.integers(min_value=0, max_value=60)
@@ -134,24 +132,6 @@ def test_cut_runs_keep_queue_consumer_and_time() -> None:
 
 
 # --- what an ack costs
-
-
-def bytecodes(call: Callable[[], object]) -> int:
-    """How many bytecodes of Python a call runs: a cost that does not depend on the machine."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes = True
-        count += event == "opcode"
-        return trace
-
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(None)
-    return count
 
 
 def some_of(order: str, outstanding: int) -> list[int]:
