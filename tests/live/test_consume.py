@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from pamqp.commands import Basic, Channel, Queue
@@ -23,6 +25,19 @@ from tests.live.conversation import (
 Connect = Callable[..., Client]
 Q = unique("queue")
 
+STREAM_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "x-stream-offset": {"x-stream-offset": 5},
+    "x-stream-match-unfiltered": {"x-stream-offset": 5, "x-stream-match-unfiltered": True},
+    "x-stream-filter": {"x-stream-match-unfiltered": True, "x-stream-filter": "a"},
+}
+NO_INTEGERS: dict[str, Any] = {
+    "bool": True,
+    "void": None,
+    "float": 2.5,
+    "decimal": Decimal("1.5"),
+    "array": [1],
+    "table": {},
+}
 REFUSALS = [
     Case(
         "queue missing",
@@ -80,6 +95,30 @@ REFUSALS = [
         406,
         f"PRECONDITION_FAILED - invalid arg 'x-priority' for queue '{Q}' in vhost '/': "
         '"expected integer, got longstr"',
+    ),
+    *(
+        Case(
+            f"{key} is for streams only",
+            [Queue.Declare(queue=Q), Basic.Consume(queue=Q, exclusive=True)],
+            Basic.Consume(queue=Q, arguments=arguments),
+            406,
+            f"PRECONDITION_FAILED - invalid arg '{key}' for queue '{Q}' in vhost '/' "
+            "of queue type rabbit_classic_queue",
+            newer=True,
+        )
+        for key, arguments in STREAM_ARGUMENTS.items()
+    ),
+    *(
+        Case(
+            f"priority that is a {name}",
+            [Queue.Declare(queue=Q), Basic.Consume(queue=Q, exclusive=True)],
+            Basic.Consume(queue=Q, arguments={"x-priority": value, "x-stream-offset": 5}),
+            406,
+            f"PRECONDITION_FAILED - invalid arg 'x-priority' for queue '{Q}' in vhost '/': "
+            f'"expected integer, got {name}"',
+            newer=True,
+        )
+        for name, value in NO_INTEGERS.items()
     ),
     Case(
         "prefetch size",
@@ -235,6 +274,35 @@ def test_higher_priority_first(talk: Talk) -> None:
     assert got == [high, high, plain, plain, low, low]
 
 
+def test_priorities_are_64_bits_wide(talk: Talk) -> None:
+    queue = talk.queue()
+    talk.call(Basic.Qos(prefetch_count=1))
+    values = {"lowest": -(2**62), "low": -1, "plain": 0, "high": 300, "highest": 2**40}
+    for tag, value in values.items():
+        talk.consume(queue, tag, arguments={"x-priority": value})
+    for _ in values:
+        talk.publish("", queue, b"x")
+    got = [m.method.consumer_tag for m in talk.deliveries(len(values))]
+    assert got == list(reversed(values))
+
+
+def test_lower_priority_helps_while_the_higher_is_full(talk: Talk) -> None:
+    queue = talk.queue()
+    talk.call(Basic.Qos(prefetch_count=1))
+    talk.consume(queue, "high", arguments={"x-priority": 1})
+    talk.consume(queue, "low")
+    got = []
+    for _ in range(2):
+        talk.publish("", queue, b"x")
+        got.append(talk.expect(Basic.Deliver).method)
+    assert [method.consumer_tag for method in got] == ["high", "low"]
+    for method in reversed(got):
+        talk.send(Basic.Ack(method.delivery_tag))
+    talk.quiet(queue)
+    talk.publish("", queue, b"x")
+    talk.expect(Basic.Deliver, consumer_tag="high")
+
+
 def test_cancel_stops_deliveries_and_keeps_what_is_unacknowledged(talk: Talk) -> None:
     queue = talk.queue()
     tag = talk.consume(queue)
@@ -277,33 +345,6 @@ def test_exclusive_use_ends_with_the_consumer(talk: Talk) -> None:
     talk.call(Basic.Cancel(tag))
     talk.consume(queue)
     talk.consume(queue)
-
-
-@pytest.mark.unfinished
-def test_single_active_consumer(talk: Talk) -> None:
-    queue = talk.queue(arguments={"x-single-active-consumer": True})
-    first, second = talk.consume(queue), talk.consume(queue)
-    for _ in range(4):
-        talk.publish("", queue, b"x")
-    assert {m.method.consumer_tag for m in talk.deliveries(4)} == {first}
-    talk.call(Basic.Cancel(first))
-    talk.publish("", queue, b"y")
-    talk.expect(Basic.Deliver, consumer_tag=second)
-
-
-@pytest.mark.unfinished
-def test_exclusive_consume_of_a_single_active_queue(talk: Talk) -> None:
-    queue = talk.queue(arguments={"x-single-active-consumer": True})
-    assert talk.refused(Basic.Consume(queue=queue, exclusive=True)) == refusal(
-        403, f"ACCESS_REFUSED - queue '{queue}' in vhost '/' in exclusive use", Basic.Consume
-    )
-
-
-def test_get_from_a_single_active_queue(talk: Talk) -> None:
-    """Classic queues allow it; only those of type quorum do not."""
-    queue = talk.queue(arguments={"x-single-active-consumer": True})
-    talk.publish("", queue, b"x")
-    assert talk.get_soon(queue).body == b"x"
 
 
 # prefetch

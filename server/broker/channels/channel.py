@@ -21,7 +21,6 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
     AMQPError,
     HardError,
-    access_refused,
     command_invalid,
     not_allowed,
     not_implemented,
@@ -41,7 +40,7 @@ from qlog.server.broker.jobs import Steps
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.operations import Operations
 from qlog.server.broker.outcome import Outcome
-from qlog.server.broker.queues.arguments import assert_integer
+from qlog.server.broker.queues.arguments import check_consumer
 from qlog.server.broker.queues.backlog import Backlog
 from qlog.server.broker.queues.type import Owner, QueueType, Taker
 from qlog.server.broker.services import Services
@@ -245,12 +244,11 @@ class Channel:
             self._consume_replies(method, tag)
             return
         queue = topology.find_queue(self, method.queue)
-        assert_integer(method.arguments, "x-priority", str(queue))
+        check_consumer(method.arguments, str(queue), queue.declared.arguments.type)
         priority = method.arguments.get("x-priority", 0)
         assert isinstance(priority, int)
         timeout_ms = method.arguments.get("x-consumer-timeout")
-        if queue.exclusive_taker or (method.exclusive and queue.takers):
-            raise access_refused(f"{queue} in exclusive use")
+        queue.admit(exclusive=method.exclusive)
         consumer = Consumer(
             self,
             self.outstanding,

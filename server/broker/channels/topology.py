@@ -125,7 +125,7 @@ def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
     def declared(queue: QueueType) -> None:
         channel.last_queue = queue.name
         if not method.nowait:
-            channel.send(spec.QueueDeclareOk(queue.name, queue.ready, len(queue.takers)))
+            channel.send(spec.QueueDeclareOk(queue.name, queue.ready, queue.taker_count))
 
     operations, vhost, client = channel.operations, channel.vhost, channel.client
     if method.passive:

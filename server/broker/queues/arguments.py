@@ -42,6 +42,9 @@ FOREIGN = {
     ),
 }
 
+# Arguments of consumers of streams, in the order in which RabbitMQ complains of them.
+FOREIGN_TO_CONSUMERS = ("x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset")
+
 Check = Callable[[Value, Table], str | None]  # the complaint, or None
 
 
@@ -148,13 +151,16 @@ COMPARED = ("x-queue-type", *CHECKS, "x-delivery-limit")
 class QueueArguments:
     """The validated arguments of one queue.
 
-    Raises (from `check`): 406 `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
+    `type` is classic or quorum; `single_active`: one consumer at a time gets messages. Raises (from
+    `check`): 406 `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
     """
 
-    __slots__ = ("consumer_timeout_s", "table", "timeout_requeues")
+    __slots__ = ("consumer_timeout_s", "single_active", "table", "timeout_requeues", "type")
 
     def __init__(self, table: Table) -> None:
         self.table = table
+        self.type = str(table.get("x-queue-type", "classic"))
+        self.single_active = table.get("x-single-active-consumer") is True
         timeout_ms = table.get("x-consumer-timeout")
         self.consumer_timeout_s = timeout_ms / 1000 if isinstance(timeout_ms, int) else None
         self.timeout_requeues = table.get("x-consumer-timeout-action") == "requeue"
@@ -182,11 +188,7 @@ class QueueArguments:
         for key, check in CHECKS.items():
             if key not in foreign:
                 _assert_valid(key, check, table, resource)
-        for key in foreign:
-            if key in table:
-                raise precondition_failed(
-                    f"invalid arg '{key}' for {resource} of queue type rabbit_{queue_type}_queue"
-                )
+        _assert_known(table, foreign, resource, queue_type)
         if queue_type == "quorum":
             _assert_lasting(resource, durable, exclusive, auto_delete)
         return cls(table)
@@ -196,7 +198,7 @@ class QueueArguments:
         # RabbitMQ puts the type into a declaration that lacks it.
         current = {"x-queue-type": "classic", **self.table}
         received = {"x-queue-type": "classic", **received}
-        foreign = FOREIGN.get(str(current["x-queue-type"]), ())
+        foreign = FOREIGN[self.type]
         for key in COMPARED:
             if key in foreign:
                 continue
@@ -213,6 +215,14 @@ class QueueArguments:
 def _assert_valid(key: str, check: Check, table: Table, resource: str) -> None:
     if key in table and (complaint := check(table[key], table)) is not None:
         raise precondition_failed(f"invalid arg '{key}' for {resource}: {complaint}")
+
+
+def _assert_known(table: Table, foreign: tuple[str, ...], resource: str, queue_type: str) -> None:
+    for key in foreign:
+        if key in table:
+            raise precondition_failed(
+                f"invalid arg '{key}' for {resource} of queue type rabbit_{queue_type}_queue"
+            )
 
 
 def _assert_lasting(resource: str, durable: bool, exclusive: bool, auto_delete: bool) -> None:
@@ -235,10 +245,13 @@ def assert_string(table: Table, key: str, resource: str) -> None:
         )
 
 
-def assert_integer(table: Table, key: str, resource: str) -> None:
-    """Raises 406 if an argument is there and is no integer."""
-    if key in table and (complaint := _int(table[key], table)):
-        raise precondition_failed(f"invalid arg '{key}' for {resource}: {complaint}")
+def check_consumer(table: Table, resource: str, queue_type: str) -> None:
+    """Validate the arguments of basic.consume. Raises 406 `invalid arg 'K' for RS…`.
+
+    As RabbitMQ 4.0.5, which checks values before it looks for arguments of other queue types.
+    """
+    _assert_valid("x-priority", _int, table, resource)
+    _assert_known(table, FOREIGN_TO_CONSUMERS, resource, queue_type)
 
 
 def _type_class(value: Value) -> str:

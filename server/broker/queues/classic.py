@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.errors import access_refused, resource_locked
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
@@ -17,6 +18,7 @@ from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
+from qlog.server.broker.queues.single_active import SingleActive
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.store import Store
@@ -73,7 +75,12 @@ class ClassicQueue:
         self._wake = host.wake
         self._cold_reads = host.cold_reads
         self._pump_time = host.pump_time
-        self._dispatch = Dispatch()
+        self._quorum = declared.arguments.type == "quorum"
+        self._dispatch: Dispatch | SingleActive
+        if declared.arguments.single_active:
+            self._dispatch = SingleActive(preemptive=self._quorum)
+        else:
+            self._dispatch = Dispatch()
 
     def __str__(self) -> str:
         return str(self.declared)
@@ -114,19 +121,36 @@ class ClassicQueue:
         return self._dispatch.takers
 
     @property
-    def exclusive_taker(self) -> Taker | None:
-        """The one that allows no other."""
-        return self._dispatch.exclusive
+    def taker_count(self) -> int:
+        """How many consumers queue.declare-ok tells of.
+
+        Of a quorum queue with a single active consumer only the active one counts, as in RabbitMQ
+        4.0.5; all count of a classic one.
+        """
+        count = len(self._dispatch)
+        return min(count, 1) if self._quorum and self.declared.arguments.single_active else count
+
+    def admit(self, *, exclusive: bool) -> None:
+        """One more wants to consume, exclusively if so asked. Raises 403 if it may not.
+
+        Quorum queues let everybody in, and nobody is exclusive there, as in RabbitMQ 4.0.5.
+        """
+        if not self._quorum and not self._dispatch.admit(exclusive=exclusive):
+            raise access_refused(f"{self} in exclusive use")
 
     def add_taker(self, taker: Taker) -> None:
-        """Register; the caller has checked exclusiveness."""
+        """Register a consumer that `admit` lets in."""
         self._dispatch.add(taker)
         self.feed(taker)
 
     def remove_taker(self, taker: Taker) -> None:
         """Forget a consumer; an auto-delete queue goes with its last one."""
         self._dispatch.remove(taker)
-        if self.declared.auto_delete and not len(self._dispatch) and not self.deleted:
+        if self.deleted:
+            return
+        if len(self._dispatch):
+            self._wake(self)  # another one may be the active consumer now
+        elif self.declared.auto_delete:
             self._host.unused(self)
 
     def feed(self, taker: Taker) -> None:
@@ -173,7 +197,16 @@ class ClassicQueue:
         return lsn if persistent else 0
 
     def get(self) -> Taken | None:
-        """Take one message for basic.get; consumers come first. None: nothing is ready."""
+        """Take one message for basic.get; consumers come first. None: nothing is ready.
+
+        Raises 405 from a quorum queue with a single active consumer, as in RabbitMQ 4.0.5, where
+        classic queues with one allow it.
+        """
+        if self._quorum and self.declared.arguments.single_active:
+            raise resource_locked(
+                f"cannot obtain access to locked {self}. basic.get operations are not supported by "
+                "quorum queues with single active consumer"
+            )
         self._pump_first()
         return self._take(1) if self.ready else None
 

@@ -4,8 +4,7 @@ A hand is the number of messages that a consumer gets when it is its turn: all t
 no other consumer of its priority waits, else one message of a short queue, or HAND_MAX of a long
 one. Promises that consumers of equal priority take turns, and that a consumer with credit gets
 ready messages unless one of higher priority can take them. Credit is asked once a hand. Knows no
-messages. A single active consumer will be chosen here: only the active taker will be let into a
-ring.
+messages. The takers of a queue with a single active consumer are in single_active.py.
 """
 
 from __future__ import annotations
@@ -48,6 +47,10 @@ class Dispatch:
         self._takers[id(taker)] = taker
         if taker.exclusive:
             self.exclusive = taker
+
+    def admit(self, *, exclusive: bool) -> bool:
+        """Whether one more may come, which allows no other if `exclusive`."""
+        return self.exclusive is None and not (exclusive and self._takers)
 
     def remove(self, taker: Taker) -> None:
         """One that goes."""

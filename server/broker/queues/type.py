@@ -118,11 +118,14 @@ class QueueType(Protocol):
         """Its consumers, in the order they came."""
 
     @property
-    def exclusive_taker(self) -> Taker | None:
-        """The one that allows no other."""
+    def taker_count(self) -> int:
+        """How many consumers queue.declare-ok tells of."""
+
+    def admit(self, *, exclusive: bool) -> None:
+        """One more wants to consume, exclusively if so asked. Raises 403 if it may not."""
 
     def add_taker(self, taker: Taker) -> None:
-        """Register; the caller has checked exclusiveness."""
+        """Register a consumer that `admit` lets in."""
 
     def remove_taker(self, taker: Taker) -> None:
         """Forget a consumer; an auto-delete queue goes with its last one."""
@@ -148,7 +151,10 @@ class QueueType(Protocol):
         """
 
     def get(self) -> Taken | None:
-        """Take one message for basic.get; consumers come first. None: nothing is ready."""
+        """Take one message for basic.get; consumers come first. None: nothing is ready.
+
+        Raises 405 where messages are for the active consumer only.
+        """
 
     def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, come back to their place."""
