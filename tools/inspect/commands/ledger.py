@@ -1,28 +1,23 @@
 """`qlog inspect ledger`: what the ledger says, batch by batch. No secrets are shown."""
 
-from __future__ import annotations
-
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
 from qlog.storage.journal import Defined
-from qlog.storage.write.ledger import Record
 from qlog.tools.inspect.command import OfVhost, command, find_lanes
 from qlog.tools.inspect.look.decode import lane_text, time_text
-from qlog.tools.inspect.look.definitions import entry_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.settlements import (
     LedgerBatch,
     batches_of,
     described,
     lane_of,
-    ranges_text,
-    settled_ranges,
+    told,
 )
 from qlog.tools.inspect.rows import Cell, Report, counted, name, number, size, text
 
@@ -48,34 +43,7 @@ _FILE_COLUMNS = (
     number("batches"),
     number("records"),
 )
-_LINE_COLUMNS = (
-    number("batch", itemgetter(0)),
-    text("time (UTC)", itemgetter(1)),
-    name("queue", itemgetter(2)),
-    name("what", itemgetter(3)),
-)
-
-
-@dataclass(slots=True)
-class _Batches:
-    """The batches to be shown: all from a number on, or the last ones."""
-
-    first: int | None
-    limit: int
-    chosen: deque[tuple[str, LedgerBatch]]
-    next_batch: int | None = None
-
-    def take(self, file: str, batch: LedgerBatch) -> None:
-        """Take in one more batch."""
-        if self.first is None:
-            self.chosen.append((file, batch))
-            if len(self.chosen) > self.limit:
-                self.chosen.popleft()
-        elif batch.number is None or batch.number >= self.first:
-            if len(self.chosen) < self.limit:
-                self.chosen.append((file, batch))
-            elif self.next_batch is None:
-                self.next_batch = batch.number
+_LINE_COLUMNS = (number("batch", 0), text("time (UTC)", 1), name("queue", 2), name("what", 3))
 
 
 @command
@@ -103,29 +71,36 @@ def ledger(
     what came since follow. A batch without a time was written within a second of the time before.
     """
     lane_ids = None if queue is None else find_lanes(directory, vhost, queue)
-    batches = _Batches(from_batch, limit, deque())
-    files = list(_read(directory, lane_ids, batches))
+    files: list[_File] = []
+    batches = _read(directory, lane_ids, files)
+    next_batch = None
+    chosen: deque[tuple[str, LedgerBatch]] | list[tuple[str, LedgerBatch]]
+    if from_batch is None:
+        chosen = deque(batches, maxlen=limit)
+    else:
+        batches = (one for one in batches if one[1].number is None or one[1].number >= from_batch)
+        chosen = list(islice(batches, limit))
+        for _, batch in batches:  # to the end: the files are counted
+            next_batch = batch.number if next_batch is None else next_batch
     report.table(_FILE_COLUMNS, files, key="files")
-    lines = [row for _, batch in batches.chosen for row in _rows(directory, batch, full)]
-    report.table(_LINE_COLUMNS, lines)
-    report.content["batches"] = [
-        _document(directory, file, batch, full) for file, batch in batches.chosen
-    ]
-    report.content["next_batch"] = batches.next_batch
+    rows = [row for _, batch in chosen for row in _rows(directory, batch, full)]
+    report.table(_LINE_COLUMNS, rows)
+    report.content["batches"] = [_document(directory, file, batch, full) for file, batch in chosen]
+    report.content["next_batch"] = next_batch
     total = sum(file.batches for file in files)
-    shown = len(batches.chosen)
     more = ""
-    if batches.next_batch is not None:
-        more = f"; there are more: --from {batches.next_batch}"
-    elif from_batch is None and shown < total and lane_ids is None:
-        more = f"; these are the last {shown}: --from 0 shows the first"
+    if next_batch is not None:
+        more = f"; there are more: --from {next_batch}"
+    elif from_batch is None and len(chosen) < total and lane_ids is None:
+        more = f"; these are the last {len(chosen)}: --from 0 shows the first"
     noun = "batch" if total == 1 else "batches"
     report.say(f"{counted(len(files), 'ledger file')}, {total:,} {noun}{more}")
 
 
 def _read(
-    directory: Directory, lane_ids: frozenset[int] | None, batches: _Batches
-) -> Iterator[_File]:
+    directory: Directory, lane_ids: frozenset[int] | None, files: list[_File]
+) -> Iterator[tuple[str, LedgerBatch]]:
+    """The batches that concern these lanes, or all; `files` is filled in."""
     ids = directory.ledger_ids()
     for file_id in ids:
         try:
@@ -140,10 +115,10 @@ def _read(
                 if lane_ids is not None:
                     batch.records = [one for one in batch.records if lane_of(one) in lane_ids]
                 if lane_ids is None or batch.records or batch.damage is not None:
-                    batches.take(file.file, batch)
+                    yield file.file, batch
         except FileNotFoundError:  # the next file took over
             continue
-        yield file
+        files.append(file)
 
 
 def _document(directory: Directory, file: str, batch: LedgerBatch, full: bool) -> dict[str, Any]:
@@ -159,7 +134,7 @@ def _document(directory: Directory, file: str, batch: LedgerBatch, full: bool) -
         "position": batch.position,
         "end": batch.end,
         "epoch": batch.epoch,
-        "time": None if batch.time_ms is None else time_text(batch.time_ms),
+        "time": time_text(batch.time_ms),
         "log_durable_lsn": batch.log_durable_lsn,
         "ledger_durable_batch": batch.synced_number,
         "snapshot": batch.is_snapshot,
@@ -171,74 +146,22 @@ def _document(directory: Directory, file: str, batch: LedgerBatch, full: bool) -
 
 def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tuple[Cell, ...]]:
     """A batch for people: a row for each queue."""
-    what = "?" if batch.number is None else str(batch.number)
-    time = None if batch.time_ms is None else time_text(batch.time_ms)
+    number = "?" if batch.number is None else str(batch.number)
+    time = time_text(batch.time_ms)
     if batch.damage is not None:
         bytes_ = batch.end - batch.position
-        yield what, None, None, f"DAMAGED: {bytes_} bytes from {batch.position}: {batch.damage}"
+        yield number, None, None, f"DAMAGED: {bytes_} bytes from {batch.position}: {batch.damage}"
         return
     lines: dict[int | None, list[str]] = {}
+    counts: Counter[str] = Counter()
     for record in batch.records:
-        line = _text(record)
         lane_id = lane_of(record)
-        in_brief = batch.is_snapshot and not full
-        if line and not (in_brief and (lane_id is not None or isinstance(record, Defined))):
+        if batch.is_snapshot and not full and (lane_id is not None or isinstance(record, Defined)):
+            counts["definition" if lane_id is None else "lane"] += 1
+        elif line := told(described(record)):
             lines.setdefault(lane_id, []).append(line)
     if batch.is_snapshot and not full:
-        lanes = counted(sum(lane_of(one) is not None for one in batch.records), "lane")
-        defined = counted(sum(isinstance(one, Defined) for one in batch.records), "definition")
-        brief = f"snapshot of {lanes} and {defined} (--full shows them)"
-        lines = {None: [brief, *lines.get(None, [])]}
+        of = f"{counted(counts['lane'], 'lane')} and {counted(counts['definition'], 'definition')}"
+        lines = {None: [f"snapshot of {of} (--full shows them)", *lines.get(None, [])]}
     for lane_id, texts in lines.items():
-        yield what, time, None if lane_id is None else lane_text(directory, lane_id), texts
-
-
-def _text(record: Record) -> str:
-    """A record for people; empty when it is shown otherwise."""
-    item = described(record)
-    match item["kind"]:
-        case "ack":
-            return f"settled {ranges_text(settled_ranges(record))}"
-        case "lane":
-            settled = ranges_text(settled_ranges(record)) or "none"
-            return (
-                f"next {item['next_offset']}, delivered below {item['delivered_below']}, "
-                f"settled {settled}"
-            )
-        case "delivered":
-            return f"delivered below {item['delivered_below']}"
-        case "attempts":
-            return "; ".join(
-                f"came back {number} times: {ranges_text([(first, last + 1)])}"
-                for first, last, number in item["ranges"]
-            )
-        case "restored":
-            ranges = [(first, last + 1) for first, last in item["ranges"]]
-            return f"restored {ranges_text(ranges)}"
-        case "lane_deleted":
-            return "the queue was deleted"
-        case "segments":
-            ids = ranges_text(_runs_of(item["ids"])) or "none"
-            return f"segments there: {ids}; the next is {item['next_id']}"
-        case "segment_given_up":
-            return f"segment {item['id']} was given up"
-        case "segments_replaced":
-            return f"segment {item['id']} replaces {ranges_text(_runs_of(item['ids']))}"
-        case "time":
-            return ""
-        case "defined":
-            text = entry_text(item["what"], item["name"])
-            return f"{text} was deleted" if item["deleted"] else f"{text} was defined"
-        case "snapshot_end":
-            return "the snapshot is complete"
-    return f"unknown: {item['raw']}"
-
-
-def _runs_of(ids: list[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for one in sorted(ids):
-        if runs and runs[-1][1] == one:
-            runs[-1] = (runs[-1][0], one + 1)
-        else:
-            runs.append((one, one + 1))
-    return runs
+        yield number, time, None if lane_id is None else lane_text(directory, lane_id), texts

@@ -4,14 +4,12 @@ Damage is passed on as a batch without records, never left out. Times are those 
 clock. A batch without a time happened within a second after the last time in the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qlog.storage import journal
-from qlog.storage.lanes.settled import BLOCK
+from qlog.storage.lanes.settled import BLOCK, Settled
 from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.write.ledger import (
     Record,
@@ -22,6 +20,7 @@ from qlog.storage.write.ledger import (
     Unknown,
     unpack_body,
 )
+from qlog.tools.inspect.look.definitions import entry_text
 from qlog.tools.inspect.look.directory import Directory
 
 
@@ -77,82 +76,121 @@ def lane_of(record: Record) -> int | None:
 
 def settled_ranges(record: Record) -> list[tuple[int, int]]:
     """The (first, end) of the messages of its lane that a record settles."""
-    if isinstance(record, journal.Settled):
-        return sorted(_pairs(record.ranges))
-    if not isinstance(record, journal.LaneState):
-        return []
-    floor = record.floor
-    ranges = [(0, floor)] if floor else []
-    for block, bits in sorted(record.bits.items()):
-        for first, end in _runs(bits):
-            first, end = max(first + block * BLOCK, floor), end + block * BLOCK
-            if first >= end:
-                continue
-            if ranges and ranges[-1][1] == first:
-                ranges[-1] = (ranges[-1][0], end)
-            else:
-                ranges.append((first, end))
-    return ranges
+    match record:
+        case journal.Settled(_, flat):
+            return sorted(_pairs(flat))
+        case journal.LaneState(_, _, floor, _, bits_of):
+            settled = Settled()
+            for block, bits in bits_of.items():
+                settled.add_settled(block, bits)
+            settled.mark(0, floor)
+            end = max([floor, *((block + 1) * BLOCK for block in bits_of)])
+            ranges = []
+            at = 0
+            while at < end:
+                start, stop = settled.stretch(at, end, end)
+                if start > at:
+                    ranges.append((at, start))
+                at = stop
+            return ranges
+    return []
 
 
 def _pairs(flat: Sequence[int]) -> Iterator[tuple[int, int]]:
     return zip(flat[0::2], flat[1::2], strict=True)
 
 
-def _runs(bits: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    while bits:
-        zeros = (bits & -bits).bit_length() - 1
-        at += zeros
-        bits >>= zeros
-        ones = ((bits + 1) & ~bits).bit_length() - 1
-        yield at, at + ones
-        at += ones
-        bits >>= ones
+# How records and their fields are called in JSON, and what is said of them.
+_KINDS = {
+    journal.Settled: "ack",
+    journal.LaneState: "lane",
+    journal.LaneDeleted: "lane_deleted",
+    journal.Delivered: "delivered",
+    journal.Attempts: "attempts",
+    journal.Restored: "restored",
+    journal.Defined: "defined",
+    journal.Time: "time",
+    Segments: "segments",
+    SegmentDropped: "segment_given_up",
+    SegmentReplaced: "segments_replaced",
+    SnapshotEnd: "snapshot_end",
+    Unknown: "unknown",
+}
+_KEYS = {
+    "lane_id": "lane",
+    "upto": "delivered_below",
+    "delivered": "delivered_below",
+    "next_qseq": "next_offset",
+    "bits": "ranges",
+    "old_ids": "ids",
+    "ms": "timestamp_ms",
+    "kind": "what",
+    "value": "deleted",
+    "packed": "raw",
+}
+_TEXTS = {
+    "ack": "settled {ranges}",
+    "lane": "next {next_offset}, delivered below {delivered_below}, settled {ranges}",
+    "lane_deleted": "the queue was deleted",
+    "delivered": "delivered below {delivered_below}",
+    "restored": "restored {ranges}",
+    "segments": "segments there: {ids}; the next is {next_id}",
+    "segment_given_up": "segment {id} was given up",
+    "segments_replaced": "segment {id} replaces {ids}",
+    "snapshot_end": "the snapshot is complete",
+    "time": "",  # it is shown beside the batch
+    "unknown": "unknown: {raw}",
+}
 
 
 def described(record: Record) -> dict[str, Any]:
     """A record for JSON; what is not known is passed on raw."""
+    item = {_KEYS.get(key, key): value for key, value in record._asdict().items()}
     match record:
-        case journal.Settled(lane):
-            return {"kind": "ack", "lane": lane, "ranges": _inclusive(settled_ranges(record))}
-        case journal.LaneDeleted(lane):
-            return {"kind": "lane_deleted", "lane": lane}
-        case journal.Delivered(lane, below):
-            return {"kind": "delivered", "lane": lane, "delivered_below": below}
-        case journal.Restored(lane, flat):
-            return {"kind": "restored", "lane": lane, "ranges": _inclusive(_pairs(flat))}
-        case journal.Attempts(lane, flat):
+        case journal.Settled() | journal.LaneState():
+            item["ranges"] = _inclusive(settled_ranges(record))
+        case journal.Restored(_, flat):
+            item["ranges"] = _inclusive(_pairs(flat))
+        case journal.Attempts(_, flat):
             triples = zip(flat[0::3], flat[1::3], flat[2::3], strict=True)
-            ranges = [[first, end - 1, number] for first, end, number in triples]
-            return {"kind": "attempts", "lane": lane, "ranges": ranges}
-        case journal.LaneState(lane, next_qseq, floor, delivered):
-            return {
-                "kind": "lane",
-                "lane": lane,
-                "next_offset": next_qseq,
-                "floor": floor,
-                "delivered_below": delivered,
-                "ranges": _inclusive(settled_ranges(record)),
-            }
-        case Segments(next_id, next_lsn, ids):
-            return {"kind": "segments", "next_id": next_id, "next_lsn": next_lsn, "ids": ids}
-        case SegmentDropped(segment_id, end_lsn):
-            return {"kind": "segment_given_up", "id": segment_id, "end_lsn": end_lsn}
-        case SegmentReplaced(segment_id, ids):
-            return {"kind": "segments_replaced", "id": segment_id, "ids": ids}
-        case journal.Time(time_ms):
-            return {"kind": "time", "timestamp_ms": time_ms}
-        case SnapshotEnd():
-            return {"kind": "snapshot_end"}
-        case journal.Defined(what, name, value):  # the value may have a secret in it
-            return {"kind": "defined", "what": what, "name": name, "deleted": value is None}
+            item["ranges"] = [[first, end - 1, number] for first, end, number in triples]
+        case journal.Defined(_, _, value):  # which may have a secret in it
+            item["deleted"] = value is None
         case Unknown(packed):
-            return {"kind": "unknown", "raw": repr(packed)}
+            item["raw"] = repr(packed)
+    return {"kind": _KINDS[type(record)], **item}
+
+
+def told(item: dict[str, Any]) -> str:
+    """A record of JSON in words; empty when it is shown otherwise."""
+    match item["kind"]:
+        case "attempts":
+            return "; ".join(
+                f"came back {number} times: {ranges_text([(first, last + 1)])}"
+                for first, last, number in item["ranges"]
+            )
+        case "defined":
+            done = "deleted" if item["deleted"] else "defined"
+            return f"{entry_text(item['what'], item['name'])} was {done}"
+        case kind:
+            ranges = [(first, last + 1) for first, last in item.get("ranges", ())]
+            ids = _joined((id_, id_ + 1) for id_ in sorted(item.get("ids", ())))
+            texts = {"ranges": ranges_text(ranges) or "none", "ids": ranges_text(ids) or "none"}
+            return _TEXTS[kind].format(**item | texts)
 
 
 def _inclusive(ranges: Iterable[tuple[int, int]]) -> list[list[int]]:
     return [[first, end - 1] for first, end in ranges]
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbours as one range."""
+    joined: list[tuple[int, int]] = []
+    for first, end in ranges:
+        if joined and joined[-1][1] == first:
+            first, _ = joined.pop()
+        joined.append((first, end))
+    return joined
 
 
 def ranges_text(ranges: list[tuple[int, int]], shown_max: int = 8) -> str:

@@ -14,8 +14,6 @@ trusts
 4. What the new ledger gives up is unlinked.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -55,13 +53,11 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
         ledger = [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
     linked = [rewrite.view.path for rewrite in plan.rewrites] + discarded
     copied = [*ledger]
-    if plan.moves_catalog:
-        copied.append(paths.catalog / "data.mdb")
-    if plan.moves_index:
-        linked.append(paths.index / "data.mdb")
+    for environment in plan.moved:
+        (linked if environment == paths.index else copied).append(environment / "data.mdb")
     quarantine.keep(linked, copied)
 
-    if plan.moves_index:
+    if paths.index in plan.moved:
         mark_doubt(disk, paths)
     for rewrite in plan.rewrites:
         _rewrite(plan, rewrite, disk)
@@ -69,12 +65,8 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
         _write_ledger(plan, directory, disk)
     for path in discarded + ledger:
         disk.unlink(path)
-    for moved, environment in (
-        (plan.moves_index, paths.index),
-        (plan.moves_catalog, paths.catalog),
-    ):
-        if moved:
-            shutil.rmtree(environment)
+    for environment in plan.moved:
+        shutil.rmtree(environment)
     for changed in (paths.log, paths.ledger, paths.root):
         disk.sync_directory(changed)
     account = account | {"done": True}
@@ -157,7 +149,7 @@ def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
         durable_lsn=rewrite.base_lsn,
     )
     try:
-        for part in rewrite.parts:
+        for part in rewrite.parts():
             if isinstance(part, Kept):
                 writer.add(part.lsn, part.lanes, part.firsts, part.lengths, part.data)
         writer.finish(rewrite.end_lsn)

@@ -5,19 +5,19 @@ damaged batches. The rest is lost, and is named message by message, as far as a 
 or the rest of the message itself tells.
 """
 
-from __future__ import annotations
-
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from functools import partial
+from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
-from qlog.storage.lanes.settled import BLOCK
-from qlog.storage.lanes.settled import Settled as StoredSettled
+from qlog.storage.lanes.settled import BLOCK, Settled
 from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.segment import Batch, columns_of
@@ -26,7 +26,7 @@ from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.log import Segment, Survey, survey
 from qlog.tools.inspect.look.pointers import IndexContents, compare, read_contents
-from qlog.tools.inspect.look.reader import Gap, casualties_in, walk
+from qlog.tools.inspect.look.reader import Gap, base_lsn, casualties_in, walk
 from qlog.tools.inspect.look.salvage import Casualty, Known, Target
 from qlog.tools.inspect.repair.definitions import Mend, collect
 from qlog.tools.inspect.rows import Damage, counted, well_formed
@@ -40,13 +40,13 @@ class Loss:
     """A lost message; or several, of which only the greatest possible number is known."""
 
     file: str
-    position: int | None
-    count: int | None  # None: cannot be known
-    lsn: int | None
-    body_bytes: int | None
-    exchange: str | None
-    routing_key: str | None
-    targets: tuple[Target, ...]
+    position: int | None = None
+    count: int | None = 1  # None: cannot be known
+    lsn: int | None = None
+    body_bytes: int | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    targets: tuple[Target, ...] = ()
 
     def item(self, directory: Directory) -> dict[str, Any]:
         """For JSON."""
@@ -75,20 +75,22 @@ class Kept:
     lsn: int
     lanes: tuple[int, ...]
     firsts: tuple[int, ...]
-    lengths: array[int]
+    lengths: "array[int]"
     data: bytes
 
 
 @dataclass(slots=True)
 class Rewrite:
-    """A segment that is written again, with what is left of it."""
+    """A segment that is written again, with what is left of it.
+
+    `parts` gives what stays and what does not, in order. It is read anew each time, since it may be
+    large.
+    """
 
     view: FileView
     base_lsn: int
     end_lsn: int
-    known: dict[int, Known]
-    sparse: bool
-    parts: Iterable[Kept | Loss] = ()  # what stays and what does not, in order
+    parts: Callable[[], Iterator[Kept | Loss]] = lambda: iter(())
     kept: int = 0
     kept_bytes: int = 0
 
@@ -112,10 +114,9 @@ class Plan:
     segment_ids: list[int] = field(default_factory=list)  # that count afterwards
     next_segment_id: int = 1
     end_lsn: int = 0
-    lanes: dict[int, tuple[int, StoredSettled]] = field(default_factory=dict)  # next qseq, settled
+    lanes: dict[int, tuple[int, Settled]] = field(default_factory=dict)  # next qseq, settled
     mends_log: bool = False  # segments or ledger: then there is a new ledger, and no index
-    moves_index: bool = False
-    moves_catalog: bool = False
+    moved: list[Path] = field(default_factory=list)  # index and catalog
     ledger_number: int = 0
     definitions: Mend = field(default_factory=Mend)
     uuid: bytes = b""
@@ -124,7 +125,7 @@ class Plan:
 
     @property
     def needed(self) -> bool:
-        return self.mends_log or self.moves_index or self.moves_catalog
+        return self.mends_log or bool(self.moved)
 
     @property
     def written_bytes(self) -> int:
@@ -134,13 +135,25 @@ class Plan:
 
 def make_plan(directory: Directory) -> Plan:
     """Look at everything once. Raises OtherFormat, Forbidden, PermissionError."""
-    return _Planner(directory).run()
+    return _Planner(directory, survey(directory, verify=True)).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A segment that counts afterwards."""
+
+    view: FileView
+    base: int
+    end: int
+    sealed: bool
 
 
 class _Planner:
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, found: Survey) -> None:
         self.directory = directory
         self.plan = Plan()
+        self.found = found
+        self.segments = {segment.segment_id: segment for segment in found.segments}
         self.contents: IndexContents | None = None
         self.pointers: Pointers = {}
         # lane -> (first, end, LSN, end LSN) of whole runs; these LSNs are rough
@@ -148,46 +161,33 @@ class _Planner:
         self.next_qseqs: dict[int, int] = {}
         self.waiting: dict[int, int] = {}  # lane -> the highest LSN, or above, of one that waits
         self.lost_count = 0  # messages of which nothing says where they went
+        if directory.index_facts.readable:
+            with suppress(Unreadable):
+                self.contents = read_contents(directory.paths.index)
 
     def run(self) -> Plan:
-        directory, plan = self.directory, self.plan
-        if directory.index_facts.readable:
-            try:
-                self.contents = read_contents(directory.paths.index)
-            except Unreadable:
-                pass
-        found = survey(directory, verify=True)
-        views = found.views
-        segments = {segment.segment_id: segment for segment in found.segments}
-        ledger_damaged = directory.ledger.damaged
+        directory, plan, found = self.directory, self.plan, self.found
         plan.definitions = collect(directory)
-        plan.mends_log = bool(found.damage or ledger_damaged or plan.definitions.actions)
-        counting = self._counting(views, segments)
-        self._note_what_is_known(found.segments, {view.file_id for view in counting})
+        plan.mends_log = bool(found.damage or directory.ledger.damaged or plan.definitions.actions)
+        counting = self._counting()
+        self._note_what_is_known({view.file_id for view in counting})
         plan.damage = directory.damage + found.damage
         if plan.mends_log:
-            plan.discarded = [view for view in views if view not in counting]
-            damaged = [one.segment_id for one in found.segments if one.damage]
+            plan.discarded = [view for view in found.views if view not in counting]
+            damaged = [segment.segment_id for segment in found.segments if segment.damage]
             self.pointers = pointers_into(directory, damaged)
-            self._plan_log(counting, segments)
-            if ledger_damaged:
-                self._plan_ledger()
-            else:
-                plan.actions.append(
-                    "write a new ledger with all that was settled, which says which segments count"
-                )
-            self._fold_lanes(ledger_damaged)
-            self._plan_definitions(ledger_damaged)
-        derived = (
-            ("index", directory.paths.index, self._index_is_wrong),
-            ("catalog", directory.paths.catalog, self._catalog_is_wrong),
-        )
-        for name, path, is_wrong in derived:
-            wrong = path.exists() and is_wrong(found)
-            if wrong or (plan.mends_log and path.exists()):
+            self._plan_log(counting)
+            self._plan_ledger()
+            self._fold_lanes()
+            self._plan_definitions()
+        for path, wrong in (
+            (directory.paths.index, self._index_is_wrong()),
+            (directory.paths.catalog, self._catalog_is_wrong()),
+        ):
+            if path.exists() and (wrong or plan.mends_log):
                 why = "it is damaged, and the next start" if wrong else "the next start"
-                plan.actions.append(f"move the {name} out: {why} makes it anew")
-                setattr(plan, f"moves_{name}", True)
+                plan.actions.append(f"move the {path.stem} out: {why} makes it anew")
+                plan.moved.append(path)
                 if not plan.damage:
                     plan.damage.append(Damage(path.name, "it does not agree with log and ledger"))
         if plan.definitions.actions and not plan.damage:
@@ -195,83 +195,80 @@ class _Planner:
             plan.damage.append(Damage(directory.ledger_file_name, what))
         return plan
 
-    def _catalog_is_wrong(self, found: Survey) -> bool:
-        directory = self.directory
-        damaged = any(item.file == "catalog.lmdb" for item in directory.damage)
-        return damaged or bool(directory.catalog_differs())
+    def _catalog_is_wrong(self) -> bool:
+        damaged = any(item.file == "catalog.lmdb" for item in self.directory.damage)
+        return damaged or bool(self.directory.catalog_differs())
 
-    def _index_is_wrong(self, found: Survey) -> bool:
+    def _index_is_wrong(self) -> bool:
         """Whether the index is damaged, or contradicts a log and a ledger that are sound."""
         contents = self.contents
         if contents is None or contents.damaged:
             return True
-        if any(item.file.startswith("index.lmdb") for item in self.directory.damage):
+        if any(item.file == "index.lmdb" for item in self.directory.damage):
             return True
         if self.plan.mends_log:
             return False
-        comparison = compare(self.directory, contents, found.segments, lambda size: None)
-        return bool(comparison.differences or comparison.counts)
+        return compare(self.directory, contents, self.found.segments).differs
 
     # -- what is known
 
-    def _note_what_is_known(self, segments: list[Segment], counting: Collection[int]) -> None:
+    def _note_what_is_known(self, counting: set[int]) -> None:
         directory, plan = self.directory, self.plan
         facts = directory.ledger.segments
-        ends = [directory.attested_lsn, facts.listed_end_lsn, *facts.dropped.values()]
         plan.uuid = directory.identity.uuid
+        ends = [directory.attested_lsn, facts.listed_end_lsn, *facts.dropped.values()]
         epochs = [directory.identity.epoch]
-        views = [directory.ledger_file(one) for one in directory.ledger_ids()]
-        for segment in segments:
-            ends.append(segment.end_lsn or 0)
-            whole = not segment.damage
-            if segment.state != "missing":
-                view = directory.segment(segment.segment_id)
-                views.append(view)
-                whole = whole or view.footer_verdict is Verdict.WHOLE
-            if not whole:
+        numbers = [0]  # of batches of the ledger
+        views = {view.file_id: view for view in self.found.views}
+        for segment in self.found.segments:
+            base, end = segment.base_lsn or 0, segment.end_lsn or 0
+            ends.append(end)
+            view = views.get(segment.segment_id)
+            if segment.damage and (view is None or view.footer_verdict is not Verdict.WHOLE):
                 continue  # what decodes of damaged messages is no evidence
-            lsns = segment.base_lsn or 0, segment.end_lsn or 0
             for lanes, firsts, positions, *_ in segment.columns.runs():
-                self._place(lanes, firsts, len(positions), *lsns, segment.segment_id in counting)
-        for view in views:
-            for stretch in directory.stretches(view) if view.path.suffix == ".qack" else ():
-                if stretch.batch is not None:
-                    epochs.append(stretch.batch.header.epoch)
-                    number = stretch.batch.header.base + 1
-                    plan.ledger_number = max(plan.ledger_number, number)
+                if segment.segment_id in counting:
+                    self._place(lanes, firsts, len(positions), base, end)
+                else:
+                    self._name_all(lanes, firsts, len(positions))
+        ledgers = [directory.ledger_file(id_) for id_ in directory.ledger_ids()]
+        for stretch in chain.from_iterable(map(directory.stretches, ledgers)):
+            if stretch.batch is not None:
+                epochs.append(stretch.batch.header.epoch)
+                numbers.append(stretch.batch.header.base + 1)
+        for view in (*views.values(), *ledgers):
             if view.header is not None and view.header_verdict is Verdict.WHOLE:
                 epochs.append(view.header.epoch)
-        plan.epoch = max(epochs)
         for lane_id in directory.ledger.lanes:
             self._name(lane_id, directory.ledger.next_qseq(lane_id))
+        if directory.catalog_facts.checkpoint is not None:
+            numbers.append(directory.catalog_facts.checkpoint.ledger.number)
         if self.contents is not None:
             for lane_id, row in self.contents.lanes.items():
                 self._name(lane_id, row.next_qseq)
             if self.contents.checkpoint is not None:
                 ends.append(self.contents.checkpoint.lsn)
-                number = self.contents.checkpoint.ledger.number
-                plan.ledger_number = max(plan.ledger_number, number)
-        by_catalog = directory.catalog_facts.checkpoint
-        if by_catalog is not None:
-            plan.ledger_number = max(plan.ledger_number, by_catalog.ledger.number)
-        plan.end_lsn = max(ends)
+                numbers.append(self.contents.checkpoint.ledger.number)
+        plan.epoch, plan.end_lsn, plan.ledger_number = max(epochs), max(ends), max(numbers)
 
     def _place(
-        self,
-        lanes: Iterable[int],
-        firsts: Iterable[int],
-        count: int,
-        lsn: int,
-        lsn_end: int,
-        counts: bool = True,
+        self, lanes: Iterable[int], firsts: Iterable[int], count: int, lsn: int, lsn_end: int
     ) -> None:
-        """A whole run is in the log, somewhere from one LSN to another."""
+        """A whole run is in the log and counts, somewhere from one LSN to another."""
+        self._keep(lanes, firsts, count, lsn_end)
+        for lane_id, first in zip(lanes, firsts, strict=True):
+            insort(self.placed.setdefault(lane_id, []), (first, first + count, lsn, lsn_end))
+
+    def _keep(self, lanes: Iterable[int], firsts: Iterable[int], count: int, lsn_end: int) -> None:
+        """A run stays, and lies below this LSN."""
+        self._name_all(lanes, firsts, count)
+        for lane_id, first in zip(lanes, firsts, strict=True):
+            if self.directory.unsettled(lane_id, first, count):
+                self.waiting[lane_id] = max(self.waiting.get(lane_id, 0), lsn_end)
+
+    def _name_all(self, lanes: Iterable[int], firsts: Iterable[int], count: int) -> None:
         for lane_id, first in zip(lanes, firsts, strict=True):
             self._name(lane_id, first + count)
-            if counts:
-                insort(self.placed.setdefault(lane_id, []), (first, first + count, lsn, lsn_end))
-                if self.directory.unsettled(lane_id, first, count):
-                    self.waiting[lane_id] = max(self.waiting.get(lane_id, 0), lsn_end)
 
     def _name(self, lane_id: int, end: int) -> None:
         """All qseqs of the lane below this one were given, as far as is known."""
@@ -286,21 +283,17 @@ class _Planner:
 
     # -- segments
 
-    def _counting(self, views: list[FileView], segments: Mapping[int, Segment]) -> list[FileView]:
+    def _counting(self) -> list[FileView]:
         """The segments whose messages count. A message that is in two segments counts in one."""
-        directory, plan = self.directory, self.plan
-        facts = directory.ledger.segments
+        directory, views, segments = self.directory, self.found.views, self.segments
+        replaced = directory.ledger.segments.replaced
         standings = directory.standings([view.file_id for view in views])
         by_id = {view.file_id: view for view in views}
-        for segment_id in sorted(set(facts.replaced.values())):
-            sources = {one for one, into in facts.replaced.items() if into == segment_id}
-            lost = segment_id not in by_id or bool(segments[segment_id].damage)
-            if (
-                lost
-                and sources <= by_id.keys()
-                and all(map(self._is_whole, map(by_id.get, sources)))
-            ):
-                plan.notes.append(
+        for segment_id in sorted(set(replaced.values())):
+            sources = {one for one, into in replaced.items() if into == segment_id}
+            lost = segment_id not in by_id or segments[segment_id].damage
+            if lost and all(one in by_id and self._is_whole(by_id[one]) for one in sources):
+                self.plan.notes.append(
                     f"what had been put together in segment {segment_id} is still there in those "
                     "that it was made of"
                 )
@@ -312,42 +305,41 @@ class _Planner:
         counting = [view for view in views if view.file_id not in standings]
         for view in [one for one in counting if one.file_id >= COMPACTED]:
             segment = segments[view.file_id]
-            for other in list(counting):  # what it is made of does not count beside it
-                base = None if other.header is None else other.header.base
-                if (
-                    other.file_id < view.file_id
-                    and base is not None
-                    and not segment.damage
-                    and (segment.base_lsn or 0) <= base < (segment.end_lsn or 0)
-                ):
-                    counting.remove(other)
+            if not segment.damage:  # what it is made of does not count beside it
+                lsns = range(segment.base_lsn or 0, segment.end_lsn or 0)
+                counting = [
+                    other
+                    for other in counting
+                    if other.file_id >= view.file_id
+                    or other.header is None
+                    or other.header.base not in lsns
+                ]
         return counting
 
-    def _is_whole(self, view: FileView | None) -> bool:
+    def _is_whole(self, view: FileView) -> bool:
         return (
-            view is not None
-            and view.header_verdict is Verdict.WHOLE
+            view.header_verdict is Verdict.WHOLE
             and view.footer_verdict is Verdict.WHOLE
             and all(one.verdict is Verdict.WHOLE for one in self.directory.stretches(view))
         )
 
-    def _plan_log(self, counting: list[FileView], segments: Mapping[int, Segment]) -> None:
-        directory, plan = self.directory, self.plan
+    def _plan_log(self, counting: list[FileView]) -> None:
+        directory, plan, segments = self.directory, self.plan, self.segments
         lsn = 0
-        kept: list[tuple[FileView, int, int, bool]] = []  # base and end LSN, sealed
-        bases = self._bases(counting, segments)
+        kept: list[_Placed] = []
+        bases = self._bases(counting)
         counting = sorted(counting, key=lambda view: (bases[view.file_id], view.file_id))
         for view, following in zip_longest(counting, counting[1:]):
             segment = segments[view.file_id]
-            if segment.state == "reserved" and segment.damage:
-                plan.discarded.append(view)
-                plan.actions.append(f"give {segment.file} up: nothing was written to it")
             if segment.state == "reserved":
+                if segment.damage:
+                    plan.discarded.append(view)
+                    plan.actions.append(f"give {segment.file} up: nothing was written to it")
                 continue
             sealed = view.footer_verdict is Verdict.WHOLE
             if not segment.damage:
                 lsn = segment.end_lsn or lsn
-                kept.append((view, segment.base_lsn or 0, lsn, sealed))
+                kept.append(_Placed(view, segment.base_lsn or 0, lsn, sealed))
                 continue
             base = max(bases[view.file_id], lsn)
             end = plan.end_lsn
@@ -359,65 +351,67 @@ class _Planner:
                 and base < bases[following.file_id]  # else its place is not known either
             ):
                 end = bases[following.file_id]
-            rewrite = self._rewrite(view, base, end)
-            losses = self._take(rewrite)
-            if rewrite.kept:
-                plan.rewrites.append(rewrite)
-                kept.append((view, base, end, True))
-                plan.actions.append(
-                    f"write {segment.file} again with the {counted(rewrite.kept, 'message')} that "
-                    f"are whole{_lost_text(losses)}; the damaged file is moved out"
-                )
-            else:
-                plan.discarded.append(view)
-                why = "is of use here" if view.is_strange else "is whole"
-                plan.actions.append(
-                    f"give {segment.file} up: no message in it {why}{_lost_text(losses)}; the "
-                    "file is moved out"
-                )
+            if self._mend(segment, view, base, end):
+                kept.append(_Placed(view, base, end, True))
             lsn = max(lsn, end)
-        self._plan_missing(segments, kept)
+        self._plan_missing(kept)
         self._seal(kept)
         sealed_ends = [rewrite.end_lsn for rewrite in plan.rewrites]
         gone = plan.end_lsn - max([lsn, *sealed_ends, directory.ledger.segments.end_lsn])
         if gone > 0 and not any(one.state == "missing" for one in segments.values()):
-            self._lose(Loss("log", None, gone, plan.end_lsn - gone, None, None, None, ()))
-        plan.segment_ids = sorted(view.file_id for view, _, _, _ in kept)
+            self._lose(Loss("log", count=gone, lsn=plan.end_lsn - gone))
+        plan.segment_ids = sorted(one.view.file_id for one in kept)
         plain = [id_ for id_ in segments if id_ < COMPACTED]
         # One id is left out, so that `following_lsn` says where the log goes on: see act.py.
         plan.next_segment_id = 2 + max([*plain, directory.ledger.segments.next_id])
 
-    def _bases(self, counting: list[FileView], segments: Mapping[int, Segment]) -> dict[int, int]:
+    def _mend(self, segment: Segment, view: FileView, base: int, end: int) -> bool:
+        """Write a damaged segment again, or give it up if nothing is left of it."""
+        rewrite = self._rewrite(view, base, end)
+        lost = _lost_text(self._take(rewrite))
+        if rewrite.kept:
+            self.plan.rewrites.append(rewrite)
+            self.plan.actions.append(
+                f"write {segment.file} again with the {counted(rewrite.kept, 'message')} that "
+                f"are whole{lost}; the damaged file is moved out"
+            )
+            return True
+        self.plan.discarded.append(view)
+        why = "is of use here" if view.is_strange else "is whole"
+        self.plan.actions.append(
+            f"give {segment.file} up: no message in it {why}{lost}; the file is moved out"
+        )
+        return False
+
+    def _bases(self, counting: list[FileView]) -> dict[int, int]:
         """Where each segment begins, by its header, its footer, or its first whole batch."""
         bases: dict[int, int] = {}
         before = 0  # where the last one ended whose place is known
         for view in counting:
-            batches = (one.batch for one in self.directory.stretches(view) if one.batch)
-            first = None if view.header_verdict is Verdict.WHOLE else next(batches, None)
-            if view.header is not None and view.header_verdict is Verdict.WHOLE:
-                bases[view.file_id] = view.header.base
-            elif view.trailer is not None and view.footer_verdict is Verdict.WHOLE:
-                bases[view.file_id] = view.trailer.base_lsn
-            elif first is not None and first.position == FILE_HEADER_BYTES:
-                bases[view.file_id] = first.header.base
-            elif first is not None:  # it follows on the one before it
-                ends = (
-                    one.end_lsn
-                    for one in segments.values()
-                    if (one.segment_id < view.file_id or one.segment_id >= COMPACTED)
-                    and one.end_lsn
-                    and not one.damage
-                )
-                limit = first.header.base
-                bases[view.file_id] = max((end for end in ends if end <= limit), default=before)
-            elif segments[view.file_id].damage:  # it fills the place that no other one has
-                bases[view.file_id] = self._free_place(segments)
-            else:
-                bases[view.file_id] = before
-            before = segments[view.file_id].end_lsn or before
+            base = base_lsn(view)
+            if base is None:
+                batches = (one.batch for one in self.directory.stretches(view) if one.batch)
+                base = self._base_by(view, next(batches, None), before)
+            bases[view.file_id] = base
+            before = self.segments[view.file_id].end_lsn or before
         return bases
 
-    def _free_place(self, segments: Mapping[int, Segment]) -> int:
+    def _base_by(self, view: FileView, first: Batch | None, before: int) -> int:
+        """Where a segment without header and footer begins; `first` is its first whole batch."""
+        if first is None:  # if it is damaged, it fills the place that no other one has
+            return self._free_place() if self.segments[view.file_id].damage else before
+        if first.position == FILE_HEADER_BYTES:
+            return first.header.base
+        ends = (  # it follows on the one before it
+            one.end_lsn
+            for one in self.segments.values()
+            if (one.segment_id < view.file_id or one.segment_id >= COMPACTED)
+            and one.end_lsn
+            and not one.damage
+        )
+        return max((end for end in ends if end <= first.header.base), default=before)
+
+    def _free_place(self) -> int:
         """Where the LSNs begin that no segment has of which the place is known."""
         facts = self.directory.ledger.segments
         lsn = max(
@@ -425,7 +419,7 @@ class _Planner:
         )
         places = [
             (one.base_lsn, one.end_lsn)
-            for one in segments.values()
+            for one in self.segments.values()
             if one.base_lsn is not None and one.end_lsn is not None and one.records
         ]
         for base, end in sorted(places):
@@ -436,9 +430,8 @@ class _Planner:
 
     def _rewrite(self, view: FileView, base: int, end: int) -> Rewrite:
         known = known_of(self.directory, view, self.pointers.get(view.file_id, {}))
-        sparse = view.file_id >= COMPACTED or (view.header is not None and view.header.sparse)
-        rewrite = Rewrite(view, base, end, known, sparse)
-        rewrite.parts = _Pieces(self.directory, rewrite, self._is_credible, self._index_knows)
+        rewrite = Rewrite(view, base, end)
+        rewrite.parts = partial(self._parts, rewrite, known)
         return rewrite
 
     def _take(self, rewrite: Rewrite) -> list[Loss]:
@@ -450,13 +443,10 @@ class _Planner:
                     end = header.base + header.count
                     self._place(lanes, firsts, len(positions), header.base, end)
         losses = []
-        for part in rewrite.parts:
+        for part in rewrite.parts():
             if isinstance(part, Kept):
                 rewrite.keep(part)
-                for lane_id, first in zip(part.lanes, part.firsts, strict=True):
-                    self._name(lane_id, first + len(part.lengths))
-                    if self.directory.unsettled(lane_id, first, len(part.lengths)):
-                        self.waiting[lane_id] = max(self.waiting.get(lane_id, 0), part.lsn + 1)
+                self._keep(part.lanes, part.firsts, len(part.lengths), part.lsn + 1)
             else:
                 self._lose(part)
                 losses.append(part)
@@ -464,7 +454,7 @@ class _Planner:
 
     def _lose(self, loss: Loss) -> None:
         for lane_id, qseq in loss.targets:
-            if qseq < self.next_qseqs.get(lane_id, -_QSEQ_MARGIN) + _QSEQ_MARGIN:
+            if self._is_near(lane_id, qseq):
                 self._name(lane_id, qseq + 1)
         if not loss.targets:
             self.lost_count += loss.count or 0
@@ -473,6 +463,10 @@ class _Planner:
         else:
             self.plan.settled_losses += loss.count or 0
 
+    def _is_near(self, lane_id: int, qseq: int) -> bool:
+        """Whether a lane can have come so far."""
+        return lane_id in self.next_qseqs and qseq < self.next_qseqs[lane_id] + _QSEQ_MARGIN
+
     def _is_credible(self, casualty: Casualty, lsn: int, lsn_end: int) -> bool:
         """Whether the targets of a message can be right, by all that is whole.
 
@@ -480,7 +474,7 @@ class _Planner:
         and within a lane LSNs go up with the qseqs.
         """
         for lane_id, qseq in casualty.targets:
-            if qseq >= self.next_qseqs.get(lane_id, -_QSEQ_MARGIN) + _QSEQ_MARGIN:
+            if not self._is_near(lane_id, qseq):
                 return False
             runs = self.placed.get(lane_id, [])
             at = bisect_right(runs, (qseq, 1 << 64))
@@ -490,61 +484,60 @@ class _Planner:
                 return False
         return bool(casualty.targets)
 
-    def _plan_missing(
-        self, segments: Mapping[int, Segment], kept: list[tuple[FileView, int, int, bool]]
-    ) -> None:
+    def _plan_missing(self, kept: list[_Placed]) -> None:
         directory, plan = self.directory, self.plan
         needed = {} if self.contents is None else self.contents.live
         accounted = 0  # up to this LSN
-        for segment in sorted(segments.values(), key=lambda one: one.segment_id):
+        for segment_id, segment in sorted(self.segments.items()):
             if segment.state != "missing":
                 continue
-            segment_id = segment.segment_id
-            before = [end for view, _, end, _ in kept if view.file_id < segment_id]
-            after = [base for view, base, _, _ in kept if segment_id < view.file_id < COMPACTED]
+            before = [one.end for one in kept if one.view.file_id < segment_id]
+            after = [one.base for one in kept if segment_id < one.view.file_id < COMPACTED]
             first = max([accounted, *before, *directory.ledger.segments.dropped.values()])
             end = min(after, default=plan.end_lsn)
-            covered = any(base <= first and end <= stop for _, base, stop, _ in kept)
+            covered = any(one.base <= first and end <= one.end for one in kept)
             alive = segment_id in needed and needed[segment_id].count
             if directory.ledger.damaged and not alive and (covered or first >= end):
                 continue  # it was given up, and the ledger does not know it any more
-            losses = [
-                _loss_of(segment.file, casualty)
-                for casualty in missing(self.pointers.get(segment_id, {}))
-            ]
+            pointers = self.pointers.get(segment_id, {})
+            losses = [_loss_of(segment.file, casualty) for casualty in missing(pointers)]
             rest = max(end - first, 0) - len(losses)
             accounted = max(accounted, end)
             if rest > 0 and not self._index_knows(end):
-                losses.append(Loss(segment.file, None, rest, None, None, None, None, ()))
+                losses.append(Loss(segment.file, count=rest))
             for loss in losses:
                 self._lose(loss)
             plan.actions.append(f"give {segment.file} up, which is missing{_lost_text(losses)}")
 
-    def _seal(self, kept: list[tuple[FileView, int, int, bool]]) -> None:
+    def _seal(self, kept: list[_Placed]) -> None:
         """Have segments sealed that come before a gap in the LSNs: a start accepts no others."""
         plan = self.plan
         rewritten = {rewrite.view.file_id for rewrite in plan.rewrites}
-        for at, (view, base, end, sealed) in enumerate(kept):
-            following = kept[at + 1] if at + 1 < len(kept) else None
-            next_base = plan.end_lsn if following is None else following[1]
-            next_to_it = following is not None and following[0].file_id == view.file_id + 1
-            if view.file_id in rewritten or end >= next_base or (sealed and not next_to_it):
+        for one, following in zip_longest(kept, kept[1:]):
+            next_base = plan.end_lsn if following is None else following.base
+            next_to_it = following is not None and following.view.file_id == one.view.file_id + 1
+            if one.view.file_id in rewritten or one.end >= next_base:
                 continue
-            if sealed and following is None:
+            if one.sealed and not next_to_it:
                 continue
-            rewrite = self._rewrite(view, base, next_base if next_to_it else end)
-            for part in rewrite.parts:
+            rewrite = self._rewrite(one.view, one.base, next_base if next_to_it else one.end)
+            for part in rewrite.parts():
                 if isinstance(part, Kept):
                     rewrite.keep(part)
             plan.rewrites.append(rewrite)
             plan.actions.append(
-                f"seal {self.directory.relative(view.path)}: messages behind it are lost"
+                f"seal {self.directory.relative(one.view.path)}: messages behind it are lost"
             )
 
     # -- ledger, lanes, definitions
 
     def _plan_ledger(self) -> None:
         plan = self.plan
+        if not self.directory.ledger.damaged:
+            plan.actions.append(
+                "write a new ledger with all that was settled, which says which segments count"
+            )
+            return
         source = "what is left of it"
         if self.contents is not None and self.contents.checkpoint is not None:
             source += " and from the index, which has what was settled until its last checkpoint"
@@ -554,38 +547,28 @@ class _Planner:
             "redelivered, and so are all others that wait"
         )
 
-    def _fold_lanes(self, ledger_damaged: bool) -> None:
-        directory, plan = self.directory, self.plan
-        contents = self.contents
+    def _fold_lanes(self) -> None:
+        ledger, plan = self.directory.ledger, self.plan
         lane_ids = self.next_qseqs.keys() | plan.definitions.lanes.keys()
-        for lane_id in sorted(lane_ids - directory.ledger.deleted):
-            settled = directory.ledger.lanes.get(lane_id) or StoredSettled()
+        for lane_id in sorted(lane_ids - ledger.deleted):
+            settled = ledger.lanes.get(lane_id) or Settled()
             # No qseq is given twice: all that any file names counts, and each message that is lost
             # without a trace may have had one more.
             next_qseq = self.next_qseqs.get(lane_id, 0) + self.lost_count
-            if ledger_damaged:
-                if contents is not None and lane_id in contents.lanes:
-                    newer = list(settled.attempts.ranges())
-                    settled.attempts.load(contents.lanes[lane_id].attempts)
-                    for range_ in newer:
-                        settled.attempts.note(*range_)
-                    indexed = contents.settled[lane_id]
-                    for block, bits in indexed.bits.items():
-                        settled.add_settled(block, bits)
-                    for start, end in zip(indexed.full[0::2], indexed.full[1::2], strict=True):
-                        settled.mark(start * BLOCK, end * BLOCK)
-                    settled.mark(0, indexed.floor)
+            if ledger.damaged:
+                if self.contents is not None and lane_id in self.contents.lanes:
+                    _add_indexed(settled, lane_id, self.contents)
                 settled.delivered = next_qseq
             plan.lanes[lane_id] = (next_qseq, settled)
 
-    def _plan_definitions(self, ledger_damaged: bool) -> None:
+    def _plan_definitions(self) -> None:
         directory, plan = self.directory, self.plan
         mend = plan.definitions
         lane_end = max(
             directory.identity.lane_ids_reserved,
             max([*self.next_qseqs, *mend.lanes, *directory.ledger.deleted, 0]) + 1,
         )
-        if ledger_damaged:
+        if directory.ledger.damaged:
             lane_end += _LANE_IDS_MARGIN  # some may have been given, and never used
             mend.adopt(self._orphans())
             mend.actions.append(
@@ -609,49 +592,41 @@ class _Planner:
             if lane_id in indexed or not self._index_knows(self.waiting[lane_id])
         }
 
+    # -- a damaged segment, piece by piece
 
-# -- a damaged segment, piece by piece
-
-
-@dataclass(frozen=True, slots=True)
-class _Pieces:
-    """What is kept and what is lost of a segment, in order. It can be iterated several times."""
-
-    directory: Directory
-    rewrite: Rewrite
-    is_credible: Callable[[Casualty, int, int], bool]
-    index_knows: Callable[[int], bool]
-
-    def __iter__(self) -> Iterator[Kept | Loss]:
-        rewrite = self.rewrite
-        lsn, end = rewrite.base_lsn, 0
+    def _parts(self, rewrite: Rewrite, known: dict[int, Known]) -> Iterator[Kept | Loss]:
+        """What is kept and what is lost of a segment, in order."""
+        view, lsn, end = rewrite.view, rewrite.base_lsn, 0
+        sparse = view.file_id >= COMPACTED or (view.header is not None and view.header.sparse)
         last: Gap | None = None
-        for part in walk(self.directory, rewrite.view, lsn, sparse=rewrite.sparse):
-            if isinstance(part, Gap) and part.lsn_end is None:
-                last = part
-            elif isinstance(part, Gap):
-                yield from self._between(part, part.lsn_end or 0)
-            else:
+        for part in walk(self.directory, view, lsn, sparse=sparse):
+            if isinstance(part, Batch):
                 yield from _whole(part)
                 lsn = part.header.base + part.header.count
                 end = part.end
-        if lsn < rewrite.end_lsn or any(place >= end for place in rewrite.known):
-            gap = last or Gap(end, end, lsn, None)
-            yield from self._between(gap, rewrite.end_lsn, last=True)
+            elif part.lsn_end is None:
+                last = part
+            else:
+                yield from self._between(view, part, known, sparse)
+        if lsn < rewrite.end_lsn or any(place >= end for place in known):
+            gap = replace(last or Gap(end, end, lsn, None), lsn_end=rewrite.end_lsn)
+            yield from self._between(view, gap, known, sparse, last=True)
 
-    def _between(self, gap: Gap, lsn_end: int, *, last: bool = False) -> Iterator[Kept | Loss]:
-        """The messages up to this LSN were in the gap; `last`: the file ends here."""
-        view, known = self.rewrite.view, self.rewrite.known
+    def _between(
+        self, view: FileView, gap: Gap, known: dict[int, Known], sparse: bool, *, last: bool = False
+    ) -> Iterator[Kept | Loss]:
+        """What was in the gap; `last`: the file ends here."""
         file = self.directory.relative(view.path)
-        lsn = gap.lsn_first
+        lsn, lsn_end = gap.lsn_first, gap.lsn_end or 0
         is_foreign = self.directory.is_foreign(view)
-        found = casualties_in(self.directory, view, replace(gap, lsn_end=lsn_end), known)
+        found = casualties_in(self.directory, view, gap, known)
         found = [one for one in found if one.record is not None or one.position in known]
-        whole = {
+        credible = {
             one.position
-            for one in _in_order(one for one in found if one.whole)
-            if one.position in known or self.is_credible(one, lsn, lsn_end)
+            for one in found
+            if one.position in known or self._is_credible(one, lsn, lsn_end)
         }
+        whole = {one.position for one in _in_order(one for one in found if one.whole)} & credible
         next_lsn = lsn
         for at, one in enumerate(found):
             # LSNs go up, and leave enough for those that follow.
@@ -664,7 +639,7 @@ class _Pieces:
                     array("I", (one.length,)),
                     self.directory.read(view, one.length, one.position),
                 )
-            elif not one.whole and (one.position in known or self.is_credible(one, lsn, lsn_end)):
+            elif not one.whole and one.position in credible:
                 yield _loss_of(file, one)
             else:  # where it went is damaged, too
                 yield replace(_loss_of(file, one), targets=())
@@ -675,16 +650,30 @@ class _Pieces:
             if (last and place >= gap.end) or (is_foreign and gap.position <= place < gap.end)
         )
         for place in beyond:  # the file was cut, or another one is in its place
-            yield Loss(file, place, 1, known[place].lsn, None, None, None, known[place].targets)
+            yield Loss(file, place, lsn=known[place].lsn, targets=known[place].targets)
         rest = lsn_end - lsn - len(found) - len(beyond)
-        if self.index_knows(lsn_end):
+        if self._index_knows(lsn_end):
             return  # all that waited is known
-        if self.rewrite.sparse:  # how many there were cannot be told from LSNs
+        if sparse:  # how many there were cannot be told from LSNs
             has_bytes = gap.end > gap.position and not is_foreign
             if has_bytes or view.footer_verdict is not Verdict.WHOLE:
-                yield Loss(file, gap.position, None, None, None, None, None, ())
+                yield Loss(file, gap.position, count=None)
         elif rest > 0:
-            yield Loss(file, gap.position, rest, None, None, None, None, ())
+            yield Loss(file, gap.position, count=rest)
+
+
+def _add_indexed(settled: Settled, lane_id: int, contents: IndexContents) -> None:
+    """Settle what the index says of a lane, whose attempts are older than the ledger's."""
+    newer = list(settled.attempts.ranges())
+    settled.attempts.load(contents.lanes[lane_id].attempts)
+    for range_ in newer:
+        settled.attempts.note(*range_)
+    indexed = contents.settled[lane_id]
+    for block, bits in indexed.bits.items():
+        settled.add_settled(block, bits)
+    for start, end in zip(indexed.full[0::2], indexed.full[1::2], strict=True):
+        settled.mark(start * BLOCK, end * BLOCK)
+    settled.mark(0, indexed.floor)
 
 
 def _whole(batch: Batch) -> Iterator[Kept]:
@@ -725,32 +714,19 @@ def _in_order(casualties: Iterable[Casualty]) -> list[Casualty]:
 
 def _loss_of(file: str, casualty: Casualty) -> Loss:
     """What can be told of a message that is lost."""
-    exchange = routing_key = None
-    body_bytes = None
-    if casualty.record is not None:
-        body_bytes = len(casualty.record.body)
-        try:
-            envelope = Envelope.unpack(casualty.record.meta, body_bytes)
-            exchange, routing_key = (
-                well_formed(envelope.exchange),
-                well_formed(envelope.routing_key),
-            )
-        except (ValueError, TypeError, AttributeError):
-            pass
-    return Loss(
-        file,
-        casualty.position,
-        1,
-        casualty.lsn,
-        body_bytes,
-        exchange,
-        routing_key,
-        casualty.targets,
-    )
+    record = casualty.record
+    loss = Loss(file, casualty.position, lsn=casualty.lsn, targets=casualty.targets)
+    if record is None:
+        return loss
+    loss = replace(loss, body_bytes=len(record.body))
+    with suppress(ValueError, TypeError, AttributeError):
+        envelope = Envelope.unpack(record.meta, len(record.body))
+        exchange, routing_key = well_formed(envelope.exchange), well_formed(envelope.routing_key)
+        loss = replace(loss, exchange=exchange, routing_key=routing_key)
+    return loss
 
 
 def _lost_text(losses: list[Loss]) -> str:
     count = sum(loss.count or 0 for loss in losses)
-    if any(loss.count is None for loss in losses):
-        return f", {counted(count, 'message')} or more are lost" if count else ""
-    return f", {counted(count, 'message')} lost" if count else ""
+    more = " or more are" if any(loss.count is None for loss in losses) else ""
+    return f", {counted(count, 'message')}{more} lost" if count else ""
