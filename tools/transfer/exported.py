@@ -6,13 +6,11 @@ JSON, octets that are no UTF-8 are `{"base64": …}`; in msgpack octets are octe
 would not come back exactly, `properties_raw` has them as they were.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import lru_cache
@@ -51,7 +49,8 @@ _UNFIT = (
     *(AMQPError, struct.error),
 )
 
-_NUMBERS: dict[str, type[int | float]] = {
+# What values are read as that are one thing in JSON and in msgpack.
+_PLAIN: dict[str, Callable[[Any], Value]] = {
     "b": Int8,
     "B": UInt8,
     "s": Int16,
@@ -62,6 +61,9 @@ _NUMBERS: dict[str, type[int | float]] = {
     "T": Timestamp,
     "f": Float32,
     "d": float,
+    "x": bytes,
+    "t": bool,
+    "V": lambda _: None,
 }
 
 
@@ -135,19 +137,6 @@ def read_messages(stream: BufferedReader) -> Iterator[tuple[int, Message]]:
             ) from error
 
 
-class _Counted:
-    """A stream, and how much was read of it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.bytes_read = 0
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self.bytes_read += len(data)
-        return data
-
-
 def _json_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
     position = 0
     for line in stream:
@@ -161,13 +150,12 @@ def _json_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 def _msgpack_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
     position = 0
-    counted = _Counted(stream)
-    unpacker = msgpack.Unpacker(counted, unicode_errors="surrogateescape", max_buffer_size=1 << 31)
+    unpacker = msgpack.Unpacker(stream, unicode_errors="surrogateescape", max_buffer_size=1 << 31)
     while True:
         try:
             item = unpacker.unpack()
         except msgpack.OutOfData:
-            if counted.bytes_read > position:
+            if unpacker.tell() > position:
                 raise Malformed(f"the message at byte {position} is cut off") from None
             return
         except ValueError as error:
@@ -206,30 +194,24 @@ def _name(text: Any) -> str:
 
 
 def _plain_properties(properties: Properties) -> dict[str, Any]:
+    """The properties that are set; headers with their types."""
     plain = {}
     for field in fields(properties):
         value = getattr(properties, field.name)
-        if value is None:
-            continue
-        if field.name == "headers":
+        if field.name == "headers" and value is not None:
             value = {key: _plain(one) for key, one in value.items()}
-        plain[field.name] = int(value) if isinstance(value, int) else value
+        if value is not None:
+            plain[field.name] = int(value) if isinstance(value, int) else value
     return plain
 
 
 def _properties_of(plain: dict[str, Any]) -> Properties:
-    properties = Properties()
-    for field in fields(properties):
-        value = plain.get(field.name)
-        if value is None:
-            continue
-        if field.name == "headers":
-            setattr(properties, field.name, {key: _value(one) for key, one in value.items()})
-        else:
-            setattr(
-                properties, field.name, Timestamp(value) if field.name == "timestamp" else value
-            )
-    return properties
+    known = {field.name: plain.get(field.name) for field in fields(Properties)}
+    if known["headers"] is not None:
+        known["headers"] = {key: _value(one) for key, one in known["headers"].items()}
+    if known["timestamp"] is not None:
+        known["timestamp"] = Timestamp(known["timestamp"])
+    return Properties(**known)
 
 
 def _plain(value: Value) -> list[Any]:
@@ -243,18 +225,18 @@ def _plain(value: Value) -> list[Any]:
             return ["D", [value.scale, value.unscaled]]
         case datetime():
             return ["T", int(value.timestamp())]
-    letter = encode_value(value)[:1].decode()
     match value:
         case bool() | None | str():
-            return [letter, value]
+            plain: Any = value
         case int():
-            return [letter, int(value)]
+            plain = int(value)
         case float():
-            return [letter, float(value) if math.isfinite(value) else str(float(value))]
+            plain = float(value) if math.isfinite(value) else str(float(value))
         case bytes():
-            return [letter, bytes(value)]
+            plain = bytes(value)
         case _:
             raise ValueError(f"no type for {value!r}")
+    return [encode_value(value)[:1].decode(), plain]
 
 
 def _value(plain: list[Any]) -> Value:
@@ -268,15 +250,9 @@ def _value(plain: list[Any]) -> Value:
             return DecimalValue(*value)
         case "S":
             return LongStr(value) if isinstance(value, bytes) else str(value)
-        case "x":
-            return bytes(value)
-        case "t":
-            return bool(value)
-        case "V":
-            return None
         case "l":
             return Int64(value) if -(2**31) <= value < 2**31 else int(value)
-    return _NUMBERS[letter](value)
+    return _PLAIN[letter](value)
 
 
 def _for_json(value: Any) -> Any:

@@ -7,8 +7,6 @@ everything that was sent, and says how many messages are confirmed, so that anot
 on from there.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections import deque
@@ -45,7 +43,6 @@ def import_(
 
     The queues must exist. Needs the right to write to the default exchange.
     """
-
     try:
         address = Address.parse(url)
     except ValueError as error:
@@ -85,8 +82,7 @@ def import_(
     raise typer.Exit(status)
 
 
-def _where_to_go_on(file: Path, importing: _Import) -> str:
-
+def _where_to_go_on(file: Path, importing: "_Import") -> str:
     confirmed, begun = importing.confirmed, importing.begun
     text = f"the first {counted(confirmed, 'message')} of {file} are confirmed; go on with --skip "
     if begun == confirmed:
@@ -139,7 +135,6 @@ class _Import:
 
     def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
         """Raises PublishFailed, Malformed, OSError, KeyboardInterrupt."""
-
         with ExitStack() as connections, _patiently() as interrupted:
             try:
                 self._send(stream, advance, connections, interrupted)
@@ -158,7 +153,6 @@ class _Import:
         connections: ExitStack,
         interrupted: Callable[[], bool],
     ) -> None:
-
         before = 0
         for number, (position, message) in enumerate(read_messages(stream), 1):
             if interrupted():
@@ -167,15 +161,14 @@ class _Import:
             before = position
             name = f"message {number}"
             targets: list[tuple[Publisher, str]] = []
-            if number > self._skip:
-                try:
-                    for vhost, queue in self._queues_of(message):
-                        targets.append((self._publisher(vhost, connections), queue))
-                        targets[-1][0].find(queue)
-                except PublishFailed as error:
-                    raise PublishFailed(f"{name}: {error}") from error
+            try:
+                for vhost, queue in self._queues_of(message) if number > self._skip else ():
+                    targets.append((self._publisher(vhost, connections), queue))
+                    targets[-1][0].find(queue)
+            except PublishFailed as error:
+                raise PublishFailed(f"{name}: {error}") from error
             self.begun = number
-            copies: list[tuple[Publisher, int]] = []
+            copies = []
             for publisher, queue in targets:
                 publisher.publish(queue, message.envelope, message.body, name)
                 copies.append((publisher, publisher.published))
@@ -184,7 +177,6 @@ class _Import:
                 self._forget_confirmed()
 
     def _queues_of(self, message: Message) -> list[tuple[str, str]]:
-
         vhost = self._address.vhost
         if self._queue is not None:
             return [(vhost if vhost is not None else "/", self._queue)]
@@ -195,7 +187,6 @@ class _Import:
         return [(own if vhost is None else vhost, queue) for own, queue in message.queues]
 
     def _publisher(self, vhost: str, connections: ExitStack) -> Publisher:
-
         if vhost not in self._publishers:
             publisher = Publisher(self._address, vhost)
             self._publishers[vhost] = connections.enter_context(publisher)

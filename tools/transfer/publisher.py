@@ -4,14 +4,12 @@ Promises that a message which it calls confirmed was confirmed by the broker, an
 Its calls wait; a broker that says nothing for a minute counts as gone. Knows nothing of files.
 """
 
-from __future__ import annotations
-
 import secrets
 import select
 import socket
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from qlog import __version__
@@ -35,6 +33,7 @@ _WAITING_MAX = 1000  # messages that are not confirmed yet
 _WAITING_BYTES_MAX = 8 << 20
 _SILENCE_S_MAX = 60.0
 _READ_BYTES = 1 << 16
+M = TypeVar("M", bound=Method)
 
 
 class PublishFailed(Exception):
@@ -61,7 +60,7 @@ class Address:
     vhost: str | None
 
     @classmethod
-    def parse(cls, url: str) -> Address:
+    def parse(cls, url: str) -> Self:
         """From `amqp://user:password@host:port/vhost`. Raises ValueError."""
         parts = urlsplit(url)
         if parts.scheme != "amqp":
@@ -171,8 +170,7 @@ class Publisher:
             raise PublishFailed(self._refused[min(self._refused)])
 
     def _open(self, address: Address) -> None:
-        self._send(PROTOCOL_HEADER)
-        self._expect(spec.ConnectionStart)
+        self._expect(spec.ConnectionStart, PROTOCOL_HEADER)
         product: Table = {
             "product": "qlog inspect import",
             "version": __version__,
@@ -183,9 +181,8 @@ class Publisher:
             },
         }
         response = f"\0{address.user}\0{address.password}".encode()
-        self._send(method_frame(0, spec.ConnectionStartOk(product, "PLAIN", response, "en_US")))
-        tune = self._expect(spec.ConnectionTune)
-        assert isinstance(tune, spec.ConnectionTune)
+        start = spec.ConnectionStartOk(product, "PLAIN", response, "en_US")
+        tune = self._ask(0, start, spec.ConnectionTune)
         self._frame_max = tune.frame_max or 131072
         self._send(method_frame(0, spec.ConnectionTuneOk(tune.channel_max, self._frame_max, 0)))
         self._ask(0, spec.ConnectionOpen(self._vhost), spec.ConnectionOpenOk)
@@ -206,11 +203,12 @@ class Publisher:
             self._ask(_ASKING, spec.QueueBind(queue, exchange, "", False, {}), spec.QueueBindOk)
         return exchange
 
-    def _ask(self, channel: int, method: Method, reply: type[Method]) -> None:
-        self._send(method_frame(channel, method))
-        self._expect(reply)
+    def _ask(self, channel: int, method: Method, kind: type[M]) -> M:
+        """Send a method, and wait for the reply of this kind."""
+        return self._expect(kind, method_frame(channel, method))
 
-    def _expect(self, kind: type[Method]) -> Method:
+    def _expect(self, kind: type[M], *buffers: Buffer) -> M:
+        self._send(*buffers)
         while not self._replies:
             self._receive(wait=True)
         reply = self._replies.popleft()

@@ -14,7 +14,6 @@ from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.pointers import (
     Comparison,
     IndexContents,
-    described,
     look_at_index,
     read_contents,
 )
@@ -150,7 +149,7 @@ def _facts(contents: IndexContents) -> Iterator[tuple[str, Cell]]:
 
 
 def _show_comparison(directory: Directory, report: Report, comparison: Comparison) -> None:
-    items = [described(directory, difference) for difference in comparison.differences]
+    items = [difference.document(directory) for difference in comparison.differences]
     report.content["comparison"] = {
         "pointers": comparison.pointers,
         "spilled": comparison.spilled,

@@ -20,7 +20,6 @@ from qlog.tools.inspect.look.log import Survey, survey
 from qlog.tools.inspect.look.pointers import (
     IndexContents,
     compare,
-    described,
     look_at_index,
     read_contents,
 )
@@ -101,7 +100,7 @@ def _check_index(
     if comparison.differs and directory.in_use:
         contents, _, comparison = look_at_index(Directory(directory.root))
     texts = [*contents.damaged, *comparison.counts]
-    texts += (str(described(directory, item)["text"]) for item in comparison.differences)
+    texts += (item.document(directory)["text"] for item in comparison.differences)
     return comparison.pointers, [Damage("index.lmdb", what) for what in texts]
 
 

@@ -7,12 +7,11 @@ pointer or not. The comparison goes block by block, so that millions of pointers
 seconds.
 """
 
-from __future__ import annotations
-
 import struct
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -60,8 +59,7 @@ def read_contents(directory: Path) -> IndexContents:
 
 
 def _contents(directory: Path, lock: bool) -> IndexContents:
-    index = open_index(directory, lock)
-    try:
+    with closing(open_index(directory, lock)) as index:
         contents = IndexContents(index.usage(), (directory / "data.mdb").stat().st_size)
         for database, key, value in index.rows():
             if value is None:
@@ -69,8 +67,6 @@ def _contents(directory: Path, lock: bool) -> IndexContents:
             else:
                 _take(contents, database, key, value)
         return contents
-    finally:
-        index.close()
 
 
 def _take(contents: IndexContents, database: str, key: bytes, value: bytes) -> None:
@@ -111,17 +107,26 @@ class Difference:
     first: int
     end: int
     what: str
-    lsn: int | None = None  # of the first, where the log has it
-    segment_id: int | None = None
-    position: int | None = None
+    lsn: int | None  # of the first, where the log has it
+    segment_id: int
+    position: int
 
-    def continues(self, other: Difference) -> bool:
-        return (
-            self.lane_id == other.lane_id
-            and self.first == other.end
-            and self.what == other.what
-            and self.segment_id == other.segment_id
-        )
+    def document(self, directory: Directory) -> dict[str, Any]:
+        """For JSON; `text` is for people."""
+        which = f"#{self.first}" + (f"-{self.end - 1}" if self.end > self.first + 1 else "")
+        where = f"segment {self.segment_id} byte {self.position}"
+        if self.lsn is not None:
+            where = f"LSN {self.lsn}, {where}"
+        return {
+            **directory.named(self.lane_id),
+            "offset_first": self.first,
+            "offset_end": self.end,
+            "what": self.what,
+            "lsn": self.lsn,
+            "segment": self.segment_id,
+            "position": self.position,
+            "text": f"{lane_text(directory, self.lane_id)} {which}: {self.what} ({where})",
+        }
 
 
 @dataclass(slots=True)
@@ -138,11 +143,18 @@ class Comparison:
         """Something does not agree."""
         return bool(self.differences or self.counts)
 
-    def add(self, item: Difference) -> None:
-        if self.differences and item.continues(self.differences[-1]):
-            self.differences[-1].end = item.end
+    def add(
+        self, lane_id: int, qseq: int, what: str, lsn: int | None, segment_id: int, position: int
+    ) -> None:
+        """A message about which index and log differ; it may go on the difference before."""
+        last = self.differences[-1] if self.differences else None
+        if last and (last.lane_id, last.end, last.what, last.segment_id) == (
+            *(lane_id, qseq, what, segment_id),
+        ):
+            last.end += 1
         else:
-            self.differences.append(item)
+            difference = Difference(lane_id, qseq, qseq + 1, what, lsn, segment_id, position)
+            self.differences.append(difference)
 
 
 def compare(
@@ -155,15 +167,15 @@ def compare(
     if contents.checkpoint is None:
         return Comparison()
     comparing = _Comparing(directory, contents, contents.checkpoint.lsn)
-    present = [segment for segment in segments if segment.state != "missing"]
-    for segment in present:
-        comparing.take(segment)
-        advance(segment.size_bytes)
+    for segment in segments:
+        if segment.state != "missing":
+            comparing.take(segment)
+            advance(segment.size_bytes)
     for key, columns in comparing.blocks.items():
         comparing.count(*key, columns)
     result = comparing.result
-    result.pointers = sum(comparing.alive.values()) + sum(comparing.spilled.values())
     result.spilled = sum(comparing.spilled.values())
+    result.pointers = sum(comparing.alive.values()) + result.spilled
     if not contents.damaged:  # else they cannot be right
         result.counts = list(comparing.wrong_counts())
     return result
@@ -200,7 +212,7 @@ class _Comparing:
                     self._compare(segment.segment_id, lane_id, first, run, lsn)
             lsn += len(run.positions)
 
-    def count(self, lane_id: int, block: int, columns: array[int]) -> None:
+    def count(self, lane_id: int, block: int, columns: "array[int]") -> None:
         """Check that every pointer of a block has its message, and count them."""
         ours, positions, lengths, sizes = (columns[at::4] for at in range(4))
         bits = ~self.contents.settled_bits(lane_id, block) & ((1 << len(ours)) - 1)
@@ -226,33 +238,31 @@ class _Comparing:
             for slot in _slots(strays & of_it):
                 qseq = block * BLOCK + slot
                 if self.directory.unsettled(lane_id, qseq, 1):
-                    self._differs(lane_id, qseq, what, None, segment_id, positions[slot])
+                    self.result.add(lane_id, qseq, what, None, segment_id, positions[slot])
 
     def wrong_counts(self) -> Iterator[str]:
         """Counts of the index that differ from what was found."""
-        contents = self.contents
-        for lane_id, row in contents.lanes.items():
-            for name, said, is_ in (
-                ("messages", row.alive, self.alive[lane_id]),
-                ("spilled messages", row.spilled, self.spilled[lane_id]),
-            ):
-                if said != is_:
-                    yield f"lane {lane_id} counts {said} unsettled {name}, and has {is_} pointers"
+        for lane_id, row in self.contents.lanes.items():
+            alive, spilled = self.alive[lane_id], self.spilled[lane_id]
+            if row.alive != alive:
+                yield f"lane {lane_id} counts {row.alive} unsettled messages, and has {alive} pointers"
+            if row.spilled != spilled:
+                yield (
+                    f"lane {lane_id} counts {row.spilled} unsettled spilled messages, and has "
+                    f"{spilled} pointers"
+                )
             if row.alive_bytes != self.alive_bytes[lane_id]:
                 yield (
                     f"lane {lane_id} counts {row.alive_bytes} bytes of unsettled messages, and the "
                     f"pointers say {self.alive_bytes[lane_id]}"
                 )
-        for segment_id in sorted(contents.live.keys() | self.live.keys()):
-            said_live = contents.live.get(segment_id, Live())
-            is_live = self.live[segment_id]
-            if said_live != is_live:
+        for segment_id in sorted(self.contents.live.keys() | self.live.keys()):
+            said, is_ = self.contents.live.get(segment_id, Live()), self.live[segment_id]
+            if said != is_:
                 yield (
-                    f"segment {segment_id} counts {said_live.count} unsettled messages "
-                    f"({said_live.size} bytes), and {is_live.count} ({is_live.size} bytes) point "
-                    "to it"
+                    f"segment {segment_id} counts {said.count} unsettled messages "
+                    f"({said.size} bytes), and {is_.count} ({is_.size} bytes) point to it"
                 )
-
         yield from self._wrong_dues()
 
     def _wrong_dues(self) -> Iterator[str]:
@@ -301,17 +311,12 @@ class _Comparing:
                     if not theirs:
                         what = "no pointer to a message that waits"
                 position = run.positions[place]
-                self._differs(lane_id, qseq, what, lsn + place, segment_id, position)
+                self.result.add(lane_id, qseq, what, lsn + place, segment_id, position)
             at += count
-
-    def _differs(
-        self, lane_id: int, qseq: int, what: str, lsn: int | None, segment_id: int, position: int
-    ) -> None:
-        self.result.add(Difference(lane_id, qseq, qseq + 1, what, lsn, segment_id, position))
 
 
 def _matched(
-    columns: array[int], slot: int, segment_id: int, run: PlacedRun, at: int, count: int
+    columns: "array[int]", slot: int, segment_id: int, run: PlacedRun, at: int, count: int
 ) -> int:
     """Bits: which of a run's messages from `at` on the pointers from `slot` on lead to."""
     ours = columns[4 * slot : 4 * (slot + count)]
@@ -330,7 +335,7 @@ def _slots(bits: int) -> Iterator[int]:
         bits &= bits - 1
 
 
-def _columns(value: bytes) -> array[int]:
+def _columns(value: bytes) -> "array[int]":
     columns = array("I")
     columns.frombytes(value)
     return columns
@@ -354,28 +359,3 @@ def look_at_index(directory: Directory) -> tuple[IndexContents, Survey, Comparis
             return contents, found, compare(directory, contents, found.segments, advance)
 
     return look_again(directory.in_use, look, lambda found: found[2].differs)
-
-
-def described(directory: Directory, difference: Difference) -> dict[str, Any]:
-    """A difference for JSON; its `text` is for people."""
-    which = f"#{difference.first}"
-    if difference.end > difference.first + 1:
-        which += f"-{difference.end - 1}"
-    text = f"{lane_text(directory, difference.lane_id)} {which}: {difference.what}"
-    where = []
-    if difference.lsn is not None:
-        where.append(f"LSN {difference.lsn}")
-    if difference.segment_id is not None:
-        where.append(f"segment {difference.segment_id} byte {difference.position}")
-    if where:
-        text += f" ({', '.join(where)})"
-    return {
-        **directory.named(difference.lane_id),
-        "offset_first": difference.first,
-        "offset_end": difference.end,
-        "what": difference.what,
-        "lsn": difference.lsn,
-        "segment": difference.segment_id,
-        "position": difference.position,
-        "text": text,
-    }
