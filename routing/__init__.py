@@ -3,6 +3,7 @@
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.errors import (
     DefaultExchangeForbidden,
+    InvalidArguments,
     InvalidBinding,
     MissingExchange,
     MissingQueue,
@@ -19,6 +20,7 @@ __all__ = [
     "DefaultExchangeForbidden",
     "DestinationKind",
     "Exchange",
+    "InvalidArguments",
     "InvalidBinding",
     "MissingExchange",
     "MissingQueue",

@@ -51,7 +51,8 @@ def comparable(value: object) -> Hashable:
 class Binding:
     """From `source`, an exchange, to the queue or exchange `destination`.
 
-    `arguments` are kept as given and must not be changed afterwards.
+    `arguments` are kept as given and must not be changed afterwards. `place` is where the type of
+    the source has put the binding among others, for types that must know it again after a restart.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Binding:
     destination: str
     routing_key: str
     arguments: Mapping[str, object] = field(default_factory=lambda: NO_ARGUMENTS, compare=False)
+    place: int | None = field(default=None, compare=False)
     _arguments_key: Hashable = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

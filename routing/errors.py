@@ -14,7 +14,9 @@ class UnknownExchangeType(RoutingError):
     """No exchange type has this name."""
 
     def __init__(self, type_name: str) -> None:
-        super().__init__(f"unknown exchange type '{type_name}'")
+        # In RabbitMQ the empty name is one that it knows, but not as an exchange type.
+        known = "unknown" if type_name else "invalid"
+        super().__init__(f"{known} exchange type '{type_name}'")
         self.type_name = type_name
 
 
@@ -41,8 +43,16 @@ class DefaultExchangeForbidden(RoutingError):
         super().__init__("operation not permitted on the default exchange")
 
 
+class InvalidArguments(RoutingError):
+    """An exchange of this type cannot work with its arguments; str() is RabbitMQ's text."""
+
+
 class InvalidBinding(RoutingError):
-    """A headers exchange cannot work with `value` as `x-match`; str() is RabbitMQ's text.
+    """An exchange of this type cannot work with a binding; str() is RabbitMQ's text."""
+
+
+class InvalidMatch(InvalidBinding):
+    """A headers exchange cannot work with `value` as `x-match`.
 
     For a `value` that is no string, the text names an AMQP type that is guessed from the Python
     type. A caller that knows the type on the wire can name it exactly.
@@ -50,15 +60,26 @@ class InvalidBinding(RoutingError):
 
     def __init__(self, value: object) -> None:
         if isinstance(value, str):
-            text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-            term = f'<<"{text}">>' if text else "<<>>"
             super().__init__(
-                f"Invalid x-match field value {term}; expected all, any, all-with-x, or any-with-x"
+                f"Invalid x-match field value {erlang_text(value)}; "
+                "expected all, any, all-with-x, or any-with-x"
             )
         else:
             kind, term = _erlang(value)
             super().__init__(f"Invalid x-match field type {kind} (value {term}); expected longstr")
         self.value = value
+
+
+def erlang_text(text: str) -> str:
+    """A text as RabbitMQ's error texts print it.
+
+    >>> erlang_text("a"), erlang_text(""), erlang_text("é")
+    ('<<"a">>', '<<>>', '<<"é"/utf8>>')
+    """
+    if not text:
+        return "<<>>"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'<<"{escaped}"{"" if text.isascii() else "/utf8"}>>'
 
 
 def _erlang(value: object) -> tuple[str, str]:

@@ -3,47 +3,71 @@
 A new type is a file with a class that keeps the contract, and a line in `TYPES`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from qlog.routing.binding import NO_ARGUMENTS, Binding
+from qlog.routing.consistent_hash import ConsistentHash
 from qlog.routing.direct import Direct
+from qlog.routing.errors import UnknownExchangeType
 from qlog.routing.fanout import Fanout
 from qlog.routing.headers import Headers
+from qlog.routing.message import Message
+from qlog.routing.modulus_hash import ModulusHash
+from qlog.routing.random import LocalRandom, Random
 from qlog.routing.topic import Topic
 
 
 class Matcher(Protocol):
     """An exchange type: the bindings of one exchange, arranged for finding those that match."""
 
-    cacheable: ClassVar[bool]
-    """True when what matches depends on the routing keys alone, so that callers may remember it."""
+    def __init__(self, arguments: Mapping[str, object] = NO_ARGUMENTS) -> None:
+        """`arguments` are the exchange's. Raises InvalidArguments."""
 
-    def __init__(self) -> None: ...
+    @property
+    def cacheable(self) -> bool:
+        """What matches depends on the routing keys alone, so that callers may remember it."""
 
-    def add(self, binding: Binding) -> None:
-        """Take in a binding that is not here yet. Raises InvalidBinding, having changed nothing."""
+    def add(self, binding: Binding, place: int | None = None) -> int | None:
+        """Take in a binding that is not here yet. Raises InvalidBinding, having changed nothing.
+
+        Returns the place of the binding, if the type has places that last; after a restart the
+        binding is added with its `place`, those that have one before all others.
+        """
 
     def remove(self, binding: Binding) -> None:
         """Forget a binding that is here."""
 
-    def match(
-        self, routing_keys: Sequence[str], headers: Callable[[], Mapping[str, object]]
-    ) -> Collection[Binding]:
-        """Return the bindings that match any of the keys, or the headers.
+    def match(self, routing_keys: Sequence[str], message: Message) -> Collection[Binding]:
+        """Return the bindings that match any of the keys, or what else is in the message.
+
+        The first key is the message's own, the others are those of CC and BCC.
 
         The result may be a view of the matcher's own state: read it before the next change. A
         binding may be in it twice.
         """
 
 
+ALTERNATE = "alternate-exchange"  # the argument
+LOCAL_RANDOM = "x-local-random"
+
 TYPES: Mapping[str, type[Matcher]] = {
     "direct": Direct,
     "fanout": Fanout,
     "headers": Headers,
     "topic": Topic,
+    "x-consistent-hash": ConsistentHash,
+    LOCAL_RANDOM: LocalRandom,
+    "x-modulus-hash": ModulusHash,
+    "x-random": Random,
 }
+
+
+def assert_type(name: str) -> None:
+    """Raises UnknownExchangeType."""
+    if name not in TYPES:
+        raise UnknownExchangeType(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +87,7 @@ class Exchange:
 
         None if that is the default exchange: RabbitMQ finds no queue through it as an alternate.
         """
-        name = self.arguments.get("alternate-exchange")
+        name = self.arguments.get(ALTERNATE)
         assert name is None or isinstance(name, str), "the broker checks the argument's type"
         return name or None
 

@@ -5,7 +5,8 @@ of alternates end, and that `version` grows with every change that may alter a r
 Knows queues by name only; does not know users, reply codes, durability rules or reserved names.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,9 +15,9 @@ from qlog.routing.errors import (
     DefaultExchangeForbidden,
     MissingExchange,
     MissingQueue,
-    UnknownExchangeType,
 )
-from qlog.routing.exchange import PREDECLARED, TYPES, Exchange, Matcher
+from qlog.routing.exchange import PREDECLARED, TYPES, Exchange, Matcher, assert_type
+from qlog.routing.message import Message
 
 
 class Routed(NamedTuple):
@@ -55,7 +56,7 @@ class _Source:
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.alternate = exchange.alternate
-        self.matcher: Matcher = TYPES[exchange.type]()
+        self.matcher: Matcher = TYPES[exchange.type](exchange.arguments)
         self.bindings: dict[Binding, None] = {}
 
 
@@ -110,11 +111,10 @@ class RoutingTable:
         """Return the exchange of this name, created if there was none.
 
         An exchange that exists is returned as it is: the caller compares. Raises
-        UnknownExchangeType (also when the exchange exists, as RabbitMQ does) and
-        DefaultExchangeForbidden.
+        UnknownExchangeType (also when the exchange exists, as RabbitMQ does), InvalidArguments
+        (only when it does not) and DefaultExchangeForbidden.
         """
-        if type not in TYPES:
-            raise UnknownExchangeType(type)
+        assert_type(type)
         if name == "":
             raise DefaultExchangeForbidden
         source = self._sources.get(name)
@@ -174,11 +174,13 @@ class RoutingTable:
         destination: str,
         routing_key: str,
         arguments: Mapping[str, object] = NO_ARGUMENTS,
-    ) -> bool:
-        """Bind a queue or an exchange to the exchange `source`; tell whether that is new.
+        place: int | None = None,
+    ) -> Binding | None:
+        """Bind a queue or an exchange to the exchange `source`.
 
-        Raises MissingExchange, MissingQueue (the source is looked up first), InvalidBinding and
-        DefaultExchangeForbidden.
+        Returns the binding, None if it is not new. `place` is what the binding had before a
+        restart. Raises MissingExchange, MissingQueue (the source is looked up first),
+        InvalidBinding and DefaultExchangeForbidden.
         """
         if source == "" or (kind == "exchange" and destination == ""):
             raise DefaultExchangeForbidden
@@ -190,9 +192,8 @@ class RoutingTable:
             raise MissingExchange(destination)
         binding = Binding(source, kind, destination, routing_key, arguments)
         if binding in self._sources[source].bindings:
-            return False
-        self._attach(binding)
-        return True
+            return None
+        return self._attach(binding, place)
 
     def removal_of_binding(
         self,
@@ -243,12 +244,15 @@ class RoutingTable:
         """Iterate over the bindings that lead to a queue or an exchange."""
         return iter(self._incoming.get((kind, destination), ()))
 
-    def _attach(self, binding: Binding) -> None:
+    def _attach(self, binding: Binding, place: int | None = None) -> Binding:
         source = self._sources[binding.source]
-        source.matcher.add(binding)  # first, as it alone may refuse
+        place = source.matcher.add(binding, place)  # first, as it alone may refuse
+        if place is not None:
+            binding = replace(binding, place=place)
         source.bindings[binding] = None
         self._incoming.setdefault((binding.kind, binding.destination), {})[binding] = None
         self.version += 1
+        return binding
 
     def _detach(self, binding: Binding) -> None:
         source = self._sources[binding.source]
@@ -302,12 +306,12 @@ class RoutingTable:
         self,
         exchange: str,
         routing_keys: Sequence[str],
-        headers: Callable[[], Mapping[str, object]],
+        message: Message,
     ) -> Routed:
         """Find the queues of a message published to `exchange`. Raises MissingExchange.
 
-        `routing_keys` are the message's own and those of CC and BCC; `headers` is called once for
-        each headers exchange on the way. An exchange where no binding matches hands the message
+        `routing_keys` are the message's own, which comes first, and those of CC and BCC; `message`
+        is asked once by each exchange on the way that has to know more. An exchange where no binding matches hands the message
         to its alternate, and so on; an alternate that does not exist is ignored (RabbitMQ).
         """
         if exchange not in self._sources:
@@ -322,7 +326,7 @@ class RoutingTable:
                 continue  # an alternate that does not exist
             matcher = source.matcher
             cacheable = cacheable and matcher.cacheable
-            matched = matcher.match(routing_keys, headers)
+            matched = matcher.match(routing_keys, message)
             for binding in matched:
                 if binding.kind == "queue":
                     queues[binding.destination] = None

@@ -9,11 +9,12 @@ them; the others stand in a trie by word. All the places a key may be at in the 
 together, so a key visits a node at most once a word however many `#` there are.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
-from qlog.routing.binding import Binding
+from qlog.routing.binding import NO_ARGUMENTS, Binding
 from qlog.routing.direct import Direct
+from qlog.routing.message import Message
 
 
 def _words(key: str) -> list[str]:
@@ -101,20 +102,18 @@ class Topic:
 
     cacheable: ClassVar[bool] = True
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Mapping[str, object] = NO_ARGUMENTS) -> None:
         self._literal = Direct()
         self._patterns = PatternTrie()
 
-    def add(self, binding: Binding) -> None:
+    def add(self, binding: Binding, place: int | None = None) -> None:
         self._home(binding).add(binding)
 
     def remove(self, binding: Binding) -> None:
         self._home(binding).remove(binding)
 
-    def match(
-        self, routing_keys: Sequence[str], headers: Callable[[], Mapping[str, object]]
-    ) -> Collection[Binding]:
-        literal = self._literal.match(routing_keys, headers)
+    def match(self, routing_keys: Sequence[str], message: Message) -> Collection[Binding]:
+        literal = self._literal.match(routing_keys, message)
         if not self._patterns:
             return literal
         found = list(literal)

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import msgpack
 from xxhash import xxh3_64_intdigest
 
-from qlog.server.amqp.properties import Properties, decode_properties, headers_of
+from qlog.server.amqp.properties import (
+    Properties,
+    decode_properties,
+    headers_of,
+    text_of,
+    timestamp_of,
+)
 from qlog.server.amqp.values import Table
 
 _new_tuple = tuple.__new__  # the same result as Envelope(…), at two thirds of the cost
@@ -54,6 +60,13 @@ class Envelope(NamedTuple):
     def headers(self) -> Table:
         """The headers, decoded; empty when there are none. Raises HardError when malformed."""
         return headers_of(self.properties)
+
+    def property_text(self, name: str) -> str | None:
+        """A property that is a short string, or `timestamp` in seconds, as text; None: absent."""
+        if name != "timestamp":
+            return text_of(self.properties, name)
+        seconds = timestamp_of(self.properties)
+        return None if seconds is None else str(seconds)
 
     def decoded_properties(self) -> Properties:
         """The properties, decoded. Raises HardError when they are malformed."""

@@ -317,6 +317,12 @@ def text_of(raw: bytes, name: str) -> str | None:
     return None if span is None else str(raw[span[0] + 1 : span[1]], "utf-8", "surrogateescape")
 
 
+def timestamp_of(raw: bytes) -> int | None:
+    """The timestamp in seconds, None when it is absent; `raw` is known to be valid."""
+    span = _span_of(raw, "timestamp")
+    return None if span is None else int(_U64.unpack_from(raw, span[0])[0])
+
+
 def headers_of(raw: bytes, names: Collection[str] | None = None) -> Table:
     """The headers with these names, or all headers; `raw` is known to be valid."""
     span = _span_of(raw, "headers")

@@ -103,7 +103,9 @@ class Broker:
                 QueueArguments(definition.arguments),
             )
             vhost.add_queue(declared, definition.lane_id, None)
-        for vhost_name, binding in list(self.definitions.bindings()):
+        # Those that have a place come first: no other binding may take it.
+        bindings = sorted(self.definitions.bindings(), key=lambda item: item[1].place is None)
+        for vhost_name, binding in bindings:
             self.vhosts[vhost_name].add_binding(binding)
         for vhost in self.vhosts.values():
             vhost.finish_deletions()

@@ -154,13 +154,14 @@ class Definitions:
     # -- bindings ----------------------------------------------------------------------------
 
     def save_binding(self, vhost: str, binding: Binding) -> None:
-        self._put("binding", _binding_name(vhost, binding), {})
+        place = {} if binding.place is None else {"place": binding.place}
+        self._put("binding", _binding_name(vhost, binding), place)
 
     def delete_binding(self, vhost: str, binding: Binding) -> None:
         self._catalog.delete("binding", _binding_name(vhost, binding))
 
     def bindings(self) -> Iterator[tuple[str, Binding]]:
-        for (vhost, source, kind, destination, key, arguments), _ in self._items("binding"):
+        for (vhost, source, kind, destination, key, arguments), value in self._items("binding"):
             yield (
                 vhost,
                 Binding(
@@ -169,5 +170,6 @@ class Definitions:
                     destination,
                     key,
                     _table(bytes.fromhex(arguments)),
+                    value.get("place"),
                 ),
             )

@@ -10,8 +10,8 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
-from qlog.routing.errors import InvalidBinding, UnknownExchangeType
-from qlog.routing.exchange import Exchange
+from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
+from qlog.routing.exchange import ALTERNATE, LOCAL_RANDOM, Exchange, assert_type
 from qlog.routing.table import Removed, RoutingTable
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
@@ -96,7 +96,7 @@ class VHost:
     def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
         """The queues of a message, and whether exchange and keys alone decided it."""
         self.routes.check(self.routing.version)
-        routed = self.routing.route(exchange, keys, envelope.headers)
+        routed = self.routing.route(exchange, keys, envelope)
         names = routed.queues
         if self._leaving:
             names = tuple(name for name in names if name in self.queues)
@@ -116,15 +116,20 @@ class VHost:
     ) -> None:
         """exchange.declare.
 
-        Raises 403 for reserved names, 406 for unknown types and differences.
+        Raises 403 for reserved names, 406 for unknown types, bad arguments and differences.
         """
-        assert_string(arguments, "alternate-exchange", self.rs_exchange(name))
+        asked = Exchange(name, type_, durable, auto_delete, internal, arguments)
         existing = self.routing.exchange(name)
-        if existing is None and name.startswith(RESERVED_PREFIX):
-            raise access_refused(
-                f"exchange name '{name}' contains reserved prefix '{RESERVED_PREFIX}*'"
-            )
         try:
+            assert_type(type_)
+            if existing is not None:
+                self._assert_equivalent(asked, arguments, existing)
+                return
+            if name.startswith(RESERVED_PREFIX):
+                raise access_refused(
+                    f"exchange name '{name}' contains reserved prefix '{RESERVED_PREFIX}*'"
+                )
+            assert_string(arguments, ALTERNATE, self.rs_exchange(name))
             exchange = self.routing.declare_exchange(
                 name,
                 type_,
@@ -133,28 +138,30 @@ class VHost:
                 internal=internal,
                 arguments=arguments,
             )
-        except UnknownExchangeType as error:
+        except (UnknownExchangeType, InvalidArguments) as error:
             raise precondition_failed(str(error)) from error
-        if existing is None:
-            if durable:
-                self._definitions.save_exchange(self.name, exchange)
-            return
-        resource = self.rs_exchange(name)
+        if durable:
+            self._definitions.save_exchange(self.name, exchange)
+
+    def _assert_equivalent(self, asked: Exchange, arguments: Table, existing: Exchange) -> None:
+        """Raises 406 for the first difference. Of the arguments only the alternate counts."""
+        resource = self.rs_exchange(asked.name)
         for key, received, current in (
-            ("type", type_, exchange.type),
-            ("durable", durable, exchange.durable),
-            ("auto_delete", auto_delete, exchange.auto_delete),
-            ("internal", internal, exchange.internal),
+            ("type", asked.type, existing.type),
+            ("durable", asked.durable, existing.durable),
+            ("auto_delete", asked.auto_delete, existing.auto_delete),
+            ("internal", asked.internal, existing.internal),
         ):
             assert_equivalent_argument(key, resource, received, current)
-        key = "alternate-exchange"
+        alternate = existing.arguments.get(ALTERNATE)
+        assert alternate is None or isinstance(alternate, str)
         assert_equivalent_argument(
-            key,
+            ALTERNATE,
             resource,
-            arguments.get(key),
-            exchange.alternate,
-            received=key in arguments,
-            current=exchange.alternate is not None,
+            arguments.get(ALTERNATE),
+            alternate,
+            received=ALTERNATE in arguments,
+            current=ALTERNATE in existing.arguments,
         )
 
     def delete_exchange(self, name: str) -> Outcome[None]:
@@ -197,17 +204,21 @@ class VHost:
         self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
     ) -> None:
         """queue.bind, exchange.bind. Raises 404 for what is missing, 406 for bad arguments."""
-        self.exchange(source)
-        if kind == "queue":
-            self.queue(destination)
-        else:
+        exchange = self.exchange(source)
+        if kind == "exchange":
             self.exchange(destination)
+        else:
+            declared = self.queue(destination).declared
+            queue_type = declared.arguments.table.get("x-queue-type", "classic")
+            if exchange.type == LOCAL_RANDOM and not key and queue_type != "classic":
+                raise precondition_failed(
+                    f"Queue type rabbit_{queue_type}_queue not valid for this exchange type"
+                )
         try:
-            new = self.routing.bind(source, kind, destination, key, arguments)
+            binding = self.routing.bind(source, kind, destination, key, arguments)
         except InvalidBinding as error:
             raise precondition_failed(str(error)) from error
-        binding = Binding(source, kind, destination, key, arguments)
-        if new and self._durable(binding):
+        if binding is not None and self._durable(binding):
             self._definitions.save_binding(self.name, binding)
 
     def add_binding(self, binding: Binding) -> None:
@@ -223,6 +234,7 @@ class VHost:
                 binding.destination,
                 binding.routing_key,
                 binding.arguments,
+                binding.place,
             )
         else:
             self._orphans.append(binding)

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from qlog.routing import Binding
 from qlog.routing.topic import PatternTrie, Topic, _Node
 from tests.routing.naive import topic_matches
+from tests.routing.support import Plain
+
+NOTHING = Plain(None)
 
 
 def bound(pattern: str, queue: str = "q") -> Binding:
@@ -62,7 +65,7 @@ RULES = [
 def test_rules(pattern: str, key: str, matches: bool) -> None:
     topic = Topic()
     topic.add(bound(pattern))
-    assert bool(topic.match([key], dict)) == matches
+    assert bool(topic.match([key], NOTHING)) == matches
     assert topic_matches(pattern, key) == matches
 
 
@@ -84,8 +87,8 @@ def test_finds_what_a_naive_matcher_finds(
         topic.remove(binding)
     for key in asked:
         expected = {b for b in held - removed if topic_matches(b.routing_key, key)}
-        assert set(topic.match([key], dict)) == expected
-    assert set(topic.match(asked, dict)) == {
+        assert set(topic.match([key], NOTHING)) == expected
+    assert set(topic.match(asked, NOTHING)) == {
         b for b in held - removed if any(topic_matches(b.routing_key, key) for key in asked)
     }
 
@@ -151,7 +154,7 @@ def test_patterns_without_wildcards_stay_out_of_the_trie() -> None:
     for number in range(1000):
         topic.add(bound(f"device.{number}.status"))
     assert not topic._patterns
-    assert list(topic.match(["device.7.status"], dict)) == [bound("device.7.status")]
+    assert list(topic.match(["device.7.status"], NOTHING)) == [bound("device.7.status")]
     topic.add(bound("device.*.status", "all"))
     assert len(list(nodes(topic._patterns._root))) == 4
-    assert len(topic.match(["device.7.status"], dict)) == 2
+    assert len(topic.match(["device.7.status"], NOTHING)) == 2

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from qlog.server.amqp import spec
+from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.spec import Method
 from qlog.server.amqp.values import Table, decode_table, encode_table
 from qlog.storage.journal import Defined
@@ -78,6 +79,32 @@ def test_arguments_of_every_type_survive(bench: Bench, peer: Peer) -> None:
     bench.restart()
     assert vhost.routing.exchange("e") is None  # auto-delete
     assert bench.broker.vhosts["/"].routing.exchange("e") is None
+
+
+def test_a_consistent_hash_is_the_same_after_a_restart(bench: Bench, peer: Peer) -> None:
+    """Also with the gap that a queue left, and with a queue that is bound twice."""
+    declare = make(
+        spec.ExchangeDeclare, exchange="e", type="x-consistent-hash", durable=True, arguments={}
+    )
+    peer.ask(1, declare, spec.ExchangeDeclareOk)
+    for name, weight in (("z", "2"), ("gone", "3"), ("a", "1"), ("m", "9"), ("m", "1")):
+        peer.declare(name)
+        bind = make(spec.QueueBind, queue=name, exchange="e", routing_key=weight)
+        peer.ask(1, bind, spec.QueueBindOk)
+    peer.ask(1, make(spec.QueueDelete, queue="gone"), spec.QueueDeleteOk)
+
+    def ways() -> list[tuple[str, ...]]:
+        routing = bench.broker.vhosts["/"].routing
+        envelopes = [Envelope.pack("e", f"key {number}", b"\0\0", 0) for number in range(200)]
+        return [routing.route("e", [each.routing_key], each).queues for each in envelopes]
+
+    before = ways()
+    assert set(before) == {("z",), ("a",), ("m",)}
+    bench.restart()
+    assert ways() == before
+    bench.kill()
+    bench.open()
+    assert ways() == before
 
 
 def test_transient_definitions_are_forgotten(bench: Bench, peer: Peer) -> None:
