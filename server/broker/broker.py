@@ -160,8 +160,9 @@ class Broker:
 
     @property
     def jobs_left(self) -> bool:
-        """There are jobs, or queues that read enough from disk, that `work` has to go on with."""
-        return bool(self.services.jobs) or self.services.delivery.left
+        """Something goes on with the next tick, though nothing new has come."""
+        services = self.services
+        return bool(services.jobs) or services.delivery.left or services.durability.left
 
     def work(self) -> None:
         """Begin a new tick for queues that had read enough; go on with jobs, for some milliseconds."""

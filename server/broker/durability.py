@@ -15,6 +15,9 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.outcome import Outcome
 from qlog.storage.store import Store
 
+# So many waits for definitions end in one call of `progress`: some milliseconds.
+ANSWERS_AT_ONCE = 500
+
 
 class Confirming(Protocol):
     """Confirms of one channel."""
@@ -88,8 +91,15 @@ class Durability:
             self._confirm(store.durable_lsn)
         while self._syncing and store.synced >= self._syncing[0][0]:
             self._syncing.popleft()[1].set(None)
-        while self._defining and store.definitions_synced >= self._defining[0][0]:
+        for _ in range(ANSWERS_AT_ONCE):
+            if not self.left:
+                break
             self._defining.popleft()[1].set(None)
+
+    @property
+    def left(self) -> bool:
+        """`progress` can answer more."""
+        return bool(self._defining) and self._store.definitions_synced >= self._defining[0][0]
 
     def _confirm(self, durable_lsn: int) -> None:
         for confirms in list(self._unconfirmed):

@@ -71,6 +71,10 @@ class Jobs:
             self._waiting.append(job)
         return job.outcome
 
+    def later(self, steps: Steps[None]) -> None:
+        """Begin with the next `run`. Nobody waits for the outcome: an error is logged."""
+        self._waiting.append(Job(steps, self.clock_s))
+
     def run(self) -> None:
         """A slice for each job in rotation, for TURN_S in all."""
         waiting, clock_s = self._waiting, self.clock_s

@@ -25,7 +25,7 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table
 from qlog.server.broker.jobs import Steps
-from qlog.server.broker.outcome import Outcome
+from qlog.server.broker.outcome import Durable, Outcome
 from qlog.server.broker.queues.type import Owner, QueueType
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
@@ -201,17 +201,17 @@ class Operations:
         vhost.unbind(source, kind, destination, key, arguments)
         return self._durable(Outcome.of(None))
 
-    def _durable(self, outcome: Outcome[T]) -> Outcome[T]:
+    def _durable(self, effect: Outcome[T]) -> Outcome[T]:
         """The same, known when all definitions so far are durable, those of others too.
 
         A Declare-Ok is a promise, also that of a passive one, and so is the Delete-Ok for what is
         gone already. What has changed counts at once, for everybody.
         """
         durability = self._services.durability
-        if outcome.done and durability.defined().done:
-            return outcome
-        answer: Outcome[T] = Outcome()
-        outcome.then(lambda done: durability.defined().then(lambda _: answer.follow(done)))
+        if effect.done and (not effect.succeeded or durability.defined().done):
+            return effect
+        answer = Durable(effect)
+        effect.then(lambda done: durability.defined().then(lambda _: answer.follow(done)))
         return answer
 
     # -- what there is -----------------------------------------------------------------------

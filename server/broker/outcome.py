@@ -52,6 +52,16 @@ class Outcome(Generic[T]):
         self._value, self._error = other._value, other._error
         self._settle()
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether there is a result."""
+        return self.done and self._error is None
+
+    @property
+    def effect(self) -> Outcome[T]:
+        """What comes of it as far as others see it, perhaps known before it may be told."""
+        return self
+
     def _settle(self) -> None:
         assert not self.done
         self.done = True
@@ -77,6 +87,20 @@ class Outcome(Generic[T]):
             call(self)
         else:
             self._calls.append(call)
+
+
+class Durable(Outcome[T]):
+    """An outcome that is told only when it is durable. Its effect counts before."""
+
+    __slots__ = ("_effect",)
+
+    def __init__(self, effect: Outcome[T]) -> None:
+        super().__init__()
+        self._effect = effect
+
+    @property
+    def effect(self) -> Outcome[T]:
+        return self._effect
 
 
 def all_of(outcomes: Sequence[Outcome[Any]]) -> Outcome[None]:

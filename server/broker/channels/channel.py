@@ -29,6 +29,7 @@ from qlog.server.amqp.errors import (
 from qlog.server.amqp.recognise import AckRange
 from qlog.server.broker.access.users import User
 from qlog.server.broker.channels import topology
+from qlog.server.broker.channels.answers import Answers, Asking, Reply, nothing
 from qlog.server.broker.channels.consumer import Consumer
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.publisher import Publisher
@@ -56,7 +57,7 @@ RUNS_AT_ONCE = 128
 ACKS_AT_ONCE = 32
 
 
-class ChannelClient(Owner, Protocol):
+class ChannelClient(Owner, Asking, Protocol):
     """What a channel needs of its client."""
 
     services: Services
@@ -73,18 +74,6 @@ class ChannelClient(Owner, Protocol):
 
     def fail(self, error: AMQPError, number: int) -> None:
         """Close the channel or the connection, as far as an error of ours reaches."""
-
-    def failed(self, event: Event, error: Exception) -> None:
-        """What the client sent could not be obeyed."""
-
-    def hold_event(self) -> None:
-        """An event waits since its channel is held."""
-
-    def release_events(self, count: int) -> None:
-        """So many events do not wait any more."""
-
-    def resume_channel(self, number: int, events: Iterable[Event]) -> None:
-        """Go on with what the client sent while the channel was held."""
 
 
 class Returning:
@@ -120,10 +109,6 @@ class Released:
 _last_tag = attrgetter("last_tag")
 
 
-def _nothing(_: None) -> None:
-    """No answer."""
-
-
 class Channel:
     """An open channel of a client."""
 
@@ -143,7 +128,7 @@ class Channel:
         self._reply_consumer: DeliveryEncoder | None = None
         self._reply_tag = ""
         self._reply_address = ""
-        self._held: list[Event] | None = None  # events that wait until the channel is let go
+        self.answers = Answers(self, services.jobs)
         self._event: Event | None = None  # the method that is being obeyed
         self._closing = False  # the client has closed the channel, and waits for close-ok
 
@@ -151,6 +136,11 @@ class Channel:
     def closed(self) -> bool:
         """Nothing may be sent on the channel any more, but for close-ok."""
         return self._core.closed or self._closing
+
+    @property
+    def over(self) -> bool:
+        """Nothing may be sent any more, not even close-ok."""
+        return self._core.closed or self.client.protocol.ended
 
     def send(self, method: spec.Method) -> None:
         """Send a method on this channel."""
@@ -162,43 +152,15 @@ class Channel:
 
     # -- events ------------------------------------------------------------------------------
 
-    @property
-    def held(self) -> bool:
-        """Whether what the client sends has to wait, for the disk or for a job."""
-        return self._held is not None
-
-    def answer(self, outcome: Outcome[T], reply: Callable[[T], None]) -> None:
-        """Reply with the outcome of an operation, now or when it is known.
-
-        Until then the channel is held: what the client sends on it waits, in order. If the
-        operation has failed already, its error is raised; if it fails later, its error closes the
-        channel or the connection.
-        """
-        if outcome.done:
-            reply(outcome.result())
-            return
-        event = self._event
-        self._held = []
-
-        def go_on(outcome: Outcome[T]) -> None:
-            held, self._held = self._held, None
-            assert held is not None
-            if not self._core.closed and not self.client.protocol.ended:
-                try:
-                    reply(outcome.result())
-                except Exception as error:  # noqa: BLE001 - the client hears of it
-                    assert event is not None
-                    self.client.failed(event, error)
-                self.client.resume_channel(self.number, held)
-            self.client.release_events(len(held))
-
-        outcome.then(go_on)
+    def answer(self, outcome: Outcome[T], reply: Reply[T]) -> None:
+        """Reply with the outcome of an operation, now or when it is known: see answers.py."""
+        assert self._event is not None
+        self.answers.answer(self._event, outcome, reply)
 
     def handle(self, event: Event) -> None:
         """Obey what the client sent. Raises AMQPError."""
-        if self._held is not None:
-            self._held.append(event)
-            self.client.hold_event()
+        if self.answers.holds(event):
+            self.answers.hold(event)
         elif isinstance(event, Publishes):
             self.publisher.publish(event.runs)
         elif isinstance(event, Acks):
@@ -208,9 +170,12 @@ class Channel:
             self._event = event
             self.services.delivery.pump()  # what the client sent before takes effect before
             handler = _HANDLERS.get(type(event.method))
-            if handler is None:
-                raise command_invalid("unimplemented method")
-            handler(self, event.method)
+            try:
+                if handler is None:
+                    raise command_invalid("unimplemented method")
+                handler(self, event.method)
+            except AMQPError as error:
+                self.answers.refuse(event, error)
 
     def close(self) -> Outcome[None]:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
@@ -345,7 +310,7 @@ class Channel:
                     self._settle(self._take_range(range_.first, range_.last))
         else:
             self._event = event
-            self.answer(self.services.jobs.start(self._acknowledging(ranges)), _nothing)
+            self.answer(self.services.jobs.start(self._acknowledging(ranges)), nothing)
 
     def _is_little(self, range_: AckRange) -> bool:
         """Whether an acknowledgement is surely for few deliveries; a cheap estimate."""
@@ -379,7 +344,7 @@ class Channel:
             steps = self._requeueing(pieces)
         else:
             steps = self._rejecting(pieces, method.requeue)
-        self.answer(self.services.jobs.start(steps), _nothing)
+        self.answer(self.services.jobs.start(steps), nothing)
 
     def reject(self, method: spec.BasicReject) -> None:
         self._reject(self._take_range(method.delivery_tag, method.delivery_tag), method.requeue)
@@ -603,7 +568,7 @@ class Channel:
                 synced.then(lambda _: committed.fail(incomplete))
 
         self.services.jobs.start(self._committing(transaction)).then(sync)
-        self.answer(committed, lambda _: self.send(spec.TxCommitOk()))
+        self.answer(committed, lambda _: spec.TxCommitOk())
 
     def _committing(self, transaction: Transaction) -> Steps[tuple[int, bool]]:
         """Publish, then settle.
@@ -623,7 +588,7 @@ class Channel:
     def tx_rollback(self, method: spec.TxRollback) -> None:
         """Forget the publishes; what was acknowledged is unacknowledged again."""
         steps = self._rolling_back(self._new_transaction())
-        self.answer(self.services.jobs.start(steps), lambda _: self.send(spec.TxRollbackOk()))
+        self.answer(self.services.jobs.start(steps), lambda _: spec.TxRollbackOk())
 
     def _rolling_back(self, transaction: Transaction) -> Steps[None]:
         for settlement in transaction.take_settlements():

@@ -8,7 +8,7 @@ ends; an error closes exactly what its kind says.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from qlog.server.amqp import spec
@@ -36,6 +36,7 @@ from qlog.server.amqp.errors import (
 from qlog.server.amqp.values import Table, decode_table
 from qlog.server.broker.access.users import Refused, User, authenticate
 from qlog.server.broker.broker import Broker
+from qlog.server.broker.channels.answers import Answering
 from qlog.server.broker.channels.channel import Channel
 from qlog.server.broker.channels.sink import Hold, Sink
 from qlog.server.broker.jobs import Steps
@@ -75,7 +76,8 @@ class Client:
         self.channels: dict[int, Channel] = {}
         self.exclusive_queues: dict[str, QueueType] = {}
         self.properties: Table = {}
-        self._held_events = 0  # that wait for a tx.commit
+        self._held_events = 0  # that wait with their channels
+        self.answers_waiting = 0  # of all channels
         self._put_aside: deque[Event] = deque()  # a publish while an alarm is on, and what follows
         self.authenticated = False
         self._user: User | None = None
@@ -137,7 +139,7 @@ class Client:
                 self.channels[number].handle(event)
             case MethodReceived(channel=0, method=method):
                 self._connection_method(method)
-            case MethodReceived(channel=number) if self._is_held(number):
+            case MethodReceived(channel=number) if self._is_held(number, event):
                 self.channels[number].handle(event)
             case MethodReceived(channel=number, method=spec.ChannelOpen()):
                 assert self.vhost is not None
@@ -176,11 +178,11 @@ class Client:
             self.sink.send(number, spec.ChannelCloseOk())
             return
 
-        def closed(_: None) -> None:
+        def closed(_: None) -> spec.Method:
             del self.channels[number]
-            self.sink.send(number, spec.ChannelCloseOk())
+            return spec.ChannelCloseOk()
 
-        channel.answer(channel.close(), closed)
+        channel.answers.answer(event, channel.close(), closed)
 
     def hold_event(self) -> None:
         """An event waits, with its channel.
@@ -190,28 +192,32 @@ class Client:
         self._held_events += 1
         self.sink.hold(Hold.COMMIT)
 
-    def release_events(self, count: int) -> None:
-        """So many events wait no more."""
-        self._held_events -= count
+    def release_event(self) -> None:
+        """An event waits no more."""
+        self._held_events -= 1
         if not self._held_events:
             self.sink.release(Hold.COMMIT)
 
-    def resume_channel(self, number: int, events: Iterable[Event]) -> None:
-        """Go on with what the client sent while the channel was held.
+    def may_resume(self, event: Event) -> bool:
+        """Whether to go on with what a channel held: not with a publish during an alarm.
 
-        An error in it closes the channel; what then follows is ignored but for closing.
+        What came later is put aside meanwhile, so that the channel's order is kept.
         """
-        for event in events:
-            closes = isinstance(event, MethodReceived) and isinstance(
-                event.method, spec.ChannelClose
-            )
-            if (number in self.channels or closes) and not self.protocol.ended:
-                self.handle(event)
+        if isinstance(event, Publishes) and self.broker.blocked_reason:
+            self.block()
+        return not self.blocked
 
-    def _is_held(self, number: int) -> bool:
+    def resume(self, channel: Answering, event: Event) -> None:
+        """Obey what the channel has held back. If it is closed, only its closing is obeyed."""
+        number = getattr(event, "channel", 0)
+        closes = isinstance(event, MethodReceived) and isinstance(event.method, spec.ChannelClose)
+        if (self.channels.get(number) is channel or closes) and not self.protocol.ended:
+            self.handle(event)
+
+    def _is_held(self, number: int, event: Event) -> bool:
         """Whether the channel waits for something, so that even its closing has to wait."""
         channel = self.channels.get(number)
-        return channel is not None and channel.held
+        return channel is not None and channel.answers.holds(event)
 
     def _connection_method(self, method: spec.Method) -> None:
         match method:
@@ -322,6 +328,8 @@ class Client:
         self.sink.release(Hold.ALARM)
         if self.capable("connection.blocked") and not self.protocol.ended:
             self.sink.send(0, spec.ConnectionUnblocked())
+        for channel in self.channels.values():
+            channel.answers.go_on()
         put_aside, self._put_aside = self._put_aside, deque()
         for event in put_aside:
             self.handle(event)

@@ -34,10 +34,7 @@ class Channel(Protocol):
     @property
     def operations(self) -> Operations: ...
 
-    def send(self, method: spec.Method) -> None:
-        """Send a method on this channel."""
-
-    def answer(self, outcome: Outcome[T], reply: Callable[[T], None]) -> None:
+    def answer(self, outcome: Outcome[T], reply: Callable[[T], spec.Method | None]) -> None:
         """Reply with what comes of an operation, now or when it is known."""
 
 
@@ -62,7 +59,7 @@ def queue_name(channel: Channel, name: str) -> str:
 
 def _reply(channel: Channel, outcome: Outcome[None], ok: spec.Method, nowait: bool) -> None:
     """Say that it is done, when it is, if the client wants to hear that."""
-    channel.answer(outcome, lambda _: None if nowait else channel.send(ok))
+    channel.answer(outcome, lambda _: None if nowait else ok)
 
 
 def exchange_declare(channel: Channel, method: spec.ExchangeDeclare) -> None:
@@ -122,10 +119,11 @@ def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
         _declare_reply_to(channel, name, method.nowait)
         return
 
-    def declared(queue: QueueType) -> None:
+    def declared(queue: QueueType) -> spec.Method | None:
         channel.last_queue = queue.name
-        if not method.nowait:
-            channel.send(spec.QueueDeclareOk(queue.name, queue.ready, queue.taker_count))
+        if method.nowait:
+            return None
+        return spec.QueueDeclareOk(queue.name, queue.ready, queue.taker_count)
 
     operations, vhost, client = channel.operations, channel.vhost, channel.client
     if method.passive:
@@ -147,8 +145,7 @@ def _declare_reply_to(channel: Channel, name: str, nowait: bool) -> None:
     """The pseudo-queue is always there; an address only while its channel is."""
     if name != REPLY_TO and channel.services.replies.find(name) is None:
         raise not_found(f"no {channel.vhost.rs_queue(name)}")
-    if not nowait:
-        channel.send(spec.QueueDeclareOk(name, 0, 1))
+    _reply(channel, Outcome.of(None), spec.QueueDeclareOk(name, 0, 1), nowait)
 
 
 def _queue_and_key(channel: Channel, method: spec.QueueBind | spec.QueueUnbind) -> tuple[str, str]:
@@ -186,19 +183,14 @@ def queue_unbind(channel: Channel, method: spec.QueueUnbind) -> None:
 
 
 def queue_purge(channel: Channel, method: spec.QueuePurge) -> None:
-    def purged(count: int) -> None:
-        if not method.nowait:
-            channel.send(spec.QueuePurgeOk(count))
-
     name = queue_name(channel, method.queue)
-    channel.answer(channel.operations.purge_queue(channel.vhost, channel.client, name), purged)
+    channel.answer(
+        channel.operations.purge_queue(channel.vhost, channel.client, name),
+        lambda count: None if method.nowait else spec.QueuePurgeOk(count),
+    )
 
 
 def queue_delete(channel: Channel, method: spec.QueueDelete) -> None:
-    def deleted(count: int) -> None:
-        if not method.nowait:
-            channel.send(spec.QueueDeleteOk(count))
-
     outcome = channel.operations.delete_queue(
         channel.vhost,
         channel.client,
@@ -206,4 +198,4 @@ def queue_delete(channel: Channel, method: spec.QueueDelete) -> None:
         if_unused=method.if_unused,
         if_empty=method.if_empty,
     )
-    channel.answer(outcome, deleted)
+    channel.answer(outcome, lambda count: None if method.nowait else spec.QueueDeleteOk(count))

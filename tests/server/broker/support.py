@@ -298,12 +298,12 @@ class Bench:
             pass
 
     def disk_once(self) -> bool:
-        """The disk does one thing; whether there was one."""
+        """The disk does one thing; whether there was one, or is one now."""
         done = [worker.run_one() for worker in self.workers]
         self.store.advance()
         self.broker.progress()
         self.end_tick()
-        return any(done)
+        return any(done) or any(worker.jobs for worker in self.workers)
 
     def close(self) -> None:
         """Stop as the daemon does."""

@@ -144,6 +144,7 @@ def longest_slice(
             bench.now_s += 0.005
             bench.store.tick(bench.now_s)
             timed(bench.store.advance)
+            timed(bench.broker.progress)
             for worker in bench.workers:  # the other threads
                 worker.run_one()
     return longest_s
@@ -314,6 +315,18 @@ def test_purge_of_a_million_is_sliced_and_seen_at_once(sliced: Bench, peer: Peer
     assert longest_s < SLICE_MAX_S
     assert seen == {0} and (queue.ready, queue.unacked) == (0, 250_000)
     assert peer.hear() == [spec.QueuePurgeOk(750_000)]
+
+
+def test_what_a_channel_held_is_obeyed_in_slices(sliced: Bench, peer: Peer) -> None:
+    """Thousands of binds in one read, behind a method that waits for the reply of a bind."""
+    peer.declare("q")
+    binds = [
+        make(spec.QueueBind, queue="q", exchange="amq.direct", routing_key=str(number))
+        for number in range(3000)
+    ]
+    peer.send(1, binds[0], make(spec.BasicQos, prefetch_count=1), *binds[1:])
+    assert longest_slice(sliced, nobody_looks) < SLICE_MAX_S
+    assert len(peer.hear()) == len(binds) + 1
 
 
 def test_delete_of_a_million_messages_is_sliced(sliced: Bench, peer: Peer) -> None:
