@@ -129,7 +129,6 @@ class Column:
 
     @property
     def title_line(self) -> str:
-        """The title in one line."""
         return self.title.replace("-\n", "").replace("\n", " ")
 
 
@@ -149,17 +148,7 @@ class _Section:
     rows: Sequence[Sequence[Cell]]
 
     def texts(self, text_of: Callable[[Cell], str]) -> list[list[str]]:
-        """The cells as texts."""
         return [[text_of(cell) for cell in row] for row in self.rows]
-
-
-class Look(Protocol):
-    """What a report says of the directory that was looked at."""
-
-    root: Path
-    in_use: bool
-    notes: list[str]
-    damage: list[Damage]
 
 
 class Found(Protocol):
@@ -167,6 +156,13 @@ class Found(Protocol):
 
     notes: list[str]
     damage: list[Damage]
+
+
+class Look(Found, Protocol):
+    """A look at a directory as a whole."""
+
+    root: Path
+    in_use: bool
 
 
 class Report:
@@ -189,12 +185,10 @@ class Report:
 
     @property
     def all_notes(self) -> list[str]:
-        """The report's notes, with those of the directory."""
         return self.notes if self.look is None else self.look.notes + self.notes
 
     @property
     def all_damage(self) -> list[Damage]:
-        """The report's damage, with that of the directory."""
         return self.damage if self.look is None else self.look.damage + self.damage
 
     def say(self, what: str) -> None:
@@ -221,7 +215,6 @@ class Report:
         self._sections.append(_Section(title, _FACT, list(rows)))
 
     def show(self, *, as_json: bool) -> None:
-        """Print the report on stdout."""
         if as_json:
             document = {
                 "schema": f"qlog.inspect.{self.kind}/1",
@@ -299,7 +292,6 @@ def _draw(console: "Console", section: _Section) -> None:
 
 
 def _width(columns: Sequence[Column], rows: list[list[str]]) -> int:
-    """What a table takes at least."""
     width = 2 * len(columns)  # between them
     for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
         longest = max(len(line) for cell in (column.title, *cells) for line in cell.split("\n"))

@@ -28,16 +28,15 @@ from qlog.tools.inspect.command import (
 )
 from qlog.tools.inspect.look.decode import time_text
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import survey, untold, views_of
-from qlog.tools.inspect.look.reader import messages
-from qlog.tools.inspect.rows import Report, counted, printable, progress
+from qlog.tools.inspect.look.log import survey, untold
+from qlog.tools.inspect.look.salvage import pairs
+from qlog.tools.inspect.look.selection import Selection, chosen
+from qlog.tools.inspect.rows import Report, counted, printable
 from qlog.tools.transfer.exported import SCHEMA, as_msgpack, item_of
 from qlog.tools.transfer.exported import as_json as packed_json
 
 
 class Format(StrEnum):
-    """How messages are written."""
-
     JSONL = "jsonl"
     MSGPACK = "msgpack"
 
@@ -117,25 +116,22 @@ def _write(
 ) -> int:
     """How many messages were written; what could not be is in the report."""
     pack = packed_json if format is Format.JSONL else as_msgpack
-    views = views_of(directory)
     count = 0
-    size = sum(view.size for view in views)
-    with progress("exporting", 0 if stream.isatty() else size) as advance:
-        for entry in messages(directory, views, 0, lane_ids):
-            advance(entry.length)
-            record = entry.record
-            why = entry.damage
-            if record is not None and why is None:
-                targets = _targets(directory, record, lane_ids, settled)
-                if not targets:
-                    continue
-                item = _item(entry.lsn, record, targets)
-                if item is not None:
-                    stream.write(pack(item))
-                    count += 1
-                    continue
-                why = "its exchange, routing key and properties do not decode"
-            report.damage.append(entry.as_damage(f" is not exported: {why}"))
+    doing = "" if stream.isatty() else "exporting"
+    for entry in chosen(directory, Selection(lane_ids=lane_ids), doing=doing):
+        record = entry.record
+        why = entry.damage
+        if record is not None and why is None:
+            targets = _targets(directory, record, lane_ids, settled)
+            if not targets:
+                continue
+            item = _item(entry.lsn, record, targets)
+            if item is not None:
+                stream.write(pack(item))
+                count += 1
+                continue
+            why = "its exchange, routing key and properties do not decode"
+        report.damage.append(entry.as_damage(f" is not exported: {why}"))
     report.damage += untold(survey(directory), report.all_damage)
     return count
 
@@ -145,11 +141,10 @@ def _targets(
 ) -> list[dict[str, Any]]:
     """The queues that a message is exported for."""
     targets = []
-    for lane_id, qseq in zip(record.targets[0::2], record.targets[1::2], strict=True):
-        if lane_ids is not None and lane_id not in lane_ids:
-            continue
+    for lane_id, qseq in pairs(record.targets):
         target = directory.target(lane_id, qseq)
-        if target["state"] == "unsettled" or settled:
+        ours = lane_ids is None or lane_id in lane_ids
+        if ours and (target["state"] == "unsettled" or settled):
             lane = directory.ledger.lanes.get(lane_id)
             targets.append(target | {"redelivered": lane is not None and qseq < lane.delivered})
     return targets

@@ -19,24 +19,10 @@ from typing import Any, BinaryIO
 
 import msgpack
 
+from qlog.server.amqp import values
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
-from qlog.server.amqp.values import (
-    DecimalValue,
-    Float32,
-    Int8,
-    Int16,
-    Int64,
-    Int64Capital,
-    LongStr,
-    Timestamp,
-    UInt8,
-    UInt16,
-    UInt32,
-    Value,
-    encode_value,
-)
 
 SCHEMA = "qlog.message/1"
 _WITH_OCTETS = ("properties", "properties_raw")
@@ -50,16 +36,16 @@ _UNFIT = (
 )
 
 # What values are read as that are one thing in JSON and in msgpack.
-_PLAIN: dict[str, Callable[[Any], Value]] = {
-    "b": Int8,
-    "B": UInt8,
-    "s": Int16,
-    "u": UInt16,
-    "i": UInt32,
+_PLAIN: dict[str, Callable[[Any], values.Value]] = {
+    "b": values.Int8,
+    "B": values.UInt8,
+    "s": values.Int16,
+    "u": values.UInt16,
+    "i": values.UInt32,
     "I": int,
-    "L": Int64Capital,
-    "T": Timestamp,
-    "f": Float32,
+    "L": values.Int64Capital,
+    "T": values.Timestamp,
+    "f": values.Float32,
     "d": float,
     "x": bytes,
     "t": bool,
@@ -107,7 +93,6 @@ def _described(raw: bytes) -> tuple[dict[str, Any] | None, bool]:
 
 
 def as_json(item: dict[str, Any]) -> bytes:
-    """One line."""
     plain = item | {name: _for_json(item[name]) for name in _WITH_OCTETS if name in item}
     body: bytes = item["body"]
     try:
@@ -118,7 +103,6 @@ def as_json(item: dict[str, Any]) -> bytes:
 
 
 def as_msgpack(item: dict[str, Any]) -> bytes:
-    """One map."""
     return msgpack.packb(item, unicode_errors="surrogateescape")
 
 
@@ -210,18 +194,18 @@ def _properties_of(plain: dict[str, Any]) -> Properties:
     if known["headers"] is not None:
         known["headers"] = {key: _value(one) for key, one in known["headers"].items()}
     if known["timestamp"] is not None:
-        known["timestamp"] = Timestamp(known["timestamp"])
+        known["timestamp"] = values.Timestamp(known["timestamp"])
     return Properties(**known)
 
 
-def _plain(value: Value) -> list[Any]:
+def _plain(value: values.Value) -> list[Any]:
     """A header's value as [type, value]."""
     match value:
         case dict():
             return ["F", {key: _plain(one) for key, one in value.items()}]
         case list() | tuple():
             return ["A", [_plain(one) for one in value]]
-        case DecimalValue():
+        case values.DecimalValue():
             return ["D", [value.scale, value.unscaled]]
         case datetime():
             return ["T", int(value.timestamp())]
@@ -236,10 +220,10 @@ def _plain(value: Value) -> list[Any]:
             plain = bytes(value)
         case _:
             raise ValueError(f"no type for {value!r}")
-    return [encode_value(value)[:1].decode(), plain]
+    return [values.encode_value(value)[:1].decode(), plain]
 
 
-def _value(plain: list[Any]) -> Value:
+def _value(plain: list[Any]) -> values.Value:
     letter, value = plain
     match letter:
         case "F":
@@ -247,16 +231,15 @@ def _value(plain: list[Any]) -> Value:
         case "A":
             return [_value(one) for one in value]
         case "D":
-            return DecimalValue(*value)
+            return values.DecimalValue(*value)
         case "S":
-            return LongStr(value) if isinstance(value, bytes) else str(value)
+            return values.LongStr(value) if isinstance(value, bytes) else str(value)
         case "l":
-            return Int64(value) if -(2**31) <= value < 2**31 else int(value)
+            return values.Int64(value) if -(2**31) <= value < 2**31 else int(value)
     return _PLAIN[letter](value)
 
 
 def _for_json(value: Any) -> Any:
-    """Octets as JSON has them."""
     match value:
         case bytes():
             return {"base64": base64.b64encode(value).decode()}

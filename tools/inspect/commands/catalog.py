@@ -17,8 +17,6 @@ from qlog.tools.inspect.rows import Report, counted, name, number, text
 
 
 class Kind(StrEnum):
-    """What can be defined."""
-
     VHOSTS = "vhosts"
     USERS = "users"
     EXCHANGES = "exchanges"

@@ -95,7 +95,6 @@ def _say(text: str) -> None:
 
 
 def _line(item: dict[str, Any], more: list[str]) -> str:
-    """A message in one line."""
     queues = ", ".join(target_lines(item.get("targets", ())))
     parts = [str(item["lsn"]), str(item.get("time")), "; ".join(lines_of(item)), f"-> {queues}"]
     if more:

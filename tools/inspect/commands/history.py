@@ -47,7 +47,6 @@ class _LaneEvents:
 
 
 def _cell(event: dict[str, Any] | None) -> Cell:
-    """An event in a table."""
     if event is None:
         return "no"
     if event["after"] is None:
@@ -56,7 +55,6 @@ def _cell(event: dict[str, Any] | None) -> Cell:
 
 
 def _told(event: dict[str, Any]) -> str:
-    """An event in words."""
     after, before, batch = event["after"], event["before"], event["ledger_batch"]
     where = f"ledger batch {batch}"
     if batch is None:

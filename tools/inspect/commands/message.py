@@ -21,7 +21,6 @@ _VERDICTS = {True: "right", False: "WRONG", None: "cannot be computed"}
 
 
 def _hex(field: Field) -> list[str]:
-    """A field's bytes, some in each line."""
     shown = field.data[:_FIELD_OCTETS_MAX]
     lines = [shown[at : at + _HEX_OCTETS].hex(" ") for at in range(0, len(shown), _HEX_OCTETS)]
     if len(field.data) > len(shown):

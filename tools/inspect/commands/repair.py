@@ -79,7 +79,7 @@ def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report
     report.notes, report.damage = list(plan.notes), plan.damage
     report.content = {
         "actions": plan.actions,
-        "losses": [loss.item(directory) for loss in plan.losses],
+        "losses": [loss.document(directory) for loss in plan.losses],
         "settled_losses": plan.settled_losses,
         "done": False,
         "quarantine": None,
@@ -108,8 +108,8 @@ def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report
 
 
 def _cost(plan: Plan) -> str:
-    known = sum(loss.count or 0 for loss in plan.losses)
-    if any(loss.count is None for loss in plan.losses):
+    known = sum(loss.messages or 0 for loss in plan.losses)
+    if any(loss.messages is None for loss in plan.losses):
         return f"{counted(known, 'message')} lost that can be named, and perhaps more"
     return f"{counted(known, 'message')} lost"
 
@@ -123,7 +123,7 @@ def _what(loss: Loss) -> str:
         return f"{loss.exchange or '(default)'} / {loss.routing_key}"
     if loss.targets or loss.body_bytes is not None:
         return "?"
-    many = "an unknown number of messages" if loss.count is None else f"{loss.count} messages"
+    many = "an unknown number of messages" if loss.messages is None else f"{loss.messages} messages"
     return f"{many} of which nothing is known"
 
 

@@ -16,13 +16,13 @@ from typing import Any
 from qlog.storage.bytes.record import RECORD_HEADER, RECORD_HEADER_BYTES
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import lane_text, time_text
+from qlog.tools.inspect.look.definitions import KINDS
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tallied
 from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size, text
 
 _QUEUES_SHOWN_MAX = 5
 _PARTS = ("log", "ledger", "index.lmdb", "catalog.lmdb", "spill", "quarantine")
-_KINDS = ("vhosts", "users", "exchanges", "queues", "bindings")
 _UNITS_S = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 _PART_COLUMNS = (text("part"), number("files"), size("size", "bytes"))
 _STATE_COLUMNS = (
@@ -42,8 +42,6 @@ _QUEUE_COLUMNS = (
 
 @dataclass(slots=True)
 class _State:
-    """The segments in one state."""
-
     _state: str
     segments: int = 0
     size_bytes: int = 0
@@ -90,13 +88,14 @@ def summary(directory: Directory, report: Report) -> None:
     end_lsn = max((segment.end_lsn or 0 for segment in segments), default=0)
     in_log = sum(segment.records for segment in segments)
     waiting = sum(state.unsettled for state in states.values())
+    columns = [segment.columns for segment in segments if segment.columns.latest_ms]
     times = {
-        "oldest": _edge_ms(directory, segments, 0),
-        "newest": _edge_ms(directory, segments[::-1], -1),
+        "oldest": min((one.earliest_ms for one in columns), default=None),
+        "newest": max((one.latest_ms for one in columns), default=None),
         "oldest_unsettled": _first_waiting_ms(directory, waits[0]) if waits else None,
     }
     start = _next_start(directory, found.segments, end_lsn)
-    definitions = {kind: len(getattr(directory.defined, kind)) for kind in _KINDS}
+    definitions = {kind: len(getattr(directory.defined, kind)) for kind in KINDS}
     parts = [{"part": part, **_usage(directory.paths.root / part)} for part in _PARTS]
     identity = directory.known_identity
     free_bytes = _free_bytes(directory.paths.root)
@@ -186,14 +185,6 @@ def _free_bytes(path: Path) -> int | None:
     return status.f_bavail * status.f_frsize
 
 
-def _edge_ms(directory: Directory, segments: list[Segment], at: int) -> int | None:
-    """When the first (0) or the last (-1) message of the first segment with any was published."""
-    for segment in segments:
-        if segment.columns.positions:
-            return _time_ms(directory, segment, segment.columns.positions[at])
-    return None
-
-
 def _first_waiting_ms(directory: Directory, segment: Segment) -> int | None:
     """When the first message of a segment was published that some queue waits for."""
     for run in segment.columns.runs():
@@ -201,19 +192,14 @@ def _first_waiting_ms(directory: Directory, segment: Segment) -> int | None:
         for lane_id, first in zip(run.lanes, run.firsts, strict=True):
             live |= directory.unsettled(lane_id, first, len(run.positions))
         if live:
-            return _time_ms(directory, segment, run.positions[(live & -live).bit_length() - 1])
+            place = run.positions[(live & -live).bit_length() - 1]
+            path = directory.paths.segment(segment.segment_id)
+            with suppress(FileNotFoundError):
+                data = directory.read_file(path, RECORD_HEADER_BYTES, place)
+                if len(data) == RECORD_HEADER_BYTES:
+                    return int(RECORD_HEADER.unpack(data)[6]) or None  # 0: it cannot be read
+            return None
     return None
-
-
-def _time_ms(directory: Directory, segment: Segment, position: int) -> int | None:
-    try:
-        path = directory.paths.segment(segment.segment_id)
-        data = directory.read_file(path, RECORD_HEADER_BYTES, position)
-    except FileNotFoundError:
-        return None
-    if len(data) < RECORD_HEADER_BYTES:
-        return None
-    return int(RECORD_HEADER.unpack(data)[6]) or None  # 0: it cannot be read
 
 
 def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> _Start:

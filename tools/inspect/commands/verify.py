@@ -34,18 +34,17 @@ def verify(directory: Directory, report: Report) -> None:
 
     Reads everything once. Exit status 1 when anything is not as it was written.
     """
-    verify_into(report, directory)
+    _check(directory, report)
 
 
 def verified(directory: Directory) -> Report:
     """The report of all checks. Raises PermissionError, Forbidden, OtherFormat."""
     report = Report("verify", directory)
-    verify_into(report, directory)
+    _check(directory, report)
     return report
 
 
-def verify_into(report: Report, directory: Directory) -> None:
-    """Run all checks, and put what they find into a report."""
+def _check(directory: Directory, report: Report) -> None:
     started_s = time.monotonic()
     contents = None
     if directory.index_facts.readable:

@@ -13,39 +13,11 @@ from typing import Any
 import msgpack
 from xxhash import xxh3_64_intdigest
 
+from qlog.server.amqp import properties as amqp
 from qlog.server.amqp.errors import AMQPError
-from qlog.server.amqp.properties import (
-    STEP_MODE,
-    STEP_SHORTSTR,
-    STEP_TABLE,
-    Properties,
-    decode_properties,
-    steps_of,
-)
 from qlog.server.amqp.values import skip_table
-from qlog.storage.bytes.batch import (
-    BATCH_HEADER,
-    BATCH_HEADER_BYTES,
-    BATCH_MAGIC_BYTES,
-    FILE_HEADER,
-    FILE_HEADER_BYTES,
-    batch_header_is_whole,
-    batch_is_whole,
-    unpack_batch_header,
-)
+from qlog.storage.bytes import batch, record
 from qlog.storage.bytes.checks import place_seed
-from qlog.storage.bytes.record import (
-    DUE,
-    DUE_TIME,
-    MESSAGE,
-    PERSISTENT,
-    RECORD_HEADER,
-    RECORD_HEADER_BYTES,
-    TARGET,
-    TARGET_BYTES,
-    fixed_bytes,
-    record_seed,
-)
 from qlog.storage.start.examine import Verdict
 from qlog.tools.inspect.look.decode import brief, json_value, time_text
 from qlog.tools.inspect.look.directory import Directory
@@ -63,7 +35,6 @@ class Field:
     value: str
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "part": self.part,
             "name": self.name,
@@ -83,7 +54,7 @@ class Checksum:
     note: str = ""
 
 
-_FLAGS = ((PERSISTENT, "persistent"), (DUE, "due time"))
+_FLAGS = ((record.PERSISTENT, "persistent"), (record.DUE, "due time"))
 
 
 def _flags(value: int) -> str:
@@ -111,7 +82,7 @@ _SHOWN: _Shown = {
     "xxh3": hex,
 }
 _SHOWN_OF_RECORD: _Shown = _SHOWN | {
-    "type": lambda value: f"{value} ({'message' if value == MESSAGE else 'unknown'})",
+    "type": lambda value: f"{value} ({'message' if value == record.MESSAGE else 'unknown'})",
     "flags": _flags,
     "timestamp": _time,
 }
@@ -125,7 +96,6 @@ def _split(
     position: int,
     shown: _Shown = _SHOWN,
 ) -> Iterator[Field]:
-    """The fields of a header."""
     offset = 0
     codes = re.findall(r"\d*[a-zA-Z]", layout.format)
     for code, name, value in zip(codes, names.split(", "), layout.unpack(data), strict=True):
@@ -145,10 +115,10 @@ def fields_of(
     view = entry.view
     found: list[Field] = []
     checks: list[Checksum] = []
-    head = directory.read(view, FILE_HEADER_BYTES, 0)
-    if len(head) == FILE_HEADER_BYTES:
-        found += _split("file header", FILE_HEADER, _FILE_HEADER_NAMES, head, 0)
-        *_, file_id, _, _, _, digest = FILE_HEADER.unpack(head)
+    head = directory.read(view, batch.FILE_HEADER_BYTES, 0)
+    if len(head) == batch.FILE_HEADER_BYTES:
+        found += _split("file header", batch.FILE_HEADER, _FILE_HEADER_NAMES, head, 0)
+        *_, file_id, _, _, _, digest = batch.FILE_HEADER.unpack(head)
         right = xxh3_64_intdigest(head[:-8], file_id) == digest
         note = ""
         if right and view.header_verdict is not Verdict.WHOLE:
@@ -175,9 +145,11 @@ def batch_position(directory: Directory, entry: Entry) -> int | None:
             return stretch.position
         data = directory.read(entry.view, stretch.end - stretch.position, stretch.position)
         place = at = position - stretch.position
-        while (at := data.rfind(BATCH_MAGIC_BYTES, 0, at + len(BATCH_MAGIC_BYTES) - 1)) >= 0:
-            header = unpack_batch_header(data, at)
-            if header and at < place < at + BATCH_HEADER_BYTES + header.body_bytes:
+        while (
+            at := data.rfind(batch.BATCH_MAGIC_BYTES, 0, at + len(batch.BATCH_MAGIC_BYTES) - 1)
+        ) >= 0:
+            header = batch.unpack_batch_header(data, at)
+            if header and at < place < at + batch.BATCH_HEADER_BYTES + header.body_bytes:
                 return stretch.position + at
             if not at:
                 break
@@ -189,46 +161,50 @@ def _batch(
     directory: Directory, entry: Entry, position: int, checks: list[Checksum]
 ) -> Iterator[Field]:
     view = entry.view
-    data = directory.read(view, BATCH_HEADER_BYTES, position)
-    header = unpack_batch_header(data)
+    data = directory.read(view, batch.BATCH_HEADER_BYTES, position)
+    header = batch.unpack_batch_header(data)
     if header is None:
         return
-    body_at = position + BATCH_HEADER_BYTES
+    body_at = position + batch.BATCH_HEADER_BYTES
     body = directory.read(view, header.body_bytes, body_at)
     seed = place_seed(directory.identity.uuid, view.file_id, position)
-    right = len(body) == header.body_bytes and batch_is_whole(seed, data, body, header.digest)
+    right = len(body) == header.body_bytes and batch.batch_is_whole(seed, data, body, header.digest)
     covers = f"bytes {position + 8} to {body_at - 9}"
-    checks.append(Checksum("batch header", batch_header_is_whole(seed, data), covers))
+    checks.append(Checksum("batch header", batch.batch_header_is_whole(seed, data), covers))
     covers = f"bytes {position} to {body_at + header.body_bytes - 1}"
     checks.append(Checksum("batch", right, covers))
-    yield from _split("batch header", BATCH_HEADER, _BATCH_HEADER_NAMES, data, position)
+    yield from _split("batch header", batch.BATCH_HEADER, _BATCH_HEADER_NAMES, data, position)
 
 
 def _record(
     directory: Directory, data: bytes, position: int, checks: list[Checksum]
 ) -> Iterator[Field]:
-    if len(data) < RECORD_HEADER_BYTES:
+    if len(data) < record.RECORD_HEADER_BYTES:
         yield Field("record", position, data, "?", "too short for a record's header")
         return
-    head, names = data[:RECORD_HEADER_BYTES], _RECORD_HEADER_NAMES
-    yield from _split("record header", RECORD_HEADER, names, head, position, _SHOWN_OF_RECORD)
-    length, meta_bytes, kind, flags, _, target_count, timestamp, digest = RECORD_HEADER.unpack(head)
-    meta_at = fixed_bytes(flags, target_count)
+    head, names = data[: record.RECORD_HEADER_BYTES], _RECORD_HEADER_NAMES
+    yield from _split(
+        "record header", record.RECORD_HEADER, names, head, position, _SHOWN_OF_RECORD
+    )
+    length, meta_bytes, kind, flags, _, target_count, timestamp, digest = (
+        record.RECORD_HEADER.unpack(head)
+    )
+    meta_at = record.fixed_bytes(flags, target_count)
     body_at = meta_at + meta_bytes
     if not (meta_at <= body_at <= length <= len(data)):
         checks.append(Checksum("record", None, "the body", "the lengths do not fit together"))
-        rest = data[RECORD_HEADER_BYTES:]
-        yield Field("record", position + RECORD_HEADER_BYTES, rest, "?", "no telling")
+        rest = data[record.RECORD_HEADER_BYTES :]
+        yield Field("record", position + record.RECORD_HEADER_BYTES, rest, "?", "no telling")
         return
-    targets_at = meta_at - TARGET_BYTES * target_count
+    targets_at = meta_at - record.TARGET_BYTES * target_count
     due_ms = 0
-    if flags & DUE:
-        due = data[RECORD_HEADER_BYTES:targets_at]
-        (due_ms,) = DUE_TIME.unpack(due)
-        place = position + RECORD_HEADER_BYTES
+    if flags & record.DUE:
+        due = data[record.RECORD_HEADER_BYTES : targets_at]
+        (due_ms,) = record.DUE_TIME.unpack(due)
+        place = position + record.RECORD_HEADER_BYTES
         yield Field("due time", place, due, "due time", _time(due_ms))
-    for at in range(targets_at, meta_at, TARGET_BYTES):
-        lane_id, qseq = TARGET.unpack_from(data, at)
+    for at in range(targets_at, meta_at, record.TARGET_BYTES):
+        lane_id, qseq = record.TARGET.unpack_from(data, at)
         queue = directory.owners.get(lane_id)
         name = f"lane {lane_id}" if queue is None else f"queue '{queue.name}'"
         yield Field("targets", position + at, data[at : at + 4], "lane", f"{lane_id} ({name})")
@@ -236,7 +212,9 @@ def _record(
     yield from _meta(data[meta_at:body_at], position + meta_at)
     body = data[body_at:length]
     yield Field("body", position + body_at, body, "body", "")
-    seed = record_seed(xxh3_64_intdigest(data[meta_at:body_at]), timestamp, kind, flags, due_ms)
+    seed = record.record_seed(
+        xxh3_64_intdigest(data[meta_at:body_at]), timestamp, kind, flags, due_ms
+    )
     right = xxh3_64_intdigest(body, seed) == digest
     covers = "meta, times, type, flags and body (not lengths and targets: the batch's does)"
     checks.append(Checksum("record", right, covers))
@@ -274,18 +252,20 @@ def _properties(raw: bytes, position: int) -> Iterator[Field]:
     try:
         flags = int.from_bytes(raw[:2], "big")
         names = [
-            field.name for bit, field in enumerate(fields(Properties)) if flags & 1 << (15 - bit)
+            field.name
+            for bit, field in enumerate(fields(amqp.Properties))
+            if flags & 1 << (15 - bit)
         ]
-        decoded = decode_properties(raw)
+        decoded = amqp.decode_properties(raw)
         yield Field("properties", position, raw[:2], "flags", ", ".join(names) or "none is set")
         at = 2
-        for name, step in zip(names, steps_of(raw[:2]), strict=True):
+        for name, step in zip(names, amqp.steps_of(raw[:2]), strict=True):
             end = at + step
-            if step == STEP_SHORTSTR:
+            if step == amqp.STEP_SHORTSTR:
                 end = at + 1 + raw[at]
-            elif step == STEP_TABLE:
+            elif step == amqp.STEP_TABLE:
                 end = skip_table(raw, at)
-            elif step == STEP_MODE:
+            elif step == amqp.STEP_MODE:
                 end = at + 1
             value = brief(json_value(getattr(decoded, name)))
             yield Field("properties", position + at, raw[at:end], name, value)

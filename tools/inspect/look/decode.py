@@ -23,6 +23,7 @@ from qlog.tools.inspect.rows import Bytes, Cell, Time, name, number, text, well_
 
 DUMP_OCTETS = 16  # a line
 _DUMP_OCTETS_NARROW = 8  # in a column of a table
+UNDECODABLE = (ValueError, TypeError, AttributeError, AMQPError)  # an envelope that is damaged
 
 
 def decoded(directory: Directory, entry: Entry) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def decoded(directory: Directory, entry: Entry) -> dict[str, Any]:
         envelope = Envelope.unpack(record.meta, len(record.body))
         exchange, routing_key = well_formed(envelope.exchange), well_formed(envelope.routing_key)
         properties = properties_of(envelope)
-    except (ValueError, TypeError, AttributeError, AMQPError):
+    except UNDECODABLE:
         item["damage"] = entry.damage or "its exchange, routing key and properties do not decode"
     else:
         item |= {"exchange": exchange, "routing_key": routing_key, "properties": properties}
@@ -74,7 +75,7 @@ def properties_of(envelope: Envelope) -> dict[str, Any]:
 def json_value(value: Any) -> Any:
     """A value of a field table for JSON."""
     match value:
-        case bool():
+        case bool() | None:
             return value
         case int():
             return int(value)
@@ -88,10 +89,7 @@ def json_value(value: Any) -> Any:
             return {well_formed(key): json_value(item) for key, item in value.items()}
         case list() | tuple():
             return [json_value(item) for item in value]
-        case None:
-            return None
-        case _:
-            return well_formed(str(value))
+    return well_formed(str(value))
 
 
 def time_text(timestamp_ms: int | None) -> str | None:
@@ -106,12 +104,10 @@ def time_text(timestamp_ms: int | None) -> str | None:
 
 
 def time_cell(time: str | None) -> Cell:
-    """A time of JSON in a table."""
     return "?" if time is None else Time(time)
 
 
 def brief(value: Any) -> str:
-    """A value of JSON in one line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -144,7 +140,6 @@ def queue_text(vhost: str | None, queue: str | None, lane: int) -> str:
 
 
 def lane_text(directory: Directory, lane_id: int) -> str:
-    """The queue of a lane, named in a table."""
     return queue_text(**directory.named(lane_id))
 
 
@@ -175,11 +170,10 @@ class Bodies:
         return self._lines(record.body)
 
     def _lines(self, body: bytes) -> list[str]:
-        decoded = None
-        if not self.as_hex:
-            with suppress(UnicodeDecodeError):
-                decoded = body.decode()
-        if decoded is not None and all(char.isprintable() or char in "\r\n\t" for char in decoded):
+        decoded = "\0"
+        with suppress(UnicodeDecodeError):
+            decoded = body.decode()
+        if not self.as_hex and all(char.isprintable() or char in "\r\n\t" for char in decoded):
             if len(decoded) <= self.shown_max:
                 return [f"body {decoded}"]
             return [f"body {decoded[: self.shown_max]}… ({len(decoded)} characters)"]

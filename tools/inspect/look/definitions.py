@@ -4,12 +4,9 @@ The broker's own decoder reads them (server/broker/definitions.py). A definition
 decode is named and left out.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
@@ -19,6 +16,7 @@ from qlog.server.broker.definitions import Definitions, QueueDefinition
 from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
 
+KINDS = ("vhosts", "users", "exchanges", "queues", "bindings")
 _BUILT_IN = "amq."  # exchanges of this prefix are in every vhost without a definition
 
 
@@ -42,19 +40,13 @@ class Defined:
 def decode(entries: Mapping[Definition, bytes]) -> Defined:
     """Decode definitions as a directory has them."""
     found = Defined()
-    into: dict[str, tuple[list[Any], Callable[[Definitions], Iterable[Any]]]] = {
-        "vhost": (found.vhosts, Definitions.vhosts),
-        "user": (found.users, Definitions.users),
-        "exchange": (found.exchanges, Definitions.exchanges),
-        "queue": (found.queues, Definitions.queues),
-        "binding": (found.bindings, Definitions.bindings),
-    }
     for key, value in sorted(entries.items()):
-        if key[0] not in into:
+        kind = key[0] + "s"
+        if kind not in KINDS:
             continue
-        items, decoded = into[key[0]]
+        definitions = Definitions(Catalog({key: value}, lambda records: None))
         try:
-            items += decoded(Definitions(Catalog({key: value}, lambda records: None)))
+            getattr(found, kind).extend(getattr(definitions, kind)())
         except (ValueError, TypeError, KeyError, AttributeError, AMQPError) as error:
             found.undecodable[key] = str(error)
     return found

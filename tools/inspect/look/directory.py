@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlog.server.broker.definitions import QueueDefinition
-from qlog.storage.bytes.datadir import Paths, numbered
+from qlog.storage.bytes.datadir import Paths
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.catalog import Definition
 from qlog.storage.errors import DirectoryUnreadable
@@ -78,7 +78,7 @@ def look_again(in_use: bool, look: Callable[[bool], T], seems_wrong: Callable[[T
     raise AssertionError("there is a last look")
 
 
-class LedgerFacts:
+class LedgerFacts(LaneFacts[Settled]):
     """What the ledger's current file says; `lanes` are what is settled.
 
     Raises OtherFormat, OSError.
@@ -87,10 +87,8 @@ class LedgerFacts:
     def __init__(self, disk: Disk, paths: Paths, evidence: Evidence) -> None:
         self.age: list[Finding] = []  # it is an older copy: other files know more
         self.lanes: dict[int, Settled] = {}
-        self._lane_facts: LaneFacts[Settled] = LaneFacts(
-            lambda lane_id: self.lanes.setdefault(lane_id, Settled())
-        )
-        self.file = judge_ledger(disk, paths, evidence, self._lane_facts.apply, everything=True)
+        super().__init__(lambda lane_id: self.lanes.setdefault(lane_id, Settled()))
+        self.file = judge_ledger(disk, paths, evidence, self.apply, everything=True)
 
     @property
     def segments(self) -> SegmentFacts:
@@ -106,14 +104,9 @@ class LedgerFacts:
         """Where the log ended at an orderly stop; 0 when there was none."""
         return self.file.log_durable if self.file.closed else 0
 
-    @property
-    def deleted(self) -> set[int]:
-        """Lanes whose queues were deleted."""
-        return self._lane_facts.deleted
-
     def next_qseq(self, lane_id: int) -> int:
         """The qseq above all messages of a lane that the ledger names."""
-        return self._lane_facts.named_upto.get(lane_id, 0)
+        return self.named_upto.get(lane_id, 0)
 
 
 class Directory(Examination):
@@ -142,11 +135,9 @@ class Directory(Examination):
         self._disk = ForgivingDisk()
         self.root = root
         if not root.is_dir():
-            raise DirectoryUnreadable(
-                f"{root} is not a directory; name the broker's with --data-dir"
-                if root.exists()
-                else f"{root} does not exist; name the broker's data directory with --data-dir"
-            )
+            what = "is not a directory" if root.exists() else "does not exist"
+            advice = "name the broker's data directory with --data-dir"
+            raise DirectoryUnreadable(f"{root} {what}; {advice}")
         if not any(path.is_dir() for path in (paths.catalog, paths.log, paths.ledger)):
             raise DirectoryUnreadable(
                 f"{root} is not a data directory: it has no catalog.lmdb, no log and no ledger"
@@ -161,17 +152,17 @@ class Directory(Examination):
     def _read(self, again: bool) -> None:
         self.damage, self.notes, self.findings, self._scan = [], [], [], None
         paths = self.paths
-        catalog = self._environment(paths.catalog, read_catalog, CatalogFacts())
+        catalog = self._environment(paths.catalog, read_catalog, CatalogFacts)
         for entry in catalog.damaged:
             catalog.doubt = f"it has a damaged definition: {entry_text(*entry)}"
             self.damage.append(Damage("catalog.lmdb", f"{catalog.doubt}; {MADE_ANEW}"))
         checkpoint = None if catalog.doubt else catalog.checkpoint
         uuid = identify(self._disk, paths, checkpoint) or bytes(16)
         doubt = catalog_doubt(catalog.checkpoint, uuid)
-        self.catalog_facts = self._ours(paths.catalog, catalog, uuid, doubt, CatalogFacts())
-        index = self._environment(paths.index, read_index, IndexFacts())
+        self.catalog_facts = self._ours(paths.catalog, catalog, uuid, doubt)
+        index = self._environment(paths.index, read_index, IndexFacts)
         doubt = index_doubt(index.checkpoint, uuid, marked=paths.index_doubt.exists())
-        self.index_facts = self._ours(paths.index, index, uuid, doubt, IndexFacts())
+        self.index_facts = self._ours(paths.index, index, uuid, doubt)
         self.evidence = self._weigh(uuid)
         self.ledger = LedgerFacts(self._disk, paths, self.evidence)
         file = self.ledger.file
@@ -311,13 +302,6 @@ class Directory(Examination):
 
     # -- files
 
-    def segment_ids(self) -> list[int]:
-        """The ids of the segments that have a file."""
-        return numbered(self._disk, self.paths.log, ".qseg")
-
-    def ledger_ids(self) -> list[int]:
-        return numbered(self._disk, self.paths.ledger, ".qack")
-
     def is_foreign(self, view: FileView) -> bool:
         """The file's header is another directory's: only batches that verify can be ours."""
         if view.header is None or view.footer_verdict is Verdict.WHOLE:
@@ -371,18 +355,16 @@ class Directory(Examination):
             for position, end, why in self._disk.unreadable(path)
         ]
 
-    def _environment(self, path: Path, look: Callable[[Path, bool], F], nothing: F) -> F:
-        """What an environment says; `nothing` but a doubt, when it cannot be read."""
+    def _environment(self, path: Path, look: Callable[[Path, bool], F], kind: type[F]) -> F:
+        """What an environment says: nothing but a doubt, when it cannot be read."""
         if not path.is_dir():
             if self.ledger_ids():
                 self.notes.append(f"{path.name} is missing; {MADE_ANEW}")
-            nothing.doubt = "it is missing"
-            return nothing
+            return kind(doubt="it is missing")
         try:
             facts = read(path, look)
         except Unreadable as error:
-            facts = nothing
-            facts.doubt = str(error)
+            facts = kind(doubt=str(error))
         else:
             implausible = self._implausible(path)
             facts.doubt = implausible or facts.doubt
@@ -392,14 +374,13 @@ class Directory(Examination):
             self.damage.append(Damage(path.name, f"{facts.doubt}; {MADE_ANEW}"))
         return facts
 
-    def _ours(self, path: Path, facts: F, uuid: bytes, doubt: str, nothing: F) -> F:
-        """What an environment says, if it is this directory's; else `nothing` but a doubt."""
+    def _ours(self, path: Path, facts: F, uuid: bytes, doubt: str) -> F:
+        """What an environment says, if it is this directory's; else nothing but a doubt."""
         facts.doubt = facts.doubt or doubt
         if facts.checkpoint is None or facts.checkpoint.uuid == uuid:
             return facts
         self.damage.append(Damage(path.name, f"it belongs to another directory; {MADE_ANEW}"))
-        nothing.doubt = facts.doubt
-        return nothing
+        return type(facts)(doubt=facts.doubt)
 
     def _implausible(self, directory: Path) -> str:
         """What LMDB does not say of a file that it could read; empty when it may have it."""
@@ -413,7 +394,7 @@ class Directory(Examination):
 
     def _weigh(self, uuid: bytes) -> Evidence:
         catalog, index = self.catalog_facts, self.index_facts
-        of_catalog = None if catalog.doubt else catalog.checkpoint
-        if index.doubt:
-            return Evidence(uuid, of_catalog, index.checkpoint)
-        return Evidence(uuid, of_catalog, index.checkpoint, index.checkpoint, index.live)
+        used = (None, {}) if index.doubt else (index.checkpoint, index.live)
+        return Evidence(
+            uuid, None if catalog.doubt else catalog.checkpoint, index.checkpoint, *used
+        )

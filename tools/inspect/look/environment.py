@@ -57,8 +57,6 @@ class Facts(Generic[C]):
 
 @dataclass(slots=True)
 class CatalogFacts(Facts[CatalogCheckpoint]):
-    """The catalog's file."""
-
     entries: dict[Definition, bytes] = field(default_factory=dict)  # the whole ones
     damaged: list[Definition] = field(default_factory=list)  # long names are cut
 
@@ -170,7 +168,6 @@ def _clear_readers(directory: Path) -> None:
 
 
 def open_index(directory: Path, lock: bool) -> Index:
-    """The index, to be read."""
     return Index(directory, map_bytes=StoreSettings().index_map_bytes, read_only=True, lock=lock)
 
 

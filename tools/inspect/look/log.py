@@ -55,7 +55,8 @@ class Segment:
     columns: Columns = field(default_factory=Columns)
     damage: list[Damage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    counts: bool = True  # else nothing in it is needed
+    counts: bool = True  # else nothing in it is needed, and damage is no damage
+    whole: bool = False  # it is sealed, and nothing in it is damaged
 
     @property
     def records(self) -> int:
@@ -132,6 +133,7 @@ def survey(directory: Directory, *, verify: bool = False) -> Survey:
             ours = [item for item in ours if item.position is None and not item.disagrees]
             segment.damage[:0] = map(directory.damage_of, ours)
             segment.damage += directory.unreadable(view.path)
+            segment.whole = view.sealed and not segment.damage
             _add(found, segment, standing, due)
             due = due if standing else segment.end_lsn
     for finding in findings:
@@ -327,6 +329,7 @@ def _columns_of(entries: Iterable[Entry]) -> Columns:
                 array("I", (len(record.body),)),
                 array("Q", (record.due_ms,)) if record.due_ms else None,
             )
+            columns.note_times(record.timestamp_ms, record.timestamp_ms)
     return columns
 
 

@@ -131,8 +131,6 @@ class Difference:
 
 @dataclass(slots=True)
 class Comparison:
-    """The result of a comparison."""
-
     pointers: int = 0  # to messages that are not settled
     spilled: int = 0  # of them to messages that are not in the log
     differences: list[Difference] = field(default_factory=list)
@@ -140,7 +138,6 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Something does not agree."""
         return bool(self.differences or self.counts)
 
     def add(

@@ -106,7 +106,6 @@ def salvage(
 
 
 def _is_boundary(data: bytes, offset: int, facts: Mapping[int, Known]) -> bool:
-    """Whether a record ends here."""
     if offset == len(data) or offset in facts or unpack_batch_header(data, offset) is not None:
         return True
     record = unpack_record(data, offset)

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.errors import AMQPError
 from qlog.storage.bytes.record import Record
-from qlog.tools.inspect.look.decode import brief, properties_of
+from qlog.tools.inspect.look.decode import UNDECODABLE, brief, properties_of
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import views_of
 from qlog.tools.inspect.look.reader import Entry, messages
@@ -135,11 +134,11 @@ class Selection:
             return False  # as are most, which are not decoded for it
         try:
             envelope = Envelope.unpack(meta, len(record.body))
-            if self.key is not None and not self.key.matches(envelope.routing_key):
-                return False
             properties = properties_of(envelope)
-        except (ValueError, TypeError, AttributeError, AMQPError):
+        except UNDECODABLE:
             return True  # damaged as well, though its checksum is right
+        if self.key is not None and not self.key.matches(envelope.routing_key):
+            return False
         if self.message_id is not None and properties.get("message_id") != self.message_id:
             return False
         headers: dict[str, Any] = properties.get("headers", {})
@@ -148,10 +147,15 @@ class Selection:
         )
 
 
-def chosen(directory: Directory, selection: Selection, from_lsn: int = 0) -> Iterator[Entry]:
-    """The messages of the log from an LSN on that are selected, and what may be one of them."""
+def chosen(
+    directory: Directory, selection: Selection, from_lsn: int = 0, *, doing: str = "searching"
+) -> Iterator[Entry]:
+    """The messages of the log from an LSN on that are selected, and what may be one of them.
+
+    `doing`: what the bar says; without it there is none.
+    """
     views = views_of(directory)
-    with progress("searching", sum(view.size for view in views)) as advance:
+    with progress(doing, sum(view.size for view in views) if doing else 0) as advance:
         lane_ids, offsets = selection.lane_ids, selection.offsets
         for entry in messages(directory, views, from_lsn, lane_ids, offsets):
             advance(entry.length)

@@ -3,8 +3,6 @@
 So a bad sector is damage like any other, and what is around it is read. Knows no formats.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 

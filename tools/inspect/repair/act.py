@@ -3,12 +3,11 @@
 A crash in the middle leaves a directory that is repaired, or that can be repaired again. The steps:
 
 1. Every original is put into the quarantine. The index is marked as in doubt, so that a start
-trusts
-   only its evidence of how far log and ledger had been synced. Catalog and ledger are copied: a
-   broker that starts after a crash writes to them in place (an old ledger file is used again), and
-   the originals must not change with them. Segments may be large, and are linked: a start refuses a
-   damaged segment, or writes only its footer, which follows from its messages. The index is linked,
-   too, since everything in it follows from the others.
+   trusts only its evidence of how far log and ledger had been synced. Catalog and ledger are
+   copied: a broker that starts after a crash writes to them in place, and the originals must not
+   change with them. Segments may be large, and are linked: a start refuses a damaged segment, or
+   writes only its footer, which follows from its messages. So is the index, in which everything
+   follows from the others.
 2. Each file is replaced in one rename.
 3. The new ledger, which says what counts, comes when all other files are there.
 4. What the new ledger gives up is unlinked.
@@ -18,7 +17,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +49,11 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     ledger = []
     if plan.mends_log:
         ledger = [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
-    linked = [rewrite.view.path for rewrite in plan.rewrites] + discarded
-    copied = [*ledger]
-    for environment in plan.moved:
-        (linked if environment == paths.index else copied).append(environment / "data.mdb")
-    quarantine.keep(linked, copied)
-
+    rewritten = [rewrite.view.path for rewrite in plan.rewrites]
+    moved = [environment / "data.mdb" for environment in plan.moved]
+    for path in rewritten + discarded + ledger + moved:
+        quarantine.keep(path, can_link=path.parent in (paths.log, paths.index))
+    quarantine.sync()
     if paths.index in plan.moved:
         mark_doubt(disk, paths)
     for rewrite in plan.rewrites:
@@ -100,22 +97,21 @@ class _Quarantine:
             self._disk.close(file)
         self._disk.rename(temporary, path)
 
-    def keep(self, linked: Iterable[Path], copied: Iterable[Path]) -> None:
-        """Put these files into the quarantine, before anything happens to them.
+    def keep(self, path: Path, *, can_link: bool) -> None:
+        """Put a file into the quarantine, if it exists, before anything happens to it.
 
-        `linked` files may stay the same files. `copied` ones are copied, so that no later write
-        changes what is here.
+        `can_link`: it may stay the same file. Otherwise no later write changes what is here.
         """
-        changed = {self.place}
-        for path, can_link in chain(zip(linked, repeat(True)), zip(copied, repeat(False))):
-            if path.exists():
-                name = self._directory.relative(path)
-                target = self.place / name
-                self._disk.make_directory(target.parent)
-                changed.add(target.parent)
-                if not (can_link and _link(path, target)):
-                    self.write(name, self._bytes_of(path))
-        for directory in changed:
+        if path.exists():
+            name = self._directory.relative(path)
+            target = self.place / name
+            self._disk.make_directory(target.parent)
+            if not (can_link and _link(path, target)):
+                self.write(name, self._bytes_of(path))
+
+    def sync(self) -> None:
+        """Make the names of all files durable."""
+        for directory in {self.place, *(path.parent for path in self.place.rglob("*"))}:
             self._disk.sync_directory(directory)
 
     def _bytes_of(self, path: Path) -> Iterator[bytes]:

@@ -5,8 +5,6 @@ left of them over those of the catalog. A queue whose definition is lost gets a 
 message is out of reach.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -9,24 +9,24 @@ from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.lanes.settled import BLOCK, Settled
 from qlog.storage.start.examine import FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
 from qlog.storage.write.segment import Batch, columns_of
 from qlog.tools.inspect.look.casualties import Pointers, known_of, missing, pointers_into
+from qlog.tools.inspect.look.decode import UNDECODABLE
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.log import Segment, Survey, survey
 from qlog.tools.inspect.look.pointers import IndexContents, compare, read_contents
-from qlog.tools.inspect.look.reader import Gap, base_lsn, casualties_in, walk
+from qlog.tools.inspect.look.reader import Gap, casualties_in, walk
 from qlog.tools.inspect.look.salvage import Casualty, Known, Target
 from qlog.tools.inspect.repair.definitions import Mend, collect
 from qlog.tools.inspect.rows import Damage, counted, well_formed
@@ -41,25 +41,17 @@ class Loss:
 
     file: str
     position: int | None = None
-    count: int | None = 1  # None: cannot be known
+    messages: int | None = 1  # None: cannot be known
     lsn: int | None = None
     body_bytes: int | None = None
     exchange: str | None = None
     routing_key: str | None = None
     targets: tuple[Target, ...] = ()
 
-    def item(self, directory: Directory) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "file": self.file,
-            "position": self.position,
-            "messages": self.count,
-            "lsn": self.lsn,
-            "body_bytes": self.body_bytes,
-            "exchange": self.exchange,
-            "routing_key": self.routing_key,
-            "queues": [directory.target(*target) for target in self.targets],
-        }
+    def document(self, directory: Directory) -> dict[str, Any]:
+        document = asdict(self)
+        targets = document.pop("targets")
+        return document | {"queues": [directory.target(*target) for target in targets]}
 
     def waits(self, directory: Directory) -> bool:
         """Whether some queue still had the message, as far as can be known."""
@@ -83,8 +75,7 @@ class Kept:
 class Rewrite:
     """A segment that is written again, with what is left of it.
 
-    `parts` gives what stays and what does not, in order. It is read anew each time, since it may be
-    large.
+    `parts` reads what stays and what does not, in order, each time anew: it may be large.
     """
 
     view: FileView
@@ -95,7 +86,6 @@ class Rewrite:
     kept_bytes: int = 0
 
     def keep(self, part: Kept) -> None:
-        """Count what stays."""
         self.kept += len(part.lengths)
         self.kept_bytes += len(part.data)
 
@@ -140,8 +130,6 @@ def make_plan(directory: Directory) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A segment that counts afterwards."""
-
     view: FileView
     base: int
     end: int
@@ -180,10 +168,9 @@ class _Planner:
             self._plan_ledger()
             self._fold_lanes()
             self._plan_definitions()
-        for path, wrong in (
-            (directory.paths.index, self._index_is_wrong()),
-            (directory.paths.catalog, self._catalog_is_wrong()),
-        ):
+        wrong_of = {directory.paths.index: self._index_is_wrong()}
+        wrong_of[directory.paths.catalog] = self._catalog_is_wrong()
+        for path, wrong in wrong_of.items():
             if path.exists() and (wrong or plan.mends_log):
                 why = "it is damaged, and the next start" if wrong else "the next start"
                 plan.actions.append(f"move the {path.stem} out: {why} makes it anew")
@@ -196,19 +183,19 @@ class _Planner:
         return plan
 
     def _catalog_is_wrong(self) -> bool:
-        damaged = any(item.file == "catalog.lmdb" for item in self.directory.damage)
-        return damaged or bool(self.directory.catalog_differs())
+        return self._is_damaged("catalog.lmdb") or bool(self.directory.catalog_differs())
 
     def _index_is_wrong(self) -> bool:
         """Whether the index is damaged, or contradicts a log and a ledger that are sound."""
         contents = self.contents
-        if contents is None or contents.damaged:
-            return True
-        if any(item.file == "index.lmdb" for item in self.directory.damage):
+        if contents is None or contents.damaged or self._is_damaged("index.lmdb"):
             return True
         if self.plan.mends_log:
             return False
         return compare(self.directory, contents, self.found.segments).differs
+
+    def _is_damaged(self, file: str) -> bool:
+        return any(item.file == file for item in self.directory.damage)
 
     # -- what is known
 
@@ -292,7 +279,7 @@ class _Planner:
         for segment_id in sorted(set(replaced.values())):
             sources = {one for one, into in replaced.items() if into == segment_id}
             lost = segment_id not in by_id or segments[segment_id].damage
-            if lost and all(one in by_id and self._is_whole(by_id[one]) for one in sources):
+            if lost and all(one in by_id and segments[one].whole for one in sources):
                 self.plan.notes.append(
                     f"what had been put together in segment {segment_id} is still there in those "
                     "that it was made of"
@@ -315,13 +302,6 @@ class _Planner:
                     or other.header.base not in lsns
                 ]
         return counting
-
-    def _is_whole(self, view: FileView) -> bool:
-        return (
-            view.header_verdict is Verdict.WHOLE
-            and view.footer_verdict is Verdict.WHOLE
-            and all(one.verdict is Verdict.WHOLE for one in self.directory.stretches(view))
-        )
 
     def _plan_log(self, counting: list[FileView]) -> None:
         directory, plan, segments = self.directory, self.plan, self.segments
@@ -359,7 +339,7 @@ class _Planner:
         sealed_ends = [rewrite.end_lsn for rewrite in plan.rewrites]
         gone = plan.end_lsn - max([lsn, *sealed_ends, directory.ledger.segments.end_lsn])
         if gone > 0 and not any(one.state == "missing" for one in segments.values()):
-            self._lose(Loss("log", count=gone, lsn=plan.end_lsn - gone))
+            self._lose(Loss("log", messages=gone, lsn=plan.end_lsn - gone))
         plan.segment_ids = sorted(one.view.file_id for one in kept)
         plain = [id_ for id_ in segments if id_ < COMPACTED]
         # One id is left out, so that `following_lsn` says where the log goes on: see act.py.
@@ -384,49 +364,14 @@ class _Planner:
         return False
 
     def _bases(self, counting: list[FileView]) -> dict[int, int]:
-        """Where each segment begins, by its header, its footer, or its first whole batch."""
+        """Where each segment begins, as the survey has found it."""
         bases: dict[int, int] = {}
         before = 0  # where the last one ended whose place is known
         for view in counting:
-            base = base_lsn(view)
-            if base is None:
-                batches = (one.batch for one in self.directory.stretches(view) if one.batch)
-                base = self._base_by(view, next(batches, None), before)
-            bases[view.file_id] = base
-            before = self.segments[view.file_id].end_lsn or before
+            segment = self.segments[view.file_id]
+            bases[view.file_id] = before if segment.base_lsn is None else segment.base_lsn
+            before = segment.end_lsn or before
         return bases
-
-    def _base_by(self, view: FileView, first: Batch | None, before: int) -> int:
-        """Where a segment without header and footer begins; `first` is its first whole batch."""
-        if first is None:  # if it is damaged, it fills the place that no other one has
-            return self._free_place() if self.segments[view.file_id].damage else before
-        if first.position == FILE_HEADER_BYTES:
-            return first.header.base
-        ends = (  # it follows on the one before it
-            one.end_lsn
-            for one in self.segments.values()
-            if (one.segment_id < view.file_id or one.segment_id >= COMPACTED)
-            and one.end_lsn
-            and not one.damage
-        )
-        return max((end for end in ends if end <= first.header.base), default=before)
-
-    def _free_place(self) -> int:
-        """Where the LSNs begin that no segment has of which the place is known."""
-        facts = self.directory.ledger.segments
-        lsn = max(
-            (end for id_, end in facts.dropped.items() if id_ not in facts.replaced), default=0
-        )
-        places = [
-            (one.base_lsn, one.end_lsn)
-            for one in self.segments.values()
-            if one.base_lsn is not None and one.end_lsn is not None and one.records
-        ]
-        for base, end in sorted(places):
-            if base > lsn:
-                break
-            lsn = max(lsn, end)
-        return lsn
 
     def _rewrite(self, view: FileView, base: int, end: int) -> Rewrite:
         known = known_of(self.directory, view, self.pointers.get(view.file_id, {}))
@@ -457,11 +402,11 @@ class _Planner:
             if self._is_near(lane_id, qseq):
                 self._name(lane_id, qseq + 1)
         if not loss.targets:
-            self.lost_count += loss.count or 0
+            self.lost_count += loss.messages or 0
         if loss.waits(self.directory):
             self.plan.losses.append(loss)
         else:
-            self.plan.settled_losses += loss.count or 0
+            self.plan.settled_losses += loss.messages or 0
 
     def _is_near(self, lane_id: int, qseq: int) -> bool:
         """Whether a lane can have come so far."""
@@ -504,7 +449,7 @@ class _Planner:
             rest = max(end - first, 0) - len(losses)
             accounted = max(accounted, end)
             if rest > 0 and not self._index_knows(end):
-                losses.append(Loss(segment.file, count=rest))
+                losses.append(Loss(segment.file, messages=rest))
             for loss in losses:
                 self._lose(loss)
             plan.actions.append(f"give {segment.file} up, which is missing{_lost_text(losses)}")
@@ -657,9 +602,9 @@ class _Planner:
         if sparse:  # how many there were cannot be told from LSNs
             has_bytes = gap.end > gap.position and not is_foreign
             if has_bytes or view.footer_verdict is not Verdict.WHOLE:
-                yield Loss(file, gap.position, count=None)
+                yield Loss(file, gap.position, messages=None)
         elif rest > 0:
-            yield Loss(file, gap.position, count=rest)
+            yield Loss(file, gap.position, messages=rest)
 
 
 def _add_indexed(settled: Settled, lane_id: int, contents: IndexContents) -> None:
@@ -719,7 +664,7 @@ def _loss_of(file: str, casualty: Casualty) -> Loss:
     if record is None:
         return loss
     loss = replace(loss, body_bytes=len(record.body))
-    with suppress(ValueError, TypeError, AttributeError):
+    with suppress(*UNDECODABLE):
         envelope = Envelope.unpack(record.meta, len(record.body))
         exchange, routing_key = well_formed(envelope.exchange), well_formed(envelope.routing_key)
         loss = replace(loss, exchange=exchange, routing_key=routing_key)
@@ -727,6 +672,6 @@ def _loss_of(file: str, casualty: Casualty) -> Loss:
 
 
 def _lost_text(losses: list[Loss]) -> str:
-    count = sum(loss.count or 0 for loss in losses)
-    more = " or more are" if any(loss.count is None for loss in losses) else ""
+    count = sum(loss.messages or 0 for loss in losses)
+    more = " or more are" if any(loss.messages is None for loss in losses) else ""
     return f", {counted(count, 'message')}{more} lost" if count else ""
