@@ -124,6 +124,20 @@ class RoutingTable:
             self.version += 1
         return source.exchange
 
+    def set_alternate(self, name: str, alternate: str | None) -> None:
+        """The alternate exchange by policy of an exchange that is there; None: there is none.
+
+        One that was given by argument counts instead, also if it is the default exchange (RabbitMQ,
+        rabbit_policy:get_arg). The default exchange has no alternate.
+        """
+        source = self._sources[name]
+        if name == "" or "alternate-exchange" in source.exchange.arguments:
+            return
+        alternate = alternate or None
+        if source.alternate != alternate:
+            source.alternate = alternate
+            self.version += 1
+
     def removal_of_exchange(self, name: str, bindings_max: int | None = None) -> Removed:
         """What goes with an exchange: all bindings from it and to it; nothing when it is unknown.
 

@@ -81,15 +81,10 @@ class Broker:
         if not self.vhosts:
             self._first_start()
         self.users = {user.name: user for user in self.definitions.users()}
+        for vhost_name, kind, policy in self.definitions.policies():
+            self.vhosts[vhost_name].add_policy(kind, policy)
         for vhost_name, exchange in self.definitions.exchanges():
-            self.vhosts[vhost_name].routing.declare_exchange(
-                exchange.name,
-                exchange.type,
-                durable=True,
-                auto_delete=exchange.auto_delete,
-                internal=exchange.internal,
-                arguments=exchange.arguments,
-            )
+            self.vhosts[vhost_name].add_exchange(exchange)
         lane_ids = []
         for definition in self.definitions.queues():
             vhost = self.vhosts[definition.vhost]

@@ -1,4 +1,4 @@
-"""Durable definitions and the catalog: vhosts, users, exchanges, queues, bindings.
+"""Durable definitions and the catalog: vhosts, users, exchanges, queues, bindings, policies.
 
 The catalog keeps opaque values by kind and name; this file says what is in them. A name is the
 JSON list of what identifies the thing; a value is a msgpack map. Arguments are kept as AMQP field
@@ -19,6 +19,7 @@ from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.values import Table, decode_table, encode_table
 from qlog.server.broker.access.users import User
+from qlog.server.broker.features.policy import KINDS, Policy, PolicyKind
 from qlog.server.broker.queues.type import Declaration
 from qlog.storage.catalog import Catalog
 
@@ -97,6 +98,38 @@ class Definitions:
                 for vhost, (configure, write, read) in value["permissions"].items()
             }
             yield User(name, value["password_hash"], tuple(value["tags"]), permissions)
+
+    # -- policies ----------------------------------------------------------------------------
+
+    def save_policy(self, vhost: str, kind: PolicyKind, policy: Policy) -> None:
+        self._put(
+            kind,
+            _name(vhost, policy.name),
+            {
+                "pattern": policy.pattern,
+                "definition": json.dumps(policy.definition),
+                "priority": policy.priority,
+                "apply_to": policy.apply_to,
+            },
+        )
+
+    def delete_policy(self, vhost: str, kind: PolicyKind, name: str) -> None:
+        self._catalog.delete(kind, _name(vhost, name))
+
+    def policies(self) -> Iterator[tuple[str, PolicyKind, Policy]]:
+        for kind in KINDS:
+            for (vhost, name), value in self._items(kind):
+                yield (
+                    vhost,
+                    kind,
+                    Policy(
+                        name,
+                        value["pattern"],
+                        json.loads(value["definition"]),
+                        value["priority"],
+                        value["apply_to"],
+                    ),
+                )
 
     # -- exchanges ---------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ items.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -24,11 +25,16 @@ from qlog.server.amqp.errors import (
     precondition_failed,
 )
 from qlog.server.amqp.values import Table
+from qlog.server.broker.features.parameters import InvalidParameter
+from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Durable, Outcome
+from qlog.server.broker.queues.effective import Applied
 from qlog.server.broker.queues.type import Owner, QueueType
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+
+logger = logging.getLogger("qlog.broker")
 
 T = TypeVar("T")
 
@@ -200,6 +206,49 @@ class Operations:
         _assert_access(vhost, owner, kind, destination)
         vhost.unbind(source, kind, destination, key, arguments)
         return self._durable(Outcome.of(None))
+
+    # -- policies ----------------------------------------------------------------------------
+
+    def set_policy(
+        self,
+        vhost: VHost,
+        kind: PolicyKind,
+        name: str,
+        *,
+        pattern: object,
+        definition: object,
+        priority: object = 0,
+        apply_to: object = "all",
+    ) -> Outcome[None]:
+        """Set a policy or an operator policy; it replaces one of its name.
+
+        `definition` has RabbitMQ's keys (policy_keys.py) and values of JSON. `pattern` is looked
+        for in names. What is declared from now on goes by it; the outcome is known when all that
+        was there does, too, and the policy is durable. Raises InvalidParameter.
+        """
+        try:
+            policy = check_policy(kind, name, pattern, definition, priority, apply_to)
+        except InvalidParameter as refusal:
+            logger.warning("%s refused vhost=%s name=%s: %s", kind, vhost.name, name, refusal)
+            raise
+        logger.info("%s set vhost=%s name=%s pattern=%s", kind, vhost.name, name, pattern)
+        return self._durable(vhost.set_policy(kind, policy))
+
+    def delete_policy(self, vhost: VHost, kind: PolicyKind, name: str) -> Outcome[None]:
+        """Take a policy away. Raises 404."""
+        if vhost.policies.get(kind, name) is None:
+            raise not_found("Parameter does not exist")
+        logger.info("%s deleted vhost=%s name=%s", kind, vhost.name, name)
+        return self._durable(vhost.delete_policy(kind, name))
+
+    def policies(self, vhost: VHost, kind: PolicyKind) -> Iterator[Policy]:
+        """The policies of a vhost, in the order in which they are asked: what applies is first."""
+        yield from vhost.policies.all(kind)
+
+    def exchange_policies(self, vhost: VHost, name: str) -> Applied:
+        """What policies say of an exchange; of a queue see `queue.effective.applied`. Raises 404."""
+        vhost.exchange(name)
+        return vhost.policies.for_exchange(name)
 
     def _durable(self, effect: Outcome[T]) -> Outcome[T]:
         """The same, known when all definitions so far are durable, those of others too.

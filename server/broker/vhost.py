@@ -21,6 +21,7 @@ from qlog.server.amqp.errors import (
     resource_locked,
 )
 from qlog.server.amqp.values import Table
+from qlog.server.broker.features.policy import Policies, Policy, PolicyKind
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import (
@@ -28,6 +29,7 @@ from qlog.server.broker.queues.arguments import (
     assert_equivalent_argument,
     assert_string,
 )
+from qlog.server.broker.queues.effective import Applied, Effective
 from qlog.server.broker.queues.factory import make_queue
 from qlog.server.broker.queues.targets import Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
@@ -54,6 +56,8 @@ class VHost:
         self.routing = RoutingTable()
         self.queues: dict[str, QueueType] = {}
         self.routes = Routes()
+        self.policies = Policies()
+        self._settings_version = 0  # how often the settings of a queue were replaced
 
     # -- names -------------------------------------------------------------------------------
 
@@ -91,11 +95,11 @@ class VHost:
     @property
     def routes_version(self) -> int:
         """Changes whenever a remembered route may be wrong."""
-        return self.routing.version
+        return self.routing.version + self._settings_version
 
     def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
         """The queues of a message, and whether exchange and keys alone decided it."""
-        self.routes.check(self.routing.version)
+        self.routes.check(self.routes_version)
         routed = self.routing.route(exchange, keys, envelope)
         names = routed.queues
         if self._leaving:
@@ -140,6 +144,7 @@ class VHost:
             )
         except (UnknownExchangeType, InvalidArguments) as error:
             raise precondition_failed(str(error)) from error
+        self._apply_to_exchange(exchange)
         if durable:
             self._definitions.save_exchange(self.name, exchange)
 
@@ -163,6 +168,18 @@ class VHost:
             received=ALTERNATE in arguments,
             current=ALTERNATE in existing.arguments,
         )
+
+    def add_exchange(self, exchange: Exchange) -> None:
+        """Make an exchange known that a start has found."""
+        self.routing.declare_exchange(
+            exchange.name,
+            exchange.type,
+            durable=exchange.durable,
+            auto_delete=exchange.auto_delete,
+            internal=exchange.internal,
+            arguments=exchange.arguments,
+        )
+        self._apply_to_exchange(exchange)
 
     def delete_exchange(self, name: str) -> Outcome[None]:
         """Delete an exchange with its bindings."""
@@ -281,6 +298,60 @@ class VHost:
                 continue  # the default exchange's are implied by the queue
             self._definitions.delete_binding(self.name, binding)
 
+    # -- policies ----------------------------------------------------------------------------
+
+    def add_policy(self, kind: PolicyKind, policy: Policy) -> None:
+        """Make a policy known that a start has found, before exchanges and queues are."""
+        self.policies.put(kind, policy)
+
+    def set_policy(self, kind: PolicyKind, policy: Policy) -> Outcome[None]:
+        """A checked policy counts from now on; done when it is applied to all that is there."""
+        if self.policies.get(kind, policy.name) == policy:
+            return Outcome.of(None)
+        self._definitions.save_policy(self.name, kind, policy)
+        self.policies.put(kind, policy)
+        return self._services.jobs.start(self._applying_policies())
+
+    def delete_policy(self, kind: PolicyKind, name: str) -> Outcome[None]:
+        """A policy counts no more; done when it is taken from all that is there."""
+        self._definitions.delete_policy(self.name, kind, name)
+        self.policies.remove(kind, name)
+        return self._services.jobs.start(self._applying_policies())
+
+    def _applying_policies(self) -> Steps[None]:
+        """Have everything go by the policies as they are when its turn comes.
+
+        So of two jobs that run at the same time the second leaves nothing that is out of date.
+        """
+        for exchange in list(self.routing.exchanges()):
+            if exchange.name in self.routing:
+                self._apply_to_exchange(exchange)
+            yield
+        for queue in list(self.queues.values()):
+            if not queue.deleted:
+                self._apply_to_queue(queue)
+            yield
+
+    def _apply_to_exchange(self, exchange: Exchange) -> None:
+        applied = self.policies.for_exchange(exchange.name)
+        self.routing.set_alternate(exchange.name, applied.definition.get("alternate-exchange"))
+
+    def _applied_to_queue(self, declared: Declaration) -> Applied:
+        return self.policies.for_queue(declared.name, declared.arguments.type)
+
+    def _apply_to_queue(self, queue: QueueType) -> None:
+        applied = self._applied_to_queue(queue.declared)
+        if applied == queue.effective.applied:
+            return
+        queue.reconfigure(
+            Effective(
+                queue.declared.arguments,
+                applied,
+                consumer_timeout_s=self._services.settings.consumer_timeout_s,
+            )
+        )
+        self._settings_version += 1
+
     # -- queues ------------------------------------------------------------------------------
 
     def declare_queue(
@@ -337,6 +408,7 @@ class VHost:
             declared,
             self.store.lane(lane_id),
             owner=owner,
+            applied=self._applied_to_queue(declared),
             consumer_timeout_s=self._services.settings.consumer_timeout_s,
         )
         self.queues[queue.name] = queue

@@ -155,15 +155,12 @@ class QueueArguments:
     `check`): 406 `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
     """
 
-    __slots__ = ("consumer_timeout_s", "single_active", "table", "timeout_requeues", "type")
+    __slots__ = ("single_active", "table", "type")
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.type = str(table.get("x-queue-type", "classic"))
         self.single_active = table.get("x-single-active-consumer") is True
-        timeout_ms = table.get("x-consumer-timeout")
-        self.consumer_timeout_s = timeout_ms / 1000 if isinstance(timeout_ms, int) else None
-        self.timeout_requeues = table.get("x-consumer-timeout-action") == "requeue"
 
     @classmethod
     def check(

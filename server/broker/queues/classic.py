@@ -113,6 +113,11 @@ class ClassicQueue:
         """Messages that are out."""
         return sum(backlog.out for backlog in self.backlogs)
 
+    def reconfigure(self, effective: Effective) -> None:
+        """Policies have changed: go by these settings from now on."""
+        self.effective = effective
+        self._wake(self)
+
     # -- takers ------------------------------------------------------------------------------
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.queues.classic import ClassicQueue, Host
-from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.effective import Applied, Effective
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.storage.lanes.lane import Lane
 
@@ -15,12 +15,13 @@ def make_queue(
     lane: Lane[Envelope],
     *,
     owner: Owner | None,
+    applied: Applied,
     consumer_timeout_s: float,
 ) -> QueueType:
     """A queue of the type that its declaration says.
 
-    Arguments: `lane` has its messages; `owner` is the connection of an exclusive queue;
-    `consumer_timeout_s` the broker's own consumer timeout.
+    Arguments: `lane` has its messages; `owner` is the connection of an exclusive queue; `applied`
+    is what policies say of the queue; `consumer_timeout_s` the broker's own consumer timeout.
     """
-    effective = Effective(declared.arguments, consumer_timeout_s=consumer_timeout_s)
+    effective = Effective(declared.arguments, applied, consumer_timeout_s=consumer_timeout_s)
     return ClassicQueue(host, declared, effective, lane, owner)

@@ -111,6 +111,9 @@ class QueueType(Protocol):
     def unacked(self) -> int:
         """Messages that are out."""
 
+    def reconfigure(self, effective: Effective) -> None:
+        """Policies have changed: go by these settings from now on."""
+
     # -- takers
 
     @property

@@ -1,0 +1,1 @@
+"""What RabbitMQ has beside plain queues: one file a feature, with its promise at the top."""
