@@ -54,6 +54,15 @@ class Settled:
         if (block + 1) * BLOCK > self.floor and not contains(self.full, block):
             self._set(block, self.bits.get(block, 0) | bits)
 
+    def forget(self) -> None:
+        """Nothing is known of what lies above the floor, nor of attempts: a snapshot says it."""
+        self.dirty.update(self.bits)
+        for low, high in zip(self.full[0::2], self.full[1::2], strict=True):
+            self.dirty.update(range(low, high))
+        self.bits.clear()
+        self.full.clear()
+        self.attempts.forget()
+
     def restore(self, first: int, end: int) -> None:
         """The messages [first, end) are not settled any more, and have no attempts.
 

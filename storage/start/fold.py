@@ -37,6 +37,9 @@ class Settlements(Protocol):
     def restore(self, first: int, end: int) -> None:
         """The messages [first, end) are not settled any more."""
 
+    def forget(self) -> None:
+        """What is settled above the floor, and what came back, is said anew."""
+
 
 S = TypeVar("S", bound=Settlements)
 
@@ -176,7 +179,8 @@ class LaneFacts(Generic[S]):
                 named = max(named, end)
         else:
             named = entry.next_qseq
-            lane.attempts.forget()  # the ones that count follow in the snapshot
+            # The index may be older: what it has as settled can have been restored since.
+            lane.forget()
             lane.delivered = max(lane.delivered, entry.delivered)
             for block, bits in entry.bits.items():
                 lane.add_settled(block, bits)

@@ -239,6 +239,8 @@ class _Recovery(Generic[M]):
         raise_first(ledger_file.findings)
         for lane_id in self.deleted:
             self.lanes.pop(lane_id, None)
+        if checkpoint is not None:
+            self._settle_spilled()
         identity = ledger_file.identity or Identity(uuid, 0, 1)
         self.report.ledger_bytes_cut = ledger_file.bytes_cut
         self.epoch_seen = max(ledger_file.epoch, catalog.epoch if catalog else 0, self.epoch_seen)
@@ -449,11 +451,15 @@ class _Recovery(Generic[M]):
             self.named_upto[lane_id] = row.next_qseq
         for lane_id, block, bits in self.bitmaps:
             self._lane(lane_id).settled.bits[block] = bits
+
+    def _settle_spilled(self) -> None:
+        """Transient messages do not survive, whatever the ledger says of them."""
+        assert self.index is not None
         for lane_id, row in self.lane_rows.items():
-            lane = self._lane(lane_id)
-            if row.spilled:  # transient messages do not survive
+            if row.spilled and lane_id in self.lanes:
+                settled = self.lanes[lane_id].settled
                 for qseq in self.index.spilled(lane_id):
-                    lane.settled.mark(qseq, qseq + 1)
+                    settled.mark(qseq, qseq + 1)
 
     def _lane(self, lane_id: int) -> Lane[M]:
         lane = self.lanes.get(lane_id)

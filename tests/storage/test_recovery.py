@@ -29,6 +29,7 @@ from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.journal import Defined
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lmdb.catalog import CatalogFile
+from qlog.storage.start import recovery
 from qlog.storage.start.examine import Examination, Verdict
 from qlog.storage.start.fold import DefinitionFacts
 from qlog.storage.store import Store
@@ -37,6 +38,7 @@ from tests.storage.support import (
     SMALL,
     Bench,
     Envelope,
+    Killed,
     ManualWorker,
     abandon,
     contents,
@@ -269,7 +271,7 @@ def test_a_settlement_of_a_message_that_was_lost_does_not_hit_another(tmp_path: 
     publish(bench.store, [lane], [b"lost", b"lost too"])
     lane.settle(2, 2)
     probe(bench.store).commits.held = Shortage.SPACE  # as on a full disk: the ledger goes on
-    bench.store._retry_s = 99.0
+    probe(bench.store).journal.retry_s = 99.0
     bench.tick(0.0)
     bench.tick(0.1)
     bench.commits.run_one()
@@ -789,3 +791,26 @@ def test_a_segment_of_another_directory_is_not_taken_for_an_empty_one(tmp_path: 
     shutil.copy(other.directory / "log" / "0000000001.qseg", foreign)
     assert "belongs to another directory" in refused(bench.directory)
     other.store.close()
+
+
+def test_a_restored_message_is_there_although_the_index_is_older_than_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start dies when it has begun a new ledger file, and before the index knows of it."""
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"a", b"b", b"c"])
+    lane.settle(1, 1)
+    assert bench.store.settle_down() and bench.store.checkpoint()
+    assert lane.restore(1, 1) == [1, 2]
+    assert bench.store.settle_down()
+    bench.kill()
+
+    def die(*arguments: object, **more: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(recovery._Recovery, "_update_index", die)
+        bench.open()
+    bench.open()
+    assert contents(bench.store.lane(lane.id)) == {0: b"a", 1: b"b", 2: b"c"}
