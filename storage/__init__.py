@@ -1,11 +1,12 @@
 """Durable bytes: the log, its index, the ledger and the catalog. Knows no AMQP and no trio.
 
-Start with store.py, the face. A message goes down through bytes/ (its record, its batch) and write/
-(its place, the commit to the disk), and comes back through lanes/ and index/. Settlements and
-definitions go to write/ledger.py. index/checkpoint.py brings index and catalog up to date. space/
-gives room back, with compaction where only a little is alive. At a start start/recovery.py puts all
-of it together: judge.py says what is damage, and fold.py what the ledger means. examine.py looks
-without changing anything.
+Start with store.py, the face, and journal.py: what log and ledger promise. A message goes down
+through bytes/ (its record, its batch) and write/ (its place, the commit to the disk), and comes
+back through lanes/ and index/. Settlements and definitions go to write/ledger.py; write/replay.py
+gives all of it out again in its order. index/checkpoint.py brings index and catalog up to date.
+space/ gives room back, with compaction where only a little is alive. At a start start/recovery.py
+puts all of it together: judge.py says what is damage, and fold.py what the ledger means. examine.py
+looks without changing anything.
 
 docs/ARCHITECTURE.md has the pictures and the glossary. Some choices, and why:
 

@@ -22,7 +22,7 @@ class Catalog:
     """
 
     def __init__(
-        self, entries: Mapping[Definition, bytes], note: Callable[[list[Defined]], None]
+        self, entries: Mapping[Definition, bytes], note: Callable[[list[Defined]], object]
     ) -> None:
         self._entries: dict[str, dict[str, bytes]] = {}
         for (kind, name), value in entries.items():

@@ -53,6 +53,10 @@ class CorruptLog(StorageError):
     """Data that had been promised to be on disk is damaged or missing."""
 
 
+class PositionGone(StorageError):
+    """The journal does not go back to a position: who wants to follow begins with the snapshot."""
+
+
 class OutOfDescriptors(StorageError):
     """A file could not be opened now. Nothing is wrong with it: the same can be tried again."""
 

@@ -11,12 +11,11 @@ What it does not know: AMQP, trio, the clock (times are passed in). All methods 
 the owner's. The store's own threads report by `notify`, after which the owner calls `advance` and
 `tick`. A process that forks must not use the store in the child.
 
-The work is parted by who waits for what: write/commits.py has the log's commits, write/settling.py
-the ledger's batches, index/checkpoints.py the index and the space. The store puts this together:
-what a job of the commit thread consists of, where its result goes, and when the next thing is due.
+The work is parted by who waits for what: the journal (write/local.py) has what is written to log
+and ledger, index/checkpoints.py the index and the space. The store has the lanes, and says when the
+next thing is due.
 """
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ from qlog.storage.index.checkpoint import CheckpointDone
 from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.index.due import DueTimes
 from qlog.storage.index.due_rows import Due
-from qlog.storage.journal import Defined, LaneDeleted
+from qlog.storage.journal import Defined, Journal, LaneDeleted
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.reader import Reader
 from qlog.storage.lanes.run import M
@@ -43,11 +42,8 @@ from qlog.storage.space.retention import KeepNothing, Retention
 from qlog.storage.start import recovery
 from qlog.storage.start.recovery import Progress, ignore_progress
 from qlog.storage.worker import ThreadWorker, Worker
-from qlog.storage.write.commit import CommitResult, Committer
-from qlog.storage.write.commits import RETRY_S, Commits
-from qlog.storage.write.gathering import Gathering
-from qlog.storage.write.rhythm import Rhythm
-from qlog.storage.write.settling import Settling
+from qlog.storage.write.commits import RETRY_S
+from qlog.storage.write.local import LocalJournal
 from qlog.storage.write.upkeep import Prepared, Sealed, Unlinked, Upkeep
 
 _LANE_IDS_RESERVED = 1024  # so many ids for one record of the ledger
@@ -69,52 +65,54 @@ class Store(Generic[M]):
         clock_s: Callable[[], float] | None,
     ) -> None:
         """Use `open`."""
-        self.due_s = math.inf  # when a commit that is held back needs a call of `tick`
-        self._clock_s = clock_s
-        self._rhythm = Rhythm(inline=recovered.settings.commit_inline)
         self.report = recovered.report
         self.settings = recovered.settings
-        self.shortage: Shortage | None = None  # why log or ledger cannot be written now
-        self.failure: BaseException | None = None  # nothing is confirmed after a failure
         self._recovered = recovered
         self._notify = notify
         self._lanes = recovered.lanes
         self._identity: Identity = recovered.identity
         self._lane_id_next = recovered.identity.lane_ids_reserved
         self._reader: Reader[M] = recovered.reader
-        self._retry_s = 0.0
-        self._now_s = 0.0
         self._closed = False
-        recovered.shelf.on_doubt = self._doubt
-        uuid, epoch = recovered.identity.uuid, recovered.identity.epoch
         commit_worker = new_worker("qlog-commit", notify)
         self._upkeep = Upkeep(
             new_worker("qlog-checkpoint", notify),
             recovered.disk,
             recovered.paths,
-            uuid,
+            recovered.identity.uuid,
             recovered.nursery,
         )
-        self._settling = Settling(recovered.changes, recovered.settings, clock_ms, notify)
-        self.catalog = Catalog(recovered.definitions, self._settling.define)
-        self._commits = Commits(
-            recovered.log,
-            Committer(
-                recovered.disk, recovered.paths, uuid, epoch, recovered.nursery, recovered.ledger
-            ),
+        self._journal = LocalJournal(
+            recovered,
             commit_worker,
             self._upkeep,
-            recovered.cache,
-            recovered.settings,
-            notify,
+            clock_ms=clock_ms,
+            clock_s=clock_s,
+            notify=notify,
         )
-        self._gathering = Gathering(recovered.log, recovered.cache)
+        self._log = self._journal.log
+        self._append = self._journal.append
+        self._append_transient = self._journal.append_transient
+        self._settling = self._journal.settling
+        self.catalog = Catalog(recovered.definitions, self._journal.submit)
         self._due = DueTimes(recovered.index, self._lanes, self._doubt)
-        self._checkpoints = Checkpoints(
+        self._checkpoints = self._new_checkpoints(retention, clock_ms)
+        self._journal.snapshots = self._checkpoints
+        recovered.shelf.on_doubt = self._doubt
+        recovered.shelf.may_restore = self._checkpoints.may_restore
+        active = self._log.active
+        self._upkeep.prepare(active.segment_id, active.capacity)
+
+    def _new_checkpoints(
+        self, retention: Retention, clock_ms: Callable[[], int] | None
+    ) -> Checkpoints[M]:
+        recovered = self._recovered
+        return Checkpoints(
             due=self._due,
             retention=retention,
+            followed=self._journal.keeps,
             clock_ms=clock_ms,
-            commits=self._commits,
+            commits=self._journal.commits,
             settling=self._settling,
             lanes=self._lanes,
             cache=recovered.cache,
@@ -124,7 +122,7 @@ class Store(Generic[M]):
             live=recovered.live,
             spill=recovered.spill,
             reader=recovered.reader,
-            identity=(uuid, epoch),
+            identity=(recovered.identity.uuid, recovered.identity.epoch),
             upkeep=self._upkeep,
             compactor=Compactor(
                 recovered.disk,
@@ -139,13 +137,10 @@ class Store(Generic[M]):
                 submit=self._upkeep.submit,
             ),
             settings=recovered.settings,
-            notify=notify,
+            notify=self._notify,
             on_doubt=self._doubt,
-            on_failure=self._fail,
+            on_failure=self._journal.fail,
         )
-        recovered.shelf.may_restore = self._checkpoints.may_restore
-        active = recovered.log.active
-        self._upkeep.prepare(active.segment_id, active.capacity)
 
     @classmethod
     def open(
@@ -221,7 +216,7 @@ class Store(Generic[M]):
         assert not lane.dropped
         del self._lanes[lane.id]
         lane.forget()
-        self._settling.note(LaneDeleted(lane.id))
+        self._journal.submit([LaneDeleted(lane.id)])
         self._checkpoints.lane_dropped(lane.id)
 
     # -- messages
@@ -229,12 +224,12 @@ class Store(Generic[M]):
     @property
     def lsn(self) -> int:
         """The number of the next record."""
-        return self._commits.log.lsn
+        return self._log.lsn
 
     @property
     def durable_lsn(self) -> int:
         """All records below are on disk."""
-        return self._commits.durable_lsn
+        return self._journal.commits.durable_lsn
 
     def append(
         self,
@@ -255,7 +250,7 @@ class Store(Generic[M]):
         Arguments: `now_ms` is the time of all of the messages, `dues_ms` the due time of each
         (both wall-clock milliseconds, above 0); None when they have none.
         """
-        log = self._commits.log
+        log = self._log
         count = len(bodies)
         assert lanes and len(metas) == count
         if not count:
@@ -279,12 +274,12 @@ class Store(Generic[M]):
         if dues_ms is not None:
             self._due.add(lanes, [lane.next_qseq for lane in lanes], dues_ms)
         if persistent:
-            size = self._gathering.persistent(lanes, metas, bodies, now_ms, dues_ms)
+            size = self._append(lanes, metas, bodies, now_ms, dues_ms)
             self._checkpoints.appended(size)
             if self._settling.new_lanes:
                 self._settling.appended(lanes)
         else:
-            self._gathering.transient(lanes, metas, bodies, now_ms, dues_ms)
+            self._append_transient(lanes, metas, bodies, now_ms, dues_ms)
         self._settling.changes.operations += count
         return log.lsn
 
@@ -310,9 +305,29 @@ class Store(Generic[M]):
     @property
     def congested(self) -> bool:
         """More waits for the disk than should: take no more messages."""
-        return self._commits.congested
+        return self._journal.commits.congested
 
     # -- commits
+
+    @property
+    def journal(self) -> Journal[Lane[M], M]:
+        """What is durable, as a stream that others can follow."""
+        return self._journal
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the store: nothing is confirmed any more."""
+        return self._journal.failure
+
+    @property
+    def shortage(self) -> Shortage | None:
+        """Why log or ledger cannot be written now."""
+        return self._journal.shortage
+
+    @property
+    def due_s(self) -> float:
+        """When a commit that is held back needs a call of `tick`, on the owner's clock."""
+        return self._journal.due_s
 
     @property
     def definitions(self) -> int:
@@ -327,14 +342,14 @@ class Store(Generic[M]):
     @property
     def synced(self) -> int:
         """All tickets of `request_sync` up to this one are served."""
-        return self._commits.synced
+        return self._journal.synced
 
     def request_sync(self) -> int:
         """A ticket.
 
         When `synced` reaches it, everything done so far is durable, in log and ledger.
         """
-        return self._commits.request_sync()
+        return self._journal.request_sync()
 
     def commit(
         self, waiting: int | None = None, before_inline: Callable[[], None] | None = None
@@ -347,54 +362,10 @@ class Store(Generic[M]):
         publishers wait, definitions wait for the next settlements (`ack_flush_s`): each sync of the
         ledger keeps the log waiting.
         """
-        commits = self._commits
         if self._checkpoints.stepping:
             self._checkpoints.step()
             self._notify()  # more slices may be left, or something may have waited for this one
-        if commits.busy:
-            return
-        if not waiting:
-            self._settling.hurry()
-        if (
-            commits.requested > commits.synced
-            or self._checkpoints.wanted
-            or self._checkpoints.wants_sync
-            or self._settling.due
-            or self._settling.urgent
-            or self._settling.before_log
-        ):
-            self._hand_over()
-        elif commits.pending:
-            if waiting is None or self._clock_s is None:
-                self._hand_over()
-            else:
-                self._commit_in_time(self._clock_s, waiting, before_inline)
-
-    def _commit_in_time(
-        self,
-        clock_s: Callable[[], float],
-        waiting: int,
-        before_inline: Callable[[], None] | None,
-    ) -> None:
-        rhythm, commits = self._rhythm, self._commits
-        now_s = clock_s()
-        pending_bytes = commits.log.pending_bytes
-        delay_s = rhythm.delay_s(now_s, waiting, pending_bytes)
-        if delay_s > 0:
-            self.due_s = min(self.due_s, now_s + delay_s)
-        elif (
-            before_inline is not None
-            and self.failure is None
-            and rhythm.may_be_inline(now_s, waiting, pending_bytes)
-            and commits.can_be_inline
-        ):
-            before_inline()
-            rhythm.begun(now_s)
-            result = commits.run_inline()
-            rhythm.done(clock_s(), waiting, inline=True)
-            self._take(self._committed, result)
-        else:
-            self._hand_over()
+        self._journal.commit(waiting, before_inline)
 
     def advance(self) -> None:
         """Take what the store's threads have done, and give them more."""
@@ -406,52 +377,44 @@ class Store(Generic[M]):
 
         `waiting`: how many publishers wait for a confirm now.
         """
-        for result in self._commits.results():
-            if self._clock_s is not None:
-                self._rhythm.done(self._clock_s(), waiting, inline=False)
-            self._take(self._committed, result)
+        self._journal.take(waiting)
         for result in self._upkeep.take():
-            self._take(self._kept_up, result)
+            try:
+                self._kept_up(result)
+            except Exception as error:  # noqa: BLE001 - latched: the result would be lost
+                self._journal.fail(error)
         if self._recovered.cache.free():
             self._notify()  # the next turn goes on with it, though nothing else may happen
 
     def tick(self, now_s: float) -> float:
         """Do what is due by the owner's monotonic clock; seconds until the next time."""
-        self._now_s = now_s
+        journal, checkpoints = self._journal, self._checkpoints
         wait_s = _IDLE_S
-        if now_s >= self.due_s:  # a commit was held back until now
-            self.due_s = math.inf
-            if self._commits.pending:
-                self._hand_over()
         if self._held:
-            if now_s >= self._retry_s:
+            if now_s >= journal.retry_s:
                 self._try_again()
             wait_s = RETRY_S
-        hand_over, due_s = self._checkpoints.tick(now_s)
+        hand_over, due_s = checkpoints.tick(now_s)
         wait_s = min(wait_s, due_s)
         if hand_over:
-            self._hand_over()
-        hand_over, due_s = self._settling.tick(now_s)
-        wait_s = min(wait_s, due_s)
-        if hand_over:
-            self._hand_over()
-        wait_s = min(wait_s, self._commits.tick(now_s))
+            journal.hand_over()
+        wait_s = min(wait_s, journal.tick(now_s))
         if self.failure is None and not self._closed:
             may_begin = self.shortage is None
-            wait_s = min(wait_s, self._checkpoints.compact(now_s, may_begin=may_begin))
+            wait_s = min(wait_s, checkpoints.compact(now_s, may_begin=may_begin))
         self._settling.ticked(wait_s)
         return min(wait_s, max(self.due_s - now_s, 0.0))
 
     def settle_down(self, timeout_s: float = 60.0) -> bool:
         """Block until all appended and settled is durable; False when it cannot be (yet)."""
-        commits = self._commits
-        ticket = self.request_sync()
+        journal, commits = self._journal, self._journal.commits
+        ticket = journal.request_sync()
         while commits.busy:  # the job under way may have met a shortage that is over now
             if not commits.wait(timeout_s):
                 return False
             self.advance()
-        commits.held = self._settling.held = self.shortage = None
-        while commits.synced < ticket:
+        commits.held = self._settling.held = journal.shortage = None
+        while journal.synced < ticket:
             if self.failure is not None or self.shortage is not None:
                 return False
             self.commit()
@@ -469,7 +432,7 @@ class Store(Generic[M]):
             if not self._quiesce(timeout_s):
                 return False
         checkpoints.begin()
-        self._hand_over()
+        self._journal.hand_over()
         # Without space for the ledger none was begun.
         return self._quiesce(timeout_s) and checkpoints.snapshot is None and not checkpoints.wanted
 
@@ -486,14 +449,14 @@ class Store(Generic[M]):
             self._quiesce(_CLOSE_S)
             compactor.abandon()
         if self.failure is None and self.settle_down():
-            self._commits.log.roll()
-            self._commits.seal_rolled()
+            self._log.roll()
+            self._journal.commits.seal_rolled()
             if self.checkpoint():
                 # The last batch of the ledger attests all of the log.
-                self._settling.note(Defined(*IDENTITY, self._identity.pack()))
+                self._journal.submit([Defined(*IDENTITY, self._identity.pack())])
                 self.settle_down()
         recovered = self._recovered
-        self._commits.close()
+        self._journal.commits.close()
         self._upkeep.stop()
         recovered.close()
 
@@ -501,12 +464,12 @@ class Store(Generic[M]):
 
     @property
     def segment_count(self) -> int:
-        return len(self._commits.log.segments)
+        return len(self._log.segments)
 
     @property
     def segment_bytes(self) -> int:
         """The bytes that the log takes on disk, without what is reserved."""
-        return sum(segment.log_end for segment in self._commits.log.segments.values())
+        return sum(segment.log_end for segment in self._log.segments.values())
 
     @property
     def live_bytes(self) -> int:
@@ -533,82 +496,24 @@ class Store(Generic[M]):
     @property
     def _held(self) -> bool:
         """Something met a shortage and waits to be tried again."""
-        return bool(self._commits.held or self._settling.held or self._checkpoints.held)
+        journal = self._journal
+        return bool(journal.commits.held or journal.settling.held or self._checkpoints.held)
 
     def _try_again(self) -> None:
-        self._commits.held = self._settling.held = self._checkpoints.held = None
+        journal = self._journal
+        journal.commits.held = journal.settling.held = self._checkpoints.held = None
         self._reader.close()  # the reader's files may be what takes the last descriptors
-        self._hand_over()
+        journal.hand_over()
         self._resume_checkpoint()
-
-    def _hand_over(self) -> None:
-        """Give the commit thread all there is to write, if it is idle."""
-        if self._commits.busy or self.failure is not None:
-            return
-        try:
-            self._submit_job()
-        except Exception as error:
-            self._fail(error)  # batches may be lost: nothing behind them may be confirmed
-            raise
-
-    def _submit_job(self) -> None:
-        commits, settling, checkpoints = self._commits, self._settling, self._checkpoints
-        may_flush = checkpoints.ledger_may_go_on
-        # A queue must be durable before a message in it is. If there are messages in new queues the
-        # ledger goes first, and if the ledger cannot be written, the log waits.
-        ledger_first = settling.before_log
-        job = commits.job(with_log=not ledger_first or (may_flush and settling.held is None))
-        job.ledger_first = ledger_first
-        if not settling.held:  # if only the log is held, acks go on, in reserved space
-            if may_flush and not commits.held:
-                job.ticket = commits.requested
-            sync = ledger_first or checkpoints.wants_sync or job.ticket > commits.synced
-            flush = settling.due or settling.wants_sync or sync or checkpoints.wanted
-            settling.join(job, sync=sync, flush=may_flush and flush)
-            checkpoints.join(job)
-        if job.batches or job.ledger or job.ledger_sync:
-            self.due_s = math.inf
-            if self._clock_s is not None:
-                self._rhythm.begun(self._clock_s())
-            commits.submit(job)
-
-    def _take(self, take: Callable[[object], None], result: object) -> None:
-        """Take a result. An error in that is final, since the result would be lost."""
-        try:
-            take(result)
-        except Exception as error:  # noqa: BLE001 - latched: nothing is confirmed after it
-            self._fail(error)
-
-    def _committed(self, result: object) -> None:
-        if isinstance(result, BaseException):
-            self._fail(result)
-            return
-        assert isinstance(result, CommitResult)
-        commits, settling = self._commits, self._settling
-        commits.committed(result)
-        settling.durable(commits.durable_lsn)
-        if result.failure is not None:
-            self._fail(result.failure)
-            return
-        settling.committed(result)
-        if result.full is not None:
-            self._retry_s = self._now_s + RETRY_S
-            self._notify()  # the owner's next tick may be too far away
-        # If the disk is full and nothing is held, only a roll or an unlink failed: that can wait.
-        self.shortage = commits.held or settling.held
-        if result.ledger_synced and self.shortage is None:
-            commits.synced = max(commits.synced, result.job.ticket)
-        if self.failure is None:
-            self._checkpoints.committed(result)
 
     def _kept_up(self, result: object) -> None:
         match result:
             case CheckpointDone():
                 self._checkpoints.written(result)
                 if result.shortage is not None:
-                    self._retry_s = self._now_s + RETRY_S
+                    self._journal.retry_later()
             case Sealed():
-                self._commits.sealed(result)
+                self._journal.commits.sealed(result)
                 if result.error is None:
                     self._checkpoints.sealed()
             case CompactionStep():
@@ -617,14 +522,9 @@ class Store(Generic[M]):
                 self._checkpoints.unlinked(result)
             case Prepared(error):
                 if error is not None and not is_shortage(error):
-                    self._fail(error)
+                    self._journal.fail(error)
             case BaseException():
-                self._fail(result)
-
-    def _fail(self, failure: BaseException) -> None:
-        """Nothing is ever confirmed again."""
-        if self.failure is None:
-            self.failure = failure
+                self._journal.fail(result)
 
     def _doubt(self, doubt: Exception) -> CorruptLog:
         """The index is wrong: the broker has to end, and the next start rebuilds the index.
@@ -636,7 +536,7 @@ class Store(Generic[M]):
             f"the index {paths.index} is damaged ({doubt}); start again, and it is rebuilt"
         )
         failure.__cause__ = doubt
-        self._fail(failure)
+        self._journal.fail(failure)
         with suppress(OSError, SyncFailed):  # without the mark the next start finds it later
             mark_doubt(self._recovered.disk, paths)
         return failure
@@ -649,8 +549,9 @@ class Store(Generic[M]):
         """Block until no thread of the store is at work; False when that takes too long."""
         while True:
             self.commit()
-            if self._commits.busy or self._upkeep.jobs:
-                busy = self._commits if self._commits.busy else self._upkeep
+            commits = self._journal.commits
+            if commits.busy or self._upkeep.jobs:
+                busy = commits if commits.busy else self._upkeep
                 if not busy.wait(timeout_s):
                     return False
                 self.advance()

@@ -43,9 +43,10 @@ _SLICE = 1000  # so many lanes, blocks and runs are one slice: some milliseconds
 class Checkpoints(Generic[M]):
     """See the head of this file.
 
-    Arguments: `live` are the segments' unsettled messages as the index counts them; `identity` is
-    (uuid, epoch) of the directory; `on_doubt` and `on_failure` are told when the index is wrong,
-    and when the disk failed; `notify` makes the owner call `tick` soon.
+    Arguments: `followed` says of a segment whether a follower of the journal still needs it; `live`
+    are the segments' unsettled messages as the index counts them; `identity` is (uuid, epoch) of
+    the directory; `on_doubt` and `on_failure` are told when the index is wrong, and when the disk
+    failed; `notify` makes the owner call `tick` soon.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Checkpoints(Generic[M]):
         *,
         due: DueTimes,
         retention: Retention,
+        followed: Callable[[Segment], bool],
         clock_ms: Callable[[], int] | None,
         commits: Commits[M],
         settling: Settling[M],
@@ -84,6 +86,7 @@ class Checkpoints(Generic[M]):
         self._commits = commits
         self._settling = settling
         self._retention = retention
+        self._followed = followed
         self._clock_ms = clock_ms
         # Segments with messages that were restored after the last checkpoint was gathered, and
         # before it was. The index still counts these messages as settled.
@@ -443,7 +446,8 @@ class Checkpoints(Generic[M]):
 
     def _keeps(self) -> Callable[[Segment], bool]:
         now_ms = 0 if self._clock_ms is None else self._clock_ms()
-        return lambda segment: self._retention.keeps(segment, now_ms)
+        followed, keeps = self._followed, self._retention.keeps
+        return lambda segment: followed(segment) or keeps(segment, now_ms)
 
     # -- restoring
 
@@ -458,6 +462,15 @@ class Checkpoints(Generic[M]):
     def _lane_restored(self, lane: Lane[M], flat: list[int], segment_ids: set[int]) -> None:
         self._restored |= segment_ids
         self._settling.restored(lane, flat)
+
+    def stands(self, segment_id: int) -> bool:
+        """Whether no compacted segment has taken the place of a segment.
+
+        One that the index does not have yet is not among the log's segments either.
+        """
+        replaced_by = self.compactor.replaced.get(segment_id)
+        made = self.compactor.made
+        return replaced_by is None or (made is not None and made.segment_id == replaced_by)
 
     def _any_dead(self) -> bool:
         return bool(self._dead())

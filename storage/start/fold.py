@@ -1,7 +1,8 @@
 """What the ledger says, record by record: definitions, settlements, and which segments must exist.
 
-Pure: records in (as write/ledger.py unpacks them), state out, in their order. Recovery folds them into lanes, and the tools into
-something simpler. Whether these are all records that were written is for judge.py to say.
+Pure: records in (as write/ledger.py unpacks them), state out, in their order. Recovery folds them
+into lanes, and the tools into something simpler. Whether these are all records that were written is
+for judge.py to say.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -28,6 +28,7 @@ class CommitJob:
 
     batches: list[PendingBatch]
     durable_lsn: int  # all below had been synced when the job was made
+    lsn_end: int  # what is in the ledger's part is about messages below
     ledger: list[Records] = field(default_factory=list)  # one batch each
     ledger_sync: bool = False
     seals_checkpoint: bool = False  # a checkpoint waits for this job's sync of the ledger
@@ -163,7 +164,8 @@ class Committer:
             if job.snapshot is None or not is_shortage(error):
                 raise
         if job.snapshot is not None:  # when there is no space for it, the old file goes on
-            result.ledger_position = ledger.roll(job.snapshot, durable_lsn)
+            unwritten = result.ledger_written < len(job.ledger)
+            result.ledger_position = ledger.roll(job.snapshot, durable_lsn, gap=unwritten)
             result.ledger_written = len(job.ledger)
             result.ledger_synced = True
             ledger.remove_older()

@@ -2,7 +2,7 @@
 
 One job is under way at a time; what comes meanwhile belongs to the next job. Promises that
 `durable_lsn` moves only when a batch was synced, and that batches for which the disk had no room
-are handed over again, in their order. settling.py has the ledger's part of a job; the store puts
+are handed over again, in their order. settling.py has the ledger's part of a job; local.py puts
 the parts together.
 """
 
@@ -45,8 +45,6 @@ class Commits(Generic[M]):
         self.durable_end = (log.active.segment_id, log.active.log_end)
         self.busy = False  # a job is under way
         self.held: Shortage | None = None  # why the log is not written now
-        self.requested = 0  # the newest ticket of `request_sync`
-        self.synced = 0  # all tickets up to this one are served
         self._committer = committer
         self._worker = worker
         self._upkeep = upkeep
@@ -66,18 +64,13 @@ class Commits(Generic[M]):
         """Messages wait that can be handed over now."""
         return self.held is None and self.log.has_pending
 
-    def request_sync(self) -> int:
-        """A ticket for all that is appended and settled now: served when `synced` reaches it."""
-        self.requested += 1
-        return self.requested
-
     def job(self, *, with_log: bool) -> CommitJob:
         """The next job.
 
         `with_log`: with the messages that wait. The ledger's part is to be added.
         """
         batches = self.log.take_batches() if with_log and self.held is None else []
-        return CommitJob(batches, self.durable_lsn)
+        return CommitJob(batches, self.durable_lsn, self.log.lsn)
 
     def submit(self, job: CommitJob) -> None:
         """Give the job to the commit thread."""

@@ -2,11 +2,11 @@
 
 It is one file, in the frame of the log (bytes/batch.py). The body of a batch is a msgpack list:
 first the log's durable LSN, then records. A record is an entry of the journal (storage/journal.py)
-or a fact of this directory; it is packed and unpacked here only. A batch's `base` counts batches; its `durable` is the
-number of the first batch that was not synced when it was written. Acks are pairs of integers (gap,
-count), which msgpack packs as small as varints. A file begins with a snapshot of everything that
-counts. When the file is full the next one takes over as a whole: it is written, synced and
-renamed, and only then is the old file unlinked.
+or a fact of this directory; it is packed and unpacked here only. A batch's `base` counts batches;
+its `durable` is the number of the first batch that was not synced when it was written. Acks are
+pairs of integers (gap, count), which msgpack packs as small as varints. A file begins with a
+snapshot of everything that counts. When the file is full the next one takes over as a whole: it is
+written, synced and renamed, and only then is the old file unlinked.
 
 The next file's space is reserved, and writes stay within reserved space, so that acks go on when
 the disk is full. Reserved space is never given back, also not when the broker is stopped: somebody
@@ -28,16 +28,16 @@ from qlog.storage.bytes.batch import (
     pack_file_header,
 )
 from qlog.storage.bytes.checks import place_seed
-from qlog.storage.bytes.datadir import Paths
+from qlog.storage.bytes.datadir import Paths, numbered
 from qlog.storage.bytes.disk import Disk
 from qlog.storage.errors import is_shortage
 from qlog.storage.journal import (
     Attempts,
     Defined,
     Delivered,
-    Entry,
     LaneDeleted,
     LaneState,
+    Noted,
     Restored,
     Settled,
     Time,
@@ -101,7 +101,7 @@ class Unknown(NamedTuple):
 
 
 Local = Segments | SegmentDropped | SegmentReplaced | SnapshotEnd | Unknown
-Record = Entry | Local
+Record = Noted | Local
 Records = Sequence[Record]
 
 
@@ -261,6 +261,10 @@ class LedgerWriter:
         self._number = number
         self._synced_number = 0
         self._spare_bytes = 0  # the size of the file that comes next; 0: it is not ready
+        # Older files are kept if they have batches from this number on; None: none is kept. The
+        # owner's thread sets it.
+        self.keep_from: int | None = None
+        self._bases: dict[int, int] = {}  # file -> the number of its first batch
 
     @property
     def position(self) -> LedgerPosition:
@@ -286,10 +290,14 @@ class LedgerWriter:
         self._disk.sync_data(self._file)
         self._synced_number = self._number
 
-    def roll(self, snapshot: Iterable[Record], durable_lsn: int) -> LedgerPosition:
+    def roll(
+        self, snapshot: Iterable[Record], durable_lsn: int, *, gap: bool = False
+    ) -> LedgerPosition:
         """Go on in a new file that begins with this snapshot. Returns the snapshot's position.
 
-        Call `remove_older` next.
+        `gap`: the snapshot has what was never written as a batch. A number is left out for that, so
+        that nobody takes the new file for the continuation of the old one. Call `remove_older`
+        next.
         """
         bodies = []
         records: list[Record] = [*snapshot, SnapshotEnd()]
@@ -305,6 +313,7 @@ class LedgerWriter:
         try:
             capacity = self._room_for(size, file)
             self._spare_bytes = 0  # from here on it is not blank
+            self._number = base = saved_number + gap
             header = pack_file_header(LEDGER_MAGIC, self._uuid, file_id, self._number, self._epoch)
             self._disk.write(file, [header], 0)
             position = FILE_HEADER_BYTES
@@ -325,7 +334,8 @@ class LedgerWriter:
         self._capacity = capacity
         self._position = position
         self._synced_number = self._number
-        return LedgerPosition(file_id, FILE_HEADER_BYTES, saved_number)
+        self._bases[file_id] = base
+        return LedgerPosition(file_id, FILE_HEADER_BYTES, base)
 
     def _room_for(self, size: int, file: int) -> int:
         """The size that the next file (the spare) needs: the snapshot, and as much again."""
@@ -369,23 +379,29 @@ class LedgerWriter:
     def remove_older(self) -> None:
         """Unlink the files that the current one took over from, and reserve the next file.
 
-        If there is no space for that, an old file becomes the next one: its space is reserved.
+        If there is no space for that, an old file becomes the next one: its space is reserved. Then
+        even a file that is kept for a follower goes, since acks have to go on.
         """
-        names = self._disk.names(self._paths.ledger)
-        current = self._paths.ledger_file(self._file_id).name
-        older = [name for name in names if name.endswith(".qack") and name < current]
+        ids = numbered(self._disk, self._paths.ledger, ".qack")
+        older = [file_id for file_id in ids if file_id < self._file_id]
+        going = [file_id for file_id in older if not self._keeps(file_id)]
         try:
             self.reserve()
         except OSError as error:
             if not is_shortage(error):
                 raise
             if older:
-                self._disk.rename(self._paths.ledger / older[-1], self._spare_path)
-        for name in older:
-            if self._spare_bytes or name != older[-1]:
-                self._disk.unlink(self._paths.ledger / name)
+                last = going.pop() if going else older[0]
+                self._disk.rename(self._paths.ledger_file(last), self._spare_path)
+        for file_id in going:
+            self._disk.unlink(self._paths.ledger_file(file_id))
         if older:
             self._disk.sync_directory(self._paths.ledger)
+
+    def _keeps(self, file_id: int) -> bool:
+        """Whether somebody has not read a file to its end yet."""
+        keep_from = self.keep_from
+        return keep_from is not None and self._bases.get(file_id + 1, 0) > keep_from
 
     def close(self) -> None:
         if self._file >= 0:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 from qlog.storage.errors import Shortage, shortage_of
-from qlog.storage.journal import Attempts, Defined, Delivered, Restored, Settled, Time
+from qlog.storage.journal import Attempts, Defined, Delivered, Noted, Restored, Settled, Time
 from qlog.storage.lanes.lane import Changes, Lane
 from qlog.storage.lanes.run import M
 from qlog.storage.settings import StoreSettings
@@ -76,10 +76,10 @@ class Settling(Generic[M]):
             lane.unwritten = []
         self.note(Restored(lane.id, flat))
 
-    def define(self, records: Sequence[Defined]) -> None:
-        """Have definitions written and synced, within `ack_flush_s`."""
-        self._records += records
-        self.defined += 1
+    def submit(self, entries: Sequence[Noted]) -> None:
+        """Have entries written; definitions are synced, too, within `ack_flush_s`."""
+        self._records += entries
+        self.defined += any(isinstance(entry, Defined) for entry in entries)
         self.await_flush()
 
     @property

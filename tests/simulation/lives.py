@@ -43,6 +43,7 @@ _STEPS = {  # and how often, before taste
     "request_sync": 4,
     "drive": 8,
     "drain": 0.5,
+    "follow": 4,
     "settle_down": 3,
     "checkpoint": 6,
     "reopen": 2,
@@ -219,6 +220,9 @@ class Life:
 
     def _drive(self) -> tuple[Any, ...]:
         return (self.choice.choice((0.01, 0.01, 1.1, 2.5, 2.5, 61.0)),)
+
+    def _follow(self) -> tuple[Any, ...]:
+        return self.choice.random() < 0.5, self.choice.random() < 0.3
 
     def _reopen(self) -> tuple[Any, ...]:
         return (self.fate(),)

@@ -7,7 +7,7 @@ reason; lives without all of them at once must go well. Together they name every
 
 import ast
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,16 +27,18 @@ from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.index.due import DueTimes
 from qlog.storage.index.due_rows import DueRows
 from qlog.storage.index.index import LaneUpdate, Placed
+from qlog.storage.journal import Entry, Position
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
 from qlog.storage.start.adopted import Adopted
 from qlog.storage.start.recovery import _Recovery
-from qlog.storage.store import Store
 from qlog.storage.write.commit import CommitJob, CommitResult, Committer
 from qlog.storage.write.commits import Commits
-from qlog.storage.write.ledger import LedgerWriter
+from qlog.storage.write.ledger import LedgerWriter, Record
+from qlog.storage.write.local import LocalJournal
+from qlog.storage.write.replay import Merge
 from qlog.storage.write.settling import Settling
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.lives import Violation, judged, live, scratch
@@ -78,15 +80,15 @@ REDUNDANT = {
 
 
 def _confirm_early() -> list[AbstractContextManager[Any]]:
-    original = Store._submit_job
+    original = LocalJournal._submit_job
 
-    def submit(self: Store[Any]) -> None:
+    def submit(self: LocalJournal[Any]) -> None:
         original(self)
-        commits = probe(self).commits
+        commits = self.commits
         if commits.busy:
             commits.durable_lsn = commits.log.lsn
 
-    return [patch.object(Store, "_submit_job", submit)]
+    return [patch.object(LocalJournal, "_submit_job", submit)]
 
 
 def _confirm_despite_failure() -> list[AbstractContextManager[Any]]:
@@ -184,14 +186,14 @@ def _orphans_hit() -> list[AbstractContextManager[Any]]:
 
 
 def _forget_full() -> list[AbstractContextManager[Any]]:
-    original = Store._committed
+    original = LocalJournal._committed
 
-    def committed(self: Store[Any], result: object) -> None:
+    def committed(self: LocalJournal[Any], result: object) -> None:
         if isinstance(result, CommitResult) and result.full:
             result.written = len(result.job.batches)
         original(self, result)
 
-    return [patch.object(Store, "_committed", committed)]
+    return [patch.object(LocalJournal, "_committed", committed)]
 
 
 def _attempts_not_in_snapshot() -> list[AbstractContextManager[Any]]:
@@ -308,6 +310,66 @@ def _restored_while_compacted() -> list[AbstractContextManager[Any]]:
     return [patch.object(Compactor, "has_part", lambda self, segment_id: False)]
 
 
+def _settlements_first() -> list[AbstractContextManager[Any]]:
+    """All of the ledger comes before the log, and nothing is said again."""
+
+    def batch(self: Merge, durable_lsn: int, records: Sequence[Record]) -> Iterator[Entry]:
+        for record in records:
+            yield from self.entry(record)
+
+    return [
+        patch.object(Merge, "batch", batch),
+        patch.object(Merge, "_again", lambda *arguments: iter(())),
+    ]
+
+
+def _never_again() -> list[AbstractContextManager[Any]]:
+    return [patch.object(Merge, "_again", lambda *arguments: iter(()))]
+
+
+def _replay_without_attempts() -> list[AbstractContextManager[Any]]:
+    original = Merge.entry
+
+    def entry(self: Merge, record: Record) -> Iterator[Entry]:
+        if not isinstance(record, journal.Attempts):
+            yield from original(self, record)
+
+    return [patch.object(Merge, "entry", entry)]
+
+
+def _submitted_out_of_order() -> list[AbstractContextManager[Any]]:
+    original = Settling.flush
+
+    def flush(self: Settling[Any]) -> None:
+        before = len(self._chunks)
+        original(self)
+        self._chunks[before:] = [list(reversed(records)) for records in self._chunks[before:]]
+
+    return [patch.object(Settling, "flush", flush)]
+
+
+def _released_anyway() -> list[AbstractContextManager[Any]]:
+    return [patch.object(LocalJournal, "release", lambda *arguments: None)]
+
+
+def _stream_ahead() -> list[AbstractContextManager[Any]]:
+    def move(self: LocalJournal[Any], result: CommitResult) -> None:
+        if result.ledger_synced:
+            assert result.ledger_position is not None
+            self._ledger_synced = (0, result.ledger_position.number)
+        self.position = Position(self.commits.durable_lsn, self._ledger_synced[1])
+
+    return [patch.object(LocalJournal, "_move_position", move)]
+
+
+def _stream_not_synced() -> list[AbstractContextManager[Any]]:
+    def move(self: LocalJournal[Any], result: CommitResult) -> None:
+        assert result.ledger_position is not None
+        self.position = Position(self.commits.durable_lsn, result.ledger_position.number)
+
+    return [patch.object(LocalJournal, "_move_position", move)]
+
+
 # -- lives that do not come about at random
 
 
@@ -355,6 +417,33 @@ def older_ledger_removed(world: World) -> None:
     world.fate = Fate(power=False, inside=((world.seed % 40, True),), seed=world.seed)
     world.perform(world.checkpoint)
     assert world.counts["rounds"] == 1
+
+
+def _restored_meanwhile(world: World) -> None:
+    """Messages are restored while a checkpoint is written that has them as settled."""
+    world.begin()
+    world.publish([0], 30, 700, True, False)
+    world.settle_down()
+    world.checkpoint()
+    world.settle(0, 1 / 3, 10)
+    probe(world.running).checkpoints.begin()
+    world.tick(0.001)
+    world.work(0, True)
+    world.restore(0, 1 / 3, 10)
+    for _ in range(4):
+        world.drive(2.5)
+    world.crash(Fate(seed=world.seed))
+
+
+def _followed_too_far(world: World) -> None:
+    """A follower takes what there is after a settlement was written; then the power goes."""
+    world.begin()
+    world.publish([0], 5, 30, True, False)
+    world.settle_down()
+    world.settle(0, 0.0, 2)
+    world.drive(0.01)
+    world.follow(False, False)
+    world.crash(Fate(seed=world.seed))
 
 
 MUTATIONS = [
@@ -468,7 +557,7 @@ MUTATIONS = [
         "a segment goes although a message of it was restored",
         "the index did not count it yet",
         patches=_restored_not_kept,
-        taste={"restore": 8, "settle_some": 3},
+        script=_restored_meanwhile,
     ),
     Mutation(
         "messages are restored from a segment that is being compacted",
@@ -487,6 +576,46 @@ MUTATIONS = [
         "messages that were not durable when it began are never due",
         patches=_due_only_in_index,
         taste={"delay": 8, "take_due": 8, "checkpoint": 3},
+    ),
+    Mutation(
+        "entries are submitted out of order",
+        "a message is restored, and then settled",
+        patches=_submitted_out_of_order,
+        taste={"restore": 6, "follow": 2},
+    ),
+    Mutation(
+        "a replay gives a settlement before its message",
+        "who applies the stream has the message for ever",
+        patches=_settlements_first,
+    ),
+    Mutation(
+        "a replay does not say again what came before a message",
+        "on a full disk, or beside new queues, the ledger is ahead of the log",
+        patches=_never_again,
+        taste={"follow": 6, "fill_disk": 4, "delete_lane": 6},
+    ),
+    Mutation(
+        "a replay leaves attempts out",
+        "who applies the stream counts fewer",
+        patches=_replay_without_attempts,
+    ),
+    Mutation(
+        "what a follower has not taken is given up",
+        "its position is gone",
+        patches=_released_anyway,
+        taste={"follow": 8, "drive": 6, "settle": 6, "fill_disk": 0, "crash": 0.3},
+    ),
+    Mutation(
+        "the stream ends before messages that are settled in it",
+        "a follower that goes on there has the message for ever",
+        patches=_stream_ahead,
+        taste={"follow": 10, "fill_disk": 6, "free_disk": 3},
+    ),
+    Mutation(
+        "the stream has what is not synced",
+        "a follower knows what was lost",
+        patches=_stream_not_synced,
+        script=_followed_too_far,
     ),
     Mutation(
         "rows of due times stay when their messages are settled",

@@ -23,14 +23,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 from qlog.storage import store as store_module
-from qlog.storage.bytes.datadir import mark_doubt
-from qlog.storage.errors import StorageError
+from qlog.storage.bytes.datadir import Paths, mark_doubt
+from qlog.storage.errors import PositionGone, StorageError
 from qlog.storage.index import checkpoints
 from qlog.storage.index.index import SPILL, Live
 from qlog.storage.lanes.lane import Lane
@@ -38,9 +39,11 @@ from qlog.storage.lanes.settled import BLOCK, contains
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space import compact, sparse, spilled
 from qlog.storage.start import recovery
+from qlog.storage.start.at_rest import replay_at_rest
 from qlog.storage.store import Store
 from qlog.storage.write import ledger, segment
 from tests.simulation.disk import LMDB_NAMES, Crash, SimulatedDisk
+from tests.simulation.follower import Follower
 from tests.storage.probe import probe
 from tests.storage.support import Envelope, ManualWorker, abandon, contents, decode, ignore, publish
 
@@ -147,6 +150,8 @@ class World:
         self.store: Store[Envelope] | None = None
         self.workers: list[Worker] = []
         self.models: list[Model] = []
+        self.follower = Follower()  # it goes on from life to life, as far as it can
+        self.kept = False  # what it has not taken is kept, in this process
         self.given_out: set[tuple[int, int, int]] = set()  # as due, by this process
         self.dropped: set[int] = set()  # ids of lanes: they may come back, and nobody asks for them
         (base / "disk").mkdir(parents=True)
@@ -173,7 +178,7 @@ class World:
 
     def _open(self) -> None:
         self.workers = []
-        self.was_full = self.in_doubt = False
+        self.was_full = self.in_doubt = self.kept = False
         self.given_out = set()
         with _hooked(self.disk):
             self.store = Store.open(
@@ -475,6 +480,8 @@ class World:
         for lane in range(LANES):
             self.settle(lane, 0.0, 1 << 40)
         store = self.running
+        store.journal.release(None)
+        self.kept = False
         disk = self.disk
         for times in range(100):
             self.drive(2.5)
@@ -490,6 +497,43 @@ class World:
             active = probe(store).log.active.segment_id
             ahead = {probe(store).paths.segment(active + at).name for at in range(2)}
             assert names <= ahead, f"files that nobody needs: {names - ahead}"
+
+    def follow(self, settled: bool, keep: bool) -> None:
+        """The follower takes what is new; what comes later is kept for it, or is not.
+
+        `settled`: everything is durable before, so that the follower must know everything.
+        """
+        store = self.running
+        if settled:
+            step = self.step
+            # What waits for the log is settled when the first is done, and durable after the next.
+            if not (store.settle_down() and store.settle_down()):
+                self._expect_trouble()
+                return
+            self._synced(step)
+            self._seen()
+        if self._follow() and settled:
+            self._check_follower(self.follower, transient_too=True)
+        store.journal.release(self.follower.position if keep else None)
+        self.kept = keep and self.follower.position is not None
+
+    def _follow(self) -> bool:
+        """Whether the follower knows all that it is given."""
+        store = self.running
+        try:
+            self.follower.follow(store.journal.replay)
+        except PositionGone:
+            self.counts["positions that were gone"] += 1
+            assert not self.kept or self.was_full, "what is kept for a follower is gone"
+            self.follower = Follower()
+            try:
+                self.follower.follow(store.journal.replay)
+            except PositionGone:  # the ledger has a new file, and the store was not told yet
+                assert probe(store).commits.busy
+                self.follower = Follower()
+                return False
+        self.counts["times followed"] += 1
+        return True
 
     def settle_down(self) -> None:
         step = self.step
@@ -658,7 +702,12 @@ class World:
             disk.remove_index()
         without = self._image_without_index() if fate.compare else None
         disk.use(choice)
+        at_rest = Follower()
+        if fate.compare and self.epoch:
+            at_rest.follow(partial(replay_at_rest, disk, Paths(disk.root)))
         self._open()
+        if at_rest.position is not None:
+            self._check_follower(at_rest)
         self.tickets, self.defined = [], []
         self._check_recovered(self.synced_step if power else self.written_step, without)
         self.fate = Fate(seed=fate.seed + 1)
@@ -720,6 +769,7 @@ class World:
         self.counts["records replayed"] += store.report.records_replayed
         self.counts["torn tails"] += store.report.log_bytes_cut > 0
         self._check_live(strict=True)
+        self._check_followed()
         self._check_definitions(step)
         self._check_handed_on(views, step)
         for model in self.models:
@@ -735,6 +785,53 @@ class World:
         assert probe(store).identity.lane_ids_reserved > max(named, default=0), (
             "ids that are not reserved"
         )
+
+    def _check_followed(self) -> None:
+        """The stream says what a start has found, from its beginning and from where it was left."""
+        fresh = Follower()
+        fresh.follow(self.running.journal.replay)
+        self._check_follower(fresh)
+        before, now = self.follower.position, fresh.position
+        assert now is not None
+        if before is not None:
+            assert before.lsn <= now.lsn and before.batch <= now.batch, "it was not durable"
+        if self.follower.torn:
+            self.follower = Follower()
+        try:
+            self.follower.follow(self.running.journal.replay)
+            self.counts["times followed over a restart"] += before is not None
+        except PositionGone:
+            self.follower = fresh
+        self._check_follower(self.follower)
+
+    def _check_follower(self, follower: Follower, *, transient_too: bool = False) -> None:
+        """The follower knows what the store knows. `transient_too`: the store has more messages."""
+        store = self.running
+        lanes = probe(store).lanes
+        persistent = {model.lane_id: model.lsns for model in self.models}
+        for lane_id, lane in lanes.items():
+            if lane_id not in persistent:  # it was deleted, and a start may have it once more
+                continue
+            found = contents(lane)
+            if transient_too:
+                found = {qseq: found[qseq] for qseq in found.keys() & persistent[lane_id].keys()}
+            name = f"the follower's lane {lane_id}"
+            copy = follower.lane(lane_id)
+            more, less = copy.alive - found.keys(), found.keys() - copy.alive
+            assert copy.messages == found, f"{name} has {sorted(more)} more, {sorted(less)} less"
+            attempts = {q: n for q, n in _attempts(lane).items() if q in found}
+            assert copy.attempts == attempts, f"{name} has other attempts"
+            assert copy.delivered == lane.delivered, f"{name} was delivered otherwise"
+        for lane_id in follower.lanes.keys() - lanes.keys():
+            defined = ("queue", str(lane_id)) in follower.definitions
+            assert not defined or not follower.lanes[lane_id].alive, (
+                f"lane {lane_id} is the follower's alone"
+            )
+        assert follower.definitions == {
+            (kind, name): value
+            for kind, name, value in store.catalog.records()
+            if kind != "storage"
+        }, "the follower has other definitions"
 
     def _check_definitions(self, step: int) -> None:
         """A definition is there when it was safe, or when any message of its lane is durable.

@@ -9,12 +9,13 @@ class Probe:
     """The parts of one store."""
 
     def __init__(self, store: Store[Any]) -> None:
-        self.commits = store._commits
+        self.journal = store._journal
+        self.commits = store._journal.commits
         self.settling = store._settling
         self.checkpoints = store._checkpoints
         self.recovered = store._recovered
         self.upkeep = store._upkeep
-        self.log = store._commits.log
+        self.log = store._log
         self.lanes = store._lanes
         self.live = store._checkpoints.live
         self.compactor = store._checkpoints.compactor
@@ -24,7 +25,7 @@ class Probe:
         self.cache = store._recovered.cache
         self.due = store._due
         self.ledger = store._recovered.ledger
-        self.committer = store._commits._committer
+        self.committer = store._journal.committer
 
 
 def probe(store: Store[Any]) -> Probe:

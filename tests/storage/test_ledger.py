@@ -332,3 +332,33 @@ def test_a_start_without_a_reserve_makes_do_with_less(tmp_path: Path) -> None:
     assert not writer.wants_roll
     assert records_of(writer, tmp_path) == [(0, [Delivered(1, 1), SnapshotEnd()])]
     writer.close()
+
+
+def test_a_file_that_has_more_than_the_old_one_does_not_continue_it(writer: LedgerWriter) -> None:
+    """A full disk: the snapshot has what there was no room for in the old file."""
+    writer.roll([], 0)
+    end = writer.position.number
+    assert writer.roll([Delivered(1, 1)], 0, gap=True).number == end + 1
+    end = writer.position.number
+    assert writer.roll([Delivered(1, 1)], 0).number == end
+    writer.close()
+
+
+def test_files_are_kept_for_who_has_not_read_them_unless_the_disk_is_full(
+    full: tuple[FullDisk, LedgerWriter], tmp_path: Path
+) -> None:
+    disk, writer = full
+    disk.full = False
+    writer.keep_from = writer.position.number
+    for _ in range(3):
+        writer.append([Delivered(1, 1)], 0)
+        writer.roll([], 0)
+        writer.remove_older()
+    ledger = tmp_path / "ledger"
+    assert numbered(disk, ledger, ".qack") == [1, 2, 3, 4]
+    writer.keep_from += 3  # a batch of the first file, its snapshot's successor, and its own
+    writer.roll([], 0)
+    disk.full = True
+    writer.remove_older()
+    assert len(numbered(disk, ledger, ".qack")) == 3 and spare_bytes(tmp_path)
+    writer.close()
