@@ -507,20 +507,7 @@ class Index:
         for block in sorted(touched):
             key = _KEY.pack(lane_id, block * BLOCK)
             row = transaction.get(key, db=self._blocks)
-            old_row = transaction.get(key, db=self._acked)
-            old_bits = 0 if old_row is None else int.from_bytes(open_row(key, old_row), "little")
-            if contains(lane.full, block):
-                old_bits = FULL
-            bits = update.bitmaps.get(block, old_bits)
-            if contains(update.full, block):
-                bits = FULL
-                if old_row is not None:
-                    transaction.delete(key, db=self._acked)
-            elif not bits:
-                if old_row is not None:
-                    transaction.delete(key, db=self._acked)
-            elif bits != old_bits:
-                transaction.put(key, close_row(key, bits.to_bytes(32, "little")), db=self._acked)
+            old_bits, bits = self._update_bits(transaction, key, block, lane, update)
             columns = array("I") if row is None else _open_block(key, row)
             if block == old_floor_block:
                 old_bits |= (1 << (old_floor - block * BLOCK)) - 1
@@ -564,6 +551,33 @@ class Index:
             ]
         )
         transaction.put(lane_key, close_row(lane_key, lane_row), db=self._lanes)
+
+    def _update_bits(
+        self,
+        transaction: lmdb.Transaction,
+        key: bytes,
+        block: int,
+        lane: LaneRow,
+        update: LaneUpdate,
+    ) -> tuple[int, int]:
+        """Write what is settled in a block; returns the bits before and after.
+
+        Of a block that is settled as a whole the lane's row says so.
+        """
+        old_row = transaction.get(key, db=self._acked)
+        old_bits = 0 if old_row is None else int.from_bytes(open_row(key, old_row), "little")
+        if contains(lane.full, block):
+            old_bits = FULL
+        bits = update.bitmaps.get(block, old_bits)
+        is_full = contains(update.full, block)
+        if is_full:
+            bits = FULL
+        if is_full or not bits:
+            if old_row is not None:
+                transaction.delete(key, db=self._acked)
+        elif bits != old_bits:
+            transaction.put(key, close_row(key, bits.to_bytes(32, "little")), db=self._acked)
+        return old_bits, bits
 
     def _move(self, transaction: lmdb.Transaction, move: Move, tally: "_Tally") -> None:
         by_lane: dict[int, list[Placed]] = {}

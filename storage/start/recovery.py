@@ -221,50 +221,25 @@ class _Recovery(Generic[M]):
 
     def run(self) -> Recovered[M]:
         started_s = time.monotonic()
-        settings = self.settings
-        paths = self.paths
-        disk = self.disk
-        identify(disk, paths, None)  # one of another format is left alone: LMDB's files, too
-        catalog = self._open_catalog()
-        uuid = identify(disk, paths, catalog) or os.urandom(16)
-        if self.catalog is not None and (doubt := catalog_doubt(catalog, uuid)):
-            self.report.catalog_rebuilt = self.report.catalog_rebuilt or doubt
-            catalog = None
-        checkpoint = self._open_index(uuid)
-        evidence = Evidence(uuid, catalog, self.attested, checkpoint, self.live_before)
-        if checkpoint is not None:
-            self._load_lanes()
-        facts = LaneFacts(self._settled, self.deleted, self.named_upto)
-        ledger_file = judge_ledger(disk, paths, evidence, facts.apply)
-        raise_first(ledger_file.findings)
-        for lane_id in self.deleted:
-            self.lanes.pop(lane_id, None)
-        if checkpoint is not None:
-            self._settle_spilled()
-        identity = ledger_file.identity or Identity(uuid, 0, 1)
-        self.report.ledger_bytes_cut = ledger_file.bytes_cut
-        self.epoch_seen = max(ledger_file.epoch, catalog.epoch if catalog else 0, self.epoch_seen)
+        evidence = self._gather_evidence()
+        ledger_file = self._read_ledger(evidence)
         found = self._read_log(evidence, ledger_file)
-        self._complete_lanes(indexed=checkpoint is not None)
+        self._complete_lanes(indexed=evidence.checkpoint is not None)
 
         # From here on the directory is changed: it was judged to be sound.
+        uuid, checkpoint = evidence.uuid, evidence.checkpoint
         self._finish_log(found, checkpoint, uuid)
         self.replaced = {
             segment.segment_id: ledger_file.segments.replaced[segment.segment_id]
             for segment in found.replaced
         }
         epoch = self.report.epoch = self.epoch_seen + 1
-        identity = replace(identity, epoch=epoch)
+        identity = replace(ledger_file.identity or Identity(uuid, 0, 1), epoch=epoch)
         definitions = ledger_file.definitions.entries | {IDENTITY: identity.pack()}
-        segments = self.segments
         segment_id = found.segment_id_next
         ledger = self._begin_ledger(uuid, ledger_file, definitions, segment_id)
-        catalog_file = self._update_catalog(
-            definitions, CatalogCheckpoint(uuid, epoch, ledger.position)
-        )
+        catalog = self._update_catalog(definitions, CatalogCheckpoint(uuid, epoch, ledger.position))
         self._remove_leftover(found)
-        for name in disk.names(paths.spill):
-            disk.unlink(paths.spill / name)
         spill_next = SPILL if checkpoint is None else checkpoint.spill_next
         live = self._update_index(
             Checkpoint(
@@ -280,22 +255,15 @@ class _Recovery(Generic[M]):
         self.changes.dirty.clear()
         self.report.duration_s = time.monotonic() - started_s
         return Recovered(
-            paths=paths,
-            disk=disk,
-            settings=settings,
+            paths=self.paths,
+            disk=self.disk,
+            settings=self.settings,
             lock=self.lock,
             definitions=definitions,
-            catalog=catalog_file,
+            catalog=catalog,
             identity=identity,
             report=self.report,
-            log=Log(
-                lsn=self.lsn,
-                segment_id=segment_id,
-                segment_bytes_max=settings.segment_bytes_max,
-                batch_bytes_max=settings.batch_bytes_max,
-                batch_records_max=settings.batch_records_max,
-                sealed=segments,
-            ),
+            log=self._log(segment_id),
             lanes=self.lanes,
             cache=self.cache,
             changes=self.changes,
@@ -303,18 +271,45 @@ class _Recovery(Generic[M]):
             live=live,
             shelf=self.shelf,
             reader=self.reader,
-            spill=SpillWriter(
-                disk,
-                paths,
-                uuid,
-                epoch,
-                next_id=spill_next,
-                file_bytes_max=settings.segment_bytes_max,
-            ),
-            nursery=Nursery(disk, paths),
+            spill=self._spill(identity, spill_next),
+            nursery=Nursery(self.disk, self.paths),
             ledger=ledger,
             replaced=self.replaced,
             compacted_id_next=found.compacted_id_next,
+        )
+
+    def _gather_evidence(self) -> Evidence:
+        """Open catalog and index, and say what they know. Raises OtherFormat, OSError."""
+        disk, paths = self.disk, self.paths
+        identify(disk, paths, None)  # one of another format is left alone: LMDB's files, too
+        catalog = self._open_catalog()
+        uuid = identify(disk, paths, catalog) or os.urandom(16)
+        if self.catalog is not None and (doubt := catalog_doubt(catalog, uuid)):
+            self.report.catalog_rebuilt = self.report.catalog_rebuilt or doubt
+            catalog = None
+        checkpoint = self._open_index(uuid)
+        return Evidence(uuid, catalog, self.attested, checkpoint, self.live_before)
+
+    def _log(self, segment_id: int) -> Log:
+        """The log, which goes on in a new segment."""
+        settings = self.settings
+        return Log(
+            lsn=self.lsn,
+            segment_id=segment_id,
+            segment_bytes_max=settings.segment_bytes_max,
+            batch_bytes_max=settings.batch_bytes_max,
+            batch_records_max=settings.batch_records_max,
+            sealed=self.segments,
+        )
+
+    def _spill(self, identity: Identity, next_id: int) -> SpillWriter[M]:
+        return SpillWriter(
+            self.disk,
+            self.paths,
+            identity.uuid,
+            identity.epoch,
+            next_id=next_id,
+            file_bytes_max=self.settings.segment_bytes_max,
         )
 
     def _complete_lanes(self, *, indexed: bool) -> None:
@@ -470,7 +465,23 @@ class _Recovery(Generic[M]):
     def _settled(self, lane_id: int) -> Settled:
         return self._lane(lane_id).settled
 
-    # -- the log
+    # -- ledger and log
+
+    def _read_ledger(self, evidence: Evidence) -> LedgerFile:
+        """Judge the ledger, and fold it over what the index has of lanes. Raises CorruptLog."""
+        checkpoint, catalog = evidence.checkpoint, evidence.catalog
+        if checkpoint is not None:
+            self._load_lanes()
+        facts = LaneFacts(self._settled, self.deleted, self.named_upto)
+        ledger = judge_ledger(self.disk, self.paths, evidence, facts.apply)
+        raise_first(ledger.findings)
+        for lane_id in self.deleted:
+            self.lanes.pop(lane_id, None)
+        if checkpoint is not None:
+            self._settle_spilled()
+        self.report.ledger_bytes_cut = ledger.bytes_cut
+        self.epoch_seen = max(ledger.epoch, catalog.epoch if catalog else 0, self.epoch_seen)
+        return ledger
 
     def _read_log(self, evidence: Evidence, ledger: LedgerFile) -> LogScan:
         """Judge the log, replay what is behind the checkpoint. Raises CorruptLog."""
@@ -532,7 +543,7 @@ class _Recovery(Generic[M]):
             disk.sync_directory(self.paths.log)
 
     def _remove_leftover(self, scan: LogScan) -> None:
-        """Unlink segments that the ledger gave up (which is synced), and unfinished ones."""
+        """Unlink segments that the ledger gave up (which is synced), unfinished ones, and spill/."""
         disk = self.disk
         log = self.paths.log
         names = [self.paths.segment(segment_id).name for segment_id in scan.leftover]
@@ -541,6 +552,8 @@ class _Recovery(Generic[M]):
             disk.unlink(log / name)
         if names:
             disk.sync_directory(log)
+        for name in disk.names(self.paths.spill):
+            disk.unlink(self.paths.spill / name)
 
     def _rewrite(self, path: Path, start: int, end: int) -> None:
         """Write the same bytes again, and the file header, and sync."""
