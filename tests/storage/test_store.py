@@ -488,6 +488,26 @@ def test_space_comes_back_on_a_full_disk_when_messages_are_settled(bench: Bench)
     bench.store.close()
 
 
+def test_definitions_go_on_in_reserved_space_when_the_log_is_full(bench: Bench) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"])
+    assert bench.store.settle_down()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    bench.disk.fail = lambda asked: full if asked == "allocate" else None
+    for _ in range(40):
+        publish(bench.store, [lane], [b"y" * 1000])
+    run_all(bench)
+    assert bench.store.shortage
+    bench.store.catalog.put("kind", "name", b"value")
+    ticket = bench.store.request_sync()  # of the log, too
+    run_all(bench)
+    assert bench.store.definitions_synced == bench.store.definitions
+    assert bench.store.synced < ticket
+    bench.restart()
+    assert bench.store.catalog.get("kind", "name") == b"value"
+    bench.store.close()
+
+
 def test_files_that_could_not_be_unlinked_for_lack_of_space_go_later(bench: Bench) -> None:
     """Some file systems need a little space to unlink a file."""
     lane = new_lane(bench.store)
