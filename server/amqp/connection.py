@@ -86,6 +86,8 @@ _CONNECTION = spec.ConnectionOpen.CLASS_ID
 _CLOSE_IDS = b"\x00\x0a\x00\x32"
 _CLOSE_OK = b"\x00\x0a\x00\x33"
 _CHANNEL_CLOSE_IDS = b"\x00\x14\x00\x28"
+_CHANNEL_OPEN_IDS = b"\x00\x14\x00\x0a"
+_SECOND_OPEN = "second 'channel.open' seen"
 _CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"
 
 
@@ -582,8 +584,15 @@ class Connection:
                 del self._channels[number]
 
     def _while_channel_closing(self, kind: int, number: int, payload: bytes) -> Event | None:
-        """The client may not have read our channel.close yet: all but a close is ignored."""
+        """The client may not have read our channel.close yet: all but a close is ignored.
+
+        An open, which a client sends that has read it, is refused before its close-ok has come
+        (rabbit_channel, state closing).
+        """
         if kind == METHOD:
+            if payload.startswith(_CHANNEL_OPEN_IDS):
+                method = decode_method(payload)
+                raise channel_error(_SECOND_OPEN, method.CLASS_ID, method.METHOD_ID)
             if payload == _CHANNEL_CLOSE_OK:
                 self._channels.pop(number).state = ChannelState.CLOSED
                 return MethodReceived(number, spec.ChannelCloseOk())
@@ -600,7 +609,7 @@ class Connection:
         method = decode_method(payload)
         ids = (method.CLASS_ID, method.METHOD_ID)
         if isinstance(method, spec.ChannelOpen):
-            raise channel_error("second 'channel.open' seen", *ids)
+            raise channel_error(_SECOND_OPEN, *ids)
         if channel.state is not _OPEN:
             raise channel_error("expected 'channel.open'", *ids)
         if isinstance(method, spec.BasicAck):

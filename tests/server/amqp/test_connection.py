@@ -498,7 +498,7 @@ def test_acks_in_ranges(octets: bytes, ranges: list[tuple[int, int, bool]]) -> N
 def test_after_channel_close_all_is_ignored_until_close_ok() -> None:
     connection = running()
     connection.send(1, spec.ChannelClose(404, "NOT_FOUND - no queue", 50, 10))
-    ignored = declare() + message(b"x") * 3 + ack(1) + body(b"x") + method(1, 99, 1) + CHANNEL_OPEN
+    ignored = declare() + message(b"x") * 3 + ack(1) + body(b"x") + method(1, 99, 1)
     assert hear(connection, ignored) == []
     assert hear(connection, CHANNEL_CLOSE) == [MethodReceived(1, spec.ChannelClose(200, "", 0, 0))]
     assert hear(connection, CHANNEL_CLOSE_OK) == [MethodReceived(1, spec.ChannelCloseOk())]
@@ -536,6 +536,14 @@ def test_a_channel_is_not_opened_before_its_close_ok_has_come(answered: bool) ->
         connection.send(1, spec.ChannelCloseOk())
     second_open = hard(504, "CHANNEL_ERROR - second 'channel.open' seen", (20, 10))
     assert told(list(events)) == second_open
+
+
+def test_a_channel_that_we_closed_is_not_opened_before_the_clients_close_ok() -> None:
+    connection = running()
+    connection.send(1, spec.ChannelClose(404, "NOT_FOUND", 50, 10))
+    assert hear(connection, declare() + message(b"x")) == []
+    second_open = hard(504, "CHANNEL_ERROR - second 'channel.open' seen", (20, 10))
+    assert told(hear(connection, CHANNEL_OPEN)) == second_open
 
 
 def test_nothing_else_is_done_on_a_channel_that_the_client_closed() -> None:
