@@ -6,7 +6,7 @@ commit thread syncs the ledger; the checkpoint thread does the rest (`write`).
 """
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic
@@ -24,6 +24,8 @@ from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.lmdb.catalog import CatalogCheckpoint, CatalogDoubt, CatalogFile
 from qlog.storage.write.ledger import LedgerPosition, Record, SegmentReplaced, Segments
 from qlog.storage.write.spill import SpillWriter
+
+_RUNS_A_STEP = 500  # so many runs are gathered in a step: less than a millisecond
 
 
 @dataclass(slots=True)
@@ -73,36 +75,54 @@ class CheckpointDone(Generic[M]):
     failure: BaseException | None = None
 
 
-def gather(snapshot: Snapshot[M], lane: Lane[M]) -> int:
-    """Add what changed in a lane, which counts as clean afterwards. Returns how much that was.
+def gather(snapshot: Snapshot[M], lane: Lane[M]) -> Iterator[int]:
+    """Add what changed in a lane, which counts as clean from the first step on.
 
-    Only messages that were there when the snapshot began are taken: so a run that went to several
-    lanes is taken from all of them, or from none.
+    Yields after each step how much that was: a lane may have very many runs. Only messages that
+    were there when the snapshot began are taken: so a run that went to several lanes is taken from
+    all of them, or from none.
     """
     if lane.dropped:
-        return 1
-    placed_upto = lane.durable_upto(snapshot.lsn)
-    update = lane_update(lane, placed_upto)
+        yield 1
+        return
+    update = lane_update(lane, lane.durable_upto(snapshot.lsn))
+    snapshot.updates.append(update)
+    snapshot.lanes.append(lane)
+    in_log: list[tuple[int, Run[M]]] = []
+    in_memory: list[tuple[int, Run[M]]] = []
     for first, run in lane.unindexed(snapshot.lsn):
         if run.segment_id != IN_MEMORY:
-            update.placed.append(
-                Placed(first, run.segment_id, run.positions, run.lengths, run.sizes, run.dues_ms)
-            )
-            snapshot.runs.append(run)
+            in_log.append((first, run))
         elif run.serial <= snapshot.transient_serial:
-            transient = snapshot.transients.get(id(run))
-            if transient is None:
-                assert run.metas is not None and run.bodies is not None
-                transient = Transient(run, run.metas, run.bodies, [])
-                snapshot.transients[id(run)] = transient
-            transient.owners.append((update, first))
+            in_memory.append((first, run))
         else:  # it came after the snapshot began: the index will be complete up to it only
             update.placed_upto = min(update.placed_upto, first)
             continue
-        run.gathered = True
-    snapshot.updates.append(update)
-    snapshot.lanes.append(lane)
-    return 1 + len(update.bitmaps) + len(update.placed)
+        run.gathered = True  # it stays as it is until the index has it
+    yield 1 + len(update.bitmaps)
+    for start in range(0, len(in_log), _RUNS_A_STEP):
+        part = in_log[start : start + _RUNS_A_STEP]
+        update.placed += [
+            Placed(first, run.segment_id, run.positions, run.lengths, run.sizes, run.dues_ms)
+            for first, run in part
+        ]
+        snapshot.runs += [run for _, run in part]
+        yield len(part)
+    for start in range(0, len(in_memory), _RUNS_A_STEP):
+        part = in_memory[start : start + _RUNS_A_STEP]
+        for first, run in part:
+            _gather_transient(snapshot, update, first, run)
+        yield len(part)
+
+
+def _gather_transient(snapshot: Snapshot[M], update: LaneUpdate, first: int, run: Run[M]) -> None:
+    transient = snapshot.transients.get(id(run))
+    if transient is None:
+        if run.metas is None or run.bodies is None:
+            return  # settled since the lane's first step: nobody will read it
+        transient = Transient(run, run.metas, run.bodies, [])
+        snapshot.transients[id(run)] = transient
+    transient.owners.append((update, first))
 
 
 def entries_of(lane: Lane[M]) -> list[OfLane]:

@@ -38,6 +38,8 @@ from qlog.storage.write.upkeep import Unlinked, Upkeep
 _NEVER_S = 60.0
 _LOOK_S = 10.0  # between two looks for segments that retention lets go
 _SLICE = 1000  # so many lanes, blocks and runs are one slice: some milliseconds
+_RUNS_SLICE = 10_000  # so many runs are marked in one slice: a millisecond
+_RUNS_LIKE_A_LANE = 20  # to look at a lane takes as long as to look at so many runs of it
 
 
 class Checkpoints(Generic[M]):
@@ -268,10 +270,11 @@ class Checkpoints(Generic[M]):
     def _gather(self, snapshot: Snapshot[M], lanes: Sequence[Lane[M]]) -> Iterator[None]:
         left = _SLICE
         for lane in lanes:
-            if left <= 0:
-                yield
-                left = _SLICE
-            left -= checkpoint.gather(snapshot, lane)
+            for done in checkpoint.gather(snapshot, lane):
+                left -= done
+                if left <= 0:
+                    yield
+                    left = _SLICE
             if lane.durable_upto(snapshot.lsn) < lane.next_qseq and not lane.dropped:
                 self._changes.dirty[lane] = None  # what is not durable yet comes with the next one
         # Lanes that were dropped meanwhile must not come back.
@@ -353,32 +356,39 @@ class Checkpoints(Generic[M]):
         snapshot = done.snapshot
         self._index.forget_cached()
         self.compactor.spill_current = done.spill_current
-        for run, segment_id, positions in snapshot.spilled:
+        for at, (run, segment_id, positions) in enumerate(snapshot.spilled):
             self._cache.drop(run)
             run.segment_id = segment_id
             run.positions = positions
             run.gathered = False
             run.indexed = True
             self.compactor.spilled[segment_id] = positions[-1] + run.lengths[-1]
+            if at % _SLICE == _SLICE - 1:
+                yield
         for transient in snapshot.transients.values():  # no space for them: with the next one
             transient.run.gathered = False
             for update, _ in transient.owners:
                 lane = self._lanes.get(update.lane_id)
                 if lane is not None:
                     self._changes.dirty[lane] = None
-        for run in snapshot.runs:
+        for at, run in enumerate(snapshot.runs):
             run.gathered = False
             run.indexed = True
+            if at % _RUNS_SLICE == _RUNS_SLICE - 1:
+                yield
         self._due.written({update.lane_id: update.placed_upto for update in snapshot.updates})
         self._lanes_with_runs.update(dict.fromkeys(snapshot.lanes))
         sources = frozenset().union(*(move.sources for move in snapshot.moves))
-        for at, lane in enumerate(list(self._lanes_with_runs)):
+        left = _SLICE
+        for lane in list(self._lanes_with_runs):
+            left -= 1 + lane.run_count // _RUNS_LIKE_A_LANE
             if sources:  # the index has moved these pointers: memory must not have the old places
                 lane.forget_segments(sources)
             if not lane.forget_indexed():
                 del self._lanes_with_runs[lane]
-            if at % _SLICE == _SLICE - 1:
+            if left <= 0:
                 yield
+                left = _SLICE
         if snapshot.moves:
             segment = self.compactor.moved()
             if segment is not None:
@@ -388,6 +398,7 @@ class Checkpoints(Generic[M]):
         self._restored_gathered = set()
         self.snapshot = None
         self._reclaim(snapshot.condemned, done.spill_current)
+        yield from _freeing(snapshot)
 
     # -- giving up segments
 
@@ -494,3 +505,19 @@ class Checkpoints(Generic[M]):
             self._settling.note(record)
         if not step.finished:
             self._notify()
+
+
+def _freeing(snapshot: Snapshot[M]) -> Iterator[None]:
+    """Give back the memory of a snapshot that is written: all at once that may take 40 ms."""
+    left = _SLICE
+    for update in snapshot.updates:
+        while update.placed:
+            left -= min(len(update.placed), _SLICE)
+            del update.placed[-_SLICE:]
+            if left <= 0:
+                yield
+                left = _SLICE
+    for runs in (snapshot.spilled, snapshot.runs):
+        while runs:
+            yield
+            del runs[-_SLICE:]

@@ -6,11 +6,11 @@ was published. Knows nothing of durability, which the store sees to.
 """
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any, Generic, Protocol
 
 from qlog.storage.errors import CorruptLog
@@ -19,6 +19,8 @@ from qlog.storage.lanes.page import FEW, PAGE_BYTES_MAX, PAGE_COUNT, Page
 from qlog.storage.lanes.run import M, Pointers, Run, Slice
 from qlog.storage.lanes.settled import BLOCK, FULL, Settled, add
 
+# So many runs are looked at in one go, to be joined: the next message goes on with the others.
+_JOINED_AT_ONCE = 500
 # So few runs are all looked at by each checkpoint, so that what is given up is freed at once.
 _FEW_RUNS = 16
 
@@ -137,7 +139,9 @@ class Lane(Generic[M]):
         firsts = self._firsts
         at = self._joined_runs
         durable_lsn = self._cache.durable_lsn
-        while at < len(runs) and runs[at].lsn_end <= durable_lsn:
+        left = _JOINED_AT_ONCE
+        while left and at < len(runs) and runs[at].lsn_end <= durable_lsn:
+            left -= 1
             before = runs[at - 1] if at and at != self._read_runs else None
             if (
                 before is not None
@@ -603,20 +607,21 @@ class Lane(Generic[M]):
         return bool(runs)
 
     def _forget_all_indexed(self) -> bool:
-        kept = [
-            (place, first, run)
-            for place, (first, run) in enumerate(zip(self._firsts, self._runs, strict=True))
-            if not run.indexed or run.bodies is not None
-        ]
-        self._kept_runs = len(kept)
-        if len(kept) < len(self._runs):
-            places = [place for place, _, _ in kept]
-            self._read_runs = bisect_left(places, self._read_runs)
-            self._joined_runs = bisect_left(places, self._joined_runs)
-            self._indexed_runs = bisect_left(places, self._indexed_runs)
-            self._firsts = [first for _, first, _ in kept]
-            self._runs = [run for _, _, run in kept]
-        return bool(kept)
+        runs = self._runs
+        kept = [not run.indexed or run.bodies is not None for run in runs]
+        self._kept_runs = kept.count(True)
+        if self._kept_runs < len(runs):
+            self._read_runs = kept[: self._read_runs].count(True)
+            self._joined_runs = kept[: self._joined_runs].count(True)
+            self._indexed_runs = kept[: self._indexed_runs].count(True)
+            self._firsts = list(compress(self._firsts, kept))
+            self._runs = list(compress(runs, kept))
+        return bool(self._kept_runs)
+
+    @property
+    def run_count(self) -> int:
+        """How many runs it has in memory."""
+        return len(self._runs)
 
     def forget_segments(self, segment_ids: Collection[int]) -> None:
         """Give up runs in these segments: the index has another place for them."""

@@ -1,9 +1,14 @@
 """One message to very many lanes: what is written fits in a system call, and costs stay the same."""
 
+import gc
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
+from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 from tests.costs import bytecodes
 from tests.storage.probe import probe
@@ -11,6 +16,7 @@ from tests.storage.support import (
     SMALL,
     Bench,
     Envelope,
+    ManualWorker,
     contents,
     decode,
     envelope,
@@ -87,3 +93,53 @@ def test_what_leaves_memory_leaves_its_lanes(tmp_path: Path) -> None:
     for lane in lanes:
         assert contents(lane) == kept | dict.fromkeys(range(200, 400), b"new")
     bench.store.close()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_checkpoint_of_very_many_runs_is_sliced(tmp_path: Path, persistent: bool) -> None:
+    """One lane shares messages with two others in turn, so that each message is a run.
+
+    The processor time of the loop's thread counts; what the other threads do does not.
+    """
+    workers: list[ManualWorker] = []
+
+    def new_worker(name: str, notify: Callable[[], None]) -> ManualWorker:
+        workers.append(ManualWorker())
+        return workers[-1]
+
+    store: Store[Envelope] = Store.open(
+        tmp_path,
+        decode=decode,
+        notify=ignore,
+        settings=StoreSettings(checkpoint_interval_s=100.0, compact_share_max=0.0),
+        new_worker=new_worker,
+    )
+    first, *others = [store.lane(store.new_lane_id()) for _ in range(3)]
+    longest_s = 0.0
+
+    def turn(now_s: float) -> None:
+        nonlocal longest_s
+        for call in (lambda: store.tick(now_s), store.take, store.commit):
+            began_s = time.thread_time()
+            call()
+            longest_s = max(longest_s, time.thread_time() - began_s)
+        for worker in workers:
+            worker.run_one()
+
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        for number in range(50_000):
+            lanes = [first, others[number % 2]]
+            store.append(lanes, [envelope()], [b"x"], persistent=persistent, now_ms=1)
+            if number % 50 == 0:
+                turn(1.0)
+        for at in range(400):
+            turn(100.0 + at)
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    assert probe(store).index.lanes()[first.id].placed_upto == 50_000
+    assert longest_s < 0.020
+    store.close()
