@@ -2,9 +2,10 @@
 
 A job is an iterator that pauses (yields) after each small piece of its work. Its first slice is
 taken at once, so that a small job is done when `start` returns. The rest goes on at the end of
-turns, in rotation with the other jobs. Promises that a slice is not much longer than SLICE_S, and
-that a job's outcome is set when all of it is done, or has failed. A job itself has to see to it
-that nobody sees half of its work: it changes in one piece what others can see.
+turns, in rotation with the other jobs. `start_in_turn` is for jobs that may be thousands: as many
+of them begin at once as there is time for in one turn. Promises that a slice is not much longer
+than SLICE_S, and that a job's outcome is set when all of it is done, or has failed. A job itself
+has to see to it that nobody sees half of its work: it changes in one piece what others can see.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Jobs:
     def __init__(self, clock_s: Callable[[], float] = time.perf_counter) -> None:
         self.clock_s = clock_s
         self._waiting: deque[Job[Any]] = deque()
+        self._burst_end_s = 0.0  # until then the jobs of `start_in_turn` share TURN_S
+        self._burst_left_s = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -74,6 +77,24 @@ class Jobs:
     def later(self, steps: Steps[None]) -> None:
         """Begin with the next `run`. Nobody waits for the outcome: an error is logged."""
         self._waiting.append(Job(steps, self.clock_s))
+
+    def start_in_turn(self, steps: Steps[T]) -> Outcome[T]:
+        """Begin at once, or, if many have begun so in this moment, in a turn soon.
+
+        For what a client leaves behind: it may be thousands of things, each of them little work.
+        Whatever the job is about may have changed when it begins.
+        """
+        began_s = self.clock_s()
+        if began_s >= self._burst_end_s:
+            self._burst_end_s = began_s + 2 * TURN_S
+            self._burst_left_s = TURN_S
+        if self._burst_left_s > 0:
+            outcome = self.start(steps)
+            self._burst_left_s -= self.clock_s() - began_s
+            return outcome
+        job = Job(steps, self.clock_s)
+        self._waiting.append(job)
+        return job.outcome
 
     def run(self) -> None:
         """A slice for each job in rotation, for TURN_S in all."""

@@ -7,7 +7,8 @@ Texts and the order of checks are RabbitMQ's (rabbit_channel, rabbit_exchange, r
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
@@ -51,6 +52,8 @@ class VHost:
         self.pump_time = services.delivery.time
         self._services = services
         self._orphans: list[Binding] = []
+        self._unused: deque[QueueType] = deque()  # auto-delete queues to be looked at
+        self._clearing = False  # a job looks at them
         self._leaving: dict[tuple[DestinationKind, str], Outcome[None]] = {}
         self._definitions = services.definitions
         self.routing = RoutingTable()
@@ -416,8 +419,34 @@ class VHost:
         return queue
 
     def unused(self, queue: QueueType) -> None:
-        """The last consumer of an auto-delete queue left."""
-        self.delete_queue(queue)
+        """The last consumer of an auto-delete queue left: it is deleted, unless one comes soon.
+
+        That is at once, unless very many are left in this moment.
+        """
+        self._unused.append(queue)
+        if not self._clearing:
+            self._clearing = True
+            self._services.jobs.start_in_turn(self._deleting_unused())
+
+    def _deleting_unused(self) -> Steps[None]:
+        try:
+            while self._unused:
+                queue = self._unused.popleft()
+                if not (queue.deleted or queue.takers):
+                    yield from self._deleting_queue(queue)
+                yield
+        finally:
+            self._clearing = False
+
+    def delete_exclusive(self, queues: Iterable[QueueType]) -> Outcome[None]:
+        """The owner of exclusive queues has left. Done when they are deleted."""
+        return self._services.jobs.start_in_turn(self._deleting_exclusive(queues))
+
+    def _deleting_exclusive(self, queues: Iterable[QueueType]) -> Steps[None]:
+        for queue in queues:
+            if not queue.deleted:
+                yield from self._deleting_queue(queue)
+            yield
 
     def delete_queue(self, queue: QueueType) -> Outcome[int]:
         """Delete a queue with its bindings and messages; how many messages were ready.

@@ -400,7 +400,7 @@ class Client:
         outcomes: list[Outcome[Any]] = [self._end_channel(number) for number in list(self.channels)]
         if self.vhost is not None:
             queues = list(self.exclusive_queues.values())
-            outcomes += [self.vhost.delete_queue(queue) for queue in queues]
+            outcomes.append(self.vhost.delete_exclusive(queues))
         ended = all_of(outcomes)
         ended.then(self._ended)
         return ended

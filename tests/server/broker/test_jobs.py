@@ -64,6 +64,22 @@ def test_jobs_take_turns_and_leave_room() -> None:
     assert seen[:5] == ["a", "a", "b", "b", "c"]  # and then the turn was over
 
 
+def test_thousands_of_little_jobs_leave_room() -> None:
+    clock = Clock()
+    jobs = Jobs(clock)
+    done: list[object] = []
+    for _ in range(100):
+        jobs.start_in_turn(working(clock, 1, [], "a")).then(done.append)
+    assert 0 < len(done) < 10
+    while jobs:
+        before_s = clock.now_s
+        jobs.run()
+        assert clock.now_s - before_s <= TURN_S + SLICE_S
+    assert len(done) == 100
+    clock.now_s += 1
+    assert jobs.start_in_turn(working(clock, 1, [], "a")).done
+
+
 def test_error_is_the_outcome() -> None:
     clock = Clock()
     jobs = Jobs(clock)
@@ -386,6 +402,51 @@ def test_delete_with_many_bindings_is_sliced_and_seen_at_once(
     sliced.restart()
     routing = sliced.broker.vhosts["/"].routing
     assert not list(routing.bindings_from("e"))
+
+
+@pytest.mark.parametrize("auto_delete", [False, True])
+def test_thousands_of_exclusive_queues_go_in_slices(
+    sliced: Bench, peer: Peer, auto_delete: bool
+) -> None:
+    """With their owner, or with the channel of their consumers; close-ok follows the last."""
+    vhost = sliced.broker.vhosts["/"]
+    for number in range(4000):
+        vhost.declare_queue(
+            f"mine {number}",
+            peer.client,
+            durable=False,
+            exclusive=True,
+            auto_delete=auto_delete,
+            arguments={},
+        )
+    if auto_delete:
+        for number in range(4000):
+            consume = make(spec.BasicConsume, queue=f"mine {number}", nowait=True)
+            peer.send(1, consume)
+    seen = []
+    longest_s = longest_slice(
+        sliced,
+        request(peer, 0, spec.ConnectionClose(200, "", 0, 0)),
+        lambda: seen.append((len(vhost.queues), peer.hear())),
+    )
+    assert longest_s < SLICE_MAX_S
+    ((left, heard),) = seen
+    assert left and heard == []
+    assert not vhost.queues and peer.hear() == [spec.ConnectionCloseOk()]
+
+
+def test_a_consumer_that_comes_in_time_keeps_an_auto_delete_queue(bench: Bench, peer: Peer) -> None:
+    queue = peer.declare("q", auto_delete=True)
+    bench.broker.services.jobs.clock_s = lambda: 0.0
+    bench.broker.services.jobs._burst_end_s = 1.0  # the time for such jobs is used up
+    peer.send(1, make(spec.BasicConsume, queue="q", consumer_tag="a"))
+    request(peer, 1, make(spec.BasicCancel, consumer_tag="a"))()
+    request(peer, 1, make(spec.BasicConsume, queue="q", consumer_tag="b"))()
+    bench.end_tick()
+    assert not queue.deleted and len(queue.takers) == 1
+    request(peer, 1, make(spec.BasicCancel, consumer_tag="b"))()
+    bench.end_tick()
+    assert queue.deleted
 
 
 def test_name_is_free_when_the_deletion_is_done(sliced: Bench, peer: Peer) -> None:
