@@ -67,7 +67,8 @@ from qlog.storage.write.prepare import Nursery
 from qlog.storage.write.segment import seal
 from qlog.storage.write.spill import SpillWriter
 
-_REBUILD_POINTERS = 200_000  # so many pointers go to the index in one transaction
+INDEX_PARTS = "parts of the index written"  # of REBUILD_POINTERS each; what `Progress` is told
+REBUILD_POINTERS = 200_000  # so many pointers go to the index in one transaction
 _STRETCH_WEIGHT = 8  # a stretch of messages costs as much as so many pointers
 _REWRITE_BYTES = 1 << 20
 
@@ -590,7 +591,7 @@ class _Recovery(Generic[M]):
         gone = [segment_id for segment_id in self.live_before if segment_id not in self.segments]
         for number, part in enumerate(self._updates(), 1):
             index.apply(part, (), None)
-            self.progress("parts of the index written", number)
+            self.progress(INDEX_PARTS, number)
         index.apply((), self.deleted, checkpoint, gone, moves)
         if paths.index_doubt.name in self.disk.names(paths.root):
             self.disk.sync_directory(paths.root)  # the old index must not come back unmarked
@@ -607,8 +608,8 @@ class _Recovery(Generic[M]):
         for lane_id, lane in self.lanes.items():
             update = lane_update(lane, lane.next_qseq)
             part.append(update)
-            for placed in self.adopted[lane_id].placed(_REBUILD_POINTERS):
-                if pointers + len(placed.positions) > _REBUILD_POINTERS:
+            for placed in self.adopted[lane_id].placed(REBUILD_POINTERS):
+                if pointers + len(placed.positions) > REBUILD_POINTERS:
                     yield part
                     pointers = 0
                     update = replace(update, bitmaps={}, placed=[])

@@ -1041,7 +1041,7 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (spilled, "_PIECE_RECORDS", 3),
     (spilled, "_WINDOW_BYTES", 200),
     (ledger, "_SNAPSHOT_RECORDS_A_BATCH", 2),
-    (recovery, "_REBUILD_POINTERS", 50),
+    (recovery, "REBUILD_POINTERS", 50),
     (recovery, "_REWRITE_BYTES", 1000),
     (segment, "_WINDOW_BYTES", 700),
     (sparse, "_BATCH_BYTES_MAX", 1500),

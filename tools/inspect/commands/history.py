@@ -38,12 +38,7 @@ class _Event:
     before_ms: int | None = None
 
 
-@dataclass(slots=True)
-class _LaneEvents:
-    """What the ledger says of one lane, in its order."""
-
-    delivered: list[_Event]
-    settled: list[_Event]
+_Events = dict[str, list[_Event]]  # `delivered` and `settled` of a lane, in the ledger's order
 
 
 def _cell(event: dict[str, Any] | None) -> Cell:
@@ -146,9 +141,9 @@ def history(
     report.say(what)
 
 
-def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEvents]:
+def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _Events]:
     """The events of each lane. Those in the snapshot came before the first time in the file."""
-    found = {lane_id: _LaneEvents([], []) for lane_id in lane_ids}
+    found: dict[int, _Events] = {lane_id: {"delivered": [], "settled": []} for lane_id in lane_ids}
     timeless: list[_Event] = []
     ids = directory.ledger_ids()
     for batch in batches_of(directory, directory.ledger_file(ids[-1])) if ids else ():
@@ -167,7 +162,7 @@ def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEv
             events = [
                 _Event(*ends, batch_number, after_ms, before_ms) for ends in settled_ranges(record)
             ]
-            lane.settled += events
+            lane["settled"] += events
             below = None
             if isinstance(record, journal.Delivered):
                 below = record.upto
@@ -175,7 +170,7 @@ def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEv
                 below = record.delivered
             if below is not None:
                 delivered = _Event(0, below, batch_number, after_ms, before_ms)
-                lane.delivered.append(delivered)
+                lane["delivered"].append(delivered)
                 events.append(delivered)
             if after_ms is None:
                 timeless += events
@@ -183,7 +178,7 @@ def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _LaneEv
 
 
 def _story(
-    item: dict[str, Any] | None, lane_id: int, offset: int, events: dict[int, _LaneEvents]
+    item: dict[str, Any] | None, lane_id: int, offset: int, events: dict[int, _Events]
 ) -> _Story:
     """`item`: the message; None when the log does not have it."""
     published = routed_to = None
@@ -197,8 +192,8 @@ def _story(
         "message_id": ((item or {}).get("properties") or {}).get("message_id"),
         "published": published,
         "routed_to": routed_to,
-        "delivered": _first(events[lane_id].delivered, offset),
-        "settled": _first(events[lane_id].settled, offset),
+        "delivered": _first(events[lane_id]["delivered"], offset),
+        "settled": _first(events[lane_id]["settled"], offset),
         "dead_lettered": None,
         "damage": None if item is None else item["damage"],
     }

@@ -6,10 +6,7 @@ messages or settlements in it are damaged.
 """
 
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import typer
 
@@ -18,12 +15,12 @@ from qlog.storage.bytes.datadir import Paths, mark_doubt, prepare
 from qlog.storage.bytes.disk import OSDisk
 from qlog.storage.errors import CorruptLog
 from qlog.storage.start.examine import Examination
+from qlog.storage.start.recovery import INDEX_PARTS, REBUILD_POINTERS
 from qlog.storage.store import Store
 from qlog.tools.inspect.command import DATA_DIR_DEFAULT, AsJson, DataDir, errors_told, finish, stop
 from qlog.tools.inspect.rows import Damage, Report, progress
 
 _POINTER_BYTES = 16
-_LOOK_S = 0.2
 
 
 def rebuild_index(data_dir: DataDir = DATA_DIR_DEFAULT, as_json: AsJson = False) -> None:
@@ -66,36 +63,18 @@ def _rebuild(paths: Paths) -> int:
         mark_doubt(disk, paths)
     finally:
         disk.close(lock)
-    with _shown(paths):
-        store = Store.open(paths.root, decode=Envelope.unpack, notify=lambda: None)
+    examination = Examination(paths.root)
+    trailers = (examination.segment(one).trailer for one in examination.segment_ids())
+    # Only roughly known: a message that went to several queues has several pointers.
+    total = sum(_POINTER_BYTES * trailer.record_count for trailer in trailers if trailer)
+    with progress("rebuilding", total) as advance:
+
+        def told(what: str, count: int) -> None:
+            if what == INDEX_PARTS:
+                advance(_POINTER_BYTES * REBUILD_POINTERS)
+
+        store = Store.open(paths.root, decode=Envelope.unpack, notify=lambda: None, progress=told)
         store.close()
     if store.failure is not None:
         stop(f"the index could not be written: {store.failure}")
     return store.report.records_replayed
-
-
-@contextmanager
-def _shown(paths: Paths) -> Iterator[None]:
-    """A bar that follows the size of the new index, which is only roughly known before."""
-    examination = Examination(paths.root)
-    trailers = (examination.segment(one).trailer for one in examination.segment_ids())
-    total = sum(_POINTER_BYTES * trailer.record_count for trailer in trailers if trailer)
-    done = threading.Event()
-    data = paths.index / "data.mdb"
-    with progress("rebuilding", total) as advance:
-
-        def follow() -> None:
-            shown = 0
-            while not done.wait(_LOOK_S):
-                size = data.stat().st_size if data.exists() else 0
-                if shown < size <= total:
-                    advance(size - shown)
-                    shown = size
-
-        follower = threading.Thread(target=follow, name="qlog-progress")
-        follower.start()
-        try:
-            yield
-        finally:
-            done.set()
-            follower.join()

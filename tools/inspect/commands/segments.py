@@ -6,7 +6,7 @@ import typer
 
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tally
+from qlog.tools.inspect.look.log import Segment, survey, tally
 from qlog.tools.inspect.rows import Bytes, Report, counted, number, size, text
 
 _COLUMNS = (
@@ -48,7 +48,7 @@ def segments(
 
 
 def _row(directory: Directory, segment: Segment) -> dict[str, Any]:
-    alive = tally(directory, segment.columns) if segment.counts else SegmentTally()
+    live, live_bytes = tally(directory, segment)
     return {
         "id": segment.segment_id,
         "file": segment.file,
@@ -58,9 +58,9 @@ def _row(directory: Directory, segment: Segment) -> dict[str, Any]:
         "size_bytes": segment.size_bytes,
         "used_bytes": segment.used_bytes,
         "records": segment.records,
-        "live": alive.live,
-        "dead": segment.records - alive.live,
-        "live_bytes": alive.live_bytes,
+        "live": live,
+        "dead": segment.records - live,
+        "live_bytes": live_bytes,
         "verified": segment.verified,
         "damaged": bool(segment.damage),
     }

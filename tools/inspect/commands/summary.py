@@ -18,15 +18,16 @@ from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import lane_text, time_text
 from qlog.tools.inspect.look.definitions import KINDS
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.look.log import Segment, SegmentTally, survey, tallied
+from qlog.tools.inspect.look.log import Segment, survey, tallied
 from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size, text
 
 _QUEUES_SHOWN_MAX = 5
 _PARTS = ("log", "ledger", "index.lmdb", "catalog.lmdb", "spill", "quarantine")
+_COUNTS = ("segments", "size_bytes", "records", "unsettled")  # of the segments in one state
 _UNITS_S = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 _PART_COLUMNS = (text("part"), number("files"), size("size", "bytes"))
 _STATE_COLUMNS = (
-    text("segments", "_state"),
+    text("segments", "state"),
     number("count", "segments"),
     size("size", "size_bytes"),
     number("records"),
@@ -38,15 +39,6 @@ _QUEUE_COLUMNS = (
     number("handed out", lambda row: row[1].handed_out),
     size("size", lambda row: Bytes(row[1].stored_bytes)),
 )
-
-
-@dataclass(slots=True)
-class _State:
-    _state: str
-    segments: int = 0
-    size_bytes: int = 0
-    records: int = 0
-    unsettled: int = 0
 
 
 @dataclass(slots=True)
@@ -70,24 +62,24 @@ def summary(directory: Directory, report: Report) -> None:
     """
     found = survey(directory)
     segments = [segment for segment in found.segments if segment.counts]
-    states: dict[str, _State] = {}
+    states: dict[str, dict[str, int]] = {}
     for segment in found.segments:
-        state = states.setdefault(segment.state, _State(segment.state))
-        state.segments += 1
-        state.size_bytes += segment.size_bytes
-        state.records += segment.records
+        state = states.setdefault(segment.state, dict.fromkeys(_COUNTS, 0))
+        state["segments"] += 1
+        state["size_bytes"] += segment.size_bytes
+        state["records"] += segment.records
     waits: list[Segment] = []
 
-    def count(segment: Segment, live: SegmentTally) -> None:
-        states[segment.state].unsettled += live.live
-        if live.live:
+    def count(segment: Segment, live: int) -> None:
+        states[segment.state]["unsettled"] += live
+        if live:
             waits.append(segment)
 
     lanes = tallied(directory, found.segments, count)
     report.take(found)
     end_lsn = max((segment.end_lsn or 0 for segment in segments), default=0)
     in_log = sum(segment.records for segment in segments)
-    waiting = sum(state.unsettled for state in states.values())
+    waiting = sum(state["unsettled"] for state in states.values())
     columns = [segment.columns for segment in segments if segment.columns.latest_ms]
     times = {
         "oldest": min((one.earliest_ms for one in columns), default=None),
@@ -132,7 +124,7 @@ def summary(directory: Directory, report: Report) -> None:
         ]
     )
     report.table(_PART_COLUMNS, [part for part in parts if part["files"]])
-    report.table(_STATE_COLUMNS, states.values())
+    report.table(_STATE_COLUMNS, [{"state": key, **state} for key, state in states.items()])
     longest = sorted(
         ((lane_text(directory, lane_id), lane) for lane_id, lane in lanes.items()),
         key=lambda row: -row[1].unsettled,

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 from qlog.storage.bytes.batch import BATCH_HEADER_BYTES, unpack_batch_header
 from qlog.storage.lanes.settled import BLOCK
@@ -64,13 +65,6 @@ def known_of(directory: Directory, view: FileView, pointers: dict[int, Known]) -
     return known
 
 
-def casualties(directory: Directory, view: FileView, known: dict[int, Known]) -> Iterator[Casualty]:
-    """The messages in the damaged parts of a segment, whole ones included."""
-    for part in walk(directory, view, base_lsn(view)):
-        if isinstance(part, Gap):
-            yield from casualties_in(directory, view, part, known)
-
-
 def missing(pointers: dict[int, Known]) -> Iterator[Casualty]:
     """The messages of a segment that has no file, as far as the index knows them."""
     for position, known in sorted(pointers.items()):
@@ -93,7 +87,9 @@ def with_concerns(directory: Directory, damage: list[Damage]) -> list[Damage]:
             lost[file] = list(missing(pointers[segment_id]))
         else:
             known = known_of(directory, view, pointers[segment_id])
-            lost[file] = [item for item in casualties(directory, view, known) if not item.whole]
+            gaps = (part for part in walk(directory, view, base_lsn(view)) if isinstance(part, Gap))
+            found = chain.from_iterable(casualties_in(directory, view, gap, known) for gap in gaps)
+            lost[file] = [one for one in found if not one.whole]
     return [
         replace(item, queues=_sum(directory, _within(item, lost.get(item.file, ()))))
         for item in damage

@@ -366,21 +366,16 @@ class LaneTally:
     next_qseq: int = 0  # behind the last that the log has, settled or not
 
 
-@dataclass(slots=True)
-class SegmentTally:
-    """The messages of a segment for which some queue still waits."""
-
-    live: int = 0
-    live_bytes: int = 0
-
-
 def tally(
-    directory: Directory, columns: Columns, lanes: dict[int, LaneTally] | None = None
-) -> SegmentTally:
-    """Count what is not settled; into `lanes` too, if they are given."""
-    result = SegmentTally()
+    directory: Directory, segment: Segment, lanes: dict[int, LaneTally] | None = None
+) -> tuple[int, int]:
+    """Count what is not settled, if the segment counts; into `lanes` too, if they are given.
+
+    Returns the number and the bytes of the messages for which some queue still waits.
+    """
+    messages = size = 0
     known = directory.ledger.lanes
-    for lane_ids, firsts, _, lengths, *_ in columns.runs():
+    for lane_ids, firsts, _, lengths, *_ in segment.columns.runs() if segment.counts else ():
         many = len(lengths)
         live = 0
         for lane_id, first in zip(lane_ids, firsts, strict=True):
@@ -400,23 +395,21 @@ def tally(
             state = known.get(lane_id)
             if state is not None and state.delivered > first:
                 lane.handed_out += (bits & ((1 << (state.delivered - first)) - 1)).bit_count()
-        if live:
-            result.live += live.bit_count()
-            result.live_bytes += selected_bytes(lengths, live)
-    return result
+        messages += live.bit_count()
+        size += selected_bytes(lengths, live) if live else 0
+    return messages, size
 
 
 def tallied(
     directory: Directory,
     segments: list[Segment],
-    each: Callable[[Segment, SegmentTally], None] = lambda segment, live: None,
+    each: Callable[[Segment, int], None] = lambda segment, live: None,
 ) -> dict[int, LaneTally]:
-    """The messages that wait, by lane; `each` is called with those of each segment."""
+    """The messages that wait, by lane; `each` is told how many there are in each segment."""
     lanes: dict[int, LaneTally] = {}
     with progress("counting", sum(segment.size_bytes for segment in segments)) as advance:
         for segment in segments:
-            if segment.counts:
-                each(segment, tally(directory, segment.columns, lanes))
+            each(segment, tally(directory, segment, lanes)[0])
             advance(segment.size_bytes)
     return lanes
 
