@@ -626,6 +626,27 @@ def test_without_a_ledger_what_was_compacted_twice_counts_once(tmp_path: Path) -
     assert waiting(directory) == {"orders": rest, "audit": rest}
 
 
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_what_a_damaged_compacted_segment_is_made_of_counts_instead(
+    all_of_it: bool, tmp_path: Path
+) -> None:
+    """A crash came before the sources were given up, and the ledger is damaged, too."""
+    directory = stopped(tmp_path / "data", settled=10)
+    compact(directory, COMPACTED, every=1)
+    path = directory / "log" / f"{COMPACTED:010d}.qseg"
+    flip(path, path.read_bytes().index(b"message 20 "))
+    ledger = max((directory / "ledger").glob("*.qack"))
+    if all_of_it:
+        ledger.write_bytes(os.urandom(4096))
+    else:
+        looked = Directory(directory)
+        stretches = looked.stretches(looked.ledger_file(int(ledger.stem)))
+        flip(ledger, [one.position for one in stretches if one.batch is not None][-3] + 60)
+        assert Directory(directory).standings([1, COMPACTED]) == {COMPACTED: "unfinished"}
+    assert repair(directory)["losses"] == []
+    assert waiting(directory)["audit"] == [*range(200)]
+
+
 def make_unreadable(path: Path, position: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is on the disk in the place of these 4096 bytes went bad."""
     inode = path.stat().st_ino

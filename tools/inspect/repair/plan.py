@@ -288,19 +288,31 @@ class _Planner:
                 for source in sources:
                     standings.pop(source, None)
         if directory.ledger.damaged:  # that one of them came to count may be what is lost
-            standings = {id_: why for id_, why in standings.items() if why != "unfinished"}
+            for segment_id in [id_ for id_, why in standings.items() if why == "unfinished"]:
+                del standings[segment_id]
+                segment = segments[segment_id]
+                if not segment.whole:  # which the survey tells in a note
+                    segment.damage.append(Damage(segment.file, "it is damaged"))
         counting = [view for view in views if view.file_id not in standings]
         for view in [one for one in counting if one.file_id >= COMPACTED]:
             segment = segments[view.file_id]
-            if not segment.damage:  # what it is made of does not count beside it
-                lsns = range(segment.base_lsn or 0, segment.end_lsn or 0)
-                counting = [
-                    other
-                    for other in counting
-                    if other.file_id >= view.file_id
-                    or other.header is None
-                    or other.header.base not in lsns
-                ]
+            lsn, end = segment.base_lsn or 0, segment.end_lsn or 0
+            made_of = [
+                other
+                for other in counting
+                if other.file_id < view.file_id
+                and other.header is not None
+                and lsn <= other.header.base < end
+            ]
+            if segment.whole:  # what it is made of does not count beside it
+                counting = [other for other in counting if other not in made_of]
+                continue
+            for other in made_of:  # in the order of their LSNs
+                found = segments[other.file_id]
+                if found.whole and (found.base_lsn or 0) <= lsn:
+                    lsn = max(lsn, found.end_lsn or 0)
+            if made_of and lsn >= end:  # all that was in it is still there
+                counting = [other for other in counting if other is not view]
         return counting
 
     def _plan_log(self, counting: list[FileView]) -> None:
