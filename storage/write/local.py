@@ -22,7 +22,7 @@ from qlog.storage.write.commit import CommitJob, CommitResult, Committer
 from qlog.storage.write.commits import RETRY_S, Commits
 from qlog.storage.write.gathering import Gathering
 from qlog.storage.write.placement import Segment
-from qlog.storage.write.replay import Stream, Stretch
+from qlog.storage.write.replay import Places, Stream, Stretch
 from qlog.storage.write.rhythm import Rhythm
 from qlog.storage.write.settling import Settling
 from qlog.storage.write.upkeep import Upkeep
@@ -101,9 +101,10 @@ class LocalJournal(Generic[M]):
         self._ticket: Ticket = 0  # the newest
         self._requested: Ticket = 0  # up to here somebody waits
         self._kept: Position | None = None  # what a follower has not taken yet begins here
-        self.position = Position(self.log.lsn, recovered.ledger.position.number)
-        # The last sync of the ledger: (the log's LSN when that job began, the next batch's number).
-        self._ledger_synced = (self.position.lsn, self.position.batch)
+        # The last sync of the ledger: (the log's LSN when that job began, where the ledger ended).
+        self._ledger_synced = (self.log.lsn, recovered.ledger.position)
+        self._end = self._places()  # of what can be replayed
+        self._given = self._end  # of what was replayed last: the next replay begins there
 
     # -- in
 
@@ -289,10 +290,19 @@ class LocalJournal(Generic[M]):
         """
         if result.ledger_synced:
             assert result.ledger_position is not None
-            self._ledger_synced = (result.job.lsn_end, result.ledger_position.number)
-        lsn, batch = self._ledger_synced
-        if self.commits.durable_lsn >= lsn:
-            self.position = Position(self.commits.durable_lsn, batch)
+            self._ledger_synced = (result.job.lsn_end, result.ledger_position)
+        if self.commits.durable_lsn >= self._ledger_synced[0]:
+            self._end = self._places()
+
+    def _places(self) -> Places:
+        _, ledger = self._ledger_synced
+        position = Position(self.commits.durable_lsn, ledger.number)
+        return Places(position, ledger, *self.commits.durable_end)
+
+    @property
+    def position(self) -> Position:
+        """How far the stream is that can be replayed."""
+        return self._end.position
 
     def replay(self, after: Position | None) -> Replay:
         """See `Journal.replay`. The entries may be taken on any thread.
@@ -305,8 +315,18 @@ class LocalJournal(Generic[M]):
             for segment in self.log.segments.values()
             if self.snapshots.stands(segment.segment_id)
         ]
-        uuid = recovered.identity.uuid
-        return Stream(recovered.disk, recovered.paths, uuid, stretches, self.position).replay(after)
+        end = self._end
+        stream = Stream(
+            recovered.disk,
+            recovered.paths,
+            recovered.identity.uuid,
+            stretches,
+            end.position,
+            self._given if self._given.position == after else None,
+        )
+        replay = stream.replay(after)
+        self._given = end
+        return replay
 
     def release(self, below: Position | None) -> None:
         """See `Journal.release`."""

@@ -26,7 +26,7 @@ from qlog.storage.identity import IDENTITY
 from qlog.storage.journal import OF_LANE, Defined, Entry, Messages, Position, Replay
 from qlog.storage.lanes.settled import Settled
 from qlog.storage.start.fold import LaneFacts
-from qlog.storage.write.ledger import Record, SnapshotEnd, unpack_body
+from qlog.storage.write.ledger import LedgerPosition, Record, SnapshotEnd, unpack_body
 from qlog.storage.write.placement import Segment
 from qlog.storage.write.segment import Batch, BatchFile, columns_of
 
@@ -48,6 +48,15 @@ class Stretch(NamedTuple):
         return cls(segment.base_lsn, segment.segment_id, segment.end_lsn, segment.log_end)
 
 
+class Places(NamedTuple):
+    """Where a position is in the files: there the next batch of the ledger and of the log begin."""
+
+    position: Position
+    ledger: LedgerPosition
+    segment_id: int
+    segment_position: int
+
+
 @dataclass(frozen=True, slots=True)
 class _LedgerFile:
     file_id: int
@@ -58,17 +67,25 @@ class Stream:
     """See the head of this file.
 
     Arguments: `stretches` are the segments that count, `end` is how far the files are to be read:
-    all that is settled before `end` must be of messages before `end`.
+    all that is settled before `end` must be of messages before `end`. `known`: a replay after this
+    position need not look for the place where it begins.
     """
 
     def __init__(
-        self, disk: Disk, paths: Paths, uuid: bytes, stretches: Sequence[Stretch], end: Position
+        self,
+        disk: Disk,
+        paths: Paths,
+        uuid: bytes,
+        stretches: Sequence[Stretch],
+        end: Position,
+        known: Places | None = None,
     ) -> None:
         self._disk = disk
         self._paths = paths
         self._uuid = uuid
         self._stretches = sorted(one for one in stretches if one.base_lsn < end.lsn)
         self._end = end
+        self._known = known
 
     def replay(self, after: Position | None) -> Replay:
         """What came after a position; None: all there is. Raises PositionGone, OSError."""
@@ -196,8 +213,14 @@ class Stream:
         """The batches of a file from number `first` on."""
         opened = self._open(lambda: self._ledger_file(file.file_id))
         try:
-            position = FILE_HEADER_BYTES
-            for number in count(file.base):
+            known = self._known
+            position, at = FILE_HEADER_BYTES, file.base
+            if known is not None and (known.ledger.file_id, known.ledger.number) == (
+                file.file_id,
+                first,
+            ):
+                position, at = known.ledger.position, first
+            for number in count(at):
                 header = opened.header_at(position)
                 if header is None or header.base != number:
                     return
@@ -224,9 +247,14 @@ class Stream:
     def _runs(self, one: Stretch, first: int) -> Iterator[tuple[int, Messages]]:
         file = self._segment(one)
         try:
-            position = FILE_HEADER_BYTES
+            known = self._known
+            position, lsn = FILE_HEADER_BYTES, one.base_lsn
+            if known is not None and (known.segment_id, known.position.lsn) == (
+                one.segment_id,
+                first,
+            ):
+                position, lsn = known.segment_position, first
             end_lsn = min(one.end_lsn, self._end.lsn)
-            lsn = one.base_lsn
             while lsn < end_lsn and position < one.log_end:
                 header = file.header_at(position)
                 if header is None:

@@ -27,7 +27,7 @@ from qlog.storage.index.checkpoints import Checkpoints
 from qlog.storage.index.due import DueTimes
 from qlog.storage.index.due_rows import DueRows
 from qlog.storage.index.index import LaneUpdate, Placed
-from qlog.storage.journal import Entry, Position
+from qlog.storage.journal import Entry
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.space.compact import CompactionStep
@@ -356,8 +356,8 @@ def _stream_ahead() -> list[AbstractContextManager[Any]]:
     def move(self: LocalJournal[Any], result: CommitResult) -> None:
         if result.ledger_synced:
             assert result.ledger_position is not None
-            self._ledger_synced = (0, result.ledger_position.number)
-        self.position = Position(self.commits.durable_lsn, self._ledger_synced[1])
+            self._ledger_synced = (0, result.ledger_position)
+        self._end = self._places()
 
     return [patch.object(LocalJournal, "_move_position", move)]
 
@@ -365,7 +365,8 @@ def _stream_ahead() -> list[AbstractContextManager[Any]]:
 def _stream_not_synced() -> list[AbstractContextManager[Any]]:
     def move(self: LocalJournal[Any], result: CommitResult) -> None:
         assert result.ledger_position is not None
-        self.position = Position(self.commits.durable_lsn, result.ledger_position.number)
+        self._ledger_synced = (0, result.ledger_position)
+        self._end = self._places()
 
     return [patch.object(LocalJournal, "_move_position", move)]
 
