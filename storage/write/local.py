@@ -150,7 +150,7 @@ class LocalJournal(Generic[M]):
         if not waiting:
             settling.hurry()
         if (
-            self._requested > self.synced
+            self.awaited
             or snapshots.wanted
             or snapshots.wants_sync
             or settling.due

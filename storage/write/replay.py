@@ -192,7 +192,7 @@ class Stream:
         for file in files:
             if file.base > number:  # a full disk: the snapshot has what was never written
                 raise PositionGone(f"the ledger has no batch {number}: {_ADVICE}")
-            is_snapshot = number == file.base
+            is_snapshot = number == file.base  # no position lies within a snapshot
             for batch in self._read(file, number):
                 if batch.header.base >= self._end.batch:
                     return
@@ -203,7 +203,6 @@ class Stream:
                 elif SnapshotEnd() in records:
                     is_snapshot = False
         if number < self._end.batch:
-            # No position lies within a snapshot, so that none is mistaken for what came after one.
             path = self._paths.ledger_file(files[-1].file_id)
             if files[-1].file_id not in numbered(self._disk, self._paths.ledger, ".qack"):
                 raise PositionGone(f"{path} was removed: {_ADVICE}")
