@@ -141,5 +141,5 @@ def test_a_checkpoint_of_very_many_runs_is_sliced(tmp_path: Path, persistent: bo
         gc.enable()
         gc.unfreeze()
     assert probe(store).index.lanes()[first.id].placed_upto == 50_000
-    assert longest_s < 0.020
+    assert longest_s < 0.060  # in one go it takes twice that, on a quick machine
     store.close()
