@@ -14,6 +14,7 @@ from typing import Protocol
 
 from qlog.server.amqp.errors import internal_error
 from qlog.server.broker.durability import Durability
+from qlog.server.broker.jobs import Jobs, Steps
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.pump_time import PumpTime
@@ -33,7 +34,9 @@ class Feeding(Protocol):
 class Delivery:
     """See the head of this file."""
 
-    def __init__(self, durability: Durability, cold_reads: ColdReads, time: PumpTime) -> None:
+    def __init__(
+        self, durability: Durability, jobs: Jobs, cold_reads: ColdReads, time: PumpTime
+    ) -> None:
         self.cold_reads = cold_reads
         self.time = time
         self._feeding: dict[Feeding, None] = {}
@@ -42,6 +45,7 @@ class Delivery:
         self._behind: dict[QueueType, None] = {}  # for the next tick: see ColdReads
         self._gone: list[QueueType] = []
         self._durability = durability
+        self._jobs = jobs
 
     def wake(self, queue: QueueType) -> None:
         """The queue may have something to deliver: `pump` will look."""
@@ -72,7 +76,7 @@ class Delivery:
         """
         while self._gone:
             queue = self._gone.pop()
-            self._durability.defined().then(partial(_cancel_takers, queue))
+            self._durability.defined().then(partial(self._cancel_takers, queue))
         if self._feeding:
             self._feed()
         if not self._awake or self.time.up:
@@ -89,6 +93,9 @@ class Delivery:
                     left.update(self._awake)
                     self._awake = left
                     return
+
+    def _cancel_takers(self, queue: QueueType, _: Outcome[None]) -> None:
+        self._jobs.start(_cancelling(queue))
 
     def _pump(self, queue: QueueType) -> None:
         try:
@@ -156,5 +163,6 @@ class Delivery:
             taker.fail(internal_error(f"cannot deliver from {queue}"))
 
 
-def _cancel_takers(queue: QueueType, _: Outcome[None]) -> None:
-    queue.cancel_takers()
+def _cancelling(queue: QueueType) -> Steps[None]:
+    while not queue.cancel_takers():
+        yield

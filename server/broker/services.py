@@ -44,7 +44,9 @@ class Services:
         self.stats = Stats()
         self.jobs = Jobs()
         self.durability = Durability(store)
-        self.delivery = Delivery(self.durability, ColdReads(store), PumpTime(time.perf_counter))
+        self.delivery = Delivery(
+            self.durability, self.jobs, ColdReads(store), PumpTime(time.perf_counter)
+        )
         self.replies = Replies()
         self.post = PostOffice(
             store, self.delivery, self.durability, self.replies, self.stats, now_ms

@@ -180,5 +180,5 @@ class QueueType(Protocol):
     def close(self) -> None:
         """The queue is deleted, with its messages. The caller has to call `cancel_takers`."""
 
-    def cancel_takers(self) -> None:
-        """Tell those who consume from it that it is gone."""
+    def cancel_takers(self) -> bool:
+        """Tell some of those who consume from it that it is gone; True: nobody is left."""

@@ -449,6 +449,22 @@ def test_a_consumer_that_comes_in_time_keeps_an_auto_delete_queue(bench: Bench, 
     assert queue.deleted
 
 
+def test_thousands_of_consumers_hear_in_slices_that_their_queue_is_gone(
+    sliced: Bench, peer: Peer
+) -> None:
+    peer.declare("q")
+    other = Peer(sliced)
+    count = 30_000
+    for number in range(count):
+        asked = make(spec.BasicConsume, queue="q", consumer_tag=f"c{number}", nowait=True)
+        other.send(1, asked)
+    longest_s = longest_slice(sliced, request(peer, 1, make(spec.QueueDelete, queue="q")))
+    longest_s = max(longest_s, longest_slice(sliced, sliced.broker.progress))
+    assert longest_s < SLICE_MAX_S
+    cancels = [spec.BasicCancel(f"c{number}", True) for number in range(count)]
+    assert other.hear() == cancels and not other.client.channels[1].consumers
+
+
 def test_name_is_free_when_the_deletion_is_done(sliced: Bench, peer: Peer) -> None:
     bind_often(sliced, peer, 5_000)
     other = Peer(sliced)
