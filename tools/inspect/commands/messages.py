@@ -21,6 +21,23 @@ from qlog.tools.inspect.look.selection import (
 from qlog.tools.inspect.rows import Report, counted
 
 _LIMIT_DEFAULT = 20
+_Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Published then or later: 2026-11-23T06:11 (UTC), or 10m (ago)."
+    ),
+]
+_WhichSettled = Annotated[
+    bool | None,
+    typer.Option(
+        "--settled/--unsettled",
+        help="Only what nobody waits for any more, or only what waits. [default: both]",
+    ),
+]
+_Follow = Annotated[
+    bool,
+    typer.Option("--follow", "-f", help="Show new messages as they become durable, until Ctrl-C."),
+]
 
 
 @command
@@ -39,12 +56,7 @@ def messages(
         str | None,
         typer.Option(metavar="N[-N]", help="Of --queue: this offset, or a range: 7-9, 7-, -9."),
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="Published then or later: 2026-11-23T06:11 (UTC), or 10m (ago)."
-        ),
-    ] = None,
+    since: _Since = None,
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="Published before that time.")
     ] = None,
@@ -56,13 +68,7 @@ def messages(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="With this header; may be given again."),
     ] = None,
-    settled: Annotated[
-        bool | None,
-        typer.Option(
-            "--settled/--unsettled",
-            help="Only what nobody waits for any more, or only what waits. [default: both]",
-        ),
-    ] = None,
+    settled: _WhichSettled = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Show so many at most. [default: 20; no limit with --follow]"),
@@ -74,12 +80,7 @@ def messages(
     as_hex: Annotated[
         bool, typer.Option("--hex", help="Bodies in hexadecimal, text or not.")
     ] = False,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow", "-f", help="Show new messages as they become durable, until Ctrl-C."
-        ),
-    ] = False,
+    follow: _Follow = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode messages: all, or those asked for.

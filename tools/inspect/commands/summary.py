@@ -86,43 +86,23 @@ def summary(directory: Directory, report: Report) -> None:
         "newest": max((one.latest_ms for one in columns), default=None),
         "oldest_unsettled": _first_waiting_ms(directory, waits[0]) if waits else None,
     }
-    start = _next_start(directory, found.segments, end_lsn)
-    definitions = {kind: len(getattr(directory.defined, kind)) for kind in KINDS}
     parts = [{"part": part, **_usage(directory.paths.root / part)} for part in _PARTS]
     identity = directory.known_identity
-    free_bytes = _free_bytes(directory.paths.root)
     report.content = {
         "running": directory.in_use,
         "uuid": None if identity is None else identity.uuid.hex(),
         "epoch": None if identity is None else identity.epoch,
         "format": None if identity is None else identity.version,
         "sizes": {part["part"]: {"files": part["files"], "bytes": part["bytes"]} for part in parts},
-        "disk_free_bytes": free_bytes,
+        "disk_free_bytes": _free_bytes(directory.paths.root),
         "segments": states,
         "end_lsn": end_lsn,
         "messages": {"in_log": in_log, "unsettled": waiting},
-        "definitions": definitions,
+        "definitions": {kind: len(getattr(directory.defined, kind)) for kind in KINDS},
         "times": {key: time_text(ms) for key, ms in times.items()},
-        "next_start": start,
+        "next_start": _next_start(directory, found.segments, end_lsn),
     }
-    facts: list[tuple[str, Cell]] = [("broker", _how_it_is(directory))]
-    if identity is not None:
-        who = f"uuid {identity.uuid.hex()}, epoch {identity.epoch}, format {identity.version}"
-        facts.append(("identity", who))
-    how_many = f"{in_log:,} in the log, {waiting:,} of them wait in a queue; next LSN {end_lsn:,}"
-    defined = ", ".join(counted(count, kind[:-1]) for kind, count in definitions.items())
-    report.facts(
-        [
-            *facts,
-            ("messages", how_many),
-            ("defined", defined),
-            ("newest message", _ago(times["newest"])),
-            ("oldest message", _ago(times["oldest"])),
-            ("oldest that waits", _ago(times["oldest_unsettled"])),
-            ("the next start", start.text),
-            ("free on the disk", "?" if free_bytes is None else Bytes(free_bytes)),
-        ]
-    )
+    report.facts(_facts(directory, report.content, times))
     report.table(_PART_COLUMNS, [part for part in parts if part["files"]])
     report.table(_STATE_COLUMNS, [{"state": key, **state} for key, state in states.items()])
     longest = sorted(
@@ -138,6 +118,27 @@ def summary(directory: Directory, report: Report) -> None:
     report.say(
         f"DAMAGED ({counted(damaged, 'finding')})" if damaged else "nothing damaged by a quick look"
     )
+
+
+def _facts(
+    directory: Directory, content: dict[str, Any], times: dict[str, int | None]
+) -> Iterator[tuple[str, Cell]]:
+    """Of the JSON document, what is told in a line each."""
+    yield "broker", _how_it_is(directory)
+    if content["uuid"] is not None:
+        identity = f"uuid {content['uuid']}, epoch {content['epoch']}, format {content['format']}"
+        yield "identity", identity
+    in_log, waiting = content["messages"].values()
+    end_lsn, free_bytes = content["end_lsn"], content["disk_free_bytes"]
+    how_many = f"{in_log:,} in the log, {waiting:,} of them wait in a queue; next LSN {end_lsn:,}"
+    yield "messages", how_many
+    definitions = content["definitions"]
+    yield "defined", ", ".join(counted(count, kind[:-1]) for kind, count in definitions.items())
+    yield "newest message", _ago(times["newest"])
+    yield "oldest message", _ago(times["oldest"])
+    yield "oldest that waits", _ago(times["oldest_unsettled"])
+    yield "the next start", content["next_start"].text
+    yield "free on the disk", "?" if free_bytes is None else Bytes(free_bytes)
 
 
 def _how_it_is(directory: Directory) -> str:

@@ -71,7 +71,10 @@ def _plain(value: Any) -> str:
 
 
 # How the fields of headers are called, in the order of their layouts, and how some are shown.
-_FILE_HEADER_NAMES = "magic, version, header length, flags, directory uuid, file id, (unused), first LSN, epoch, xxh3"
+_FILE_HEADER_NAMES = (
+    "magic, version, header length, flags, directory uuid, file id, (unused), first LSN, epoch, "
+    "xxh3"
+)
 _BATCH_HEADER_NAMES = "magic, check, body length, records, epoch, first LSN, durable LSN, xxh3"
 _RECORD_HEADER_NAMES = "length, meta length, type, flags, (unused), targets, timestamp, xxh3"
 _Shown = dict[str, Callable[[Any], str]]

@@ -242,7 +242,8 @@ class _Comparing:
         for lane_id, row in self.contents.lanes.items():
             alive, spilled = self.alive[lane_id], self.spilled[lane_id]
             if row.alive != alive:
-                yield f"lane {lane_id} counts {row.alive} unsettled messages, and has {alive} pointers"
+                what = f"counts {row.alive} unsettled messages"
+                yield f"lane {lane_id} {what}, and has {alive} pointers"
             if row.spilled != spilled:
                 yield (
                     f"lane {lane_id} counts {row.spilled} unsettled spilled messages, and has "
