@@ -19,15 +19,34 @@ from qlog.server.amqp.properties import (
 )
 from qlog.server.amqp.values import Table
 
+
+class Record(NamedTuple):
+    """What the broker knows of a message and its properties do not say.
+
+    `died`: it is a dead letter, and the broker has written its `x-death`. `keys` are the routing
+    keys that it goes by beside its own, and `hidden` those of BCC, which nobody is told.
+    """
+
+    died: bool
+    keys: list[str]
+    hidden: list[str]
+
+
+NO_RECORD = Record(False, [], [])
+_RECORDED = 0x94  # the first octet of an array of four, as msgpack has it
+
 _new_tuple = tuple.__new__  # the same result as Envelope(…), at two thirds of the cost
 
 
 class Envelope(NamedTuple):
     """What surrounds a body of `body_size` octets.
 
-    `properties` are raw (flags and values). `packed` is what is stored, msgpack of [exchange,
-    routing key, properties], and `packed_hash` its xxh3_64. It is a tuple, which is cheap to make:
-    every message that differs from the one before it needs an envelope of its own.
+    `properties` are raw (flags and values). `packed` is what is stored, and `packed_hash` its
+    xxh3_64. It is a tuple, which is cheap to make: every message that differs from the one before
+    it needs an envelope of its own.
+
+        packed: msgpack of [exchange, routing key, properties], and behind them for a message that
+        has one its record: [died, keys, hidden]
     """
 
     exchange: str
@@ -38,9 +57,19 @@ class Envelope(NamedTuple):
     packed_hash: int
 
     @classmethod
-    def pack(cls, exchange: str, routing_key: str, properties: bytes, body_size: int) -> "Envelope":
+    def pack(
+        cls,
+        exchange: str,
+        routing_key: str,
+        properties: bytes,
+        body_size: int,
+        record: Record = NO_RECORD,
+    ) -> "Envelope":
         """The envelope of a message that the broker made or changed itself."""
-        packed = msgpack.packb((exchange, routing_key, properties))
+        if record is NO_RECORD:
+            packed = msgpack.packb((exchange, routing_key, properties))
+        else:
+            packed = msgpack.packb((exchange, routing_key, properties, record))
         return _new_tuple(
             cls,
             (exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed)),
@@ -52,10 +81,18 @@ class Envelope(NamedTuple):
 
         `packed_hash`: the xxh3_64 of `packed`, from those who have it.
         """
-        exchange, routing_key, properties = msgpack.unpackb(packed)
+        exchange, routing_key, properties, *_ = msgpack.unpackb(packed)
         if packed_hash is None:
             packed_hash = xxh3_64_intdigest(packed)
         return _new_tuple(cls, (exchange, routing_key, properties, body_size, packed, packed_hash))
+
+    @property
+    def record(self) -> Record:
+        """What the broker noted beside the properties; NO_RECORD for nearly every message."""
+        if self.packed[0] != _RECORDED:
+            return NO_RECORD
+        died, keys, hidden = msgpack.unpackb(self.packed)[3]
+        return Record(died, keys, hidden)
 
     def headers(self) -> Table:
         """The headers, decoded; empty when there are none. Raises HardError when malformed."""

@@ -67,12 +67,16 @@ class PostOffice:
         return lsn
 
     def publish(self, targets: Targets, mail: Mail) -> Receipt:
-        """Give messages to their queues if an append is not all that has to be done.
+        """The same for messages for which an append is not all that has to be done."""
+        self._stats.published += len(mail.bodies)
+        return self.pass_on(targets, mail)
+
+    def pass_on(self, targets: Targets, mail: Mail) -> Receipt:
+        """Give messages to their queues; they do not count as published.
 
         A message is rejected if any of its queues rejects it; the others have taken it all the
         same, as in RabbitMQ.
         """
-        self._stats.published += len(mail.bodies)
         lsn = 0
         queues: Sequence[QueueType] = targets.queues
         if all(traits.expiration is None for traits in mail.traits):

@@ -7,12 +7,15 @@ class Stats:
     """Counters that only grow.
 
     Messages are counted: `published`, once each, whatever the number of queues; `unrouted`,
-    published messages that no queue took; `delivered` to consumers; `got` by basic.get;
+    published messages that no queue took; `dead_lettered`, handed to a dead-letter exchange and taken
+    by a queue there, and `dead_dropped`, handed to it in vain; `delivered` to consumers; `got` by basic.get;
     `acknowledged`, also those that need no acknowledgement; `requeued`; `rejected` without requeue.
     """
 
     __slots__ = (
         "acknowledged",
+        "dead_dropped",
+        "dead_lettered",
         "delivered",
         "got",
         "published",
@@ -29,3 +32,5 @@ class Stats:
         self.acknowledged = 0
         self.requeued = 0
         self.rejected = 0
+        self.dead_lettered = 0
+        self.dead_dropped = 0

@@ -22,6 +22,8 @@ from qlog.server.amqp.errors import (
     resource_locked,
 )
 from qlog.server.amqp.values import Table
+from qlog.server.broker.features.dead_letter import DeadLetters
+from qlog.server.broker.features.overflow import Overflow
 from qlog.server.broker.features.policy import Policies, Policy, PolicyKind
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome
@@ -61,6 +63,8 @@ class VHost:
         self.routes = Routes()
         self.policies = Policies()
         self._settings_version = 0  # how often the settings of a queue were replaced
+        self.dead_letters = DeadLetters(self, services)
+        self.overflow = Overflow(self.dead_letters, services.jobs)
 
     # -- names -------------------------------------------------------------------------------
 
@@ -81,10 +85,15 @@ class VHost:
 
     def exchange(self, name: str) -> Exchange:
         """The exchange of that name. Raises 404."""
-        exchange = self.routing.exchange(name)
-        if exchange is None or self.leaving("exchange", name):
+        exchange = self.find_exchange(name)
+        if exchange is None:
             raise not_found(f"no {self.rs_exchange(name)}")
         return exchange
+
+    def find_exchange(self, name: str) -> Exchange | None:
+        """The exchange of that name, None if there is none."""
+        exchange = self.routing.exchange(name)
+        return None if exchange is None or self.leaving("exchange", name) else exchange
 
     def leaving(self, kind: DestinationKind, name: str) -> Outcome[None] | None:
         """Done when what was deleted under this name has lost all its bindings; None: nothing was.
@@ -416,6 +425,8 @@ class VHost:
         )
         self.queues[queue.name] = queue
         self.routing.add_queue(queue.name)
+        if queue.effective.limited:
+            self.wake(queue)  # a broker that was stopped may have left more than the limit
         return queue
 
     def unused(self, queue: QueueType) -> None:

@@ -392,6 +392,13 @@ class Lane(Generic[M]):
         self.alive_bytes += size
         self.settle(first, count, size)
 
+    def bytes_of(self, first: int, count: int) -> int:
+        """The sum of the sizes of these messages' bodies, as far as they are not settled.
+
+        Raises CorruptLog when the index is wrong.
+        """
+        return self._unsettled_bytes(first, min(first + count, self.next_qseq))
+
     def _unsettled_bytes(self, first: int, end: int) -> int:
         """The sum of the sizes of the unsettled messages in [first, end).
 

@@ -35,7 +35,7 @@ from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.publisher import Publisher
 from qlog.server.broker.channels.reply_to import REPLY_TO
 from qlog.server.broker.channels.sink import Sink
-from qlog.server.broker.channels.transactions import Settlement, Transaction
+from qlog.server.broker.channels.transactions import Settlement, Transaction, Verdict
 from qlog.server.broker.channels.unacked import UnackedRun
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.numbers import Numbers
@@ -380,7 +380,8 @@ class Channel:
     def _settle(self, runs: list[UnackedRun]) -> None:
         """Acknowledge, or keep for tx.commit."""
         if self.publisher.transaction is not None:
-            self.publisher.transaction.settlements.append(Settlement(runs, requeue=False))
+            settlement = Settlement(runs, Verdict.ACKNOWLEDGED)
+            self.publisher.transaction.settlements.append(settlement)
             return
         self._acknowledge(runs)
 
@@ -393,7 +394,8 @@ class Channel:
 
     def _reject(self, runs: list[UnackedRun], requeue: bool) -> None:
         if self.publisher.transaction is not None:
-            self.publisher.transaction.settlements.append(Settlement(runs, requeue))
+            verdict = Verdict.REQUEUED if requeue else Verdict.REJECTED
+            self.publisher.transaction.settlements.append(Settlement(runs, verdict))
         elif requeue:
             self._requeue(runs)
         else:
@@ -404,11 +406,11 @@ class Channel:
             self._reject(runs, requeue)
             yield
 
-    def _discard(self, runs: list[UnackedRun]) -> None:
+    def _discard(self, runs: list[UnackedRun], after_lsn: int = 0) -> None:
         """Settle deliveries that were rejected without requeue."""
         count = self._release(runs)
         for run in runs:
-            run.queue.discard(run.backlog, run.qseq, run.count, run.size)
+            run.queue.discard(run.backlog, run.qseq, run.count, run.size, after_lsn)
         self.services.stats.rejected += count
 
     def _requeue(self, runs: list[UnackedRun]) -> None:
@@ -577,9 +579,11 @@ class Channel:
         took all messages. What one has rejected undoes nothing of the rest, as in RabbitMQ.
         """
         lsn, complete = yield from self.publisher.committing(transaction)
-        for runs, requeue in transaction.settlements:
-            if requeue:
+        for runs, verdict in transaction.settlements:
+            if verdict is Verdict.REQUEUED:
                 self._requeue(runs)
+            elif verdict is Verdict.REJECTED:
+                self._discard(runs, lsn)
             else:
                 self._acknowledge(runs, lsn)
             yield

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp import spec
-from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, precondition_failed
 from qlog.server.amqp.properties import (
     BAD_EXPIRATION,
@@ -256,11 +256,14 @@ class Publisher:
             text = str(traits.expiration)
             raise precondition_failed(f"invalid expiration '{text}': {expiration_complaint(text)}")
         keys: list[str] = []
+        record = NO_RECORD
         if needs & CC:
             headers = headers_of(properties, ("CC", "BCC"))
-            keys = _carbon_copies(headers, "CC") + _carbon_copies(headers, "BCC")
+            hidden = _carbon_copies(headers, "BCC")
+            keys = _carbon_copies(headers, "CC") + hidden
             if "BCC" in headers:
                 properties = without_header(properties, "BCC")
+                record = Record(False, keys, hidden)
         if needs & USER_ID:
             user, claimed = self._channel.client.user, text_of(properties, "user_id")
             if claimed != user.name and "impersonator" not in user.tags:
@@ -269,7 +272,7 @@ class Publisher:
                 )
         if properties is not envelope.properties:
             envelope = Envelope.pack(
-                envelope.exchange, envelope.routing_key, properties, envelope.body_size
+                envelope.exchange, envelope.routing_key, properties, envelope.body_size, record
             )
         return envelope, keys
 

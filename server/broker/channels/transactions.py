@@ -5,6 +5,7 @@ happened of a transaction that is dropped. Knows nothing of how messages are sto
 """
 
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from qlog.server.amqp.envelope import Envelope
@@ -23,11 +24,19 @@ class Unqueued(NamedTuple):
     bodies: Sequence[bytes]
 
 
+class Verdict(Enum):
+    """What a client says of a delivery."""
+
+    ACKNOWLEDGED = 0
+    REQUEUED = 1
+    REJECTED = 2
+
+
 class Settlement(NamedTuple):
-    """Deliveries that were rejected with `requeue`, or acknowledged."""
+    """Deliveries that are settled, or requeued, by the commit."""
 
     runs: list[UnackedRun]
-    requeue: bool
+    verdict: Verdict
 
 
 class Transaction:

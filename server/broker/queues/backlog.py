@@ -7,7 +7,9 @@ This file alone knows which of them are ready:
     | settled, out, returned | never taken in this run, or settled |
 
 Within a lane messages are taken in order, so whatever comes back lies below the cursor and goes
-first: that is "requeued to its original place". Each unsettled message is in exactly one of three
+first: that is "requeued to its original place". When a message is withdrawn from behind the cursor
+(it has expired, and is handed on), the cursor moves behind it, and what was passed counts as
+returned, though not as redelivered. Each unsettled message is in exactly one of three
 states: ready (returned, or at the cursor and above), out (taken and not given back), or leaving
 (purged, and on its way to the lane's ledger). Promises that `take` gives each ready message once,
 lowest qseq first, whatever was settled, given back or removed in between. Knows no consumer and
@@ -53,6 +55,10 @@ class Taken:
         self.dues_ms = slice_.dues_ms
         self.sizes = slice_.sizes
         self.redelivered = redelivered
+
+
+# Messages that are out since they were withdrawn: the first qseq, the number, the octets in all.
+Withdrawn = tuple[int, int, int]
 
 
 class Backlog:
@@ -112,9 +118,15 @@ class Backlog:
         returned = self._returned
         if returned.count:
             first, count = returned.lowest(count_max)
+            delivered = self.lane.delivered
+            again = first < delivered
+            if again:
+                count = min(count, delivered - first)
             slice_ = self._read(first, count, bytes_max)
             returned.discard(first, len(slice_.bodies))
-            taken = Taken(self, slice_, True)
+            taken = Taken(self, slice_, again)
+            if not again:
+                self.lane.note_delivered(first + len(slice_.bodies))
         else:
             cursor = self._cursor
             if cursor >= self._redelivered_below:
@@ -157,7 +169,12 @@ class Backlog:
         lane = self.lane
         redelivered = True
         found = self._returned.at_or_after(qseq, count_max)
-        if found is None:
+        if found is not None:
+            delivered = lane.delivered
+            redelivered = found[0] < delivered
+            if redelivered:
+                found = found[0], min(found[1], delivered - found[0])
+        else:
             at = max(qseq, self._cursor)
             start, stop = lane.settled.stretch(at, lane.next_qseq, count_max)
             if start == stop:
@@ -204,6 +221,61 @@ class Backlog:
         self.out_bytes -= size
         assert self.out >= 0
         self._returned.join(numbers)
+
+    # -- messages that go to somebody else than a consumer -----------------------------------
+
+    def withdraw(self, count_max: int) -> list[Withdrawn]:
+        """The first ready messages, in the order of `take`, are out, though nobody has them.
+
+        They do not count as delivered, and none is read; `read_out` does that. Raises CorruptLog
+        when the index, where their sizes are, is wrong; so does `withdraw_at`.
+        """
+        lane, returned = self.lane, self._returned
+        withdrawn: list[Withdrawn] = []
+        left = count_max
+        while left and returned.count:
+            first, count = returned.lowest(left)
+            withdrawn.append(self._now_out(first, count))
+            returned.discard(first, count)
+            left -= count
+        while left:
+            start, stop = lane.settled.stretch(self._cursor, lane.next_qseq, left)
+            if start == stop:
+                break
+            withdrawn.append(self._now_out(start, stop - start))
+            self._cursor = stop
+            left -= stop - start
+        return withdrawn
+
+    def withdraw_at(self, qseq: int, count: int) -> list[Withdrawn]:
+        """The same for those that are ready among these messages, wherever they are."""
+        lane, returned = self.lane, self._returned
+        end = min(qseq + count, lane.next_qseq)
+        while self._cursor < end:  # what is out lies below the cursor
+            start, stop = lane.settled.stretch(self._cursor, end, end - self._cursor)
+            if stop > start:
+                returned.add(start, stop - start)
+            self._cursor = stop if stop > start else end
+        withdrawn: list[Withdrawn] = []
+        for first, length in returned.within(qseq, end):
+            withdrawn.append(self._now_out(first, length))
+            returned.discard(first, length)
+        return withdrawn
+
+    def _now_out(self, first: int, count: int) -> Withdrawn:
+        size = self.lane.bytes_of(first, count)
+        self.out += count
+        self.out_bytes += size
+        return first, count, size
+
+    def read_out(self, qseq: int, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken:
+        """Read messages that are out, from `qseq` on: at least one. Nothing changes.
+
+        Raises CorruptLog and OutOfDescriptors.
+        """
+        slice_ = self.lane.read(qseq, count_max, bytes_max, passing=False)
+        assert slice_ is not None and slice_.first_qseq == qseq
+        return Taken(self, slice_, True)
 
     # -- messages that go without having been taken ------------------------------------------
 

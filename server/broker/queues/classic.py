@@ -30,12 +30,46 @@ CANCELLED_AT_ONCE = 64
 SWEEP_STRETCHES = 64
 
 
+class Undertaker(Protocol):
+    """See features/dead_letter.py."""
+
+    def discard(
+        self,
+        queue: QueueType,
+        backlog: Backlog,
+        qseq: int,
+        count: int,
+        size: int,
+        reason: str,
+        after_lsn: int,
+    ) -> None:
+        """Messages that are out leave the queue."""
+
+
+class Limits(Protocol):
+    """See features/overflow.py."""
+
+    def admit(self, queue: ClassicQueue, mail: Mail) -> Receipt:
+        """Take messages as far as the queue's limits allow."""
+
+    def trim(self, queue: ClassicQueue) -> None:
+        """Drop what exceeds the limits."""
+
+
 class Host(Protocol):
     """What a queue needs of the vhost around it."""
 
     @property
     def store(self) -> Store[Envelope]:
         """Where messages are appended."""
+
+    @property
+    def dead_letters(self) -> Undertaker:
+        """Where messages go that leave the queue without having been consumed."""
+
+    @property
+    def overflow(self) -> Limits:
+        """What happens at the queue's limits."""
 
     @property
     def wake(self) -> Callable[[QueueType], None]:
@@ -76,6 +110,8 @@ class ClassicQueue:
         self._host = host
         self._store = host.store
         self._wake = host.wake
+        self._dead_letters = host.dead_letters
+        self._overflow = host.overflow
         self._cold_reads = host.cold_reads
         self._pump_time = host.pump_time
         self._quorum = declared.arguments.type == "quorum"
@@ -110,6 +146,11 @@ class ClassicQueue:
         for backlog in self.backlogs:
             count += backlog.ready
         return count
+
+    @property
+    def ready_bytes(self) -> int:
+        """The octets of what is ready."""
+        return sum(backlog.ready_bytes for backlog in self.backlogs)
 
     @property
     def unacked(self) -> int:
@@ -178,11 +219,16 @@ class ClassicQueue:
                     return False
                 turn = next_turn(ready)
                 if turn is None:
+                    self._trim()
                     return True
                 taker, count = turn
                 taker.deliver(backlog.take(count))
                 time.check()
         return True
+
+    def _trim(self) -> None:
+        if self.effective.limited:
+            self._overflow.trim(self)
 
     def _take(self, count_max: int) -> Taken:
         for backlog in self.backlogs:
@@ -194,10 +240,12 @@ class ClassicQueue:
 
     def publish(self, mail: Mail) -> Receipt:
         """Take messages for which an append to `lane` is not all; see `QueueType`."""
-        return Receipt(self._append(mail))
+        if self.effective.limited:
+            return self._overflow.admit(self, mail)
+        return Receipt(self.append(mail))
 
-    def _append(self, mail: Mail) -> int:
-        """Append to the lanes; returns the LSN that makes it durable, or 0."""
+    def append(self, mail: Mail) -> int:
+        """Take messages, whatever the limits are; the LSN that makes them durable, or 0."""
         persistent = mail.persistent and self.declared.durable
         lsn = self._store.append(
             [self.lane], mail.envelopes, mail.bodies, persistent=persistent, now_ms=mail.now_ms
@@ -226,18 +274,26 @@ class ClassicQueue:
     def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, come back to their place."""
         backlog.give_back(qseq, count, size)
-        if not self.deleted:
-            self._wake(self)
+        self._came_back()
 
     def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int) -> None:
         """The same for messages anywhere, all at once."""
         backlog.give_all_back(numbers, size)
+        self._came_back()
+
+    def _came_back(self) -> None:
         if not self.deleted:
+            self._trim()
             self._wake(self)
 
-    def discard(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+    def discard(
+        self, backlog: Backlog, qseq: int, count: int, size: int, after_lsn: int = 0
+    ) -> None:
         """Messages that are out were rejected, and not to be requeued."""
-        backlog.settle(qseq, count, size)
+        if self.effective.dead_letter_exchange is None:
+            backlog.settle(qseq, count, size, after_lsn)
+        else:
+            self._dead_letters.discard(self, backlog, qseq, count, size, "rejected", after_lsn)
 
     def purge(self) -> int:
         """All that is ready is gone; what is out stays out. Returns how many there were.

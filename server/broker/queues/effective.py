@@ -19,6 +19,9 @@ from typing import Any
 from qlog.server.amqp.properties import EXPIRY_MS_MAX
 from qlog.server.broker.queues.arguments import QueueArguments
 
+DROP_HEAD = "drop-head"
+REJECT = "reject-publish"
+REJECT_DEAD_LETTER = "reject-publish-dlx"
 # RabbitMQ's default for quorum queues since 4.0.
 QUORUM_DELIVERY_LIMIT = 20
 
@@ -84,12 +87,13 @@ class Effective:
     messages and octets of bodies may be ready; `overflow` (`drop-head`, `reject-publish`,
     `reject-publish-dlx`): what happens beyond that. `dead_letter_exchange`: where dead letters go,
     with `dead_letter_routing_key` if that is set; `dead_letter_strategy`: `at-most-once` or
-    `at-least-once`. `delivery_limit`: how often a message of a quorum queue may come back.
+    `at-least-once`. `keeps_dead`: what no queue takes of the dead letters stays, since that is
+    asked for and possible. `delivery_limit`: how often a message of a quorum queue may come back.
     `max_age`: of a stream, such as `7D`. `consumer_timeout_s`: how long a delivery may stay
     unacknowledged, in seconds; 0: for ever. `timeout_requeues`: an overdue delivery is requeued,
     instead of the channel being closed. `plain`: a message that comes is appended to the queue's
     lane, and nothing else has to be done. When it changes, the vhost's routes have to be forgotten
-    (`Targets.plain`).
+    (`Targets.plain`), and the queue has to be woken.
     """
 
     __slots__ = (
@@ -100,6 +104,7 @@ class Effective:
         "dead_letter_strategy",
         "delivery_limit",
         "expires_ms",
+        "keeps_dead",
         "max_age",
         "max_length",
         "max_length_bytes",
@@ -123,7 +128,7 @@ class Effective:
         self.expires_ms = _bounded_ms(found("expires"))
         self.max_length: int | None = found("max-length")
         self.max_length_bytes: int | None = found("max-length-bytes")
-        self.overflow: str = found("overflow") or "drop-head"
+        self.overflow: str = found("overflow") or DROP_HEAD
         self.dead_letter_exchange: str | None = found("dead-letter-exchange")
         self.dead_letter_routing_key: str | None = found("dead-letter-routing-key")
         self.dead_letter_strategy: str = found("dead-letter-strategy") or "at-most-once"
@@ -133,12 +138,19 @@ class Effective:
             limit = found("delivery-limit")
             limit = QUORUM_DELIVERY_LIMIT if limit is None else limit
             self.delivery_limit = None if limit < 0 else limit
-            if self.overflow == "reject-publish-dlx":
-                self.overflow = "drop-head"  # RabbitMQ warns, and takes the default
+            if self.overflow == REJECT_DEAD_LETTER:
+                self.overflow = DROP_HEAD  # RabbitMQ warns, and takes the default
         timeout_ms = found("consumer-timeout")
         self.consumer_timeout_s = consumer_timeout_s if timeout_ms is None else timeout_ms / 1000
         self.timeout_requeues = found("consumer-timeout-action") == "requeue"
-        self.plain = True
+        # Without reject-publish RabbitMQ falls back to at-most-once, too.
+        self.keeps_dead = self.dead_letter_strategy == "at-least-once" and self.overflow == REJECT
+        self.plain = not self.limited
+
+    @property
+    def limited(self) -> bool:
+        """There is a limit on what may be ready."""
+        return self.max_length is not None or self.max_length_bytes is not None
 
 
 def _bounded_ms(value_ms: int | None) -> int | None:

@@ -165,8 +165,13 @@ class QueueType(Protocol):
     def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int) -> None:
         """The same for messages anywhere, all at once."""
 
-    def discard(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
-        """Messages that are out were rejected, and not to be requeued."""
+    def discard(
+        self, backlog: Backlog, qseq: int, count: int, size: int, after_lsn: int = 0
+    ) -> None:
+        """Messages that are out were rejected, and not to be requeued.
+
+        They are not settled before the log is durable up to `after_lsn`.
+        """
 
     def purge(self) -> int:
         """All that is ready is gone; what is out stays out. Returns how many there were.

@@ -74,6 +74,7 @@ class BacklogMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.ready: list[int] = []
         self.out: dict[int, int] = {}  # number -> size
+        self.leaving: dict[int, int] = {}  # withdrawn, and not settled: number -> size
         self.delivered: set[int] = set()
         self.next_number = 0
         self.steps = 0
@@ -152,6 +153,35 @@ class BacklogMachine(RuleBasedStateMachine):
             self.backlog.settle(numbers[0], len(numbers), size)
 
     @rule(count_max=st.integers(1, 8))
+    def withdraw(self, count_max: int) -> None:
+        self.withdrawn(self.backlog.withdraw(count_max), self.ready[:count_max])
+
+    @rule(at=PLACES, before=st.integers(0, 3), count=st.integers(1, 8))
+    def withdraw_at(self, at: int, before: int, count: int) -> None:
+        """A few, around one that is ready."""
+        qseq = max(self.ready[at % len(self.ready)] - before, 0) if self.ready else at
+        going = [number for number in self.ready if qseq <= number < qseq + count]
+        self.withdrawn(self.backlog.withdraw_at(qseq, count), going)
+
+    def withdrawn(self, pieces: list[tuple[int, int, int]], expected: list[int]) -> None:
+        numbers: list[int] = []
+        for first, count, size in pieces:
+            numbers += range(first, first + count)
+            assert size == sum(map(self.size, range(first, first + count)))
+        assert numbers == expected
+        self.ready = [number for number in self.ready if number not in numbers]
+        self.leaving.update((number, self.size(number)) for number in numbers)
+
+    @precondition(lambda self: self.leaving)
+    @rule(at=PLACES)
+    def hand_on(self, at: int) -> None:
+        """Read one that was withdrawn, and settle it."""
+        number = sorted(self.leaving)[at % len(self.leaving)]
+        taken = self.backlog.read_out(number, 1)
+        assert [int(body) for body in taken.bodies] == [number]
+        self.backlog.settle(number, 1, self.leaving.pop(number))
+
+    @rule(count_max=st.integers(1, 8))
     def drop(self, count_max: int) -> None:
         dropped = min(count_max, len(self.ready))
         assert self.backlog.drop(count_max) == dropped
@@ -204,8 +234,10 @@ class BacklogMachine(RuleBasedStateMachine):
         while not self.backlog.sweep(1):
             pass
         self.shelf.restart(killed)
-        self.ready = sorted([*self.ready, *self.out])
+        self.ready = sorted([*self.ready, *self.out, *self.leaving])
         self.out.clear()
+        self.leaving.clear()
+        self.delivered.update(range(max(self.delivered, default=-1) + 1))  # a high-water mark
         self.backlog = Backlog(self.shelf.store.lane(self.lane_id))
 
     # --- what must hold
@@ -215,8 +247,9 @@ class BacklogMachine(RuleBasedStateMachine):
         if hasattr(self, "backlog"):
             self.steps += 1
             assert self.backlog.ready == len(self.ready)
-            assert self.backlog.out == len(self.out)
-            assert self.backlog.out_bytes == sum(self.out.values())
+            out = [*self.out.values(), *self.leaving.values()]
+            assert self.backlog.out == len(out)
+            assert self.backlog.out_bytes == sum(out)
             assert self.backlog.ready_bytes == sum(map(self.size, self.ready))
 
 

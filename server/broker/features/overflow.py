@@ -1,0 +1,130 @@
+"""Limits on what is ready in a queue: `x-max-length`, `x-max-length-bytes`, `x-overflow`.
+
+Promises what RabbitMQ does (rabbit_amqqueue_process: will_overflow, maybe_drop_head):
+
+- Only ready messages count, and only the octets of their bodies. What a consumer can take at once
+  is delivered before a limit is looked at, except for what comes back to the queue.
+- `drop-head`: a message that comes is taken, and the first ones leave until the limit is kept, for
+  the reason `maxlen`.
+- `reject-publish`: what would exceed the limit is rejected, message by message: a smaller one may
+  still fit. `reject-publish-dlx` dead-letters it besides.
+- A backlog that exceeds a lowered limit is dropped in slices.
+
+Knows no channel and no way of dead letters.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from qlog.server.broker.features.dead_letter import DeadLetters
+from qlog.server.broker.jobs import Jobs, Steps
+from qlog.server.broker.queues.backlog import Backlog
+from qlog.server.broker.queues.effective import DROP_HEAD, REJECT_DEAD_LETTER
+from qlog.server.broker.queues.mail import Mail, Receipt
+from qlog.server.broker.queues.type import QueueType
+
+logger = logging.getLogger("qlog.broker")
+
+MAXLEN = "maxlen"
+# So many heads are dropped in one piece: less than a millisecond.
+HEADS_AT_ONCE = 512
+
+
+class Limited(QueueType, Protocol):
+    """What this file needs of a queue beside what all need."""
+
+    backlogs: list[Backlog]
+
+    @property
+    def ready_bytes(self) -> int:
+        """The octets of what is ready."""
+
+    def append(self, mail: Mail) -> int:
+        """Take messages, whatever the limits are; the LSN that makes them durable, or 0."""
+
+
+class Overflow:
+    """The limits of the queues of one vhost."""
+
+    def __init__(self, dead_letters: DeadLetters, jobs: Jobs) -> None:
+        self._dead_letters = dead_letters
+        self._jobs = jobs
+        self._trimming: set[Limited] = set()
+
+    def admit(self, queue: Limited, mail: Mail) -> Receipt:
+        """Take messages as far as the queue's limits allow."""
+        if queue.effective.overflow == DROP_HEAD:
+            lsn = queue.append(mail)
+            if _excess(queue):
+                queue.pump()  # which trims when nobody can take more
+            return Receipt(lsn)
+        lsn, at, count = 0, 0, len(mail.bodies)
+        rejected: list[int] = []
+        pumped = False  # since the last append
+        while at < count:
+            fits = _fitting(queue, mail, at)
+            if fits:
+                lsn = max(lsn, queue.append(mail.part(at, at + fits)))
+                at += fits
+                pumped = False
+            elif not pumped and queue.takers:
+                queue.pump()
+                pumped = True
+            else:
+                rejected.append(at)
+                at += 1
+        if rejected and queue.effective.overflow == REJECT_DEAD_LETTER:
+            for index in rejected:
+                self._dead_letters.refuse(queue, mail.part(index, index + 1), MAXLEN)
+        return Receipt(lsn, rejected)
+
+    def trim(self, queue: Limited) -> None:
+        """Drop the first messages of a queue that has more than its limits allow.
+
+        What is many is dropped by a job. Raises CorruptLog.
+        """
+        if queue.effective.overflow == DROP_HEAD and queue not in self._trimming:
+            self._drop_some(queue)
+            if _excess(queue):
+                self._trimming.add(queue)
+                self._jobs.later(self._trimming_on(queue))
+
+    def _trimming_on(self, queue: Limited) -> Steps[None]:
+        try:
+            while _excess(queue) and not queue.deleted:
+                self._drop_some(queue)
+                yield
+        finally:
+            self._trimming.discard(queue)
+
+    def _drop_some(self, queue: Limited) -> None:
+        left = HEADS_AT_ONCE
+        for backlog in queue.backlogs:
+            while left and backlog.ready and (count := _excess(queue)):
+                left -= self._dead_letters.drop(queue, backlog, min(count, left), MAXLEN)
+
+
+def _excess(queue: Limited) -> int:
+    """How many messages have to go at least; 0: the limits are kept."""
+    effective = queue.effective
+    length, size = effective.max_length, effective.max_length_bytes
+    if length is not None and queue.ready > length:
+        return queue.ready - length
+    return 1 if size is not None and queue.ready_bytes > size else 0
+
+
+def _fitting(queue: Limited, mail: Mail, at: int) -> int:
+    """How many of the messages from index `at` on fit in the queue, one after the other."""
+    effective = queue.effective
+    fits = len(mail.bodies) - at
+    if effective.max_length is not None:
+        fits = min(fits, effective.max_length - queue.ready)
+    if effective.max_length_bytes is not None:
+        room = effective.max_length_bytes - queue.ready_bytes
+        for number in range(max(fits, 0)):
+            room -= len(mail.bodies[at + number])
+            if room < 0:
+                return number
+    return max(fits, 0)
