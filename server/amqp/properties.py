@@ -12,7 +12,7 @@ id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns b
 """
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from qlog.server.amqp.values import (
     decode_entries,
     decode_table,
     encode_table,
+    join_entries,
+    raw_entries,
     rewrite_table,
     skip_clean_table,
 )
@@ -344,6 +346,31 @@ def without_header(raw: bytes, name: str) -> bytes:
     assert span is not None
     table, _ = rewrite_table(raw, span[0], without=name.encode())
     return raw[: span[0]] + table + raw[span[1] :]
+
+
+def raw_headers(raw: bytes) -> dict[bytes, bytes]:
+    """The headers of valid properties, not decoded: each value with its type."""
+    span = _span_of(raw, "headers")
+    return {} if span is None else raw_entries(raw, span[0])
+
+
+def with_headers(raw: bytes, headers: Mapping[bytes, bytes]) -> bytes:
+    """Valid properties with these headers instead of theirs, and without an expiration.
+
+    `headers`: each value with its type, as `raw_headers` has them. They are sorted by their names.
+    """
+    flags = raw[0] << 8 | raw[1]
+    parts = [(flags & ~_FLAGS["expiration"] | _FLAGS["headers"]).to_bytes(2, "big")]
+    offset = 2
+    for name, kind, bit in _FIELDS:
+        if name == "headers":
+            parts.append(join_entries(headers))
+        if flags & bit:
+            end = _end_of(raw, offset, kind)
+            if name not in ("headers", "expiration"):
+                parts.append(raw[offset:end])
+            offset = end
+    return b"".join(parts)
 
 
 def steps_of(flags: bytes) -> list[int]:

@@ -411,6 +411,28 @@ def decode_entries(data: bytes, offset: int, names: Collection[str]) -> Table:
     return table
 
 
+def raw_entries(data: bytes, offset: int) -> dict[bytes, bytes]:
+    """The entries of the valid table at `offset`, not decoded: each value with its type."""
+    entries: dict[bytes, bytes] = {}
+    end = offset + 4 + _U32.unpack_from(data, offset)[0]
+    offset += 4
+    while offset < end:
+        key_end = offset + 1 + data[offset]
+        behind = _behind_value(data, key_end)
+        entries[data[offset + 1 : key_end]] = data[key_end:behind]
+        offset = behind
+    return entries
+
+
+def join_entries(entries: Mapping[bytes, bytes]) -> bytes:
+    """The table with these entries, sorted by their keys, as RabbitMQ writes a table."""
+    parts: list[bytes] = []
+    for key, value in sorted(entries.items()):
+        parts += (bytes((len(key),)), key, value)
+    table = b"".join(parts)
+    return _U32.pack(len(table)) + table
+
+
 def _behind_value(data: bytes, offset: int) -> int:
     """The offset behind the valid value whose type is at `offset`."""
     return offset + (_FIXED_BYTES.get(data[offset]) or 5 + _U32.unpack_from(data, offset + 1)[0])

@@ -82,7 +82,8 @@ def test_no_dead_letter_is_lost_when_the_broker_is_killed(
         broker.start()
         channel = open_channel(broker)
         source, dead = drain(channel, "source"), drain(channel, "dead")
-        assert len(source) == len(set(source)) and len(dead) == len(set(dead))
+        # A message that is in both may be dead-lettered again by the start, if there is a limit.
+        assert len(source) == len(set(source))
         assert set(source) | set(dead) == bodies
         found_in_both += len(set(source) & set(dead))
     print(f"{found_in_both} messages were found in both queues")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -30,13 +30,16 @@ from typing import NamedTuple, Protocol
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.features.deaths import Copy, Death, copy_of
-from qlog.server.broker.jobs import Steps
+from qlog.server.broker.jobs import Jobs, Steps
+from qlog.server.broker.post import PostOffice
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.mail import Mail
 from qlog.server.broker.queues.targets import Routes, Targets
 from qlog.server.broker.queues.type import QueueType
-from qlog.server.broker.services import Services
+from qlog.server.broker.stats import Stats
+from qlog.server.broker.timers import Timers
 from qlog.storage.errors import CorruptLog, OutOfDescriptors
+from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")
 
@@ -63,6 +66,18 @@ class Exchanges(Protocol):
 
     def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
         """The queues of a message, and whether exchange and keys alone decided it."""
+
+
+class Services(Protocol):
+    """What dead letters need of what the parts of a broker share."""
+
+    store: Store[Envelope]
+    post: PostOffice
+    jobs: Jobs
+    timers: Timers
+    stats: Stats
+    now_s: Callable[[], float]
+    now_ms: Callable[[], int]
 
 
 class Letters:

@@ -17,18 +17,13 @@ Knows no queues: names in, an envelope out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
-from qlog.server.amqp.properties import (
-    CC,
-    Properties,
-    Traits,
-    encode_properties,
-    examine,
-    expiration_complaint,
-)
-from qlog.server.amqp.values import Int64, Table, Timestamp, Value
+from qlog.server.amqp.properties import CC, Traits, examine, headers_of, raw_headers, with_headers
+from qlog.server.amqp.values import Int64, Table, Timestamp, encode_value
 
 REJECTED = "rejected"
 
@@ -73,79 +68,96 @@ class Copy(NamedTuple):
 
 def copy_of(envelope: Envelope, death: Death) -> Copy:
     """The message as it leaves a queue."""
-    record = envelope.record
-    properties = envelope.decoded_properties()
-    headers: Table = {} if properties.headers is None else properties.headers
-    keys = record.keys if record is not NO_RECORD else _copies(headers)
-    deaths = headers.get("x-death") if record.died else None
-    assert deaths is None or isinstance(deaths, list), "the broker wrote it"
-    before: list[Any] = [] if deaths is None else deaths
-    entry = _entry(before, envelope, keys, record.hidden, properties, death)
-    latest: list[Any] = [entry]
-    latest += (other for other in before if not _same(other, death))
-    changed: Table = {**headers, "x-death": latest}
-    for name, value in (
-        ("exchange", envelope.exchange),
-        ("queue", death.queue),
-        ("reason", death.reason),
-    ):
-        if not record.died:
-            changed[f"x-first-death-{name}"] = value
-        changed[f"x-last-death-{name}"] = value
-    properties.headers = dict(sorted(changed.items(), key=_octets))
-    properties.expiration = None
-    traits, raw = examine(encode_properties(properties))
+    record, raw = envelope.record, envelope.properties
+    traits, _ = examine(raw)
+    if record is NO_RECORD:
+        keys = _copies(raw) if traits.needs & CC else []
+    else:
+        keys = record.keys
+    shown = [envelope.routing_key, *keys]
+    for hidden in record.hidden:
+        if hidden in shown:
+            shown.remove(hidden)
+    expiration = None if traits.expiration is None else str(traits.expiration)
+    headers = raw_headers(raw)
+    if record.died:
+        deaths = _one_more(raw, death, envelope.exchange, shown, expiration)
+        headers[b"x-death"] = encode_value(deaths)
+        headers.update(_raw_story("last", envelope.exchange, death.queue, death.reason))
+        earlier = [(entry["queue"], entry["reason"]) for entry in deaths]
+    else:
+        headers.update(_raw_first(death, envelope.exchange, tuple(shown), expiration))
+        earlier = [(death.queue, death.reason)]
+    # The keys of CC are known, and BCC is gone: nothing has to be looked at again.
+    traits = traits._replace(expiration=None, needs=traits.needs & ~CC)
     if death.key is None:
-        key, record = envelope.routing_key, Record(True, keys, record.hidden)
+        key = envelope.routing_key
     else:
         key, keys = death.key, []
-        record = Record(True, keys, record.hidden)
-    copy = Envelope.pack(death.exchange, key, raw, envelope.body_size, record)
-    # The keys of CC are known, and BCC is gone: nothing has to be looked at again.
-    traits = traits._replace(needs=traits.needs & ~CC)
-    earlier = [(each["queue"], each["reason"]) for each in latest]
+    copy = Envelope.pack(
+        death.exchange,
+        key,
+        with_headers(raw, headers),
+        envelope.body_size,
+        Record(True, keys, record.hidden),
+    )
     return Copy(copy, traits, [key, *keys], earlier)
 
 
-def _entry(
-    before: list[Any],
-    envelope: Envelope,
-    keys: list[str],
-    hidden: list[str],
-    properties: Properties,
-    death: Death,
-) -> Table:
-    """The entry for this death: the one that there is with a higher count, or a new one."""
-    for entry in before:
-        if _same(entry, death):
-            return {**entry, "count": Int64(entry["count"] + 1)}
-    shown: list[Value] = [envelope.routing_key, *keys]
-    for key in hidden:
-        if key in shown:
-            shown.remove(key)
-    entry = {
-        "count": Int64(1),
-        "reason": death.reason,
-        "queue": death.queue,
-        "time": Timestamp(death.time_s),
-        "exchange": envelope.exchange,
-        "routing-keys": shown,
+def _one_more(
+    raw: bytes, death: Death, exchange: str, keys: Sequence[str], expiration: str | None
+) -> list[Any]:
+    """The deaths of a dead letter that dies again: one counts one more, or is new."""
+    deaths: Any = headers_of(raw, ("x-death",))["x-death"]
+    others = []
+    latest = None
+    for entry in deaths:
+        if (entry["queue"], entry["reason"]) == (death.queue, death.reason):
+            latest = {**entry, "count": Int64(entry["count"] + 1)}
+        else:
+            others.append(entry)
+    return [latest or _entry(death, exchange, keys, expiration), *others]
+
+
+def _entry(death: Death, exchange: str, keys: Sequence[str], expiration: str | None) -> Table:
+    """The entry of a first death from this queue, for this reason."""
+    entry: Table = {} if expiration is None else {"original-expiration": expiration}
+    entry.update(
+        {
+            "count": Int64(1),
+            "reason": death.reason,
+            "queue": death.queue,
+            "time": Timestamp(death.time_s),
+            "exchange": exchange,
+            "routing-keys": list(keys),
+        }
+    )
+    return entry
+
+
+@lru_cache(maxsize=64)  # messages that leave a queue one after the other mostly have the same
+def _raw_first(
+    death: Death, exchange: str, keys: tuple[str, ...], expiration: str | None
+) -> dict[bytes, bytes]:
+    """The headers of a first death."""
+    return {
+        b"x-death": encode_value([_entry(death, exchange, keys, expiration)]),
+        **_raw_story("first", exchange, death.queue, death.reason),
+        **_raw_story("last", exchange, death.queue, death.reason),
     }
-    expiration = properties.expiration
-    if expiration is None or expiration_complaint(expiration) is not None:
-        return entry
-    return {"original-expiration": str(int(expiration)), **entry}
 
 
-def _same(entry: Table, death: Death) -> bool:
-    return (entry["queue"], entry["reason"]) == (death.queue, death.reason)
+@lru_cache(maxsize=64)
+def _raw_story(which: str, exchange: str, queue: str, reason: str) -> dict[bytes, bytes]:
+    prefix = f"x-{which}-death-"
+    return {
+        f"{prefix}exchange".encode(): encode_value(exchange),
+        f"{prefix}queue".encode(): encode_value(queue),
+        f"{prefix}reason".encode(): encode_value(reason),
+    }
 
 
-def _copies(headers: Table) -> list[str]:
+def _copies(raw: bytes) -> list[str]:
     """The further keys of a message that its publisher's CC header has."""
-    copies = headers.get("CC")
+    copies = headers_of(raw, ("CC",)).get("CC")
     return [key for key in copies if isinstance(key, str)] if isinstance(copies, list) else []
-
-
-def _octets(item: tuple[str, Value]) -> bytes:
-    return item[0].encode("utf-8", "surrogateescape")
