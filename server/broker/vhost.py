@@ -468,6 +468,9 @@ class VHost:
         return self._services.jobs.start(self._deleting_queue(queue))
 
     def _deleting_queue(self, queue: QueueType) -> Steps[int]:
+        yield from self.dead_letters.finishing(queue)
+        if queue.deleted:
+            return 0  # by somebody else, meanwhile
         ready = queue.ready
         removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
         with self._definitions.transaction():

@@ -198,6 +198,17 @@ class DeadLetters:
             self._send(addressed[at:stop], mail.bodies[at:stop])
             at = stop
 
+    def finishing(self, queue: QueueType) -> Steps[None]:
+        """Hand over what has left a queue that is about to be deleted.
+
+        A client that rejects a message and deletes the queue has rejected the message. This waits
+        for the disk, and not for queues that take nothing (at-least-once).
+        """
+        while leaving := self._leaving.get(queue):
+            if self._next(queue, leaving) is Next.AFTER_RETRY:
+                return
+            yield
+
     def _wanted(self, queue: QueueType) -> bool:
         """Whether anything but a drop can come of a message's leaving."""
         effective = queue.effective

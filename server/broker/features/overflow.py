@@ -15,7 +15,7 @@ Knows no channel and no way of dead letters.
 
 from __future__ import annotations
 
-import logging
+from contextlib import suppress
 from typing import Protocol
 
 from qlog.server.broker.features.dead_letter import DeadLetters
@@ -24,8 +24,7 @@ from qlog.server.broker.queues.backlog import Backlog
 from qlog.server.broker.queues.effective import DROP_HEAD, REJECT_DEAD_LETTER
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.type import QueueType
-
-logger = logging.getLogger("qlog.broker")
+from qlog.storage.errors import StorageError
 
 MAXLEN = "maxlen"
 # So many heads are dropped in one piece: less than a millisecond.
@@ -58,7 +57,7 @@ class Overflow:
         if queue.effective.overflow == DROP_HEAD:
             lsn = queue.append(mail)
             if _excess(queue):
-                queue.pump()  # which trims when nobody can take more
+                _deliver(queue)  # the queue trims itself when nobody can take more
             return Receipt(lsn)
         lsn, at, count = 0, 0, len(mail.bodies)
         rejected: list[int] = []
@@ -70,7 +69,7 @@ class Overflow:
                 at += fits
                 pumped = False
             elif not pumped and queue.takers:
-                queue.pump()
+                _deliver(queue)
                 pumped = True
             else:
                 rejected.append(at)
@@ -104,6 +103,16 @@ class Overflow:
         for backlog in queue.backlogs:
             while left and backlog.ready and (count := _excess(queue)):
                 left -= self._dead_letters.drop(queue, backlog, min(count, left), MAXLEN)
+
+
+def _deliver(queue: Limited) -> None:
+    """Let consumers take what they can.
+
+    An error in reading is none of the publisher's: the queue is awake, and meets the same error at
+    the end of the tick, where it is reported.
+    """
+    with suppress(StorageError):
+        queue.pump()
 
 
 def _excess(queue: Limited) -> int:

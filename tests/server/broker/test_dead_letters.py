@@ -434,6 +434,26 @@ def test_a_deleted_queue_dead_letters_nothing(
     assert waiting(queues["dead"]) == (0, 0)
 
 
+@pytest.mark.parametrize("many", [1, 3 * LETTERS_AT_ONCE])
+def test_what_is_rejected_before_its_queue_is_deleted_is_dead_lettered(
+    bench: Bench, peer: Peer, queues: dict[str, QueueType], many: int
+) -> None:
+    peer.publish(1, "source", *(b"%d" % number for number in range(many)))
+    take(peer, "source", many)
+    bench.broker.services.jobs.clock_s = map(float, count_from(0)).__next__  # a slice for each step
+    peer.send(
+        1,
+        make(spec.BasicNack, delivery_tag=0, multiple=True),
+        make(spec.QueueDelete, queue="source"),
+        make(spec.QueueDelete, queue="source"),
+    )
+    for _ in range(20):
+        bench.disk()
+    assert [type(method) for method in peer.hear()] == [spec.QueueDeleteOk] * 2
+    assert "source" not in queues
+    assert bodies(peer, "dead") == [b"%d" % number for number in range(many)]
+
+
 # --- at least once
 
 AT_LEAST_ONCE: Table = {

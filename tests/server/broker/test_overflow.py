@@ -17,6 +17,7 @@ from qlog.server.broker.features.overflow import HEADS_AT_ONCE
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.type import QueueType
+from qlog.storage.errors import CorruptLog
 from tests.server.broker.support import Bench, Peer, make, message
 from tests.server.broker.test_dead_letters import bodies, deaths_in, pass_time, waiting
 from tests.server.broker.test_publisher import answered
@@ -244,3 +245,18 @@ def test_a_start_keeps_the_limit(bench: Bench, peer: Peer) -> None:
     bench.restart()
     bench.end_tick()
     assert bench.broker.vhosts["/"].queues["q"].ready == 2
+
+
+def test_an_error_in_delivering_is_not_the_publishers(bench: Bench, confirming: Peer) -> None:
+    queue = confirming.declare("q", arguments={"x-max-length": 1, **REJECT})
+    consumer = Peer(bench)
+    consumer.send(1, make(spec.BasicConsume, queue="q"))
+    consumer.take()
+
+    def damaged(*_: object, **named: object) -> None:
+        raise CorruptLog("damaged")
+
+    queue.lane.read = damaged  # type: ignore[method-assign]
+    confirming.publish(1, "q", b"a", b"b")
+    assert outcomes(bench, confirming, 2) == ["ack", "nack"]
+    assert consumer.refused()[:2] == ("connection", 541)
