@@ -40,10 +40,10 @@ class BulkClient:
         self.queues: list[str] = []
         self.exchanges: list[str] = []
 
-    def queue(self, messages: int = 0) -> str:
+    def queue(self, messages: int = 0, arguments: Mapping[str, wire.Value] | None = None) -> str:
         """A durable queue, with so many small persistent messages."""
         name = fresh_name("bulk")
-        self.connection.declare_queue(name)
+        self.connection.declare_queue(name, arguments=arguments)
         self.queues.append(name)
         if messages:
             one = wire.publish_frames("", name, PERSISTENT, BODY, self.frame_bytes_max)

@@ -90,6 +90,34 @@ def reject_each(client: BulkClient, count: int) -> Iterator[None]:
     client.send([*frames, QUESTION], (wire.BASIC_QOS_OK, 1))
 
 
+def dead_letter_all(client: BulkClient, count: int) -> Iterator[None]:
+    """Reject all messages with one frame; they go to another queue."""
+    dead = client.queue()
+    client.take(client.queue(count, _to(dead)), count)
+    yield
+    multiple = 1
+    nack = wire.method_frame(wire.BASIC_NACK, struct.pack(">QB", count, multiple))
+    client.send([nack])
+    with wire.Connection(client.address) as other:
+        wait_for_messages(other, dead, count)
+
+
+def drop_heads(client: BulkClient, count: int) -> Iterator[None]:
+    """Publish to a queue that keeps one message; all others go to another queue."""
+    dead = client.queue()
+    limited = client.queue(0, {**_to(dead), "x-max-length": 1})
+    one = wire.publish_frames("", limited, PERSISTENT, BODY, client.frame_bytes_max)
+    yield
+    client.send([one] * count)
+    with wire.Connection(client.address) as other:
+        wait_for_messages(other, dead, count - 1)
+
+
+def _to(dead: str) -> dict[str, wire.Value]:
+    """The arguments of a queue whose dead letters go to another one."""
+    return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+
+
 def close_holding(client: BulkClient, count: int) -> Iterator[None]:
     """Close the channel that holds all messages."""
     queue = client.queue(count)

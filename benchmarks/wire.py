@@ -285,9 +285,12 @@ class Connection:
         self.socket.sendall(method_frame(method, arguments))
         return self._reply(expected)
 
-    def declare_queue(self, name: str, durable: bool = True) -> None:
-        arguments = b"\x00\x00" + shortstr(name) + bytes([DURABLE * durable]) + table({})
-        self.call(QUEUE_DECLARE, arguments, QUEUE_DECLARE_OK)
+    def declare_queue(
+        self, name: str, durable: bool = True, arguments: Mapping[str, Value] | None = None
+    ) -> None:
+        flags = bytes([DURABLE * durable])
+        payload = b"\x00\x00" + shortstr(name) + flags + table(arguments or {})
+        self.call(QUEUE_DECLARE, payload, QUEUE_DECLARE_OK)
 
     def declare_reply_queue(self) -> str:
         """Declare an exclusive queue that the broker names, and return its name."""

@@ -72,6 +72,8 @@ OPERATIONS: tuple[tuple[str, str, Operation, int], ...] = (
     _holding("acks-multiple", "one ack for all", operations.ack_all),
     _holding("requeue", "one nack that gives all back", operations.nack_all),
     _holding("requeue-random", "single rejects in random order, giving back", operations.reject_each),
+    _holding("dead-letters", "one nack that dead-letters all", operations.dead_letter_all),
+    _holding("dropped-heads", "publishes to a queue of one message, the others dead-lettered", operations.drop_heads),
     _holding("requeue-close", "a channel that holds all is closed", operations.close_holding),
     _holding("requeue-cut", "a connection that holds all is cut", operations.cut_holding),
     _holding("gets", "basic.get, pipelined", operations.gets),

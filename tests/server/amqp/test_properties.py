@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pamqp import commands
 from pamqp import header as pamqp_header
 
-from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.properties import (
     BAD_EXPIRATION,
@@ -28,7 +28,9 @@ from qlog.server.amqp.properties import (
     encode_properties,
     examine,
     headers_of,
+    raw_headers,
     text_of,
+    with_headers,
     with_text,
     without_header,
 )
@@ -261,6 +263,20 @@ def test_one_property_is_found_without_the_others(properties: Properties) -> Non
             assert left is not None and list(left) == [key for key in headers if key != wanted]
 
 
+@given(PROPERTIES)
+def test_headers_are_replaced_without_being_decoded(properties: Properties) -> None:
+    assume(all(map(isfinite, _floats(properties.headers or {}))))
+    raw = examine(encode_properties(properties))[1]
+    changed = decode_properties(with_headers(raw, {**raw_headers(raw), b"x": b"S\0\0\0\1y"}))
+    expected = decode_properties(raw)
+    headers = {**(expected.headers or {}), "x": "y"}
+    assert changed.headers is not None and typed(changed.headers) == typed(headers)
+    names = [name.encode("utf-8", "surrogateescape") for name in changed.headers]
+    assert names == sorted(names)
+    expected.headers, expected.expiration = changed.headers, None
+    assert encode_properties(changed) == encode_properties(expected)
+
+
 @pytest.mark.parametrize(
     "properties", [Properties(message_id="x" * 256), Properties(timestamp=Timestamp(-1))]
 )
@@ -276,3 +292,12 @@ def test_envelopes_come_back(exchange: str, key: str, properties: Properties, si
     for name in ("exchange", "routing_key", "properties", "body_size", "packed_hash"):
         assert getattr(again, name) == getattr(envelope, name)
     assert encode_properties(envelope.decoded_properties()) == envelope.properties
+    assert envelope.record is NO_RECORD
+
+
+@given(st.booleans(), st.lists(SHORTSTRS), st.lists(SHORTSTRS))
+def test_records_of_envelopes_come_back(died: bool, keys: list[str], hidden: list[str]) -> None:
+    record = Record(died, keys, hidden)
+    envelope = Envelope.pack("x", "k", b"\0\0", 3, record)
+    again = Envelope.unpack(envelope.packed, 3)
+    assert again == envelope and again.record == record
