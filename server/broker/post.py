@@ -8,6 +8,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.channels.reply_to import Replies
 from qlog.server.broker.delivery import Delivery
 from qlog.server.broker.durability import Confirming, Durability
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Targets
 from qlog.server.broker.queues.type import QueueType
@@ -86,12 +87,14 @@ class PostOffice:
                     targets, mail.persistent, mail.envelopes, mail.bodies, mail.now_ms
                 )
         rejected: set[int] = set()
+        eased: Outcome[None] | None = None
         for queue in queues:
             receipt = queue.publish(mail)
+            eased = eased or receipt.eased
             lsn = max(lsn, receipt.lsn)
             rejected.update(receipt.rejected)
         self._delivery.wake_all(targets.queues)
-        return Receipt(lsn, sorted(rejected))
+        return Receipt(lsn, sorted(rejected), eased)
 
     def _append(
         self,

@@ -40,7 +40,9 @@ from qlog.server.broker.access.users import User
 from qlog.server.broker.channels.confirms import Confirms, Publishing
 from qlog.server.broker.channels.grouping import Group, Grouping
 from qlog.server.broker.channels.reply_to import REPLY_PREFIX, Replies
+from qlog.server.broker.channels.sink import Hold
 from qlog.server.broker.channels.transactions import Transaction, Unqueued
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Routes, Targets
 
@@ -310,11 +312,22 @@ class Publisher:
                 mail = Mail(
                     group.persistent, group.traits, group.envelopes, group.bodies, self._post.now_ms
                 )
-                lsn, refused = self._post.publish(group.targets, mail)
+                lsn, refused, eased = self._post.publish(group.targets, mail)
                 rejected += map(group.sequences.__getitem__, refused)
+                if eased is not None:
+                    self._wait_for(eased)
             ticket = max(ticket, lsn)
         rejected.sort()
         return ticket, rejected
+
+    def _wait_for(self, eased: Outcome[None]) -> None:
+        """Have nothing read from the client until a queue has caught up.
+
+        If two are behind, the first one releases the client, and the next publish holds it again.
+        """
+        sink = self._channel.sink
+        sink.hold(Hold.QUEUE)
+        eased.then(lambda _: sink.release(Hold.QUEUE))
 
     def _unqueued(self, messages: Unqueued) -> None:
         """No queue takes these messages: pass them on now, or keep them for tx.commit."""

@@ -11,8 +11,8 @@ Promises, for a queue with a dead-letter exchange:
   `x-dead-letter-strategy=at-least-once` only a cycle is dropped: all others stay in their queue,
   and are handed over when that is possible (rabbit_fifo_dlx_worker). The queues that have taken
   such a message do not get it again, unless the broker is started anew meanwhile.
-- However many messages leave, nobody waits for them: they are handed over by a job for each queue,
-  which pauses while the disk is behind.
+- However many messages leave, nobody waits for them but who publishes to a queue that drops them:
+  they are handed over by a job for each queue, which pauses while the disk is behind.
 
 A message that waits here is out: neither ready, nor settled. A message that cannot be read stays
 in its queue, unacknowledged until the next start; the log says so. Knows no channel.
@@ -31,6 +31,7 @@ from qlog.routing.exchange import Exchange
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.features.deaths import Copy, Death, copy_of
 from qlog.server.broker.jobs import Jobs, Steps
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.post import PostOffice
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.mail import Mail
@@ -48,6 +49,8 @@ logger = logging.getLogger("qlog.broker")
 LETTERS_AT_ONCE = 32
 # While the disk is behind, or file descriptors have run out, all queues wait for so long.
 PAUSE_S = 0.02
+# A queue with more dead letters than this is behind: who publishes to it waits until half are left.
+BEHIND_COUNT = 2048
 # What no queue takes is offered again after so long. (RabbitMQ: 180 s.)
 RETRY_S = 5.0
 
@@ -109,6 +112,44 @@ class Letters:
         return True
 
 
+class Leaving:
+    """All that waits to be handed over from one queue: `count` messages.
+
+    `eased`: somebody waits until they are fewer.
+    """
+
+    __slots__ = ("count", "eased", "letters")
+
+    def __init__(self) -> None:
+        self.letters: deque[Letters] = deque()
+        self.count = 0
+        self.eased: Outcome[None] | None = None
+
+    def add(self, backlog: Backlog, qseq: int, count: int, reason: str, after_lsn: int) -> None:
+        """More messages."""
+        letters = self.letters
+        if not letters or not letters[-1].add(backlog, qseq, count, reason, after_lsn):
+            letters.append(Letters(backlog, qseq, count, reason, after_lsn))
+        self.count += count
+
+    def take(self, count: int) -> None:
+        """So many of the first letters' messages are gone."""
+        first = self.letters[0]
+        first.qseq += count
+        first.count -= count
+        self.count -= count
+        if not first.count:
+            self.letters.popleft()
+        if self.count <= BEHIND_COUNT // 2:
+            self.ease()
+
+    def ease(self) -> None:
+        """Nobody has to wait any more."""
+        eased, self.eased = self.eased, None
+        if eased is not None:
+            eased.set(None)
+
+
 class Addressed(NamedTuple):
     """A copy and the queues that it goes to. `cycled`: it would have gone to others, for ever."""
 
@@ -131,7 +172,7 @@ class DeadLetters:
     def __init__(self, exchanges: Exchanges, services: Services) -> None:
         self._exchanges = exchanges
         self._services = services
-        self._leaving: dict[QueueType, deque[Letters]] = {}
+        self._leaving: dict[QueueType, Leaving] = {}
         self._paused: list[QueueType] = []
         self._nowhere = Targets(())
 
@@ -155,14 +196,22 @@ class DeadLetters:
             backlog.settle(qseq, count, size, after_lsn)
             return
         leaving = self._leaving.get(queue)
-        if leaving and leaving[-1].add(backlog, qseq, count, reason, after_lsn):
-            return
-        letters = Letters(backlog, qseq, count, reason, after_lsn)
-        if leaving is not None:
-            leaving.append(letters)
-            return
-        self._leaving[queue] = deque((letters,))
-        self._start(queue)
+        if leaving is None:
+            leaving = self._leaving[queue] = Leaving()
+            self._start(queue)
+        leaving.add(backlog, qseq, count, reason, after_lsn)
+
+    def behind(self, queue: QueueType) -> Outcome[None] | None:
+        """If very many messages wait to be handed over: done when they are fewer.
+
+        Those that no queue takes (at-least-once) keep nobody waiting.
+        """
+        leaving = self._leaving.get(queue)
+        if leaving is None or leaving.count <= BEHIND_COUNT or queue.effective.keeps_dead:
+            return None
+        if leaving.eased is None:
+            leaving.eased = Outcome()
+        return leaving.eased
 
     def drop(self, queue: QueueType, backlog: Backlog, count_max: int, reason: str) -> int:
         """The first ready messages leave; how many there were. Raises CorruptLog."""
@@ -204,7 +253,7 @@ class DeadLetters:
         A client that rejects a message and deletes the queue has rejected the message. This waits
         for the disk, and not for queues that take nothing (at-least-once).
         """
-        while leaving := self._leaving.get(queue):
+        while (leaving := self._leaving.get(queue)) and leaving.letters:
             if self._next(queue, leaving) is Next.AFTER_RETRY:
                 return
             yield
@@ -230,12 +279,13 @@ class DeadLetters:
         leaving = self._leaving[queue]
         next_ = Next.AT_ONCE
         try:
-            while leaving and next_ is Next.AT_ONCE and not queue.deleted:
+            while leaving.letters and next_ is Next.AT_ONCE and not queue.deleted:
                 next_ = self._next(queue, leaving)
                 yield
         finally:
             if next_ is Next.AT_ONCE:
                 del self._leaving[queue]
+                leaving.ease()
             elif next_ is Next.AFTER_PAUSE:
                 self._pause(queue)
             else:
@@ -260,11 +310,11 @@ class DeadLetters:
         for queue in paused:
             self._start(queue)
 
-    def _next(self, queue: QueueType, leaving: deque[Letters]) -> Next:
+    def _next(self, queue: QueueType, leaving: Leaving) -> Next:
         """Hand over the next messages of a queue."""
         if self._services.store.congested:
             return Next.AFTER_PAUSE
-        letters = leaving[0]
+        letters = leaving.letters[0]
         try:
             taken = letters.backlog.read_out(letters.qseq, min(letters.count, letters.at_once))
         except OutOfDescriptors:
@@ -278,10 +328,7 @@ class DeadLetters:
         else:
             wanted = len(taken.bodies)
             done = self._hand_over(queue, letters, taken)
-        letters.qseq += done
-        letters.count -= done
-        if not letters.count:
-            leaving.popleft()
+        leaving.take(done)
         return Next.AT_ONCE if done == wanted else Next.AFTER_RETRY
 
     # -- how -----------------------------------------------------------------------------------

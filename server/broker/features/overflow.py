@@ -58,7 +58,7 @@ class Overflow:
             lsn = queue.append(mail)
             if _excess(queue):
                 _deliver(queue)  # the queue trims itself when nobody can take more
-            return Receipt(lsn)
+            return Receipt(lsn, eased=self._dead_letters.behind(queue))
         lsn, at, count = 0, 0, len(mail.bodies)
         rejected: list[int] = []
         pumped = False  # since the last append

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Traits
+from qlog.server.broker.outcome import Outcome
 
 
 class Mail(NamedTuple):
@@ -44,8 +45,11 @@ class Receipt(NamedTuple):
     """What became of mail: an LSN, and who was turned away.
 
     `lsn`: when the log is durable up to here, all that was taken is; 0: nothing has to be durable.
-    `rejected`: the indices of the messages that were not taken, ascending.
+    `rejected`: the indices of the messages that were not taken, ascending. `eased`: done when the
+    queue has caught up with work that the messages brought; their publisher should wait for it
+    before more is read from him. None: he need not wait.
     """
 
     lsn: int
     rejected: Sequence[int] = ()
+    eased: Outcome[None] | None = None

@@ -12,7 +12,8 @@ import pytest
 from qlog.server.amqp import spec
 from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Table
-from qlog.server.broker.features.dead_letter import PAUSE_S
+from qlog.server.broker.channels.sink import Hold
+from qlog.server.broker.features.dead_letter import BEHIND_COUNT, PAUSE_S
 from qlog.server.broker.features.overflow import HEADS_AT_ONCE
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.effective import Effective
@@ -260,3 +261,30 @@ def test_an_error_in_delivering_is_not_the_publishers(bench: Bench, confirming: 
     confirming.publish(1, "q", b"a", b"b")
     assert outcomes(bench, confirming, 2) == ["ack", "nack"]
     assert consumer.refused()[:2] == ("connection", 541)
+
+
+def test_who_floods_a_limited_queue_waits_until_its_dead_letters_are_fewer(
+    bench: Bench, peer: Peer
+) -> None:
+    arguments: Table = {
+        "x-max-length": 1,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "dead",
+    }
+    queue = peer.declare("q", arguments=arguments)
+    dead = peer.declare("dead", durable=False)
+    other = Peer(bench)
+    bench.broker.services.jobs.clock_s = map(float, count_from(0)).__next__  # a slice for each step
+    published = 0
+    while Hold.QUEUE not in peer.sink.why_not_read:
+        assert queue.unacked <= BEHIND_COUNT and published < 4 * BEHIND_COUNT
+        peer.publish(1, "q", *(b"%d" % number for number in range(BEHIND_COUNT // 4)))
+        published += BEHIND_COUNT // 4
+    assert queue.unacked > BEHIND_COUNT
+    other.publish(1, "dead", b"")
+    assert Hold.QUEUE not in other.sink.why_not_read
+    while Hold.QUEUE in peer.sink.why_not_read:
+        assert queue.unacked > BEHIND_COUNT // 2
+        bench.disk()
+        pass_time(bench, PAUSE_S)
+    assert queue.unacked <= BEHIND_COUNT // 2 < dead.ready
