@@ -16,6 +16,8 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.features.policy import KINDS
+from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.operations import Connected, Operations
 from qlog.server.broker.outcome import Outcome
@@ -63,8 +65,8 @@ class Broker:
         self.timers = self.services.timers
         self.clients: set[Member] = set()
         self.vhosts: dict[str, VHost] = {}
-        self.operations = Operations(self.services, self.vhosts, self.clients)
         self.users: dict[str, User] = {}
+        self.operations = Operations(self.services, self.vhosts, self.users, self.clients)
         self.alarms = dict.fromkeys(
             ("low on memory", "low on disk", "low on file descriptors"), False
         )
@@ -76,13 +78,15 @@ class Broker:
     # -- definitions -------------------------------------------------------------------------
 
     def _load(self) -> None:
-        for name in self.definitions.vhosts():
-            self.vhosts[name] = VHost(self.services, name)
+        for name, settings in self.definitions.vhosts():
+            self.vhosts[name] = VHost(self.services, name, settings)
         if not self.vhosts:
             self._first_start()
-        self.users = {user.name: user for user in self.definitions.users()}
-        for vhost_name, kind, policy in self.definitions.policies():
-            self.vhosts[vhost_name].add_policy(kind, policy)
+        self.definitions.drop_orphans()
+        self.users.update((user.name, user) for user in self.definitions.users())
+        for kind in KINDS:
+            for vhost_name, policy in self.definitions.policies(kind):
+                self.vhosts[vhost_name].add_policy(kind, policy)
         for vhost_name, exchange in self.definitions.exchanges():
             self.vhosts[vhost_name].add_exchange(exchange)
         lane_ids = []
@@ -116,9 +120,9 @@ class Broker:
             {vhost: (".*", ".*", ".*")},
         )
         with self.definitions.transaction():
-            self.definitions.save_vhost(vhost)
+            self.definitions.save_vhost(vhost, VHostSettings())
             self.definitions.save_user(user)
-        self.vhosts[vhost] = VHost(self.services, vhost)
+        self.vhosts[vhost] = VHost(self.services, vhost, VHostSettings())
 
     def server_properties(self) -> Table:
         """What connection.start tells of the server."""

@@ -20,6 +20,7 @@ from qlog.routing.exchange import Exchange
 from qlog.server.amqp.values import Table, decode_table, encode_table
 from qlog.server.broker.access.users import User
 from qlog.server.broker.features.policy import KINDS, Policy, PolicyKind
+from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.queues.type import Declaration
 from qlog.storage.catalog import Catalog
 
@@ -73,12 +74,32 @@ class Definitions:
 
     # -- vhosts and users --------------------------------------------------------------------
 
-    def save_vhost(self, name: str) -> None:
-        self._put("vhost", _name(name), {})
+    def save_vhost(self, name: str, settings: VHostSettings) -> None:
+        self._put(
+            "vhost",
+            _name(name),
+            {
+                "description": settings.description,
+                "tags": settings.tags,
+                "default_queue_type": settings.default_queue_type,
+                "limits": json.dumps(settings.limits),  # numbers of any size
+            },
+        )
 
-    def vhosts(self) -> Iterator[str]:
-        for (name,), _ in self._items("vhost"):
-            yield name
+    def delete_vhost(self, name: str) -> None:
+        self._catalog.delete("vhost", _name(name))
+
+    def vhosts(self) -> Iterator[tuple[str, VHostSettings]]:
+        for (name,), value in self._items("vhost"):
+            yield (
+                name,
+                VHostSettings(
+                    value.get("description", ""),
+                    tuple(value.get("tags", ())),
+                    value.get("default_queue_type"),
+                    json.loads(value.get("limits", "{}")),
+                ),
+            )
 
     def save_user(self, user: User) -> None:
         self._put(
@@ -116,20 +137,21 @@ class Definitions:
     def delete_policy(self, vhost: str, kind: PolicyKind, name: str) -> None:
         self._catalog.delete(kind, _name(vhost, name))
 
-    def policies(self) -> Iterator[tuple[str, PolicyKind, Policy]]:
-        for kind in KINDS:
-            for (vhost, name), value in self._items(kind):
-                yield (
-                    vhost,
-                    kind,
-                    Policy(
-                        name,
-                        value["pattern"],
-                        json.loads(value["definition"]),
-                        value["priority"],
-                        value["apply_to"],
-                    ),
-                )
+    def policies(self, kind: PolicyKind = "policy") -> Iterator[tuple[str, Policy]]:
+        for (vhost, name), value in self._items(kind):
+            yield (
+                vhost,
+                Policy(
+                    name,
+                    value["pattern"],
+                    json.loads(value["definition"]),
+                    value["priority"],
+                    value["apply_to"],
+                ),
+            )
+
+    def operator_policies(self) -> Iterator[tuple[str, Policy]]:
+        return self.policies("operator_policy")
 
     # -- exchanges ---------------------------------------------------------------------------
 
@@ -161,6 +183,14 @@ class Definitions:
                     _table(value["arguments"]),
                 ),
             )
+
+    def drop_orphans(self) -> None:
+        """Delete what is left in vhosts that are gone: a crash cut their deletion off."""
+        known = {name for name, _ in self.vhosts()}
+        for kind in ("exchange", "queue", "binding", *KINDS):
+            for name, _ in self._catalog.items(kind):
+                if json.loads(name)[0] not in known:
+                    self._catalog.delete(kind, name)
 
     # -- queues ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -25,8 +26,14 @@ from qlog.server.amqp.errors import (
     precondition_failed,
 )
 from qlog.server.amqp.values import Table
+from qlog.server.broker.access.users import User
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
+from qlog.server.broker.features.vhost_settings import (
+    VHostSettings,
+    check_default_queue_type,
+    checked_limits,
+)
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Durable, Outcome
 from qlog.server.broker.queues.effective import Applied
@@ -49,16 +56,20 @@ class Connected(Protocol):
 
 
 class Operations:
-    """See the head of this file. `vhosts` and `clients` are the broker's own, as they are now."""
+    """See the head of this file. `vhosts`, `users` and `clients` are the broker's own, as they are now."""
 
     def __init__(
         self,
         services: Services,
-        vhosts: Mapping[str, VHost],
+        vhosts: dict[str, VHost],
+        users: Mapping[str, User],
         clients: Collection[Connected],
     ) -> None:
         self._services = services
+        self._definitions = services.definitions
         self._vhosts = vhosts
+        self._users = users
+        self._vhosts_leaving: dict[str, Outcome[None]] = {}
         self._clients = clients
 
     def vhost(self, name: str) -> VHost:
@@ -67,6 +78,69 @@ class Operations:
         if vhost is None:
             raise not_found(f"no vhost '{name}'")
         return vhost
+
+    def set_vhost(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        tags: Collection[str] = (),
+        default_queue_type: str | None = None,
+    ) -> Outcome[VHost]:
+        """Make a vhost, or change what is set about one; its limits stay.
+
+        Nobody may enter a new vhost before a user gets permissions for it. Raises InvalidParameter.
+        """
+        if default_queue_type is not None:
+            check_default_queue_type(default_queue_type)
+
+        def set_settings() -> VHost:
+            vhost = self._vhosts.get(name)
+            limits = {} if vhost is None else vhost.settings.limits
+            settings = VHostSettings(description, tuple(tags), default_queue_type, limits)
+            if vhost is None:
+                self._definitions.save_vhost(name, settings)
+                vhost = self._vhosts[name] = VHost(self._services, name, settings)
+                logger.info("vhost made name=%s", name)
+            vhost.set_settings(settings)
+            return vhost
+
+        return self._durable(_when_free(self._vhosts_leaving.get(name), set_settings))
+
+    def set_vhost_limits(self, vhost: VHost, limits: object) -> Outcome[None]:
+        """Limit the clients and queues of a vhost: `max-connections`, `max-queues`; {}: no limits.
+
+        What is there stays, also if it is more. Raises InvalidParameter.
+        """
+        vhost.set_settings(replace(vhost.settings, limits=checked_limits(limits)))
+        return self._durable(Outcome.of(None))
+
+    def delete_vhost(self, name: str) -> Outcome[None]:
+        """Delete a vhost with all that is in it, and the permissions for it. Raises 404.
+
+        Its clients are thrown out. It is gone at once; its name is free when the outcome is known.
+        """
+        vhost = self.vhost(name)
+        logger.info("vhost deleted name=%s", name)
+        with self._definitions.transaction():
+            self._definitions.delete_vhost(name)
+            for user in self._users.values():
+                if user.permissions.pop(name, None) is not None:
+                    self._definitions.save_user(user)
+        del self._vhosts[name]
+        return self._durable(self._services.jobs.start(self._deleting_vhost(vhost)))
+
+    def _deleting_vhost(self, vhost: VHost) -> Steps[None]:
+        gone = self._vhosts_leaving[vhost.name] = Outcome()
+        try:
+            for client in list(self._clients):
+                if client in vhost.clients:
+                    client.fail(connection_forced(f"vhost '{vhost.name}' is deleted"), 0)
+                yield
+            yield from vhost.deleting_all()
+        finally:
+            del self._vhosts_leaving[vhost.name]
+            gone.set(None)
 
     # -- queues ------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from qlog.server.amqp.errors import (
 from qlog.server.amqp.values import Table
 from qlog.server.broker.features.dead_letter import DeadLetters
 from qlog.server.broker.features.overflow import Overflow
-from qlog.server.broker.features.policy import Policies, Policy, PolicyKind
+from qlog.server.broker.features.policy import KINDS, Policies, Policy, PolicyKind
+from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import (
@@ -46,8 +47,10 @@ BINDINGS_AT_ONCE = 200
 class VHost:
     """A namespace of exchanges and queues."""
 
-    def __init__(self, services: Services, name: str) -> None:
+    def __init__(self, services: Services, name: str, settings: VHostSettings) -> None:
         self.name = name
+        self.settings = settings
+        self.clients: set[object] = set()  # those who are in it
         self.store = services.store
         self.wake = services.delivery.wake
         self.cold_reads = services.delivery.cold_reads
@@ -310,6 +313,40 @@ class VHost:
                 continue  # the default exchange's are implied by the queue
             self._definitions.delete_binding(self.name, binding)
 
+    # -- the vhost itself --------------------------------------------------------------------
+
+    def set_settings(self, settings: VHostSettings) -> None:
+        """They count for what is declared, and for who comes, from now on."""
+        if settings != self.settings:
+            self._definitions.save_vhost(self.name, settings)
+            self.settings = settings
+
+    def deleting_all(self) -> Steps[None]:
+        """Delete all that is in the vhost, which nobody can find any more.
+
+        The definition of the vhost is deleted already, so that a start finishes what a crash cuts
+        off (`Definitions.drop_orphans`).
+        """
+        for queue in list(self.queues.values()):
+            if not queue.deleted:
+                yield from self._deleting_queue(queue)
+            yield
+        for exchange in list(self.routing.exchanges()):
+            name = exchange.name
+            built_in = not name or name.startswith(RESERVED_PREFIX)
+            if not built_in and name in self.routing and not self.leaving("exchange", name):
+                yield from self._deleting_exchange(name)
+            yield
+        while self._leaving:
+            yield  # deletions that others began before
+        for binding in list(self.routing.bindings()):  # between predeclared exchanges
+            self._definitions.delete_binding(self.name, binding)
+            yield
+        for kind in KINDS:
+            for policy in list(self.policies.all(kind)):
+                self._definitions.delete_policy(self.name, kind, policy.name)
+                yield
+
     # -- policies ----------------------------------------------------------------------------
 
     def add_policy(self, kind: PolicyKind, policy: Policy) -> None:
@@ -386,6 +423,9 @@ class VHost:
         durable = durable and not exclusive  # it would not outlive its connection anyway
         queue = self.queues.get(name)
         resource = self.rs_queue(name)
+        arguments = self.settings.typed(
+            arguments, durable=durable, exclusive=exclusive, auto_delete=auto_delete
+        )
         if queue is not None:
             self.assert_access(queue, owner)
             declared = queue.declared
@@ -403,6 +443,7 @@ class VHost:
             auto_delete=auto_delete,
             server_named=server_named,
         )
+        self._assert_room(name)
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
         self._lose_bindings(name)
         lane_id = self.store.new_lane_id()
@@ -412,6 +453,15 @@ class VHost:
         if exclusive and owner is not None:
             owner.exclusive_queues[name] = queue
         return queue
+
+    def _assert_room(self, name: str) -> None:
+        """Raises 406 if the vhost has as many queues as it may have."""
+        queues_max = self.settings.queues_max
+        if queues_max is not None and len(self.queues) >= queues_max:
+            raise precondition_failed(
+                f"cannot declare queue '{name}': queue limit in vhost '{self.name}' "
+                f"({queues_max}) is reached"
+            )
 
     def add_queue(self, declared: Declaration, lane_id: int, owner: Owner | None) -> QueueType:
         """Make a queue known, new or recovered."""

@@ -16,6 +16,8 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.broker.access.users import User, hash_password
 from qlog.server.broker.definitions import Definitions
+from qlog.server.broker.features.policy import Policy
+from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.storage.store import Store
 from qlog.tools.cli import app
 from tests.tools.directories import (
@@ -181,7 +183,11 @@ def test_the_catalog_shows_definitions_and_no_secrets(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as store:
         fill(store, 10)
         definitions = Definitions(store.catalog)
-        definitions.save_vhost("/")
+        limits = {"max-queues": 9}
+        definitions.save_vhost("/", VHostSettings("main", ("a", "b"), "quorum", limits))
+        policy = Policy("p", "^a", {"expires": 5}, 1, "queues")
+        definitions.save_policy("/", "policy", policy)
+        definitions.save_policy("/", "operator_policy", Policy("o", "", {"max-length": 5}))
         hashed = hash_password(b"secret", b"salt")
         definitions.save_user(User("me", hashed, ("administrator",), {"/": (".*", "", "")}))
         definitions.save_binding("/", Binding("amq.topic", "queue", "orders", "a.#", {"x": 1}))
@@ -190,6 +196,17 @@ def test_the_catalog_shows_definitions_and_no_secrets(tmp_path: Path) -> None:
     assert document["users"] == [
         {"user": "me", "tags": ["administrator"], "permissions": {"/": [".*", "", ""]}}
     ]
+    (vhost,) = document["vhosts"]
+    assert vhost == {
+        "vhost": "/",
+        "description": "main",
+        "tags": ["a", "b"],
+        "default_queue_type": "quorum",
+        "limits": limits,
+    }
+    (shown,) = document["policies"]
+    assert (shown["policy"], shown["definition"]) == ("p", {"expires": 5})
+    assert [row["policy"] for row in document["operator_policies"]] == ["o"]
     assert [queue["queue"] for queue in document["queues"]] == ["audit", "orders"]
     (binding,) = document["bindings"]
     assert (binding["destination"], binding["routing_key"]) == ("orders", "a.#")
@@ -197,6 +214,8 @@ def test_the_catalog_shows_definitions_and_no_secrets(tmp_path: Path) -> None:
     assert "bindings" not in inspect(directory, "catalog", "queues")
     assert inspect(directory, "catalog", "--vhost", "other")["queues"] == []
     text = CliRunner().invoke(app, ["inspect", "catalog", "--data-dir", str(directory)]).stdout
+    assert "1 policy, 1 operator policy" in " ".join(text.split())
+    assert "max-length=5" in text and "operator policies" in text
     assert "queue orders" in text and hashed.hex() not in text + json.dumps(document)
 
 

@@ -292,9 +292,14 @@ class Client:
         vhost = self.broker.vhosts.get(name)
         if vhost is None:
             raise not_allowed(f"vhost {name} not found")
+        refused = f"access to vhost '{name}' refused for user '{self.user.name}'"
+        connections_max = vhost.settings.connections_max
+        if connections_max is not None and len(vhost.clients) >= connections_max:
+            raise not_allowed(f"{refused}: connection limit ({connections_max}) is reached")
         if name not in self.user.permissions:
-            raise not_allowed(f"access to vhost '{name}' refused for user '{self.user.name}'")
+            raise not_allowed(refused)
         self.vhost = vhost
+        vhost.clients.add(self)
         logger.info(
             "connection opened peer=%s user=%s vhost=%s product=%s",
             self.peer,
@@ -399,6 +404,7 @@ class Client:
         self._put_aside.clear()
         outcomes: list[Outcome[Any]] = [self._end_channel(number) for number in list(self.channels)]
         if self.vhost is not None:
+            self.vhost.clients.discard(self)
             queues = list(self.exclusive_queues.values())
             outcomes.append(self.vhost.delete_exclusive(queues))
         ended = all_of(outcomes)

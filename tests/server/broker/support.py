@@ -119,7 +119,12 @@ class Peer:
     """One connected client, logged in; channels are opened when first used."""
 
     def __init__(
-        self, bench: Bench, *, properties: Table | None = None, loopback: bool = True
+        self,
+        bench: Bench,
+        *,
+        properties: Table | None = None,
+        loopback: bool = True,
+        vhost: str = "/",
     ) -> None:
         self.bench = bench
         self.core = Connection()
@@ -136,7 +141,7 @@ class Peer:
                 "en_US",
             ),
             spec.ConnectionTuneOk(2047, 131072, 0),
-            make(spec.ConnectionOpen, virtual_host="/"),
+            make(spec.ConnectionOpen, virtual_host=vhost),
         )
         self.greeting = self.sink.take()
         self.opened: set[int] = set()

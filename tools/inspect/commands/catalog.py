@@ -11,22 +11,28 @@ import typer
 
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import brief, json_value
-from qlog.tools.inspect.look.definitions import Defined
+from qlog.tools.inspect.look.definitions import Defined, counted_kind
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.rows import Report, counted, name, number, text
+from qlog.tools.inspect.rows import Report, name, number, text
 
 
 class Kind(StrEnum):
     VHOSTS = "vhosts"
     USERS = "users"
+    POLICIES = "policies"
+    OPERATOR_POLICIES = "operator_policies"
     EXCHANGES = "exchanges"
     QUEUES = "queues"
     BINDINGS = "bindings"
 
 
 # What JSON has of a definition: `key=attribute`, or one name for both.
+_POLICY = "policy=name pattern apply_to priority definition"
 _FIELDS = {
+    Kind.VHOSTS: "description tags default_queue_type limits",
     Kind.USERS: "user=name tags permissions",
+    Kind.POLICIES: _POLICY,
+    Kind.OPERATOR_POLICIES: _POLICY,
     Kind.EXCHANGES: "exchange=name type auto_delete internal arguments",
     Kind.QUEUES: "vhost queue=name lane=lane_id auto_delete arguments",
     Kind.BINDINGS: "source destination_kind=kind destination routing_key arguments",
@@ -36,21 +42,37 @@ _FLAGS = name(
     "flags",
     lambda row: ", ".join(key for key in ("auto_delete", "internal") if row.get(key)) or None,
 )
-_ARGUMENTS = name(
-    "arguments",
-    lambda row: [f"{key}={brief(value)}" for key, value in row["arguments"].items()] or None,
-)
+
+
+def _pairs(items: dict[str, Any]) -> list[str] | None:
+    return [f"{key}={brief(value)}" for key, value in items.items()] or None
+
+
+_ARGUMENTS = name("arguments", lambda row: _pairs(row["arguments"]))
 _PERMISSIONS = name(
     "permissions",
     lambda row: [f"{key}: {', '.join(item)}" for key, item in row["permissions"].items()] or None,
 )
+_TAGS = name("tags", lambda row: ", ".join(row["tags"]) or None)
+_POLICY_COLUMNS = (
+    _VHOST,
+    name("policy"),
+    name("pattern"),
+    name("apply to", "apply_to"),
+    number("priority"),
+    name("definition", lambda row: _pairs(row["definition"])),
+)
 _COLUMNS = {
-    Kind.VHOSTS: (_VHOST,),
-    Kind.USERS: (
-        name("user"),
-        name("tags", lambda row: ", ".join(row["tags"]) or None),
-        _PERMISSIONS,
+    Kind.VHOSTS: (
+        _VHOST,
+        name("description", lambda row: row["description"] or None),
+        _TAGS,
+        name("default queue type", "default_queue_type"),
+        name("limits", lambda row: _pairs(row["limits"])),
     ),
+    Kind.USERS: (name("user"), _TAGS, _PERMISSIONS),
+    Kind.POLICIES: _POLICY_COLUMNS,
+    Kind.OPERATOR_POLICIES: _POLICY_COLUMNS,
     Kind.EXCHANGES: (_VHOST, name("exchange"), text("type"), _FLAGS, _ARGUMENTS),
     Kind.QUEUES: (_VHOST, name("queue"), number("lane"), _FLAGS, _ARGUMENTS),
     Kind.BINDINGS: (
@@ -74,7 +96,7 @@ def catalog(
 ) -> None:
     """Show what is defined.
 
-    Vhosts, users, exchanges, queues and bindings. Durable ones only: the others are in the
+    Vhosts, users, policies, exchanges, queues and bindings. Durable ones only: the others are in the
     broker's memory. Every queue is bound to the default exchange by its name; these bindings are
     not written down.
     """
@@ -97,16 +119,14 @@ def catalog(
         rows = list(_rows(directory.defined, item))
         if vhost is not None:
             rows = [row for row in rows if vhost in (row.get("vhost"), *row.get("permissions", ()))]
-        counts.append(counted(len(rows), item.value[:-1]))
-        report.table(_COLUMNS[item], rows, title="" if kind else item.value, key=item.value)
+        counts.append(counted_kind(item, len(rows)))
+        title = item.value.replace("_", " ")
+        report.table(_COLUMNS[item], rows, title="" if kind else title, key=item.value)
     report.say(", ".join(counts))
 
 
 def _rows(defined: Defined, kind: Kind) -> Iterator[dict[str, Any]]:
     """All of a kind that decode, for JSON."""
-    if kind is Kind.VHOSTS:
-        yield from ({"vhost": vhost} for vhost in defined.vhosts)
-        return
     for item in getattr(defined, kind):
         vhost, one = item if isinstance(item, tuple) else (None, item)
         row = {} if vhost is None else {"vhost": vhost}

@@ -16,7 +16,7 @@ from typing import Any
 from qlog.storage.bytes.record import RECORD_HEADER, RECORD_HEADER_BYTES
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import lane_text, time_text
-from qlog.tools.inspect.look.definitions import KINDS
+from qlog.tools.inspect.look.definitions import KINDS, counted_kind
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import Segment, survey, tallied
 from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size, text
@@ -98,7 +98,7 @@ def summary(directory: Directory, report: Report) -> None:
         "segments": states,
         "end_lsn": end_lsn,
         "messages": {"in_log": in_log, "unsettled": waiting},
-        "definitions": {kind: len(getattr(directory.defined, kind)) for kind in KINDS},
+        "definitions": {kind: len(getattr(directory.defined, kind)) for kind in KINDS.values()},
         "times": {key: time_text(ms) for key, ms in times.items()},
         "next_start": _next_start(directory, found.segments, end_lsn),
     }
@@ -133,7 +133,7 @@ def _facts(
     how_many = f"{in_log:,} in the log, {waiting:,} of them wait in a queue; next LSN {end_lsn:,}"
     yield "messages", how_many
     definitions = content["definitions"]
-    yield "defined", ", ".join(counted(count, kind[:-1]) for kind, count in definitions.items())
+    yield "defined", ", ".join(counted_kind(kind, count) for kind, count in definitions.items())
     yield "newest message", _ago(times["newest"])
     yield "oldest message", _ago(times["oldest"])
     yield "oldest that waits", _ago(times["oldest_unsettled"])

@@ -13,10 +13,21 @@ from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions import Definitions, QueueDefinition
+from qlog.server.broker.features.policy import Policy
+from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
 
-KINDS = ("vhosts", "users", "exchanges", "queues", "bindings")
+# The kinds of definitions, by the fields of `Defined`.
+KINDS = {
+    "vhost": "vhosts",
+    "user": "users",
+    "policy": "policies",
+    "operator_policy": "operator_policies",
+    "exchange": "exchanges",
+    "queue": "queues",
+    "binding": "bindings",
+}
 _BUILT_IN = "amq."  # exchanges of this prefix are in every vhost without a definition
 
 
@@ -24,8 +35,10 @@ _BUILT_IN = "amq."  # exchanges of this prefix are in every vhost without a defi
 class Defined:
     """All definitions that decode, by kind; `undecodable` are the others, with the reason."""
 
-    vhosts: list[str] = field(default_factory=list)
+    vhosts: list[tuple[str, VHostSettings]] = field(default_factory=list)
     users: list[User] = field(default_factory=list)
+    policies: list[tuple[str, Policy]] = field(default_factory=list)
+    operator_policies: list[tuple[str, Policy]] = field(default_factory=list)
     exchanges: list[tuple[str, Exchange]] = field(default_factory=list)
     queues: list[QueueDefinition] = field(default_factory=list)
     bindings: list[tuple[str, Binding]] = field(default_factory=list)
@@ -41,9 +54,9 @@ def decode(entries: Mapping[Definition, bytes]) -> Defined:
     """Decode definitions as a directory has them."""
     found = Defined()
     for key, value in sorted(entries.items()):
-        kind = key[0] + "s"
-        if kind not in KINDS:
+        if key[0] not in KINDS:
             continue
+        kind = KINDS[key[0]]
         definitions = Definitions(Catalog({key: value}, lambda records: None))
         try:
             getattr(found, kind).extend(getattr(definitions, kind)())
@@ -59,13 +72,16 @@ def problems(defined: Defined) -> Iterator[str]:
     known = {(vhost, "exchange", exchange.name) for vhost, exchange in defined.exchanges}
     known |= {(queue.vhost, "queue", queue.name) for queue in defined.queues}
     bindings = defined.bindings
+    policies = defined.policies + defined.operator_policies
+    vhosts = {name for name, _ in defined.vhosts}
     for what, vhost in (
         *((f"exchange '{exchange.name}'", vhost) for vhost, exchange in defined.exchanges),
         *((f"queue '{queue.name}'", queue.vhost) for queue in defined.queues),
         *((f"a binding of '{binding.destination}'", vhost) for vhost, binding in bindings),
+        *((f"policy '{policy.name}'", vhost) for vhost, policy in policies),
         *((f"user '{user.name}'", vhost) for user in defined.users for vhost in user.permissions),
     ):
-        if vhost not in defined.vhosts:
+        if vhost not in vhosts:
             yield f"{what} is in vhost '{vhost}', which is not defined"
     for vhost, binding in bindings:
         for kind, name in (("exchange", binding.source), (binding.kind, binding.destination)):
@@ -74,6 +90,12 @@ def problems(defined: Defined) -> Iterator[str]:
                     f"a binding of '{binding.destination}' to '{binding.source}' in vhost "
                     f"'{vhost}' names the {kind} '{name}', which is not defined"
                 )
+
+
+def counted_kind(kind: str, count: int) -> str:
+    """So many definitions of a kind, which is a field of `Defined`, in words."""
+    one = {"policies": "policy", "operator_policies": "operator policy"}.get(kind, kind[:-1])
+    return f"{count:,} {one if count == 1 else kind.replace('_', ' ')}"
 
 
 def is_built_in(kind: str, name: str) -> bool:
@@ -92,8 +114,8 @@ def entry_text(kind: str, name: str) -> str:
     match kind, parts:
         case "vhost" | "user", [one]:
             return f"{kind} '{one}'"
-        case "queue" | "exchange", [vhost, one]:
-            return f"{kind} '{one}' in vhost '{vhost}'"
+        case "queue" | "exchange" | "policy" | "operator_policy", [vhost, one]:
+            return f"{kind.replace('_', ' ')} '{one}' in vhost '{vhost}'"
         case "binding", [vhost, source, to, destination, key, *_]:
             return f"binding of {to} '{destination}' to '{source}' by '{key}' in vhost '{vhost}'"
     return f"{kind} {name!r}"

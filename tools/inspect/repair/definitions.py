@@ -14,6 +14,7 @@ import msgpack
 from qlog.server.amqp.values import encode_table
 from qlog.server.broker.access.users import User, hash_password
 from qlog.server.broker.definitions import Definitions
+from qlog.server.broker.features.policy import KINDS
 from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
 from qlog.storage.journal import Defined
@@ -96,7 +97,7 @@ def _close_gaps(mend: Mend, *, lost: bool) -> None:
     named: dict[str, None] = {}
     known = set()
     for kind, name in mend.entries:
-        if kind in ("exchange", "queue"):
+        if kind in ("exchange", "queue", *KINDS):
             vhost, one = json.loads(name)
             named[vhost] = None
             known.add((vhost, kind, one))
@@ -123,7 +124,7 @@ def _define_guest(mend: Mend) -> None:
     """As a first start does it: without a user nobody could get at the messages."""
     made: list[Defined] = []
     definitions = Definitions(Catalog(mend.entries, made.extend))
-    permissions = {vhost: (".*", ".*", ".*") for vhost in definitions.vhosts()}
+    permissions = {vhost: (".*", ".*", ".*") for vhost, _ in definitions.vhosts()}
     password = hash_password(b"guest")
     definitions.save_user(User("guest", password, ("administrator",), permissions))
     for kind, name, value in made:
