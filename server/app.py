@@ -13,6 +13,8 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import trio
@@ -20,6 +22,7 @@ import trio
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import connection_forced, internal_error
 from qlog.server.broker.broker import Broker
+from qlog.server.broker.definitions_file import NO_FILE, read_definitions
 from qlog.server.config import Settings
 from qlog.server.net.listen import accept_clients, bind
 from qlog.server.net.network import Network
@@ -84,10 +87,11 @@ async def open_broker(
 ) -> AsyncIterator[RunningBroker]:
     """Run a broker for the duration of the block, on the operating system's disk or another.
 
-    The directory is recovered by another thread; that can be cancelled. Raises StorageError if the
-    directory cannot be used, OSError if an address cannot be listened on, StorageFailed on leaving
+    The directory is recovered by another thread; that can be cancelled. Raises DefinitionsError if
+    the definitions file cannot be loaded, StorageError if the directory cannot be used, OSError if an address cannot be listened on, StorageFailed on leaving
     if the disk failed meanwhile.
     """
+    document = _definitions(settings)
     listeners = bind(settings.network.host, settings.network.port)
     try:
         turns: Turns | None = None
@@ -111,7 +115,7 @@ async def open_broker(
         store = await trio.to_thread.run_sync(recover)
         try:
             await trio.lowlevel.checkpoint()  # a cancellation may have come during recovery
-            broker = Broker(store, settings.broker, now_s=trio.current_time)
+            broker = Broker(store, settings.broker, now_s=trio.current_time, document=document)
             _log_start(broker)
             watch = ResourceWatch(broker, settings.resources, settings.data_dir)
             turns = Turns(broker)
@@ -130,6 +134,11 @@ async def open_broker(
     finally:
         for listener in listeners:
             listener.close()
+
+
+def _definitions(settings: Settings) -> dict[str, Any] | None:
+    path = settings.broker.load_definitions
+    return None if path == NO_FILE else read_definitions(Path(path))
 
 
 class _Progress:

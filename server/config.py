@@ -100,6 +100,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     constrained: Any  # the type with its `Meta`
     default: Any
     help: str
+    metavar: str  # how the help calls the value; empty: by its type
     unit: str  # "bytes", "s", "bytes/s"; empty where there is none
     low: float | None  # the smallest and largest values, both allowed
     high: float | None
@@ -188,6 +189,7 @@ def _definition(group: str, field: structs.FieldInfo) -> Setting:
         constrained=field.type,
         default=field.default,
         help=meta.description,
+        metavar=extra.get("metavar", ""),
         unit=extra.get("unit", ""),
         low=meta.ge,
         high=meta.le,

@@ -106,6 +106,8 @@ def _settings_options() -> list[Any]:
 
 
 def _metavar(setting: Setting) -> str:
+    if setting.metavar:
+        return setting.metavar
     if setting.type is Path:
         return "DIR"
     if setting.low is None:
@@ -154,6 +156,7 @@ def serve(
     import trio
 
     from qlog.server.app import StorageFailed
+    from qlog.server.broker.definitions_file import DefinitionsError
     from qlog.server.net.listen import CannotListen
 
     _tune_interpreter()
@@ -161,7 +164,7 @@ def serve(
     _log_to_stderr(settings.log.log_level)
     try:
         trio.run(_serve, settings, signals)
-    except (StorageError, CannotListen) as error:
+    except (DefinitionsError, StorageError, CannotListen) as error:
         _stop(str(error), 1)
     except StorageFailed as error:
         _stop(f"the disk failed: {error}", EXIT_IO_ERROR)

@@ -8,14 +8,16 @@ confirms. Knows no socket, and no clock but the ones that are passed in.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.definitions_file import Import, exporting, has_users_and_vhosts
 from qlog.server.broker.features.policy import KINDS
 from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.jobs import Steps
@@ -27,6 +29,8 @@ from qlog.server.broker.services import Services, wall_clock_ms
 from qlog.server.broker.settings import BrokerSettings
 from qlog.server.broker.vhost import VHost
 from qlog.storage.store import Store
+
+logger = logging.getLogger("qlog.broker")
 
 # The broker looks for overdue deliveries this often; RabbitMQ does it once a minute.
 CONSUMER_CHECK_INTERVAL_S = 60.0
@@ -46,8 +50,10 @@ class Member(Connected, Protocol):
 class Broker:
     """All state of a running broker.
 
-    Arguments: `now_s` a monotonic clock in seconds, `now_ms` the wall clock in milliseconds. Raises
-    StorageError if the catalog is damaged.
+    Arguments: `now_s` a monotonic clock in seconds, `now_ms` the wall clock in milliseconds;
+    `document` is a definitions file that is to be loaded. Raises StorageError if the catalog is
+    damaged, and DefinitionsError if the document cannot be loaded: the directory has nothing of it
+    then.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Broker:
         settings: BrokerSettings,
         now_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_clock_ms,
+        document: dict[str, Any] | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -72,15 +79,15 @@ class Broker:
         )
         # Why publishers are not read, in the words of connection.blocked; empty: they are read.
         self.blocked_reason = ""
-        self._load()
+        self._load(document)
         self.timers.at(now_s() + FIRST_CONSUMER_CHECK_S, self._check_consumers)
 
     # -- definitions -------------------------------------------------------------------------
 
-    def _load(self) -> None:
+    def _load(self, document: dict[str, Any] | None) -> None:
         for name, settings in self.definitions.vhosts():
             self.vhosts[name] = VHost(self.services, name, settings)
-        if not self.vhosts:
+        if not self.vhosts and not (document and has_users_and_vhosts(document)):
             self._first_start()
         self.definitions.drop_orphans()
         self.users.update((user.name, user) for user in self.definitions.users())
@@ -89,6 +96,8 @@ class Broker:
                 self.vhosts[vhost_name].add_policy(kind, policy)
         for vhost_name, exchange in self.definitions.exchanges():
             self.vhosts[vhost_name].add_exchange(exchange)
+        for vhost in self.vhosts.values():
+            vhost.apply_to_exchanges()
         lane_ids = []
         for definition in self.definitions.queues():
             vhost = self.vhosts[definition.vhost]
@@ -109,6 +118,17 @@ class Broker:
         for vhost in self.vhosts.values():
             vhost.finish_deletions()
         self.store.retain(lane_ids)
+        if document is not None:
+            loading = Import(self.operations, self.users, self.definitions)
+            loading.load(document)
+            for warning in loading.warnings:
+                logger.warning("definitions: %s", warning)
+
+    def export_definitions(self) -> Outcome[dict[str, Any]]:
+        """All definitions as RabbitMQ writes them, for a file that `--load-definitions` takes."""
+        return self.services.jobs.start(
+            exporting(self.operations, self.users, self.definitions, self.settings.version)
+        )
 
     def _first_start(self) -> None:
         settings = self.settings

@@ -70,7 +70,9 @@ class Definitions:
             yield json.loads(name), msgpack.unpackb(value)
 
     def _put(self, kind: str, name: str, value: dict[str, Any]) -> None:
-        self._catalog.put(kind, name, msgpack.packb(value))
+        packed = msgpack.packb(value)
+        if self._catalog.get(kind, name) != packed:
+            self._catalog.put(kind, name, packed)
 
     # -- vhosts and users --------------------------------------------------------------------
 
@@ -152,6 +154,15 @@ class Definitions:
 
     def operator_policies(self) -> Iterator[tuple[str, Policy]]:
         return self.policies("operator_policy")
+
+    # -- parameters that the broker keeps for those who know what they mean --------------------
+
+    def save_global_parameter(self, name: str, value: object) -> None:
+        self._put("global_parameter", _name(name), {"value": json.dumps(value)})
+
+    def global_parameters(self) -> Iterator[tuple[str, Any]]:
+        for (name,), value in self._items("global_parameter"):
+            yield name, json.loads(value["value"])
 
     # -- exchanges ---------------------------------------------------------------------------
 

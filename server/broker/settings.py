@@ -36,6 +36,15 @@ class BrokerSettings(Struct, frozen=True, kw_only=True):
             extra={"also": "RABBITMQ_DEFAULT_VHOST"},
         ),
     ] = "/"
+    load_definitions: Annotated[
+        str,
+        Meta(
+            description="A file of RabbitMQ's definitions (JSON) that each start loads; none: no "
+            "file. A first start makes the default user and vhost only if the file has neither "
+            "users nor vhosts.",
+            extra={"metavar": "FILE"},
+        ),
+    ] = "none"
     loopback_users: Annotated[
         frozenset[str], Meta(description="Users who are let in from this machine only.")
     ] = frozenset({"guest"})

@@ -194,7 +194,6 @@ class VHost:
             internal=exchange.internal,
             arguments=exchange.arguments,
         )
-        self._apply_to_exchange(exchange)
 
     def delete_exchange(self, name: str) -> Outcome[None]:
         """Delete an exchange with its bindings."""
@@ -350,8 +349,13 @@ class VHost:
     # -- policies ----------------------------------------------------------------------------
 
     def add_policy(self, kind: PolicyKind, policy: Policy) -> None:
-        """Make a policy known that a start has found, before exchanges and queues are."""
+        """Make a policy known that a start has found, before queues are."""
         self.policies.put(kind, policy)
+
+    def apply_to_exchanges(self) -> None:
+        """Have all exchanges that a start has found, or every vhost has, go by the policies."""
+        for exchange in self.routing.exchanges():
+            self._apply_to_exchange(exchange)
 
     def set_policy(self, kind: PolicyKind, policy: Policy) -> Outcome[None]:
         """A checked policy counts from now on; done when it is applied to all that is there."""

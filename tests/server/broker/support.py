@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.connection import Connection, Event
@@ -261,10 +261,16 @@ DEFINING = (
 class Bench:
     """A broker on a store whose threads run when told to."""
 
-    def __init__(self, directory: Path, settings: BrokerSettings | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: BrokerSettings | None = None,
+        document: dict[str, Any] | None = None,
+    ) -> None:
         self.directory = directory
         self.settings = settings or BrokerSettings()
         self.now_s = 1000.0
+        self.document = document  # definitions that a start loads
         self.open()
 
     def open(self) -> None:
@@ -279,7 +285,9 @@ class Bench:
             disk=self.faulty,
             new_worker=self._new_worker,
         )
-        self.broker = Broker(self.store, self.settings, now_s=lambda: self.now_s)
+        self.broker = Broker(
+            self.store, self.settings, now_s=lambda: self.now_s, document=self.document
+        )
         self.broker.services.delivery.time.clock_s = lambda: 0.0  # however slow the machine is
         self.store.new_lane_id()  # ids are reserved by the thousand, which is a definition, too
         self.disk()

@@ -196,6 +196,21 @@ def test_alternate_exchange_by_policy(bench: Bench, peer: Peer) -> None:
     assert queue(bench, "lost").ready == 2
 
 
+def test_alternate_exchanges_by_policy_are_there_after_a_restart(bench: Bench, peer: Peer) -> None:
+    peer.declare("lost")
+    bind = make(spec.QueueBind, queue="lost", exchange="amq.fanout", routing_key="")
+    peer.ask(1, bind, spec.QueueBindOk)
+    declare = make(spec.ExchangeDeclare, exchange="x", type="direct", durable=True)
+    peer.ask(1, declare, spec.ExchangeDeclareOk)
+    set_policy(bench, "ae", "", {"alternate-exchange": "amq.fanout"}, apply_to="exchanges")
+    bench.disk()
+    bench.restart()
+    again = Peer(bench)
+    for exchange in ("x", "amq.direct", ""):  # the default exchange has none
+        again.publish(1, "k", b"a", exchange=exchange)
+    assert queue(bench, "lost").ready == 2
+
+
 def test_redeclaration_counts_with_declared_arguments(bench: Bench, peer: Peer) -> None:
     set_policy(bench, "p", "", {"message-ttl": 100})
     peer.declare("q")

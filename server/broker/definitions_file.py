@@ -1,0 +1,527 @@
+"""RabbitMQ's definitions in JSON: what RabbitMQ 3.8 to 4.x export is loaded, and written again.
+
+Promises that an import is all or nothing for the directory: the first item that cannot be had
+raises DefinitionsError, which names the item and says why, and nothing of the file lasts. The
+broker must then not go on, since its memory has what the directory has not. Promises that loading
+again changes nothing: vhosts, users, permissions, policies and parameters are set as the file has
+them; exchanges, queues and bindings that are there stay as they are (rabbit_definitions). What the
+broker does not know is named in a warning and left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qlog.routing.binding import Binding
+from qlog.routing.exchange import Exchange
+from qlog.server.amqp.errors import AMQPError
+from qlog.server.amqp.values import encode_table
+from qlog.server.broker.access.users import ALGORITHMS, SALT_BYTES, User, hash_password
+from qlog.server.broker.definitions import Definitions
+from qlog.server.broker.features.parameters import InvalidParameter
+from qlog.server.broker.features.policy import Policy, PolicyKind
+from qlog.server.broker.features.policy_keys import KEYS, OPERATOR_KEYS
+from qlog.server.broker.jobs import Steps
+from qlog.server.broker.operations import Operations
+from qlog.server.broker.queues.type import Declaration
+from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+
+NO_FILE = "none"  # the value of `load_definitions` with which nothing is loaded
+# What RabbitMQ says about the file itself.
+_ABOUT = {
+    "explanation",
+    "original_cluster_name",
+    "original_vhost_name",
+    "product_name",
+    "product_version",
+    "rabbit_version",
+    "rabbitmq_definition_format",
+    "rabbitmq_version",
+}
+# The sections in the order in which they are loaded, with the keys of their items.
+_KEYS = {
+    "users": {"name", "password_hash", "password", "hashing_algorithm", "tags", "limits"},
+    "vhosts": {
+        "name",
+        "description",
+        "tags",
+        "metadata",
+        "default_queue_type",
+        "limits",  # they are among the parameters, too, from where RabbitMQ takes them
+        "tracing",
+    },
+    "permissions": {"user", "vhost", "configure", "write", "read"},
+    "topic_permissions": {"user", "vhost", "exchange", "write", "read"},
+    "parameters": {"vhost", "component", "name", "value"},
+    "global_parameters": {"name", "value"},
+    "policies": {"vhost", "name", "pattern", "apply-to", "definition", "priority"},
+    "exchanges": {"vhost", "name", "type", "durable", "auto_delete", "internal", "arguments"},
+    "queues": {"vhost", "name", "durable", "auto_delete", "exclusive", "arguments", "type"},
+    "bindings": {
+        "vhost",
+        "source",
+        "destination",
+        "destination_type",
+        "routing_key",
+        "arguments",
+        "properties_key",
+    },
+}
+_METADATA = {"description", "tags", "default_queue_type", "tracing"}
+_ABSENT: Any = object()
+
+
+class DefinitionsError(Exception):
+    """A definitions file cannot be loaded; str() is one line that names the item."""
+
+
+def read_definitions(path: Path) -> dict[str, Any]:
+    """The document of a file. Raises DefinitionsError."""
+    try:
+        document = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_no_number)
+        json.dumps(document, ensure_ascii=False).encode()  # no half of a surrogate pair
+    except OSError as error:
+        raise DefinitionsError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DefinitionsError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise DefinitionsError(f"{path} has no JSON object")
+    return document
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def has_users_and_vhosts(document: dict[str, Any]) -> bool:
+    """Whether a new directory needs no default user and vhost beside what the file has."""
+    return bool(document.get("users") or document.get("vhosts"))
+
+
+# --- loading
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item of a section; `what` is how errors call it."""
+
+    what: str
+    fields: dict[str, Any]
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = _ABSENT) -> Any:
+        """A value of this type; null stands for the default. Raises ValueError."""
+        value = self.fields.get(key)
+        if value is None:
+            if default is _ABSENT:
+                raise ValueError(f"'{key}' is missing")
+            return default
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"'{key}' has the wrong type")
+        return value
+
+    def text(self, key: str, default: Any = _ABSENT) -> Any:
+        return self.get(key, str, default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        return bool(self.get(key, bool, default))
+
+    def table(self, key: str = "arguments") -> dict[str, Any]:
+        """A map; RabbitMQ also writes lists of pairs, and [] for an empty one."""
+        value = self.get(key, (dict, list), {})
+        found = dict(value) if isinstance(value, dict) else _pairs(value)
+        if key == "arguments":
+            encode_table(found)  # raises what clients could not declare
+        return found
+
+
+def _pairs(value: list[Any]) -> dict[str, Any]:
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise ValueError("a list of pairs is expected")
+    return {key: item for key, item in value}
+
+
+@dataclass(slots=True)
+class Import:
+    """One import into a broker; `warnings` has what was left out."""
+
+    operations: Operations
+    users: dict[str, User]
+    definitions: Definitions
+    warnings: list[str] = field(default_factory=list)
+    _skipped: set[tuple[str, str]] = field(default_factory=set)  # queues: vhost and name
+
+    def load(self, document: dict[str, Any]) -> None:
+        """Load all of a document. Raises DefinitionsError."""
+        for key in document:
+            if key not in _KEYS and key not in _ABOUT:
+                self.warnings.append(f"'{key}' is not known, and left out")
+        with self.definitions.transaction():
+            for section, keys in _KEYS.items():
+                items = document.get(section) or []
+                if not isinstance(items, list):
+                    raise DefinitionsError(f"'{section}' is no list")
+                take = getattr(self, f"_take_{section}")
+                for number, fields in enumerate(items):
+                    with self._named(section, number, fields) as item:
+                        self._warn_of_others(item, item.fields, keys)
+                        take(item)
+
+    @contextmanager
+    def _named(self, section: str, number: int, fields: Any) -> Iterator[_Item]:
+        """An error in the block is one of this item."""
+        what = f"{section}[{number}]"
+        try:
+            if not isinstance(fields, dict):
+                raise TypeError("it is no JSON object")
+            what = _called(section, fields) or what
+            yield _Item(what, fields)
+        except AMQPError as error:
+            raise DefinitionsError(f"{what}: {error.reply_text}") from error
+        except InvalidParameter as error:
+            text = " ".join(str(error).split())
+            raise DefinitionsError(f"{what}: {text}") from error
+        except (ValueError, TypeError, OverflowError, struct.error) as error:
+            raise DefinitionsError(f"{what}: {error}") from error
+
+    def _warn_of_others(self, item: _Item, fields: dict[str, Any], keys: set[str]) -> None:
+        for key in fields:
+            if key not in keys:
+                self.warnings.append(f"{item.what}: '{key}' is not known, and left out")
+
+    def _vhost(self, item: _Item) -> VHost:
+        try:
+            return self.operations.vhost(item.text("vhost"))
+        except AMQPError:
+            raise ValueError(f"there is no vhost '{item.text('vhost')}'") from None
+
+    # -- who and where
+
+    def _take_users(self, item: _Item) -> None:
+        name = item.text("name")
+        before = self.users.get(name)
+        if "password" not in item.fields:
+            password_hash = _password_hash(item)
+        elif before is not None and before.check_password(item.text("password").encode()):
+            password_hash = before.password_hash  # with the salt that it has
+        else:
+            password_hash = hash_password(item.text("password").encode())
+        tags = item.get("tags", (str, list), "")
+        tags = tags.split(",") if isinstance(tags, str) else tags
+        permissions = {} if before is None else before.permissions
+        stripped = tuple(str(tag).strip() for tag in tags if str(tag).strip())
+        user = self.users[name] = User(name, password_hash, stripped, permissions)
+        self.definitions.save_user(user)
+        if item.table("limits"):
+            self.warnings.append(f"{item.what}: limits of users are not there yet, and left out")
+
+    def _take_vhosts(self, item: _Item) -> None:
+        metadata = _Item(item.what, item.table("metadata"))
+        self._warn_of_others(item, metadata.fields, _METADATA)
+        described = metadata.text("description", "")
+        tags = item.get("tags", (list, str), metadata.get("tags", (list, str), []))
+        type_ = item.text("default_queue_type", metadata.text("default_queue_type", None))
+        self.operations.set_vhost(
+            item.text("name"),
+            description=item.text("description", described),
+            tags=[str(tag) for tag in (tags.split(",") if isinstance(tags, str) else tags)],
+            default_queue_type=None if type_ in ("", "undefined") else type_,
+        )
+        if item.flag("tracing", False):
+            self.warnings.append(f"{item.what}: tracing is not switched on")
+
+    def _take_permissions(self, item: _Item) -> None:
+        user = self.users.get(item.text("user"))
+        if user is None:
+            raise ValueError(f"there is no user '{item.text('user')}'")
+        rights = item.text("configure"), item.text("write"), item.text("read")
+        user.permissions[self._vhost(item).name] = rights
+        self.definitions.save_user(user)
+
+    def _take_topic_permissions(self, item: _Item) -> None:
+        self.warnings.append(f"{item.what}: topic permissions are not there yet, and left out")
+
+    # -- parameters and policies
+
+    def _take_parameters(self, item: _Item) -> None:
+        component = item.text("component")
+        match component:
+            case "vhost-limits":
+                self.operations.set_vhost_limits(self._vhost(item), item.table("value"))
+            case "operator_policy":
+                value = _Item(item.what, item.table("value"))
+                keys = _KEYS["policies"] - {"vhost", "name"}
+                self._warn_of_others(item, value.fields, keys)
+                self._set_policy("operator_policy", item, value)
+            case _:
+                self.warnings.append(f"{item.what}: '{component}' is not known, and left out")
+
+    def _take_global_parameters(self, item: _Item) -> None:
+        self.definitions.save_global_parameter(item.text("name"), item.fields.get("value"))
+
+    def _take_policies(self, item: _Item) -> None:
+        self._set_policy("policy", item, item)
+
+    def _set_policy(self, kind: PolicyKind, item: _Item, value: _Item) -> None:
+        """Older versions have keys that later ones refuse, such as `ha-mode`: they are left out."""
+        known = OPERATOR_KEYS if kind == "operator_policy" else KEYS.keys()
+        definition = value.table("definition")
+        others = [key for key in definition if key not in known]
+        for key in others:
+            self.warnings.append(f"{item.what}: '{key}' is not known, and left out")
+            del definition[key]
+        if others and not definition:
+            self.warnings.append(f"{item.what}: nothing of it is left, so it is left out")
+            return
+        self.operations.set_policy(
+            self._vhost(item),
+            kind,
+            item.text("name"),
+            pattern=value.fields.get("pattern"),
+            definition=definition,
+            priority=value.fields.get("priority", 0),
+            apply_to=value.fields.get("apply-to", "all"),
+        )
+
+    # -- exchanges, queues, bindings
+
+    def _take_exchanges(self, item: _Item) -> None:
+        vhost, name = self._vhost(item), item.text("name")
+        if not name or name.startswith(RESERVED_PREFIX) or name in vhost.routing:
+            return
+        self.operations.declare_exchange(
+            vhost,
+            name,
+            item.text("type"),
+            durable=item.flag("durable", True),
+            auto_delete=item.flag("auto_delete", False),
+            internal=item.flag("internal", False),
+            arguments=item.table(),
+        )
+
+    def _take_queues(self, item: _Item) -> None:
+        vhost, name = self._vhost(item), item.text("name")
+        if name in vhost.queues:
+            return
+        exclusive = item.flag("exclusive", False)
+        if exclusive or name.startswith(RESERVED_PREFIX):
+            why = "exclusive queues" if exclusive else "names that begin with 'amq.'"
+            self.warnings.append(f"{item.what}: {why} are left out")
+            self._skipped.add((vhost.name, name))
+            return
+        if not name:
+            raise ValueError("it has no name")
+        self.operations.declare_queue(
+            vhost,
+            None,
+            name,
+            durable=item.flag("durable", True),
+            exclusive=False,
+            auto_delete=item.flag("auto_delete", False),
+            arguments=item.table(),
+        )
+
+    def _take_bindings(self, item: _Item) -> None:
+        vhost, kind = self._vhost(item), item.text("destination_type")
+        source, destination = item.text("source"), item.text("destination")
+        if kind not in ("queue", "exchange"):
+            raise ValueError(f"'destination_type' is '{kind}'")
+        if not source:
+            return  # every queue has this one
+        if kind == "queue" and (vhost.name, destination) in self._skipped:
+            self.warnings.append(f"{item.what}: it goes with its queue")
+            return
+        key, arguments = item.text("routing_key", ""), item.table()
+        self.operations.bind(vhost, None, source, kind, destination, key, arguments)
+
+
+def _called(section: str, fields: dict[str, Any]) -> str:
+    """An item as errors name it; empty if it has no name."""
+    one = "policy" if section == "policies" else section.removesuffix("s").replace("_", " ")
+    where = f" in vhost '{fields['vhost']}'" if "vhost" in fields else ""
+    if section == "bindings":
+        source, destination = fields.get("source"), fields.get("destination")
+        return f"binding of '{destination}' to '{source}'{where}"
+    if section in ("permissions", "topic_permissions"):
+        return f"{one} of user '{fields.get('user')}'{where}"
+    if section == "parameters":
+        return f"parameter '{fields.get('component')}' '{fields.get('name')}'{where}"
+    return f"{one} '{fields['name']}'{where}" if "name" in fields else ""
+
+
+def _password_hash(item: _Item) -> bytes:
+    """The salted hash; an empty one lets nobody in. Raises ValueError."""
+    text = item.text("password_hash", "")
+    algorithm = item.text("hashing_algorithm", "rabbit_password_hashing_sha256")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"the hashing algorithm '{algorithm}' is not known")
+    try:
+        password_hash = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"'password_hash' is no base64: {error}") from error
+    bytes_expected = SALT_BYTES + ALGORITHMS[algorithm]().digest_size
+    if password_hash and len(password_hash) != bytes_expected:
+        raise ValueError(f"'password_hash' is no hash of {algorithm}")
+    return password_hash
+
+
+# --- writing
+
+
+def exporting(
+    operations: Operations, users: dict[str, User], definitions: Definitions, version: str
+) -> Steps[dict[str, Any]]:
+    """A job that gathers all definitions as RabbitMQ writes them.
+
+    Exclusive queues, their bindings, and what every vhost has are left out. What is declared or
+    deleted meanwhile may be in it or not.
+    """
+    document: dict[str, Any] = {
+        "rabbit_version": version,
+        "rabbitmq_version": version,
+        "product_name": "qlog",
+        "rabbitmq_definition_format": "cluster",
+        **{section: [] for section in _KEYS},
+    }
+    for user in list(users.values()):
+        _add_user(document, user)
+        yield
+    for name, value in definitions.global_parameters():
+        document["global_parameters"].append({"name": name, "value": value})
+    for vhost in operations.vhosts():
+        _add_vhost(document, vhost)
+        yield
+        for exchange in operations.exchanges(vhost):
+            if exchange.name and not exchange.name.startswith(RESERVED_PREFIX):
+                document["exchanges"].append(_exchange(vhost, exchange))
+            yield
+        for queue in operations.queues(vhost):
+            if not queue.declared.exclusive:
+                document["queues"].append(_queue(queue.declared))
+            yield
+        for binding in operations.bindings(vhost):
+            if _is_exported(vhost, binding):
+                document["bindings"].append(_binding(vhost, binding))
+            yield
+    return document
+
+
+def _add_user(document: dict[str, Any], user: User) -> None:
+    """A user with the permissions."""
+    document["users"].append(
+        {
+            "name": user.name,
+            "password_hash": base64.b64encode(user.password_hash).decode(),
+            "hashing_algorithm": user.hashing_algorithm,
+            "tags": list(user.tags),
+            "limits": {},
+        }
+    )
+    for vhost, (configure, write, read) in user.permissions.items():
+        rights = {"configure": configure, "write": write, "read": read}
+        document["permissions"].append({"user": user.name, "vhost": vhost, **rights})
+
+
+def _exchange(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
+    return {
+        "name": exchange.name,
+        "vhost": vhost.name,
+        "type": exchange.type,
+        "durable": exchange.durable,
+        "auto_delete": exchange.auto_delete,
+        "internal": exchange.internal,
+        "arguments": _json(exchange.arguments),
+    }
+
+
+def _queue(declared: Declaration) -> dict[str, Any]:
+    return {
+        "name": declared.name,
+        "vhost": declared.vhost,
+        "type": declared.arguments.type,
+        "durable": declared.durable,
+        "auto_delete": declared.auto_delete,
+        "arguments": _json(declared.arguments.table),
+    }
+
+
+def _add_vhost(document: dict[str, Any], vhost: VHost) -> None:
+    """A vhost with its limits and policies."""
+    settings = vhost.settings
+    metadata: dict[str, Any] = {"description": settings.description, "tags": list(settings.tags)}
+    if settings.default_queue_type is not None:
+        metadata["default_queue_type"] = settings.default_queue_type
+    document["vhosts"].append({"name": vhost.name, **metadata, "metadata": metadata})
+    if settings.limits:
+        document["parameters"].append(
+            {
+                "vhost": vhost.name,
+                "component": "vhost-limits",
+                "name": "limits",
+                "value": dict(settings.limits),
+            }
+        )
+    for policy in vhost.policies.all("policy"):
+        document["policies"].append({"vhost": vhost.name, "name": policy.name, **_policy(policy)})
+    for policy in vhost.policies.all("operator_policy"):
+        document["parameters"].append(
+            {
+                "vhost": vhost.name,
+                "component": "operator_policy",
+                "name": policy.name,
+                "value": _policy(policy),
+            }
+        )
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    return {
+        "pattern": policy.pattern,
+        "apply-to": policy.apply_to,
+        "priority": policy.priority,
+        "definition": dict(policy.definition),
+    }
+
+
+def _is_exported(vhost: VHost, binding: Binding) -> bool:
+    if not binding.source:
+        return False
+    queue = vhost.queues.get(binding.destination) if binding.kind == "queue" else None
+    return binding.kind == "exchange" or (queue is not None and not queue.declared.exclusive)
+
+
+def _binding(vhost: VHost, binding: Binding) -> dict[str, Any]:
+    return {
+        "source": binding.source,
+        "vhost": vhost.name,
+        "destination": binding.destination,
+        "destination_type": binding.kind,
+        "routing_key": binding.routing_key,
+        "arguments": _json(binding.arguments),
+    }
+
+
+def _json(value: Any) -> Any:
+    """A value of a field table in JSON, which has fewer types: octets become text."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes | bytearray):
+        return bytes(value).decode(errors="replace")
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if hasattr(value, "items"):
+        return {key: _json(item) for key, item in value.items()}
+    return str(value)
