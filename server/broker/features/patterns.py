@@ -15,6 +15,7 @@ the broker, whatever names clients give.
 from __future__ import annotations
 
 import logging
+import re
 
 import regex
 
@@ -34,6 +35,9 @@ STRIKES_MAX = 20
 PROBES_MAX = 8
 
 
+_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+
+
 class InvalidPattern(Exception):
     """A pattern does not compile, is too long or too slow; str() goes on after its name."""
 
@@ -47,7 +51,7 @@ class Pattern:
         if len(text) > PATTERN_BYTES_MAX or len(text.encode(errors="replace")) > PATTERN_BYTES_MAX:
             raise InvalidPattern(f"must not exceed {PATTERN_BYTES_MAX} bytes")
         try:
-            self._compiled = regex.compile(text.encode())
+            self._compiled = regex.compile(_ESCAPE.sub(_translated, text.encode()))
         except regex.error as error:
             message = f'{{"{error.msg}",{error.pos or 0}}}'
             raise InvalidPattern(
@@ -92,6 +96,11 @@ class Pattern:
             return self._compiled.search(name, timeout=MATCH_S) is not None
         except (TimeoutError, MemoryError, RecursionError):
             return None
+
+
+def _translated(escape: re.Match[bytes]) -> bytes:
+    """PCRE's `\\z` is `\\Z` here: versions of `regex` before 2026 do not know it."""
+    return b"\\Z" if escape[1] == b"z" else escape[0]
 
 
 def _hard_names(pattern: bytes) -> list[bytes]:

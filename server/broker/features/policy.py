@@ -11,6 +11,7 @@ stall the broker (patterns.py). Knows no queues: who asks has names and types.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from qlog.server.broker.features.patterns import InvalidPattern, Pattern
 from qlog.server.broker.features.policy_keys import UNSUPPORTED, complaint, merged
 from qlog.server.broker.features.terms import term
 from qlog.server.broker.queues.effective import NOTHING_APPLIES, Applied
+
+logger = logging.getLogger("qlog.broker")
 
 # The kinds of policies, as RabbitMQ names them among its parameters.
 PolicyKind = Literal["policy", "operator_policy"]
@@ -81,15 +84,25 @@ def _apply_to_complaint(apply_to: object) -> str | None:
 
 
 class _Rule:
-    """A policy, ready to be asked. `things` are the types of queues, and "exchange"."""
+    """A policy, ready to be asked. `things` are the types of queues, and "exchange".
+
+    A pattern that was accepted by another version of `regex` and is not any more applies to
+    nothing: the log says so, and the broker starts.
+    """
 
     __slots__ = ("pattern", "policy", "things")
 
     def __init__(self, kind: PolicyKind, policy: Policy) -> None:
         self.policy = policy
-        self.pattern = Pattern(policy.pattern, f"{kind.replace('_', ' ')} '{policy.name}'")
+        self.things: set[str] = set()
+        name = f"{kind.replace('_', ' ')} '{policy.name}'"
+        try:
+            self.pattern = Pattern(policy.pattern, name)
+        except InvalidPattern as error:
+            logger.error("%s applies to nothing: its pattern %s", name, error)
+            return
         keys = policy.definition.keys()
-        self.things = {
+        self.things |= {
             type_
             for type_, name in _TYPES.items()
             if policy.apply_to in ("all", "queues", name) and not keys & UNSUPPORTED[type_]

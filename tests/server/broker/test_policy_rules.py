@@ -229,6 +229,15 @@ def test_highest_priority_applies_and_no_other() -> None:
     assert found.for_queue("q1", "classic").policy == "also-low"
 
 
+def test_a_pattern_that_is_valid_no_more_applies_to_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may have been accepted by another version of the library."""
+    found = policies(("policy", Policy("p", "(", TTL)), ("policy", Policy("q", "", TTL, -1)))
+    assert found.for_queue("a", "classic").policy == "q"
+    assert "policy 'p' applies to nothing: its pattern should be regular expression" in caplog.text
+
+
 THINGS = ("classic", "quorum", "stream", "exchange")
 
 
@@ -326,6 +335,7 @@ def test_operator_policies_are_merged(
         ("^a(?#comment)b$", ["ab"], []),
         ("^\\x61\\.b", ["a.b"], ["axb"]),
         ("\\Aq\\z|\\Ar\\Z", ["q", "r"], ["qq"]),
+        ("^\\\\z", ["\\z"], ["", "z"]),
     ],
 )
 def test_pcres_common_syntax(pattern: str, found: list[str], not_found: list[str]) -> None:
