@@ -433,6 +433,12 @@ def join_entries(entries: Mapping[bytes, bytes]) -> bytes:
     return _U32.pack(len(table)) + table
 
 
+def join_arrays(one: bytes, other: bytes) -> bytes:
+    """An array with the values of two others, each encoded, its type first."""
+    values = one[5:] + other[5:]
+    return b"A" + _U32.pack(len(values)) + values
+
+
 def _behind_value(data: bytes, offset: int) -> int:
     """The offset behind the valid value whose type is at `offset`."""
     return offset + (_FIXED_BYTES.get(data[offset]) or 5 + _U32.unpack_from(data, offset + 1)[0])

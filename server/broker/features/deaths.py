@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.properties import CC, Traits, examine, headers_of, raw_headers, with_headers
-from qlog.server.amqp.values import Int64, Table, Timestamp, encode_value
+from qlog.server.amqp.values import Int64, Table, Timestamp, encode_value, join_arrays
 
 REJECTED = "rejected"
 
@@ -45,23 +45,26 @@ class Death(NamedTuple):
 class Copy(NamedTuple):
     """A message as it leaves a queue: its envelope, its traits, and the keys it is routed by.
 
-    `earlier` are its deaths, this one included, the newest first: queue and reason.
+    `deaths` is its `x-death`, encoded, which has the death that it leaves by first.
     """
 
     envelope: Envelope
     traits: Traits
     keys: list[str]
-    earlier: list[tuple[str, str]]
+    deaths: bytes
 
     def would_cycle(self, queue: str) -> bool:
         """Whether the message came from that queue by no client's doing.
 
         Such a message would go round for ever. A rejection on the way is a client's doing.
         """
-        for source, reason in self.earlier:
-            if reason == REJECTED:
+        if _queue_entry(queue) not in self.deaths:
+            return False  # as nearly always
+        deaths: Any = self.envelope.headers()["x-death"]
+        for death in deaths:
+            if death["reason"] == REJECTED:
                 return False
-            if source == queue:
+            if death["queue"] == queue:
                 return True
         return False
 
@@ -81,13 +84,18 @@ def copy_of(envelope: Envelope, death: Death) -> Copy:
     expiration = None if traits.expiration is None else str(traits.expiration)
     headers = raw_headers(raw)
     if record.died:
-        deaths = _one_more(raw, death, envelope.exchange, shown, expiration)
-        headers[b"x-death"] = encode_value(deaths)
+        before = headers[b"x-death"]
+        if _queue_entry(death.queue) in before:
+            entries = _one_more(raw, death, envelope.exchange, shown, expiration)
+            deaths = encode_value(entries)
+        else:
+            first = _raw_first(death, envelope.exchange, tuple(shown), expiration)[b"x-death"]
+            deaths = join_arrays(first, before)
+        headers[b"x-death"] = deaths
         headers.update(_raw_story("last", envelope.exchange, death.queue, death.reason))
-        earlier = [(entry["queue"], entry["reason"]) for entry in deaths]
     else:
         headers.update(_raw_first(death, envelope.exchange, tuple(shown), expiration))
-        earlier = [(death.queue, death.reason)]
+        deaths = headers[b"x-death"]
     # The keys of CC are known, and BCC is gone: nothing has to be looked at again.
     traits = traits._replace(expiration=None, needs=traits.needs & ~CC)
     if death.key is None:
@@ -101,13 +109,13 @@ def copy_of(envelope: Envelope, death: Death) -> Copy:
         envelope.body_size,
         Record(True, keys, record.hidden),
     )
-    return Copy(copy, traits, [key, *keys], earlier)
+    return Copy(copy, traits, [key, *keys], deaths)
 
 
 def _one_more(
     raw: bytes, death: Death, exchange: str, keys: Sequence[str], expiration: str | None
 ) -> list[Any]:
-    """The deaths of a dead letter that dies again: one counts one more, or is new."""
+    """The deaths of a dead letter that dies in a queue again: one counts one more, or is new."""
     deaths: Any = headers_of(raw, ("x-death",))["x-death"]
     others = []
     latest = None
@@ -145,6 +153,11 @@ def _raw_first(
         **_raw_story("first", exchange, death.queue, death.reason),
         **_raw_story("last", exchange, death.queue, death.reason),
     }
+
+
+def _queue_entry(queue: str) -> bytes:
+    """The octets by which an entry of `x-death` names its queue. Others may contain them, too."""
+    return b"\x05queue" + encode_value(queue)
 
 
 @lru_cache(maxsize=64)

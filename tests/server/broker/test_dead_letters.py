@@ -12,6 +12,8 @@ from itertools import count as count_from
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope, Record
@@ -205,6 +207,35 @@ def test_a_cycle_is_one_without_a_rejection(
         copy = die(message, queue, reason)
         message = copy.envelope
     assert copy.would_cycle(target) is cycles
+
+
+QUEUES = st.sampled_from(["q", "p", "queue", "rejected", "q\x05queueS\0\0\0\x01p", "ü"])
+REASONS = st.sampled_from(["rejected", "expired", "maxlen", "delivery_limit"])
+
+
+@given(st.lists(st.tuples(QUEUES, REASONS, st.sampled_from([None, "a", "b"])), max_size=8), QUEUES)
+def test_any_number_of_deaths(deaths: list[tuple[str, str, str | None]], target: str) -> None:
+    """Against a list of tables, which is what `x-death` is."""
+    message = envelope(Properties(headers={"CC": ["c"], "zz": 1}, expiration="7"))
+    told: list[dict[str, Any]] = []
+    exchange, keys, ttl = "x", ["k", "c"], {"original-expiration": "7"}
+    cycles = False
+    for queue, reason, key in deaths:
+        same = [each for each in told if (each["queue"], each["reason"]) == (queue, reason)]
+        others = [each for each in told if each not in same]
+        new = {**ttl, **entry(queue, reason, exchange=exchange, routing_keys=keys)}
+        told = [{**same[0], "count": same[0]["count"] + 1} if same else new, *others]
+        copy = die(message, queue, reason, key)
+        message = copy.envelope
+        exchange, ttl = "dlx", {}
+        keys = keys if key is None else [key]
+        assert copy.keys == keys
+        assert deaths_in(message.headers()) == told
+        reasons = [each["reason"] for each in told]
+        queues = [each["queue"] for each in told]
+        at = queues.index(target) if target in queues else len(queues)
+        cycles = at < len(queues) and "rejected" not in reasons[: at + 1]
+        assert copy.would_cycle(target) is cycles
 
 
 # --- from queue to queue
