@@ -82,6 +82,11 @@ def erlang_text(text: str) -> str:
     return f'<<"{escaped}"{"" if text.isascii() else "/utf8"}>>'
 
 
+def erlang_term(value: object) -> str:
+    """A field value as RabbitMQ's error texts print it."""
+    return erlang_text(value) if isinstance(value, str) else _erlang(value)[1]
+
+
 def _erlang(value: object) -> tuple[str, str]:
     """Return the AMQP type a field value most likely had, and the value as RabbitMQ prints it."""
     match value:

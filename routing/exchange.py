@@ -16,6 +16,7 @@ from qlog.routing.headers import Headers
 from qlog.routing.message import Message
 from qlog.routing.modulus_hash import ModulusHash
 from qlog.routing.random import LocalRandom, Random
+from qlog.routing.recent_history import RECENT_HISTORY, RecentHistory
 from qlog.routing.topic import Topic
 
 
@@ -61,6 +62,7 @@ TYPES: Mapping[str, type[Matcher]] = {
     LOCAL_RANDOM: LocalRandom,
     "x-modulus-hash": ModulusHash,
     "x-random": Random,
+    RECENT_HISTORY: RecentHistory,
 }
 
 

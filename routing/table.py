@@ -18,17 +18,20 @@ from qlog.routing.errors import (
 )
 from qlog.routing.exchange import PREDECLARED, TYPES, Exchange, Matcher, assert_type
 from qlog.routing.message import Message
+from qlog.routing.recent_history import RECENT_HISTORY
 
 
 class Routed(NamedTuple):
     """Where a message goes: `queues`, each once, none when it is unroutable.
 
     `cacheable` says that exchange and routing keys alone decided it: callers may remember the
-    route until the table's `version` changes.
+    route until the table's `version` changes. `histories` are the exchanges on the way that keep
+    the message, those of the type `x-recent-history`.
     """
 
     queues: tuple[str, ...]
     cacheable: bool
+    histories: tuple[str, ...] = ()
 
 
 class Removed(list[str]):
@@ -51,11 +54,12 @@ class Removed(list[str]):
 class _Source:
     """An exchange in the table, with the bindings that lead out of it."""
 
-    __slots__ = ("alternate", "bindings", "exchange", "matcher")
+    __slots__ = ("alternate", "bindings", "exchange", "keeps_history", "matcher")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.alternate = exchange.alternate
+        self.keeps_history = exchange.type == RECENT_HISTORY
         self.matcher: Matcher = TYPES[exchange.type](exchange.arguments)
         self.bindings: dict[Binding, None] = {}
 
@@ -245,6 +249,11 @@ class RoutingTable:
             self.removal_of_binding(source, kind, destination, routing_key, arguments)
         )
 
+    def bound(self, binding: Binding) -> bool:
+        """Tell whether there is such a binding."""
+        source = self._sources.get(binding.source)
+        return source is not None and binding in source.bindings
+
     def bindings(self) -> Iterator[Binding]:
         """Iterate over all bindings, the implicit ones (source "") included."""
         return (binding for source in self._sources.values() for binding in source.bindings)
@@ -331,6 +340,7 @@ class RoutingTable:
         if exchange not in self._sources:
             raise MissingExchange(exchange)
         queues: dict[str, None] = {}
+        histories: list[str] = []
         cacheable = True
         path = {exchange: None}
         todo = [exchange]
@@ -338,6 +348,8 @@ class RoutingTable:
             source = self._sources.get(name)
             if source is None:
                 continue  # an alternate that does not exist
+            if source.keeps_history:
+                histories.append(name)
             matcher = source.matcher
             cacheable = cacheable and matcher.cacheable
             matched = matcher.match(routing_keys, message)
@@ -350,7 +362,7 @@ class RoutingTable:
             if not matched and source.alternate is not None and source.alternate not in path:
                 path[source.alternate] = None
                 todo.append(source.alternate)
-        return Routed(tuple(queues), cacheable)
+        return Routed(tuple(queues), cacheable, tuple(histories))
 
 
 def _some(

@@ -259,8 +259,7 @@ class Operations:
         """queue.bind, exchange.bind. Raises 403, 404, 405 and 406."""
         _assert_bindable(source, kind, destination)
         _assert_access(vhost, owner, kind, destination)
-        vhost.bind(source, kind, destination, key, arguments)
-        return self._durable(Outcome.of(None))
+        return self._durable(vhost.bind_with_history(source, kind, destination, key, arguments))
 
     def unbind(
         self,
@@ -336,6 +335,18 @@ class Operations:
         answer = Durable(effect)
         effect.then(lambda done: durability.defined().then(lambda _: answer.follow(done)))
         return answer
+
+    # -- the firehose ------------------------------------------------------------------------
+
+    def set_tracing(self, vhost: VHost, on: bool) -> None:
+        """Turn the vhost's firehose on or off (features/firehose.py). It is off after each start."""
+        if on != self.tracing(vhost):
+            logger.info("tracing %s vhost=%s", "enabled" if on else "disabled", vhost.name)
+        vhost.set_tracing(on)
+
+    def tracing(self, vhost: VHost) -> bool:
+        """Whether the vhost's firehose is on."""
+        return vhost.firehose is not None
 
     # -- what there is -----------------------------------------------------------------------
 

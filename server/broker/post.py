@@ -78,6 +78,8 @@ class PostOffice:
         A message is rejected if any of its queues rejects it; the others have taken it all the
         same, as in RabbitMQ.
         """
+        for history in targets.histories:
+            history.add(mail.envelopes, mail.bodies)
         lsn = 0
         queues: Sequence[QueueType] = targets.queues
         if all(traits.expiration is None for traits in mail.traits):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
 from qlog.routing.exchange import ALTERNATE, LOCAL_RANDOM, Exchange, assert_type
+from qlog.routing.recent_history import history_length
 from qlog.routing.table import Removed, RoutingTable
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
@@ -23,8 +24,10 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table
 from qlog.server.broker.features.dead_letter import DeadLetters
+from qlog.server.broker.features.firehose import Firehose
 from qlog.server.broker.features.overflow import Overflow
 from qlog.server.broker.features.policy import KINDS, Policies, Policy, PolicyKind
+from qlog.server.broker.features.recent_history import History, giving
 from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome
@@ -68,6 +71,8 @@ class VHost:
         self._settings_version = 0  # how often the settings of a queue were replaced
         self.dead_letters = DeadLetters(self, services)
         self.overflow = Overflow(self.dead_letters, services.jobs)
+        self._histories: dict[str, History] = {}
+        self.firehose: Firehose | None = None
 
     # -- names -------------------------------------------------------------------------------
 
@@ -119,7 +124,21 @@ class VHost:
         names = routed.queues
         if self._leaving:
             names = tuple(name for name in names if name in self.queues)
-        return self.routes.targets(names, self.queues), routed.cacheable
+        histories = tuple(map(self._history, routed.histories)) if routed.histories else ()
+        return self.routes.targets(names, self.queues, histories), routed.cacheable
+
+    def _history(self, name: str) -> History:
+        """What an exchange of the type `x-recent-history` keeps."""
+        history = self._histories.get(name)
+        if history is None:
+            exchange = self.routing.exchange(name)
+            assert exchange is not None
+            history = self._histories[name] = History(history_length(exchange.arguments))
+        return history
+
+    def set_tracing(self, on: bool) -> None:
+        """Turn the firehose on or off."""
+        self.firehose = Firehose(self, self._services.post) if on else None
 
     # -- exchanges ---------------------------------------------------------------------------
 
@@ -252,6 +271,31 @@ class VHost:
         if binding is not None and self._durable(binding):
             self._definitions.save_binding(self.name, binding)
 
+    def bind_with_history(
+        self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
+    ) -> Outcome[None]:
+        """The same for any type of exchange; one that keeps a history gives it to the new binding.
+
+        Raises, or fails with, the same errors.
+        """
+
+        def bind() -> None:
+            self.bind(source, kind, destination, key, arguments)
+
+        history = self._histories.get(source)
+        binding = Binding(source, kind, destination, key, arguments)
+        if history is None or self.routing.bound(binding):
+            bind()
+            return Outcome.of(None)
+
+        def targets_of(envelope: Envelope, keys: Sequence[str]) -> Targets:
+            if kind == "queue":
+                self.routes.check(self.routes_version)
+                return self.routes.targets((self.queue(destination).name,), self.queues)
+            return self.route(self.exchange(destination).name, keys, envelope)[0]
+
+        return self._services.jobs.start(giving(history, self._services.post, targets_of, bind))
+
     def add_binding(self, binding: Binding) -> None:
         """Make a binding known that a start has found.
 
@@ -304,8 +348,11 @@ class VHost:
         return destination_durable and self.exchange(binding.source).durable
 
     def _forget(self, removed: Removed) -> None:
-        """Take from the catalog what a removal takes from the table."""
+        """Take from the catalog what a removal takes from the table, and histories."""
+        if removed.exchange is not None:
+            self._histories.pop(removed.exchange, None)
         for name in removed:
+            self._histories.pop(name, None)
             self._definitions.delete_exchange(self.name, name)
         for binding in removed.bindings:
             if not binding.source:

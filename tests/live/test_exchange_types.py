@@ -336,6 +336,118 @@ def test_alternates_in_a_chain_and_in_a_circle(talk: Talk) -> None:
     talk.expect(Basic.Return, reply_code=312)
 
 
+# -- recent history
+
+
+HISTORY = "x-recent-history"
+
+
+def got(talk: Talk, queue: str, count: int) -> list[bytes]:
+    """What the queue has, once it has so many messages."""
+    until(lambda: talk.ready(queue) == count, f"{count} messages")
+    return talk.drain(queue)
+
+
+def publish_all(talk: Talk, exchange: str, *bodies: bytes, **properties: Any) -> None:
+    for body in bodies:
+        talk.publish(exchange, "k", body, **properties)
+    talk.call(Exchange.Declare(exchange=exchange, passive=True))  # all are there
+
+
+@pytest.mark.parametrize(
+    ("length", "term"),
+    [(0, "0"), (-1, "-1"), ("5", '<<"5">>'), (True, "true"), (None, "undefined"), (2.5, "2.5")],
+)
+def test_the_length_of_a_history_is_a_positive_integer(talk: Talk, length: Any, term: str) -> None:
+    text = (
+        f"PRECONDITION_FAILED - Invalid argument {term}, "
+        "'x-recent-history-length' must be a positive integer"
+    )
+    check(talk, Case("", [], declare(HISTORY, x_recent_history_length=length), 406, text))
+
+
+def test_what_is_bound_gets_the_newest_messages_in_order(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY, arguments={"x-recent-history-length": 3})
+    publish_all(talk, exchange, *(b"%d" % number for number in range(5)))
+    queue = talk.queue()
+    talk.bind(queue, exchange, "any")
+    publish_all(talk, exchange, b"later")
+    assert got(talk, queue, 4) == [b"2", b"3", b"4", b"later"]
+    talk.bind(queue, exchange, "any")  # nothing new
+    talk.bind(queue, exchange, "other")
+    assert got(talk, queue, 3) == [b"3", b"4", b"later"]
+    for length in (1, -1):  # neither compared nor checked, once the exchange is there
+        arguments: dict[str, Any] = {"x-recent-history-length": length}
+        talk.call(Exchange.Declare(exchange=exchange, exchange_type=HISTORY, arguments=arguments))
+
+
+def test_twenty_messages_are_kept_if_nothing_else_is_said(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY)
+    publish_all(talk, exchange, *(b"%d" % number for number in range(25)))
+    (queue,) = bound(talk, exchange, "")
+    assert got(talk, queue, 20) == [b"%d" % number for number in range(5, 25)]
+
+
+def test_history_is_as_it_was_published(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY)
+    headers = {"h": 1, "CC": ["a"], "BCC": ["b"]}
+    publish_all(talk, exchange, b"x", delivery_mode=2, expiration="60000", headers=headers)
+    (queue,) = bound(talk, exchange, "")
+    message = talk.get_soon(queue)
+    assert (message.method.exchange, message.method.routing_key) == (exchange, "k")
+    assert not message.method.redelivered
+    assert message.properties.delivery_mode == 2
+    assert message.properties.expiration == "60000"
+    assert message.properties.headers == {"h": 1, "CC": ["a"]}
+
+
+def test_messages_may_ask_not_to_be_kept(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY)
+    for value in (True, False, "true", 1):
+        headers = {"x-recent-history-no-store": value}
+        publish_all(talk, exchange, str(value).encode(), headers=headers)
+    (queue,) = bound(talk, exchange, "")
+    assert got(talk, queue, 3) == [b"False", b"true", b"1"]
+
+
+def test_history_is_kept_of_what_comes_over_other_exchanges(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY)
+    source = talk.exchange("fanout")
+    talk.call(Exchange.Bind(source=source, destination=exchange))
+    unrouted = talk.exchange("direct", arguments={ALTERNATE: exchange})
+    publish_all(talk, source, b"bound")
+    publish_all(talk, unrouted, b"alternate")
+    (queue,) = bound(talk, exchange, "")
+    assert got(talk, queue, 2) == [b"bound", b"alternate"]
+
+
+def test_a_limit_of_the_queue_holds_for_history(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY)
+    publish_all(talk, exchange, *(b"%d" % number for number in range(5)))
+    queue = talk.queue(arguments={"x-max-length": 2})
+    talk.bind(queue, exchange)
+    assert got(talk, queue, 2) == [b"3", b"4"]
+
+
+def test_an_exchange_that_is_bound_passes_history_on(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY)
+    publish_all(talk, exchange, b"1", b"2")
+    fanout = talk.exchange("fanout")
+    (queue,) = bound(talk, fanout, "")
+    talk.call(Exchange.Bind(source=exchange, destination=fanout))
+    assert sorted(got(talk, queue, 2)) == [b"1", b"2"]  # RabbitMQ: the newest first
+
+
+def test_history_goes_with_its_exchange(talk: Talk) -> None:
+    exchange = talk.exchange(HISTORY)
+    publish_all(talk, exchange, b"1")
+    talk.call(Exchange.Delete(exchange=exchange))
+    talk.call(Exchange.Declare(exchange=exchange, exchange_type=HISTORY))
+    (queue,) = bound(talk, exchange, "")
+    publish_all(talk, exchange, b"2")
+    assert got(talk, queue, 1) == [b"2"]
+
+
 # -- headers
 
 

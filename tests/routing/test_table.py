@@ -5,6 +5,7 @@ import pytest
 from qlog.routing import (
     Binding,
     DefaultExchangeForbidden,
+    InvalidArguments,
     InvalidBinding,
     MissingExchange,
     MissingQueue,
@@ -83,7 +84,7 @@ def test_default_exchange_cannot_be_touched() -> None:
 def test_types(type_name: str, binding_key: str, keys: list[str], reached: bool) -> None:
     table = table_with("q", x=type_name)
     table.bind("x", "queue", "q", binding_key)
-    assert table.route("x", keys, NO_HEADERS) == ((("q",) if reached else ()), True)
+    assert table.route("x", keys, NO_HEADERS) == ((("q",) if reached else ()), True, ())
 
 
 def test_several_keys_reach_a_queue_once() -> None:
@@ -171,9 +172,9 @@ def test_headers_are_asked_for_only_on_the_way_through_a_headers_exchange() -> N
     table = table_with("q", x="topic", h="headers")
     table.bind("x", "exchange", "h", "h.#")
     table.bind("h", "queue", "q", "", {"a": 1})
-    assert table.route("x", ["other"], NO_HEADERS) == ((), True)
-    assert table.route("x", ["h.1"], Plain({"a": 1})) == (("q",), False)
-    assert table.route("x", ["h.1"], Plain({})) == ((), False)
+    assert table.route("x", ["other"], NO_HEADERS) == ((), True, ())
+    assert table.route("x", ["h.1"], Plain({"a": 1})) == (("q",), False, ())
+    assert table.route("x", ["h.1"], Plain({})) == ((), False, ())
 
 
 def test_cycles_end_and_reach_each_queue_once() -> None:
@@ -240,10 +241,43 @@ class TestAlternates:
 
     def test_a_headers_exchange_as_alternate_makes_the_route_uncacheable(self) -> None:
         table = self.table(a="amq.headers")
-        assert table.route("a", ["k"], Plain({})) == ((), False)
+        assert table.route("a", ["k"], Plain({})) == ((), False, ())
 
     def test_an_alternate_is_not_a_use(self) -> None:
         assert not self.table(a="b", b="a").in_use("a")
+
+
+def test_exchanges_that_keep_a_history_are_named() -> None:
+    table = table_with("q", x="fanout", y="x-recent-history", z="x-recent-history")
+    table.bind("x", "exchange", "y", "")
+    table.bind("x", "exchange", "z", "")
+    table.bind("y", "exchange", "z", "")
+    table.bind("z", "queue", "q", "")
+    assert table.route("x", ["k"], NO_HEADERS) == (("q",), True, ("y", "z"))
+    assert table.route("z", ["k"], NO_HEADERS) == (("q",), True, ("z",))
+    table.unbind("z", "queue", "q", "")
+    assert table.route("z", ["k"], NO_HEADERS) == ((), True, ("z",))
+
+
+@pytest.mark.parametrize(
+    ("length", "term"),
+    [
+        (0, "0"),
+        (-1, "-1"),
+        ("5", '<<"5">>'),
+        (True, "true"),
+        (None, "undefined"),
+        (2.5, "2.5"),
+        ([], "[]"),
+    ],
+)
+def test_the_length_of_a_history_is_a_positive_integer(length: object, term: str) -> None:
+    table = RoutingTable()
+    arguments = {"x-recent-history-length": length}
+    with pytest.raises(InvalidArguments) as refused:
+        table.declare_exchange("x", "x-recent-history", arguments=arguments)
+    text = f"Invalid argument {term}, 'x-recent-history-length' must be a positive integer"
+    assert str(refused.value) == text
 
 
 class TestAutoDelete:

@@ -37,6 +37,7 @@ from qlog.server.broker.channels.reply_to import REPLY_TO
 from qlog.server.broker.channels.sink import Sink
 from qlog.server.broker.channels.transactions import Settlement, Transaction, Verdict
 from qlog.server.broker.channels.unacked import UnackedRun
+from qlog.server.broker.features.firehose import Origin
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.operations import Operations
@@ -64,6 +65,7 @@ class ChannelClient(Owner, Asking, Protocol):
     operations: Operations
     protocol: Connection
     sink: Sink
+    peer: str
 
     @property
     def user(self) -> User:
@@ -131,6 +133,11 @@ class Channel:
         self.answers = Answers(self, services.jobs)
         self._event: Event | None = None  # the method that is being obeyed
         self._closing = False  # the client has closed the channel, and waits for close-ok
+
+    @property
+    def origin(self) -> Origin:
+        """The channel as the firehose names it."""
+        return Origin(self.client.peer, self.number, self.client.user.name)
 
     @property
     def closed(self) -> bool:
@@ -256,6 +263,8 @@ class Channel:
         if taken is None:
             self.send(spec.BasicGetEmpty())
             return
+        if self.vhost.firehose is not None:
+            self.vhost.firehose.delivered(self.origin, queue.name, taken)
         outstanding, backlog, qseq = self.outstanding, taken.backlog, taken.first_qseq
         envelope = taken.envelopes[0]
         tag = outstanding.take_tags(1)

@@ -9,6 +9,7 @@ from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.unacked import UnackedRun
+from qlog.server.broker.features.firehose import Firehose, Origin
 from qlog.server.broker.queues.backlog import Taken
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.stats import Stats
@@ -17,8 +18,22 @@ from qlog.server.broker.stats import Stats
 UNLIMITED = 1 << 30
 
 
+class Traced(Protocol):
+    """What a consumer needs of its vhost."""
+
+    firehose: Firehose | None
+
+
 class ConsumerOwner(Protocol):
     """What a consumer needs of its channel, beside `Outstanding`."""
+
+    @property
+    def vhost(self) -> Traced:
+        """Where it consumes."""
+
+    @property
+    def origin(self) -> Origin:
+        """The channel as the firehose names it."""
 
     def queue_deleted(self, consumer: Consumer) -> None:
         """Its queue is gone."""
@@ -94,7 +109,9 @@ class Consumer:
 
     def deliver(self, taken: Taken) -> None:
         """Send the messages; they are unacked from now on, or settled at once with no_ack."""
-        outstanding, bodies = self._outstanding, taken.bodies
+        outstanding, bodies, owner = self._outstanding, taken.bodies, self._owner
+        if owner.vhost.firehose is not None:
+            owner.vhost.firehose.delivered(owner.origin, self.queue.name, taken)
         count = len(bodies)
         first_tag = self.last_tag = outstanding.take_tags(count)
         outstanding.sink.write(

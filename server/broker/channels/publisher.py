@@ -42,6 +42,7 @@ from qlog.server.broker.channels.grouping import Group, Grouping
 from qlog.server.broker.channels.reply_to import REPLY_PREFIX, Replies
 from qlog.server.broker.channels.sink import Hold
 from qlog.server.broker.channels.transactions import Transaction, Unqueued
+from qlog.server.broker.features.firehose import Firehose, Origin
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Routes, Targets
@@ -65,6 +66,10 @@ class PublishingChannel(Publishing, Protocol):
     @property
     def client(self) -> Author: ...
 
+    @property
+    def origin(self) -> Origin:
+        """The channel as the firehose names it."""
+
     def reply_address(self) -> str:
         """What `reply_to` becomes in a request. Raises 406 without a reply consumer."""
 
@@ -73,6 +78,7 @@ class Exchanges(Protocol):
     """What a publisher needs of its vhost."""
 
     routes: Routes
+    firehose: Firehose | None
 
     @property
     def routes_version(self) -> int: ...
@@ -137,9 +143,10 @@ class Publisher:
         """
         self._routes.check(self._exchanges.routes_version)
         grouping = Grouping()
+        traced = self._exchanges.firehose is not None
         try:
             for run in runs:
-                if run.traits.needs & _LOOK or not self._as_a_whole(run, grouping):
+                if traced or run.traits.needs & _LOOK or not self._as_a_whole(run, grouping):
                     self._one_by_one(run, grouping)
         except AMQPError:
             self._store(grouping)
@@ -189,8 +196,14 @@ class Publisher:
     def _one_by_one(self, run: PublishRun, grouping: Grouping) -> None:
         """Add a run, message by message. Raises the AMQPError of the first that is refused."""
         traits = run.traits
+        firehose = self._exchanges.firehose
         for method, published, body in zip(run.methods, run.envelopes, run.bodies, strict=True):
-            targets, envelope = self._route(method, published, traits)
+            targets, envelope, keys = self._route(method, published, traits)
+            if firehose is not None:
+                queues = [queue.name for queue in targets.queues]
+                if targets.replies_to is not None:
+                    queues.append(method.routing_key)
+                firehose.published(self._channel.origin, envelope, body, keys, queues)
             self.confirms.sequence += 1
             if targets.plain and traits.expiration is None:
                 group = grouping.group(targets, traits.persistent, True)
@@ -219,8 +232,10 @@ class Publisher:
 
     def _route(
         self, method: spec.BasicPublish, envelope: Envelope, traits: Traits
-    ) -> tuple[Targets, Envelope]:
-        """The targets of a message, and the envelope to store (the headers may have to change).
+    ) -> tuple[Targets, Envelope, list[str]]:
+        """The targets of a message, the envelope to store, and all of its routing keys.
+
+        The headers may have to change, so the envelope may be another one.
 
         The checks are in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
         """
@@ -235,13 +250,13 @@ class Publisher:
             envelope, more_keys = self._examine(envelope, traits)
             keys += more_keys
         if len(keys) == 1 and targets is not None:
-            return targets, envelope
+            return targets, envelope, keys
         if not name and key.startswith(REPLY_PREFIX):
-            return Targets((), self._post.replies.find(key)), envelope
+            return Targets((), self._post.replies.find(key)), envelope, keys
         targets, cacheable = self._exchanges.route(name, keys, envelope)
         if cacheable and len(keys) == 1:
             self._routes.remember(name, key, targets)
-        return targets, envelope
+        return targets, envelope, keys
 
     def _examine(self, envelope: Envelope, traits: Traits) -> tuple[Envelope, list[str]]:
         """Obey the properties that mean something to the broker.
@@ -342,6 +357,8 @@ class Publisher:
         if targets.replies_to is not None:
             targets.replies_to.deliver_replies(envelopes, bodies)
             return
+        for history in targets.histories:
+            history.add(envelopes, bodies)
         self._post.count_unrouted(len(bodies))
         sink, number = self._channel.sink, self._channel.number
         for method, envelope, body in zip(methods, envelopes, bodies, strict=True):

@@ -60,6 +60,6 @@ class Transaction:
             queues = group.targets.queues
             if any(queue.deleted for queue in queues):
                 queues = tuple(queue for queue in queues if not queue.deleted)
-                group.targets = Targets(queues)
-            if queues:
+                group.targets = Targets(queues, histories=group.targets.histories)
+            if queues or group.targets.histories:
                 yield group

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.properties import CC, Traits, examine, headers_of, raw_headers, with_headers
 from qlog.server.amqp.values import Int64, Table, Timestamp, encode_value, join_arrays
+from qlog.server.broker.features.carbon_copies import copies_of
 
 REJECTED = "rejected"
 
@@ -74,7 +75,7 @@ def copy_of(envelope: Envelope, death: Death) -> Copy:
     record, raw = envelope.record, envelope.properties
     traits, _ = examine(raw)
     if record is NO_RECORD:
-        keys = _copies(raw) if traits.needs & CC else []
+        keys = copies_of(raw) if traits.needs & CC else []
     else:
         keys = record.keys
     shown = [envelope.routing_key, *keys]
@@ -168,9 +169,3 @@ def _raw_story(which: str, exchange: str, queue: str, reason: str) -> dict[bytes
         f"{prefix}queue".encode(): encode_value(queue),
         f"{prefix}reason".encode(): encode_value(reason),
     }
-
-
-def _copies(raw: bytes) -> list[str]:
-    """The further keys of a message that its publisher's CC header has."""
-    copies = headers_of(raw, ("CC",)).get("CC")
-    return [key for key in copies if isinstance(key, str)] if isinstance(copies, list) else []

@@ -30,24 +30,44 @@ class ReplyChannel(Protocol):
         """Send the replies to its client."""
 
 
+class Keeper(Protocol):
+    """Keeps what passes an exchange (features/recent_history.py)."""
+
+    def add(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
+        """Messages have passed."""
+
+
 class Targets:
     """One set of queues; or `replies_to`, the channel of a direct reply, which needs no queue.
 
     `plain`: a message has to be appended to the lanes, and nothing else. A set without queues is
     not plain, nor is one with a queue whose settings ask for more (`Effective.plain`). `special`
     are these queues; `durable`, `transient` and `all` are the lanes of the others, which share an
-    append. For every run only `plain` is looked at.
+    append. For every run only `plain` is looked at. `histories` keep the messages, too.
     """
 
-    __slots__ = ("all", "durable", "plain", "queues", "replies_to", "special", "transient")
+    __slots__ = (
+        "all",
+        "durable",
+        "histories",
+        "plain",
+        "queues",
+        "replies_to",
+        "special",
+        "transient",
+    )
 
     def __init__(
-        self, queues: tuple[QueueType, ...], replies_to: ReplyChannel | None = None
+        self,
+        queues: tuple[QueueType, ...],
+        replies_to: ReplyChannel | None = None,
+        histories: tuple[Keeper, ...] = (),
     ) -> None:
         self.queues = queues
         self.replies_to = replies_to
         self.special = [queue for queue in queues if not queue.effective.plain]
-        self.plain = bool(queues) and not self.special
+        self.histories = histories
+        self.plain = bool(queues) and not self.special and not histories
         plain = [queue for queue in queues if queue.effective.plain]
         self.durable: list[Lane[Envelope]] = [
             queue.lane for queue in plain if queue.declared.durable
@@ -69,7 +89,7 @@ class Routes:
     def __init__(self, budget: Budget = BUDGET) -> None:
         self.known: dict[tuple[str, str], Targets] = {}
         self._budget = budget
-        self._sets: dict[tuple[str, ...], Targets] = {}
+        self._sets: dict[tuple[tuple[str, ...], tuple[Keeper, ...]], Targets] = {}
         self._version = -1
 
     def check(self, version: int) -> None:
@@ -84,12 +104,19 @@ class Routes:
         self._budget.charge(self, _WAY_BYTES + len(exchange) + len(key))
         self.known[exchange, key] = targets
 
-    def targets(self, names: tuple[str, ...], queues: Mapping[str, QueueType]) -> Targets:
-        """The set of the queues with these names."""
-        targets = self._sets.get(names)
+    def targets(
+        self,
+        names: tuple[str, ...],
+        queues: Mapping[str, QueueType],
+        histories: tuple[Keeper, ...] = (),
+    ) -> Targets:
+        """The set of the queues with these names, and of histories."""
+        key = names, histories
+        targets = self._sets.get(key)
         if targets is None:
             self._budget.charge(self, _WAY_BYTES + _QUEUE_BYTES * len(names))
-            targets = self._sets[names] = Targets(tuple(queues[name] for name in names))
+            found = tuple(queues[name] for name in names)
+            targets = self._sets[key] = Targets(found, histories=histories)
         return targets
 
     def forget(self) -> None:
