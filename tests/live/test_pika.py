@@ -64,7 +64,6 @@ def test_unroutable_message_raises(channel: BlockingChannel) -> None:
     assert caught.value.messages[0].method.reply_code == 312
 
 
-@pytest.mark.unfinished
 def test_rejected_message_raises(channel: BlockingChannel) -> None:
     channel.confirm_delivery()
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}

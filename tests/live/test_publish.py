@@ -272,7 +272,6 @@ def test_publish_to_a_queue_that_goes_away_is_confirmed(connect: Connect) -> Non
     assert {kind for _, _, kind in talk.confirmed(200)} == {"ack"}
 
 
-@pytest.mark.unfinished
 def test_full_queue_that_rejects_nacks(talk: Talk) -> None:
     talk.confirm()
     queue = talk.queue(arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
