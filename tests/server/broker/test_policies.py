@@ -376,3 +376,53 @@ def test_routes_are_forgotten_when_settings_change(bench: Bench, peer: Peer) -> 
     version = vhost.routes_version
     set_policy(bench, "p", "^q", {"max-length": 5}, priority=4)
     assert vhost.routes_version == version  # the same settings
+
+
+# --- features by policy
+
+
+def test_a_limit_by_policy_meets_a_backlog_and_what_comes(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    for number in range(9):
+        peer.publish(1, "q", b"%d" % number)
+    set_policy(bench, "p", "^q$", {"max-length": 4})
+    bench.end_tick()
+    assert queue(bench, "q").ready == 4
+    peer.publish(1, "q", b"new")  # over a route that was known before
+    assert queue(bench, "q").ready == 4
+    delete_policy(bench, "p")
+    peer.publish(1, "q", b"more")
+    assert queue(bench, "q").ready == 5
+    peer.send(1, make(spec.BasicConsume, queue="q", consumer_tag="c", no_ack=True))
+    bodies = [said.body for said in peer.take() if isinstance(said.method, spec.BasicDeliver)]
+    assert bodies == [b"6", b"7", b"8", b"new", b"more"]
+
+
+def test_publishers_get_nacks_by_policy(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    peer.send(1, make(spec.ConfirmSelect))
+    peer.publish(1, "q", b"a")
+    bench.disk()
+    peer.take()
+    set_policy(bench, "p", "", {"max-length": 1, "overflow": "reject-publish"})
+    peer.publish(1, "q", b"b")
+    bench.disk()
+    assert peer.hear() == [spec.BasicNack(2, False, False)]
+    delete_policy(bench, "p")
+    peer.publish(1, "q", b"c")
+    bench.disk()
+    assert peer.hear() == [spec.BasicAck(3, False)]
+
+
+def test_dead_letters_go_where_a_policy_says(bench: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    peer.declare("dead")
+    definition = {"dead-letter-exchange": "", "dead-letter-routing-key": "dead"}
+    set_policy(bench, "p", "^q$", definition)
+    peer.publish(1, "q", b"a")
+    peer.send(1, make(spec.BasicGet, queue="q"))
+    (got,) = peer.hear()
+    assert isinstance(got, spec.BasicGetOk)
+    peer.send(1, make(spec.BasicReject, delivery_tag=got.delivery_tag))
+    bench.disk()
+    assert (queue(bench, "q").ready, queue(bench, "dead").ready) == (0, 1)
