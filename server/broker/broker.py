@@ -98,10 +98,10 @@ class Broker:
             self.vhosts[vhost_name].add_exchange(exchange)
         for vhost in self.vhosts.values():
             vhost.apply_to_exchanges()
-        lane_ids = []
+        lane_ids: list[int] = []
         for definition in self.definitions.queues():
             vhost = self.vhosts[definition.vhost]
-            lane_ids.append(definition.lane_id)
+            lane_ids += definition.lane_ids.values()
             declared = Declaration(
                 vhost.name,
                 definition.name,
@@ -110,7 +110,7 @@ class Broker:
                 False,
                 QueueArguments(definition.arguments),
             )
-            vhost.add_queue(declared, definition.lane_id, None)
+            vhost.add_queue(declared, definition.lane_ids, None)
         # Those that have a place come first: no other binding may take it.
         bindings = sorted(self.definitions.bindings(), key=lambda item: item[1].place is None)
         for vhost_name, binding in bindings:

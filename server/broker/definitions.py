@@ -21,19 +21,41 @@ from qlog.server.amqp.values import Table, decode_table, encode_table
 from qlog.server.broker.access.users import User
 from qlog.server.broker.features.policy import KINDS, Policy, PolicyKind
 from qlog.server.broker.features.vhost_settings import VHostSettings
+from qlog.server.broker.queues.levels import LaneIds
 from qlog.server.broker.queues.type import Declaration
 from qlog.storage.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)
 class QueueDefinition:
-    """A durable queue as the catalog keeps it."""
+    """A durable queue as the catalog keeps it.
+
+    `lane_ids` are its lanes by level: level 0, and the other levels of a priority queue that were
+    used.
+    """
 
     vhost: str
     name: str
-    lane_id: int
+    lane_ids: LaneIds
     auto_delete: bool
     arguments: Table
+
+    @property
+    def lane_id(self) -> int:
+        """The lane of level 0."""
+        return self.lane_ids[0]
+
+
+def lane_ids_of(value: bytes) -> LaneIds:
+    """The lanes by level in the value of a queue.
+
+    Raises KeyError, TypeError and ValueError for a value that does not decode.
+    """
+    return _lane_ids(msgpack.unpackb(value))
+
+
+def _lane_ids(value: dict[str, Any]) -> LaneIds:
+    return {0: value["lane"], **dict(value.get("levels", ()))}
 
 
 def _name(*parts: str) -> str:
@@ -206,16 +228,16 @@ class Definitions:
 
     # -- queues ------------------------------------------------------------------------------
 
-    def save_queue(self, declared: Declaration, lane_id: int) -> None:
-        self._put(
-            "queue",
-            _name(declared.vhost, declared.name),
-            {
-                "lane": lane_id,
-                "auto_delete": declared.auto_delete,
-                "arguments": _packed(declared.arguments.table),
-            },
-        )
+    def save_queue(self, declared: Declaration, lane_ids: LaneIds) -> None:
+        value = {
+            "lane": lane_ids[0],
+            "auto_delete": declared.auto_delete,
+            "arguments": _packed(declared.arguments.table),
+        }
+        levels = [level_and_id for level_and_id in lane_ids.items() if level_and_id[0]]
+        if levels:
+            value["levels"] = levels
+        self._put("queue", _name(declared.vhost, declared.name), value)
 
     def delete_queue(self, declared: Declaration) -> None:
         self._catalog.delete("queue", _name(declared.vhost, declared.name))
@@ -223,7 +245,7 @@ class Definitions:
     def queues(self) -> Iterator[QueueDefinition]:
         for (vhost, name), value in self._items("queue"):
             yield QueueDefinition(
-                vhost, name, value["lane"], value["auto_delete"], _table(value["arguments"])
+                vhost, name, _lane_ids(value), value["auto_delete"], _table(value["arguments"])
             )
 
     # -- bindings ----------------------------------------------------------------------------

@@ -38,9 +38,11 @@ from qlog.server.broker.queues.arguments import (
 )
 from qlog.server.broker.queues.effective import Applied, Effective
 from qlog.server.broker.queues.factory import make_queue
+from qlog.server.broker.queues.levels import LaneIds
 from qlog.server.broker.queues.targets import Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.server.broker.services import Services
+from qlog.storage.lanes.lane import Lane
 
 RESERVED_PREFIX = "amq."
 # So many bindings are taken away in one piece: some milliseconds, most of them for the catalog.
@@ -499,8 +501,8 @@ class VHost:
         self._lose_bindings(name)
         lane_id = self.store.new_lane_id()
         if durable:
-            self._definitions.save_queue(declared, lane_id)
-        queue = self.add_queue(declared, lane_id, owner if exclusive else None)
+            self._definitions.save_queue(declared, {0: lane_id})
+        queue = self.add_queue(declared, {0: lane_id}, owner if exclusive else None)
         if exclusive and owner is not None:
             owner.exclusive_queues[name] = queue
         return queue
@@ -514,12 +516,12 @@ class VHost:
                 f"({queues_max}) is reached"
             )
 
-    def add_queue(self, declared: Declaration, lane_id: int, owner: Owner | None) -> QueueType:
+    def add_queue(self, declared: Declaration, lane_ids: LaneIds, owner: Owner | None) -> QueueType:
         """Make a queue known, new or recovered."""
         queue = make_queue(
             self,
             declared,
-            self.store.lane(lane_id),
+            {level: self.store.lane(lane_id) for level, lane_id in lane_ids.items()},
             owner=owner,
             applied=self._applied_to_queue(declared),
             consumer_timeout_s=self._services.settings.consumer_timeout_s,
@@ -529,6 +531,16 @@ class VHost:
         if queue.effective.limited:
             self.wake(queue)  # a broker that was stopped may have left more than the limit
         return queue
+
+    def new_level(self, declared: Declaration, lane_ids: LaneIds, level: int) -> Lane[Envelope]:
+        """A lane for one more level of a queue, which has these already.
+
+        The store makes no message in the lane durable before the definition that names the lane.
+        """
+        lane_id = self.store.new_lane_id()
+        if declared.durable:
+            self._definitions.save_queue(declared, {**lane_ids, level: lane_id})
+        return self.store.lane(lane_id)
 
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left: it is deleted, unless one comes soon.

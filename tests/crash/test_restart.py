@@ -287,3 +287,29 @@ def test_port_is_free_again_at_once(broker: BrokerProcess) -> None:
     broker.start()
     assert broker.port == port
     assert isinstance(client.next(0), Connection.Close)
+
+
+def test_every_message_comes_back_at_its_priority(broker: BrokerProcess, restart: Restart) -> None:
+    talk = talk_to(broker)
+    queue = talk.queue(durable=True, arguments={"x-max-priority": 9})
+    talk.confirm()
+    for number in range(300):
+        talk.publish("", queue, b"%d" % number, delivery_mode=2, priority=number % 12)
+    talk.confirmed(300)
+    first = [talk.get(queue) for _ in range(3)]
+    assert [message.body for message in first if message is not None] == [b"9", b"10", b"11"]
+    assert first[1] is not None
+    talk.send(Basic.Ack(first[1].method.delivery_tag))
+    other = talk.client.channel(2)
+    talk.ready(queue)  # the ack was obeyed
+    other.call(Tx.Select())
+    other.call(Tx.Commit())  # and is in the ledger now
+    restart()
+    talk = talk_to(broker)
+    numbers = sorted(range(300), key=lambda number: -min(number % 12, 9))
+    numbers.remove(10)
+    assert talk.ready(queue) == len(numbers)
+    found = [talk.get(queue) for _ in numbers]
+    assert [(one.body, one.method.redelivered) for one in found if one is not None] == [
+        (b"%d" % number, number in (9, 11)) for number in numbers
+    ]

@@ -335,6 +335,33 @@ def test_with_a_damaged_ledger_a_broker_has_all_definitions_of_the_catalog(
         assert store.new_lane_id() > 1000  # none is given twice
 
 
+def test_messages_of_a_priority_queue_stay_at_their_levels(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    broker = BrokerProcess(directory).start()
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.queue_declare("tasks", durable=True, arguments={"x-max-priority": 5})
+    channel.confirm_delivery()
+    for number in range(20):
+        properties = pika.BasicProperties(delivery_mode=2, priority=number % 5)
+        channel.basic_publish("", "tasks", b"%d" % number, properties)
+    connection.close()
+    assert broker.terminate()[0] == 0
+    assert {one["queue"] for one in inspect(directory, "queues")["queues"]} == {"tasks"}
+    assert len(inspect(directory, "messages", "--queue", "tasks")["messages"]) == 20
+    inspect(directory, "verify")
+    max((directory / "ledger").glob("*.qack")).unlink()
+    assert repair(directory)["losses"] == []
+    broker.start()
+    try:
+        channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+        bodies = [channel.basic_get("tasks", auto_ack=True)[2] for _ in range(20)]
+        wanted = sorted(range(20), key=lambda number: -(number % 5))
+        assert bodies == [b"%d" % number for number in wanted]
+    finally:
+        assert broker.terminate()[0] == 0
+
+
 def test_what_the_ledger_still_says_goes_over_what_the_catalog_has(tmp_path: Path) -> None:
     running, directory = tmp_path / "running", tmp_path / "data"
     with opened(running) as store:

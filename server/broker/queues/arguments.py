@@ -151,15 +151,19 @@ COMPARED = ("x-queue-type", *CHECKS, "x-delivery-limit")
 class QueueArguments:
     """The validated arguments of one queue.
 
-    `type` is classic or quorum; `single_active`: one consumer at a time gets messages. Raises (from
-    `check`): 406 `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
+    `type` is classic or quorum; `level_max`: the highest priority of messages, 0 if there are no
+    priorities; `single_active`: one consumer at a time gets messages. Raises (from `check`): 406
+    `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
     """
 
-    __slots__ = ("single_active", "table", "type")
+    __slots__ = ("level_max", "single_active", "table", "type")
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.type = str(table.get("x-queue-type", "classic"))
+        priority = table.get("x-max-priority")
+        # RabbitMQ 4.0.5 takes a maximum of 0 for one of 1.
+        self.level_max = max(priority, 1) if isinstance(priority, int) else 0
         self.single_active = table.get("x-single-active-consumer") is True
 
     @classmethod

@@ -6,7 +6,8 @@ what is ready (backlog.py), and the dispatch knows whose turn it is (dispatch.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.levels import LaneIds, Levels
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.queues.single_active import SingleActive
@@ -63,6 +65,9 @@ class Host(Protocol):
     def store(self) -> Store[Envelope]:
         """Where messages are appended."""
 
+    def new_level(self, declared: Declaration, lane_ids: LaneIds, level: int) -> Lane[Envelope]:
+        """A lane for one more level of a queue, which has these already."""
+
     @property
     def dead_letters(self) -> Undertaker:
         """Where messages go that leave the queue without having been consumed."""
@@ -90,7 +95,8 @@ class Host(Protocol):
 class ClassicQueue:
     """See the head of this file, and `QueueType`.
 
-    Arguments: `lane` holds its messages; `owner` is the connection of an exclusive queue.
+    Arguments: `lanes` hold its messages, by priority (levels.py); `owner` is the connection of an
+    exclusive queue.
     """
 
     def __init__(
@@ -98,7 +104,7 @@ class ClassicQueue:
         host: Host,
         declared: Declaration,
         effective: Effective,
-        lane: Lane[Envelope],
+        lanes: Mapping[int, Lane[Envelope]],
         owner: Owner | None,
     ) -> None:
         self.declared = declared
@@ -106,7 +112,10 @@ class ClassicQueue:
         self.name = declared.name
         self.owner = owner
         self.deleted = False
-        self.backlogs = [Backlog(lane)]  # in the order in which they are delivered from
+        self._levels = Levels(
+            lanes, declared.arguments.level_max, partial(host.new_level, declared)
+        )
+        self.backlogs = self._levels.backlogs  # in the order in which they are delivered from
         self._host = host
         self._store = host.store
         self._wake = host.wake
@@ -126,8 +135,8 @@ class ClassicQueue:
 
     @property
     def lane(self) -> Lane[Envelope]:
-        """Where messages for it are appended."""
-        return self.backlogs[0].lane
+        """Where messages for it are appended if it is plain."""
+        return self.backlogs[-1].lane
 
     @property
     def lanes(self) -> Collection[Lane[Envelope]]:
@@ -247,9 +256,11 @@ class ClassicQueue:
     def append(self, mail: Mail) -> int:
         """Take messages, whatever the limits are; the LSN that makes them durable, or 0."""
         persistent = mail.persistent and self.declared.durable
-        lsn = self._store.append(
-            [self.lane], mail.envelopes, mail.bodies, persistent=persistent, now_ms=mail.now_ms
-        )
+        lsn = 0
+        for lane, (_, _, envelopes, bodies, now_ms) in self._levels.sorted(mail):
+            lsn = self._store.append(
+                [lane], envelopes, bodies, persistent=persistent, now_ms=now_ms
+            )
         return lsn if persistent else 0
 
     def get(self) -> Taken | None:

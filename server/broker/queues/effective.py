@@ -145,7 +145,7 @@ class Effective:
         self.timeout_requeues = found("consumer-timeout-action") == "requeue"
         # Without reject-publish RabbitMQ falls back to at-most-once, too.
         self.keeps_dead = self.dead_letter_strategy == "at-least-once" and self.overflow == REJECT
-        self.plain = not self.limited
+        self.plain = not (self.limited or declared.level_max)
 
     @property
     def limited(self) -> bool:

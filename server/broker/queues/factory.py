@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.queues.classic import ClassicQueue, Host
 from qlog.server.broker.queues.effective import Applied, Effective
@@ -12,7 +14,7 @@ from qlog.storage.lanes.lane import Lane
 def make_queue(
     host: Host,
     declared: Declaration,
-    lane: Lane[Envelope],
+    lanes: Mapping[int, Lane[Envelope]],
     *,
     owner: Owner | None,
     applied: Applied,
@@ -20,8 +22,9 @@ def make_queue(
 ) -> QueueType:
     """A queue of the type that its declaration says.
 
-    Arguments: `lane` has its messages; `owner` is the connection of an exclusive queue; `applied`
-    is what policies say of the queue; `consumer_timeout_s` the broker's own consumer timeout.
+    Arguments: `lanes` have its messages, by their priority; `owner` is the connection of an exclusive
+    queue; `applied` is what policies say of the queue; `consumer_timeout_s` the broker's own consumer
+    timeout.
     """
     effective = Effective(declared.arguments, applied, consumer_timeout_s=consumer_timeout_s)
-    return ClassicQueue(host, declared, effective, lane, owner)
+    return ClassicQueue(host, declared, effective, lanes, owner)

@@ -40,6 +40,18 @@ class Mail(NamedTuple):
             self.now_ms,
         )
 
+    def chosen(self, indices: Sequence[int]) -> Mail:
+        """The messages with these indices, which ascend."""
+        if len(indices) == len(self.bodies):
+            return self
+        return Mail(
+            self.persistent,
+            [self.traits[index] for index in indices],
+            [self.envelopes[index] for index in indices],
+            [self.bodies[index] for index in indices],
+            self.now_ms,
+        )
+
 
 class Receipt(NamedTuple):
     """What became of mail: an LSN, and who was turned away.

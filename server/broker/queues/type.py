@@ -93,7 +93,7 @@ class QueueType(Protocol):
 
     @property
     def lane(self) -> Lane[Envelope]:
-        """Where messages for it are appended."""
+        """Where messages for it are appended if it is plain."""
 
     @property
     def lanes(self) -> Collection[Lane[Envelope]]:

@@ -110,14 +110,14 @@ def _definition_damage(directory: Directory) -> list[Damage]:
     owners: dict[int, str] = {}
     for queue in directory.defined.queues:
         name = f"queue '{queue.name}' in vhost '{queue.vhost}'"
-        lane_id = queue.lane_id
-        if lane_id in owners:
-            texts.append(f"{name}: it has lane {lane_id}, as {owners[lane_id]} has")
-        elif identity is not None and lane_id >= identity.lane_ids_reserved:
-            texts.append(f"{name}: it has lane {lane_id}, which was never given")
-        elif lane_id in directory.ledger.deleted and not directory.in_use:
-            texts.append(f"{name}: it has lane {lane_id}, which the ledger says was deleted")
-        owners[lane_id] = name
+        for lane_id in queue.lane_ids.values():
+            if lane_id in owners:
+                texts.append(f"{name}: it has lane {lane_id}, as {owners[lane_id]} has")
+            elif identity is not None and lane_id >= identity.lane_ids_reserved:
+                texts.append(f"{name}: it has lane {lane_id}, which was never given")
+            elif lane_id in directory.ledger.deleted and not directory.in_use:
+                texts.append(f"{name}: it has lane {lane_id}, which the ledger says was deleted")
+            owners[lane_id] = name
     found = [Damage(directory.ledger_file_name, what) for what in texts]
     for entry in directory.catalog_differs():
         what = f"it does not have the {entry_text(*entry)} as the ledger has it"

@@ -47,7 +47,7 @@ class Defined:
     @property
     def owners(self) -> dict[int, QueueDefinition]:
         """By lane the queue that it belongs to."""
-        return {queue.lane_id: queue for queue in self.queues}
+        return {lane_id: queue for queue in self.queues for lane_id in queue.lane_ids.values()}
 
 
 def decode(entries: Mapping[Definition, bytes]) -> Defined:

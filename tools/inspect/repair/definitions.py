@@ -13,7 +13,7 @@ import msgpack
 
 from qlog.server.amqp.values import encode_table
 from qlog.server.broker.access.users import User, hash_password
-from qlog.server.broker.definitions import Definitions
+from qlog.server.broker.definitions import Definitions, lane_ids_of
 from qlog.server.broker.features.policy import KINDS
 from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
@@ -37,9 +37,10 @@ class Mend:
     def lanes(self) -> dict[int, Definition]:
         """Who owns which lane."""
         return {
-            msgpack.unpackb(value)["lane"]: key
+            lane_id: key
             for key, value in self.entries.items()
             if key[0] == "queue"
+            for lane_id in lane_ids_of(value).values()
         }
 
     def adopt(self, lane_ids: Iterable[int]) -> None:
@@ -64,9 +65,10 @@ def collect(directory: Directory) -> Mend:
         _name_sources(mend, directory)
     for key, why in directory.defined.undecodable.items():
         mend.leave_out(key, f"it does not decode ({why})")
-    for lane_id, key in mend.lanes.items():
-        if lane_id in directory.ledger.deleted:
-            mend.leave_out(key, "the ledger says that it was deleted")
+    deleted = directory.ledger.deleted
+    gone = {key: None for lane_id, key in mend.lanes.items() if lane_id in deleted}
+    for key in gone:
+        mend.leave_out(key, "the ledger says that it was deleted")
     _close_gaps(mend, lost=lost)
     if lost and not any(kind == "user" for kind, _ in mend.entries):
         _define_guest(mend)

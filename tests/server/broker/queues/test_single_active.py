@@ -169,6 +169,25 @@ def test_no_ack_consumer_is_taken_over_at_once(bench: Bench, peer: Peer) -> None
     assert (bodies(low), bodies(high)) == ([], [b"1"])
 
 
+def test_all_that_were_taken_over_from_come_back_in_turn() -> None:
+    choice = SingleActive(preemptive=True)
+    stubs = {name: Stub(priority) for name, priority in {"a": 0, "b": 0, "c": 1, "d": 2}.items()}
+
+    def active() -> str:
+        turn = choice.next(1)
+        assert turn is not None
+        return next(name for name, stub in stubs.items() if stub is cast(Any, turn[0]))
+
+    order = []
+    for stub in stubs.values():
+        choice.add(cast(Any, stub))
+        order.append(active())
+    for name in ("d", "c", "a"):
+        choice.remove(cast(Any, stubs[name]))
+        order.append(active())
+    assert "".join(order) == "aacd" + "cab"
+
+
 def test_auto_delete_goes_with_the_last_one(bench: Bench, peer: Peer) -> None:
     peer.declare("q", auto_delete=True, arguments={"x-single-active-consumer": True})
     for number, tag in enumerate("ab", start=1):

@@ -1,0 +1,70 @@
+"""Message priorities (`x-max-priority`): one backlog for each level that was used.
+
+A priority queue is classic (rabbit_priority_queue): its levels are 0 to its maximum, which is 1 at
+least. A message goes to the level of its priority: 0 if it has none, the maximum if its priority is
+higher. Promises that messages of a level keep their order, and that a level's lane is made with its
+first message and named by the queue's definition before. Without priorities there is level 0 only.
+Knows no takers: the queue delivers from the first backlog that has something ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
+
+from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.properties import Traits
+from qlog.server.broker.queues.backlog import Backlog
+from qlog.server.broker.queues.mail import Mail
+from qlog.storage.lanes.lane import Lane
+
+# The ids of a queue's lanes, by level. Level 0 is always there.
+LaneIds: TypeAlias = Mapping[int, int]
+
+
+class Levels:
+    """See the head of this file. `backlogs` has those of the highest level first.
+
+    Arguments: `lanes` are those that the queue has, by level; `level_max` is 0 without priorities;
+    `new_lane` makes a lane for a level, and gets the ids of the others.
+    """
+
+    __slots__ = ("_by_level", "_level_max", "_new_lane", "backlogs")
+
+    def __init__(
+        self,
+        lanes: Mapping[int, Lane[Envelope]],
+        level_max: int,
+        new_lane: Callable[[LaneIds, int], Lane[Envelope]],
+    ) -> None:
+        self._by_level = {level: Backlog(lane) for level, lane in lanes.items()}
+        self._level_max = level_max
+        self._new_lane = new_lane
+        self.backlogs: list[Backlog] = []
+        self._sort()
+
+    def _sort(self) -> None:
+        by_level = self._by_level
+        self.backlogs[:] = [by_level[level] for level in sorted(by_level, reverse=True)]
+
+    def sorted(self, mail: Mail) -> Iterator[tuple[Lane[Envelope], Mail]]:
+        """The lanes that messages go to, each with its messages, in their order."""
+        if not self._level_max:
+            yield self._lane(0), mail
+            return
+        indices: dict[int, list[int]] = {}
+        for index, traits in enumerate(mail.traits):
+            indices.setdefault(self._level_of(traits), []).append(index)
+        for level, chosen in indices.items():
+            yield self._lane(level), mail.chosen(chosen)
+
+    def _level_of(self, traits: Traits) -> int:
+        return min(traits.priority or 0, self._level_max)
+
+    def _lane(self, level: int) -> Lane[Envelope]:
+        backlog = self._by_level.get(level)
+        if backlog is None:
+            lane_ids = {other: one.lane.id for other, one in self._by_level.items()}
+            backlog = self._by_level[level] = Backlog(self._new_lane(lane_ids, level))
+            self._sort()
+        return backlog.lane
