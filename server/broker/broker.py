@@ -118,6 +118,7 @@ class Broker:
         for vhost in self.vhosts.values():
             vhost.finish_deletions()
         self.store.retain(lane_ids)
+        self.services.dues.look()
         if document is not None:
             loading = Import(self.operations, self.users, self.definitions)
             loading.load(document)

@@ -152,7 +152,9 @@ class Operations:
 
     def assert_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[QueueType]:
         """queue.declare with `passive`. Raises 404 and 405."""
-        return self._durable(Outcome.of(self.queue(vhost, owner, name)))
+        queue = self.queue(vhost, owner, name)
+        vhost.expiry.used(queue)
+        return self._durable(Outcome.of(queue))
 
     def declare_queue(
         self,

@@ -9,6 +9,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.channels.reply_to import Replies
 from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.delivery import Delivery
+from qlog.server.broker.due import DueMessages
 from qlog.server.broker.durability import Durability
 from qlog.server.broker.jobs import Jobs
 from qlog.server.broker.post import PostOffice
@@ -43,6 +44,7 @@ class Services:
         self.timers = Timers()
         self.stats = Stats()
         self.jobs = Jobs()
+        self.dues = DueMessages(store, self.timers, self.jobs, now_s, now_ms)
         self.durability = Durability(store)
         self.delivery = Delivery(
             self.durability, self.jobs, ColdReads(store), PumpTime(time.perf_counter)

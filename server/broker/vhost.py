@@ -24,6 +24,7 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table
 from qlog.server.broker.features.dead_letter import DeadLetters
+from qlog.server.broker.features.expiry import Expiry
 from qlog.server.broker.features.firehose import Firehose
 from qlog.server.broker.features.overflow import Overflow
 from qlog.server.broker.features.policy import KINDS, Policies, Policy, PolicyKind
@@ -75,6 +76,8 @@ class VHost:
         self.overflow = Overflow(self.dead_letters, services.jobs)
         self._histories: dict[str, History] = {}
         self.firehose: Firehose | None = None
+        self.expiry = Expiry(self.dead_letters, services, self.delete_queue)
+        self.dues = services.dues
 
     # -- names -------------------------------------------------------------------------------
 
@@ -487,6 +490,7 @@ class VHost:
             assert_equivalent_argument("durable", resource, durable, declared.durable)
             assert_equivalent_argument("auto_delete", resource, auto_delete, declared.auto_delete)
             declared.arguments.assert_equivalent(arguments, resource)
+            self.expiry.used(queue)
             return queue
         checked = QueueArguments.check(
             arguments,
@@ -528,8 +532,9 @@ class VHost:
         )
         self.queues[queue.name] = queue
         self.routing.add_queue(queue.name)
-        if queue.effective.limited:
-            self.wake(queue)  # a broker that was stopped may have left more than the limit
+        if queue.effective.limited or queue.effective.message_ttl_ms is not None:
+            self.wake(queue)  # a broker that was stopped may have left too much, or for too long
+        self.expiry.used(queue)
         return queue
 
     def new_level(self, declared: Declaration, lane_ids: LaneIds, level: int) -> Lane[Envelope]:

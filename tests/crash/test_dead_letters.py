@@ -38,12 +38,16 @@ def drain(channel: BlockingChannel, queue: str) -> list[bytes]:
     return bodies
 
 
-def fill(channel: BlockingChannel, queue: str, prefix: bytes) -> set[bytes]:
+def fill(
+    channel: BlockingChannel, queue: str, prefix: bytes, expiration: str | None = None
+) -> set[bytes]:
     """Confirmed messages, each with other properties."""
     bodies = {prefix + b"%d" % number for number in range(MESSAGES)}
     channel.confirm_delivery()
     for body in sorted(bodies):
-        properties = pika.BasicProperties(delivery_mode=2, message_id=body.decode())
+        properties = pika.BasicProperties(
+            delivery_mode=2, message_id=body.decode(), expiration=expiration
+        )
         channel.basic_publish("", queue, body, properties)
     return bodies
 

@@ -56,6 +56,19 @@ class Taken:
         self.sizes = slice_.sizes
         self.redelivered = redelivered
 
+    def part(self, start: int, stop: int) -> Taken:
+        """Those from index `start` to before `stop`."""
+        dues_ms = self.dues_ms
+        slice_ = Slice(
+            self.first_qseq + start,
+            self.envelopes[start:stop],
+            self.bodies[start:stop],
+            self.times_ms[start:stop],
+            self.sizes[start:stop],
+            None if dues_ms is None else dues_ms[start:stop],
+        )
+        return Taken(self.backlog, slice_, self.redelivered)
+
 
 # Messages that are out since they were withdrawn: the first qseq, the number, the octets in all.
 Withdrawn = tuple[int, int, int]

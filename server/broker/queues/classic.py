@@ -6,8 +6,7 @@ what is ready (backlog.py), and the dispatch knows whose turn it is (dispatch.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
-from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.effective import SHORT_MS, Effective
 from qlog.server.broker.queues.levels import LaneIds, Levels
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
@@ -30,6 +29,9 @@ from qlog.storage.store import Store
 CANCELLED_AT_ONCE = 64
 # A sweep settles so many stretches of what was purged. Each takes some microseconds.
 SWEEP_STRETCHES = 64
+# A basic.get that meets so many messages that have expired and are about to leave finds nothing:
+# some milliseconds.
+EXPIRED_MAX = 256
 
 
 class Undertaker(Protocol):
@@ -58,6 +60,47 @@ class Limits(Protocol):
         """Drop what exceeds the limits."""
 
 
+class Times(Protocol):
+    """See features/expiry.py."""
+
+    def offer(self, queue: ClassicQueue, lane: Lane[Envelope]) -> None:
+        """Messages with a short time are about to come."""
+
+    def rest(self, queue: ClassicQueue) -> None:
+        """No consumer can take more."""
+
+    def came_back(self, queue: ClassicQueue) -> None:
+        """Messages that were out are ready again."""
+
+    def reconfigured(self, queue: ClassicQueue) -> None:
+        """The queue has other settings."""
+
+    def closed(self, queue: ClassicQueue) -> None:
+        """The queue is deleted."""
+
+    def living(self, queue: ClassicQueue, taken: Taken) -> Sequence[Taken]:
+        """Those that have not expired; the others leave."""
+
+    def due(self, queue: ClassicQueue, backlog: Backlog, qseq: int, count: int) -> None:
+        """The own time of these messages is over."""
+
+    def used(self, queue: ClassicQueue) -> None:
+        """Somebody used the queue, or begins not to use it."""
+
+
+class Dues(Protocol):
+    """See due.py."""
+
+    def hold(self, lane_id: int, holder: ClassicQueue) -> None:
+        """The queue holds the messages of the lane."""
+
+    def release(self, lane_id: int) -> None:
+        """The lane is deleted."""
+
+    def expect(self, due_ms: int) -> None:
+        """A message was appended that is due then."""
+
+
 class Host(Protocol):
     """What a queue needs of the vhost around it."""
 
@@ -75,6 +118,14 @@ class Host(Protocol):
     @property
     def overflow(self) -> Limits:
         """What happens at the queue's limits."""
+
+    @property
+    def expiry(self) -> Times:
+        """The times of messages, and of the queue."""
+
+    @property
+    def dues(self) -> Dues:
+        """Who tells when messages are due."""
 
     @property
     def wake(self) -> Callable[[QueueType], None]:
@@ -112,15 +163,17 @@ class ClassicQueue:
         self.name = declared.name
         self.owner = owner
         self.deleted = False
-        self._levels = Levels(
-            lanes, declared.arguments.level_max, partial(host.new_level, declared)
-        )
+        self._levels = Levels(lanes, declared.arguments.level_max, self._new_level)
         self.backlogs = self._levels.backlogs  # in the order in which they are delivered from
         self._host = host
         self._store = host.store
         self._wake = host.wake
         self._dead_letters = host.dead_letters
         self._overflow = host.overflow
+        self._expiry = host.expiry
+        self._short = False  # messages came whose time is short
+        for lane in lanes.values():
+            host.dues.hold(lane.id, self)
         self._cold_reads = host.cold_reads
         self._pump_time = host.pump_time
         self._quorum = declared.arguments.type == "quorum"
@@ -169,7 +222,13 @@ class ClassicQueue:
     def reconfigure(self, effective: Effective) -> None:
         """Policies have changed: go by these settings from now on."""
         self.effective = effective
+        self._expiry.reconfigured(self)
         self._wake(self)
+
+    def _new_level(self, lane_ids: LaneIds, level: int) -> Lane[Envelope]:
+        lane = self._host.new_level(self.declared, lane_ids, level)
+        self._host.dues.hold(lane.id, self)
+        return lane
 
     # -- takers ------------------------------------------------------------------------------
 
@@ -206,6 +265,8 @@ class ClassicQueue:
         self._dispatch.remove(taker)
         if self.deleted:
             return
+        if not self._dispatch:
+            self._expiry.used(self)
         if len(self._dispatch):
             self._wake(self)  # another one may be the active consumer now
         elif self.declared.auto_delete:
@@ -222,6 +283,7 @@ class ClassicQueue:
         Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
         """
         next_turn, cold_reads, time = self._dispatch.next, self._cold_reads, self._pump_time
+        ttl_ms = self.effective.message_ttl_ms
         for backlog in self.backlogs:
             while (ready := backlog.ready) > 0:
                 if time.up or (cold_reads.spent and backlog.cold):
@@ -229,11 +291,23 @@ class ClassicQueue:
                 turn = next_turn(ready)
                 if turn is None:
                     self._trim()
+                    self._rest()
                     return True
                 taker, count = turn
-                taker.deliver(backlog.take(count))
+                taken = backlog.take(count)
+                if ttl_ms is None and taken.dues_ms is None:
+                    taker.deliver(taken)
+                else:
+                    for part in self._expiry.living(self, taken):
+                        taker.deliver(part)
                 time.check()
+        self._rest()
         return True
+
+    def _rest(self) -> None:
+        if self._short or self.effective.message_ttl_ms is not None:
+            self._short = False
+            self._expiry.rest(self)
 
     def _trim(self) -> None:
         if self.effective.limited:
@@ -257,11 +331,41 @@ class ClassicQueue:
         """Take messages, whatever the limits are; the LSN that makes them durable, or 0."""
         persistent = mail.persistent and self.declared.durable
         lsn = 0
-        for lane, (_, _, envelopes, bodies, now_ms) in self._levels.sorted(mail):
-            lsn = self._store.append(
-                [lane], envelopes, bodies, persistent=persistent, now_ms=now_ms
-            )
+        for lane, sorted_mail in self._levels.sorted(mail):
+            for part, dues_ms in sorted_mail.by_time():
+                lsn = max(lsn, self._append_to(lane, part, dues_ms, persistent))
         return lsn if persistent else 0
+
+    def _append_to(
+        self, lane: Lane[Envelope], mail: Mail, dues_ms: Sequence[int] | None, persistent: bool
+    ) -> int:
+        """Append to one lane messages that all have a time of their own, or none of which has."""
+        ttl_ms, soonest_ms = self.effective.message_ttl_ms, None
+        if dues_ms is not None:
+            soonest_ms = min(dues_ms)
+            own_ms = soonest_ms - mail.now_ms
+            ttl_ms = own_ms if ttl_ms is None else min(ttl_ms, own_ms)
+        if ttl_ms is not None and ttl_ms < SHORT_MS:
+            self._short = True
+            self._expiry.offer(self, lane)
+        lsn = self._store.append(
+            [lane],
+            mail.envelopes,
+            mail.bodies,
+            persistent=persistent,
+            now_ms=mail.now_ms,
+            dues_ms=dues_ms,
+        )
+        if soonest_ms is not None:
+            self._host.dues.expect(soonest_ms)
+        return lsn
+
+    def due(self, lane_id: int, qseq: int, count: int) -> None:
+        """The own time of these messages is over, wherever they are. Raises CorruptLog."""
+        for backlog in self.backlogs:
+            if backlog.lane.id == lane_id:
+                self._expiry.due(self, backlog, qseq, count)
+                self._wake(self)  # what waits to be offered is
 
     def get(self) -> Taken | None:
         """Take one message for basic.get; consumers come first. None: nothing is ready.
@@ -274,8 +378,17 @@ class ClassicQueue:
                 f"cannot obtain access to locked {self}. basic.get operations are not supported by "
                 "quorum queues with single active consumer"
             )
+        self._expiry.used(self)
         self._pump_first()
-        return self._take(1) if self.ready else None
+        for _ in range(EXPIRED_MAX):
+            if not self.ready:
+                break
+            taken = self._take(1)
+            if taken.dues_ms is None and self.effective.message_ttl_ms is None:
+                return taken
+            if self._expiry.living(self, taken):
+                return taken
+        return None
 
     def _pump_first(self) -> None:
         """Consumers come first; those for whom this tick has no more time or reads go on later."""
@@ -295,6 +408,7 @@ class ClassicQueue:
     def _came_back(self) -> None:
         if not self.deleted:
             self._trim()
+            self._expiry.came_back(self)
             self._wake(self)
 
     def discard(
@@ -321,7 +435,9 @@ class ClassicQueue:
     def close(self) -> None:
         """It is deleted: it has no messages any more. `cancel_takers` is to follow."""
         self.deleted = True
+        self._expiry.closed(self)
         for backlog in self.backlogs:
+            self._host.dues.release(backlog.lane.id)
             backlog.close()
 
     def cancel_takers(self) -> bool:

@@ -22,6 +22,9 @@ from qlog.server.broker.queues.arguments import QueueArguments
 DROP_HEAD = "drop-head"
 REJECT = "reject-publish"
 REJECT_DEAD_LETTER = "reject-publish-dlx"
+# A tick may take some of a time that is so short, or all of it: messages with such a time are
+# offered to consumers before it counts.
+SHORT_MS = 1000
 # RabbitMQ's default for quorum queues since 4.0.
 QUORUM_DELIVERY_LIMIT = 20
 
@@ -145,7 +148,8 @@ class Effective:
         self.timeout_requeues = found("consumer-timeout-action") == "requeue"
         # Without reject-publish RabbitMQ falls back to at-most-once, too.
         self.keeps_dead = self.dead_letter_strategy == "at-least-once" and self.overflow == REJECT
-        self.plain = not (self.limited or declared.level_max)
+        short = self.message_ttl_ms is not None and self.message_ttl_ms < SHORT_MS
+        self.plain = not (self.limited or declared.level_max or short)
 
     @property
     def limited(self) -> bool:

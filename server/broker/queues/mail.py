@@ -8,7 +8,7 @@ all of their queues together (`Targets.plain`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from qlog.server.amqp.envelope import Envelope
@@ -52,6 +52,24 @@ class Mail(NamedTuple):
             self.now_ms,
         )
 
+    def by_time(self) -> Iterator[tuple[Mail, list[int] | None]]:
+        """Parts with the times at which their messages expire, None for those that have none.
+
+        Wall clock, ms. The queue's own time does not count here.
+        """
+        times = [traits.expiration for traits in self.traits]
+        start, count = 0, len(times)
+        while start < count:
+            stop = start + 1
+            while stop < count and (times[stop] is None) is (times[start] is None):
+                stop += 1
+            part = self.part(start, stop)
+            if times[start] is None:
+                yield part, None
+            else:
+                yield part, [self.now_ms + _checked(time_ms) for time_ms in times[start:stop]]
+            start = stop
+
 
 class Receipt(NamedTuple):
     """What became of mail: an LSN, and who was turned away.
@@ -65,3 +83,9 @@ class Receipt(NamedTuple):
     lsn: int
     rejected: Sequence[int] = ()
     eased: Outcome[None] | None = None
+
+
+def _checked(expiration: int | str | None) -> int:
+    """The expiration of a message that has one; publishers are refused what is no number."""
+    assert isinstance(expiration, int)
+    return expiration

@@ -2,7 +2,7 @@
 
 It promises: a `Peer` speaks octets through the protocol core, as a session does, and each of its
 methods is one tick; what the broker wrote is taken apart into `Said`. Nothing is durable before
-`Bench.disk`; time passes only when `now_s` is set.
+`Bench.disk`; time passes only when `now_s` is set, or by `Bench.pass_ms`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.services import wall_clock_ms
 from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.store import Store
 from tests.storage.support import SMALL, FaultyDisk, ManualWorker, abandon, ignore
 
+# More turns than any job of a test needs.
+TURNS_MAX = 10_000
 T = TypeVar("T")
 M = TypeVar("M", bound=Method)
 _BLANK: dict[str, object] = {"bit": False, "shortstr": "", "longstr": b"", "table": {}}
@@ -271,6 +274,7 @@ class Bench:
         self.settings = settings or BrokerSettings()
         self.now_s = 1000.0
         self.document = document  # definitions that a start loads
+        self.now_ms = wall_clock_ms()
         self.open()
 
     def open(self) -> None:
@@ -286,7 +290,11 @@ class Bench:
             new_worker=self._new_worker,
         )
         self.broker = Broker(
-            self.store, self.settings, now_s=lambda: self.now_s, document=self.document
+            self.store,
+            self.settings,
+            now_s=lambda: self.now_s,
+            now_ms=lambda: self.now_ms,
+            document=self.document,
         )
         self.broker.services.delivery.time.clock_s = lambda: 0.0  # however slow the machine is
         self.store.new_lane_id()  # ids are reserved by the thousand, which is a definition, too
@@ -301,6 +309,22 @@ class Bench:
         self.broker.work()
         self.broker.pump()
         self.store.commit()
+
+    def pass_ms(self, milliseconds: int, *, wall_ms: int | None = None) -> None:
+        """Time passes, by both clocks or differently by the wall clock; then comes a turn."""
+        self.now_s += milliseconds / 1000
+        self.now_ms += milliseconds if wall_ms is None else wall_ms
+        self.broker.timers.run(self.now_s)
+        self.settle()
+
+    def settle(self) -> None:
+        """Turns until no job is left."""
+        self.end_tick()
+        for _ in range(TURNS_MAX):
+            if not self.broker.services.jobs:
+                return
+            self.end_tick()
+        raise AssertionError("jobs do not end")
 
     def disk(self) -> None:
         """The disk does all it was given; the broker hears of it."""
