@@ -37,7 +37,7 @@ from qlog.server.broker.queues.arguments import (
     assert_equivalent_argument,
     assert_string,
 )
-from qlog.server.broker.queues.effective import Applied, Effective
+from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.factory import make_queue
 from qlog.server.broker.queues.levels import LaneIds
 from qlog.server.broker.queues.targets import Routes, Targets
@@ -71,6 +71,7 @@ class VHost:
         self.queues: dict[str, QueueType] = {}
         self.routes = Routes()
         self.policies = Policies()
+        self._shared: dict[tuple[str, str | None, str | None], Effective] = {}
         self._settings_version = 0  # how often the settings of a queue were replaced
         self.dead_letters = DeadLetters(self, services)
         self.overflow = Overflow(self.dead_letters, services.jobs)
@@ -441,21 +442,25 @@ class VHost:
         applied = self.policies.for_exchange(exchange.name)
         self.routing.set_alternate(exchange.name, applied.definition.get("alternate-exchange"))
 
-    def _applied_to_queue(self, declared: Declaration) -> Applied:
-        return self.policies.for_queue(declared.name, declared.arguments.type)
+    def _effective(self, declared: Declaration) -> Effective:
+        """What a queue goes by; queues without arguments of their own share it."""
+        arguments = declared.arguments
+        applied = self.policies.for_queue(declared.name, arguments.type)
+        key = arguments.type, applied.policy, applied.operator_policy
+        own = arguments.table.keys() - {"x-queue-type"}
+        effective = None if own else self._shared.get(key)
+        if effective is None or effective.applied != applied:
+            timeout_s = self._services.settings.consumer_timeout_s
+            effective = Effective(arguments, applied, consumer_timeout_s=timeout_s)
+            if not own:
+                self._shared[key] = effective
+        return effective
 
     def _apply_to_queue(self, queue: QueueType) -> None:
-        applied = self._applied_to_queue(queue.declared)
-        if applied == queue.effective.applied:
-            return
-        queue.reconfigure(
-            Effective(
-                queue.declared.arguments,
-                applied,
-                consumer_timeout_s=self._services.settings.consumer_timeout_s,
-            )
-        )
-        self._settings_version += 1
+        effective = self._effective(queue.declared)
+        if effective.applied != queue.effective.applied:
+            queue.reconfigure(effective)
+            self._settings_version += 1
 
     # -- queues ------------------------------------------------------------------------------
 
@@ -527,8 +532,7 @@ class VHost:
             declared,
             {level: self.store.lane(lane_id) for level, lane_id in lane_ids.items()},
             owner=owner,
-            applied=self._applied_to_queue(declared),
-            consumer_timeout_s=self._services.settings.consumer_timeout_s,
+            effective=self._effective(declared),
         )
         self.queues[queue.name] = queue
         self.routing.add_queue(queue.name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.queues.classic import ClassicQueue, Host
-from qlog.server.broker.queues.effective import Applied, Effective
+from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.storage.lanes.lane import Lane
 
@@ -17,14 +17,11 @@ def make_queue(
     lanes: Mapping[int, Lane[Envelope]],
     *,
     owner: Owner | None,
-    applied: Applied,
-    consumer_timeout_s: float,
+    effective: Effective,
 ) -> QueueType:
     """A queue of the type that its declaration says.
 
-    Arguments: `lanes` have its messages, by their priority; `owner` is the connection of an exclusive
-    queue; `applied` is what policies say of the queue; `consumer_timeout_s` the broker's own consumer
-    timeout.
+    Arguments: `lanes` have its messages, by their priority; `owner` is the connection of an
+    exclusive queue; `effective` is what it goes by, its arguments and policies together.
     """
-    effective = Effective(declared.arguments, applied, consumer_timeout_s=consumer_timeout_s)
     return ClassicQueue(host, declared, effective, lanes, owner)
