@@ -45,6 +45,10 @@ class QueueDefinition:
         """The lane of level 0."""
         return self.lane_ids[0]
 
+    def level_of(self, lane_id: int) -> int:
+        """The level, a priority, of one of its lanes."""
+        return next(level for level, one in self.lane_ids.items() if one == lane_id)
+
 
 def lane_ids_of(value: bytes) -> LaneIds:
     """The lanes by level in the value of a queue.

@@ -175,6 +175,35 @@ def test_one_consumer_of_higher_priority_gets_the_highest_messages(talk: Talk) -
     assert got == {"low": [b"1", b"3"], "high": [b"2", b"0"]}
 
 
+@pytest.mark.parametrize(
+    ("overflow", "left"),
+    [("drop-head", [b"4", b"1", b"3"]), ("reject-publish", [b"2", b"0", b"1"])],
+)
+def test_head_that_a_limit_drops_is_the_highest(
+    talk: Talk, overflow: str, left: list[bytes]
+) -> None:
+    arguments = {"x-max-priority": 9, "x-max-length": 3, "x-overflow": overflow}
+    queue = talk.queue(arguments=arguments)
+    talk.confirm()
+    for number, priority in enumerate((5, 1, 9, 0, 3, 7)):
+        talk.publish("", queue, b"%d" % number, priority=priority)
+    talk.confirmed(6)
+    assert talk.drain(queue) == left
+
+
+def test_dead_letters_keep_their_priority(talk: Talk) -> None:
+    target = priority_queue(talk, 9)
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": target}
+    source = talk.queue(arguments=arguments)
+    publish(talk, source, [1, 9, None, 5])
+    for _ in range(4):
+        message = talk.get(source)
+        assert message is not None
+        talk.send(Basic.Reject(message.method.delivery_tag, requeue=False))
+    until(lambda: talk.ready(target) == 4, "all are dead-lettered")
+    assert talk.drain(target) == [b"1", b"3", b"0", b"2"]
+
+
 def test_single_active_consumer_of_a_priority_queue(talk: Talk) -> None:
     queue = talk.queue(arguments={"x-max-priority": 5, "x-single-active-consumer": True})
     publish(talk, queue, [1, 5, 3])

@@ -347,7 +347,11 @@ def test_messages_of_a_priority_queue_stay_at_their_levels(tmp_path: Path) -> No
         channel.basic_publish("", "tasks", b"%d" % number, properties)
     connection.close()
     assert broker.terminate()[0] == 0
-    assert {one["queue"] for one in inspect(directory, "queues")["queues"]} == {"tasks"}
+    rows = inspect(directory, "queues")["queues"]
+    found = [(one["queue"], one["priority"], one["unsettled"]) for one in rows]
+    assert found == [("tasks", priority, 4) for priority in (4, 3, 2, 1, 0)]
+    text = run("queues", "--data-dir", str(directory)).output
+    assert "tasks, priority 4" in text and "1 durable queue, 20 unsettled" in text
     assert len(inspect(directory, "messages", "--queue", "tasks")["messages"]) == 20
     inspect(directory, "verify")
     max((directory / "ledger").glob("*.qack")).unlink()

@@ -15,9 +15,16 @@ from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import LaneTally, survey, tallied
 from qlog.tools.inspect.rows import Report, counted, name, number, size
 
+
+def _queue_text(queue: str | None, priority: int | None) -> str:
+    if queue is None:
+        return "? (its name is lost)"
+    return f"{queue}, priority {priority}" if priority else queue
+
+
 _COLUMNS = (
     name("vhost", lambda row: "?" if row["vhost"] is None else row["vhost"]),
-    name("queue", lambda row: "? (its name is lost)" if row["queue"] is None else row["queue"]),
+    name("queue", lambda row: _queue_text(row["queue"], row["priority"])),
     number("lane", lambda row: row["lanes"][0]),
     number("un-\nsettled", "unsettled"),
     number("handed\nout", "handed_out"),
@@ -39,7 +46,8 @@ def queues(
     Unsettled: not acknowledged yet. Handed out: of those, at or below the delivered high-water, so
     given to a consumer at least once. Which of them a consumer holds now, only the running broker
     knows. Offsets count the messages of a queue from 0: first is the oldest that is unsettled, next
-    is what the next message gets, and all below delivered were given to a consumer once.
+    is what the next message gets, and all below delivered were given to a consumer once. A priority
+    queue has a row, with offsets of its own, for each priority that was used.
     """
     found = survey(directory)
     lanes = tallied(directory, found.segments)
@@ -51,10 +59,12 @@ def queues(
             nameless += 1
         elif vhost is None or row["vhost"] == vhost:
             rows.append(row)
-    rows.sort(key=lambda row: (str(row["vhost"]), str(row["queue"])))
+    rows.sort(key=lambda row: (str(row["vhost"]), str(row["queue"]), -(row["priority"] or 0)))
     report.table(_COLUMNS, rows, key="queues")
     total = sum(row["unsettled"] for row in rows)
-    report.say(f"{counted(len(rows), 'durable queue')}, {counted(total, 'unsettled message')}")
+    # What has lost its name counts as one queue a lane.
+    queue_count = len({(row["vhost"], row["queue"] or row["lanes"][0]) for row in rows})
+    report.say(f"{counted(queue_count, 'durable queue')}, {counted(total, 'unsettled message')}")
     report.take(found)
     if nameless and directory.in_use:
         report.notes.append(
@@ -77,6 +87,7 @@ def _row(directory: Directory, lane_id: int, tally: LaneTally) -> dict[str, Any]
         "vhost": None if queue is None else queue.vhost,
         "queue": None if queue is None else queue.name,
         "durable": None if queue is None else True,
+        "priority": None if queue is None else queue.level_of(lane_id),
         "lanes": [lane_id],
         "unsettled": tally.unsettled,
         "handed_out": tally.handed_out,
