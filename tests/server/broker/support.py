@@ -326,6 +326,11 @@ class Bench:
             self.end_tick()
         raise AssertionError("jobs do not end")
 
+    def finish_jobs(self) -> None:
+        """All jobs are done, however slow the machine is."""
+        while self.broker.services.jobs:
+            self.broker.work()
+
     def disk(self) -> None:
         """The disk does all it was given; the broker hears of it."""
         self.now_s += 0.01

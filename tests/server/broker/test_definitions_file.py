@@ -142,6 +142,13 @@ def start(bench: Bench, document: dict[str, Any] | None) -> None:
     bench.close()
     bench.document = document
     bench.open()
+    bench.finish_jobs()
+
+
+def exported(bench: Bench) -> dict[str, Any]:
+    outcome = bench.broker.export_definitions()
+    bench.finish_jobs()
+    return outcome.result()
 
 
 def contents(bench: Bench) -> dict[str, bytes]:
@@ -218,7 +225,7 @@ def test_what_is_exported_is_what_was_loaded(bench: Bench) -> None:
     assert peer.ask(1, make_queue, spec.QueueDeclareOk)
     bind = make(spec.QueueBind, queue="mine", exchange="amq.topic", routing_key="k")
     assert peer.ask(1, bind, spec.QueueBindOk)
-    document = json.loads(json.dumps(bench.broker.export_definitions().result()))
+    document = json.loads(json.dumps(exported(bench)))
     assert [queue["name"] for queue in document["queues"]] == ["orders", "by-default"]
     assert document["bindings"] == [DOCUMENT["bindings"][1], DOCUMENT["bindings"][0]]
     assert document["exchanges"] == DOCUMENT["exchanges"]
@@ -481,9 +488,8 @@ def test_passwords_of_all_algorithms(bench: Bench, algorithm: str) -> None:
     start(bench, without(users=[user(password_hash=hashed, hashing_algorithm=algorithm)]))
     guest = bench.broker.users["guest"]
     assert guest.check_password(b"secret") and not guest.check_password(b"Secret")
-    document = bench.broker.export_definitions().result()
-    (exported,) = document["users"]
-    assert (exported["password_hash"], exported["hashing_algorithm"]) == (hashed, algorithm)
+    (written,) = exported(bench)["users"]
+    assert (written["password_hash"], written["hashing_algorithm"]) == (hashed, algorithm)
 
 
 def test_an_empty_hash_lets_nobody_in(bench: Bench) -> None:

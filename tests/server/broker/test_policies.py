@@ -25,17 +25,28 @@ def set_policy(
     definition: dict[str, Any],
     *,
     kind: PolicyKind = "policy",
+    finish: bool = True,
     **options: Any,
 ) -> Outcome[None]:
     operations = bench.broker.operations
-    return operations.set_policy(
+    outcome = operations.set_policy(
         operations.vhost("/"), kind, name, pattern=pattern, definition=definition, **options
     )
+    if finish:
+        bench.finish_jobs()
+    return outcome
 
 
 def delete_policy(bench: Bench, name: str, kind: PolicyKind = "policy") -> Outcome[None]:
     operations = bench.broker.operations
-    return operations.delete_policy(operations.vhost("/"), kind, name)
+    outcome = operations.delete_policy(operations.vhost("/"), kind, name)
+    bench.finish_jobs()
+    return outcome
+
+
+def check_consumers(bench: Bench) -> None:
+    bench.broker.check_consumers()
+    bench.finish_jobs()
 
 
 def queue(bench: Bench, name: str) -> QueueType:
@@ -159,10 +170,10 @@ def test_policies_apply_to_consumers_that_are_there(bench: Bench, peer: Peer) ->
     peer.publish(1, "q", b"a")
     peer.take()
     bench.now_s += 100
-    bench.broker.check_consumers()
+    check_consumers(bench)
     assert not peer.hear()
     set_policy(bench, "p", "", {"consumer-timeout": 5000})
-    bench.broker.check_consumers()
+    check_consumers(bench)
     scope, code, text = peer.refused()
     assert (scope, code) == ("channel", 406)
     assert "Timeout value used: 5000 ms" in text
@@ -328,7 +339,7 @@ def test_many_queues_are_gone_through_in_slices(bench: Bench, peer: Peer) -> Non
         return time_s
 
     bench.broker.services.jobs.clock_s = clock_s
-    outcome = set_policy(bench, "p", "^q", {"max-length": 5})
+    outcome = set_policy(bench, "p", "^q", {"max-length": 5}, finish=False)
     turns = 0
     while bench.broker.jobs_left:
         assert not outcome.done
@@ -337,7 +348,7 @@ def test_many_queues_are_gone_through_in_slices(bench: Bench, peer: Peer) -> Non
         assert time_s - begin_s < 0.006
         turns += 1
         if turns == 10:  # another one in between counts for all of them in the end
-            set_policy(bench, "p", "^q", {"max-length": 6})
+            set_policy(bench, "p", "^q", {"max-length": 6}, finish=False)
             peer.send(1, make(spec.QueueDeclare, queue="q-new"))
             assert queue(bench, "q-new").effective.max_length == 6
     assert turns > 100

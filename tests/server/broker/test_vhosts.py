@@ -234,6 +234,7 @@ def filled(bench: Bench, queues: int) -> Peer:
     vhost.bind("x", "exchange", "y", "", {})
     vhost.bind("amq.topic", "exchange", "amq.fanout", "k", {})
     operations.set_policy(vhost, "policy", "p", pattern="", definition={"expires": 5000})
+    bench.finish_jobs()
     bench.disk()
     peer.publish(1, "q0", b"a")
     bench.disk()
@@ -251,6 +252,7 @@ def test_a_vhost_goes_with_all_that_is_in_it(bench: Bench, peer: Peer) -> None:
     inside = filled(bench, 3)
     assert left(bench)
     outcome = bench.broker.operations.delete_vhost("v")
+    bench.finish_jobs()
     assert inside.refused() == ("connection", 320, "CONNECTION_FORCED - vhost 'v' is deleted")
     assert not outcome.done
     bench.disk()
