@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run`, `report`, `recovery` and `plot`."""
+"""The command line: `python -m benchmarks run`, `report`, `recovery`, `plot` and `soak`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from benchmarks.recovery.session import Settings as RecoverySettings
 from benchmarks.report import markdown, print_session
 from benchmarks.scenarios import SCENARIOS, select
 from benchmarks.scenarios.scenario import Settings
+from benchmarks.soak import session as soaking
 
 app = typer.Typer(help="Measure a broker beside others.", no_args_is_help=True)
 # Where fdatasync costs nothing, a figure with confirms means nothing.
@@ -217,6 +218,55 @@ def plot(
         raise typer.BadParameter(str(error)) from None
     for path in written:
         print(path)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long clients come.")] = 20.0,
+    scale: Annotated[
+        float, typer.Option(min=0.0001, help="Factor on the counts of what clients do.")
+    ] = soaking.SCALE,
+    busy: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of the time in which clients work.")
+    ] = 0.5,
+    sample_s: Annotated[
+        float, typer.Option("--every", min=0.05, help="Seconds between two looks at the broker.")
+    ] = 5.0,
+    directory: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Where data is put.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was seen.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw it as SVG.")] = None,
+) -> None:
+    """Let clients come and go; status 1 if the broker grows, or did not serve one of them."""
+    console = Console(stderr=True)
+
+    def tell(line: str) -> None:
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    settings = soaking.Settings(minutes * 60, scale, busy, sample_s)
+    # A stop from outside is Ctrl-C: the broker is stopped and its directory removed on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        seen = soaking.run_soak(_on_disk(directory), settings, tell)
+        verdicts = seen.verdicts()
+    except (BrokerFailed, wire.Refused, OSError, ValueError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(1) from None
+    if json_file:
+        json_file.write_text(json.dumps(seen.as_json(), indent=1) + "\n")
+    if plot_file:
+        plot_file.write_text(seen.svg())
+    table = Table("figure", "floor", "growth", "allowed", "")
+    for verdict in verdicts:
+        values = (verdict.floor, verdict.growth, verdict.allowed)
+        told = "grows" if verdict.grows else "flat"
+        table.add_row(verdict.figure, *(f"{value:,.0f}" for value in values), told)
+    Console().print(table)
+    for failure in seen.failures:
+        console.print(f"error: {failure}", style="red", markup=False)
+    if seen.failures or any(verdict.grows for verdict in verdicts):
+        raise typer.Exit(1)
 
 
 def _numbers(text: str) -> list[int]:

@@ -131,6 +131,13 @@ class BulkClient:
         del unread[:position]
         return found
 
+    def close(self) -> None:
+        """End as a client should; what still comes is thrown away."""
+        arguments = struct.pack(">H", 200) + wire.shortstr("OK") + wire.METHOD.pack(0, 0)
+        frame = wire.method_frame(wire.CONNECTION_CLOSE, arguments, channel=0)
+        self.send([frame], (wire.CONNECTION_CLOSE_OK, 1))
+        self.connection.socket.close()
+
     def cut(self) -> None:
         """End without a word, as a process that is killed; nothing if that was done."""
         if self.connection.socket.fileno() < 0:

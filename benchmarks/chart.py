@@ -1,4 +1,6 @@
-"""Charts as SVG: lines over two logarithmic axes. The same data gives the same bytes.
+"""Charts as SVG: lines over a logarithmic axis and one that is logarithmic or linear.
+
+The same data gives the same bytes.
 
 Knows nothing of what is drawn. Text stays text, so that it can be read, searched and scaled; the
 ground is white whatever the page around is.
@@ -10,10 +12,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Self
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 78, 24, 84, 52
 LINE_HEIGHT = 18
+# Lines of more points than this have no marks.
+MARKS_MAX = 50
 CHARACTER_WIDTH = 6.6
 INK, FAINT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 
@@ -35,7 +40,7 @@ class Line:
     Attributes:
         label: what the legend calls it.
         color: of line and marks.
-        points: by rising x; none with an x or y of 0 or less.
+        points: by rising x; none has a y of 0 or less, or an x where that axis is logarithmic.
         dashed: of another kind than those that are not.
     """
 
@@ -63,6 +68,7 @@ class Chart:
         y_label: what the numbers to the left mean.
         lines: what is drawn; those without points are left out.
         targets: levels beside them.
+        linear: the axis across is, as for a time.
     """
 
     title: str
@@ -70,6 +76,7 @@ class Chart:
     y_label: str
     lines: Sequence[Line]
     targets: Sequence[Target] = ()
+    linear: bool = False
 
     def svg(self) -> str:
         """The whole file. ValueError when there is no point in it."""
@@ -77,7 +84,8 @@ class Chart:
         if not lines:
             raise ValueError(f"nothing to draw for {self.title!r}")
         points = [point for line in lines for point in line.points]
-        across = Axis.around((point.x for point in points), LEFT, WIDTH - RIGHT)
+        kind = LinearAxis if self.linear else Axis
+        across = kind.around((point.x for point in points), LEFT, WIDTH - RIGHT)
         levels = [value for point in points for value in (point.least, point.most)]
         levels += [target.y for target in self.targets]
         up = Axis.around(levels, HEIGHT - BOTTOM, TOP)
@@ -132,7 +140,7 @@ class Axis:
     stop: float
 
     @classmethod
-    def around(cls, values: Iterable[float], start: float, stop: float) -> Axis:
+    def around(cls, values: Iterable[float], start: float, stop: float) -> Self:
         """One that holds all values, with a little air; ticks are inside."""
         known = list(values)
         low, high = min(known), max(known)
@@ -154,6 +162,33 @@ class Axis:
         return [tick for tick in ticks if self.low <= tick <= self.high]
 
 
+class LinearAxis(Axis):
+    """A linear axis, from the least value to the largest."""
+
+    @classmethod
+    def around(cls, values: Iterable[float], start: float, stop: float) -> Self:
+        """One that holds all values."""
+        known = list(values)
+        low, high = min(known), max(known)
+        return cls(low, high if high > low else low + 1, start, stop)
+
+    def place(self, value: float) -> float:
+        """Where a value lies."""
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+    def ticks(self) -> list[float]:
+        """Multiples of 1, 2 or 5 times a power of ten; from four to ten of them, or one more."""
+        decade = 10.0 ** math.floor(math.log10((self.high - self.low) / 10))
+        step = next(
+            size * decade
+            for size in (1, 2, 5, 10)
+            if (self.high - self.low) / (size * decade) <= 10
+        )
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [number * step for number in range(first, last + 1)]
+
+
 def short(value: float) -> str:
     """A tick's number: 0.05, 2, 500, 10 k, 5 M."""
     for limit, unit in ((1e6, " M"), (1e4, " k")):
@@ -173,7 +208,8 @@ def _drawn(line: Line, across: Axis, up: Axis) -> Iterable[str]:
     for (x, y), point in zip(places, line.points, strict=True):
         if point.most > point.least:
             yield _segment(x, up.place(point.least), x, up.place(point.most), line.color)
-        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{line.color}"/>'
+        if len(places) <= MARKS_MAX:
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{line.color}"/>'
 
 
 def _segment(

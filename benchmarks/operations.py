@@ -158,6 +158,7 @@ def declares(client: BulkClient, count: int) -> Iterator[None]:
 def deletes(client: BulkClient, count: int) -> Iterator[None]:
     """Delete queues, none waiting for the answer."""
     names = [fresh_name("bulk") for _ in range(count)]
+    client.queues += names
     client.send(map(declare_queue, names), (wire.QUEUE_DECLARE_OK, count))
     yield
     client.send(map(delete_queue, names), (wire.QUEUE_DELETE_OK, count))

@@ -80,8 +80,6 @@ class PostOffice:
         """
         for history in targets.histories:
             history.add(mail.envelopes, mail.bodies)
-        for channel in targets.replies_to:
-            channel.deliver_replies(mail.envelopes, mail.bodies)
         lsn = 0
         queues: Sequence[QueueType] = targets.queues
         if all(traits.expiration is None for traits in mail.traits):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.chart import Axis, Chart, Line, Point, Target, short
+from benchmarks.chart import MARKS_MAX, Axis, Chart, Line, LinearAxis, Point, Target, short
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -40,12 +40,30 @@ def test_a_chart_without_points_is_refused() -> None:
 
 @given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=9))
 def test_values_and_ticks_lie_on_their_axis_in_order(values: list[float]) -> None:
-    axis = Axis.around(values, 100, 500)
-    for some in (sorted(values), axis.ticks()):
-        places = [axis.place(value) for value in some]
-        assert places == sorted(places)
-        assert all(100 <= place <= 500 for place in places)
-    assert 1 <= len(axis.ticks()) <= 16
+    for axis in (Axis.around(values, 100, 500), LinearAxis.around(values, 100, 500)):
+        for some in (sorted(values), axis.ticks()):
+            places = [axis.place(value) for value in some]
+            assert places == sorted(places)
+            assert all(99.9 <= place <= 500.1 for place in places)
+        assert 1 <= len(axis.ticks()) <= 16
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0, 20], [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20]),
+        ([0, 3.3], [0, 0.5, 1, 1.5, 2, 2.5, 3]),
+        ([7], [7, 7.1, 7.2, 7.3, 7.4, 7.5, 7.6, 7.7, 7.8, 7.9, 8]),
+    ],
+)
+def test_a_linear_axis_has_round_ticks(values: list[float], ticks: list[float]) -> None:
+    assert LinearAxis.around(values, 0, 1).ticks() == pytest.approx(ticks)
+
+
+def test_a_time_begins_at_nothing_and_its_many_points_have_no_marks() -> None:
+    values = [(float(minute), 5.0) for minute in range(MARKS_MAX + 1)]
+    svg = Chart("Memory", "minutes", "MiB", [line("qlog", *values)], linear=True).svg()
+    assert not list(ElementTree.fromstring(svg).iter(f"{SVG}circle"))
 
 
 @pytest.mark.parametrize(

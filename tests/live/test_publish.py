@@ -97,26 +97,6 @@ REFUSALS = [
         f"NOT_FOUND - no exchange '{X}' in vhost '/'",
     ),
     Case(
-        "user_id before the delivery mode",
-        [],
-        [
-            Basic.Publish(exchange="amq.direct", routing_key="k"),
-            encode_raw_content(1, b"x", b"\x10\x10\x03\x08somebody"),
-        ],
-        406,
-        "PRECONDITION_FAILED - user_id property set to 'somebody' but authenticated user was "
-        "'guest'",
-        newer=True,
-    ),
-    Case(
-        "CC before user_id",
-        [],
-        publish_with(user_id="somebody", headers={"CC": "x"}),
-        406,
-        'PRECONDITION_FAILED - invalid message: {unacceptable_type_in_header,"CC",longstr}',
-        newer=True,
-    ),
-    Case(
         "expiration before CC before user_id",
         [],
         publish_with(expiration="soon", user_id="somebody", headers={"CC": "x"}),

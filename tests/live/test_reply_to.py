@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from pamqp.commands import Basic, Queue
 
 from tests.live.conversation import (
@@ -128,27 +127,3 @@ def test_other_reply_to_is_left_alone(talk: Talk) -> None:
     queue = talk.queue()
     talk.publish("", queue, b"x", reply_to="somewhere.else")
     assert talk.get_soon(queue).properties.reply_to == "somewhere.else"
-
-
-@pytest.mark.newer
-def test_a_reply_with_carbon_copies_goes_to_queues_too(connect: Connect) -> None:
-    talk, other = connect().channel(), connect().channel()
-    talk.consume(REPLY, "tag", no_ack=True)
-    request, copied = talk.queue(), talk.queue()
-    talk.publish("", request, b"request", reply_to=REPLY)
-    address = other.get_soon(request, no_ack=True).properties.reply_to
-    other.publish("", address, b"reply", headers={"CC": [copied]})
-    assert talk.expect(Basic.Deliver, consumer_tag="tag", routing_key=address).body == b"reply"
-    assert other.get_soon(copied).method.routing_key == address
-    # And the other way round: the address is the copy, also a hidden one; each channel gets one.
-    headers = {"CC": [address], "BCC": [address]}
-    other.publish("", copied, b"copy", mandatory=True, headers=headers)
-    assert talk.expect(Basic.Deliver, consumer_tag="tag", routing_key=copied).body == b"copy"
-    assert other.get_soon(copied).body == b"copy"
-    other.quiet(copied)
-    # An address that nobody waits behind is no error, and no reason not to use the other keys.
-    talk.call(Basic.Cancel("tag"))
-    other.publish("", address, b"late", mandatory=True, headers={"CC": [copied]})
-    assert other.get_soon(copied).body == b"late"
-    other.publish("", address, b"too late", mandatory=True)
-    assert other.expect(Basic.Return, reply_code=312).body == b"too late"

@@ -46,7 +46,6 @@ from qlog.server.broker.features.firehose import Firehose, Origin
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Routes, Targets
-from qlog.server.broker.queues.type import QueueType
 
 NO_ROUTE = 312
 # Messages with one of these needs are looked at one by one. The other needs (x-delay,
@@ -202,8 +201,8 @@ class Publisher:
             targets, envelope, keys = self._route(method, published, traits)
             if firehose is not None:
                 queues = [queue.name for queue in targets.queues]
-                if targets.replies_to:
-                    queues += filter(_is_address, keys)
+                if targets.replies_to is not None:
+                    queues.append(method.routing_key)
                 firehose.published(self._channel.origin, envelope, body, keys, queues)
             self.confirms.sequence += 1
             if targets.plain and traits.expiration is None:
@@ -252,21 +251,12 @@ class Publisher:
             keys += more_keys
         if len(keys) == 1 and targets is not None:
             return targets, envelope, keys
-        if not name and any(map(_is_address, keys)):
-            return self._reply(keys, envelope), envelope, keys
+        if not name and key.startswith(REPLY_PREFIX):
+            return Targets((), self._post.replies.find(key)), envelope, keys
         targets, cacheable = self._exchanges.route(name, keys, envelope)
         if cacheable and len(keys) == 1:
             self._routes.remember(name, key, targets)
         return targets, envelope, keys
-
-    def _reply(self, keys: list[str], envelope: Envelope) -> Targets:
-        """Where a message goes by keys of which at least one is an address of a direct reply."""
-        find = self._post.replies.find
-        channels = dict.fromkeys(filter(None, map(find, filter(_is_address, keys))))
-        queues: tuple[QueueType, ...] = ()
-        if len(keys) > 1:
-            queues = self._exchanges.route("", keys, envelope)[0].queues
-        return Targets(queues, tuple(channels))
 
     def _examine(self, envelope: Envelope, traits: Traits) -> tuple[Envelope, list[str]]:
         """Obey the properties that mean something to the broker.
@@ -276,6 +266,9 @@ class Publisher:
         properties, needs = envelope.properties, traits.needs
         if needs & REPLY_TO:
             properties = with_text(properties, "reply_to", self._channel.reply_address())
+        if needs & BAD_MODE:
+            mode = decode_properties(properties).delivery_mode
+            raise precondition_failed(f"invalid message: {{delivery_mode_unknown,{mode}}}")
         if needs & BAD_EXPIRATION:
             text = str(traits.expiration)
             raise precondition_failed(f"invalid expiration '{text}': {expiration_complaint(text)}")
@@ -294,9 +287,6 @@ class Publisher:
                 raise precondition_failed(
                     f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
                 )
-        if needs & BAD_MODE:
-            mode = decode_properties(properties).delivery_mode
-            raise precondition_failed(f"invalid message: {{delivery_mode_unknown,{mode}}}")
         if properties is not envelope.properties:
             envelope = Envelope.pack(
                 envelope.exchange, envelope.routing_key, properties, envelope.body_size, record
@@ -364,9 +354,8 @@ class Publisher:
     def _pass_queues(self, messages: Unqueued) -> None:
         """Send direct replies, and return what was mandatory."""
         targets, methods, envelopes, bodies = messages
-        for channel in targets.replies_to:
-            channel.deliver_replies(envelopes, bodies)
-        if targets.replies_to:
+        if targets.replies_to is not None:
+            targets.replies_to.deliver_replies(envelopes, bodies)
             return
         for history in targets.histories:
             history.add(envelopes, bodies)
@@ -401,11 +390,6 @@ class Publisher:
             complete = complete and not rejected
             yield
         return ticket, complete
-
-
-def _is_address(key: str) -> bool:
-    """Whether a routing key of the default exchange means a channel that waits for replies."""
-    return key.startswith(REPLY_PREFIX)
 
 
 def _carbon_copies(headers: Table, name: str) -> list[str]:

@@ -60,7 +60,6 @@ class Transaction:
             queues = group.targets.queues
             if any(queue.deleted for queue in queues):
                 queues = tuple(queue for queue in queues if not queue.deleted)
-                targets = group.targets
-                group.targets = Targets(queues, targets.replies_to, targets.histories)
-            if queues or group.targets.replies_to or group.targets.histories:
+                group.targets = Targets(queues, histories=group.targets.histories)
+            if queues or group.targets.histories:
                 yield group

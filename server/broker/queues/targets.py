@@ -38,7 +38,7 @@ class Keeper(Protocol):
 
 
 class Targets:
-    """One set of queues, and the channels of direct replies, `replies_to`, which need no queue.
+    """One set of queues; or `replies_to`, the channel of a direct reply, which needs no queue.
 
     `plain`: a message has to be appended to the lanes, and nothing else. A set without queues is
     not plain, nor is one with a queue whose settings ask for more (`Effective.plain`). `special`
@@ -60,14 +60,14 @@ class Targets:
     def __init__(
         self,
         queues: tuple[QueueType, ...],
-        replies_to: tuple[ReplyChannel, ...] = (),
+        replies_to: ReplyChannel | None = None,
         histories: tuple[Keeper, ...] = (),
     ) -> None:
         self.queues = queues
         self.replies_to = replies_to
         self.special = [queue for queue in queues if not queue.effective.plain]
         self.histories = histories
-        self.plain = bool(queues) and not (self.special or histories or replies_to)
+        self.plain = bool(queues) and not self.special and not histories
         plain = [queue for queue in queues if queue.effective.plain]
         self.durable: list[Lane[Envelope]] = [
             queue.lane for queue in plain if queue.declared.durable

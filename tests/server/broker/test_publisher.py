@@ -492,30 +492,6 @@ def take_one(bench: Bench, transacting: Peer) -> None:
     transacting.take()
 
 
-def test_a_direct_reply_of_a_transaction_is_sent_with_the_commit(
-    bench: Bench, transacting: Peer
-) -> None:
-    """With a copy for a queue that is gone by then, and for one that is not."""
-    asking = Peer(bench)
-    asking.declare("gone")
-    consume = make(spec.BasicConsume, queue="amq.rabbitmq.reply-to", no_ack=True)
-    asking.ask(1, consume, spec.BasicConsumeOk)
-    asking.publish(1, "gone", b"", properties=Properties(reply_to="amq.rabbitmq.reply-to"))
-    transacting.send(2, make(spec.BasicGet, queue="gone", no_ack=True))
-    request = transacting.take()[-1].properties
-    assert request is not None and request.reply_to is not None
-    for copy in ("gone", "q"):
-        reply = Properties(headers={"CC": [copy]})
-        transacting.publish(1, request.reply_to, copy.encode(), properties=reply)
-    assert asking.take() == []
-    asking.ask(1, make(spec.QueueDelete, queue="gone"), spec.QueueDeleteOk)
-    transacting.send(1, spec.TxCommit())
-    bench.disk()
-    assert transacting.hear() == [spec.TxCommitOk()]
-    assert [said.body for said in asking.take()] == [b"gone", b"q"]
-    assert bench.broker.vhosts["/"].queues["q"].ready == 1
-
-
 def test_acks_of_a_commit_wait_for_its_publishes(
     bench: Bench, transacting: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
