@@ -58,8 +58,7 @@ REPLY_TO = 2  # reply_to names the pseudo-queue of direct replies
 USER_ID = 4  # user_id is set, and must be the publisher's
 DELAY = 8  # the headers have x-delay
 DEDUP = 16  # the headers have x-deduplication-header
-BAD_MODE = 32  # the delivery mode is neither transient nor persistent: to be refused
-BAD_EXPIRATION = 64  # the expiration is no number of ms that RabbitMQ takes: to be refused
+BAD_EXPIRATION = 32  # the expiration is no number of ms that RabbitMQ takes: to be refused
 
 # A client that names this queue in reply_to wants the answer on the channel that it asks on.
 PSEUDO_QUEUE = "amq.rabbitmq.reply-to"
@@ -90,7 +89,7 @@ class Traits(NamedTuple):
 NO_TRAITS = Traits(persistent=False, priority=None, expiration=None, needs=0)
 
 
-TRANSIENT, PERSISTENT = 1, 2  # delivery modes
+PERSISTENT = 2  # a delivery mode; all others are transient
 
 
 _SHORTSTR, _TABLE, _OCTET, _TIMESTAMP = range(4)
@@ -250,8 +249,6 @@ def _traits(raw: bytes) -> Traits:
                 needs |= _NEEDS[key]
         elif step == STEP_MODE:
             persistent = raw[offset] == PERSISTENT
-            if raw[offset] not in _KNOWN_MODES:
-                needs |= BAD_MODE
             offset += 1
         elif step == STEP_PRIORITY:
             priority = raw[offset]
@@ -402,7 +399,6 @@ _STEP_OF = {
 }
 # By the flags: at most 65,536 entries; traffic uses a few.
 _STEPS: dict[bytes, tuple[list[int], int]] = {}
-_KNOWN_MODES = (TRANSIENT, PERSISTENT)
 _NEEDS = {b"CC": CC, b"BCC": CC, b"x-delay": DELAY, b"x-deduplication-header": DEDUP}
 # Traits that were made before, to be the same object again. They are forgotten when there are too
 # many: each message may have another expiration.

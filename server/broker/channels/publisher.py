@@ -22,12 +22,10 @@ from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, precondition_failed
 from qlog.server.amqp.properties import (
     BAD_EXPIRATION,
-    BAD_MODE,
     CC,
     REPLY_TO,
     USER_ID,
     Traits,
-    decode_properties,
     expiration_complaint,
     headers_of,
     text_of,
@@ -50,7 +48,7 @@ from qlog.server.broker.queues.targets import Routes, Targets
 NO_ROUTE = 312
 # Messages with one of these needs are looked at one by one. The other needs (x-delay,
 # deduplication) mean something only to queues and exchanges that ask for them.
-_LOOK = CC | REPLY_TO | USER_ID | BAD_MODE | BAD_EXPIRATION
+_LOOK = CC | REPLY_TO | USER_ID | BAD_EXPIRATION
 
 
 class Author(Protocol):
@@ -266,9 +264,6 @@ class Publisher:
         properties, needs = envelope.properties, traits.needs
         if needs & REPLY_TO:
             properties = with_text(properties, "reply_to", self._channel.reply_address())
-        if needs & BAD_MODE:
-            mode = decode_properties(properties).delivery_mode
-            raise precondition_failed(f"invalid message: {{delivery_mode_unknown,{mode}}}")
         if needs & BAD_EXPIRATION:
             text = str(traits.expiration)
             raise precondition_failed(f"invalid expiration '{text}': {expiration_complaint(text)}")

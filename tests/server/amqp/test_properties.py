@@ -15,7 +15,6 @@ from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.properties import (
     BAD_EXPIRATION,
-    BAD_MODE,
     CC,
     DEDUP,
     DELAY,
@@ -94,7 +93,7 @@ def test_pamqp_reads_ours() -> None:
         (Properties(), NO_TRAITS),
         (Properties(delivery_mode=1), NO_TRAITS),
         (Properties(delivery_mode=2), NO_TRAITS._replace(persistent=True)),
-        (Properties(delivery_mode=3), NO_TRAITS._replace(needs=BAD_MODE)),
+        (Properties(delivery_mode=3), NO_TRAITS),
         (Properties(priority=0), NO_TRAITS._replace(priority=0)),
         (Properties(priority=255), NO_TRAITS._replace(priority=255)),
         (Properties(expiration="0"), NO_TRAITS._replace(expiration=0)),
@@ -222,7 +221,6 @@ def _needs(properties: Properties) -> int:
         | (USER_ID if properties.user_id is not None else 0)
         | (DELAY if "x-delay" in headers else 0)
         | (DEDUP if "x-deduplication-header" in headers else 0)
-        | (BAD_MODE if properties.delivery_mode not in (None, 1, 2) else 0)
     )
 
 
