@@ -319,3 +319,36 @@ def test_at_least_once_through_a_quorum_queue(yard: Yard) -> None:
     got = yard.take("dead")
     assert got.body == b"kept"
     assert got.deaths == [death(yard, "source", "rejected", original_expiration="900000")]
+
+
+def test_an_automatic_cycle_behind_a_rejection_is_cut(yard: Yard) -> None:
+    fanout = yard.exchange("fanout")
+    yard.queue("first", to="one")
+    yard.queue("one", to="two", x_message_ttl=1)
+    yard.queue("two", via=fanout, x_message_ttl=1)
+    yard.queue("rounds")
+    for name in ("one", "rounds"):
+        yard.channel.queue_bind(yard.name(name), fanout)
+    yard.publish("first")
+    yard.reject("first")
+    assert [entry["reason"] for entry in yard.take("rounds").deaths] == [
+        *("expired", "expired", "rejected")
+    ]
+    assert yard.nothing("rounds")
+
+
+def test_a_round_with_a_rejection_goes_on(yard: Yard) -> None:
+    yard.queue("first", to="one")
+    yard.queue("one", to="two", x_message_ttl=1)
+    yard.queue("two", to="first", x_message_ttl=1)
+    yard.publish("first", expiration="900000")
+    for count in range(3):
+        got = yard.reject("first")
+        if count:
+            assert got.deaths == [
+                death(yard, "two", "expired", count=count),
+                death(yard, "one", "expired", count=count),
+                death(yard, "first", "rejected", count=count, original_expiration="900000"),
+            ]
+            last = ["", yard.name("two"), "expired"]
+            assert story(got) == (["", yard.name("first"), "rejected"], last)

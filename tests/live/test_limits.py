@@ -151,3 +151,12 @@ def test_many_at_once_leave_the_last(yard: Yard) -> None:
         channel.basic_publish("", yard.name("q"), b"%d" % number)
     channel.tx_commit()
     assert yard.bodies("q") == [b"7", b"8", b"9"]
+
+
+def test_limits_drop_the_highest_priority_first(yard: Yard) -> None:
+    yard.queue("q", to="dead", x_max_length=2, x_max_priority=5)
+    yard.queue("dead")
+    for body, priority in ((b"a", 5), (b"b", 0), (b"c", 3), (b"d", 1)):
+        yard.publish("q", body, priority=priority)
+    assert yard.bodies("q") == [b"d", b"b"]
+    assert [yard.take("dead").body for _ in range(2)] == [b"a", b"c"]

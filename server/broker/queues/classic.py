@@ -7,6 +7,7 @@ what is ready (backlog.py), and the dispatch knows whose turn it is (dispatch.py
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.queues.single_active import SingleActive
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
+from qlog.storage.errors import StorageError
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.store import Store
 
@@ -407,7 +409,8 @@ class ClassicQueue:
 
     def _came_back(self) -> None:
         if not self.deleted:
-            self._trim()
+            with suppress(StorageError):  # the next pump meets the same error, and it is reported
+                self._trim()
             self._expiry.came_back(self)
             self._wake(self)
 

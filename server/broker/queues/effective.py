@@ -108,6 +108,7 @@ class Effective:
         "delivery_limit",
         "expires_ms",
         "keeps_dead",
+        "limited",
         "max_age",
         "max_length",
         "max_length_bytes",
@@ -149,12 +150,8 @@ class Effective:
         # Without reject-publish RabbitMQ falls back to at-most-once, too.
         self.keeps_dead = self.dead_letter_strategy == "at-least-once" and self.overflow == REJECT
         short = self.message_ttl_ms is not None and self.message_ttl_ms < SHORT_MS
+        self.limited = self.max_length is not None or self.max_length_bytes is not None
         self.plain = not (self.limited or declared.level_max or short)
-
-    @property
-    def limited(self) -> bool:
-        """There is a limit on what may be ready."""
-        return self.max_length is not None or self.max_length_bytes is not None
 
 
 def _bounded_ms(value_ms: int | None) -> int | None:
