@@ -351,20 +351,23 @@ def raw_headers(raw: bytes) -> dict[bytes, bytes]:
     return {} if span is None else raw_entries(raw, span[0])
 
 
-def with_headers(raw: bytes, headers: Mapping[bytes, bytes]) -> bytes:
-    """Valid properties with these headers instead of theirs, and without an expiration.
+def with_headers(
+    raw: bytes, headers: Mapping[bytes, bytes], *, keep_expiration: bool = False
+) -> bytes:
+    """Valid properties with these headers instead of theirs, and mostly without an expiration.
 
     `headers`: each value with its type, as `raw_headers` has them. They are sorted by their names.
     """
     flags = raw[0] << 8 | raw[1]
-    parts = [(flags & ~_FLAGS["expiration"] | _FLAGS["headers"]).to_bytes(2, "big")]
+    dropped = 0 if keep_expiration else _FLAGS["expiration"]
+    parts = [(flags & ~dropped | _FLAGS["headers"]).to_bytes(2, "big")]
     offset = 2
     for name, kind, bit in _FIELDS:
         if name == "headers":
             parts.append(join_entries(headers))
         if flags & bit:
             end = _end_of(raw, offset, kind)
-            if name not in ("headers", "expiration"):
+            if name != "headers" and not bit & dropped:
                 parts.append(raw[offset:end])
             offset = end
     return b"".join(parts)

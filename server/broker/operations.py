@@ -23,6 +23,7 @@ from qlog.server.amqp.errors import (
     access_refused,
     connection_forced,
     not_found,
+    not_implemented,
     precondition_failed,
 )
 from qlog.server.amqp.values import Table
@@ -187,12 +188,19 @@ class Operations:
     ) -> Outcome[int]:
         """queue.delete; how many messages were ready. A missing queue is no error, and had none.
 
-        Raises 405, and 406 for a queue that is in use or not empty, if that was asked.
+        Raises 405, and 406 for a queue that is in use or not empty, if that was asked. Raises 540
+        if it was asked of a quorum queue.
         """
         queue = vhost.queues.get(name)
         if queue is None:
             return self._durable(Outcome.of(0))
         vhost.assert_access(queue, owner)
+        if (if_unused or if_empty) and queue.declared.arguments.type == "quorum":
+            flag = "if-unused" if if_unused else "if-empty"
+            raise not_implemented(
+                f"cannot delete {queue}. queue.delete operations with {flag} flag set are not "
+                "supported by quorum queues"
+            )
         if if_unused and queue.takers:
             raise precondition_failed(f"{queue} in use")
         if if_empty and queue.ready:

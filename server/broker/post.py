@@ -113,6 +113,10 @@ class PostOffice:
             lsn = store.append(targets.durable, envelopes, bodies, persistent=True, now_ms=now_ms)
             if targets.transient:
                 store.append(targets.transient, envelopes, bodies, persistent=False, now_ms=now_ms)
+        elif targets.lasting:
+            lsn = store.append(targets.lasting, envelopes, bodies, persistent=True, now_ms=now_ms)
+            if targets.fleeting:
+                store.append(targets.fleeting, envelopes, bodies, persistent=False, now_ms=now_ms)
         else:
             store.append(targets.all, envelopes, bodies, persistent=False, now_ms=now_ms)
         return lsn

@@ -61,6 +61,7 @@ class VHost:
         self.wake = services.delivery.wake
         self.cold_reads = services.delivery.cold_reads
         self.pump_time = services.delivery.time
+        self.durability = services.durability
         self._services = services
         self._orphans: list[Binding] = []
         self._unused: deque[QueueType] = deque()  # auto-delete queues to be looked at
@@ -79,6 +80,10 @@ class VHost:
         self.firehose: Firehose | None = None
         self.expiry = Expiry(self.dead_letters, services, self.delete_queue)
         self.dues = services.dues
+
+    def in_slices(self, steps: Steps[None]) -> Outcome[None]:
+        """Work that may be long: some of it now, the rest when there is time."""
+        return self._services.jobs.start(steps)
 
     # -- names -------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.operations import Operations
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import check_consumer
-from qlog.server.broker.queues.backlog import Backlog
+from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.type import Owner, QueueType, Taker
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import VHost
@@ -220,7 +220,8 @@ class Channel:
         priority = method.arguments.get("x-priority", 0)
         assert isinstance(priority, int)
         timeout_ms = method.arguments.get("x-consumer-timeout")
-        queue.admit(exclusive=method.exclusive)
+        shares_prefetch = self.outstanding.prefetch > 0
+        queue.admit(exclusive=method.exclusive, shares_prefetch=shares_prefetch)
         consumer = Consumer(
             self,
             self.outstanding,
@@ -259,7 +260,14 @@ class Channel:
 
     def get(self, method: spec.BasicGet) -> None:
         queue = topology.find_queue(self, method.queue)
-        taken = queue.get()
+        arriving = queue.arriving()
+        if arriving is None:
+            self._got(method, queue, queue.get())
+        else:
+            # Mostly what the same client has published just now.
+            self.answer(arriving, lambda _: self._got(method, queue, queue.get()))
+
+    def _got(self, method: spec.BasicGet, queue: QueueType, taken: Taken | None) -> None:
         if taken is None:
             self.send(spec.BasicGetEmpty())
             return

@@ -123,16 +123,25 @@ class Expiry:
         """Messages with a short time are about to come; `rest` is to follow."""
         self._watch(queue).offered.setdefault(lane.id, lane.next_qseq)
 
-    def rest(self, queue: Timed) -> None:
-        """No consumer can take more: what is left has been offered."""
+    def rest(self, queue: Timed) -> bool:
+        """No consumer can take more: what is left has been offered, if it may be taken now.
+
+        Returns whether some of it may not (see `Backlog.bound`): this is to be called again.
+        """
         watch = self._watch(queue)
         if watch.offered:
-            watch.offered.clear()
+            ends = ((backlog.lane, backlog.bound) for backlog in queue.backlogs)
+            watch.offered = {
+                lane.id: bound
+                for lane, bound in ends
+                if bound < lane.next_qseq and lane.id in watch.offered
+            }
             self._recall(queue, watch)
-        if queue.effective.message_ttl_ms is None:
-            return
-        if watch.timer is None or not watch.timer.waits:
+        if queue.effective.message_ttl_ms is not None and (
+            watch.timer is None or not watch.timer.waits
+        ):
             self._search(queue, watch)
+        return bool(watch.offered)
 
     def came_back(self, queue: Timed) -> None:
         """Messages that were out are ready again: the time of some may be over."""

@@ -3,7 +3,8 @@
 Promises what RabbitMQ does (rabbit_amqqueue_process: will_overflow, maybe_drop_head):
 
 - Only ready messages count, and only the octets of their bodies. What a consumer can take at once
-  is delivered before a limit is looked at, except for what comes back to the queue.
+  is delivered before a limit is looked at, except for what comes back to the queue. While a quorum
+  queue has consumers, what is not on the disk yet does not count.
 - `drop-head`: a message that comes is taken, and the first ones leave until the limit is kept, for
   the reason `maxlen`.
 - `reject-publish`: what would exceed the limit is rejected, message by message: a smaller one may
@@ -37,8 +38,12 @@ class Limited(QueueType, Protocol):
     backlogs: list[Backlog]
 
     @property
-    def ready_bytes(self) -> int:
-        """The octets of what is ready."""
+    def limit_count(self) -> int:
+        """How many messages count for the limit: those that are ready, mostly."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """The octets of their bodies. Raises CorruptLog."""
 
     def append(self, mail: Mail) -> int:
         """Take messages, whatever the limits are; the LSN that makes them durable, or 0."""
@@ -119,9 +124,9 @@ def _excess(queue: Limited) -> int:
     """How many messages have to go at least; 0: the limits are kept."""
     effective = queue.effective
     length, size = effective.max_length, effective.max_length_bytes
-    if length is not None and queue.ready > length:
-        return queue.ready - length
-    return 1 if size is not None and queue.ready_bytes > size else 0
+    if length is not None and (excess := queue.limit_count - length) > 0:
+        return excess
+    return 1 if size is not None and queue.limit_bytes > size else 0
 
 
 def _fitting(queue: Limited, mail: Mail, at: int) -> int:
@@ -129,9 +134,9 @@ def _fitting(queue: Limited, mail: Mail, at: int) -> int:
     effective = queue.effective
     fits = len(mail.bodies) - at
     if effective.max_length is not None:
-        fits = min(fits, effective.max_length - queue.ready)
+        fits = min(fits, effective.max_length - queue.limit_count)
     if effective.max_length_bytes is not None:
-        room = effective.max_length_bytes - queue.ready_bytes
+        room = effective.max_length_bytes - queue.limit_bytes
         for number in range(max(fits, 0)):
             room -= len(mail.bodies[at + number])
             if room < 0:

@@ -110,6 +110,16 @@ class Backlog:
         return self.lane.alive - self.out - self._leaving.count
 
     @property
+    def bound(self) -> int:
+        """Messages from this qseq on cannot be taken yet."""
+        return self.lane.next_qseq
+
+    @property
+    def takeable(self) -> int:
+        """How many of them `take` can give now; it may be less than that while some arrive."""
+        return self.lane.alive - self.out - self._leaving.count
+
+    @property
     def ready_bytes(self) -> int:
         """The octets of their bodies."""
         return self.lane.alive_bytes - self.out_bytes - self._leaving_bytes
@@ -130,27 +140,37 @@ class Backlog:
         """
         returned = self._returned
         if returned.count:
-            first, count = returned.lowest(count_max)
-            delivered = self.lane.delivered
-            again = first < delivered
-            if again:
-                count = min(count, delivered - first)
-            slice_ = self._read(first, count, bytes_max)
-            returned.discard(first, len(slice_.bodies))
-            taken = Taken(self, slice_, again)
-            if not again:
-                self.lane.note_delivered(first + len(slice_.bodies))
+            return self._take_returned(*returned.lowest(count_max), bytes_max)
+        return self._take_next(count_max, bytes_max)
+
+    def _take_returned(self, first: int, count: int, bytes_max: int) -> Taken:
+        """Take the first of these messages, which came back, or were passed."""
+        lane, delivered = self.lane, self.lane.delivered
+        again = first < delivered
+        if again:
+            count = min(count, delivered - first)
+        taken = Taken(self, self._read(first, count, bytes_max), again)
+        self._returned.discard(first, len(taken.bodies))
+        if not again:
+            lane.note_delivered(first + len(taken.bodies))
+        self._now_taken(taken)
+        return taken
+
+    def _take_next(self, count_max: int, bytes_max: int) -> Taken:
+        """Take messages from the cursor on."""
+        cursor = self._cursor
+        if cursor >= self._redelivered_below:
+            taken = Taken(self, self._read(cursor, count_max, bytes_max), False)
         else:
-            cursor = self._cursor
-            if cursor >= self._redelivered_below:
-                taken = Taken(self, self._read(cursor, count_max, bytes_max), False)
-            else:
-                taken = self._next_of_earlier(count_max, bytes_max)
-            self._cursor = taken.first_qseq + len(taken.bodies)
-            self.lane.note_delivered(self._cursor)
+            taken = self._next_of_earlier(count_max, bytes_max)
+        self._cursor = taken.first_qseq + len(taken.bodies)
+        self.lane.note_delivered(self._cursor)
+        self._now_taken(taken)
+        return taken
+
+    def _now_taken(self, taken: Taken) -> None:
         self.out += len(taken.bodies)
         self.out_bytes += sum(taken.sizes)
-        return taken
 
     def _next_of_earlier(self, count_max: int, bytes_max: int) -> Taken:
         """Messages from the cursor on, which is below what an earlier run handed out.

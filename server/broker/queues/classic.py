@@ -6,14 +6,16 @@ what is ready (backlog.py), and the dispatch knows whose turn it is (dispatch.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.errors import access_refused, resource_locked
+from qlog.server.amqp.errors import access_refused
 from qlog.server.broker.numbers import Numbers
+from qlog.server.broker.outcome import Outcome
+from qlog.server.broker.queues.arrivals import Progress
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
@@ -68,8 +70,8 @@ class Times(Protocol):
     def offer(self, queue: ClassicQueue, lane: Lane[Envelope]) -> None:
         """Messages with a short time are about to come."""
 
-    def rest(self, queue: ClassicQueue) -> None:
-        """No consumer can take more."""
+    def rest(self, queue: ClassicQueue) -> bool:
+        """No consumer can take more; whether this has to be said again when one can."""
 
     def came_back(self, queue: ClassicQueue) -> None:
         """Messages that were out are ready again."""
@@ -130,6 +132,13 @@ class Host(Protocol):
         """Who tells when messages are due."""
 
     @property
+    def durability(self) -> Progress:
+        """Who tells when the log gets further."""
+
+    def in_slices(self, steps: Generator[None, None, None]) -> Outcome[None]:
+        """Work that may be long: some of it now, the rest when there is time."""
+
+    @property
     def wake(self) -> Callable[[QueueType], None]:
         """Something may be deliverable: have `pump` called at the end of this tick."""
 
@@ -152,6 +161,9 @@ class ClassicQueue:
     exclusive queue.
     """
 
+    # A consumer of higher priority takes over from a single active one.
+    preemptive = False
+
     def __init__(
         self,
         host: Host,
@@ -165,8 +177,6 @@ class ClassicQueue:
         self.name = declared.name
         self.owner = owner
         self.deleted = False
-        self._levels = Levels(lanes, declared.arguments.level_max, self._new_level)
-        self.backlogs = self._levels.backlogs  # in the order in which they are delivered from
         self._host = host
         self._store = host.store
         self._wake = host.wake
@@ -178,12 +188,18 @@ class ClassicQueue:
             host.dues.hold(lane.id, self)
         self._cold_reads = host.cold_reads
         self._pump_time = host.pump_time
-        self._quorum = declared.arguments.type == "quorum"
         self._dispatch: Dispatch | SingleActive
         if declared.arguments.single_active:
-            self._dispatch = SingleActive(preemptive=self._quorum)
+            self._dispatch = SingleActive(preemptive=self.preemptive)
         else:
             self._dispatch = Dispatch()
+        self._levels = Levels(
+            lanes, declared.arguments.level_max, self._new_level, self._new_backlog
+        )
+        self.backlogs = self._levels.backlogs  # in the order in which they are delivered from
+
+    def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
+        return Backlog(lane)
 
     def __str__(self) -> str:
         return str(self.declared)
@@ -212,8 +228,13 @@ class ClassicQueue:
         return count
 
     @property
-    def ready_bytes(self) -> int:
-        """The octets of what is ready."""
+    def limit_count(self) -> int:
+        """How many messages count for the queue's limits: what is ready."""
+        return self.ready
+
+    @property
+    def limit_bytes(self) -> int:
+        """The octets of their bodies."""
         return sum(backlog.ready_bytes for backlog in self.backlogs)
 
     @property
@@ -241,20 +262,12 @@ class ClassicQueue:
 
     @property
     def taker_count(self) -> int:
-        """How many consumers queue.declare-ok tells of.
+        """How many consumers queue.declare-ok tells of."""
+        return len(self._dispatch)
 
-        Of a quorum queue with a single active consumer only the active one counts, as in RabbitMQ
-        4.0.5; all count of a classic one.
-        """
-        count = len(self._dispatch)
-        return min(count, 1) if self._quorum and self.declared.arguments.single_active else count
-
-    def admit(self, *, exclusive: bool) -> None:
-        """One more wants to consume, exclusively if so asked. Raises 403 if it may not.
-
-        Quorum queues let everybody in, and nobody is exclusive there, as in RabbitMQ 4.0.5.
-        """
-        if not self._quorum and not self._dispatch.admit(exclusive=exclusive):
+    def admit(self, *, exclusive: bool, shares_prefetch: bool) -> None:
+        """One more wants to consume; see `QueueType`."""
+        if not self._dispatch.admit(exclusive=exclusive):
             raise access_refused(f"{self} in exclusive use")
 
     def add_taker(self, taker: Taker) -> None:
@@ -287,7 +300,7 @@ class ClassicQueue:
         next_turn, cold_reads, time = self._dispatch.next, self._cold_reads, self._pump_time
         ttl_ms = self.effective.message_ttl_ms
         for backlog in self.backlogs:
-            while (ready := backlog.ready) > 0:
+            while (ready := backlog.takeable) > 0:
                 if time.up or (cold_reads.spent and backlog.cold):
                     return False
                 turn = next_turn(ready)
@@ -308,18 +321,17 @@ class ClassicQueue:
 
     def _rest(self) -> None:
         if self._short or self.effective.message_ttl_ms is not None:
-            self._short = False
-            self._expiry.rest(self)
+            self._short = self._expiry.rest(self)
 
     def _trim(self) -> None:
         if self.effective.limited:
             self._overflow.trim(self)
 
-    def _take(self, count_max: int) -> Taken:
+    def _take(self, count_max: int) -> Taken | None:
         for backlog in self.backlogs:
-            if backlog.ready > 0:
+            if backlog.takeable > 0:
                 return backlog.take(count_max)
-        raise AssertionError(f"{self} has nothing ready")
+        return None
 
     # -- messages ----------------------------------------------------------------------------
 
@@ -331,7 +343,7 @@ class ClassicQueue:
 
     def append(self, mail: Mail) -> int:
         """Take messages, whatever the limits are; the LSN that makes them durable, or 0."""
-        persistent = mail.persistent and self.declared.durable
+        persistent = (mail.persistent or self.declared.keeps_all) and self.declared.durable
         lsn = 0
         for lane, sorted_mail in self._levels.sorted(mail):
             for part, dues_ms in sorted_mail.by_time():
@@ -372,24 +384,20 @@ class ClassicQueue:
     def get(self) -> Taken | None:
         """Take one message for basic.get; consumers come first. None: nothing is ready.
 
-        Raises 405 from a quorum queue with a single active consumer, as in RabbitMQ 4.0.5, where
-        classic queues with one allow it.
+        A single active consumer is none's hindrance, as in RabbitMQ 4.0.5.
         """
-        if self._quorum and self.declared.arguments.single_active:
-            raise resource_locked(
-                f"cannot obtain access to locked {self}. basic.get operations are not supported by "
-                "quorum queues with single active consumer"
-            )
         self._expiry.used(self)
         self._pump_first()
         for _ in range(EXPIRED_MAX):
-            if not self.ready:
-                break
             taken = self._take(1)
-            if taken.dues_ms is None and self.effective.message_ttl_ms is None:
+            if taken is None or taken.dues_ms is None and self.effective.message_ttl_ms is None:
                 return taken
             if self._expiry.living(self, taken):
                 return taken
+        return None
+
+    def arriving(self) -> Outcome[None] | None:
+        """None: all that is ready may be taken at once."""
         return None
 
     def _pump_first(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.queues.classic import ClassicQueue, Host
 from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.quorum import QuorumQueue
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.storage.lanes.lane import Lane
 
@@ -24,4 +25,5 @@ def make_queue(
     Arguments: `lanes` have its messages, by their priority; `owner` is the connection of an
     exclusive queue; `effective` is what it goes by, its arguments and policies together.
     """
-    return ClassicQueue(host, declared, effective, lanes, owner)
+    queue_class = QuorumQueue if declared.arguments.type == "quorum" else ClassicQueue
+    return queue_class(host, declared, effective, lanes, owner)

@@ -26,19 +26,22 @@ class Levels:
     """See the head of this file. `backlogs` has those of the highest level first.
 
     Arguments: `lanes` are those that the queue has, by level; `level_max` is 0 without priorities;
-    `new_lane` makes a lane for a level, and gets the ids of the others.
+    `new_lane` makes a lane for a level, and gets the ids of the others; `new_backlog` makes a
+    lane's ready set.
     """
 
-    __slots__ = ("_by_level", "_level_max", "_new_lane", "backlogs")
+    __slots__ = ("_by_level", "_level_max", "_new_backlog", "_new_lane", "backlogs")
 
     def __init__(
         self,
         lanes: Mapping[int, Lane[Envelope]],
         level_max: int,
         new_lane: Callable[[LaneIds, int], Lane[Envelope]],
+        new_backlog: Callable[[Lane[Envelope]], Backlog] = Backlog,
     ) -> None:
-        self._by_level = {level: Backlog(lane) for level, lane in lanes.items()}
+        self._by_level = {level: new_backlog(lane) for level, lane in lanes.items()}
         self._level_max = level_max
+        self._new_backlog = new_backlog
         self._new_lane = new_lane
         self.backlogs: list[Backlog] = []
         self._sort()
@@ -65,6 +68,6 @@ class Levels:
         backlog = self._by_level.get(level)
         if backlog is None:
             lane_ids = {other: one.lane.id for other, one in self._by_level.items()}
-            backlog = self._by_level[level] = Backlog(self._new_lane(lane_ids, level))
+            backlog = self._by_level[level] = self._new_backlog(self._new_lane(lane_ids, level))
             self._sort()
         return backlog.lane

@@ -43,13 +43,17 @@ class Targets:
     `plain`: a message has to be appended to the lanes, and nothing else. A set without queues is
     not plain, nor is one with a queue whose settings ask for more (`Effective.plain`). `special`
     are these queues; `durable`, `transient` and `all` are the lanes of the others, which share an
-    append. For every run only `plain` is looked at. `histories` keep the messages, too.
+    append. Of messages that are not persistent `lasting` are the lanes that keep them all the same,
+    and `fleeting` the others. For every run only `plain` is looked at. `histories` keep the
+    messages, too.
     """
 
     __slots__ = (
         "all",
         "durable",
+        "fleeting",
         "histories",
+        "lasting",
         "plain",
         "queues",
         "replies_to",
@@ -76,6 +80,8 @@ class Targets:
             queue.lane for queue in plain if not queue.declared.durable
         ]
         self.all = self.durable + self.transient
+        self.lasting = [queue.lane for queue in plain if queue.declared.keeps_all]
+        self.fleeting = [queue.lane for queue in plain if not queue.declared.keeps_all]
 
 
 class Routes:

@@ -14,6 +14,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.numbers import Numbers
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.effective import Effective
@@ -37,6 +38,11 @@ class Declaration:
     auto_delete: bool
     exclusive: bool
     arguments: QueueArguments
+
+    @property
+    def keeps_all(self) -> bool:
+        """Messages that do not ask for it are durable, too."""
+        return self.arguments.type == "quorum"
 
     def __str__(self) -> str:
         return f"queue '{self.name}' in vhost '{self.vhost}'"
@@ -124,8 +130,12 @@ class QueueType(Protocol):
     def taker_count(self) -> int:
         """How many consumers queue.declare-ok tells of."""
 
-    def admit(self, *, exclusive: bool) -> None:
-        """One more wants to consume, exclusively if so asked. Raises 403 if it may not."""
+    def admit(self, *, exclusive: bool, shares_prefetch: bool) -> None:
+        """One more wants to consume, exclusively if so asked. Raises 403 if it may not.
+
+        `shares_prefetch`: its channel has one prefetch for all consumers. Raises 540 from queues
+        of types that know no such prefetch.
+        """
 
     def add_taker(self, taker: Taker) -> None:
         """Register a consumer that `admit` lets in."""
@@ -157,6 +167,12 @@ class QueueType(Protocol):
         """Take one message for basic.get; consumers come first. None: nothing is ready.
 
         Raises 405 where messages are for the active consumer only.
+        """
+
+    def arriving(self) -> Outcome[None] | None:
+        """Done when `get` may give something: nothing of what is ready can be taken yet.
+
+        None: `get` has not to be put off.
         """
 
     def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:

@@ -527,6 +527,7 @@ def test_a_target_that_rejects_keeps_the_message_in_its_queue(bench: Bench, peer
 def test_a_message_waits_for_an_exchange_and_for_a_queue(bench: Bench, peer: Peer) -> None:
     source = peer.declare("source", arguments={**AT_LEAST_ONCE, "x-dead-letter-exchange": "late"})
     peer.publish(1, "source", b"a")
+    bench.disk()
     (tag,) = take(peer, "source", 1)
     peer.send(1, make(spec.BasicReject, delivery_tag=tag))
     bench.disk()
@@ -547,6 +548,7 @@ def test_without_reject_publish_at_least_once_is_at_most_once(bench: Bench, peer
     arguments = {**AT_LEAST_ONCE, "x-overflow": "drop-head"}
     source = peer.declare("source", arguments=arguments)
     peer.publish(1, "source", b"a")
+    bench.disk()
     (tag,) = take(peer, "source", 1)
     peer.send(1, make(spec.BasicReject, delivery_tag=tag))
     assert waiting(source) == (0, 0)

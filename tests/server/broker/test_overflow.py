@@ -185,7 +185,9 @@ def test_rejected_publishes_are_dead_lettered_besides(bench: Bench, confirming: 
     assert bodies(confirming, "dead") == [b"2", b"3"]
 
 
-def test_a_quorum_queue_drops_its_head_instead_of_dead_lettering_publishes(peer: Peer) -> None:
+def test_a_quorum_queue_drops_its_head_instead_of_dead_lettering_publishes(
+    bench: Bench, peer: Peer
+) -> None:
     arguments: Table = {
         "x-queue-type": "quorum",
         "x-max-length": 1,
@@ -193,6 +195,7 @@ def test_a_quorum_queue_drops_its_head_instead_of_dead_lettering_publishes(peer:
     }
     peer.declare("q", arguments=arguments)
     peer.publish(1, "q", b"a", b"b")
+    bench.disk()
     assert bodies(peer, "q") == [b"b"]
 
 

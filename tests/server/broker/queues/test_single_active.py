@@ -126,6 +126,7 @@ def test_backlog_goes_to_the_next_in_the_same_tick(bench: Bench, peer: Peer, kin
     first, second = joined(bench, "a"), joined(bench, "b")
     first.sink.full = True
     peer.publish(1, "q", *[b"x"] * 5)
+    bench.disk()
     assert bodies(first) == bodies(second) == []
     first.client.lost()
     bench.end_tick()
@@ -137,6 +138,7 @@ def test_what_a_taken_over_one_gives_back_goes_to_the_new_one(bench: Bench, peer
     single_active(peer, "quorum")
     low = joined(bench, "low")
     peer.publish(1, "q", b"0", b"1")
+    bench.disk()
     assert bodies(low) == [b"0", b"1"]
     high = joined(bench, "high", 5)
     low.send(1, spec.BasicNack(1, False, True))
@@ -150,9 +152,11 @@ def test_active_one_goes_on_at_once_when_the_higher_leaves(bench: Bench, peer: P
     single_active(peer, "quorum")
     low = joined(bench, "low")
     peer.publish(1, "q", b"0")
+    bench.disk()
     assert bodies(low) == [b"0"]
     high = joined(bench, "high", 5)
     peer.publish(1, "q", b"1")
+    bench.disk()
     assert bodies(low) == bodies(high) == []
     high.ask(1, make(spec.BasicCancel, consumer_tag="high"), spec.BasicCancelOk)
     assert bodies(low) == [b"1"]
@@ -163,9 +167,11 @@ def test_no_ack_consumer_is_taken_over_at_once(bench: Bench, peer: Peer) -> None
     low = Peer(bench)
     low.send(1, make(spec.BasicConsume, queue="q", consumer_tag="low", no_ack=True))
     peer.publish(1, "q", b"0")
+    bench.disk()
     assert low.take()[-1].body == b"0"
     high = joined(bench, "high", 5)
     peer.publish(1, "q", b"1")
+    bench.disk()
     assert (bodies(low), bodies(high)) == ([], [b"1"])
 
 
