@@ -7,8 +7,8 @@ Knows queues by name only; does not know users, reply codes, durability rules or
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import NamedTuple
+from itertools import chain, islice
+from typing import NamedTuple, TypeAlias
 
 from qlog.routing.binding import NO_ARGUMENTS, Binding, DestinationKind
 from qlog.routing.errors import (
@@ -19,6 +19,9 @@ from qlog.routing.errors import (
 from qlog.routing.exchange import PREDECLARED, TYPES, Exchange, Matcher, assert_type
 from qlog.routing.message import Message
 from qlog.routing.recent_history import RECENT_HISTORY
+
+# What a binding leads to.
+End: TypeAlias = tuple[DestinationKind, str]
 
 
 class Routed(NamedTuple):
@@ -38,17 +41,30 @@ class Removed(list[str]):
     """The auto-delete exchanges that a removal takes with it, by name, in the order they go.
 
     `queue` or `exchange` is what was to be removed; `bindings` are all the bindings that go, the
-    implicit one of a queue (source "") included. `complete`: nothing is left to be removed.
+    implicit one of a queue (source "") included. `complete`: nothing is left to be removed of what
+    was to be. `emptied` are further auto-delete exchanges that lose their last binding: they have
+    to be removed next, as too many bindings lead to them for one removal.
     """
 
-    __slots__ = ("bindings", "complete", "exchange", "queue")
+    __slots__ = ("bindings", "complete", "emptied", "exchange", "queue")
 
     def __init__(self, *, queue: str | None = None, exchange: str | None = None) -> None:
         super().__init__()
         self.queue = queue
         self.exchange = exchange
         self.bindings: list[Binding] = []
+        self.emptied: list[str] = []
         self.complete = True
+
+    @property
+    def going(self) -> list[End]:
+        """What is gone for everybody, yet has bindings that further removals have to take away."""
+        going: list[End] = [("exchange", name) for name in self.emptied]
+        if not self.complete and self.queue is not None:
+            going.append(("queue", self.queue))
+        elif not self.complete and self.exchange is not None:
+            going.append(("exchange", self.exchange))
+        return going
 
 
 class _Source:
@@ -71,14 +87,17 @@ class RoutingTable:
     name; these implicit bindings are listed like all others, with source "".
 
     A removal has two steps: `removal_of_…` works out what goes, and `remove` does it. In between
-    the caller can write the removal down. The table must not change between the two steps.
+    the caller can write the removal down. The table must not change between the two steps. A large
+    removal may be done in parts, between which the table may change and messages are routed: no
+    message finds its way to, or through, what is `going` in parts.
     """
 
     def __init__(self) -> None:
         self.version = 0
         self._queues: set[str] = set()
         self._sources = {exchange.name: _Source(exchange) for exchange in PREDECLARED}
-        self._incoming: dict[tuple[DestinationKind, str], dict[Binding, None]] = {}
+        self._incoming: dict[End, dict[Binding, None]] = {}
+        self._going: set[End] = set()
 
     # Queues
 
@@ -92,12 +111,12 @@ class RoutingTable:
         """What goes with a queue; nothing when it is unknown.
 
         With `bindings_max` the result has at most that many bindings. While the result is not
-        `complete`, the queue stays, and the caller has to remove more. The implicit binding of the
-        queue goes first.
+        `complete`, the queue stays, and the caller has to remove more; so it has to with exchanges
+        that are `emptied`. The implicit binding of the queue goes first.
         """
         bindings = self._incoming.get(("queue", name), {})
         removed = Removed(queue=name)
-        self._cascade(removed, _some(removed, bindings, bindings_max))
+        self._cascade(removed, _some(removed, bindings, bindings_max), bindings_max)
         return removed
 
     # Exchanges
@@ -153,9 +172,10 @@ class RoutingTable:
         source = self._sources.get(name)
         if source is None:
             return Removed()
-        bindings = {**source.bindings, **self._incoming.get(("exchange", name), {})}
+        incoming = self._incoming.get(("exchange", name), {})
+        bindings = chain(source.bindings, (b for b in incoming if b.source != name))
         removed = Removed(exchange=name)
-        self._cascade(removed, _some(removed, bindings, bindings_max))
+        self._cascade(removed, _some(removed, bindings, bindings_max), bindings_max)
         return removed
 
     def delete_exchange(self, name: str) -> Removed:
@@ -220,17 +240,18 @@ class RoutingTable:
         destination: str,
         routing_key: str,
         arguments: Mapping[str, object] = NO_ARGUMENTS,
+        bindings_max: int | None = None,
     ) -> Removed:
         """What goes with a binding; nothing when there is none, or an end is unknown.
 
-        Raises DefaultExchangeForbidden.
+        `bindings_max` as in `removal_of_queue`. Raises DefaultExchangeForbidden.
         """
         if source == "" or (kind == "exchange" and destination == ""):
             raise DefaultExchangeForbidden
         binding = Binding(source, kind, destination, routing_key, arguments)
         known = source in self._sources and binding in self._sources[source].bindings
         removed = Removed()
-        self._cascade(removed, [binding] if known else ())
+        self._cascade(removed, [binding] if known else (), bindings_max)
         return removed
 
     def unbind(
@@ -253,6 +274,10 @@ class RoutingTable:
         """Tell whether there is such a binding."""
         source = self._sources.get(binding.source)
         return source is not None and binding in source.bindings
+
+    def is_going(self, kind: DestinationKind, name: str) -> bool:
+        """Tell whether it was removed in part, and not yet whole."""
+        return (kind, name) in self._going
 
     def bindings(self) -> Iterator[Binding]:
         """Iterate over all bindings, the implicit ones (source "") included."""
@@ -287,11 +312,15 @@ class RoutingTable:
             del self._incoming[binding.kind, binding.destination]
         self.version += 1
 
-    def _cascade(self, removed: Removed, bindings: Iterable[Binding]) -> None:
+    def _cascade(
+        self, removed: Removed, bindings: Iterable[Binding], bindings_max: int | None
+    ) -> None:
         """Add bindings, every auto-delete exchange left without any, its bindings, and so on.
 
         An auto-delete exchange goes when the last binding that had it as source goes. An exchange
-        that never had a binding stays (RabbitMQ).
+        that never had a binding stays (RabbitMQ). One whose bindings would be more than
+        `bindings_max` with all the others is `emptied`. One that is going already is left to whoever
+        removes it.
         """
         going = dict.fromkeys(bindings)
         todo = list(going)
@@ -300,23 +329,33 @@ class RoutingTable:
             name = binding.source
             source = self._sources[name]
             left[name] = left.get(name, len(source.bindings)) - 1
-            if source.exchange.auto_delete and not left[name] and name != removed.exchange:
-                removed.append(name)
-                further = [b for b in self._incoming.get(("exchange", name), ()) if b not in going]
-                going.update(dict.fromkeys(further))
-                todo += further
+            if left[name] or not source.exchange.auto_delete or name == removed.exchange:
+                continue
+            if ("exchange", name) in self._going:
+                continue
+            incoming = self._incoming.get(("exchange", name), {})
+            if bindings_max is not None and len(todo) + len(incoming) > bindings_max:
+                removed.emptied.append(name)
+                continue
+            removed.append(name)
+            further = [b for b in incoming if b not in going]
+            going.update(dict.fromkeys(further))
+            todo += further
         removed.bindings = todo
 
     def remove(self, removed: Removed) -> Removed:
         """Forget what a removal takes with it."""
         for binding in removed.bindings:
             self._detach(binding)
+        self._going.update(removed.going)
         gone = list(removed)
         if removed.complete:
             if removed.exchange is not None:
                 gone.append(removed.exchange)
+                self._going.discard(("exchange", removed.exchange))
             if removed.queue is not None:
                 self._queues.discard(removed.queue)
+                self._going.discard(("queue", removed.queue))
         for name in gone:
             del self._sources[name]
         if gone:
@@ -346,13 +385,15 @@ class RoutingTable:
         todo = [exchange]
         for name in todo:  # grows while it is walked
             source = self._sources.get(name)
-            if source is None:
+            if source is None or (name != exchange and ("exchange", name) in self._going):
                 continue  # an alternate that does not exist
             if source.keeps_history:
                 histories.append(name)
             matcher = source.matcher
             cacheable = cacheable and matcher.cacheable
             matched = matcher.match(routing_keys, message)
+            if self._going:
+                matched = [b for b in matched if (b.kind, b.destination) not in self._going]
             for binding in matched:
                 if binding.kind == "queue":
                     queues[binding.destination] = None
@@ -366,10 +407,11 @@ class RoutingTable:
 
 
 def _some(
-    removed: Removed, bindings: dict[Binding, None], bindings_max: int | None
+    removed: Removed, bindings: Iterable[Binding], bindings_max: int | None
 ) -> Iterable[Binding]:
     """The first of the bindings; the removal is complete if there are no others."""
-    if bindings_max is None or len(bindings) <= bindings_max:
+    if bindings_max is None:
         return bindings
-    removed.complete = False
-    return islice(bindings, bindings_max)
+    some = list(islice(bindings, bindings_max + 1))
+    removed.complete = len(some) <= bindings_max
+    return some[:bindings_max]

@@ -287,8 +287,7 @@ class Operations:
         """
         _assert_bindable(source, kind, destination)
         _assert_access(vhost, owner, kind, destination)
-        vhost.unbind(source, kind, destination, key, arguments)
-        return self._durable(Outcome.of(None))
+        return self._durable(vhost.unbind(source, kind, destination, key, arguments))
 
     # -- policies ----------------------------------------------------------------------------
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
 from qlog.routing.exchange import ALTERNATE, LOCAL_RANDOM, Exchange, assert_type
 from qlog.routing.recent_history import history_length
-from qlog.routing.table import Removed, RoutingTable
+from qlog.routing.table import End, Removed, RoutingTable
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
     access_refused,
@@ -66,7 +66,7 @@ class VHost:
         self._orphans: list[Binding] = []
         self._unused: deque[QueueType] = deque()  # auto-delete queues to be looked at
         self._clearing = False  # a job looks at them
-        self._leaving: dict[tuple[DestinationKind, str], Outcome[None]] = {}
+        self._leaving: dict[End, Outcome[None]] = {}
         self._definitions = services.definitions
         self.routing = RoutingTable()
         self.queues: dict[str, QueueType] = {}
@@ -132,11 +132,8 @@ class VHost:
         """The queues of a message, and whether exchange and keys alone decided it."""
         self.routes.check(self.routes_version)
         routed = self.routing.route(exchange, keys, envelope)
-        names = routed.queues
-        if self._leaving:
-            names = tuple(name for name in names if name in self.queues)
         histories = tuple(map(self._history, routed.histories)) if routed.histories else ()
-        return self.routes.targets(names, self.queues, histories), routed.cacheable
+        return self.routes.targets(routed.queues, self.queues, histories), routed.cacheable
 
     def _history(self, name: str) -> History:
         """What an exchange of the type `x-recent-history` keeps."""
@@ -167,6 +164,7 @@ class VHost:
 
         Raises 403 for reserved names, 406 for unknown types, bad arguments and differences.
         """
+        self._finish_losing("exchange", name)
         asked = Exchange(name, type_, durable, auto_delete, internal, arguments)
         existing = self.routing.exchange(name)
         try:
@@ -235,29 +233,53 @@ class VHost:
             self._definitions.delete_exchange(self.name, name)
             self._forget(removed)
         self.routing.remove(removed)
-        if not removed.complete:
-            yield from self._losing_bindings("exchange", name, self.routing.removal_of_exchange)
+        yield from self._losing_bindings(removed.going)
 
-    def _losing_bindings(
-        self, kind: DestinationKind, name: str, removal: Callable[[str, int], Removed]
-    ) -> Steps[None]:
+    def _losing_bindings(self, going: Iterable[End]) -> Steps[None]:
         """What was deleted loses its many bindings, some in each step, and then its name is free.
 
-        A crash, or a full disk, leaves bindings to nothing, which the next start takes away.
+        An auto-delete exchange that loses its last binding so follows, however many there are one
+        behind the other. A crash, or a full disk, leaves bindings to nothing, which the next start
+        takes away.
         """
-        gone = self._leaving[kind, name] = Outcome()
+        left: deque[End] = deque()
+        self._leave(left, going)
         try:
-            complete = False
-            while not complete:
+            while left:
                 yield
-                removed = removal(name, BINDINGS_AT_ONCE)
+                kind, name = left[0]
+                if kind == "queue":
+                    removed = self.routing.removal_of_queue(name, BINDINGS_AT_ONCE)
+                else:
+                    removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
                 with self._definitions.transaction():
                     self._forget(removed)
                 self.routing.remove(removed)
-                complete = removed.complete
+                self._leave(left, removed.going)
+                if removed.complete:
+                    self._leaving.pop(left.popleft()).set(None)
         finally:
-            del self._leaving[kind, name]
-            gone.set(None)
+            for end in left:
+                self._leaving.pop(end).set(None)
+
+    def _finish_losing(self, kind: DestinationKind, name: str) -> None:
+        """Take away the bindings that a failing disk left to what was deleted: a new one has none."""
+        if not self.routing.is_going(kind, name):
+            return
+        if kind == "queue":
+            removed = self.routing.removal_of_queue(name)
+        else:
+            removed = self.routing.removal_of_exchange(name)
+        with self._definitions.transaction():
+            self._forget(removed)
+        self.routing.remove(removed)
+
+    def _leave(self, left: deque[End], going: Iterable[End]) -> None:
+        """Nobody sees any more what is going, but for the job that has it in `left`."""
+        for end in going:
+            if end not in self._leaving:
+                self._leaving[end] = Outcome()
+                left.append(end)
 
     # -- bindings ----------------------------------------------------------------------------
 
@@ -344,12 +366,20 @@ class VHost:
 
     def unbind(
         self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
-    ) -> None:
-        """queue.unbind, exchange.unbind: unknown names and bindings are no error."""
-        removed = self.routing.removal_of_binding(source, kind, destination, key, arguments)
+    ) -> Outcome[None]:
+        """queue.unbind, exchange.unbind: unknown names and bindings are no error.
+
+        Done when the auto-delete exchanges have gone that go with their last binding.
+        """
+        removed = self.routing.removal_of_binding(
+            source, kind, destination, key, arguments, BINDINGS_AT_ONCE
+        )
         with self._definitions.transaction():
             self._forget(removed)
         self.routing.remove(removed)
+        if not removed.going:
+            return Outcome.of(None)
+        return self._services.jobs.start(self._losing_bindings(removed.going))
 
     def _durable(self, binding: Binding) -> bool:
         if binding.kind == "queue":
@@ -362,7 +392,7 @@ class VHost:
         """Take from the catalog what a removal takes from the table, and histories."""
         if removed.exchange is not None:
             self._histories.pop(removed.exchange, None)
-        for name in removed:
+        for name in (*removed, *removed.emptied):
             self._histories.pop(name, None)
             self._definitions.delete_exchange(self.name, name)
         for binding in removed.bindings:
@@ -512,7 +542,7 @@ class VHost:
         )
         self._assert_room(name)
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
-        self._lose_bindings(name)
+        self._finish_losing("queue", name)
         lane_id = self.store.new_lane_id()
         if durable:
             self._definitions.save_queue(declared, {0: lane_id})
@@ -612,18 +642,8 @@ class VHost:
         self._services.delivery.gone(queue)
         for lane in queue.lanes:
             self.store.drop(lane)
-        if not removed.complete:
-            yield from self._losing_bindings("queue", queue.name, self.routing.removal_of_queue)
+        yield from self._losing_bindings(removed.going)
         return ready
-
-    def _lose_bindings(self, name: str) -> None:
-        """A new queue has none: take away those that a failing disk left to one of this name."""
-        bindings = self.routing.bindings_to("queue", name)
-        if next(bindings, None) is not None:
-            removed = self.routing.removal_of_queue(name)
-            with self._definitions.transaction():
-                self._forget(removed)
-            self.routing.remove(removed)
 
     def assert_access(self, queue: QueueType, owner: Owner | None) -> None:
         """Raises 405 if the queue is exclusive to another connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ import pytest
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import method_frame
+from qlog.server.amqp.values import Table
 from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps
 from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.vhost import VHost
 from tests.server.broker.support import Bench, Peer, make
 
 SLICE_MAX_S = 0.020
@@ -404,6 +407,133 @@ def test_delete_with_many_bindings_is_sliced_and_seen_at_once(
     assert not list(routing.bindings_from("e"))
 
 
+def declare_auto_delete(vhost: VHost, name: str, alternate: str | None = None) -> None:
+    """A durable auto-delete exchange."""
+    arguments: Table = {} if alternate is None else {"alternate-exchange": alternate}
+    vhost.declare_exchange(
+        name, "direct", durable=True, auto_delete=True, internal=False, arguments=arguments
+    )
+
+
+def many_to_one(vhost: VHost) -> None:
+    """20,000 bindings of amq.topic to exchange e, which has one to queue q."""
+    declare_auto_delete(vhost, "e")
+    vhost.bind("e", "queue", "q", "", {})
+    for number in range(20_000):
+        vhost.bind("amq.topic", "exchange", "e", str(number), {})
+
+
+def chain(vhost: VHost) -> None:
+    """Exchange e, which has a binding to queue q, behind 5,000 others."""
+    names = ["e", *(f"link {number}" for number in range(5000))]
+    for name in names:
+        declare_auto_delete(vhost, name)
+    vhost.bind("e", "queue", "q", "", {})
+    for destination, source in itertools.pairwise(names):
+        vhost.bind(source, "exchange", destination, "", {})
+
+
+def fans(vhost: VHost) -> None:
+    """Exchange e, which has a binding to queue q, behind 100 with 100 exchanges behind each."""
+    declare_auto_delete(vhost, "e")
+    vhost.bind("e", "queue", "q", "", {})
+    for number in range(100):
+        declare_auto_delete(vhost, f"fan {number}")
+        vhost.bind(f"fan {number}", "exchange", "e", "", {})
+        for part in range(100):
+            declare_auto_delete(vhost, f"fan {number} {part}")
+            vhost.bind(f"fan {number} {part}", "exchange", f"fan {number}", "", {})
+
+
+def star(vhost: VHost) -> None:
+    """5,000 exchanges with a binding to queue q, and one to each of amq.topic."""
+    declare_auto_delete(vhost, "e")
+    vhost.bind("e", "queue", "q", "", {})
+    for number in range(5000):
+        declare_auto_delete(vhost, f"ray {number}")
+        vhost.bind(f"ray {number}", "queue", "q", "", {})
+        vhost.bind(f"ray {number}", "exchange", "e", "", {})
+        vhost.bind("amq.topic", "exchange", f"ray {number}", "", {})
+
+
+@pytest.mark.parametrize("shape", [many_to_one, chain, fans, star])
+@pytest.mark.parametrize(
+    ("method", "reply"),
+    [
+        (make(spec.QueueUnbind, queue="q", exchange="e"), spec.QueueUnbindOk()),
+        (make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk(0)),
+        (make(spec.ExchangeDelete, exchange="e"), spec.ExchangeDeleteOk()),
+    ],
+    ids=["unbind", "queue", "exchange"],
+)
+def test_auto_delete_exchanges_follow_in_slices(
+    sliced: Bench,
+    peer: Peer,
+    method: spec.Method,
+    reply: spec.Method,
+    shape: Callable[[VHost], None],
+) -> None:
+    peer.declare("q")
+    vhost = sliced.broker.vhosts["/"]
+    with sliced.broker.definitions.transaction():
+        shape(vhost)
+    other = Peer(sliced)
+    other.send(1)
+    looked = []
+
+    def look() -> None:
+        """What has lost its last binding is gone; its name is free at once, or later."""
+        other.send(1, make(spec.ExchangeDeclare, exchange="e", type="fanout"))
+        found = vhost.find_exchange("e")
+        assert found is None or found.type == "fanout"
+        looked.append(peer.hear())
+
+    longest_s = longest_slice(sliced, request(peer, 1, method), look)
+    assert longest_s < SLICE_MAX_S
+    sliced.disk()
+    assert looked == [[]]
+    assert peer.hear() == [reply] and other.hear() == [spec.ExchangeDeclareOk()]
+    # A ray has one more binding as long as its queue is there.
+    kept = shape is star and not isinstance(method, spec.QueueDelete)
+    routing = vhost.routing
+    for _ in range(2):
+        left = {x.name for x in routing.exchanges() if x.auto_delete}
+        assert left == ({f"ray {number}" for number in range(5000)} if kept else set())
+        sources = {binding.source for binding in routing.bindings()} - {""}
+        assert sources == (left | {"amq.topic"} if kept else set())
+        sliced.restart()
+        routing = sliced.broker.vhosts["/"].routing
+
+
+def test_messages_pass_by_an_exchange_that_is_on_its_way_out(sliced: Bench, peer: Peer) -> None:
+    """Those that came through it go to the alternate of the exchange before, as if it was gone."""
+    for name in ("q", "other", "unwanted"):
+        peer.declare(name)
+    vhost = sliced.broker.vhosts["/"]
+    declare_auto_delete(vhost, "e", alternate="amq.fanout")
+    vhost.declare_exchange(
+        "first",
+        "direct",
+        durable=True,
+        auto_delete=False,
+        internal=False,
+        arguments={"alternate-exchange": "amq.topic"},
+    )
+    vhost.bind("amq.topic", "queue", "other", "#", {})
+    vhost.bind("amq.fanout", "queue", "unwanted", "", {})
+    vhost.bind("e", "queue", "q", "999", {})
+    with sliced.broker.definitions.transaction():
+        for number in range(1000):
+            vhost.bind("first", "exchange", "e", str(number), {})
+    peer.publish(1, "999", b"before", exchange="first")
+    request(peer, 1, make(spec.QueueUnbind, queue="q", exchange="e", routing_key="999"))()
+    assert sliced.broker.jobs_left
+    other = Peer(sliced)
+    other.publish(1, "999", b"after", exchange="first")
+    ready = {queue.name: queue.ready for queue in vhost.queues.values()}
+    assert ready == {"q": 1, "other": 1, "unwanted": 0}
+
+
 @pytest.mark.parametrize("auto_delete", [False, True])
 def test_thousands_of_exclusive_queues_go_in_slices(
     sliced: Bench, peer: Peer, auto_delete: bool
@@ -483,14 +613,25 @@ def test_name_is_free_when_the_deletion_is_done(sliced: Bench, peer: Peer) -> No
 
 
 @pytest.mark.parametrize(
-    "method",
-    [make(spec.QueueDelete, queue="q"), make(spec.ExchangeDelete, exchange="e")],
-    ids=["queue", "exchange"],
+    ("method", "shape"),
+    [
+        (make(spec.QueueDelete, queue="q"), None),
+        (make(spec.ExchangeDelete, exchange="e"), None),
+        (make(spec.QueueUnbind, queue="q", exchange="e"), many_to_one),
+        (make(spec.QueueUnbind, queue="q", exchange="e"), chain),
+        (make(spec.QueueDelete, queue="q"), fans),
+    ],
+    ids=["queue", "exchange", "many-to-one", "chain", "fans"],
 )
 def test_start_finishes_a_deletion_that_was_cut_off(
-    sliced: Bench, peer: Peer, method: spec.Method
+    sliced: Bench, peer: Peer, method: spec.Method, shape: Callable[[VHost], None] | None
 ) -> None:
-    bind_often(sliced, peer, 5_000)
+    if shape is None:
+        bind_often(sliced, peer, 5_000)
+    else:
+        peer.declare("q")
+        with sliced.broker.definitions.transaction():
+            shape(sliced.broker.vhosts["/"])
     request(peer, 1, method)()
     assert sliced.broker.jobs_left
     sliced.kill()
@@ -500,4 +641,5 @@ def test_start_finishes_a_deletion_that_was_cut_off(
             sliced.restart()
         vhost = sliced.broker.vhosts["/"]
         assert {binding.source for binding in vhost.routing.bindings()} <= {""}
+        assert not any(exchange.auto_delete for exchange in vhost.routing.exchanges())
         assert not list(sliced.broker.definitions.bindings())
