@@ -344,30 +344,38 @@ class Expiry:
 
 
 def _end_of_expired(backlog: Backlog, low: int, end: int, until_ms: int) -> Steps[int]:
-    """The first place from `low` on from which all that is ready came after `until_ms`.
+    """The place behind the last message below `end` that came until `until_ms`, or `low`.
 
-    `end`: there is none below. The steps get longer and then shorter: few messages are read.
-    Raises CorruptLog and OutOfDescriptors.
+    All that are ready in front of that place came before it. The steps get longer and then shorter:
+    few messages are read. Raises CorruptLog and OutOfDescriptors.
     """
 
-    def younger(place: int) -> bool:
+    def behind(place: int) -> int:
+        """The place behind the first ready message from `place` on if it came so early; else 0.
+
+        What is not there says nothing of those before it.
+        """
         found = backlog.peek(place, 1)
-        return found is not None and found.first_qseq < end and found.times_ms[0] > until_ms
+        if found is None or found.first_qseq >= end or found.times_ms[0] > until_ms:
+            return 0
+        return found.first_qseq + 1
 
     high, step = end, 1
-    while low < end:
+    while low < high:
         probe = min(low + step, end) - 1
         yield
-        if younger(probe):
+        stop = behind(probe)
+        if not stop:
             high = probe
             break
-        low = probe + 1
+        low = stop
         step *= 2
     while low < high:
         probe = (low + high) // 2
         yield
-        if younger(probe):
-            high = probe
+        stop = behind(probe)
+        if stop:
+            low = stop
         else:
-            low = probe + 1
+            high = probe
     return low

@@ -509,6 +509,23 @@ def test_what_comes_while_others_leave_is_looked_for_again(bench: Bench, peer: P
     assert queue.ready == 0
 
 
+@pytest.mark.parametrize("gone", [{3}, {2, 3}, {1, 3, 5, 7}, {7}, {0, 4, 5, 6, 7}])
+@pytest.mark.parametrize("old", [1, 2, 3, 4])
+def test_gaps_among_those_that_wait_cost_no_younger_message(
+    bench: Bench, peer: Peer, gone: set[int], old: int
+) -> None:
+    """The search for the last expired message meets places where no message is any more."""
+    queue = peer.declare("q", arguments={"x-message-ttl": 5000})
+    for number in range(8):
+        if number == old:
+            bench.pass_ms(2000)
+        send(peer, b"%d" % number, 1500 if number in gone else None)
+    bench.pass_ms(2999)
+    assert queue.ready == 8 - len(gone)
+    bench.pass_ms(1)
+    assert drain(peer) == [b"%d" % number for number in range(old, 8) if number not in gone]
+
+
 def test_damage_costs_nobody_else(
     bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
