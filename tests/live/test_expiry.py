@@ -235,6 +235,34 @@ def test_a_queue_that_is_used_stays(yard: Yard, use: str) -> None:
     assert goes(yard, "q")
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_native_delayed_delivery_of_celery(yard: Yard, kind: str) -> None:
+    """Four of its 28 levels, each half as long as the one above; the key has a bit for each."""
+    top, unit_ms = 3, 100
+    channel = yard.channel
+    delivery = yard.exchange("delivery", "topic")
+    levels = [yard.exchange(f"level{level}", "topic") for level in range(top + 1)]
+    for level, exchange in enumerate(levels):
+        below = levels[level - 1] if level else delivery
+        arguments: dict[str, Any] = {"x_overflow": "reject-publish", "x_queue_type": kind}
+        if kind == "quorum":
+            arguments["x_dead_letter_strategy"] = "at-least-once"
+        queue = yard.queue(f"level{level}", via=below, x_message_ttl=unit_ms << level, **arguments)
+        passed = "*." * (top - level)
+        channel.queue_bind(queue, exchange, passed + "1.#")
+        channel.exchange_bind(below, exchange, passed + "0.#")
+    tasks = yard.exchange("tasks", "topic")
+    channel.exchange_bind(tasks, delivery, "#.add")
+    channel.queue_bind(yard.queue("work"), tasks, "#.add")
+    for key, units in (("0.1.0.1.add", 5), ("0.0.0.0.add", 0), ("0.0.1.0.add", 2)):
+        began_s = time.monotonic()
+        assert yard.publish(key, b"task", exchange=levels[top])
+        got = yard.take("work")
+        assert (got.body, got.key) == (b"task", key)
+        assert time.monotonic() - began_s >= units * unit_ms / 1000
+        assert len(got.headers.get("x-death", [])) == key.count("1")
+
+
 def test_pidbox_of_celery(yard: Yard) -> None:
     """Exclusive, auto-delete, with both times, as Celery declares its reply queues."""
     name = yard.name("reply.celery.pidbox")
