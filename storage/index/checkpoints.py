@@ -340,16 +340,17 @@ class Checkpoints(Generic[M]):
 
     def written(self, done: CheckpointDone[M]) -> None:
         """The index has the snapshot, or could not get it."""
+        if done.failure is None and done.doubt is None and done.shortage is None:
+            self._go(self._finish(done))
+            return
         self._writing = False
         if done.failure is not None:
             self._on_failure(done.failure)
         elif done.doubt is not None:
             self._on_doubt(done.doubt)
-        elif done.shortage is not None:
+        else:
             self.held = done.shortage
             self._notify()
-        else:
-            self._go(self._finish(done))
 
     def _finish(self, done: CheckpointDone[M]) -> Iterator[None]:
         """Forget in memory what the index has now, lane by lane; then give segments up."""
@@ -397,6 +398,7 @@ class Checkpoints(Generic[M]):
         self.lsn = snapshot.lsn
         self._restored_gathered = set()
         self.snapshot = None
+        self._writing = False  # not earlier: it must not be written again while it is taken over
         self._reclaim(snapshot.condemned, done.spill_current)
         yield from _freeing(snapshot)
 

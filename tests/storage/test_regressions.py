@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from qlog.storage.index import checkpoints
 from tests.simulation.lives import scratch
 from tests.simulation.mutations import follow, older_ledger_removed
 from tests.simulation.world import Fate, World
@@ -147,3 +148,24 @@ def test_a_commit_that_found_the_disk_full_does_not_speak_for_now(world: World) 
     world.free_disk()
     assert probe(world.running).commits.busy
     assert world.running.settle_down()
+
+
+def test_a_snapshot_that_is_taken_over_in_slices_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What met a shortage was tried again meanwhile, and with it the snapshot that was written."""
+    monkeypatch.setattr(checkpoints, "_SLICE", 1)
+    bench = Bench(tmp_path)
+    store = bench.store
+    for _ in range(5):
+        publish(store, [new_lane(store)], [b"x"])
+    under_way = probe(store).checkpoints
+    under_way.begin()
+    while not (under_way.stepping and under_way.snapshot and under_way.snapshot.sealed):
+        store.commit()
+        assert sum(worker.run_one() for worker in bench.workers) or under_way.stepping
+        store.take()
+    under_way.resume()
+    assert not any(worker.jobs for worker in bench.workers)
+    assert store.checkpoint()
+    bench.store.close()
