@@ -94,7 +94,9 @@ def must_be_found(facts: Facts, done: Strike) -> str:
     for batch in promised:
         if batch.position < done.end and done.position < batch.end:
             return f"the batch at {batch.position}"
-    if done.file in facts.sealed and done.end > ours[-1].end:
+    # A segment without its whole footer is what a crash leaves that comes before the sealing.
+    unsealed = done.how == "cut" and done.position == ours[-1].end
+    if done.file in facts.sealed and done.end > ours[-1].end and not unsealed:
         return "footer"
     return ""
 
