@@ -36,16 +36,18 @@ class Topology:
     """What the load runs through.
 
     Attributes:
-        queues: names of durable classic queues.
+        queues: names of durable queues.
         exchange: a durable exchange, empty for none.
         exchange_type: its type.
         binding_keys: each queue is bound with each of them.
+        queue_type: the type of the queues.
     """
 
     queues: tuple[str, ...]
     exchange: str = ""
     exchange_type: str = "topic"
     binding_keys: tuple[str, ...] = ()
+    queue_type: str = "classic"
 
 
 def fresh_name(purpose: str) -> str:
@@ -74,7 +76,7 @@ def declared(address: wire.Address, topology: Topology) -> Iterator[Declared]:
             if topology.exchange:
                 connection.declare_exchange(topology.exchange, topology.exchange_type)
             for queue in topology.queues:
-                connection.declare_queue(queue)
+                connection.declare_queue(queue, arguments={"x-queue-type": topology.queue_type})
                 for key in topology.binding_keys:
                     connection.bind_queue(queue, topology.exchange, key)
         yield run

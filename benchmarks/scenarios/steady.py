@@ -55,6 +55,7 @@ def run_plain(
     window: int = WINDOW,
     ack_every: int = ACK_EVERY,
     pairs: int = 1,
+    queue_type: str = "classic",
 ) -> Figures:
     """Pairs of a publisher and a consumer, each with a queue of its own, by the default exchange."""
     queues = tuple(fresh_name("flow") for _ in range(pairs))
@@ -63,7 +64,7 @@ def run_plain(
             PublisherPlan(Traffic("", (queue,), body_bytes, shape), window) for queue in queues
         ),
         consumers=tuple(ConsumerPlan(queue, PREFETCH, ack_every) for queue in queues),
-        topology=Topology(queues),
+        topology=Topology(queues, queue_type=queue_type),
         sources=tuple(map(Share, range(pairs))),
     )
     return run_flow(broker, flow, settings.warm_up_s, settings.seconds)
@@ -226,6 +227,13 @@ SCENARIOS = (
         "4 publishers, 4 consumers, 4 queues",
         _state("1 KiB") + ", each",
         partial(run_plain, body_bytes=1024, pairs=4),
+        RATES,
+    ),
+    Scenario(
+        "quorum",
+        "steady flow of 1 KiB through a quorum queue",
+        _state("1 KiB"),
+        partial(run_plain, body_bytes=1024, queue_type="quorum"),
         RATES,
     ),
     Scenario(
