@@ -139,6 +139,37 @@ def test_one_that_comes_back_again_and_again_is_behind_the_others(yard: Yard) ->
     assert shown(yard, 4) == [(b"1", 1), (b"0", 2), (b"2", None), (b"3", None)]
 
 
+@pytest.mark.parametrize(("returned", "expected"), [([0], [b"0"]), ([2, 0, 1], [b"2", b"0", b"1"])])
+def test_without_a_limit_what_is_given_back_is_behind_all_else(
+    yard: Yard, returned: list[int], expected: list[bytes]
+) -> None:
+    quorum(yard, *(b"%d" % number for number in range(6)), x_delivery_limit=-1)
+    got = [yard.take("q") for _ in range(4)]
+    for index in returned:
+        nack(yard, got[index])
+    counted = [(body, 1) for body in expected]
+    assert shown(yard, len(expected) + 2) == [(b"4", None), (b"5", None), *counted]
+
+
+def test_without_a_limit_what_comes_later_is_behind_what_was_given_back(yard: Yard) -> None:
+    quorum(yard, b"0", b"1", b"2", x_delivery_limit=-1)
+    nack(yard, yard.take("q"))
+    yard.publish("q", b"3")
+    nack(yard, yard.take("q"))
+    assert shown(yard, 4) == [(b"2", None), (b"0", 1), (b"3", None), (b"1", 1)]
+
+
+def test_without_a_limit_what_is_lost_comes_first(yard: Yard, broker_url: str) -> None:
+    quorum(yard, b"0", b"1", b"2", x_delivery_limit=-1)
+    with BlockingConnection(pika.URLParameters(broker_url)) as connection:
+        for _ in range(2):
+            connection.channel().basic_get(yard.name("q"))
+    until(lambda: ready_count(yard) == 3, "all are back")
+    got = [yard.take("q") for _ in range(3)]
+    assert sorted(got_.body for got_ in got[:2]) == [b"0", b"1"]
+    assert got[2].body == b"2"
+
+
 @pytest.mark.parametrize("all_at_once", [by_nack_of_all, by_recover])
 def test_what_comes_back_together_keeps_its_order(
     yard: Yard, all_at_once: Callable[[BlockingChannel, int], None]
@@ -175,6 +206,11 @@ def test_a_consumer_sees_the_same(talk: Talk) -> None:
         assert (message.properties.headers or {}).get("x-delivery-count") == (count or None)
         assert message.method.redelivered is (count > 0)
         talk.send(Basic.Nack(message.method.delivery_tag, requeue=True))
+
+
+def ready_count(yard: Yard) -> int:
+    declared = yard.channel.queue_declare(yard.name("q"), passive=True)
+    return int(declared.method.message_count)
 
 
 # --- the limit

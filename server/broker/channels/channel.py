@@ -194,7 +194,7 @@ class Channel:
         transaction = self.publisher.transaction
         kept = [] if transaction is None else transaction.take_settlements()
         pieces = chain((settlement.runs for settlement in kept), self._all_unacked())
-        return self.services.jobs.start(self._requeueing(pieces))
+        return self.services.jobs.start(self._requeueing(pieces, lost=True))
 
     # -- consuming ---------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class Channel:
             return
         pieces = self._unacked_through(tag)
         if method.requeue and self.publisher.transaction is None:
-            steps = self._requeueing(pieces)
+            steps = self._requeueing(pieces, lost=False)
         else:
             steps = self._rejecting(pieces, method.requeue)
         self.answer(self.services.jobs.start(steps), nothing)
@@ -374,7 +374,8 @@ class Channel:
             if isinstance(method, spec.BasicRecover):
                 self.send(spec.BasicRecoverOk())
 
-        self.answer(self.services.jobs.start(self._requeueing(self._all_unacked())), reply)
+        steps = self._requeueing(self._all_unacked(), lost=False)
+        self.answer(self.services.jobs.start(steps), reply)
 
     def _take_range(self, first: int, last: int) -> list[UnackedRun]:
         taken, tag = self.outstanding.take_range(first, last)
@@ -436,9 +437,9 @@ class Channel:
             run.queue.requeue(run.backlog, run.qseq, run.count, run.size)
         self.services.stats.requeued += count
 
-    def _requeueing(self, pieces: Iterable[list[UnackedRun]]) -> Steps[None]:
+    def _requeueing(self, pieces: Iterable[list[UnackedRun]], *, lost: bool) -> Steps[None]:
         """Requeue any number of deliveries. They are gathered first, so that others see them come
-        back all at once.
+        back all at once. `lost`: the client did not give them back itself.
         """
         gathered: dict[Backlog, Returning] = {}
         released = Released()
@@ -453,7 +454,7 @@ class Channel:
             yield
         self._give_credit_back(released)
         for backlog, returning in gathered.items():
-            returning.queue.requeue_all(backlog, returning.numbers, returning.size)
+            returning.queue.requeue_all(backlog, returning.numbers, returning.size, lost=lost)
             self.services.stats.requeued += returning.numbers.count
 
     def _release(self, runs: list[UnackedRun]) -> int:
@@ -513,7 +514,7 @@ class Channel:
                         overdue_s = (run.taker or run.queue).timeout_s
                 yield lapsed
 
-        yield from self._requeueing(pieces())
+        yield from self._requeueing(pieces(), lost=True)
         return overdue_s
 
     # -- direct replies ----------------------------------------------------------------------

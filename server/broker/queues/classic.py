@@ -410,7 +410,7 @@ class ClassicQueue:
         backlog.give_back(qseq, count, size)
         self._came_back()
 
-    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int) -> None:
+    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int, *, lost: bool) -> None:
         """The same for messages anywhere, all at once."""
         backlog.give_all_back(numbers, size)
         self._came_back()

@@ -16,6 +16,7 @@ Which arguments and properties are refused says arguments.py.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 
 from qlog.server.amqp.envelope import Envelope
@@ -23,7 +24,7 @@ from qlog.server.amqp.errors import not_implemented, resource_locked
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arrivals import Arrivals
-from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken
+from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken, Withdrawn
 from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.server.broker.queues.returns import Returns, counted, note_return
 from qlog.storage.errors import CorruptLog
@@ -33,14 +34,20 @@ DELIVERY_LIMIT = "delivery_limit"
 
 
 class QuorumBacklog(Backlog):
-    """The ready set of a quorum queue: only what is durable is taken, and returns in their order."""
+    """The ready set of a quorum queue: only what is durable is taken, and returns in their order.
 
-    __slots__ = ("_arrivals", "_returns")
+    They come in this order: `_returns`; `_passed`, which the cursor has passed though nobody took
+    it; what is at the cursor, and above it. `_behind` has what comes before a qseq of these.
+    """
+
+    __slots__ = ("_arrivals", "_behind", "_passed", "_returns")
 
     def __init__(self, lane: Lane[Envelope], arrivals: Arrivals) -> None:
         super().__init__(lane)
         self._arrivals = arrivals
         self._returns = Returns()
+        self._passed = Returns()
+        self._behind: deque[tuple[int, Returns]] = deque()  # by qseqs
 
     @property
     def bound(self) -> int:
@@ -64,25 +71,47 @@ class QuorumBacklog(Backlog):
     @property
     def cold(self) -> bool:
         """What is taken next has to be read from disk. There must be something."""
-        found = self._returns.next(self._returned, 1)
-        return super().cold if found is None else self.lane.on_disk(found[0])
+        return self.lane.on_disk(self._choose(1)[1])
 
     def take(self, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken:
         """Take the next messages that are on the disk, as `Backlog.take`; one must be there."""
-        found = self._returns.next(self._returned, count_max)
-        if found is not None:
-            taken = self._take_returned(*found, bytes_max)
-            self._returns.advance(taken.first_qseq + len(taken.bodies))
-        elif self._returned.count:
-            taken = self._take_returned(*self._returned.lowest(count_max), bytes_max)
+        source, first, count = self._choose(count_max)
+        assert count, f"lane {self.lane.id}: {self.takeable} may be taken, but none is there"
+        if source is None:
+            taken = self._take_next(count, bytes_max)
         else:
-            bound = self._arrivals.bound
-            start, stop = self.lane.settled.stretch(self._cursor, bound, count_max)
-            assert start < stop, f"lane {self.lane.id}: nothing below {bound} is ready"
-            taken = self._take_next(stop - start, bytes_max)
+            taken = self._take_returned(first, count, bytes_max)
+            source.advance(taken.first_qseq + len(taken.bodies))
         if taken.redelivered:
             _tell_counts(taken)
         return taken
+
+    def _choose(self, count_max: int) -> tuple[Returns | None, int, int]:
+        """The stretch that comes next: the list that has it, the first message, how many.
+
+        The list is None for messages at the cursor.
+        """
+        present, end = self._returned, self.bound
+        behind: Returns | None = None
+        if present.count:
+            found = self._returns.next(present, count_max)
+            if found is not None:
+                return self._returns, *found
+            found = self._passed.next(present, count_max)
+            if found is not None and found[0] < end:
+                return self._passed, found[0], min(found[1], end - found[0])
+            while self._behind:
+                before, source = self._behind[0]
+                found = source.next(present, count_max)
+                if found is not None:
+                    behind, end = source, min(end, before)
+                    break
+                self._behind.popleft()
+        start, stop = self.lane.settled.stretch(self._cursor, end, count_max)
+        if start == stop and behind is not None:
+            assert found is not None
+            return behind, *found
+        return None, start, stop - start
 
     def give_back(self, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, are ready again, behind other returns."""
@@ -95,9 +124,27 @@ class QuorumBacklog(Backlog):
         for first, count in numbers:
             self._returns.add(first, count)
 
+    def put_behind(self, numbers: Numbers, size: int) -> None:
+        """The same, but all messages that are in the queue now are taken before these."""
+        super().give_all_back(numbers, size)
+        before = self.lane.next_qseq
+        if not self._behind or self._behind[-1][0] != before:
+            self._behind.append((before, Returns()))
+        for first, count in numbers:
+            self._behind[-1][1].add(first, count)
+
+    def withdraw_at(self, qseq: int, count: int) -> list[Withdrawn]:
+        """Those that are ready among these messages are out; see `Backlog.withdraw_at`."""
+        before = self._cursor
+        withdrawn = super().withdraw_at(qseq, count)
+        if self._cursor > before:
+            self._passed.add(before, self._cursor - before)
+        return withdrawn
+
     def purge(self) -> int:
         """Every ready message leaves; see `Backlog.purge`."""
-        self._returns.clear()
+        for source in (self._returns, self._passed, self._behind):
+            source.clear()
         return super().purge()
 
 
@@ -174,14 +221,15 @@ class QuorumQueue(ClassicQueue):
         """Messages that are out come back, are counted, and leave if that is too often."""
         numbers = Numbers()
         numbers.add(qseq, count)
-        self.requeue_all(backlog, numbers, size)
+        self.requeue_all(backlog, numbers, size, lost=False)
 
-    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int) -> None:
+    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int, *, lost: bool) -> None:
         """The same for messages anywhere, all at once; if they are very many, in a moment."""
-        self._host.in_slices(self._coming_back(backlog, numbers, size))
+        assert isinstance(backlog, QuorumBacklog)
+        self._host.in_slices(self._coming_back(backlog, numbers, size, lost))
 
     def _coming_back(
-        self, backlog: Backlog, numbers: Numbers, size: int
+        self, backlog: QuorumBacklog, numbers: Numbers, size: int, lost: bool
     ) -> Generator[None, None, None]:
         limit = self.effective.delivery_limit
         for first, count in numbers:
@@ -196,5 +244,8 @@ class QuorumQueue(ClassicQueue):
                 size -= gone
                 self._dead_letters.discard(self, backlog, low, length, gone, DELIVERY_LIMIT, 0)
             yield
-        backlog.give_all_back(numbers, size)
+        if limit is None and not lost:
+            backlog.put_behind(numbers, size)
+        else:
+            backlog.give_all_back(numbers, size)
         self._came_back()

@@ -3,7 +3,8 @@
 Promises what RabbitMQ 4.0 does (rabbit_fifo), which was asked:
 
 - What came back is delivered before all else, in the order in which it came back: a message that is
-  returned again and again keeps no other one from its turn.
+  returned again and again keeps no other one from its turn. Without a delivery limit, what a client
+  gives back itself is delivered behind all that is there.
 - Each return counts, whoever caused it. A message that came back says how often in the header
   `x-delivery-count`. The stored message is as it was published, and so is its dead letter.
 - A message that came back more often than the delivery limit allows is not delivered again.

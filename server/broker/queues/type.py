@@ -178,8 +178,11 @@ class QueueType(Protocol):
     def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, come back to their place."""
 
-    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int) -> None:
-        """The same for messages anywhere, all at once."""
+    def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int, *, lost: bool) -> None:
+        """The same for messages anywhere, all at once.
+
+        `lost`: whoever had them is gone, or had them too long; he did not give them back himself.
+        """
 
     def discard(
         self, backlog: Backlog, qseq: int, count: int, size: int, after_lsn: int = 0
