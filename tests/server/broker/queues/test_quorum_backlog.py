@@ -18,7 +18,7 @@ from qlog.server.broker.queues.returns import note_return
 from tests.server.broker.test_backlog import Shelf
 
 COUNTS = st.integers(1, 12)
-PLACES = st.integers(0, 100)
+FEW = st.integers(1, 3)
 BODY = b"12345678"
 
 
@@ -57,6 +57,9 @@ class QuorumBacklogMachine(RuleBasedStateMachine):
         lane = store.lane(store.new_lane_id())
         self.arrivals = Arrivals(lane, store, self.progress, self.wake)
         self.backlog = QuorumBacklog(lane, self.arrivals)
+        self.append(20)
+        self.write()
+        self.append(5)
 
     def wake(self) -> None:
         self.woken += 1
@@ -145,9 +148,10 @@ class QuorumBacklogMachine(RuleBasedStateMachine):
         self.out.remove(number)
         self.backlog.settle(number, 1, len(BODY))
 
-    @rule(qseq=PLACES, count=COUNTS)
-    def withdraw(self, qseq: int, count: int) -> None:
+    @rule(data=st.data(), count=FEW)
+    def withdraw(self, data: st.DataObject, count: int) -> None:
         """As what expires is: the cursor passes all before it."""
+        qseq = data.draw(st.integers(0, self.end))
         wanted = range(qseq, qseq + count)
         here = [number for number in (*self.front, *self.passed, *self.rest) if number in wanted]
         gone = self.backlog.withdraw_at(qseq, count)
@@ -160,7 +164,7 @@ class QuorumBacklogMachine(RuleBasedStateMachine):
         for first, length, size in gone:
             self.backlog.settle(first, length, size)
 
-    @rule(count=COUNTS)
+    @rule(count=FEW)
     def drop(self, count: int) -> None:
         came_back = sorted([*self.front, *self.passed, *self.behind])
         others = [number for number in self.rest if number not in self.behind]
@@ -168,13 +172,15 @@ class QuorumBacklogMachine(RuleBasedStateMachine):
         assert self.backlog.drop(count) == len(numbers)
         self.leave(numbers)
 
-    @rule(qseq=PLACES, count=COUNTS)
-    def remove(self, qseq: int, count: int) -> None:
+    @rule(data=st.data(), count=FEW)
+    def remove(self, data: st.DataObject, count: int) -> None:
+        qseq = data.draw(st.integers(0, self.end))
         wanted = range(qseq, qseq + count)
         here = [number for number in (*self.front, *self.passed, *self.rest) if number in wanted]
         assert self.backlog.remove(qseq, count) == len(here)
         self.leave(here)
 
+    @precondition(lambda self: len(self.rest) > 30)
     @rule()
     def purge(self) -> None:
         everything = [*self.front, *self.passed, *self.rest]
@@ -201,5 +207,5 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 def test_it_does_what_lists_do(shelf: Shelf) -> None:
     QuorumBacklogMachine.shelf = shelf
     case = QuorumBacklogMachine.TestCase
-    case.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+    case.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
     case("runTest").runTest()
