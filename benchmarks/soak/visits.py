@@ -9,6 +9,7 @@ leaves nothing in the broker, however it leaves.
 from __future__ import annotations
 
 import enum
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ from benchmarks.scenarios.bystanders import OPERATIONS
 TRANSIENT = b"\x10\x00\x01"
 # Of a header frame: headers, delivery mode, correlation id and message id are there.
 NAMED_FLAGS = b"\x34\x80"
+# Delivery mode and priority are there; delivery mode and expiration are.
+PRIORITY_FLAGS, EXPIRATION_FLAGS = b"\x18\x00", b"\x11\x00"
+PRIORITIES = 5
+TTL_MS = 50
+# The answer to QUESTION.
+ANSWERED = (wire.BASIC_QOS_OK, 1)
 EXCHANGE_BIND, EXCHANGE_BIND_OK = (40, 30), (40, 31)
 # The bit of an exchange.declare; that of a queue.declare is another.
 EXCHANGE_AUTO_DELETE = 4
@@ -99,6 +106,42 @@ def every_day(client: BulkClient, count: int) -> Iterator[None]:
     client.send([*acks, *rejects], (wire.BASIC_DELIVER, len(rejects)))
 
 
+def priorities(client: BulkClient, count: int) -> Iterator[None]:
+    """Publish with priorities, consume, give all back, and consume them again."""
+    queue = client.queue(0, {"x-max-priority": PRIORITIES - 1})
+    yield
+    messages = [
+        wire.publish_frames(
+            "", queue, PRIORITY_FLAGS + bytes([2, priority]), BODY, client.frame_bytes_max
+        )
+        for priority in range(PRIORITIES)
+    ]
+    client.send([*itertools.islice(itertools.cycle(messages), count), QUESTION], ANSWERED)
+    client.take(queue, count)
+    multiple_and_requeue = 3
+    nack = wire.method_frame(wire.BASIC_NACK, struct.pack(">QB", count, multiple_and_requeue))
+    client.send([nack, _consume(queue, "again")], (wire.BASIC_DELIVER, count))
+    client.send([wire.ack_frame(2 * count, multiple=True), QUESTION], ANSWERED)
+
+
+def expiring(client: BulkClient, count: int) -> Iterator[None]:
+    """Publish what soon expires, by the queue's limit and by its own; it goes to another queue."""
+    dead = client.queue()
+    arguments: dict[str, wire.Value] = {
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": dead,
+    }
+    limited = client.queue(0, {**arguments, "x-message-ttl": TTL_MS})
+    unlimited = client.queue(0, arguments)
+    yield
+    expiration = EXPIRATION_FLAGS + b"\x02" + wire.shortstr(str(TTL_MS))
+    for queue, properties in ((limited, PERSISTENT), (unlimited, expiration)):
+        one = wire.publish_frames("", queue, properties, BODY, client.frame_bytes_max)
+        client.send([one] * count)
+    with wire.Connection(client.address) as other:
+        wait_for_messages(other, dead, 2 * count)
+
+
 def new_keys(client: BulkClient, count: int) -> Iterator[None]:
     """Publish with routing keys that never come again, to exchanges of three types, and consume."""
     queue = client.queue()
@@ -114,7 +157,7 @@ def new_keys(client: BulkClient, count: int) -> Iterator[None]:
         for exchange in exchanges.values()
         for _ in range(count)
     )
-    client.send([*messages, QUESTION], (wire.BASIC_QOS_OK, 1))
+    client.send([*messages, QUESTION], ANSWERED)
     # The direct exchange has no binding: what was published there goes nowhere.
     _take_all(client, queue, 2 * count)
 
@@ -132,7 +175,7 @@ def new_headers(client: BulkClient, count: int) -> Iterator[None]:
         wire.publish_frames(exchange, "", _named(), BODY, client.frame_bytes_max)
         for _ in range(count)
     )
-    client.send([*messages, QUESTION], (wire.BASIC_QOS_OK, 1))
+    client.send([*messages, QUESTION], ANSWERED)
     _take_all(client, queue, count)
 
 
@@ -156,7 +199,7 @@ def new_queues(client: BulkClient, count: int) -> Iterator[None]:
         for name in names
         for exchange, key in (("", ""), ("amq.direct", "key."))
     )
-    client.send([*messages, QUESTION], (wire.BASIC_QOS_OK, 1))
+    client.send([*messages, QUESTION], ANSWERED)
     client.send(map(delete_queue, names), (wire.QUEUE_DELETE_OK, count))
 
 
@@ -188,7 +231,7 @@ def new_exchanges(client: BulkClient, count: int) -> Iterator[None]:
         wire.publish_frames(name, fresh_name("key"), PERSISTENT, BODY, client.frame_bytes_max)
         for name in names
     )
-    client.send([*messages, QUESTION], (wire.BASIC_QOS_OK, 1))
+    client.send([*messages, QUESTION], ANSWERED)
 
 
 def _bind_exchange(destination: str, source: str, key: str) -> bytes:
@@ -238,7 +281,7 @@ def _consume(queue: str, tag: str) -> bytes:
 def _take_all(client: BulkClient, queue: str, count: int) -> None:
     """Consume so many messages and acknowledge them with one frame."""
     client.take(queue, count)
-    client.send([wire.ack_frame(count, multiple=True), QUESTION], (wire.BASIC_QOS_OK, 1))
+    client.send([wire.ack_frame(count, multiple=True), QUESTION], ANSWERED)
 
 
 # What one client can do in bulk: all that the bystanders see.
@@ -248,6 +291,8 @@ NEW = (
     Kind("every-day", every_day, 20_000),
     Kind("new-keys", new_keys, 20_000),
     Kind("every-day-again", every_day, 2_000),
+    Kind("priorities", priorities, 20_000),
+    Kind("expiring", expiring, 20_000),
     Kind("new-headers", new_headers, 20_000),
     Kind("new-queues", new_queues, 2_000),
     Kind("new-exchanges", new_exchanges, 1_000),
