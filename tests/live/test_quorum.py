@@ -11,6 +11,7 @@ import pytest
 from pamqp.commands import Basic, Queue
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
+from qlog.server.broker.queues.arguments import COMPARED
 from tests.live.conversation import Client, Talk, refusal, unique, until
 from tests.live.dead import Got, Yard, yard_at
 
@@ -373,6 +374,53 @@ def test_declare_otherwise(
     assert talk.refused(declare) == refusal(
         406, f"PRECONDITION_FAILED - inequivalent arg {said}", Queue.Declare
     )
+
+
+VALUES: dict[str, Any] = {
+    "x-dead-letter-exchange": "a",
+    "x-dead-letter-routing-key": "k",
+    "x-dead-letter-strategy": "at-least-once",
+    "x-delivery-limit": 4,
+    "x-expires": 60_000,
+    "x-max-in-memory-bytes": 5,
+    "x-max-in-memory-length": 5,
+    "x-max-length": 5,
+    "x-max-length-bytes": 5,
+    "x-max-priority": 3,
+    "x-message-ttl": 1000,
+    "x-overflow": "drop-head",
+    "x-queue-leader-locator": "balanced",
+    "x-queue-master-locator": "min-masters",
+    "x-queue-mode": "lazy",
+    "x-queue-version": 2,
+    "x-quorum-initial-group-size": 3,
+    "x-single-active-consumer": True,
+}
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_differences_are_told_in_one_order(connect: Callable[..., Client], kind: str) -> None:
+    """Which argument is named first, when several differ; the type is one of them."""
+    keys = COMPARED[kind]
+    table = {"x-queue-type": kind, **{key: VALUES[key] for key in keys if key != "x-queue-type"}}
+    client = connect()
+    queue = client.channel().queue(durable=True, arguments=table)
+    other = {"classic": "quorum", "quorum": "classic"}[kind]
+    said: dict[str, Any] = {"x-queue-type": other}
+    for number, key in enumerate(keys, 2):
+        declare = Queue.Declare(queue=queue, durable=True, arguments=said)
+        text = client.channel(number).refused(declare).text
+        assert text.startswith(f"PRECONDITION_FAILED - inequivalent arg '{key}' for ")
+        said[key] = table[key]
+    client.channel(100).call(Queue.Declare(queue=queue, durable=True, arguments=said))
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_consumer_timeout_is_not_compared(talk: Talk, kind: str) -> None:
+    table: dict[str, Any] = {"x-queue-type": kind}
+    queue = talk.queue(durable=True, arguments=table)
+    table["x-consumer-timeout"] = 60_000
+    talk.call(Queue.Declare(queue=queue, durable=True, arguments=table))
 
 
 @pytest.mark.parametrize("no_ack", [False, True])

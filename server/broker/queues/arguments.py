@@ -144,8 +144,43 @@ CHECKS: dict[str, Check] = {
     "x-queue-leader-locator": _one_of(LEADER_LOCATORS, "invalid_queue_locator_arg"),
     "x-consumer-timeout": _non_negative,
 }
-# Compared on redeclaration; the delivery limit is not checked.
-COMPARED = ("x-queue-type", *CHECKS, "x-delivery-limit")
+# Compared on redeclaration, by the type of the queue that is there, in RabbitMQ's order
+# (rabbit_classic_queue:capabilities, rabbit_quorum_queue:capabilities).
+COMPARED = {
+    "classic": (
+        "x-expires",
+        "x-message-ttl",
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-max-length",
+        "x-max-length-bytes",
+        "x-max-priority",
+        "x-overflow",
+        "x-queue-mode",
+        "x-queue-version",
+        "x-single-active-consumer",
+        "x-queue-type",
+        "x-queue-master-locator",
+        "x-queue-leader-locator",
+    ),
+    "quorum": (
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-dead-letter-strategy",
+        "x-expires",
+        "x-max-length",
+        "x-max-length-bytes",
+        "x-max-in-memory-length",
+        "x-max-in-memory-bytes",
+        "x-overflow",
+        "x-single-active-consumer",
+        "x-queue-type",
+        "x-quorum-initial-group-size",
+        "x-delivery-limit",
+        "x-message-ttl",
+        "x-queue-leader-locator",
+    ),
+}
 
 
 class QueueArguments:
@@ -199,10 +234,7 @@ class QueueArguments:
         # RabbitMQ puts the type into a declaration that lacks it.
         current = {"x-queue-type": "classic", **self.table}
         received = {"x-queue-type": "classic", **received}
-        foreign = FOREIGN[self.type]
-        for key in COMPARED:
-            if key in foreign:
-                continue
+        for key in COMPARED[self.type]:
             assert_equivalent_argument(
                 key,
                 resource,
