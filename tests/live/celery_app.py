@@ -14,11 +14,14 @@ from typing import Any
 from celery import Celery
 
 
-def make_app(broker: str, backend: str, queue: str) -> Celery:
-    """An application whose tasks go to `queue`."""
+def make_app(broker: str, backend: str, queue: str, queue_type: str = "classic") -> Celery:
+    """An application whose tasks go to `queue`; with quorum queues it delays tasks in the broker."""
     app = Celery("live", broker=broker, backend=backend)
     app.conf.update(
         task_default_queue=queue,
+        task_default_queue_type=queue_type,
+        # Celery delays tasks in the broker for topic exchanges alone.
+        task_default_exchange_type="topic" if queue_type == "quorum" else "direct",
         task_acks_late=True,
         worker_prefetch_multiplier=2,
         broker_connection_retry_on_startup=True,
@@ -42,12 +45,25 @@ def make_app(broker: str, backend: str, queue: str) -> Celery:
     @app.task(name="flaky", bind=True, max_retries=5)
     def flaky(self: Any, failures: int) -> int:
         if self.request.retries < failures:
-            raise self.retry(countdown=0.1)
+            # The broker delays tasks by whole seconds.
+            raise self.retry(countdown=1 if queue_type == "quorum" else 0.1)
         return int(self.request.retries)
 
     @app.task(name="clock")
     def clock() -> float:
         return time.time()
+
+    @app.task(name="slow_at_first")
+    def slow_at_first(path: str) -> int:
+        """Writes how often it has begun; the first time it does not end."""
+        with open(path, "a+") as file:
+            file.write("begun\n")
+            file.flush()
+            file.seek(0)
+            times = len(file.readlines())
+        if times == 1:
+            time.sleep(600)
+        return times
 
     return app
 
@@ -57,4 +73,5 @@ if "LIVE_CELERY_QUEUE" in os.environ:
         os.environ["LIVE_CELERY_BROKER"],
         os.environ["LIVE_CELERY_BACKEND"],
         os.environ["LIVE_CELERY_QUEUE"],
+        os.environ["LIVE_CELERY_QUEUE_TYPE"],
     )

@@ -43,14 +43,17 @@ class Worker:
         return self.app.control.inspect([self.name], timeout=3)
 
 
-def start(url: str, backend: str, log: Path) -> Worker:
-    """Start a worker on a queue of its own and wait until it answers."""
-    queue, name = unique("celery"), f"{unique('worker')}@localhost"
+def start(
+    url: str, backend: str, log: Path, queue_type: str = "classic", queue: str = ""
+) -> Worker:
+    """Start a worker and wait until it answers; without `queue` on a queue of its own."""
+    queue, name = queue or unique("celery"), f"{unique('worker')}@localhost"
     environment = {
         **os.environ,
         "LIVE_CELERY_BROKER": url,
         "LIVE_CELERY_BACKEND": backend,
         "LIVE_CELERY_QUEUE": queue,
+        "LIVE_CELERY_QUEUE_TYPE": queue_type,
     }
     command = [sys.executable, "-m", "celery", "-A", "tests.live.celery_app:app", "worker"]
     command += ["--pool", "threads", "--concurrency", "4", "-n", name, "--loglevel", "info"]
@@ -58,7 +61,7 @@ def start(url: str, backend: str, log: Path) -> Worker:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
-    worker = Worker(make_app(url, backend, queue), process, name)
+    worker = Worker(make_app(url, backend, queue, queue_type), process, name)
 
     def is_up() -> bool:
         assert process.poll() is None, log.read_text()
