@@ -7,7 +7,7 @@ routing.
 """
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.properties import Traits
+from qlog.server.amqp.properties import Traits, examine
 from qlog.server.broker.queues.targets import Targets
 from qlog.server.broker.queues.type import QueueType
 
@@ -30,6 +30,17 @@ class Group:
         self.bodies: list[bytes] = []
         self.traits: list[Traits] = []
         self.sequences: list[int] = []
+
+    def renew(self) -> None:
+        """Time has passed: forget queues that were deleted, and heed what the others ask for now.
+
+        For messages that need no confirm: their sequences are made up.
+        """
+        self.targets = self.targets.now()
+        if self.plain and not self.targets.plain:
+            self.plain = False
+            self.traits = [examine(envelope.properties)[0] for envelope in self.envelopes]
+            self.sequences = list(range(len(self.bodies)))
 
 
 class Grouping:

@@ -55,11 +55,12 @@ class Transaction:
         return taken
 
     def surviving(self) -> Iterator[Group]:
-        """The groups, for those of their queues that were not deleted meanwhile."""
+        """The groups, for those of their queues that were not deleted meanwhile.
+
+        Policies may have changed meanwhile: each queue gets its messages by the settings that it
+        has now.
+        """
         for group in self.groups:
-            queues = group.targets.queues
-            if any(queue.deleted for queue in queues):
-                queues = tuple(queue for queue in queues if not queue.deleted)
-                group.targets = Targets(queues, histories=group.targets.histories)
-            if queues or group.targets.histories:
+            group.renew()
+            if group.targets.queues or group.targets.histories:
                 yield group

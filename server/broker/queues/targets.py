@@ -83,6 +83,15 @@ class Targets:
         self.lasting = [queue.lane for queue in plain if queue.declared.keeps_all]
         self.fleeting = [queue.lane for queue in plain if not queue.declared.keeps_all]
 
+    def now(self) -> Targets:
+        """Those of the queues that are still there, by the settings that they have now."""
+        queues, special = self.queues, self.special
+        left = tuple(queue for queue in queues if not queue.deleted)
+        asking = [queue for queue in left if not queue.effective.plain]
+        if len(left) == len(queues) and asking == special:
+            return self
+        return Targets(left, histories=self.histories)
+
 
 class Routes:
     """The remembered ways of one vhost: `known` has targets by exchange and routing key.
