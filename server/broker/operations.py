@@ -188,8 +188,9 @@ class Operations:
     ) -> Outcome[int]:
         """queue.delete; how many messages were ready. A missing queue is no error, and had none.
 
-        Raises 405, and 406 for a queue that is in use or not empty, if that was asked. Raises 540
-        if it was asked of a quorum queue.
+        Raises 405, and 406 for a queue that is in use or not empty, if that was asked; it may fail
+        with 406 later: somebody may use the queue while its dead letters are handed over. Raises
+        540 if it was asked of a quorum queue.
         """
         queue = vhost.queues.get(name)
         if queue is None:
@@ -201,11 +202,15 @@ class Operations:
                 f"cannot delete {queue}. queue.delete operations with {flag} flag set are not "
                 "supported by quorum queues"
             )
-        if if_unused and queue.takers:
-            raise precondition_failed(f"{queue} in use")
-        if if_empty and queue.ready:
-            raise precondition_failed(f"{queue} not empty")
-        return self._durable(vhost.delete_queue(queue))
+
+        def check() -> None:
+            if if_unused and queue.takers:
+                raise precondition_failed(f"{queue} in use")
+            if if_empty and queue.ready:
+                raise precondition_failed(f"{queue} not empty")
+
+        check()
+        return self._durable(vhost.delete_queue(queue, check))
 
     def purge_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[int]:
         """queue.purge; how many messages went. Raises 404 and 405, fails with CorruptLog."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
@@ -600,6 +600,8 @@ class VHost:
         try:
             while self._unused:
                 queue = self._unused.popleft()
+                if not queue.takers:
+                    yield from self.dead_letters.finishing(queue)
                 if not (queue.deleted or queue.takers):
                     yield from self._deleting_queue(queue)
                 yield
@@ -616,18 +618,24 @@ class VHost:
                 yield from self._deleting_queue(queue)
             yield
 
-    def delete_queue(self, queue: QueueType) -> Outcome[int]:
+    def delete_queue(
+        self, queue: QueueType, check: Callable[[], None] = lambda: None
+    ) -> Outcome[int]:
         """Delete a queue with its bindings and messages; how many messages were ready.
 
+        `check` raises if the queue may not be deleted; it is called in the moment of the deletion.
         Its consumers are told at the end of the tick: a client that deletes hears of its success
         first.
         """
-        return self._services.jobs.start(self._deleting_queue(queue))
+        return self._services.jobs.start(self._deleting_queue(queue, check))
 
-    def _deleting_queue(self, queue: QueueType) -> Steps[int]:
+    def _deleting_queue(
+        self, queue: QueueType, check: Callable[[], None] = lambda: None
+    ) -> Steps[int]:
         yield from self.dead_letters.finishing(queue)
         if queue.deleted:
             return 0  # by somebody else, meanwhile
+        check()
         ready = queue.ready
         removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
         with self._definitions.transaction():
