@@ -289,6 +289,7 @@ class DeadLetters:
             elif next_ is Next.AFTER_PAUSE:
                 self._pause(queue)
             else:
+                leaving.ease()  # a policy may have made it at-least-once meanwhile
                 services = self._services
                 services.timers.at(services.now_s() + RETRY_S, partial(self._start, queue))
 
@@ -415,6 +416,7 @@ class DeadLetters:
                 copy = addressed.copy
                 resized = copy.envelope._replace(body_size=envelope.body_size)
                 addressed = addressed._replace(copy=copy._replace(envelope=resized))
+                known[envelope.packed] = addressed  # the next one is mostly as large
             result.append(addressed)
         return result
 
@@ -431,13 +433,18 @@ class DeadLetters:
 
 
 def _alike(addressed: Sequence[Addressed], at: int) -> int:
-    """Where those end that go to the same queues as the one at `at`, and are equally durable."""
-    targets, persistent = addressed[at].targets, addressed[at].copy.traits.persistent
+    """Where those end that are like the one at `at`.
+
+    They go to the same queues, are equally durable, and either all or none of them would go round.
+    """
+    first, targets, cycled = addressed[at]
+    persistent = first.traits.persistent
     stop = at + 1
     while (
         stop < len(addressed)
         and addressed[stop].targets is targets
         and addressed[stop].copy.traits.persistent == persistent
+        and addressed[stop].cycled == cycled
     ):
         stop += 1
     return stop

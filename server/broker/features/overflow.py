@@ -80,8 +80,7 @@ class Overflow:
                 rejected.append(at)
                 at += 1
         if rejected and queue.effective.overflow == REJECT_DEAD_LETTER:
-            for index in rejected:
-                self._dead_letters.refuse(queue, mail.part(index, index + 1), MAXLEN)
+            self._dead_letters.refuse(queue, mail.chosen(rejected), MAXLEN)
         return Receipt(lsn, rejected)
 
     def trim(self, queue: Limited) -> None:

@@ -23,7 +23,7 @@ from qlog.server.broker.features.dead_letter import LETTERS_AT_ONCE, PAUSE_S, RE
 from qlog.server.broker.features.deaths import Copy, Death, copy_of
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import CorruptLog
-from tests.server.broker.support import Bench, Peer, make
+from tests.server.broker.support import Bench, Peer, make, message
 
 # --- what a dead letter tells
 
@@ -485,6 +485,40 @@ def test_what_is_rejected_before_its_queue_is_deleted_is_dead_lettered(
     assert bodies(peer, "dead") == [b"%d" % number for number in range(many)]
 
 
+@pytest.mark.parametrize(
+    ("condition", "use"),
+    [
+        ("if_empty", message(1, "source", b"new")),
+        ("if_unused", make(spec.BasicConsume, queue="source")),
+    ],
+    ids=["if_empty", "if_unused"],
+)
+def test_a_queue_that_is_used_while_its_dead_letters_leave_is_not_deleted(
+    bench: Bench,
+    peer: Peer,
+    queues: dict[str, QueueType],
+    condition: str,
+    use: bytes | spec.Method,
+) -> None:
+    many = 4 * LETTERS_AT_ONCE
+    source = queues["source"]
+    peer.publish(1, "source", *(b"%d" % number for number in range(many)))
+    take(peer, "source", many)
+    bench.broker.services.jobs.clock_s = map(float, count_from(0)).__next__  # a slice for each step
+    peer.send(1, make(spec.BasicNack, delivery_tag=0, multiple=True))
+    while source.unacked > 3 * LETTERS_AT_ONCE:
+        bench.end_tick()
+    peer.send(1, make(spec.QueueDelete, queue="source", **{condition: True}))
+    assert source.unacked and not peer.take()
+    other = Peer(bench)
+    other.send(1, use)
+    for _ in range(10):
+        bench.disk()
+    assert peer.refused()[:2] == ("channel", 406)
+    assert not source.deleted
+    assert bodies(Peer(bench), "dead") == [b"%d" % number for number in range(many)]
+
+
 # --- at least once
 
 AT_LEAST_ONCE: Table = {
@@ -539,6 +573,26 @@ def test_a_message_waits_for_an_exchange_and_for_a_queue(bench: Bench, peer: Pee
     bench.disk()
     dead = peer.declare("dead")
     peer.ask(1, make(spec.QueueBind, queue="dead", exchange="late"), spec.QueueBindOk)
+    pass_time(bench, RETRY_S)
+    bench.disk()
+    assert (waiting(source), waiting(dead)) == ((0, 0), (1, 0))
+
+
+def test_one_that_goes_round_takes_none_with_it_that_has_no_queue(bench: Bench, peer: Peer) -> None:
+    arguments = {**AT_LEAST_ONCE, "x-dead-letter-exchange": "amq.direct", "x-message-ttl": 2000}
+    del arguments["x-dead-letter-routing-key"]
+    source = peer.declare("source", arguments=arguments)
+    for exchange, key in (("amq.direct", "round"), ("amq.fanout", "")):
+        bind = make(spec.QueueBind, queue="source", exchange=exchange, routing_key=key)
+        peer.ask(1, bind, spec.QueueBindOk)
+    peer.send(1, *(message(1, key, b"", exchange="amq.fanout") for key in ("round", "nowhere")))
+    bench.disk()
+    bench.pass_ms(3000)
+    bench.disk()
+    assert waiting(source) == (0, 1)
+    dead = peer.declare("dead")
+    bind = make(spec.QueueBind, queue="dead", exchange="amq.direct", routing_key="nowhere")
+    peer.ask(1, bind, spec.QueueBindOk)
     pass_time(bench, RETRY_S)
     bench.disk()
     assert (waiting(source), waiting(dead)) == ((0, 0), (1, 0))

@@ -291,3 +291,31 @@ def test_who_floods_a_limited_queue_waits_until_its_dead_letters_are_fewer(
         bench.disk()
         pass_time(bench, PAUSE_S)
     assert queue.unacked <= BEHIND_COUNT // 2 < dead.ready
+
+
+def test_who_waits_for_dead_letters_goes_on_when_a_policy_makes_them_wait_for_a_queue(
+    bench: Bench, peer: Peer
+) -> None:
+    arguments: Table = {
+        "x-queue-type": "quorum",
+        "x-max-length": 1,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "nowhere",
+        "x-dead-letter-strategy": "at-least-once",
+    }
+    queue = peer.declare("q", arguments=arguments)
+    bench.broker.services.jobs.clock_s = map(float, count_from(0)).__next__  # a slice for each step
+    for _ in range(4):
+        peer.publish(1, "q", *(b"%d" % number for number in range(BEHIND_COUNT)))
+        bench.disk()
+    peer.publish(1, "q", b"")
+    assert Hold.QUEUE in peer.sink.why_not_read
+    operations = bench.broker.operations
+    definition = {"overflow": "reject-publish"}
+    operations.set_policy(
+        operations.vhost("/"), "policy", "p", pattern="^q$", definition=definition
+    )
+    bench.disk()
+    bench.pass_ms(int(1000 * PAUSE_S))
+    assert queue.unacked > BEHIND_COUNT // 2
+    assert Hold.QUEUE not in peer.sink.why_not_read
