@@ -118,20 +118,21 @@ class QuorumBacklog(Backlog):
         super().give_back(qseq, count, size)
         self._returns.add(qseq, count)
 
-    def give_all_back(self, numbers: Numbers, size: int) -> None:
-        """The same for messages anywhere, all at once, in the order of the queue."""
-        super().give_all_back(numbers, size)
-        for first, count in numbers:
-            self._returns.add(first, count)
+    def give_all_back(self, numbers: Numbers, size: int, order: Returns | None = None) -> None:
+        """The same for messages anywhere, all at once, in the order of the queue.
 
-    def put_behind(self, numbers: Numbers, size: int) -> None:
+        `order` has them already, and may have others, which are not in the queue any more.
+        """
+        super().give_all_back(numbers, size)
+        self._returns.join(in_order(numbers) if order is None else order)
+
+    def put_behind(self, numbers: Numbers, size: int, order: Returns) -> None:
         """The same, but all messages that are in the queue now are taken before these."""
         super().give_all_back(numbers, size)
         before = self.lane.next_qseq
         if not self._behind or self._behind[-1][0] != before:
             self._behind.append((before, Returns()))
-        for first, count in numbers:
-            self._behind[-1][1].add(first, count)
+        self._behind[-1][1].join(order)
 
     def withdraw_at(self, qseq: int, count: int) -> list[Withdrawn]:
         """Those that are ready among these messages are out; see `Backlog.withdraw_at`."""
@@ -146,6 +147,14 @@ class QuorumBacklog(Backlog):
         for source in (self._returns, self._passed, self._behind):
             source.clear()
         return super().purge()
+
+
+def in_order(numbers: Numbers) -> Returns:
+    """These messages, in the order of the queue."""
+    order = Returns()
+    for first, count in numbers:
+        order.add(first, count)
+    return order
 
 
 def _tell_counts(taken: Taken) -> None:
@@ -232,9 +241,11 @@ class QuorumQueue(ClassicQueue):
         self, backlog: QuorumBacklog, numbers: Numbers, size: int, lost: bool
     ) -> Generator[None, None, None]:
         limit = self.effective.delivery_limit
+        order = Returns()
         for first, count in numbers:
             if self.deleted:
                 return
+            order.add(first, count)
             for low, length in note_return(backlog.lane, first, count, limit):
                 try:
                     gone = backlog.lane.bytes_of(low, length)
@@ -245,7 +256,7 @@ class QuorumQueue(ClassicQueue):
                 self._dead_letters.discard(self, backlog, low, length, gone, DELIVERY_LIMIT, 0)
             yield
         if limit is None and not lost:
-            backlog.put_behind(numbers, size)
+            backlog.put_behind(numbers, size, order)
         else:
-            backlog.give_all_back(numbers, size)
+            backlog.give_all_back(numbers, size, order)
         self._came_back()

@@ -70,6 +70,10 @@ class Returns:
         if first + count > to:
             self._stretches.appendleft((to, first + count - to))
 
+    def join(self, later: Returns) -> None:
+        """All of these came back after all of those that are here."""
+        self._stretches.extend(later._stretches)
+
     def clear(self) -> None:
         """Forget all."""
         self._stretches.clear()

@@ -335,6 +335,37 @@ def test_some_of_many_exceed_the_limit(bench: Bench, peer: Peer) -> None:
     assert (queue.ready, queue.unacked, dead.ready) == (many // 2, 0, many // 2)
 
 
+def test_a_lost_client_with_many_scattered_messages_keeps_nobody_waiting(
+    bench: Bench, peer: Peer
+) -> None:
+    """What comes back is noted in pieces, and is there all at once."""
+    queue = peer.declare("q", arguments=QUORUM)
+    many = 4000
+    publish(bench, peer, *[b"x"] * many)
+    other = Peer(bench)
+    consume(other)
+    assert queue.unacked == many
+    ticks = 0.0
+
+    def clock_s() -> float:  # a slice has time for one look at the clock
+        nonlocal ticks
+        ticks += 1.0
+        return ticks
+
+    other.send(1, *(spec.BasicAck(tag, False) for tag in range(1, many, 2)))
+    while queue.unacked > many // 2:
+        bench.disk()
+    bench.broker.services.jobs.clock_s = clock_s
+    other.client.lost()
+    assert (queue.ready, queue.unacked) == (0, many // 2)
+    turns = 0
+    while queue.unacked:
+        bench.end_tick()
+        assert queue.ready in (0, many // 2)
+        turns += 1
+    assert turns > many // 8
+
+
 def test_counts_survive_a_crash(bench: Bench, peer: Peer) -> None:
     peer.declare("q", arguments=QUORUM)
     publish(bench, peer, b"0", b"1", b"2")

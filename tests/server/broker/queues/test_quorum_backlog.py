@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.arrivals import Arrivals
-from qlog.server.broker.queues.quorum import QuorumBacklog
+from qlog.server.broker.queues.quorum import QuorumBacklog, in_order
 from qlog.server.broker.queues.returns import note_return
 from tests.server.broker.test_backlog import Shelf
 
@@ -136,7 +136,7 @@ class QuorumBacklogMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def put_behind(self, data: st.DataObject) -> None:
         numbers = self.some_out(data)
-        self.backlog.put_behind(numbers, numbers.count * len(BODY))
+        self.backlog.put_behind(numbers, numbers.count * len(BODY), in_order(numbers))
         for first, count in numbers:
             self.rest += range(first, first + count)
             self.behind.update(range(first, first + count))
