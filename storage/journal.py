@@ -166,7 +166,9 @@ class Journal(Protocol[L_contra, M_contra]):
         that was known earlier may have it said twice. A settlement may also be of a message that
         never comes: it was not persistent, or is gone. A lane that nothing defines when all was
         taken is to be dropped, as a start does it. Raises PositionGone when the journal does
-        not go back so far, also while entries are taken; then begin with None. Raises CorruptLog.
+        not go back so far, also while entries are taken; then begin with None. So it does for None
+        while a full disk keeps messages from the log, but not settlements from the ledger: try
+        again when there is space. Raises CorruptLog.
         """
 
     def release(self, below: Position | None) -> None:

@@ -528,8 +528,9 @@ class World:
             self.follower = Follower()
             try:
                 self.follower.follow(store.journal.replay)
-            except PositionGone:  # the ledger has a new file, and the store was not told yet
-                assert probe(store).commits.busy
+            except PositionGone:  # the ledger has a new file, and the store was not told yet,
+                # or the disk is full: the ledger is ahead of the log then.
+                assert probe(store).commits.busy or store.shortage is not None
                 self.follower = Follower()
                 return False
         self.counts["times followed"] += 1
