@@ -109,9 +109,14 @@ class Consumer:
 
     def deliver(self, taken: Taken) -> None:
         """Send the messages; they are unacked from now on, or settled at once with no_ack."""
-        outstanding, bodies, owner = self._outstanding, taken.bodies, self._owner
+        self._send(taken)
+        # Last: a copy may go to the same queue, which then delivers more.
+        owner = self._owner
         if owner.vhost.firehose is not None:
             owner.vhost.firehose.delivered(owner.origin, self.queue.name, taken)
+
+    def _send(self, taken: Taken) -> None:
+        outstanding, bodies = self._outstanding, taken.bodies
         count = len(bodies)
         first_tag = self.last_tag = outstanding.take_tags(count)
         outstanding.sink.write(

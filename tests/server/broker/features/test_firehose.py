@@ -246,3 +246,22 @@ def test_nothing_is_asked_of_a_firehose_that_is_off(
     peer.publish(1, "q", *(b"x",) * 10)
     peer.send(1, make(spec.BasicConsume, queue="q", no_ack=True))
     assert sum(said.body is not None for said in peer.take()) == 10
+
+
+def test_copies_in_the_queue_that_is_traced_come_behind_and_keep_to_the_prefetch(
+    bench: Bench, peer: Peer
+) -> None:
+    peer.declare("limited", arguments={"x-max-length": 1})
+    bind = make(
+        spec.QueueBind, queue="limited", exchange="amq.rabbitmq.trace", routing_key="deliver.#"
+    )
+    peer.ask(1, bind, spec.QueueBindOk)
+    consumer = Peer(bench)
+    consumer.send(
+        1, make(spec.BasicQos, prefetch_count=2), make(spec.BasicConsume, queue="limited")
+    )
+    consumer.take()
+    operations = bench.broker.operations
+    operations.set_tracing(operations.vhost("/"), True)
+    peer.publish(1, "limited", b"a", b"b", b"c")
+    assert [(tag, body) for _, tag, _, body in consumer.deliveries()] == [(1, b"a"), (2, b"b")]
