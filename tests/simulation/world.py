@@ -529,8 +529,8 @@ class World:
             try:
                 self.follower.follow(store.journal.replay)
             except PositionGone:  # the ledger has a new file, and the store was not told yet,
-                # or the disk is full: the ledger is ahead of the log then.
-                assert probe(store).commits.busy or store.shortage is not None
+                # or is ahead of the log, since the disk was full.
+                assert probe(store).commits.busy or self.was_full
                 self.follower = Follower()
                 return False
         self.counts["times followed"] += 1
