@@ -258,6 +258,7 @@ class Checkpoints(Generic[M]):
         changes.operations = 0
         self._bytes_appended = 0
         self.snapshot = snapshot
+        self._cache.gathering_lsn = snapshot.lsn
         if self._settling.wants_roll:
             self._records_made = False
             job.snapshot = self._ledger_snapshot()
@@ -286,6 +287,7 @@ class Checkpoints(Generic[M]):
         snapshot.condemned = list(self.condemned)
         snapshot.moves = self.compactor.take_moves()
         snapshot.gathered = True
+        self._cache.gathering_lsn = -1
         self.wants_sync = True  # of all that lanes settled meanwhile
 
     def _ledger_snapshot(self) -> Records:

@@ -23,6 +23,9 @@ class Cache(Generic[M]):
         self.bytes = 0
         self.transient_bytes = 0
         self.durable_lsn = 0
+        # A checkpoint that is gathering takes all messages below this LSN, and none from it on: no
+        # run may be joined over it. -1: none is gathering.
+        self.gathering_lsn = -1
         self.transient_serial = 0  # of the newest run that is only in memory
         self.pages_bytes = 0
         self.cold_bytes = 0  # read from disk, since the start

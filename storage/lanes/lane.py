@@ -139,6 +139,7 @@ class Lane(Generic[M]):
         firsts = self._firsts
         at = self._joined_runs
         durable_lsn = self._cache.durable_lsn
+        gathering_lsn = self._cache.gathering_lsn
         left = _JOINED_AT_ONCE
         while left and at < len(runs) and runs[at].lsn_end <= durable_lsn:
             left -= 1
@@ -146,6 +147,7 @@ class Lane(Generic[M]):
             if (
                 before is not None
                 and firsts[at - 1] + before.count == firsts[at]
+                and not before.lsn_end <= gathering_lsn < runs[at].lsn_end
                 and before.can_join(runs[at])
             ):
                 self._cache.joined(before, runs[at])

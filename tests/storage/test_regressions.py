@@ -169,3 +169,34 @@ def test_a_snapshot_that_is_taken_over_in_slices_is_not_written_again(
     assert not any(worker.jobs for worker in bench.workers)
     assert store.checkpoint()
     bench.store.close()
+
+
+def test_runs_are_not_joined_over_the_end_of_a_snapshot_that_is_gathering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message of the snapshot became part of a run behind it: the index never got it, and after
+    kill -9 the log was read from behind it, so that a confirmed message was lost.
+    """
+    monkeypatch.setattr(checkpoints, "_SLICE", 1)
+    bench = Bench(tmp_path)
+    store = bench.store
+    first, second = new_lane(store), new_lane(store)
+    publish(store, [first], [b"x"])
+    publish(store, [second], [b"A"])
+    assert store.settle_down()
+    publish(store, [second], [b"B"])
+    under_way = probe(store).checkpoints
+    under_way.begin()
+    store.commit()
+    assert under_way.stepping  # the first lane was gathered, the second was not
+    assert bench.commits.run_one()
+    store.take()
+    publish(store, [second], [b"C"])  # joins what is durable
+    while under_way.snapshot is not None:
+        store.commit()
+        assert sum(worker.run_one() for worker in bench.workers) or under_way.stepping
+        store.take()
+    assert store.settle_down()
+    bench.restart()
+    assert contents(bench.store.lane(second.id)) == {0: b"A", 1: b"B", 2: b"C"}
+    bench.store.close()
