@@ -456,8 +456,13 @@ class Checkpoints(Generic[M]):
 
     @property
     def _excluded(self) -> set[int]:
-        """Segments that were given up, or have restored messages that the index does not count."""
-        return self.condemned | self._restored | self._restored_gathered
+        """Segments that were given up, or have restored messages that the index does not count.
+
+        The sources of a compaction stay together until the index has all of its moves: a replay
+        reads either them or what was made of them.
+        """
+        sources = self.compactor.moving
+        return self.condemned | self._restored | self._restored_gathered | sources
 
     def _keeps(self) -> Callable[[Segment], bool]:
         now_ms = 0 if self._clock_ms is None else self._clock_ms()

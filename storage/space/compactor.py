@@ -142,6 +142,14 @@ class Compactor:
                 f"{path} is damaged and is not compacted; run `qlog inspect verify`"
             )
 
+    @property
+    def moving(self) -> set[int]:
+        """The sources of the segment that was made, as long as the index lacks some of its moves."""
+        made = self.made
+        if made is None:
+            return set()
+        return {old for old, new in self.replaced.items() if new == made.segment_id}
+
     def take_moves(self) -> list[Move]:
         """The moves of the next checkpoint."""
         moves = self.moves[:1]
