@@ -47,7 +47,7 @@ from qlog.storage.lanes.settled import Settled
 from qlog.storage.lmdb.catalog import CatalogCheckpoint, CatalogDoubt, CatalogFile
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.adopted import Adopted
-from qlog.storage.start.fold import LaneFacts
+from qlog.storage.start.fold import COMPACTED, LaneFacts
 from qlog.storage.start.judge import (
     Evidence,
     Lanes,
@@ -514,6 +514,8 @@ class _Recovery(Generic[M]):
         """Seal every segment, cut the torn tail, and have all that was replayed on disk."""
         disk = self.disk
         synced_lsn = 0 if checkpoint is None else checkpoint.lsn
+        sealed = [item.segment.segment_id for item in scan.found if item.sealed]
+        last_sealed = max((id_ for id_ in sealed if id_ < COMPACTED), default=0)
         unlinked = False
         for item in scan.found:
             segment = item.segment
@@ -527,6 +529,10 @@ class _Recovery(Generic[M]):
                 if checkpoint is not None and checkpoint.segment_id == segment.segment_id:
                     start = checkpoint.position
                 self._rewrite(path, start, item.used_end if item.sealed else segment.log_end)
+            elif segment.segment_id == last_sealed:
+                # Segments are sealed one by one: only the last one's footer may not be on disk,
+                # however long its records have been there.
+                self._rewrite(path, segment.log_end, item.used_end)
             if segment.columns is not None:
                 seal(
                     disk,

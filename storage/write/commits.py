@@ -6,6 +6,7 @@ are handed over again, in their order. settling.py has the ledger's part of a jo
 the parts together.
 """
 
+from bisect import insort
 from collections.abc import Callable
 from typing import Generic
 
@@ -142,7 +143,7 @@ class Commits(Generic[M]):
             segment.forget_columns()
             segment.sealed_s = self._now_s
         elif shortage_of(error) is not None:
-            self.log.rolled.insert(0, segment)
+            insort(self.log.rolled, segment, key=lambda one: one.segment_id)
             self._seal_s = self._now_s + RETRY_S
             self._notify()
         else:

@@ -54,6 +54,7 @@ class Upkeep:
         self._uuid = uuid
         self._nursery = nursery
         self._prepared_id = 0
+        self._unsealed: Sealed | None = None  # what could not be sealed: nothing behind it is, too
 
     def submit(self, job: Callable[[], object]) -> None:
         """Have a job run; `take` will have what it returns."""
@@ -81,7 +82,11 @@ class Upkeep:
             self.submit(lambda: self._prepare(segment_id, size))
 
     def seal(self, segment: Segment) -> None:
-        """Write the footer of a segment whose records are all durable. Gives Sealed."""
+        """Write the footer of a segment whose records are all durable. Gives Sealed.
+
+        Segments are sealed in their order: when one could not be, those behind it are not, with the
+        same error, until that one is tried again. A start relies on it (`_finish_log`).
+        """
         self.submit(lambda: self._seal(segment))
 
     def unlink(self, segment_ids: list[int]) -> None:
@@ -96,6 +101,9 @@ class Upkeep:
         return Prepared(None)
 
     def _seal(self, segment: Segment) -> Sealed:
+        unsealed = self._unsealed
+        if unsealed is not None and segment.segment_id > unsealed.segment.segment_id:
+            return Sealed(segment, unsealed.error)
         columns = segment.columns
         assert columns is not None
         try:
@@ -109,7 +117,9 @@ class Upkeep:
                 segment.log_end,
             )
         except (OSError, SyncFailed) as error:
-            return Sealed(segment, error)
+            self._unsealed = Sealed(segment, error)
+            return self._unsealed
+        self._unsealed = None
         return Sealed(segment, None)
 
     def _unlink(self, segment_ids: list[int]) -> Unlinked:

@@ -3,14 +3,16 @@
 The random search that finds such things again is `python -m tests.simulation`.
 """
 
+import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from qlog.storage.index import checkpoints
+from qlog.storage.write.upkeep import Sealed
 from tests.simulation.lives import scratch
 from tests.simulation.mutations import follow, older_ledger_removed
 from tests.simulation.world import Fate, World
@@ -199,4 +201,62 @@ def test_runs_are_not_joined_over_the_end_of_a_snapshot_that_is_gathering(
     assert store.settle_down()
     bench.restart()
     assert contents(bench.store.lane(second.id)) == {0: b"A", 1: b"B", 2: b"C"}
+    bench.store.close()
+
+
+def test_a_start_makes_the_last_footer_durable_though_the_checkpoint_covers_its_records(
+    tmp_path: Path,
+) -> None:
+    """A broker may be killed after it has written a footer and before it has synced it. A power loss
+    later tore that footer, and the start was refused when the segment behind was given up.
+    """
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x" * 100] * 10)
+    assert bench.store.settle_down()
+    probe(bench.store).log.roll()
+    probe(bench.store).commits.seal_rolled()
+    assert bench.store.checkpoint()
+    bench.kill()
+    written: list[str] = []
+    synced: list[str] = []
+    disk = bench.disk
+
+    def note(into: list[str], real: Callable[..., None]) -> Callable[..., None]:
+        def call(file: int, *arguments: object) -> None:
+            into.append(disk.names_open[file])
+            real(file, *arguments)
+
+        return call
+
+    disk.write = note(written, disk.write)  # type: ignore[method-assign]
+    disk.sync_data = note(synced, disk.sync_data)  # type: ignore[method-assign]
+    bench.open()
+    assert bench.store.report.records_replayed == 0
+    assert "log/0000000001.qseg" in written and "log/0000000001.qseg" in synced
+    bench.store.close()
+
+
+def test_segments_are_sealed_in_their_order_when_one_has_to_be_tried_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lane = new_lane(bench.store)
+    for _ in range(2):
+        publish(bench.store, [lane], [b"x" * 100] * 10)
+        assert bench.store.settle_down()
+        probe(bench.store).log.roll()
+    log = probe(bench.store).log
+    probe(bench.store).commits.seal_rolled()
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    bench.disk.fail = lambda operation: no_space if operation == "truncate" else None
+    while bench.maintenance.run_one():
+        if any(isinstance(result, Sealed) for result in bench.maintenance.results):
+            bench.disk.fail = lambda operation: None  # only the first is refused
+    bench.store.take()
+    assert [segment.segment_id for segment in log.rolled] == [1, 2]
+    assert not any(log.segments[segment_id].sealed for segment_id in (1, 2))
+    bench.tick(1.0)
+    assert bench.store.checkpoint()
+    assert all(
+        log.segments[segment_id].sealed for segment_id in (1, 2) if segment_id in log.segments
+    )
     bench.store.close()
