@@ -10,6 +10,7 @@ accepting, close connections with 320, write what is pending, checkpoint, unlock
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,8 @@ from qlog.server.amqp.errors import connection_forced, internal_error
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.definitions_file import NO_FILE, read_definitions
 from qlog.server.config import Settings
-from qlog.server.net.listen import accept_clients, bind
+from qlog.server.net.certificates import Certificates, TLSUnusable
+from qlog.server.net.listen import CannotListen, accept_clients, bind
 from qlog.server.net.network import Network
 from qlog.server.net.turns import Turns
 from qlog.server.resources import ResourceWatch
@@ -50,13 +52,16 @@ class RunningBroker:
     """A broker that accepts connections.
 
     `failed` is set when the storage has failed; the caller then leaves the `async with`.
+    `addresses` and `tls_addresses` are hosts and ports.
     """
 
-    def __init__(self, broker: Broker, turns: Turns, addresses: list[tuple[str, int]]) -> None:
+    def __init__(self, broker: Broker, turns: Turns, entrances: Entrances) -> None:
         self.broker = broker
-        self.addresses = addresses
+        self.addresses = entrances.addresses
+        self.tls_addresses = entrances.tls_addresses
         self.turns = turns
         self.failed = turns.failed
+        self._certificates = entrances.certificates
 
     @property
     def port(self) -> int:
@@ -64,21 +69,82 @@ class RunningBroker:
         return self.addresses[0][1]
 
     @property
+    def tls_port(self) -> int:
+        """The port for TLS, if there is one."""
+        return self.tls_addresses[0][1]
+
+    @property
     def urls(self) -> list[str]:
         """The addresses as AMQP URLs."""
-        return [
-            f"amqp://[{host}]:{port}" if ":" in host else f"amqp://{host}:{port}"
-            for host, port in self.addresses
-        ]
+        plain = [f"amqp://{_where(address)}" for address in self.addresses]
+        return plain + [f"amqps://{_where(address)}" for address in self.tls_addresses]
 
     @property
     def url(self) -> str:
         """The first address, with the default user's credentials and vhost."""
         settings = self.broker.settings
-        host, port = self.addresses[0]
         login = f"{quote(settings.default_user, '')}:{quote(settings.default_pass, '')}"
-        where = f"[{host}]" if ":" in host else host
-        return f"amqp://{login}@{where}:{port}/{quote(settings.default_vhost, '')}"
+        scheme, _, where = self.urls[0].partition("://")
+        return f"{scheme}://{login}@{where}/{quote(settings.default_vhost, '')}"
+
+    async def read_again(self) -> list[str]:
+        """Read the files again that can be: those of TLS. Returns what was read, for the log.
+
+        Connections stay as they are. Raises TLSUnusable; then nothing has changed.
+        """
+        if self._certificates is None:
+            return []
+        await trio.to_thread.run_sync(self._certificates.read_again)
+        return ["the certificates of TLS"]
+
+
+def _where(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Entrances:
+    """All sockets that clients connect to, bound at the start and closed at the end.
+
+    Raises TLSUnusable and CannotListen; then none is bound.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        network, tls = settings.network, settings.tls
+        self.certificates: Certificates | None = None
+        if tls.tls_certificate != NO_FILE:
+            self.certificates = Certificates(tls)
+        elif not network.plain_listener:
+            raise TLSUnusable(
+                "nothing to listen on: plain_listener is off, tls_certificate not set"
+            )
+        self.plain = bind(network.host, network.port) if network.plain_listener else []
+        self.tls: list[socket.socket] = []
+        if self.certificates is not None:
+            try:
+                self.tls = bind(network.host, tls.tls_port)
+            except CannotListen:
+                self.close()
+                raise
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Without TLS: hosts and ports."""
+        return [listener.getsockname()[:2] for listener in self.plain]
+
+    @property
+    def tls_addresses(self) -> list[tuple[str, int]]:
+        """With TLS."""
+        return [listener.getsockname()[:2] for listener in self.tls]
+
+    def open(self) -> None:
+        """From now on clients can connect."""
+        accept_clients([*self.plain, *self.tls])
+
+    def close(self) -> None:
+        """Give the addresses back."""
+        for listener in [*self.plain, *self.tls]:
+            listener.close()
 
 
 @asynccontextmanager
@@ -88,11 +154,12 @@ async def open_broker(
     """Run a broker for the duration of the block, on the operating system's disk or another.
 
     The directory is recovered by another thread; that can be cancelled. Raises DefinitionsError if
-    the definitions file cannot be loaded, StorageError if the directory cannot be used, OSError if an address cannot be listened on, StorageFailed on leaving
-    if the disk failed meanwhile.
+    the definitions file cannot be loaded, StorageError if the directory cannot be used, TLSUnusable
+    if a certificate cannot, CannotListen if an address cannot be listened on, StorageFailed on
+    leaving if the disk failed meanwhile.
     """
     document = _definitions(settings)
-    listeners = bind(settings.network.host, settings.network.port)
+    entrances = Entrances(settings)
     try:
         turns: Turns | None = None
 
@@ -120,10 +187,16 @@ async def open_broker(
             watch = ResourceWatch(broker, settings.resources, settings.data_dir)
             turns = Turns(broker)
             watch.check()
-            accept_clients(listeners)
-            async with _serving(turns, Network(turns, listeners, watch.check)):
-                addresses = [listener.getsockname()[:2] for listener in listeners]
-                yield RunningBroker(broker, turns, addresses)
+            entrances.open()
+            network = Network(
+                turns,
+                entrances.plain,
+                watch.check,
+                tls_listeners=entrances.tls,
+                certificates=entrances.certificates,
+            )
+            async with _serving(turns, network):
+                yield RunningBroker(broker, turns, entrances)
         finally:
             store.close()  # this also ends the threads that call `wake`
             if turns is not None:
@@ -132,8 +205,7 @@ async def open_broker(
         if failure is not None:
             raise StorageFailed(str(failure)) from failure
     finally:
-        for listener in listeners:
-            listener.close()
+        entrances.close()
 
 
 def _definitions(settings: Settings) -> dict[str, Any] | None:

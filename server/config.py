@@ -23,6 +23,7 @@ from qlog.storage.settings import StoreSettings
 
 # A setting whose range ends here is shown without an upper end.
 LIMITLESS = 1 << 40
+TITLES = {"": "Directory", "tls": "TLS"}  # of groups whose names say it otherwise
 
 
 class ConfigError(Exception):
@@ -43,6 +44,65 @@ class NetworkSettings(Struct, frozen=True, kw_only=True):
     port: Annotated[
         int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     ] = 5672
+    plain_listener: Annotated[
+        bool,
+        Meta(description="Whether to listen without TLS, too; False needs tls_certificate."),
+    ] = True
+
+
+class TLSSettings(Struct, frozen=True, kw_only=True):
+    """How clients connect with TLS. The files are read again on SIGHUP."""
+
+    tls_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="Port for AMQP with TLS, if there is a certificate; 0 picks a free one.",
+        ),
+    ] = 5671
+    tls_certificate: Annotated[
+        str,
+        Meta(
+            description="The broker's certificate with those that lead to its CA (PEM); none: no "
+            "TLS.",
+            extra={"metavar": "FILE"},
+        ),
+    ] = "none"
+    tls_key: Annotated[
+        str,
+        Meta(
+            description="The private key (PEM); none: it is in the certificate's file.",
+            extra={"metavar": "FILE"},
+        ),
+    ] = "none"
+    tls_key_password: Annotated[
+        str, Meta(description="What opens the private key.", extra={"secret": True})
+    ] = ""
+    tls_names_directory: Annotated[
+        str,
+        Meta(
+            description="A directory of further certificates, for clients that ask for a name "
+            "(SNI): NAME.pem with chain and key, or NAME/ with fullchain.pem and privkey.pem, or "
+            "with tls.crt and tls.key. NAME may begin with *. for all names in a domain.",
+            extra={"metavar": "DIRECTORY"},
+        ),
+    ] = "none"
+    tls_client_certificates: Annotated[
+        Literal["none", "optional", "required"],
+        Meta(description="Whether clients are asked for a certificate, and have to show one."),
+    ] = "none"
+    tls_ca: Annotated[
+        str,
+        Meta(description="Who signs the certificates of clients (PEM).", extra={"metavar": "FILE"}),
+    ] = "none"
+    tls_version_min: Annotated[
+        Literal["1.2", "1.3"], Meta(description="The oldest version of TLS that is spoken.")
+    ] = "1.2"
+    tls_ciphers: Annotated[
+        str,
+        Meta(description="The ciphers of TLS 1.2, as OpenSSL lists them; default: its own list."),
+    ] = "default"
 
 
 class LogSettings(Struct, frozen=True, kw_only=True):
@@ -85,6 +145,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Path, Meta(description="The directory where everything is kept; made if it is missing.")
     ] = Path("qlog-data")
     network: NetworkSettings = NetworkSettings()
+    tls: TLSSettings = TLSSettings()
     log: LogSettings = LogSettings()
     broker: BrokerSettings = BrokerSettings()
     resources: ResourceSettings = ResourceSettings()
@@ -128,7 +189,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """What the help and the docs call its group."""
-        return self.group.capitalize() or "Directory"
+        return TITLES.get(self.group) or self.group.capitalize()
 
     @property
     def default_text(self) -> str:

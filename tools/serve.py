@@ -12,8 +12,9 @@ import inspect
 import logging
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -26,6 +27,7 @@ from qlog import __version__
 if TYPE_CHECKING:
     import trio
 
+    from qlog.server.app import RunningBroker
     from qlog.server.config import Setting, Settings
 
 EXIT_IO_ERROR = 74
@@ -157,6 +159,7 @@ def serve(
 
     from qlog.server.app import StorageFailed
     from qlog.server.broker.definitions_file import DefinitionsError
+    from qlog.server.net.certificates import TLSUnusable
     from qlog.server.net.listen import CannotListen
 
     _tune_interpreter()
@@ -164,7 +167,7 @@ def serve(
     _log_to_stderr(settings.log.log_level)
     try:
         trio.run(_serve, settings, signals)
-    except (DefinitionsError, StorageError, CannotListen) as error:
+    except (DefinitionsError, StorageError, CannotListen, TLSUnusable) as error:
         _stop(str(error), 1)
     except StorageFailed as error:
         _stop(f"the disk failed: {error}", EXIT_IO_ERROR)
@@ -223,24 +226,41 @@ async def _serve(settings: Settings, signals: _Signals) -> None:
 
     with trio.CancelScope() as starting:
         signals.end(starting)
-        async with open_broker(settings) as broker:
-            with trio.CancelScope() as serving:
-                signals.end(serving)
-                # Printed whatever the log level: scripts and supervisors wait for this line.
-                urls = " ".join(broker.urls)
-                print(f"Server startup complete, listening on {urls}", file=sys.stderr)
-                await broker.failed.wait()
+        async with open_broker(settings) as broker, trio.open_nursery() as nursery:
+            signals.end(nursery.cancel_scope)
+            signals.on_hangup = partial(nursery.start_soon, _read_again, broker)
+            # Printed whatever the log level: scripts and supervisors wait for this line.
+            urls = " ".join(broker.urls)
+            print(f"Server startup complete, listening on {urls}", file=sys.stderr)
+            await broker.failed.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def _read_again(broker: RunningBroker) -> None:
+    """SIGHUP: read again what can be; what cannot be used leaves everything as it was."""
+    from qlog.server.net.certificates import TLSUnusable
+
+    logger = logging.getLogger("qlog")
+    try:
+        done = await broker.read_again()
+    except TLSUnusable as error:
+        logger.error("nothing was read again: %s signal=SIGHUP", error)
+        return
+    if done:
+        logger.info("read again: %s signal=SIGHUP", ", ".join(done))
+    else:
+        logger.info("nothing was read again: settings are read at a start only signal=SIGHUP")
 
 
 class _Signals:
     """What signals mean, from the first moment on.
 
     SIGTERM and SIGINT end the broker, whatever it is doing. A second one breaks nothing off, and
-    does not change the exit status. SIGHUP is for settings that can be read again. Others do
-    nothing.
+    does not change the exit status. SIGHUP has files read again. Others do nothing.
     """
 
     def __init__(self) -> None:
+        self.on_hangup: Callable[[], None] | None = None  # None: the broker has not started yet
         self._stopped_by: signal.Signals | None = None
         self._is_told = False
         self._scope: trio.CancelScope | None = None
@@ -268,7 +288,7 @@ class _Signals:
         import trio
 
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._stop if number in STOP_SIGNALS else self._read_again)
+            self._token.run_sync_soon(self._stop if number in STOP_SIGNALS else self._hang_up)
 
     def _stop(self) -> None:
         assert self._stopped_by is not None and self._scope is not None
@@ -277,10 +297,9 @@ class _Signals:
             self._is_told = True
             logging.getLogger("qlog").info("stopping signal=%s", self._stopped_by.name)
 
-    def _read_again(self) -> None:
-        logging.getLogger("qlog").info(
-            "nothing was read again: settings are read at a start only signal=SIGHUP"
-        )
+    def _hang_up(self) -> None:
+        if self.on_hangup is not None:
+            self.on_hangup()
 
 
 def _ignore(signals: Iterable[signal.Signals]) -> None:

@@ -5,7 +5,7 @@ An operator can set the fields that have a `Meta`.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -62,6 +62,20 @@ class BrokerSettings(Struct, frozen=True, kw_only=True):
             extra={"secret": True},
         ),
     ] = "guest"
+    tls_login_from: Annotated[
+        Literal["distinguished_name", "common_name", "subject_alternative_name"],
+        Meta(
+            description="What of a client's certificate is the name of the user (mechanism "
+            "EXTERNAL)."
+        ),
+    ] = "distinguished_name"
+    tls_login_san_type: Annotated[
+        Literal["dns", "ip", "email", "uri"],
+        Meta(description="Which alternative name, if it is one."),
+    ] = "dns"
+    tls_login_san_index: Annotated[
+        int, Meta(ge=0, le=1000, description="Which of these, counted from 0.")
+    ] = 0
     product: Annotated[
         str, Meta(description="The product name that clients are told; some depend on it.")
     ] = "RabbitMQ"

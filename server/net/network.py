@@ -13,8 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from qlog.server.net.certificates import Certificates
 from qlog.server.net.poller import READABLE
 from qlog.server.net.session import Session
+from qlog.server.net.transport import PLAIN, Transport
 from qlog.server.net.turns import Turns
 
 logger = logging.getLogger("qlog.network")
@@ -35,18 +37,27 @@ class Network:
     """The listeners of one broker.
 
     Arguments: `turns` is the loop of all its sockets; `check` is called once a second and looks at
-    memory and disk.
+    memory and disk. Clients of `tls_listeners` get a transport of `certificates`.
     """
 
     def __init__(
-        self, turns: Turns, listeners: Sequence[socket.socket], check: Callable[[], None]
+        self,
+        turns: Turns,
+        listeners: Sequence[socket.socket],
+        check: Callable[[], None],
+        *,
+        tls_listeners: Sequence[socket.socket] = (),
+        certificates: Certificates | None = None,
     ) -> None:
         self.turns = turns
         self._check = check
         self._sessions_max = sessions_max()
         self._crowded = False  # new clients have to wait until others leave
         self._turned_away = False  # a client had to wait since the last check
-        self._doors = [Door(self, listener) for listener in listeners]
+        self._doors = [Door(self, listener, _plain) for listener in listeners]
+        if certificates is not None:
+            new = certificates.transport
+            self._doors += [Door(self, listener, new) for listener in tls_listeners]
         turns.on_burial = self._open_doors
         turns.at(turns.now_s + CHECK_INTERVAL_S, self._on_second)
 
@@ -71,7 +82,7 @@ class Network:
 
     # -- accepting ---------------------------------------------------------------------------
 
-    def accept(self, listener: socket.socket) -> bool:
+    def accept(self, listener: socket.socket, new_transport: Callable[[], Transport]) -> bool:
         """Let one client in. False: nobody waits, or there is no room."""
         turns = self.turns
         if len(turns.sessions) >= self._sessions_max:
@@ -90,7 +101,13 @@ class Network:
         with suppress(OSError):  # some systems refuse when the peer has gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port = address[:2]
-        Session(turns, sock, f"{host}:{port}", loopback=_is_loopback(host))
+        Session(
+            turns,
+            sock,
+            f"{host}:{port}",
+            loopback=_is_loopback(host),
+            transport=new_transport(),
+        )
         return True
 
     def _turn_away(self, why: str) -> None:
@@ -119,8 +136,11 @@ class Network:
 class Door:
     """A listener in the poller."""
 
-    def __init__(self, network: Network, listener: socket.socket) -> None:
+    def __init__(
+        self, network: Network, listener: socket.socket, new_transport: Callable[[], Transport]
+    ) -> None:
         self.queued = False
+        self._new_transport = new_transport
         self._network = network
         self._listener = listener
         self._open = True
@@ -137,7 +157,7 @@ class Door:
     def take_turn(self, until_s: float) -> int:
         """Let some clients in."""
         for _ in range(ACCEPTED_MAX):
-            if not self._open or not self._network.accept(self._listener):
+            if not self._open or not self._network.accept(self._listener, self._new_transport):
                 break
             if self._turns.clock_s() >= until_s:
                 break
@@ -171,6 +191,10 @@ def sessions_max() -> int:
     if descriptors_max == resource.RLIM_INFINITY:
         return sys.maxsize
     return descriptors_max - min(DESCRIPTORS_RESERVED, descriptors_max // 2)
+
+
+def _plain() -> Transport:
+    return PLAIN
 
 
 def _is_loopback(host: str) -> bool:

@@ -18,24 +18,28 @@ OVERFULL_BYTES = 64 * OUTBOX_BYTES_MAX
 BUFFERS_MAX = 256
 # So much is sent to one client in one go: the others must not wait, however fast that client reads.
 SEND_BYTES_MAX = 4 * 1024 * 1024
+# The same where the octets are sealed: that costs a millisecond or two.
+SEND_SEALED_BYTES_MAX = 1024 * 1024
 
 
 class Outbox:
     """Buffers in order, sent without waiting as far as the socket takes them.
 
-    When buffers are first sent, the transport seals all that were added till then at once.
+    A transport that changes the octets seals a portion when the socket has taken the one before:
+    a client that does not read has one portion of ciphertext here, and the rest as it was written.
     """
 
-    __slots__ = ("_sealed", "_written", "bytes")
+    __slots__ = ("_left", "_sealed", "_written", "bytes")
 
     def __init__(self) -> None:
         self._written: list[Buffer] = []
         # What the socket did not take. Most clients take everything and have no queue.
-        self._sealed: deque[Buffer] | None = None
+        self._left: deque[Buffer] | None = None
+        self._sealed: Buffer = b""  # of the portion that is being sent
         self.bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self._written or self._sealed)
+        return bool(self._written or self._left or self._sealed)
 
     @property
     def full(self) -> bool:
@@ -60,7 +64,8 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything: the client is gone."""
         self._written.clear()
-        self._sealed = None
+        self._left = None
+        self._sealed = b""
         self.bytes = 0
 
     def send(self, sock: socket.socket, transport: Transport) -> bool:
@@ -68,45 +73,88 @@ class Outbox:
 
         True: all is out. Raises OSError when the peer is gone.
         """
-        sealed = self._sealed
-        if self._written or transport.has_words:
+        portion_bytes = transport.portion_bytes
+        if portion_bytes:
+            return self._send_sealed(sock, transport, portion_bytes)
+        left = self._left
+        if self._written:
             written, self._written = self._written, []
-            buffers = transport.seal(written)
-            if buffers is not written:
-                self.bytes += sum(map(len, buffers)) - sum(map(len, written))
-            if sealed is None:
-                sent = _send(sock, buffers)
+            if left is None:
+                sent = _send(sock, written)
                 if sent == self.bytes:
                     self.bytes = 0
                     return True
-                sealed = self._sealed = deque(buffers)
-                self._drop(sealed, sent)
+                left = self._left = deque(written)
+                self._drop(left, sent)
                 if not sent:
                     return False
             else:
-                sealed.extend(buffers)
-        if sealed is None:
+                left.extend(written)
+        if left is None:
             return True
         allowed = SEND_BYTES_MAX
-        while sealed and allowed > 0:
-            sent = _send(sock, sealed)
+        while left and allowed > 0:
+            sent = _send(sock, left)
             if not sent:
                 return False
-            self._drop(sealed, sent)
+            self._drop(left, sent)
             allowed -= sent
-        if sealed:
+        if left:
             return False
-        self._sealed = None
+        self._left = None
         return True
 
-    def _drop(self, sealed: deque[Buffer], sent: int) -> None:
+    def _send_sealed(self, sock: socket.socket, transport: Transport, portion_bytes: int) -> bool:
+        """The same through a transport that changes the octets."""
+        if self._written:
+            written, self._written = self._written, []
+            if self._left is None:
+                self._left = deque(written)
+            else:
+                self._left.extend(written)
+        allowed = SEND_SEALED_BYTES_MAX
+        while True:
+            if not self._sealed:
+                if not (self._left or transport.has_words):
+                    self._left = None
+                    return True
+                if allowed <= 0:
+                    return False
+                self._seal(transport, portion_bytes)
+                if not self._sealed:
+                    continue
+            sent = _send(sock, (self._sealed,))
+            if not sent:
+                return False
+            self.bytes -= sent
+            allowed -= sent
+            self._sealed = memoryview(self._sealed)[sent:] if sent < len(self._sealed) else b""
+
+    def _seal(self, transport: Transport, portion_bytes: int) -> None:
+        """Seal the next octets that were written, and what the transport says of its own."""
+        left = self._left
+        portion: list[Buffer] = []
+        size = 0
+        while left and size < portion_bytes:
+            buffer = left.popleft()
+            room = portion_bytes - size
+            if len(buffer) > room:
+                whole = memoryview(buffer)
+                left.appendleft(whole[room:])
+                buffer = whole[:room]
+            portion.append(buffer)
+            size += len(buffer)
+        self._sealed = transport.seal(portion)
+        self.bytes += len(self._sealed) - size
+
+    def _drop(self, left: deque[Buffer], sent: int) -> None:
         self.bytes -= sent
         while sent:
-            size = len(sealed[0])
+            size = len(left[0])
             if sent < size:
-                sealed[0] = memoryview(sealed[0])[sent:]
+                left[0] = memoryview(left[0])[sent:]
                 break
-            sealed.popleft()
+            left.popleft()
             sent -= size
 
 

@@ -51,7 +51,7 @@ LINGER_S = 30.0
 
 # For these reasons even events that were read already wait. For the others (the disk, a held
 # channel) only the next read waits: what was read is little, and may be for other channels.
-_STOPS = Hold.ALARM | Hold.ANSWERS
+_STOPS = Hold.ALARM | Hold.ANSWERS | Hold.HANDSHAKE
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: what is unsent is dropped, the peer is told
 
 
@@ -204,7 +204,10 @@ class Session:
         if ready & WRITABLE and self._writing:
             self._send()
         if ready & READABLE or (ready & GONE and self._interest & READABLE):
-            self._turns.enqueue(self)
+            if self._transport.greeting:
+                self._turns.handshakes.enqueue(self)
+            else:
+                self._turns.enqueue(self)
         elif ready & GONE:
             self._peer_died()
 
@@ -262,12 +265,17 @@ class Session:
             self._after_last_words()
 
     def _after_last_words(self) -> None:
-        if self._finishing:
+        assert self._closing_at_s is not None
+        if not self._finishing and self._closing_at_s > self._turns.now_s:
+            return
+        if self._transport.farewell():
+            self._send()
+        elif self._finishing:
             try:
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError:
                 self.cut()
-        elif self._closing_at_s is not None and self._closing_at_s <= self._turns.now_s:
+        else:
             self.cut()
 
     def feed(self) -> None:
@@ -296,15 +304,33 @@ class Session:
             if not data:
                 return 0
             size = len(data)
-            events = self._core.receive(self._transport.feed(data))
-            if self._transport.has_words:
-                self._mark()
+            if self._transport is not PLAIN:
+                data = self._opened(data)
+            events = self._core.receive(data)
         if self._obey(events, until_s):
             self._events = None
             self._after_read()
         else:
             self._events = events
         return size
+
+    def _opened(self, data: bytes) -> bytes:
+        """What octets of a transport say."""
+        transport = self._transport
+        greeting = transport.greeting
+        try:
+            plain = transport.feed(data)
+        except ConnectionError as error:
+            logger.warning("TLS failed peer=%s reason=%s", self.client.peer, error)
+            self._core.end()
+            self.disconnect()
+            plain = b""
+        if greeting and not transport.greeting:
+            self._turns.handshakes.leave(self)
+            self.client.secured = transport.secured
+        if transport.has_words:
+            self._mark()
+        return plain
 
     def _receive(self) -> bytes | None:
         """One read; None: there is nothing to read, or the peer has gone."""
@@ -370,6 +396,8 @@ class Session:
             self._schedule()
         if self._left and self.why_not_read is READ:
             self._turns.enqueue(self)
+        if self._transport.ended and not self._finishing:
+            self.disconnect()  # as at the end of a stream of plain octets
 
     def catch_up(self) -> None:
         """The disk has caught up."""
@@ -411,7 +439,11 @@ class Session:
             self._schedule()
             return
         if self._closing_at_s is not None:
-            self.cut()
+            if not self._outbox and self._transport.farewell():
+                self._send()
+                self._schedule()
+            else:
+                self.cut()
             return
         if not self.opened:
             logger.warning("handshake timeout peer=%s", client.peer)
@@ -442,6 +474,8 @@ class Session:
             return
         self._ended = True
         self._timer.cancel()
+        if self._transport.greeting:
+            self._turns.handshakes.leave(self)
         if not self._left:
             self._turns.poller.remove(self._fd)
         self._turns.leave(self)

@@ -10,7 +10,8 @@ plus one event. What is left goes on in rotation, also when it is the rest of on
 error of ours costs the client in whose turn it happened, and never ends the loop. The descriptor
 of a session that ends stays open until the turn is over: no other socket can have its number while
 the turn may still name it. Timers (`at`) are part of the turn: the next one is the poll's timeout.
-The broker's jobs are part of the turn, too: while some are left, the poll does not wait.
+The broker's jobs are part of the turn, too: while some are left, the poll does not wait. So are
+handshakes of TLS, which have a line of their own (handshakes.py).
 
 `wake` is the only call for other threads.
 """
@@ -26,6 +27,7 @@ import trio
 
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.timers import Timer
+from qlog.server.net.handshakes import Handshakes
 from qlog.server.net.poller import READABLE, Poller, Waker, new_poller
 
 logger = logging.getLogger("qlog.network")
@@ -105,6 +107,7 @@ class Turns:
         self._waker = Waker()
         self.on_burial: Callable[[], None] = _nothing  # called when a descriptor is free again
         self._line: deque[Participant] = deque()
+        self.handshakes = Handshakes(clock_s, lambda: self.now_s, self.at)
         self._unsent: list[Member] = []
         self._drained: list[Member] = []
         self._error: Exception | None = None
@@ -211,7 +214,7 @@ class Turns:
         return max(0.0, due_s - self.broker.now_s())
 
     def _anything_left(self) -> bool:
-        left = self._line or self._drained or self._unsent or self._ended
+        left = self._line or self.handshakes.line or self._drained or self._unsent or self._ended
         return bool(left) or self.broker.jobs_left
 
     def turn(self, timeout_s: float) -> bool:
@@ -237,6 +240,8 @@ class Turns:
             if not (ready or due or self.touched or self._anything_left()):
                 return False
             self._go_round()
+            if self.handshakes.line:
+                self.handshakes.step()
             self._feed()
             if self.broker.jobs_left:
                 self.touched = True

@@ -43,6 +43,7 @@ class BrokerProcess:
     ) -> None:
         self.data_dir = data_dir
         self.port = port
+        self.tls_port = 0  # known after `start`, if there is one
         self.settings = dict(settings or {})
         self.launcher = launcher
         self.log_level = log_level
@@ -109,7 +110,24 @@ class BrokerProcess:
                 found = re.search(r"amqp://[^\s,]*?:(\d+)", line)
                 if found:
                     self.port = int(found[1])
+                    if secure := re.search(r"amqps://[^\s,]*?:(\d+)", line):
+                        self.tls_port = int(secure[1])
                     self._started.set()
+
+    def hang_up(self) -> None:
+        """SIGHUP."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def wait_for(self, text: str) -> str:
+        """The first line that has the text, when it has come. Raises RuntimeError without it."""
+        deadline = time.monotonic() + STARTUP_S_MAX
+        while time.monotonic() < deadline:
+            for line in list(self.lines):
+                if text in line:
+                    return line
+            time.sleep(0.02)
+        raise RuntimeError(f"no line with {text!r}:\n" + "\n".join(self.lines[-30:]))
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone and `lines` has all that it said."""

@@ -227,7 +227,7 @@ def test_help_has_every_setting_with_its_help_default_and_range() -> None:
     options = set(re.findall(r"--[a-z-]+", said))
     own = {"--config", "--version", "--help"}
     assert options == own | {one.option for one in definitions().values() if one.is_option}
-    assert {"anonymous_login_pass", "default_pass", "version"} == {
+    assert {"anonymous_login_pass", "default_pass", "tls_key_password", "version"} == {
         name for name, one in definitions().items() if not one.is_option
     }
     for setting in definitions().values():

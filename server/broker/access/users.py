@@ -71,20 +71,20 @@ class Refused(Exception):
 def authenticate(
     users: dict[str, User],
     name: str,
-    password: bytes,
+    password: bytes | None,
     *,
     loopback: bool,
     loopback_only: frozenset[str],
 ) -> User:
     """The user, if the password is right and the address allowed.
 
-    Arguments: `loopback`: the client connects over a loopback address. `loopback_only`: users who
+    Arguments: `password`: None when the client has proved otherwise who it is. `loopback`: the client connects over a loopback address. `loopback_only`: users who
     are let in over loopback only (RabbitMQ's `loopback_users`). Raises Refused.
     """
     user = users.get(name)
     if user is None:
         raise Refused(name, "no such user")
-    if not user.check_password(password):
+    if password is not None and not user.check_password(password):
         raise Refused(name, "invalid credentials")
     if name in loopback_only and not loopback:
         raise Refused(name, "can only connect via localhost")

@@ -34,6 +34,7 @@ from qlog.server.amqp.errors import (
     syntax_error,
 )
 from qlog.server.amqp.values import Table, decode_table
+from qlog.server.broker.access.certificate import Secured
 from qlog.server.broker.access.users import Refused, User, authenticate
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.answers import Answering
@@ -80,6 +81,7 @@ class Client:
         self.answers_waiting = 0  # of all channels
         self._put_aside: deque[Event] = deque()  # a publish while an alarm is on, and what follows
         self.authenticated = False
+        self.secured: Secured | None = None  # by TLS; the session says how
         self._user: User | None = None
         self._mechanism = ""
         self.publishes = False
@@ -162,7 +164,7 @@ class Client:
                         0,
                         9,
                         self.broker.server_properties(),
-                        " ".join(self._mechanisms()).encode(),
+                        " ".join(self._offered()).encode(),
                         b"en_US",
                     ),
                 )
@@ -243,15 +245,23 @@ class Client:
 
     # -- the handshake -----------------------------------------------------------------------
 
-    def _mechanisms(self) -> dict[str, Callable[[bytes], tuple[str, bytes]]]:
-        """The SASL mechanisms that are offered, and how each says who wants in.
+    def _offered(self) -> list[str]:
+        """The SASL mechanisms that the client is told: EXTERNAL if it has shown a certificate."""
+        known = self._mechanisms()
+        if self.secured is None or self.secured.certificate is None:
+            del known["EXTERNAL"]
+        return list(known)
+
+    def _mechanisms(self) -> dict[str, Callable[[bytes], tuple[str, bytes | None]]]:
+        """The SASL mechanisms, and how each says who wants in; without a password: it is proved.
 
         With ANONYMOUS that is always the same user (rabbit_auth_mechanism_anonymous), whom the
         setting `loopback_users` keeps to this machine as it does with a password.
         """
-        mechanisms: dict[str, Callable[[bytes], tuple[str, bytes]]] = {
+        mechanisms: dict[str, Callable[[bytes], tuple[str, bytes | None]]] = {
             "PLAIN": _plain,
             "AMQPLAIN": _amqplain,
+            "EXTERNAL": lambda response: (self._certified_name(), None),
         }
         settings = self.broker.settings
         if settings.anonymous_login_user != NOBODY:
@@ -264,8 +274,8 @@ class Client:
         parse = self._mechanisms().get(self._mechanism)
         if parse is None:
             raise command_invalid(f"unknown authentication mechanism '{self._mechanism}'")
-        name, password = parse(response)
         try:
+            name, password = parse(response)
             self._user = authenticate(
                 self.broker.users,
                 name,
@@ -287,6 +297,22 @@ class Client:
                 settings.channel_max, settings.frame_bytes_max, settings.heartbeat_s
             ),
         )
+
+    def _certified_name(self) -> str:
+        """The user whom the client's certificate stands for. Raises Refused."""
+        if self.secured is None:
+            raise Refused("unknown", "the connection has no TLS, which EXTERNAL needs")
+        certificate = self.secured.certificate
+        if certificate is None:
+            raise Refused("unknown", "the client has shown no certificate, which EXTERNAL needs")
+        settings = self.broker.settings
+        source = settings.tls_login_from
+        name = certificate.login_name(
+            source, settings.tls_login_san_type, settings.tls_login_san_index
+        )
+        if name is None:
+            raise Refused("unknown", f"the certificate of {certificate.subject} has no {source}")
+        return name
 
     def _open(self, name: str) -> None:
         vhost = self.broker.vhosts.get(name)

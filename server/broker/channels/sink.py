@@ -20,6 +20,7 @@ class Hold(Flag):
     DISK = auto()  # it publishes, and more waits for the disk than should
     ANSWERS = auto()  # it does not read what it asked for
     QUEUE = auto()  # it publishes to a queue that has to catch up with what it brought
+    HANDSHAKE = auto()  # its TLS handshake has to wait for those of others
 
 
 READ = Hold(0)

@@ -42,6 +42,10 @@ class Narrow:
 class Veil:
     """A transport as TLS is one: it speaks first, and what passes gets longer and unreadable."""
 
+    portion_bytes = 7
+    ended = False
+    secured = None
+
     def __init__(self) -> None:
         self._words = [b"hello"]
         self.greeted = False
@@ -49,6 +53,13 @@ class Veil:
     @property
     def has_words(self) -> bool:
         return bool(self._words)
+
+    @property
+    def greeting(self) -> bool:
+        return not self.greeted
+
+    def farewell(self) -> bool:
+        return False
 
     def feed(self, data: bytes) -> bytes:
         """Every other octet is meant; the first five are the peer's greeting."""
@@ -59,9 +70,9 @@ class Veil:
             return b""
         return bytes(octet ^ 0x55 for octet in plain)
 
-    def seal(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+    def seal(self, buffers: Sequence[Buffer]) -> bytes:
         words, self._words = self._words, []
-        return [*words, *map(veiled, buffers)]
+        return b"".join((*words, *map(veiled, buffers)))
 
 
 def veiled(data: Buffer) -> bytes:
@@ -90,7 +101,11 @@ def test_all_comes_out_in_order(
         done = box.send(sock, transport)
         expected += b"".join(veiled(buffer) if through_veil else buffer for buffer in buffers)
         assert expected.startswith(narrow.taken)
-        assert box.bytes == len(expected) - len(narrow.taken)
+        rest = len(expected) - len(narrow.taken)
+        if through_veil:  # what is not sealed yet counts as it was written
+            assert rest // 2 <= box.bytes <= rest
+        else:
+            assert box.bytes == rest
         assert done is not bool(box) and bool(box) is bool(box.bytes)
     while not box.send(sock, transport):
         pass
