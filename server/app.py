@@ -22,12 +22,14 @@ import trio
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import connection_forced, internal_error
+from qlog.server.broker.access.users import Refused, authenticate
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.definitions_file import NO_FILE, read_definitions
 from qlog.server.config import Settings
+from qlog.server.listeners import HttpSockets, bind_http, load_http, owner_socket
 from qlog.server.net.certificates import Certificates, TLSUnusable
 from qlog.server.net.listen import CannotListen, accept_clients, bind
-from qlog.server.net.network import Network
+from qlog.server.net.network import Network, is_loopback
 from qlog.server.net.turns import Turns
 from qlog.server.resources import ResourceWatch
 from qlog.storage.bytes.disk import Disk
@@ -149,10 +151,12 @@ class Entrances:
 
 @asynccontextmanager
 async def open_broker(
-    settings: Settings, *, disk: Disk | None = None
+    settings: Settings, *, disk: Disk | None = None, http: frozenset[str] | None = None
 ) -> AsyncIterator[RunningBroker]:
     """Run a broker for the duration of the block, on the operating system's disk or another.
 
+    `http`: serve management and metrics, too; the names of the settings that were asked for, of
+    which a port that is in use is an error. A broker inside a program listens for AMQP alone.
     The directory is recovered by another thread; that can be cancelled. Raises DefinitionsError if
     the definitions file cannot be loaded, StorageError if the directory cannot be used, TLSUnusable
     if a certificate cannot, CannotListen if an address cannot be listened on, StorageFailed on
@@ -160,7 +164,10 @@ async def open_broker(
     """
     document = _definitions(settings)
     entrances = Entrances(settings)
+    http_sockets = HttpSockets()
     try:
+        if http is not None:
+            http_sockets = bind_http(settings.http, http)
         turns: Turns | None = None
 
         def notify() -> None:  # called on the storage's threads
@@ -196,7 +203,12 @@ async def open_broker(
                 certificates=entrances.certificates,
             )
             async with _serving(turns, network):
-                yield RunningBroker(broker, turns, entrances)
+                running = RunningBroker(broker, turns, entrances)
+                if http is None:
+                    yield running
+                else:
+                    async with serving_http(running, http_sockets, watch, settings.data_dir):
+                        yield running
         finally:
             store.close()  # this also ends the threads that call `wake`
             if turns is not None:
@@ -205,7 +217,64 @@ async def open_broker(
         if failure is not None:
             raise StorageFailed(str(failure)) from failure
     finally:
+        http_sockets.close()
         entrances.close()
+
+
+@asynccontextmanager
+async def serving_http(
+    running: RunningBroker, sockets: HttpSockets, watch: ResourceWatch, directory: Path
+) -> AsyncIterator[None]:
+    """Serve management and metrics for the duration of the block."""
+    with owner_socket(directory) as owner:
+        sockets.owner = owner
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve_http, running, sockets, watch, directory)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+async def _serve_http(
+    running: RunningBroker, sockets: HttpSockets, watch: ResourceWatch, directory: Path
+) -> None:
+    http = await load_http(sockets)
+    started_s = trio.current_time()
+    broker = running.broker
+
+    async def login(name: str, password: bytes, host: str) -> Any:
+        try:
+            user = authenticate(
+                broker.users,
+                name,
+                password,
+                loopback=is_loopback(host),
+                loopback_only=broker.settings.loopback_users,
+            )
+        except Refused as refusal:
+            logger.warning("login refused over HTTP from=%s reason=%s", host, refusal)
+            return None
+        return http.Identity(user.name, frozenset(user.tags), user.permissions)
+
+    def listeners() -> list[Any]:
+        found = [http.Listener("amqp", host, port) for host, port in running.addresses]
+        found += [http.Listener("amqp/ssl", host, port) for host, port in running.tls_addresses]
+        for protocol, group in (
+            ("http", sockets.management),
+            ("http/prometheus", sockets.metrics),
+        ):
+            found += [http.Listener(protocol, *each.getsockname()[:2]) for each in group]
+        return found
+
+    context = http.Context(
+        login=login,
+        listeners=listeners,
+        resources=watch.facts,
+        uptime_s=lambda: trio.current_time() - started_s,
+        data_dir=str(directory),
+    )
+    await http.run(broker.operations, context, running.turns.wake, sockets)
 
 
 def _definitions(settings: Settings) -> dict[str, Any] | None:

@@ -105,6 +105,30 @@ class TLSSettings(Struct, frozen=True, kw_only=True):
     ] = "default"
 
 
+class HttpSettings(Struct, frozen=True, kw_only=True):
+    """Where operators and their tools connect."""
+
+    management_host: Annotated[
+        tuple[str, ...],
+        Meta(min_length=1, description="Addresses of the management API, as `host` has them."),
+    ] = ("127.0.0.1",)
+    management_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="Port of the management API; 0: none. A default port that is in use is a "
+            "warning, one that was asked for an error.",
+        ),
+    ] = 15672
+    metrics_host: Annotated[
+        tuple[str, ...], Meta(min_length=1, description="Addresses of the metrics for Prometheus.")
+    ] = ("127.0.0.1",)
+    metrics_port: Annotated[
+        int, Meta(ge=0, le=65535, description="Port of the metrics; 0: none.")
+    ] = 15692
+
+
 class LogSettings(Struct, frozen=True, kw_only=True):
     """What is logged to stderr."""
 
@@ -146,6 +170,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = Path("qlog-data")
     network: NetworkSettings = NetworkSettings()
     tls: TLSSettings = TLSSettings()
+    http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     broker: BrokerSettings = BrokerSettings()
     resources: ResourceSettings = ResourceSettings()
@@ -273,6 +298,25 @@ def load(
     and an empty list mean that the option was not given. Raises ConfigError, which names the
     setting and where it came from.
     """
+    return _composed(_given(config_file, environment, options))
+
+
+def asked_for(
+    *,
+    config_file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> frozenset[str]:
+    """The names of the settings that were given, also of those with their default value."""
+    return frozenset(_given(config_file, environment, options))
+
+
+def _given(
+    config_file: Path | None,
+    environment: Mapping[str, str] | None,
+    options: Mapping[str, Any] | None,
+) -> dict[str, tuple[Any, str]]:
+    """The values by name, each with where it came from."""
     environment = os.environ if environment is None else environment
     given: dict[str, tuple[Any, str]] = {}
     if config_file is not None:
@@ -284,7 +328,7 @@ def load(
     for name, value in (options or {}).items():
         if value not in (None, [], ()):
             given[name] = value, definitions()[name].option
-    return _composed(given)
+    return given
 
 
 def of(**values: Any) -> Settings:

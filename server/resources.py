@@ -8,6 +8,7 @@ say if there is less; a broker in a container would then be killed before it blo
 from __future__ import annotations
 
 import logging
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,19 @@ class ResourceWatch:
         self._broker = broker
         self._directory = directory
         self._disk_limit_bytes = settings.disk_free_limit_bytes
+
+    def facts(self) -> dict[str, int]:
+        """Memory and disk, in octets, and file descriptors, as they are now."""
+        process = psutil.Process()
+        descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return {
+            "memory_used": _resident_bytes(),
+            "memory_limit": self.memory_limit_bytes,
+            "disk_free": shutil.disk_usage(self._directory).free,
+            "disk_free_limit": self._disk_limit_bytes,
+            "descriptors_used": process.num_fds(),
+            "descriptors_max": max(descriptors_max, 0),
+        }
 
     def check(self) -> None:
         """Compare with the limits. Logs changes, and damage that the storage has found."""

@@ -25,6 +25,11 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
+# Management and metrics are on by default: brokers that tests start would share their ports.
+for _port in ("QLOG_MANAGEMENT_PORT", "QLOG_METRICS_PORT"):
+    os.environ.setdefault(_port, "0")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Name the markers used here; let children be stopped by Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background

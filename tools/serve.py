@@ -153,6 +153,7 @@ def serve(
 
     try:
         settings = configuration.load(config_file=config, options=context.obj)
+        asked = configuration.asked_for(config_file=config, options=context.obj)
     except configuration.ConfigError as error:
         _stop(str(error), 2)
     import trio
@@ -166,7 +167,7 @@ def serve(
     _raise_descriptor_limit()
     _log_to_stderr(settings.log.log_level)
     try:
-        trio.run(_serve, settings, signals)
+        trio.run(_serve, settings, asked, signals)
     except (DefinitionsError, StorageError, CannotListen, TLSUnusable) as error:
         _stop(str(error), 1)
     except StorageFailed as error:
@@ -219,14 +220,14 @@ class _OneLine(logging.Formatter):
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
-async def _serve(settings: Settings, signals: _Signals) -> None:
+async def _serve(settings: Settings, asked: frozenset[str], signals: _Signals) -> None:
     import trio
 
     from qlog.server.app import open_broker
 
     with trio.CancelScope() as starting:
         signals.end(starting)
-        async with open_broker(settings) as broker, trio.open_nursery() as nursery:
+        async with open_broker(settings, http=asked) as broker, trio.open_nursery() as nursery:
             signals.end(nursery.cancel_scope)
             signals.on_hangup = partial(nursery.start_soon, _read_again, broker)
             # Printed whatever the log level: scripts and supervisors wait for this line.

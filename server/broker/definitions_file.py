@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind
 from qlog.server.broker.features.policy_keys import KEYS, OPERATOR_KEYS
 from qlog.server.broker.jobs import Steps
+from qlog.server.broker.listings.values import json_value
 from qlog.server.broker.operations import Operations
 from qlog.server.broker.queues.type import Declaration
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
@@ -439,7 +439,7 @@ def _exchange(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
         "durable": exchange.durable,
         "auto_delete": exchange.auto_delete,
         "internal": exchange.internal,
-        "arguments": _json(exchange.arguments),
+        "arguments": json_value(exchange.arguments),
     }
 
 
@@ -450,7 +450,7 @@ def _queue(declared: Declaration) -> dict[str, Any]:
         "type": declared.arguments.type,
         "durable": declared.durable,
         "auto_delete": declared.auto_delete,
-        "arguments": _json(declared.arguments.table),
+        "arguments": json_value(declared.arguments.table),
     }
 
 
@@ -506,22 +506,5 @@ def _binding(vhost: VHost, binding: Binding) -> dict[str, Any]:
         "destination": binding.destination,
         "destination_type": binding.kind,
         "routing_key": binding.routing_key,
-        "arguments": _json(binding.arguments),
+        "arguments": json_value(binding.arguments),
     }
-
-
-def _json(value: Any) -> Any:
-    """A value of a field table in JSON, which has fewer types: octets become text."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes | bytearray):
-        return bytes(value).decode(errors="replace")
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    if hasattr(value, "items"):
-        return {key: _json(item) for key, item in value.items()}
-    return str(value)

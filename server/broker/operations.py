@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.exchange import Exchange
@@ -28,6 +28,7 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.users import User
+from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
 from qlog.server.broker.features.vhost_settings import (
@@ -36,21 +37,101 @@ from qlog.server.broker.features.vhost_settings import (
     checked_limits,
 )
 from qlog.server.broker.jobs import Steps
+from qlog.server.broker.listings import facts as listings
 from qlog.server.broker.outcome import Durable, Outcome
 from qlog.server.broker.queues.effective import Applied
 from qlog.server.broker.queues.type import Owner, QueueType
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 
+# What operations take and give: whoever manages a broker needs no other module of it.
+__all__ = [
+    "About",
+    "Binding",
+    "Connected",
+    "DestinationKind",
+    "Exchange",
+    "InvalidParameter",
+    "ListedChannel",
+    "ListedConsumer",
+    "Operations",
+    "Outcome",
+    "Policy",
+    "PolicyKind",
+    "QueueType",
+    "User",
+    "VHost",
+    "page",
+]
+
 logger = logging.getLogger("qlog.broker")
 
 T = TypeVar("T")
 
 
+class About(NamedTuple):
+    """What a broker is called."""
+
+    node: str
+    cluster_name: str
+    product: str
+    version: str
+
+
+class ListedConsumer(Protocol):
+    """A consumer, as operators see it."""
+
+    tag: str
+
+    @property
+    def queue(self) -> QueueType:
+        """What it consumes from."""
+
+    def facts(self) -> dict[str, Any]:
+        """RabbitMQ's fields."""
+
+
+class ListedChannel(Protocol):
+    """A channel, as operators see it."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Its name for operators."""
+
+    @property
+    def consumers(self) -> Mapping[str, ListedConsumer]:
+        """By their tags."""
+
+    def facts(self) -> dict[str, Any]:
+        """RabbitMQ's fields."""
+
+
 class Connected(Protocol):
-    """A client, as operators see it."""
+    """A client, as operators see it. `user` is known when `is_open` is true."""
 
     peer: str
+    vhost: VHost | None
+
+    @property
+    def name(self) -> str:
+        """Its name for operators."""
+
+    @property
+    def user(self) -> User:
+        """Who logged in."""
+
+    @property
+    def is_open(self) -> bool:
+        """It is in a vhost, and not about to end."""
+
+    @property
+    def channels(self) -> Mapping[int, ListedChannel]:
+        """By their numbers."""
+
+    def facts(self) -> dict[str, Any]:
+        """RabbitMQ's fields."""
 
     def fail(self, error: AMQPError, number: int) -> None:
         """Close the channel of that number, 0 for the connection."""
@@ -387,6 +468,65 @@ class Operations:
     def connections(self) -> Iterator[Connected]:
         """The clients."""
         yield from list(self._clients)
+
+    def channels(self, client: Connected) -> Iterator[ListedChannel]:
+        """The channels of a client."""
+        yield from list(client.channels.values())
+
+    def queue_facts(self, queue: QueueType, *, single: bool = False) -> dict[str, Any]:
+        """A queue as operators see it; `single`: with what RabbitMQ tells of one alone."""
+        return listings.queue_facts(queue, single=single)
+
+    def exchange_facts(self, vhost: VHost, exchange: Exchange) -> dict[str, Any]:
+        """An exchange as operators see it."""
+        return listings.exchange_facts(vhost, exchange)
+
+    def binding_facts(self, vhost: VHost, binding: Binding) -> dict[str, Any]:
+        """A binding as operators see it."""
+        return listings.binding_facts(vhost.name, binding)
+
+    def about(self) -> About:
+        """What the broker is called."""
+        settings = self._services.settings
+        return About(NODE, NODE, settings.product, settings.version)
+
+    def users(self) -> Iterator[User]:
+        """All users."""
+        yield from list(self._users.values())
+
+    def exchange_types(self) -> Iterator[tuple[str, str]]:
+        """The types of exchanges, with a description."""
+        yield from listings.EXCHANGE_TYPES.items()
+
+    def queue_count(self, vhost: VHost) -> int:
+        """How many queues a vhost has."""
+        return len(vhost.queues)
+
+    def exchange_count(self, vhost: VHost) -> int:
+        """How many exchanges a vhost has."""
+        return sum(1 for _ in vhost.routing.exchanges())
+
+    def find_queue(self, vhost: VHost, name: str) -> QueueType | None:
+        """The queue of that name, whoever's it is."""
+        return vhost.queues.get(name)
+
+    def find_exchange(self, vhost: VHost, name: str) -> Exchange | None:
+        """The exchange of that name."""
+        return vhost.find_exchange(name)
+
+    def bindings_from(self, vhost: VHost, source: str) -> Iterator[Binding]:
+        """The bindings whose source this exchange is."""
+        yield from list(vhost.routing.bindings_from(source))
+
+    def bindings_to(
+        self, vhost: VHost, kind: DestinationKind, destination: str
+    ) -> Iterator[Binding]:
+        """The bindings whose destination this queue or exchange is."""
+        yield from list(vhost.routing.bindings_to(kind, destination))
+
+    def vhost_facts(self, vhost: VHost) -> dict[str, Any]:
+        """A vhost as operators see it, without counts."""
+        return listings.vhost_facts(vhost)
 
     def close_connection(self, client: Connected, reason: str) -> None:
         """Close a client's connection, with the reason."""

@@ -32,7 +32,7 @@ class PostOffice:
         self._store = store
         self._delivery = delivery
         self._durability = durability
-        self._stats = stats
+        self.stats = stats
         self._clock_ms = now_ms
 
     @property
@@ -45,10 +45,12 @@ class PostOffice:
         """All records of the log below this LSN are on disk."""
         return self._store.durable_lsn
 
-    def count_unrouted(self, count: int) -> None:
+    def count_unrouted(self, targets: Targets, count: int) -> None:
         """So many messages had no queue to go to."""
-        self._stats.published += count
-        self._stats.unrouted += count
+        self.stats.published += count
+        self.stats.unrouted += count
+        if targets.counts is not None:
+            targets.counts.published_in += count
 
     def await_durability(self, confirms: Confirming) -> None:
         """Tell these confirms when the log gets further."""
@@ -62,15 +64,22 @@ class PostOffice:
         bodies: Sequence[bytes],
     ) -> int:
         """Append messages to plain queues; returns the LSN that makes them durable, or 0."""
-        self._stats.published += len(bodies)
+        self._count(targets, len(bodies))
         lsn = self._append(targets, persistent, envelopes, bodies, self._clock_ms())
         self._delivery.wake_all(targets.queues)
         return lsn
 
     def publish(self, targets: Targets, mail: Mail) -> Receipt:
         """The same for messages for which an append is not all that has to be done."""
-        self._stats.published += len(mail.bodies)
+        self._count(targets, len(mail.bodies))
         return self.pass_on(targets, mail)
+
+    def _count(self, targets: Targets, count: int) -> None:
+        self.stats.published += count
+        counts = targets.counts
+        if counts is not None:
+            counts.published_in += count
+            counts.published_out += count * len(targets.queues)
 
     def pass_on(self, targets: Targets, mail: Mail) -> Receipt:
         """Give messages to their queues; they do not count as published.

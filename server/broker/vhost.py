@@ -43,6 +43,7 @@ from qlog.server.broker.queues.levels import LaneIds
 from qlog.server.broker.queues.targets import Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.server.broker.services import Services
+from qlog.server.broker.stats import ExchangeCounts
 from qlog.storage.lanes.lane import Lane
 
 RESERVED_PREFIX = "amq."
@@ -77,6 +78,7 @@ class VHost:
         self.dead_letters = DeadLetters(self, services)
         self.overflow = Overflow(self.dead_letters, services.jobs)
         self._histories: dict[str, History] = {}
+        self._exchange_counts: dict[str, ExchangeCounts] = {}
         self.firehose: Firehose | None = None
         self.expiry = Expiry(self.dead_letters, services, self.delete_queue)
         self.dues = services.dues
@@ -133,7 +135,17 @@ class VHost:
         self.routes.check(self.routes_version)
         routed = self.routing.route(exchange, keys, envelope)
         histories = tuple(map(self._history, routed.histories)) if routed.histories else ()
-        return self.routes.targets(routed.queues, self.queues, histories), routed.cacheable
+        targets = self.routes.targets(
+            routed.queues, self.queues, histories, self.counts_of_exchange(exchange)
+        )
+        return targets, routed.cacheable
+
+    def counts_of_exchange(self, name: str) -> ExchangeCounts:
+        """What came to an exchange and left it, since it is there."""
+        counts = self._exchange_counts.get(name)
+        if counts is None:
+            counts = self._exchange_counts[name] = ExchangeCounts()
+        return counts
 
     def _history(self, name: str) -> History:
         """What an exchange of the type `x-recent-history` keeps."""
@@ -392,8 +404,10 @@ class VHost:
         """Take from the catalog what a removal takes from the table, and histories."""
         if removed.exchange is not None:
             self._histories.pop(removed.exchange, None)
+            self._exchange_counts.pop(removed.exchange, None)
         for name in (*removed, *removed.emptied):
             self._histories.pop(name, None)
+            self._exchange_counts.pop(name, None)
             self._definitions.delete_exchange(self.name, name)
         for binding in removed.bindings:
             if not binding.source:
@@ -531,6 +545,7 @@ class VHost:
             assert_equivalent_argument("auto_delete", resource, auto_delete, declared.auto_delete)
             declared.arguments.assert_equivalent(arguments, resource)
             self.expiry.used(queue)
+            self._services.stats.queues_declared += 1
             return queue
         checked = QueueArguments.check(
             arguments,
@@ -549,6 +564,8 @@ class VHost:
         queue = self.add_queue(declared, {0: lane_id}, owner if exclusive else None)
         if exclusive and owner is not None:
             owner.exclusive_queues[name] = queue
+        self._services.stats.queues_declared += 1
+        self._services.stats.queues_created += 1
         return queue
 
     def _assert_room(self, name: str) -> None:
@@ -569,6 +586,7 @@ class VHost:
             owner=owner,
             effective=self._effective(declared),
         )
+        queue.count_for(self._services.stats.counts_of(declared.arguments.type))
         self.queues[queue.name] = queue
         self.routing.add_queue(queue.name)
         if queue.effective.limited or queue.effective.message_ttl_ms is not None:
@@ -644,6 +662,7 @@ class VHost:
             self._forget(removed)
         self.routing.remove(removed)
         queue.close()
+        self._services.stats.queues_deleted += 1
         del self.queues[queue.name]
         if queue.owner is not None:
             queue.owner.exclusive_queues.pop(queue.name, None)

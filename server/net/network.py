@@ -105,7 +105,9 @@ class Network:
             turns,
             sock,
             f"{host}:{port}",
-            loopback=_is_loopback(host),
+            loopback=is_loopback(host),
+            # Mostly the same text for all of a listener's clients: it is kept once.
+            local=sys.intern("{}:{}".format(*sock.getsockname()[:2])),
             transport=new_transport(),
         )
         return True
@@ -197,5 +199,6 @@ def _plain() -> Transport:
     return PLAIN
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a numeric address is one of this machine alone."""
     return host == "::1" or host.startswith(("127.", "::ffff:127."))

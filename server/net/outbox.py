@@ -29,7 +29,7 @@ class Outbox:
     a client that does not read has one portion of ciphertext here, and the rest as it was written.
     """
 
-    __slots__ = ("_left", "_sealed", "_written", "bytes")
+    __slots__ = ("_left", "_sealed", "_written", "bytes", "sent_bytes")
 
     def __init__(self) -> None:
         self._written: list[Buffer] = []
@@ -37,6 +37,7 @@ class Outbox:
         self._left: deque[Buffer] | None = None
         self._sealed: Buffer = b""  # of the portion that is being sent
         self.bytes = 0
+        self.sent_bytes = 0  # in all, to the socket
 
     def __bool__(self) -> bool:
         return bool(self._written or self._left or self._sealed)
@@ -82,6 +83,7 @@ class Outbox:
             if left is None:
                 sent = _send(sock, written)
                 if sent == self.bytes:
+                    self.sent_bytes += sent
                     self.bytes = 0
                     return True
                 left = self._left = deque(written)
@@ -127,6 +129,7 @@ class Outbox:
             if not sent:
                 return False
             self.bytes -= sent
+            self.sent_bytes += sent
             allowed -= sent
             self._sealed = memoryview(self._sealed)[sent:] if sent < len(self._sealed) else b""
 
@@ -149,6 +152,7 @@ class Outbox:
 
     def _drop(self, left: deque[Buffer], sent: int) -> None:
         self.bytes -= sent
+        self.sent_bytes += sent
         while sent:
             size = len(left[0])
             if sent < size:

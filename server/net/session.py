@@ -74,6 +74,7 @@ class Session:
         "_socket",
         "_starved",
         "_timer",
+        "_traffic",
         "_transport",
         "_turns",
         "_writing",
@@ -93,6 +94,7 @@ class Session:
         peer: str,
         *,
         loopback: bool,
+        local: str = "",
         transport: Transport = PLAIN,
     ) -> None:
         self._turns = turns
@@ -116,7 +118,10 @@ class Session:
         self._closing_at_s: float | None = None
         self.opened = False  # connection.open came
         self.why_not_read = READ
-        self.client = Client(turns.broker, self, self._core, peer=peer, loopback=loopback)
+        self.client = Client(
+            turns.broker, self, self._core, peer=peer, loopback=loopback, local=local
+        )
+        self._traffic = self.client.traffic
         self.started_at_s = self.received_at_s = self.sent_at_s = turns.now_s
         turns.poller.add(self._fd, self, READABLE)
         turns.sessions.add(self)
@@ -246,12 +251,14 @@ class Session:
             self._send()
 
     def _send(self) -> None:
-        outbox = self._outbox
+        outbox, traffic = self._outbox, self._traffic
         try:
             done = outbox.send(self._socket, self._transport)
         except OSError:
             self.cut()  # a read would fail, too, but the client may not be read now
             return
+        traffic.send_cnt += 1
+        traffic.send_oct, traffic.send_pend = outbox.sent_bytes, outbox.bytes
         self.sent_at_s = self._turns.now_s
         if self._writing is done:
             self._writing = not done
@@ -348,6 +355,8 @@ class Session:
             self.cut()
             return None
         self.received_at_s = self._turns.now_s
+        self._traffic.recv_cnt += 1
+        self._traffic.recv_oct += len(data)
         if len(data) == size:
             self._receive_bytes = RECEIVE_BYTES
         elif len(data) < RECEIVE_BYTES_MIN // 4:

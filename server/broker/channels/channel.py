@@ -31,6 +31,7 @@ from qlog.server.broker.access.users import User
 from qlog.server.broker.channels import topology
 from qlog.server.broker.channels.answers import Answers, Asking, Reply, nothing
 from qlog.server.broker.channels.consumer import Consumer
+from qlog.server.broker.channels.facts import channel_details, channel_facts
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.publisher import Publisher
 from qlog.server.broker.channels.reply_to import REPLY_TO
@@ -46,6 +47,7 @@ from qlog.server.broker.queues.arguments import check_consumer
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.type import Owner, QueueType, Taker
 from qlog.server.broker.services import Services
+from qlog.server.broker.stats import Counts, QueueCounts
 from qlog.server.broker.vhost import VHost
 
 logger = logging.getLogger("qlog.connection")
@@ -66,6 +68,10 @@ class ChannelClient(Owner, Asking, Protocol):
     protocol: Connection
     sink: Sink
     peer: str
+
+    @property
+    def name(self) -> str:
+        """The connection's name for operators."""
 
     @property
     def user(self) -> User:
@@ -131,6 +137,8 @@ class Channel:
         self._reply_tag = ""
         self._reply_address = ""
         self.answers = Answers(self, services.jobs)
+        self.counts = Counts()
+        services.stats.channels_opened += 1
         self._event: Event | None = None  # the method that is being obeyed
         self._closing = False  # the client has closed the channel, and waits for close-ok
 
@@ -138,6 +146,24 @@ class Channel:
     def origin(self) -> Origin:
         """The channel as the firehose names it."""
         return Origin(self.client.peer, self.number, self.client.user.name)
+
+    def details(self) -> dict[str, Any]:
+        """Which channel it is, as operators see it."""
+        return channel_details(self)
+
+    def facts(self) -> dict[str, Any]:
+        """What operators see of it."""
+        return channel_facts(self)
+
+    @property
+    def name(self) -> str:
+        """Its name for operators."""
+        return f"{self.client.name} ({self.number})"
+
+    @property
+    def prefetch(self) -> int:
+        """The prefetch of consumers yet to come, or that of the whole channel; 0: no limit."""
+        return self.outstanding.prefetch or self._consumer_prefetch
 
     @property
     def closed(self) -> bool:
@@ -186,6 +212,8 @@ class Channel:
 
     def close(self) -> Outcome[None]:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
+        if not self._closing:
+            self.services.stats.channels_closed += 1
         self._closing = True
         self._forget_reply_consumer()
         for consumer in list(self.consumers.values()):
@@ -225,7 +253,7 @@ class Channel:
         consumer = Consumer(
             self,
             self.outstanding,
-            self.services.stats,
+            self.counts,
             queue,
             tag,
             no_ack=method.no_ack,
@@ -269,6 +297,8 @@ class Channel:
 
     def _got(self, method: spec.BasicGet, queue: QueueType, taken: Taken | None) -> None:
         if taken is None:
+            for each in (self.counts, queue.counts, queue.counts.of_type):
+                each.get_empty += 1
             self.send(spec.BasicGetEmpty())
             return
         if self.vhost.firehose is not None:
@@ -280,15 +310,24 @@ class Channel:
             tag, taken.redelivered, envelope.exchange, envelope.routing_key, queue.ready
         )
         self.sink.send_content(self.number, ok, envelope, taken.bodies[0])
-        self.services.stats.got += 1
+        self._count_got(queue.counts, taken, method.no_ack)
         if method.no_ack:
             backlog.settle(qseq, 1, taken.sizes[0])
-            self.services.stats.acknowledged += 1
         else:
             now_s = outstanding.now_s()
+            outstanding.by_gets += 1
             outstanding.unacked.add(
                 UnackedRun(tag, 1, queue, backlog, qseq, taken.sizes, 0, None, now_s)
             )
+
+    def _count_got(self, counts: QueueCounts, taken: Taken, no_ack: bool) -> None:
+        for each in (self.counts, counts, counts.of_type):
+            if no_ack:
+                each.get_no_ack += 1
+            else:
+                each.get += 1
+            if taken.redelivered:
+                each.redeliver += 1
 
     def feed_consumers(self) -> None:
         """The socket drained: all consumers may be able to take more."""
@@ -408,7 +447,10 @@ class Channel:
         count = self._release(runs)
         for run in runs:
             run.backlog.settle(run.qseq, run.count, run.size, after_lsn)
-        self.services.stats.acknowledged += count
+            counts = run.queue.counts
+            counts.ack += run.count
+            counts.of_type.ack += run.count
+        self.counts.ack += count
 
     def _reject(self, runs: list[UnackedRun], requeue: bool) -> None:
         if self.publisher.transaction is not None:
@@ -467,6 +509,8 @@ class Channel:
                 self.outstanding.by_consumers -= count
                 if not self.closed:
                     self._feed_again(taker)
+            else:
+                self.outstanding.by_gets -= count
             return count
         released = Released()
         released.add(runs)
@@ -474,9 +518,12 @@ class Channel:
         return released.count
 
     def _give_credit_back(self, released: Released) -> None:
+        by_consumers = 0
         for taker, count in released.by_taker.items():
             taker.unacked -= count
-            self.outstanding.by_consumers -= count
+            by_consumers += count
+        self.outstanding.by_consumers -= by_consumers
+        self.outstanding.by_gets -= released.count - by_consumers
         if self.closed or not released.by_taker:
             return
         for taker in released.by_taker:

@@ -39,10 +39,12 @@ from qlog.server.broker.access.users import Refused, User, authenticate
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.answers import Answering
 from qlog.server.broker.channels.channel import Channel
+from qlog.server.broker.channels.facts import connection_facts
 from qlog.server.broker.channels.sink import Hold, Sink
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome, all_of
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.stats import Traffic
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import StorageError
 
@@ -60,11 +62,19 @@ class Client:
     """A connected client.
 
     Arguments: `protocol` is the state of the connection; the sink's methods pass through it. `peer`
-    is the client's address as the log prints it. `loopback`: the client is on this machine.
+    is the client's address as the log prints it, `local` the broker's as the client sees it.
+    `loopback`: the client is on this machine. Whoever has the socket counts its `traffic`.
     """
 
     def __init__(
-        self, broker: Broker, sink: Sink, protocol: Connection, *, peer: str, loopback: bool
+        self,
+        broker: Broker,
+        sink: Sink,
+        protocol: Connection,
+        *,
+        peer: str,
+        loopback: bool,
+        local: str = "",
     ) -> None:
         self.broker = broker
         self.services = broker.services
@@ -72,6 +82,9 @@ class Client:
         self.sink = sink
         self.protocol = protocol
         self.peer = peer
+        self.local = local
+        self.traffic = Traffic()
+        self.connected_at_ms = broker.services.now_ms()
         self.loopback = loopback
         self.vhost: VHost | None = None
         self.channels: dict[int, Channel] = {}
@@ -86,6 +99,26 @@ class Client:
         self._mechanism = ""
         self.publishes = False
         broker.clients.add(self)
+        broker.services.stats.connections_opened += 1
+
+    @property
+    def name(self) -> str:
+        """Its name for operators."""
+        return f"{self.peer} -> {self.local}"
+
+    @property
+    def mechanism(self) -> str:
+        """The SASL mechanism of its login."""
+        return self._mechanism
+
+    @property
+    def is_open(self) -> bool:
+        """It is in a vhost, and not about to end."""
+        return self.vhost is not None and not self.protocol.ended
+
+    def facts(self) -> dict[str, Any]:
+        """What operators see of it."""
+        return connection_facts(self)
 
     @property
     def user(self) -> User:
@@ -420,6 +453,7 @@ class Client:
             self._end()
         finally:
             self.broker.clients.discard(self)
+            self.broker.services.stats.connections_closed += 1
 
     def _end_channel(self, number: int) -> Outcome[None]:
         channel = self.channels.pop(number, None)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from qlog.server.amqp.frames import confirm_frame
 from qlog.server.broker.channels.sink import Sink
+from qlog.server.broker.stats import Stats
 
 
 class Publishing(Protocol):
@@ -31,9 +32,23 @@ class Publishing(Protocol):
 class Confirms:
     """See the head of this file. `selected`: the channel is in confirm mode."""
 
-    __slots__ = ("_answered", "_channel", "_noted", "_ticket", "_waiting", "selected", "sequence")
+    __slots__ = (
+        "_answered",
+        "_before",
+        "_channel",
+        "_noted",
+        "_stats",
+        "_ticket",
+        "_waiting",
+        "confirmed",
+        "selected",
+        "sequence",
+    )
 
-    def __init__(self, channel: Publishing) -> None:
+    def __init__(self, channel: Publishing, stats: Stats) -> None:
+        self.confirmed = 0  # publishes that got an ack
+        self._before = 0  # publishes before the channel was in confirm mode
+        self._stats = stats
         self.selected = False
         self.sequence = 0  # publishes counted; the first is number 1
         self._channel = channel
@@ -47,7 +62,18 @@ class Confirms:
         """confirm.select: publishes from here on are counted, from 1; again: no effect."""
         if not self.selected:
             self.selected = True
+            self._before = self.sequence
             self.sequence = 0
+
+    @property
+    def published(self) -> int:
+        """How many messages the channel has published."""
+        return self._before + self.sequence
+
+    @property
+    def waiting(self) -> int:
+        """How many publishes wait for their answer."""
+        return self.sequence - self._answered if self.selected else 0
 
     def note(self, ticket: int, rejected: Sequence[int] = ()) -> None:
         """The publishes counted since the last call are durable with the ticket (an LSN).
@@ -56,6 +82,7 @@ class Confirms:
         """
         if self.sequence == self._noted:
             return
+        self._stats.published_confirm += self.sequence - self._noted
         ticket = self._ticket = max(self._ticket, ticket)
         waiting = self._waiting
         for sequence in rejected:
@@ -76,10 +103,13 @@ class Confirms:
             _, sequence, rejected = waiting.popleft()
             while waiting and waiting[0][0] <= durable_lsn and waiting[0][2] is rejected:
                 sequence = waiting.popleft()[1]
-            several = sequence - self._answered > 1
+            count = sequence - self._answered
+            if not rejected:
+                self.confirmed += count
+                self._stats.confirmed += count
             self._answered = sequence
             frames.append(
-                confirm_frame(self._channel.number, sequence, multiple=several, nack=rejected)
+                confirm_frame(self._channel.number, sequence, multiple=count > 1, nack=rejected)
             )
         if frames and not self._channel.closed:
             self._channel.sink.write(frames)

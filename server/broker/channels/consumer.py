@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from qlog.server.amqp.deliver import DeliveryEncoder
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
+from qlog.server.broker.channels.facts import consumer_facts
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.unacked import UnackedRun
 from qlog.server.broker.features.firehose import Firehose, Origin
 from qlog.server.broker.queues.backlog import Taken
 from qlog.server.broker.queues.type import QueueType
-from qlog.server.broker.stats import Stats
+from qlog.server.broker.stats import Counts
 
 # "As many as there are": no prefetch limit. One turn is bounded by bytes anyway.
 UNLIMITED = 1 << 30
@@ -41,12 +42,16 @@ class ConsumerOwner(Protocol):
     def fail(self, error: HardError) -> None:
         """The connection ends."""
 
+    def details(self) -> dict[str, Any]:
+        """Which channel it is, as operators see it."""
+
 
 class Consumer:
     """Created by basic.consume; a `Taker` for its queue.
 
     Arguments: `prefetch` in messages (0: no limit); `priority` from the argument `x-priority`;
-    `own_timeout_s`: how long a delivery may stay unacknowledged, None for the queue's own timeout.
+    `own_timeout_s`: how long a delivery may stay unacknowledged, None for the queue's own timeout;
+    `counts` are the channel's.
     `unacked` is the number of messages that the consumer holds; `last_tag` is the delivery tag of
     the first message of its last delivery, 0 if it had none.
     """
@@ -55,7 +60,7 @@ class Consumer:
         self,
         owner: ConsumerOwner,
         outstanding: Outstanding,
-        stats: Stats,
+        counts: Counts,
         queue: QueueType,
         tag: str,
         *,
@@ -78,7 +83,7 @@ class Consumer:
         self.hungry = False  # stands in its queue's ring
         self._owner = owner
         self._outstanding = outstanding
-        self._stats = stats
+        self._counts = counts
         self._own_timeout_s = own_timeout_s
         self._encoder = DeliveryEncoder(outstanding.number, tag, outstanding.sink.frame_max)
 
@@ -122,11 +127,20 @@ class Consumer:
         outstanding.sink.write(
             self._encoder.encode(first_tag, taken.redelivered, taken.envelopes, bodies)
         )
-        self._stats.delivered += count
+        counts, mine = self.queue.counts, self._counts
+        if taken.redelivered:
+            mine.redeliver += count
+            counts.redeliver += count
+            counts.of_type.redeliver += count
         if self.no_ack:
-            self._stats.acknowledged += count
+            mine.deliver_no_ack += count
+            counts.deliver_no_ack += count
+            counts.of_type.deliver_no_ack += count
             taken.backlog.settle(taken.first_qseq, count, sum(taken.sizes))
             return
+        mine.deliver += count
+        counts.deliver += count
+        counts.of_type.deliver += count
         self.unacked += count
         outstanding.by_consumers += count
         outstanding.unacked.add(
@@ -146,6 +160,10 @@ class Consumer:
     def queue_deleted(self) -> None:
         """Its queue is gone."""
         self._owner.queue_deleted(self)
+
+    def facts(self) -> dict[str, Any]:
+        """What operators see of it."""
+        return consumer_facts(self, self._owner.details())
 
     def fail(self, error: HardError) -> None:
         """The queue cannot read its next message: end the connection."""

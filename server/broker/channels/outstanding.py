@@ -21,7 +21,7 @@ class Outstanding:
     Arguments: `number` is the channel's; `core` says whether the channel is closed, and a closed
     channel hands nothing out; `now_s` is a monotonic clock in seconds. `prefetch` is the limit for
     the whole channel (basic.qos global=true), 0 for none. `by_consumers` counts the messages that
-    are out with consumers, not those that basic.get took. `refused` are the consumers that the
+    are out with consumers, `by_gets` those that basic.get took. `refused` are the consumers that the
     channel's limit has kept from a message: they are to be fed when there is room again.
     """
 
@@ -29,6 +29,7 @@ class Outstanding:
         "_lapsed",
         "_next_tag",
         "by_consumers",
+        "by_gets",
         "core",
         "now_s",
         "number",
@@ -48,6 +49,7 @@ class Outstanding:
         self.unacked = Unacked()
         self.prefetch = 0
         self.by_consumers = 0
+        self.by_gets = 0
         self.refused: dict[Taker, None] = {}
         self._next_tag = 1
         # Tags that were overdue and requeued: a late ack is ignored. Most channels have none.

@@ -44,6 +44,7 @@ from qlog.server.broker.features.firehose import Firehose, Origin
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Routes, Targets
+from qlog.server.broker.stats import Stats
 
 NO_ROUTE = 312
 # Messages with one of these needs are looked at one by one. The other needs (x-delay,
@@ -97,6 +98,9 @@ class Post(Protocol):
     def replies(self) -> Replies: ...
 
     @property
+    def stats(self) -> Stats: ...
+
+    @property
     def durable_lsn(self) -> int:
         """The log is durable up to here."""
 
@@ -116,7 +120,7 @@ class Post(Protocol):
     def now_ms(self) -> int:
         """The wall clock, in milliseconds."""
 
-    def count_unrouted(self, count: int) -> None:
+    def count_unrouted(self, targets: Targets, count: int) -> None:
         """So many messages had no queue to go to."""
 
     def await_durability(self, confirms: Confirms) -> None:
@@ -131,7 +135,9 @@ class Publisher:
         self._exchanges = exchanges
         self._routes = exchanges.routes
         self._post = post
-        self.confirms = Confirms(channel)
+        self.confirms = Confirms(channel, post.stats)
+        self.returned = 0  # messages without a queue that were mandatory
+        self.dropped = 0  # those that were not
         self.transaction: Transaction | None = None
 
     def publish(self, runs: list[PublishRun]) -> None:
@@ -354,14 +360,17 @@ class Publisher:
             return
         for history in targets.histories:
             history.add(envelopes, bodies)
-        self._post.count_unrouted(len(bodies))
+        self._post.count_unrouted(targets, len(bodies))
         sink, number = self._channel.sink, self._channel.number
+        returned = 0
         for method, envelope, body in zip(methods, envelopes, bodies, strict=True):
             if method.mandatory:
-                returned = spec.BasicReturn(
-                    NO_ROUTE, "NO_ROUTE", method.exchange, method.routing_key
-                )
-                sink.send_content(number, returned, envelope, body)
+                returned += 1
+                reply = spec.BasicReturn(NO_ROUTE, "NO_ROUTE", method.exchange, method.routing_key)
+                sink.send_content(number, reply, envelope, body)
+        self.returned += returned
+        self.dropped += len(bodies) - returned
+        self._post.stats.returned += returned
 
     # -- transactions ------------------------------------------------------------------------
 

@@ -49,6 +49,17 @@ class Transaction:
         self.unqueued: list[Unqueued] = []
         self.settlements: list[Settlement] = []
 
+    @property
+    def message_count(self) -> int:
+        """How many messages wait to be published."""
+        waiting = sum(len(group.bodies) for group in self.groups)
+        return waiting + sum(len(unqueued.bodies) for unqueued in self.unqueued)
+
+    @property
+    def settlement_count(self) -> int:
+        """How many deliveries wait to be settled."""
+        return sum(run.count for settlement in self.settlements for run in settlement.runs)
+
     def take_settlements(self) -> list[Settlement]:
         """Take all settlements off the transaction: their deliveries are unacknowledged again."""
         taken, self.settlements = self.settlements, []

@@ -25,6 +25,7 @@ from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.queues.single_active import SingleActive
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType, Taker
+from qlog.server.broker.stats import Counts, QueueCounts
 from qlog.storage.errors import StorageError
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.store import Store
@@ -177,6 +178,7 @@ class ClassicQueue:
         self.name = declared.name
         self.owner = owner
         self.deleted = False
+        self.counts = QueueCounts(Counts())
         self._host = host
         self._store = host.store
         self._wake = host.wake
@@ -241,6 +243,32 @@ class ClassicQueue:
     def unacked(self) -> int:
         """Messages that are out."""
         return sum(backlog.out for backlog in self.backlogs)
+
+    @property
+    def ready_bytes(self) -> int:
+        """The octets of what waits for a consumer."""
+        return sum(backlog.ready_bytes for backlog in self.backlogs)
+
+    @property
+    def unacked_bytes(self) -> int:
+        """The octets of what is out."""
+        return sum(backlog.out_bytes for backlog in self.backlogs)
+
+    @property
+    def active_taker(self) -> Taker | None:
+        """The single active consumer; None if there is none, or all are active."""
+        return self._dispatch.active if isinstance(self._dispatch, SingleActive) else None
+
+    @property
+    def published(self) -> int:
+        """How many messages came to it since it is counted."""
+        came = sum(backlog.lane.next_qseq for backlog in self.backlogs)
+        return came - self.counts.published_before
+
+    def count_for(self, of_type: Counts) -> None:
+        """Begin to count, for all queues of its type as well."""
+        self.counts = QueueCounts(of_type)
+        self.counts.published_before = sum(backlog.lane.next_qseq for backlog in self.backlogs)
 
     def reconfigure(self, effective: Effective) -> None:
         """Policies have changed: go by these settings from now on."""

@@ -37,6 +37,11 @@ class SingleActive:
         """All of them, in the order they came."""
         return self._takers.values()
 
+    @property
+    def active(self) -> Taker | None:
+        """The active one."""
+        return self._active
+
     def admit(self, *, exclusive: bool) -> bool:
         """Whether one more may come: anybody but one that wants no other."""
         return not exclusive

@@ -1,7 +1,8 @@
 """Sets of queues that messages go to, and the ways by exchange and key that are known.
 
-Promises that the same set of queues is the same object as long as no binding changes, so that
-messages with different keys but the same queues are stored and delivered together. Promises that
+Promises that the same set of queues, reached from one exchange, is the same object as long as no
+binding changes, so that messages with different keys but the same queues are stored and delivered
+together. Promises that
 what all vhosts of a process remember stays within one bound.
 """
 
@@ -13,6 +14,7 @@ from typing import Protocol
 from qlog.server.amqp.budget import Budget
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.stats import ExchangeCounts
 from qlog.storage.lanes.lane import Lane
 
 # The memory that the remembered ways of all vhosts may take.
@@ -45,11 +47,12 @@ class Targets:
     are these queues; `durable`, `transient` and `all` are the lanes of the others, which share an
     append. Of messages that are not persistent `lasting` are the lanes that keep them all the same,
     and `fleeting` the others. For every run only `plain` is looked at. `histories` keep the
-    messages, too.
+    messages, too. `counts` are those of the exchange that the messages were published to.
     """
 
     __slots__ = (
         "all",
+        "counts",
         "durable",
         "fleeting",
         "histories",
@@ -66,8 +69,10 @@ class Targets:
         queues: tuple[QueueType, ...],
         replies_to: ReplyChannel | None = None,
         histories: tuple[Keeper, ...] = (),
+        counts: ExchangeCounts | None = None,
     ) -> None:
         self.queues = queues
+        self.counts = counts
         self.replies_to = replies_to
         self.special = [queue for queue in queues if not queue.effective.plain]
         self.histories = histories
@@ -90,7 +95,7 @@ class Targets:
         asking = [queue for queue in left if not queue.effective.plain]
         if len(left) == len(queues) and asking == special:
             return self
-        return Targets(left, histories=self.histories)
+        return Targets(left, histories=self.histories, counts=self.counts)
 
 
 class Routes:
@@ -104,7 +109,9 @@ class Routes:
     def __init__(self, budget: Budget = BUDGET) -> None:
         self.known: dict[tuple[str, str], Targets] = {}
         self._budget = budget
-        self._sets: dict[tuple[tuple[str, ...], tuple[Keeper, ...]], Targets] = {}
+        self._sets: dict[
+            tuple[tuple[str, ...], tuple[Keeper, ...], ExchangeCounts | None], Targets
+        ] = {}
         self._version = -1
 
     def check(self, version: int) -> None:
@@ -124,14 +131,15 @@ class Routes:
         names: tuple[str, ...],
         queues: Mapping[str, QueueType],
         histories: tuple[Keeper, ...] = (),
+        counts: ExchangeCounts | None = None,
     ) -> Targets:
-        """The set of the queues with these names, and of histories."""
-        key = names, histories
+        """The set of the queues with these names, and of histories, as an exchange has it."""
+        key = names, histories, counts
         targets = self._sets.get(key)
         if targets is None:
             self._budget.charge(self, _WAY_BYTES + _QUEUE_BYTES * len(names))
             found = tuple(queues[name] for name in names)
-            targets = self._sets[key] = Targets(found, histories=histories)
+            targets = self._sets[key] = Targets(found, histories=histories, counts=counts)
         return targets
 
     def forget(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
@@ -19,6 +19,7 @@ from qlog.server.broker.queues.arguments import QueueArguments
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.mail import Mail, Receipt
+from qlog.server.broker.stats import Counts, QueueCounts
 from qlog.storage.lanes.lane import Lane
 
 
@@ -84,6 +85,9 @@ class Taker(Protocol):
     def fail(self, error: HardError) -> None:
         """The queue cannot read its next message: the connection of the taker ends."""
 
+    def facts(self) -> dict[str, Any]:
+        """What operators see of it (channels/facts.py)."""
+
 
 class QueueType(Protocol):
     """One queue of a vhost."""
@@ -92,6 +96,7 @@ class QueueType(Protocol):
     effective: Effective
     owner: Owner | None  # of an exclusive queue
     deleted: bool
+    counts: QueueCounts
 
     @property
     def name(self) -> str:
@@ -117,6 +122,21 @@ class QueueType(Protocol):
     def unacked(self) -> int:
         """Messages that are out."""
 
+    @property
+    def ready_bytes(self) -> int:
+        """The octets of what waits for a consumer."""
+
+    @property
+    def unacked_bytes(self) -> int:
+        """The octets of what is out."""
+
+    @property
+    def published(self) -> int:
+        """How many messages came to it since it is counted."""
+
+    def count_for(self, of_type: Counts) -> None:
+        """Begin to count (`counts`), for all queues of its type as well."""
+
     def reconfigure(self, effective: Effective) -> None:
         """Policies have changed: go by these settings from now on."""
 
@@ -125,6 +145,10 @@ class QueueType(Protocol):
     @property
     def takers(self) -> Collection[Taker]:
         """Its consumers, in the order they came."""
+
+    @property
+    def active_taker(self) -> Taker | None:
+        """The single active consumer; None if there is none, or all are active."""
 
     @property
     def taker_count(self) -> int:

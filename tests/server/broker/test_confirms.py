@@ -10,6 +10,7 @@ from qlog.server.amqp.connection import Connection
 from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.spec import BasicAck, BasicNack
 from qlog.server.broker.channels.confirms import Confirms
+from qlog.server.broker.stats import Stats
 from tests.server.broker.support import ListSink
 
 
@@ -35,7 +36,7 @@ class FakeChannel:
 
 def confirming() -> tuple[FakeChannel, Confirms]:
     channel = FakeChannel()
-    confirms = Confirms(channel)
+    confirms = Confirms(channel, Stats())
     confirms.select()
     return channel, confirms
 

@@ -1,0 +1,127 @@
+"""One request, as a handler sees it: who asks, for what, with which parameters and body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from qlog.server.broker.operations import Operations, Outcome, VHost
+from qlog.server.http.access import Identity
+from qlog.server.http.refusals import bad_request, not_found, refusal
+
+T = TypeVar("T")
+
+# Definitions of a large broker are some megabytes. RabbitMQ takes bodies of up to 20 MB.
+BODY_BYTES_MAX = 20_000_000
+# A client that sends its body more slowly than this is cut off.
+BODY_S_MAX = 30.0
+
+Receive = Callable[[], Any]
+
+
+class Ask:
+    """See the head of this file.
+
+    `path` has the parameters of the path, decoded; `query` those behind the question mark, the
+    first of each name. `wake` has the loop of the broker look at what was changed.
+    """
+
+    def __init__(
+        self,
+        operations: Operations,
+        identity: Identity,
+        method: str,
+        path: Mapping[str, str],
+        query: Mapping[str, str],
+        receive: Receive,
+        wake: Callable[[], None],
+        headers: Mapping[str, str],
+        context: Any,
+    ) -> None:
+        self.operations = operations
+        self.identity = identity
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.context = context
+        self.wake = wake
+        self._receive = receive
+
+    # -- what it is about --------------------------------------------------------------------
+
+    def vhost(self) -> VHost:
+        """The vhost of the path. Raises 404."""
+        for vhost in self.operations.vhosts():
+            if vhost.name == self.path["vhost"]:
+                return vhost
+        raise not_found()
+
+    def vhosts(self) -> Iterator[VHost]:
+        """The vhost of the path if it names one, else all that the user may see. Raises 404."""
+        if "vhost" in self.path:
+            yield self.vhost()
+            return
+        for vhost in self.operations.vhosts():
+            if self.identity.sees(vhost.name):
+                yield vhost
+
+    def flag(self, name: str) -> bool:
+        """Whether a parameter of the query says true."""
+        return self.query.get(name) == "true"
+
+    # -- its body ----------------------------------------------------------------------------
+
+    async def body(self) -> bytes:
+        """The body, whatever its content type. Raises 400 (too large), 408 (too slow)."""
+        parts: list[bytes] = []
+        size = 0
+        with trio.move_on_after(BODY_S_MAX) as scope:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise refusal(400, "bad_request", "the client has gone")
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > BODY_BYTES_MAX:
+                    raise refusal(
+                        400, "payload_too_large", f"Maximum request body size is {BODY_BYTES_MAX}"
+                    )
+                if not message.get("more_body"):
+                    break
+        if scope.cancelled_caught:
+            raise refusal(408, "request_timeout", "the body came too slowly")
+        return b"".join(parts)
+
+    async def document(self) -> dict[str, Any]:
+        """The body as a JSON object; an empty one is one without keys. Raises 400."""
+        body = await self.body()
+        if not body.strip():
+            return {}
+        try:
+            document = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise bad_request("not_json") from None
+        if not isinstance(document, dict):
+            raise bad_request("not_json")
+        return document
+
+    async def settled(self, outcome: Outcome[T]) -> T:
+        """What an operation comes to. Raises its error."""
+        self.wake()
+        if not outcome.done:
+            known = trio.Event()
+            outcome.then(lambda _: known.set())
+            await known.wait()
+        return outcome.result()
+
+
+def required(document: Mapping[str, Any], *keys: str) -> list[Any]:
+    """The values of these keys. Raises 400, which names those that are missing."""
+    missing = [f"{{key_missing,{key}}}" for key in keys if key not in document]
+    if missing:
+        raise bad_request(f"[{','.join(missing)}]")
+    return [document[key] for key in keys]

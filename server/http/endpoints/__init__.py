@@ -1,0 +1,1 @@
+"""The endpoints, one file a subject; each ends with its part of the table."""

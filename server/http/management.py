@@ -1,0 +1,39 @@
+"""The management API as a whole: the table of all endpoints, and the applications to serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qlog.server.broker.operations import Operations
+from qlog.server.http.api import Api
+from qlog.server.http.context import Context
+from qlog.server.http.endpoints import (
+    connections,
+    exchanges,
+    overview,
+    policies,
+    queues,
+    users,
+    vhosts,
+)
+from qlog.server.http.pages import PAGES
+from qlog.server.http.table import Table
+
+TABLE = Table(
+    [
+        *overview.ENDPOINTS,
+        *queues.ENDPOINTS,
+        *exchanges.ENDPOINTS,
+        *connections.ENDPOINTS,
+        *vhosts.ENDPOINTS,
+        *users.ENDPOINTS,
+        *policies.ENDPOINTS,
+    ]
+)
+
+
+def management(
+    operations: Operations, context: Context, wake: Callable[[], None], *, by_owner: bool = False
+) -> Api:
+    """The application for clients over TCP, or (`by_owner`) for the socket of the owner."""
+    return Api(operations, TABLE, Table(PAGES), wake, context, by_owner)

@@ -1,0 +1,126 @@
+"""HTTP on sockets: Hypercorn's trio worker in the loop of the broker, with bounds.
+
+Promises: no more than CONNECTIONS_MAX clients at a time on a listener, others are turned away at
+once; a client that does not finish its request in time, or does not read its answer, is cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+
+logger = logging.getLogger("qlog.http")
+
+BACKLOG = 128
+# The file descriptors of a broker are for AMQP. A browser opens six connections.
+CONNECTIONS_MAX = 200
+# A client that has not sent the head of its next request by then is cut off.
+HEAD_S_MAX = 10.0
+HEAD_BYTES_MAX = 32 * 1024
+# A client that takes nothing of its answer for so long is cut off.
+SEND_S_MAX = 20.0
+# At the end of the broker, requests that are under way may take so long.
+GRACE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A listening socket, and the ASGI application for its clients."""
+
+    listener: socket.socket
+    app: Any
+
+
+class PatientStream:
+    """A client's stream, with a bound for how long a send may take."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.socket = stream.socket
+
+    async def receive_some(self, size: int) -> bytes | bytearray:
+        """As in trio."""
+        return await self._stream.receive_some(size)
+
+    async def send_all(self, data: bytes) -> None:
+        """As in trio. Raises BrokenResourceError if the client takes nothing for too long."""
+        view = memoryview(data)
+        for first in range(0, len(view), 65536):
+            with trio.move_on_after(SEND_S_MAX) as scope:
+                await self._stream.send_all(view[first : first + 65536])
+            if scope.cancelled_caught:
+                raise trio.BrokenResourceError("the client does not read")
+
+    async def send_eof(self) -> None:
+        """As in trio."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """As in trio."""
+        await self._stream.aclose()
+
+
+def _config() -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logger
+    config.include_server_header = False
+    config.keep_alive_timeout = HEAD_S_MAX
+    config.h11_max_incomplete_size = HEAD_BYTES_MAX
+    config.alpn_protocols = ["http/1.1"]
+    return config
+
+
+class Door:
+    """One listener, and how many clients it has let in."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._config = _config()
+        self._context = WorkerContext(None)
+        self._count = 0
+        self._turned_away = False
+
+    async def serve(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Let clients in until cancelled."""
+        self._served.listener.listen(BACKLOG)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._served.listener))
+        task_status.started()
+        await trio.serve_listeners(self._client, [listener])
+
+    async def _client(self, stream: trio.SocketStream) -> None:
+        if self._count >= CONNECTIONS_MAX:
+            if not self._turned_away:
+                self._turned_away = True
+                logger.warning("too many clients over HTTP: new ones are turned away")
+            await stream.aclose()
+            return
+        self._count += 1
+        try:
+            app = wrap_app(self._served.app, 0, "asgi")
+            state = ConnectionState({})
+            patient: Any = PatientStream(stream)
+            await TCPServer(app, self._config, self._context, state, patient)
+        except Exception:
+            logger.exception("internal error in a connection over HTTP")
+        finally:
+            self._count -= 1
+            self._turned_away = self._turned_away and self._count >= CONNECTIONS_MAX // 2
+
+
+async def serve(served: Sequence[Served], ready: Callable[[], None] = lambda: None) -> None:
+    """Serve all of these until cancelled. `ready` is called when all listen."""
+    async with trio.open_nursery() as nursery:
+        for one in served:
+            await nursery.start(Door(one).serve)
+        ready()

@@ -1,0 +1,36 @@
+"""What the composition root needs of this package, in one import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from socket import socket
+from typing import Protocol
+
+from qlog.server.broker.operations import Operations
+from qlog.server.http.access import Identity
+from qlog.server.http.context import Context, Listener
+from qlog.server.http.management import management
+from qlog.server.http.serve import Served, serve
+
+__all__ = ["Context", "Identity", "Listener", "run"]
+
+
+class Sockets(Protocol):
+    """Bound sockets, by what they serve."""
+
+    @property
+    def management(self) -> Sequence[socket]: ...
+
+    @property
+    def owner(self) -> socket | None: ...
+
+
+async def run(
+    operations: Operations, context: Context, wake: Callable[[], None], sockets: Sockets
+) -> None:
+    """Serve until cancelled. `wake` has the broker's loop look at what was changed."""
+    api = management(operations, context, wake)
+    served = [Served(listener, api) for listener in sockets.management]
+    if sockets.owner is not None:
+        served.append(Served(sockets.owner, management(operations, context, wake, by_owner=True)))
+    await serve(served)
