@@ -6,9 +6,11 @@ section 3.1.3.3; RabbitMQ for the empty key). An empty word is a word: `a..b` ha
 Promises that matching costs what the key and the wildcards on its way demand, not what the
 exchange holds: patterns without wildcards are equal to the keys they match, so one dict finds
 them; the others stand in a trie by word. All the places a key may be at in the trie advance
-together, so a key visits a node at most once a word however many `#` there are.
+together, so a key visits a node at most once a word however many `#` there are. Keys that differ
+only in words that no pattern has match the same: `user.4711` and `user.4712` cost one walk.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
@@ -31,18 +33,29 @@ class _Node:
         self.bindings: dict[Binding, None] = {}
 
 
+# What a trie remembers of matches, in words and bindings; forgotten all at once when it is more.
+_REMEMBERED_MAX = 16_384
+
+
 class PatternTrie:
     """Bindings by pattern, found by the keys the patterns match."""
 
     def __init__(self) -> None:
         self._root = _Node()
+        # How many patterns have a word, wildcards included.
+        self._words: Counter[str] = Counter()
+        # What matches a key, by its words; None stands for any word that no pattern has.
+        self._matches: dict[tuple[str | None, ...], list[Binding]] = {}
+        self._remembered = 0
 
     def __bool__(self) -> bool:
         return bool(self._root.children)
 
     def add(self, binding: Binding) -> None:
+        self._forget()
         node = self._root
         for word in _words(binding.routing_key):
+            self._words[word] += 1
             child = node.children.get(word)
             if child is None:
                 child = node.children[word] = _Node()
@@ -50,8 +63,12 @@ class PatternTrie:
         node.bindings[binding] = None
 
     def remove(self, binding: Binding) -> None:
+        self._forget()
         node, path = self._root, []
         for word in _words(binding.routing_key):
+            self._words[word] -= 1
+            if not self._words[word]:
+                del self._words[word]
             path.append((node, word))
             node = node.children[word]
         del node.bindings[binding]
@@ -62,17 +79,35 @@ class PatternTrie:
             node = parent
 
     def match(self, key: str) -> list[Binding]:
+        """The bindings whose patterns match the key. The list is not to be changed."""
+        known = self._words
+        words = tuple([word if word in known else None for word in _words(key)])
+        found = self._matches.get(words)
+        if found is None:
+            found = self._walk(words)
+            self._remembered += len(words) + len(found)
+            if self._remembered > _REMEMBERED_MAX:
+                self._forget()
+            else:
+                self._matches[words] = found
+        return found
+
+    def _forget(self) -> None:
+        self._matches.clear()
+        self._remembered = 0
+
+    def _walk(self, words: Sequence[str | None]) -> list[Binding]:
         found: list[Binding] = []
         here = {self._root: None}
         # Nodes behind a `#`: once reached they match here and, as `#` swallows any number of
         # words, after every later word too.
         floating: dict[_Node, None] = {}
         self._float(here, floating, found)
-        for word in _words(key):
+        for word in words:
             after: dict[_Node, None] = {}
             for nodes in (here, floating):
                 for node in nodes:
-                    child = node.children.get(word)
+                    child = None if word is None else node.children.get(word)
                     if child is not None:
                         after[child] = None
                     child = node.children.get("*")
@@ -116,6 +151,8 @@ class Topic:
         literal = self._literal.match(routing_keys, message)
         if not self._patterns:
             return literal
+        if not literal and len(routing_keys) == 1:
+            return self._patterns.match(routing_keys[0])
         found = list(literal)
         for key in routing_keys:
             found += self._patterns.match(key)

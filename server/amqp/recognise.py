@@ -106,8 +106,9 @@ class PublishForm:
         self.envelope: Envelope | None = None
         self.traits = NO_TRAITS
         self.prefix = b""
-        # The front of Envelope.packed: an array of three, the first two of them.
-        self._packed_route = b"\x93" + _pack(method.exchange) + _pack(method.routing_key)
+        # The front of Envelope.packed: an array of three, the first two of them. It is made when a
+        # second message comes under this frame: many routing keys come once.
+        self._packed_route = b""
 
     def envelope_of(
         self, properties: bytes, body_size: int, traits: Traits | None = None
@@ -117,7 +118,7 @@ class PublishForm:
         `traits` are given if the properties are known to be clean already. Raises HardError when
         the properties are malformed.
         """
-        last = self.envelope
+        last, method = self.envelope, self.method
         if last is not None and last.properties == properties:
             if last.body_size == body_size:
                 return last
@@ -126,9 +127,12 @@ class PublishForm:
             if traits is None:
                 traits, properties = examine(properties)
             self.traits = traits
-            packed = self._packed_route + _pack(properties)
+            if last is None:
+                packed = _pack((method.exchange, method.routing_key, properties))
+            else:
+                route = self._packed_route or self._pack_route()
+                packed = route + _pack(properties)
             packed_hash = xxh3_64_intdigest(packed)
-        method = self.method
         # The same result as Envelope(…), at half the cost.
         envelope = _new_tuple(
             Envelope,
@@ -137,6 +141,11 @@ class PublishForm:
         self.envelope = envelope if len(properties) <= PROPERTIES_BYTES_MAX else None
         self.prefix = b""
         return envelope
+
+    def _pack_route(self) -> bytes:
+        method = self.method
+        self._packed_route = b"\x93" + _pack(method.exchange) + _pack(method.routing_key)
+        return self._packed_route
 
 
 class PublishForms:

@@ -18,6 +18,7 @@ Learning costs more than walking: it stops where shapes do not come back.
 
 import struct
 from collections.abc import Callable, Collection
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from qlog.server.amqp.frames import BODY, CONTENT_HEAD, FRAME_HEAD, OVERHEAD_BYTES
@@ -131,39 +132,43 @@ class VaryingShape(_Known):
     strings, `fixed_bytes` and `table_bytes`, and the octets of the varying strings that came.
     """
 
-    __slots__ = ("first", "fixed_bytes", "last", "middle", "table_bytes", "table_size_at")
+    __slots__ = ("first", "fixed_bytes", "last", "middle", "same", "table_bytes", "table_size_at")
 
     def __init__(self, frame: bytes, traits: Traits, varying: Collection[int]) -> None:
         layout = _layout(frame, varying)
         data = _with_body_head(frame)
-        at = table_size = 0
+        at = 0
         varying_bytes = sum(layout.spans.strings[number][0] for number in varying)
         segments: list[tuple[Callable[[bytes, int], tuple[Any, ...]], list[bytes], int]] = []
         for counts in layout.spans.segments:
             head, size_at = ("", -1) if segments else (_FIRST, layout.table_size_at)
             fields = struct.Struct(f">{head}{_format(counts, size_at)}I")
             *expected, length = fields.unpack_from(data, at)
-            if not segments:
-                start, _, ids, _, *expected = expected
-                table_size = expected.pop(size_at)
-                expected = [start, ids, *expected]
             segments.append((fields.unpack_from, expected, fields.size))
             at += fields.size + length
-        self.first, *self.middle, self.last = segments
+        (unpack_first, fields_first, octets), *self.middle, self.last = segments
+        self.table_size_at = _FIRST_FIELDS + layout.table_size_at
+        numbers = (_SIZE_AT, _BODY_SIZE_AT, self.table_size_at)
+        self.same = itemgetter(*(at for at in range(len(fields_first)) if at not in numbers))
+        self.first = unpack_first, self.same(fields_first), octets
+        table_size = int(fields_first[self.table_size_at])
         self.fixed_bytes = len(frame) - OVERHEAD_BYTES - varying_bytes
         self.table_bytes = table_size - varying_bytes
-        self.table_size_at = layout.table_size_at
         super().__init__(layout, self.last[1], traits)
 
     def find(self, data: bytes, at: int) -> "Found | None":
         """What is found if the frame at `at` has this shape. Raises struct.error at data's end."""
-        unpack_from, expected, octets = self.first
-        start, size, ids, body_size, *found, length = unpack_from(data, at)
-        left = size - self.fixed_bytes  # the octets of the varying strings that are still to come
-        if found.pop(self.table_size_at) - self.table_bytes != left:
+        unpack_from, expected_first, octets = self.first
+        fields = unpack_from(data, at)
+        left = (
+            fields[_SIZE_AT] - self.fixed_bytes
+        )  # the octets of the varying strings still to come
+        if (
+            fields[self.table_size_at] - self.table_bytes != left
+            or self.same(fields) != expected_first
+        ):
             return None
-        if [start, ids, *found] != expected:
-            return None
+        body_size, length = fields[_BODY_SIZE_AT], fields[-1]
         at += octets + length
         left -= length
         for unpack_from, expected, octets in self.middle:
@@ -185,6 +190,7 @@ class VaryingShape(_Known):
 # What the first segment of a varying shape begins with: type and channel, size of the frame, class
 # and weight, body size.
 _FIRST = "3sI4sQ"
+_FIRST_FIELDS, _SIZE_AT, _BODY_SIZE_AT = 4, 1, 3
 # Traits, body size, size of the body's frame, and where the body begins.
 Found: TypeAlias = tuple[Traits | None, int, int, int]
 NOT_FOUND: Found = (None, 0, 0, 0)

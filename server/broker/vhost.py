@@ -133,12 +133,10 @@ class VHost:
     def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
         """The queues of a message, and whether exchange and keys alone decided it."""
         self.routes.check(self.routes_version)
-        routed = self.routing.route(exchange, keys, envelope)
-        histories = tuple(map(self._history, routed.histories)) if routed.histories else ()
-        targets = self.routes.targets(
-            routed.queues, self.queues, histories, self.counts_of_exchange(exchange)
-        )
-        return targets, routed.cacheable
+        queues, cacheable, histories = self.routing.route(exchange, keys, envelope)
+        kept = tuple(map(self._history, histories)) if histories else ()
+        counts = self.counts_of_exchange(exchange)
+        return self.routes.targets(queues, self.queues, kept, counts), cacheable
 
     def counts_of_exchange(self, name: str) -> ExchangeCounts:
         """What came to an exchange and left it, since it is there."""

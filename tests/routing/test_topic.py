@@ -82,6 +82,7 @@ def test_finds_what_a_naive_matcher_finds(
     held = {bound(pattern, str(number)) for number, pattern in enumerate(bindings)}
     for binding in held:
         topic.add(binding)
+        topic.match(asked[:1], NOTHING)  # what is remembered is forgotten when bindings change
     removed = data.draw(st.sets(st.sampled_from(sorted(held, key=str)))) if held else set()
     for binding in removed:
         topic.remove(binding)
@@ -100,7 +101,7 @@ def test_nothing_is_left_of_removed_patterns(bindings: list[str]) -> None:
         trie.add(bound(pattern))
     for pattern in bindings:
         trie.remove(bound(pattern))
-    assert not trie._root.children and not trie._root.bindings
+    assert not trie._root.children and not trie._root.bindings and not trie._words
 
 
 class CountedChildren(dict[str, _Node]):
@@ -147,6 +148,24 @@ def test_steps_do_not_explode_with_many_hashes() -> None:
     trie.add(bound("#." * 20 + "end"))
     # A search that tried each split of the words in turn would need billions of steps.
     assert steps(trie, "a." * 30 + "no") < 5_000
+
+
+def test_words_that_no_pattern_has_cost_one_walk() -> None:
+    trie = PatternTrie()
+    for pattern in ("user.#", "user.*.deleted", "*.order"):
+        trie.add(bound(pattern))
+    matches = [trie.match(f"user.{number}") for number in range(100)]
+    assert all(match is matches[0] for match in matches)
+    assert trie.match("user.7.deleted") != matches[0] == trie.match("user")
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    trie = PatternTrie()
+    for number in range(3000):
+        trie.add(bound("#", f"q{number}"))
+    for number in range(100):
+        assert len(trie.match("." * number)) == 3000
+    assert sum(map(len, trie._matches.values())) <= 16_384
 
 
 def test_patterns_without_wildcards_stay_out_of_the_trie() -> None:

@@ -200,13 +200,24 @@ class Publisher:
     def _one_by_one(self, run: PublishRun, grouping: Grouping) -> None:
         """Add a run, message by message. Raises the AMQPError of the first that is refused."""
         traits = run.traits
+        look = traits.needs & _LOOK
+        known = self._routes.known.get
         firehose = self._exchanges.firehose
-        for method, published, body in zip(run.methods, run.envelopes, run.bodies, strict=True):
-            targets, envelope, keys = self._route(method, published, traits)
+        more_keys: list[str] = []
+        # The checks are in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
+        for method, envelope, body in zip(run.methods, run.envelopes, run.bodies, strict=True):
+            targets = known((method.exchange, method.routing_key))
+            if targets is None or method.immediate:
+                self._check(method)
+            if look:
+                envelope, more_keys = self._examine(envelope, traits)
+            if targets is None or more_keys:
+                targets = self._route(method, more_keys, envelope)
             if firehose is not None:
                 queues = [queue.name for queue in targets.queues]
                 if targets.replies_to is not None:
                     queues.append(method.routing_key)
+                keys = [method.routing_key, *more_keys]
                 firehose.published(self._channel.origin, envelope, body, keys, queues)
             self.confirms.sequence += 1
             if targets.plain and traits.expiration is None:
@@ -234,33 +245,25 @@ class Publisher:
         counted = self.confirms.sequence
         group.sequences += range(counted - len(bodies) + 1, counted + 1)
 
-    def _route(
-        self, method: spec.BasicPublish, envelope: Envelope, traits: Traits
-    ) -> tuple[Targets, Envelope, list[str]]:
-        """The targets of a message, the envelope to store, and all of its routing keys.
-
-        The headers may have to change, so the envelope may be another one.
-
-        The checks are in RabbitMQ's order (rabbit_channel:handle_method(#'basic.publish')).
-        """
+    def _check(self, method: spec.BasicPublish) -> None:
+        """Raises 540, 404 or 403 if nobody may publish so."""
         if method.immediate:
             raise not_implemented("immediate=true")
-        name, key = method.exchange, method.routing_key
-        targets = self._routes.known.get((name, key))
-        if targets is None and self._exchanges.exchange(name).internal:
+        name = method.exchange
+        if self._exchanges.exchange(name).internal:
             raise access_refused(f"cannot publish to internal {self._exchanges.rs_exchange(name)}")
-        keys = [key]
-        if traits.needs & _LOOK:
-            envelope, more_keys = self._examine(envelope, traits)
-            keys += more_keys
-        if len(keys) == 1 and targets is not None:
-            return targets, envelope, keys
+
+    def _route(
+        self, method: spec.BasicPublish, more_keys: Sequence[str], envelope: Envelope
+    ) -> Targets:
+        """Find the queues of a message, and remember them for its exchange and routing key."""
+        name, key = method.exchange, method.routing_key
         if not name and key.startswith(REPLY_PREFIX):
-            return Targets((), self._post.replies.find(key)), envelope, keys
-        targets, cacheable = self._exchanges.route(name, keys, envelope)
-        if cacheable and len(keys) == 1:
+            return Targets((), self._post.replies.find(key))
+        targets, cacheable = self._exchanges.route(name, [key, *more_keys], envelope)
+        if cacheable and not more_keys:
             self._routes.remember(name, key, targets)
-        return targets, envelope, keys
+        return targets
 
     def _examine(self, envelope: Envelope, traits: Traits) -> tuple[Envelope, list[str]]:
         """Obey the properties that mean something to the broker.
