@@ -114,3 +114,10 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
     index_reserve_bytes: int = 16 << 20  # of the disk, for when it is full
     catalog_map_bytes: int = 1 << 30
     catalog_reserve_bytes: int = 1 << 20
+    # Messages of a stream are moved to its segments when so many wait, or when they have waited so
+    # long: each move costs a sync, and what was not moved keeps a segment of the log.
+    stream_move_bytes: int = 1 << 20
+    stream_move_count: int = 8192
+    stream_move_s: float = 1.0
+    stream_segment_bytes: int = 64 << 20
+    stream_batch_bytes: int = 256 << 10  # what one who reads gets at once

@@ -41,6 +41,9 @@ from qlog.storage.space.compactor import Compactor
 from qlog.storage.space.retention import KeepNothing, Retention
 from qlog.storage.start import recovery
 from qlog.storage.start.recovery import Progress, ignore_progress
+from qlog.storage.streams.stream import Stream
+from qlog.storage.streams.streams import Removed, Streams
+from qlog.storage.streams.write import Moved
 from qlog.storage.worker import ThreadWorker, Worker
 from qlog.storage.write.commits import RETRY_S
 from qlog.storage.write.local import LocalJournal
@@ -98,6 +101,7 @@ class Store(Generic[M]):
         self._due = DueTimes(recovered.index, self._lanes, self._doubt)
         self._checkpoints = self._new_checkpoints(retention, clock_ms)
         self._journal.snapshots = self._checkpoints
+        self._streams = self._new_streams(clock_ms)
         recovered.shelf.on_doubt = self._doubt
         recovered.shelf.may_restore = self._checkpoints.may_restore
         active = self._log.active
@@ -140,6 +144,24 @@ class Store(Generic[M]):
             notify=self._notify,
             on_doubt=self._doubt,
             on_failure=self._journal.fail,
+        )
+
+    def _new_streams(self, clock_ms: Callable[[], int] | None) -> Streams[M]:
+        recovered, settling = self._recovered, self._settling
+        return Streams(
+            disk=recovered.disk,
+            paths=recovered.paths,
+            uuid=recovered.identity.uuid,
+            epoch=recovered.identity.epoch,
+            settings=recovered.settings,
+            catalog=self.catalog,
+            cache=recovered.cache,
+            decode=recovered.decode,
+            durable_lsn=lambda: self.durable_lsn,
+            definitions=lambda: (settling.defined, settling.defined_synced),
+            submit=self._upkeep.submit,
+            on_failure=self._journal.fail,
+            clock_ms=clock_ms,
         )
 
     @classmethod
@@ -210,6 +232,7 @@ class Store(Generic[M]):
         kept = set(lane_ids)
         for lane_id in [lane_id for lane_id in self._lanes if lane_id not in kept]:
             self.drop(self._lanes[lane_id])
+        self._streams.retain(kept)
 
     def drop(self, lane: Lane[M]) -> None:
         """The queue is deleted: its messages are given up, its id is never used again."""
@@ -218,6 +241,27 @@ class Store(Generic[M]):
         lane.forget()
         self._journal.submit([LaneDeleted(lane.id)])
         self._checkpoints.lane_dropped(lane.id)
+        self._streams.dropped(lane.id)
+
+    # -- streams
+
+    def define_stream(self, lane_id: int) -> None:
+        """A new lane is to be a stream: its messages are kept, and moved to segments of its own.
+
+        To be called before `lane`, with what else defines the lane.
+        """
+        self._streams.define(lane_id)
+
+    def stream(self, lane: Lane[M]) -> Stream[M]:
+        """The stream of a lane that was defined as one. Nobody else may settle its messages.
+
+        Raises DirectoryUnreadable.
+        """
+        return self._streams.open(lane)
+
+    def stream_touched(self, stream: Stream[M]) -> None:
+        """Messages may have been appended to a stream's lane: see that they are moved."""
+        self._streams.touched(stream)
 
     # -- messages
 
@@ -400,6 +444,7 @@ class Store(Generic[M]):
             journal.hand_over()
         wait_s = min(wait_s, journal.tick(now_s))
         if self.failure is None and not self._closed:
+            wait_s = min(wait_s, self._streams.tick(now_s))
             may_begin = self.shortage is None
             wait_s = min(wait_s, checkpoints.compact(now_s, may_begin=may_begin))
         self._settling.ticked(wait_s)
@@ -445,8 +490,10 @@ class Store(Generic[M]):
             return
         self._closed = True
         compactor = self._checkpoints.compactor
-        if compactor.working:
+        compacting = compactor.working
+        if compacting or self._streams.working:
             self._quiesce(_CLOSE_S)
+        if compacting:
             compactor.abandon()
         if self.failure is None and self.settle_down():
             self._log.roll()
@@ -456,6 +503,7 @@ class Store(Generic[M]):
                 self._journal.submit([Defined(*IDENTITY, self._identity.pack())])
                 self.settle_down()
         recovered = self._recovered
+        self._streams.close()
         self._journal.commits.close()
         self._upkeep.stop()
         recovered.close()
@@ -478,7 +526,7 @@ class Store(Generic[M]):
 
     def take_findings(self) -> list[str]:
         """Damage that was found since the last call, a line each for the operator."""
-        return self._checkpoints.compactor.take_findings()
+        return self._checkpoints.compactor.take_findings() + self._streams.take_findings()
 
     @property
     def cold_bytes(self) -> int:
@@ -520,6 +568,11 @@ class Store(Generic[M]):
                 self._checkpoints.compacted(result)
             case Unlinked():
                 self._checkpoints.unlinked(result)
+            case Moved():
+                self._streams.moved(result)
+            case Removed(error):
+                if error is not None:
+                    self._journal.fail(error)
             case Prepared(error):
                 if error is not None and not is_shortage(error):
                     self._journal.fail(error)

@@ -49,6 +49,15 @@ class Paths:
     def spill(self) -> Path:
         return self.root / "spill"
 
+    @property
+    def streams(self) -> Path:
+        """Has the segments of all streams; made with the first of them."""
+        return self.root / "streams"
+
+    def stream_segment(self, lane_id: int, base: int) -> Path:
+        """`base`: the offset that the segment begins with."""
+        return self.streams / f"{lane_id:010d}-{base:020d}.qstr"
+
     def segment(self, segment_id: int) -> Path:
         return self.log / f"{segment_id:010d}.qseg"
 

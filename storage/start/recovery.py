@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import merge
 from pathlib import Path
@@ -61,6 +61,7 @@ from qlog.storage.start.judge import (
     judge_log,
     raise_first,
 )
+from qlog.storage.streams.definition import stream_lanes
 from qlog.storage.write.ledger import LedgerWriter
 from qlog.storage.write.placement import Log, Segment
 from qlog.storage.write.prepare import Nursery
@@ -102,6 +103,7 @@ class Recovered(Generic[M]):
 
     paths: Paths
     disk: Disk
+    decode: Callable[[bytes, int, int], M]
     settings: StoreSettings
     lock: int
     definitions: Mapping[Definition, bytes]
@@ -225,7 +227,9 @@ class _Recovery(Generic[M]):
         evidence = self._gather_evidence()
         ledger_file = self._read_ledger(evidence)
         found = self._read_log(evidence, ledger_file)
-        self._complete_lanes(indexed=evidence.checkpoint is not None)
+        self._complete_lanes(
+            stream_lanes(ledger_file.definitions.entries), indexed=evidence.checkpoint is not None
+        )
 
         # From here on the directory is changed: it was judged to be sound.
         uuid, checkpoint = evidence.uuid, evidence.checkpoint
@@ -258,6 +262,7 @@ class _Recovery(Generic[M]):
         return Recovered(
             paths=self.paths,
             disk=self.disk,
+            decode=self.decode,
             settings=self.settings,
             lock=self.lock,
             definitions=definitions,
@@ -313,14 +318,20 @@ class _Recovery(Generic[M]):
             file_bytes_max=self.settings.segment_bytes_max,
         )
 
-    def _complete_lanes(self, *, indexed: bool) -> None:
-        """Tell each lane where its messages are, of the index (if `indexed`) and behind it."""
+    def _complete_lanes(self, streams: Collection[int], *, indexed: bool) -> None:
+        """Tell each lane where its messages are, of the index (if `indexed`) and behind it.
+
+        In the lanes of streams a number that was not durable is given again, so that the offsets
+        have no gaps: nobody has seen it, and no settlement names it.
+        """
         for lane_id, lane in self.lanes.items():
             placed_upto = self.placed_upto.get(lane_id, 0)
             named_upto = self.named_upto.get(lane_id, 0)
             placed: list[tuple[int, int]] = []
             if indexed and self.index is not None and placed_upto < named_upto:
                 placed = self.index.placed_from(lane_id, placed_upto)
+            if lane_id in streams:
+                named_upto = lane.settled.floor
             stretches = merge(self.adopted[lane_id].stretches(), placed)
             lane.recovered(placed_upto, named_upto, stretches)
 

@@ -8,6 +8,7 @@ from tests.simulation.lives import live
 from tests.simulation.mutations import (
     MUTATIONS,
     REDUNDANT,
+    STREAM_SYNCS,
     Mutation,
     find,
     follow,
@@ -40,6 +41,7 @@ def test_redundant_syncs_are_not_missed() -> None:
 
 def test_every_sync_is_in_one_of_the_tables() -> None:
     named = {site.partition(": ")[0] for site in REDUNDANT}
+    named |= {site.partition(": ")[0] for site in STREAM_SYNCS}
     named |= {mutation.without.partition(": ")[0] for mutation in MUTATIONS}
     assert syncs() == named - {""}
 
