@@ -22,7 +22,8 @@ import trio
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import connection_forced, internal_error
-from qlog.server.broker.access.users import Refused, authenticate
+from qlog.server.broker.access.hashing import ThreadedHashing
+from qlog.server.broker.access.logins import Refused
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.definitions_file import NO_FILE, read_definitions
 from qlog.server.config import Settings
@@ -170,7 +171,7 @@ async def open_broker(
             http_sockets = bind_http(settings.http, http)
         turns: Turns | None = None
 
-        def notify() -> None:  # called on the storage's threads
+        def notify() -> None:  # called on the threads of the storage, and of hashes
             if turns is not None:
                 turns.wake()
 
@@ -186,10 +187,17 @@ async def open_broker(
                 progress=_Progress(),
             )
 
+        hashing = ThreadedHashing(notify)
         store = await trio.to_thread.run_sync(recover)
         try:
             await trio.lowlevel.checkpoint()  # a cancellation may have come during recovery
-            broker = Broker(store, settings.broker, now_s=trio.current_time, document=document)
+            broker = Broker(
+                store,
+                settings.broker,
+                now_s=trio.current_time,
+                document=document,
+                hashing=hashing,
+            )
             _log_start(broker)
             watch = ResourceWatch(broker, settings.resources, settings.data_dir)
             turns = Turns(broker)
@@ -210,7 +218,8 @@ async def open_broker(
                     async with serving_http(running, http_sockets, watch, settings.data_dir):
                         yield running
         finally:
-            store.close()  # this also ends the threads that call `wake`
+            hashing.close()
+            store.close()  # this, too, ends threads that call `wake`
             if turns is not None:
                 turns.close()
         failure = turns.failure
@@ -244,16 +253,16 @@ async def _serve_http(
     broker = running.broker
 
     async def login(name: str, password: bytes, host: str) -> Any:
+        outcome = broker.operations.authenticate(
+            name, password, address=host, loopback=is_loopback(host)
+        )
+        if not outcome.done:
+            known = trio.Event()
+            outcome.then(lambda _: known.set())
+            await known.wait()
         try:
-            user = authenticate(
-                broker.users,
-                name,
-                password,
-                loopback=is_loopback(host),
-                loopback_only=broker.settings.loopback_users,
-            )
-        except Refused as refusal:
-            logger.warning("login refused over HTTP from=%s reason=%s", host, refusal)
+            user = outcome.result()
+        except Refused:
             return None
         return http.Identity(user.name, frozenset(user.tags), user.permissions)
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.live.conversation")
 
+from qlog.server.broker.access import passwords
 from tests.live.conversation import Client, Talk, connections
 from tests.live.server import BrokerProcess
 
@@ -28,6 +29,9 @@ settings.load_profile("unhurried")
 # Management and metrics are on by default: brokers that tests start would share their ports.
 for _port in ("QLOG_MANAGEMENT_PORT", "QLOG_METRICS_PORT"):
     os.environ.setdefault(_port, "0")
+
+# Brokers inside the tests' process hash hundreds of passwords, of which nobody else may know.
+passwords.COST = passwords.Cost(memory_kib=8, passes=1)
 
 
 def pytest_configure(config: pytest.Config) -> None:

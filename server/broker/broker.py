@@ -16,7 +16,10 @@ from typing import Any, Protocol
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
-from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.access.hashing import Hashing, InlineHashing
+from qlog.server.broker.access.logins import Logins
+from qlog.server.broker.access.passwords import hash_password
+from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions_file import Import, exporting, has_users_and_vhosts
 from qlog.server.broker.features.policy import KINDS
 from qlog.server.broker.features.vhost_settings import VHostSettings
@@ -51,7 +54,8 @@ class Broker:
     """All state of a running broker.
 
     Arguments: `now_s` a monotonic clock in seconds, `now_ms` the wall clock in milliseconds;
-    `document` is a definitions file that is to be loaded. Raises StorageError if the catalog is
+    `document` is a definitions file that is to be loaded; `hashing` makes hashes of passwords away
+    from the loop, if given, and ends with its owner. Raises StorageError if the catalog is
     damaged, and DefinitionsError if the document cannot be loaded: the directory has nothing of it
     then.
     """
@@ -63,6 +67,7 @@ class Broker:
         now_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_clock_ms,
         document: dict[str, Any] | None = None,
+        hashing: Hashing | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -73,7 +78,16 @@ class Broker:
         self.clients: set[Member] = set()
         self.vhosts: dict[str, VHost] = {}
         self.users: dict[str, User] = {}
-        self.operations = Operations(self.services, self.vhosts, self.users, self.clients)
+        self.hashing = hashing or InlineHashing()
+        logins = Logins(
+            self.users,
+            self.hashing,
+            self.timers,
+            now_s,
+            self.definitions.save_user,
+            loopback_only=settings.loopback_users,
+        )
+        self.operations = Operations(self.services, self.vhosts, self.users, self.clients, logins)
         self.alarms = dict.fromkeys(
             ("low on memory", "low on disk", "low on file descriptors"), False
         )
@@ -177,6 +191,7 @@ class Broker:
     def progress(self) -> None:
         """More is durable than before: confirm it, and answer those who waited for it."""
         self.services.durability.progress()
+        self.hashing.progress()
 
     @property
     def jobs_left(self) -> bool:

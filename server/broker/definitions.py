@@ -137,8 +137,13 @@ class Definitions:
                 "password_hash": user.password_hash,
                 "tags": list(user.tags),
                 "permissions": user.permissions,
+                "topic_permissions": user.topic_permissions,
+                "limits": json.dumps(user.limits),  # numbers of any size
             },
         )
+
+    def delete_user(self, name: str) -> None:
+        self._catalog.delete("user", _name(name))
 
     def users(self) -> Iterator[User]:
         for (name,), value in self._items("user"):
@@ -146,7 +151,18 @@ class Definitions:
                 vhost: (configure, write, read)
                 for vhost, (configure, write, read) in value["permissions"].items()
             }
-            yield User(name, value["password_hash"], tuple(value["tags"]), permissions)
+            topics = {
+                vhost: {exchange: (write, read) for exchange, (write, read) in by_exchange.items()}
+                for vhost, by_exchange in value.get("topic_permissions", {}).items()
+            }
+            yield User(
+                name,
+                value["password_hash"],
+                tuple(value["tags"]),
+                permissions,
+                topics,
+                json.loads(value.get("limits", "{}")),
+            )
 
     # -- policies ----------------------------------------------------------------------------
 

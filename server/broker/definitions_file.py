@@ -10,8 +10,6 @@ broker does not know is named in a warning and left out.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import struct
 from collections.abc import Iterator
@@ -24,7 +22,15 @@ from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.values import encode_table
-from qlog.server.broker.access.users import ALGORITHMS, SALT_BYTES, User, hash_password
+from qlog.server.broker.access.passwords import (
+    RABBITMQ_DEFAULT,
+    hash_password,
+    hash_text,
+    parse_hash,
+)
+from qlog.server.broker.access.permissions import check_pattern, check_topic_pattern
+from qlog.server.broker.access.users import User
+from qlog.server.broker.access_operations import check_user_name, checked_tags, checked_user_limits
 from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind
@@ -208,21 +214,22 @@ class Import:
 
     def _take_users(self, item: _Item) -> None:
         name = item.text("name")
-        before = self.users.get(name)
+        check_user_name(name)
+        user = self.users.get(name)
         if "password" not in item.fields:
-            password_hash = _password_hash(item)
-        elif before is not None and before.check_password(item.text("password").encode()):
-            password_hash = before.password_hash  # with the salt that it has
+            algorithm = item.text("hashing_algorithm", RABBITMQ_DEFAULT)
+            password_hash = parse_hash(item.text("password_hash", ""), algorithm)
+        elif user is not None and user.check_password(item.text("password").encode()):
+            password_hash = user.password_hash  # with the salt that it has
         else:
             password_hash = hash_password(item.text("password").encode())
+        if user is None:
+            user = self.users[name] = User(name, password_hash)
         tags = item.get("tags", (str, list), "")
-        tags = tags.split(",") if isinstance(tags, str) else tags
-        permissions = {} if before is None else before.permissions
-        stripped = tuple(str(tag).strip() for tag in tags if str(tag).strip())
-        user = self.users[name] = User(name, password_hash, stripped, permissions)
+        user.tags = checked_tags(map(str, tags.split(",") if isinstance(tags, str) else tags))
+        user.password_hash = password_hash
+        user.limits = checked_user_limits(item.table("limits"))
         self.definitions.save_user(user)
-        if item.table("limits"):
-            self.warnings.append(f"{item.what}: limits of users are not there yet, and left out")
 
     def _take_vhosts(self, item: _Item) -> None:
         metadata = _Item(item.what, item.table("metadata"))
@@ -239,16 +246,28 @@ class Import:
         if item.flag("tracing", False):
             self.warnings.append(f"{item.what}: tracing is not switched on")
 
-    def _take_permissions(self, item: _Item) -> None:
+    def _user(self, item: _Item) -> User:
         user = self.users.get(item.text("user"))
         if user is None:
             raise ValueError(f"there is no user '{item.text('user')}'")
-        rights = item.text("configure"), item.text("write"), item.text("read")
-        user.permissions[self._vhost(item).name] = rights
+        return user
+
+    def _take_permissions(self, item: _Item) -> None:
+        user = self._user(item)
+        configure, write, read = (
+            check_pattern(item.text(right)) for right in ("configure", "write", "read")
+        )
+        user.permissions[self._vhost(item).name] = configure, write, read
+        user.forget_rights()
         self.definitions.save_user(user)
 
     def _take_topic_permissions(self, item: _Item) -> None:
-        self.warnings.append(f"{item.what}: topic permissions are not there yet, and left out")
+        user = self._user(item)
+        write, read = (check_topic_pattern(item.text(right)) for right in ("write", "read"))
+        topics = user.topic_permissions.setdefault(self._vhost(item).name, {})
+        topics[item.text("exchange")] = write, read
+        user.forget_rights()
+        self.definitions.save_user(user)
 
     # -- parameters and policies
 
@@ -358,22 +377,6 @@ def _called(section: str, fields: dict[str, Any]) -> str:
     return f"{one} '{fields['name']}'{where}" if "name" in fields else ""
 
 
-def _password_hash(item: _Item) -> bytes:
-    """The salted hash; an empty one lets nobody in. Raises ValueError."""
-    text = item.text("password_hash", "")
-    algorithm = item.text("hashing_algorithm", "rabbit_password_hashing_sha256")
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"the hashing algorithm '{algorithm}' is not known")
-    try:
-        password_hash = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"'password_hash' is no base64: {error}") from error
-    bytes_expected = SALT_BYTES + ALGORITHMS[algorithm]().digest_size
-    if password_hash and len(password_hash) != bytes_expected:
-        raise ValueError(f"'password_hash' is no hash of {algorithm}")
-    return password_hash
-
-
 # --- writing
 
 
@@ -420,15 +423,19 @@ def _add_user(document: dict[str, Any], user: User) -> None:
     document["users"].append(
         {
             "name": user.name,
-            "password_hash": base64.b64encode(user.password_hash).decode(),
+            "password_hash": hash_text(user.password_hash),
             "hashing_algorithm": user.hashing_algorithm,
             "tags": list(user.tags),
-            "limits": {},
+            "limits": dict(user.limits),
         }
     )
     for vhost, (configure, write, read) in user.permissions.items():
         rights = {"configure": configure, "write": write, "read": read}
         document["permissions"].append({"user": user.name, "vhost": vhost, **rights})
+    for vhost, topics in user.topic_permissions.items():
+        for exchange, (write, read) in topics.items():
+            limited = {"exchange": exchange, "write": write, "read": read}
+            document["topic_permissions"].append({"user": user.name, "vhost": vhost, **limited})
 
 
 def _exchange(vhost: VHost, exchange: Exchange) -> dict[str, Any]:

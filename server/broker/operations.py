@@ -1,5 +1,7 @@
 """The one door to what a broker holds: for AMQP, and for whoever else manages it.
 
+Its part about users, their rights and limits is in access_operations.py.
+
 Each rule about declaring, deleting, binding and purging is written once, here or in vhost.py, with
 RabbitMQ's texts and order of checks. Operations take names. `owner` is the connection that asks,
 None for an operator, who has no exclusive queues. Operations answer by an `Outcome`, since some
@@ -11,7 +13,7 @@ items.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -19,7 +21,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import (
-    AMQPError,
     access_refused,
     connection_forced,
     not_found,
@@ -27,7 +28,11 @@ from qlog.server.amqp.errors import (
     precondition_failed,
 )
 from qlog.server.amqp.values import Table
-from qlog.server.broker.access.users import User
+from qlog.server.broker.access.actor import Actor
+from qlog.server.broker.access.logins import Logins, Refused
+from qlog.server.broker.access.passwords import hash_text
+from qlog.server.broker.access.users import Permission, TopicPermission, User
+from qlog.server.broker.access_operations import AccessOperations, LoggedIn, when_free
 from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
@@ -47,6 +52,7 @@ from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 # What operations take and give: whoever manages a broker needs no other module of it.
 __all__ = [
     "About",
+    "Actor",
     "Binding",
     "Connected",
     "DestinationKind",
@@ -56,11 +62,15 @@ __all__ = [
     "ListedConsumer",
     "Operations",
     "Outcome",
+    "Permission",
     "Policy",
     "PolicyKind",
     "QueueType",
+    "Refused",
+    "TopicPermission",
     "User",
     "VHost",
+    "hash_text",
     "page",
 ]
 
@@ -108,7 +118,7 @@ class ListedChannel(Protocol):
         """RabbitMQ's fields."""
 
 
-class Connected(Protocol):
+class Connected(LoggedIn, Protocol):
     """A client, as operators see it. `user` is known when `is_open` is true."""
 
     peer: str
@@ -133,33 +143,23 @@ class Connected(Protocol):
     def facts(self) -> dict[str, Any]:
         """RabbitMQ's fields."""
 
-    def fail(self, error: AMQPError, number: int) -> None:
-        """Close the channel of that number, 0 for the connection."""
 
-
-class Operations:
+class Operations(AccessOperations):
     """See the head of this file. `vhosts`, `users` and `clients` are the broker's own, as they are now."""
+
+    __slots__ = ("_vhosts_leaving",)
+    _clients: Collection[Connected]
 
     def __init__(
         self,
         services: Services,
         vhosts: dict[str, VHost],
-        users: Mapping[str, User],
+        users: dict[str, User],
         clients: Collection[Connected],
+        logins: Logins,
     ) -> None:
-        self._services = services
-        self._definitions = services.definitions
-        self._vhosts = vhosts
-        self._users = users
+        super().__init__(services, vhosts, users, clients, logins)
         self._vhosts_leaving: dict[str, Outcome[None]] = {}
-        self._clients = clients
-
-    def vhost(self, name: str) -> VHost:
-        """The vhost of that name. Raises 404."""
-        vhost = self._vhosts.get(name)
-        if vhost is None:
-            raise not_found(f"no vhost '{name}'")
-        return vhost
 
     def set_vhost(
         self,
@@ -183,11 +183,11 @@ class Operations:
             if vhost is None:
                 self._definitions.save_vhost(name, settings)
                 vhost = self._vhosts[name] = VHost(self._services, name, settings)
-                logger.info("vhost made name=%s", name)
+                logger.info("vhost made name=%s %s", name, self._actor)
             vhost.set_settings(settings)
             return vhost
 
-        return self._durable(_when_free(self._vhosts_leaving.get(name), set_settings))
+        return self._durable(when_free(self._vhosts_leaving.get(name), set_settings))
 
     def set_vhost_limits(self, vhost: VHost, limits: object) -> Outcome[None]:
         """Limit the clients and queues of a vhost: `max-connections`, `max-queues`; {}: no limits.
@@ -203,11 +203,14 @@ class Operations:
         Its clients are thrown out. It is gone at once; its name is free when the outcome is known.
         """
         vhost = self.vhost(name)
-        logger.info("vhost deleted name=%s", name)
+        logger.info("vhost deleted name=%s %s", name, self._actor)
         with self._definitions.transaction():
             self._definitions.delete_vhost(name)
             for user in self._users.values():
-                if user.permissions.pop(name, None) is not None:
+                permissions = user.permissions.pop(name, None)
+                topics = user.topic_permissions.pop(name, None)
+                if permissions is not None or topics is not None:
+                    self._forget_rights(user)
                     self._definitions.save_user(user)
         del self._vhosts[name]
         return self._durable(self._services.jobs.start(self._deleting_vhost(vhost)))
@@ -262,7 +265,7 @@ class Operations:
                 arguments=arguments,
             )
 
-        return self._durable(_when_free(vhost.leaving("queue", name), declare))
+        return self._durable(when_free(vhost.leaving("queue", name), declare))
 
     def delete_queue(
         self, vhost: VHost, owner: Owner | None, name: str, *, if_unused: bool, if_empty: bool
@@ -323,7 +326,7 @@ class Operations:
                 arguments=arguments,
             )
 
-        return self._durable(_when_free(vhost.leaving("exchange", name), declare))
+        return self._durable(when_free(vhost.leaving("exchange", name), declare))
 
     def assert_exchange(self, vhost: VHost, name: str) -> Outcome[None]:
         """exchange.declare with `passive`. Raises 403 and 404."""
@@ -397,16 +400,20 @@ class Operations:
         try:
             policy = check_policy(kind, name, pattern, definition, priority, apply_to)
         except InvalidParameter as refusal:
-            logger.warning("%s refused vhost=%s name=%s: %s", kind, vhost.name, name, refusal)
+            logger.warning(
+                "%s refused vhost=%s name=%s %s: %s", kind, vhost.name, name, self._actor, refusal
+            )
             raise
-        logger.info("%s set vhost=%s name=%s pattern=%s", kind, vhost.name, name, pattern)
+        logger.info(
+            "%s set vhost=%s name=%s pattern=%s %s", kind, vhost.name, name, pattern, self._actor
+        )
         return self._durable(vhost.set_policy(kind, policy))
 
     def delete_policy(self, vhost: VHost, kind: PolicyKind, name: str) -> Outcome[None]:
         """Take a policy away. Raises 404."""
         if vhost.policies.get(kind, name) is None:
             raise not_found("Parameter does not exist")
-        logger.info("%s deleted vhost=%s name=%s", kind, vhost.name, name)
+        logger.info("%s deleted vhost=%s name=%s %s", kind, vhost.name, name, self._actor)
         return self._durable(vhost.delete_policy(kind, name))
 
     def policies(self, vhost: VHost, kind: PolicyKind) -> Iterator[Policy]:
@@ -436,7 +443,8 @@ class Operations:
     def set_tracing(self, vhost: VHost, on: bool) -> None:
         """Turn the vhost's firehose on or off (features/firehose.py). It is off after each start."""
         if on != self.tracing(vhost):
-            logger.info("tracing %s vhost=%s", "enabled" if on else "disabled", vhost.name)
+            word = "enabled" if on else "disabled"
+            logger.info("tracing %s vhost=%s %s", word, vhost.name, self._actor)
         vhost.set_tracing(on)
 
     def tracing(self, vhost: VHost) -> bool:
@@ -490,10 +498,6 @@ class Operations:
         settings = self._services.settings
         return About(NODE, NODE, settings.product, settings.version)
 
-    def users(self) -> Iterator[User]:
-        """All users."""
-        yield from list(self._users.values())
-
     def exchange_types(self) -> Iterator[tuple[str, str]]:
         """The types of exchanges, with a description."""
         yield from listings.EXCHANGE_TYPES.items()
@@ -543,24 +547,6 @@ def _purging(queue: QueueType) -> Steps[int]:
     while not queue.sweep():
         yield
     return count
-
-
-def _when_free(leaving: Outcome[None] | None, declare: Callable[[], T]) -> Outcome[T]:
-    """Declare when the name is free: now, or when a deletion under that name has ended."""
-    if leaving is None:
-        return Outcome.of(declare())
-    outcome: Outcome[T] = Outcome()
-
-    def go_on(_: Outcome[None]) -> None:
-        try:
-            value = declare()
-        except Exception as error:  # noqa: BLE001 - who asked hears of it
-            outcome.fail(error)
-        else:
-            outcome.set(value)
-
-    leaving.then(go_on)
-    return outcome
 
 
 def _assert_not_default(exchange: str) -> None:

@@ -51,7 +51,7 @@ LINGER_S = 30.0
 
 # For these reasons even events that were read already wait. For the others (the disk, a held
 # channel) only the next read waits: what was read is little, and may be for other channels.
-_STOPS = Hold.ALARM | Hold.ANSWERS | Hold.HANDSHAKE
+_STOPS = Hold.ALARM | Hold.ANSWERS | Hold.HANDSHAKE | Hold.LOGIN
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: what is unsent is dropped, the peer is told
 
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from qlog.routing.binding import Binding
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
-from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.access.passwords import hash_for_rabbitmq
+from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.features.policy import Policy
 from qlog.server.broker.features.vhost_settings import VHostSettings
@@ -188,7 +189,7 @@ def test_the_catalog_shows_definitions_and_no_secrets(tmp_path: Path) -> None:
         policy = Policy("p", "^a", {"expires": 5}, 1, "queues")
         definitions.save_policy("/", "policy", policy)
         definitions.save_policy("/", "operator_policy", Policy("o", "", {"max-length": 5}))
-        hashed = hash_password(b"secret", b"salt")
+        hashed = hash_for_rabbitmq(b"secret", b"salt")
         definitions.save_user(User("me", hashed, ("administrator",), {"/": (".*", "", "")}))
         definitions.save_binding("/", Binding("amq.topic", "queue", "orders", "a.#", {"x": 1}))
     directory = tmp_path / "data"

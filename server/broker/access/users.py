@@ -1,91 +1,93 @@
-"""Who may log in, and to which vhost.
+"""One account: its name, password, tags, rights and limits.
 
-Passwords are kept as salted SHA-256, RabbitMQ's default (rabbit_password_hashing_sha256); those of
-users whose definitions were carried over may be SHA-512 or MD5, too. `User.permissions` has patterns for resources, but today it only
-says whether a user may enter a vhost.
+A `User` is one object as long as there is a user of that name that was not deleted meanwhile:
+connections hold it, and what is set about a user changes the object. So a change counts from the
+next operation on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
-SALT_BYTES = 4  # RabbitMQ's format
-# By RabbitMQ's names. They are told apart by their lengths.
-ALGORITHMS: Mapping[str, Callable[..., Any]] = {
-    "rabbit_password_hashing_sha256": hashlib.sha256,
-    "rabbit_password_hashing_sha512": hashlib.sha512,
-    "rabbit_password_hashing_md5": hashlib.md5,
-}
-DEFAULT_ALGORITHM = "rabbit_password_hashing_sha256"
+from qlog.server.broker.access.passwords import algorithm_of, is_right
+from qlog.server.broker.access.permissions import Rights, TopicPatterns
+
+LIMITS = ("max-connections", "max-channels")
 
 
-def hash_password(
-    password: bytes, salt: bytes | None = None, algorithm: str = DEFAULT_ALGORITHM
-) -> bytes:
-    """Salt (4 bytes) followed by the hash of salt and password."""
-    salt = os.urandom(SALT_BYTES) if salt is None else salt
-    digest: bytes = ALGORITHMS[algorithm](salt + password).digest()
-    return salt + digest
+class Permission(NamedTuple):
+    """What a user may do in a vhost: patterns, which are looked for in names."""
+
+    user: str
+    vhost: str
+    configure: str
+    write: str
+    read: str
 
 
-@dataclass(slots=True)
+class TopicPermission(NamedTuple):
+    """With which routing keys a user may use a topic exchange: patterns."""
+
+    user: str
+    vhost: str
+    exchange: str
+    write: str
+    read: str
+
+
+@dataclass(slots=True, eq=False)
 class User:
-    """One account. `permissions`: vhost name -> (configure, write, read) patterns.
+    """One account.
 
-    An empty `password_hash` lets nobody in.
+    `permissions`: vhost -> (configure, write, read) patterns. `topic_permissions`: vhost -> exchange
+    -> (write, read) patterns. `limits` by RabbitMQ's names, as they were set. `connections` of
+    the user are in a vhost now, and have so many `channels`.
     """
 
     name: str
     password_hash: bytes
     tags: tuple[str, ...] = ()
     permissions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    topic_permissions: dict[str, TopicPatterns] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    connections: int = 0
+    channels: int = 0
+    _rights: dict[str, Rights] = field(default_factory=dict)
 
     @property
     def hashing_algorithm(self) -> str:
-        """The algorithm of the hash, by RabbitMQ's name."""
-        digest_bytes = len(self.password_hash) - SALT_BYTES
-        for name, algorithm in ALGORITHMS.items():
-            if algorithm().digest_size == digest_bytes:
-                return name
-        return DEFAULT_ALGORITHM
+        """The algorithm of the hash, as the API and definitions name it."""
+        return algorithm_of(self.password_hash)
 
     def check_password(self, password: bytes) -> bool:
-        """Compare in constant time."""
-        salt = self.password_hash[:SALT_BYTES]
-        expected = hash_password(password, salt, self.hashing_algorithm)
-        return hmac.compare_digest(self.password_hash, expected)
+        """Whether it is the password, compared in constant time. May take some 20 ms."""
+        return is_right(self.password_hash, password)
 
+    @property
+    def connections_max(self) -> int | None:
+        """So many connections may be in vhosts at a time; None: any number."""
+        return self._limit("max-connections")
 
-class Refused(Exception):
-    """The login is refused; `reason` is for the log, never for the client."""
+    @property
+    def channels_max(self) -> int | None:
+        """So many channels all connections together may have; None: any number."""
+        return self._limit("max-channels")
 
-    def __init__(self, user: str, reason: str) -> None:
-        super().__init__(f"user '{user}': {reason}")
+    def _limit(self, name: str) -> int | None:
+        limit = self.limits.get(name, -1)
+        return None if limit < 0 else limit
 
+    def rights(self, vhost: str) -> Rights:
+        """What the user may do in a vhost; nothing, if there are no permissions for it."""
+        rights = self._rights.get(vhost)
+        if rights is None:
+            patterns = self.permissions.get(vhost)
+            topics = self.topic_permissions.get(vhost, {})
+            rights = self._rights[vhost] = Rights(self.name, vhost, patterns, topics)
+        return rights
 
-def authenticate(
-    users: dict[str, User],
-    name: str,
-    password: bytes | None,
-    *,
-    loopback: bool,
-    loopback_only: frozenset[str],
-) -> User:
-    """The user, if the password is right and the address allowed.
-
-    Arguments: `password`: None when the client has proved otherwise who it is. `loopback`: the client connects over a loopback address. `loopback_only`: users who
-    are let in over loopback only (RabbitMQ's `loopback_users`). Raises Refused.
-    """
-    user = users.get(name)
-    if user is None:
-        raise Refused(name, "no such user")
-    if password is not None and not user.check_password(password):
-        raise Refused(name, "invalid credentials")
-    if name in loopback_only and not loopback:
-        raise Refused(name, "can only connect via localhost")
-    return user
+    def forget_rights(self) -> None:
+        """Permissions have changed."""
+        self._rights.clear()

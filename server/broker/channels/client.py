@@ -7,7 +7,6 @@ ends; an error closes exactly what its kind says.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +34,8 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table, decode_table
 from qlog.server.broker.access.certificate import Secured
-from qlog.server.broker.access.users import Refused, User, authenticate
+from qlog.server.broker.access.logins import Refused
+from qlog.server.broker.access.users import User
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.answers import Answering
 from qlog.server.broker.channels.channel import Channel
@@ -92,10 +92,10 @@ class Client:
         self.properties: Table = {}
         self._held_events = 0  # that wait with their channels
         self.answers_waiting = 0  # of all channels
-        self._put_aside: deque[Event] = deque()  # a publish while an alarm is on, and what follows
+        self._put_aside: list[Event] = []  # a publish while an alarm is on, and what follows
         self.authenticated = False
         self.secured: Secured | None = None  # by TLS; the session says how
-        self._user: User | None = None
+        self.account: User | None = None  # who logged in
         self._mechanism = ""
         self.publishes = False
         broker.clients.add(self)
@@ -123,8 +123,8 @@ class Client:
     @property
     def user(self) -> User:
         """Who logged in."""
-        assert self._user is not None
-        return self._user
+        assert self.account is not None
+        return self.account
 
     def capable(self, capability: str) -> bool:
         """Whether the client said that it knows an extension."""
@@ -309,19 +309,28 @@ class Client:
             raise command_invalid(f"unknown authentication mechanism '{self._mechanism}'")
         try:
             name, password = parse(response)
-            self._user = authenticate(
-                self.broker.users,
-                name,
-                password,
-                loopback=self.loopback,
-                loopback_only=self.broker.settings.loopback_users,
-            )
         except Refused as refusal:
             logger.warning("login refused peer=%s reason=%s", self.peer, refusal)
-            raise login_refused(
-                f"Login was refused using authentication mechanism {self._mechanism}. "
-                "For details see the broker logfile."
-            ) from refusal
+            self._refuse_login()
+            return
+        address = self.peer.rpartition(":")[0]
+        login = self.operations.authenticate(
+            name, password, address=address, loopback=self.loopback
+        )
+        if not login.done:
+            self.sink.hold(Hold.LOGIN)  # what it sends behind is for a user
+        login.then(self._logged_in)
+
+    def _logged_in(self, login: Outcome[User]) -> None:
+        try:
+            user = login.result()
+        except Refused:
+            self._refuse_login()
+            return
+        if self.protocol.ended:
+            return
+        self.account = user
+        self.operations = self.operations.by_user(user)
         self.authenticated = True
         settings = self.broker.settings
         self.sink.send(
@@ -330,6 +339,14 @@ class Client:
                 settings.channel_max, settings.frame_bytes_max, settings.heartbeat_s
             ),
         )
+        self.sink.release(Hold.LOGIN)
+
+    def _refuse_login(self) -> None:
+        refusal = login_refused(
+            f"Login was refused using authentication mechanism {self._mechanism}. "
+            "For details see the broker logfile."
+        )
+        self.fail(refusal, 0)
 
     def _certified_name(self) -> str:
         """The user whom the client's certificate stands for. Raises Refused."""
@@ -359,6 +376,7 @@ class Client:
             raise not_allowed(refused)
         self.vhost = vhost
         vhost.clients.add(self)
+        self.user.connections += 1
         logger.info(
             "connection opened peer=%s user=%s vhost=%s product=%s",
             self.peer,
@@ -394,7 +412,7 @@ class Client:
             self.sink.send(0, spec.ConnectionUnblocked())
         for channel in self.channels.values():
             channel.answers.go_on()
-        put_aside, self._put_aside = self._put_aside, deque()
+        put_aside, self._put_aside = self._put_aside, []
         for event in put_aside:
             self.handle(event)
 
@@ -464,7 +482,9 @@ class Client:
         self._put_aside.clear()
         outcomes: list[Outcome[Any]] = [self._end_channel(number) for number in list(self.channels)]
         if self.vhost is not None:
-            self.vhost.clients.discard(self)
+            if self in self.vhost.clients:
+                self.vhost.clients.remove(self)
+                self.user.connections -= 1
             queues = list(self.exclusive_queues.values())
             outcomes.append(self.vhost.delete_exclusive(queues))
         ended = all_of(outcomes)

@@ -19,6 +19,7 @@ class Hold(Flag):
     COMMIT = auto()  # one of its channels is held, and something that it sent waits for that
     DISK = auto()  # it publishes, and more waits for the disk than should
     ANSWERS = auto()  # it does not read what it asked for
+    LOGIN = auto()  # its password is being looked at
     QUEUE = auto()  # it publishes to a queue that has to catch up with what it brought
     HANDSHAKE = auto()  # its TLS handshake has to wait for those of others
 

@@ -43,13 +43,16 @@ class InvalidPattern(Exception):
 
 
 class Pattern:
-    """A compiled pattern. `of` says in the log whose it is. Raises InvalidPattern."""
+    """A compiled pattern of at most so many octets. `of` says in the log whose it is.
+
+    Raises InvalidPattern.
+    """
 
     __slots__ = ("_compiled", "_of", "_strikes")
 
-    def __init__(self, text: str, of: str) -> None:
-        if len(text) > PATTERN_BYTES_MAX or len(text.encode(errors="replace")) > PATTERN_BYTES_MAX:
-            raise InvalidPattern(f"must not exceed {PATTERN_BYTES_MAX} bytes")
+    def __init__(self, text: str, of: str, bytes_max: int = PATTERN_BYTES_MAX) -> None:
+        if len(text) > bytes_max or len(text.encode(errors="replace")) > bytes_max:
+            raise InvalidPattern(f"must not exceed {bytes_max} bytes")
         try:
             self._compiled = regex.compile(_ESCAPE.sub(_translated, text.encode()))
         except regex.error as error:

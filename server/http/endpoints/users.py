@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from typing import Any
 
-from qlog.server.broker.operations import User
+from qlog.server.broker.operations import User, hash_text
 from qlog.server.http.answers import Listing
 from qlog.server.http.ask import Ask
 from qlog.server.http.refusals import not_found
@@ -17,10 +16,10 @@ def user_facts(user: User) -> dict[str, Any]:
     """A user as RabbitMQ shows one."""
     return {
         "name": user.name,
-        "password_hash": base64.b64encode(user.password_hash).decode(),
+        "password_hash": hash_text(user.password_hash),
         "hashing_algorithm": user.hashing_algorithm,
         "tags": list(user.tags),
-        "limits": {},
+        "limits": dict(user.limits),
     }
 
 

@@ -156,8 +156,8 @@ class Peer:
         self.bench.end_tick()
 
     def obey(self) -> None:
-        """What came, up to what an alarm stops; call it again when that is over."""
-        while Hold.ALARM not in self.sink.why_not_read or self.core.ended:
+        """What came, up to what an alarm or a login stops; call it again when that is over."""
+        while not self.sink.why_not_read & (Hold.ALARM | Hold.LOGIN) or self.core.ended:
             event = next(self._events, None)
             if event is None:
                 return

@@ -40,7 +40,7 @@ DOCUMENT: dict[str, Any] = {
     "rabbitmq_version": "4.0.5",
     "product_name": "RabbitMQ",
     "original_cluster_name": "rabbit@somewhere",
-    "users": [user()],
+    "users": [user(limits={"max-connections": 50, "max-channels": -1})],
     "vhosts": [
         {"name": "/", "metadata": {}, "limits": []},
         {
@@ -58,7 +58,15 @@ DOCUMENT: dict[str, Any] = {
         {"user": "guest", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}
         for vhost in ("/", "shop")
     ],
-    "topic_permissions": [],
+    "topic_permissions": [
+        {
+            "user": "guest",
+            "vhost": "shop",
+            "exchange": "amq.topic",
+            "write": "^{username}",
+            "read": "",
+        }
+    ],
     "parameters": [
         {
             "component": "vhost-limits",
@@ -223,14 +231,22 @@ def test_what_is_exported_is_what_was_loaded(bench: Bench) -> None:
     peer = Peer(bench, vhost="shop")
     make_queue = make(spec.QueueDeclare, queue="mine", exclusive=True)
     assert peer.ask(1, make_queue, spec.QueueDeclareOk)
-    bind = make(spec.QueueBind, queue="mine", exchange="amq.topic", routing_key="k")
+    bind = make(spec.QueueBind, queue="mine", exchange="amq.direct", routing_key="k")
     assert peer.ask(1, bind, spec.QueueBindOk)
     document = json.loads(json.dumps(exported(bench)))
     assert [queue["name"] for queue in document["queues"]] == ["orders", "by-default"]
     assert document["bindings"] == [DOCUMENT["bindings"][1], DOCUMENT["bindings"][0]]
     assert document["exchanges"] == DOCUMENT["exchanges"]
     assert document["policies"] == DOCUMENT["policies"]
-    assert document["users"] == DOCUMENT["users"]
+    # Its password was looked at when it logged in, and is kept as argon2id since.
+    (guest,), (loaded,) = document["users"], DOCUMENT["users"]
+    assert guest["hashing_algorithm"] == "argon2id" and guest["password_hash"].startswith("$argon2")
+    assert guest == {
+        **loaded,
+        **{key: guest[key] for key in ("hashing_algorithm", "password_hash")},
+    }
+    assert document["permissions"] == DOCUMENT["permissions"]
+    assert document["topic_permissions"] == DOCUMENT["topic_permissions"]
     assert document["global_parameters"] == DOCUMENT["global_parameters"]
     limits, operator_policy = document["parameters"]
     assert limits == DOCUMENT["parameters"][0]
@@ -248,6 +264,28 @@ BAD: list[tuple[str, Any, str]] = [
     ("users", [user(password_hash="!")], "user 'guest': 'password_hash' is no base64"),
     ("users", [user(hashing_algorithm="bcrypt")], "user 'guest': the hashing algorithm 'bcrypt'"),
     ("users", [{"password": "x"}], "users[0]: 'name' is missing"),
+    ("users", [user(limits={"max-x": 1})], "user 'guest': Unrecognised terms [{<<\"max-x\">>,1}]"),
+    ("users", [user(name="u" * 256)], "user name must not exceed 255 bytes"),
+    (
+        "users",
+        [
+            user(
+                hashing_algorithm="argon2id",
+                password_hash="$argon2id$v=19$m=9999999,t=1,p=1$" + "A" * 22 + "$" + "A" * 43,
+            )
+        ],
+        "user 'guest': 'password_hash' costs more than",
+    ),
+    (
+        "topic_permissions",
+        [{"user": "guest", "vhost": "/", "exchange": "x", "write": "["}],
+        "topic permission of user 'guest' in vhost '/': the pattern <<\"[\">> should be regular",
+    ),
+    (
+        "topic_permissions",
+        [{"user": "guest", "vhost": "/", "exchange": "x", "write": ""}],
+        "topic permission of user 'guest' in vhost '/': 'read' is missing",
+    ),
     ("users", {"name": "x"}, "'users' is no list"),
     ("users", ["x"], "users[0]: it is no JSON object"),
     ("vhosts", [{"name": 5}], "vhost '5': 'name' has the wrong type"),
@@ -367,8 +405,7 @@ def test_what_is_not_known_is_named_and_left_out(
 ) -> None:
     document = without(
         shovels=[],
-        users=[user(limits={"max-connections": 5}, colour="red")],
-        topic_permissions=[{"user": "guest", "vhost": "/", "exchange": "x"}],
+        users=[user(colour="red")],
         policies=[
             {
                 "vhost": "/",
@@ -401,12 +438,10 @@ def test_what_is_not_known_is_named_and_left_out(
     with caplog.at_level(logging.WARNING):
         start(bench, document)
     warnings = {record.getMessage() for record in caplog.records}
-    topics, upstream = "topic permission of user 'guest' in vhost '/'", "federation-upstream"
+    upstream = "federation-upstream"
     assert warnings == {
         "definitions: 'shovels' is not known, and left out",
         "definitions: user 'guest': 'colour' is not known, and left out",
-        "definitions: user 'guest': limits of users are not there yet, and left out",
-        f"definitions: {topics}: topic permissions are not there yet, and left out",
         f"definitions: parameter '{upstream}' 'u' in vhost '/': '{upstream}' is not known, and left out",
         "definitions: policy 'ha' in vhost '/': 'ha-mode' is not known, and left out",
         "definitions: policy 'ha' in vhost '/': 'ha-sync-mode' is not known, and left out",

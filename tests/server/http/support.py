@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlog.server.broker.access.users import Refused, authenticate
+from qlog.server.broker.access.logins import Refused
 from qlog.server.http.access import Identity
 from qlog.server.http.context import Context, Listener
 from qlog.server.http.management import management
@@ -63,11 +63,11 @@ class Site:
         self.owners = management(operations, self.context, self.bench.disk, by_owner=True)
 
     async def _login(self, name: str, password: bytes, host: str) -> Identity | None:
-        broker = self.bench.broker
         try:
-            user = authenticate(
-                broker.users, name, password, loopback=True, loopback_only=frozenset()
+            login = self.bench.broker.operations.authenticate(
+                name, password, address=host, loopback=True
             )
+            user = login.result()
         except Refused:
             return None
         return Identity(user.name, frozenset(user.tags), user.permissions)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.access.passwords import hash_password
+from qlog.server.broker.access.users import User
 from tests.server.http.support import Site
 
 

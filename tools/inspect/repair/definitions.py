@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import msgpack
 
 from qlog.server.amqp.values import encode_table
-from qlog.server.broker.access.users import User, hash_password
+from qlog.server.broker.access.passwords import hash_password
+from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions import Definitions, lane_ids_of
 from qlog.server.broker.features.policy import KINDS
 from qlog.storage.catalog import Catalog, Definition
