@@ -23,7 +23,6 @@ import trio
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import connection_forced, internal_error
 from qlog.server.broker.access.hashing import ThreadedHashing
-from qlog.server.broker.access.logins import Refused
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.definitions_file import NO_FILE, read_definitions
 from qlog.server.config import Settings
@@ -252,20 +251,6 @@ async def _serve_http(
     started_s = trio.current_time()
     broker = running.broker
 
-    async def login(name: str, password: bytes, host: str) -> Any:
-        outcome = broker.operations.authenticate(
-            name, password, address=host, loopback=is_loopback(host)
-        )
-        if not outcome.done:
-            known = trio.Event()
-            outcome.then(lambda _: known.set())
-            await known.wait()
-        try:
-            user = outcome.result()
-        except Refused:
-            return None
-        return http.Identity(user.name, frozenset(user.tags), user.permissions)
-
     def listeners() -> list[Any]:
         found = [http.Listener("amqp", host, port) for host, port in running.addresses]
         found += [http.Listener("amqp/ssl", host, port) for host, port in running.tls_addresses]
@@ -277,7 +262,7 @@ async def _serve_http(
         return found
 
     context = http.Context(
-        login=login,
+        is_loopback=is_loopback,
         listeners=listeners,
         resources=watch.facts,
         uptime_s=lambda: trio.current_time() - started_s,

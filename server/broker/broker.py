@@ -87,9 +87,11 @@ class Broker:
             self.definitions.save_user,
             loopback_only=settings.loopback_users,
         )
-        self.operations = Operations(self.services, self.vhosts, self.users, self.clients, logins)
         self.alarms = dict.fromkeys(
             ("low on memory", "low on disk", "low on file descriptors"), False
+        )
+        self.operations = Operations(
+            self.services, self.vhosts, self.users, self.clients, logins, self.alarms
         )
         # Why publishers are not read, in the words of connection.blocked; empty: they are read.
         self.blocked_reason = ""

@@ -202,6 +202,10 @@ class Definitions:
     def save_global_parameter(self, name: str, value: object) -> None:
         self._put("global_parameter", _name(name), {"value": json.dumps(value)})
 
+    def delete_global_parameter(self, name: str) -> None:
+        if name in dict(self.global_parameters()):
+            self._catalog.delete("global_parameter", _name(name))
+
     def global_parameters(self) -> Iterator[tuple[str, Any]]:
         for (name,), value in self._items("global_parameter"):
             yield name, json.loads(value["value"])

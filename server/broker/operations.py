@@ -27,12 +27,15 @@ from qlog.server.amqp.errors import (
     not_implemented,
     precondition_failed,
 )
+from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Table
 from qlog.server.broker.access.actor import Actor
 from qlog.server.broker.access.logins import Logins, Refused
 from qlog.server.broker.access.passwords import hash_text
 from qlog.server.broker.access.users import Permission, TopicPermission, User
 from qlog.server.broker.access_operations import AccessOperations, LoggedIn, when_free
+from qlog.server.broker.channels import by_hand
+from qlog.server.broker.channels.by_hand import AckMode, Found, Rejected
 from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
@@ -52,11 +55,13 @@ from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 # What operations take and give: whoever manages a broker needs no other module of it.
 __all__ = [
     "About",
+    "AckMode",
     "Actor",
     "Binding",
     "Connected",
     "DestinationKind",
     "Exchange",
+    "Found",
     "InvalidParameter",
     "ListedChannel",
     "ListedConsumer",
@@ -67,6 +72,7 @@ __all__ = [
     "PolicyKind",
     "QueueType",
     "Refused",
+    "Rejected",
     "TopicPermission",
     "User",
     "VHost",
@@ -147,7 +153,7 @@ class Connected(LoggedIn, Protocol):
 class Operations(AccessOperations):
     """See the head of this file. `vhosts`, `users` and `clients` are the broker's own, as they are now."""
 
-    __slots__ = ("_vhosts_leaving",)
+    __slots__ = ("_vhosts_leaving", "alarms")
     _clients: Collection[Connected]
 
     def __init__(
@@ -157,9 +163,11 @@ class Operations(AccessOperations):
         users: dict[str, User],
         clients: Collection[Connected],
         logins: Logins,
+        alarms: Mapping[str, bool],
     ) -> None:
         super().__init__(services, vhosts, users, clients, logins)
         self._vhosts_leaving: dict[str, Outcome[None]] = {}
+        self.alarms = alarms  # by what they are about; whether they are on
 
     def set_vhost(
         self,
@@ -300,6 +308,45 @@ class Operations(AccessOperations):
         """queue.purge; how many messages went. Raises 404 and 405, fails with CorruptLog."""
         return self._services.jobs.start(_purging(self.queue(vhost, owner, name)))
 
+    def publish(
+        self,
+        vhost: VHost,
+        exchange: str,
+        key: str,
+        properties: Properties,
+        body: bytes,
+    ) -> Outcome[bool]:
+        """Publish a message, with the rights of who asks; whether a queue took it.
+
+        Raises 403, 404 and 406, and ValueError for properties that AMQP has no octets for.
+        """
+        actor, post = self._actor, self._services.post
+        author = actor.user or User("", b"", (), {vhost.name: (".*", ".*", ".*")})
+        return by_hand.publish(vhost, post, author, actor.peer, exchange, key, properties, body)
+
+    @property
+    def blocked_reason(self) -> str:
+        """Why publishers are not read now; empty: they are."""
+        return " & ".join(name for name, on in self.alarms.items() if on)
+
+    def take(self, vhost: VHost, name: str, count: int, mode: AckMode) -> Outcome[list[Found]]:
+        """Take messages from the head of a queue; `mode` says what becomes of them.
+
+        Raises 404, 405 and 540; fails with CorruptLog.
+        """
+        queue = self.queue(vhost, None, name)
+        jobs = self._services.jobs
+        arriving = queue.arriving()
+        if arriving is None:
+            return jobs.start(by_hand.taking(queue, count, mode))
+        taken: Outcome[list[Found]] = Outcome()
+
+        def take(_: Outcome[None]) -> None:
+            jobs.start(by_hand.taking(queue, count, mode)).then(taken.follow)
+
+        arriving.then(take)
+        return taken
+
     # -- exchanges and bindings --------------------------------------------------------------
 
     def declare_exchange(
@@ -377,6 +424,29 @@ class Operations(AccessOperations):
         _assert_bindable(source, kind, destination)
         _assert_access(vhost, owner, kind, destination)
         return self._durable(vhost.unbind(source, kind, destination, key, arguments))
+
+    def unbind_it(self, vhost: VHost, binding: Binding) -> Outcome[None]:
+        """Take a binding away that a listing gave. Raises 403 for one of the default exchange."""
+        _assert_bindable(binding.source, binding.kind, binding.destination)
+        source, kind, destination = binding.source, binding.kind, binding.destination
+        arguments: Any = dict(binding.arguments)
+        return self._durable(
+            vhost.unbind(source, kind, destination, binding.routing_key, arguments)
+        )
+
+    def global_parameters(self) -> Iterator[tuple[str, Any]]:
+        """What operators keep here, by name."""
+        yield from list(self._definitions.global_parameters())
+
+    def set_global_parameter(self, name: str, value: object) -> Outcome[None]:
+        """Keep a value of JSON under a name."""
+        self._definitions.save_global_parameter(name, value)
+        return self._durable(Outcome.of(None))
+
+    def delete_global_parameter(self, name: str) -> Outcome[None]:
+        """Forget a value; one that is not there is no error."""
+        self._definitions.delete_global_parameter(name)
+        return self._durable(Outcome.of(None))
 
     # -- policies ----------------------------------------------------------------------------
 
@@ -496,7 +566,44 @@ class Operations(AccessOperations):
     def about(self) -> About:
         """What the broker is called."""
         settings = self._services.settings
-        return About(NODE, NODE, settings.product, settings.version)
+        names = dict(self._definitions.global_parameters())
+        cluster_name = names.get("cluster_name")
+        if not isinstance(cluster_name, str):
+            cluster_name = NODE
+        return About(NODE, cluster_name, settings.product, settings.version)
+
+    def churn(self) -> dict[str, int]:
+        """What came and went since the start, by RabbitMQ's names."""
+        stats = self._services.stats
+        return {
+            "connection_created": stats.connections_opened,
+            "connection_closed": stats.connections_closed,
+            "channel_created": stats.channels_opened,
+            "channel_closed": stats.channels_closed,
+            "queue_declared": stats.queues_declared,
+            "queue_created": stats.queues_created,
+            "queue_deleted": stats.queues_deleted,
+        }
+
+    def message_counts(self) -> dict[str, int]:
+        """What was done with messages since the start, by RabbitMQ's names."""
+        return listings.message_counts(self._services.stats)
+
+    def login_counts(self) -> tuple[int, int]:
+        """How many logins have succeeded, and failed, whatever the protocol."""
+        return self._logins.succeeded_count, self._logins.failed_count
+
+    def auth_mechanisms(self) -> Iterator[tuple[str, str, bool]]:
+        """SASL mechanisms: name, description, and whether it is offered."""
+        offers_anonymous = self._services.settings.anonymous_login_user != "none"
+        yield "PLAIN", "SASL PLAIN authentication mechanism", True
+        yield "AMQPLAIN", "QPid AMQPLAIN mechanism", True
+        yield "ANONYMOUS", "SASL ANONYMOUS authentication mechanism", offers_anonymous
+        yield "EXTERNAL", "SASL EXTERNAL authentication mechanism: by certificate", True
+
+    def memory(self) -> dict[str, int]:
+        """Octets that are taken in memory, by RabbitMQ's names of what they are for."""
+        return {"msg_store": self._services.store.cache_bytes}
 
     def exchange_types(self) -> Iterator[tuple[str, str]]:
         """The types of exchanges, with a description."""

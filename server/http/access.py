@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from qlog.server.broker.operations import Actor
 from qlog.server.http.refusals import Refusal, not_authorised, refusal
 
 REALM = 'Basic realm="RabbitMQ Management"'
@@ -30,7 +31,7 @@ class Identity:
     name: str
     tags: frozenset[str]
     vhosts: Collection[str]
-    owner: bool = False
+    actor: Actor  # whose rights count
 
     @property
     def administrator(self) -> bool:
@@ -58,7 +59,8 @@ class Identity:
                 raise not_authorised(text)
 
 
-THE_OWNER = Identity(OWNER, frozenset(("administrator",)), (), owner=True)
+THE_OWNER = Identity(OWNER, frozenset(("administrator",)), (), Actor(OWNER))
+NOBODY = Identity("", frozenset(), (), Actor(""))  # for what everybody may see
 
 
 def no_credentials() -> Refusal:

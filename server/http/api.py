@@ -18,15 +18,17 @@ from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 
 from qlog.server.amqp.errors import AMQPError
-from qlog.server.broker.operations import InvalidParameter, Operations
+from qlog.server.broker.operations import Actor, InvalidParameter, Operations, Refused
 from qlog.server.http.access import (
+    NOBODY,
     THE_OWNER,
     Identity,
     credentials,
     wrong_credentials,
 )
 from qlog.server.http.answers import Answer, Listing, encode
-from qlog.server.http.ask import Ask
+from qlog.server.http.ask import Ask, settled
+from qlog.server.http.context import Context
 from qlog.server.http.listing import answer_listing, reduced, split_columns
 from qlog.server.http.refusals import (
     Refusal,
@@ -65,7 +67,7 @@ class Api:
     table: Table
     pages: Table
     wake: Callable[[], None]
-    context: Any = None
+    context: Context
     by_owner: bool = False
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -110,7 +112,7 @@ class Api:
         identity = await self._identity(endpoint, headers, scope)
         query = _query(scope)
         ask = Ask(
-            self.operations,
+            self.operations.by(identity.actor),
             identity,
             method,
             path,
@@ -129,15 +131,22 @@ class Api:
         if self.by_owner:
             return THE_OWNER
         if endpoint.tag == "any":
-            return Identity("", frozenset(), ())
+            return NOBODY
         name, password = credentials(headers.get("authorization"))
         client = scope.get("client")
         host = client[0] if client else ""
-        user = await self.context.login(name, password, host)
-        if user is None:
-            raise wrong_credentials()
-        identity: Identity = user
-        return identity
+        context = self.context
+        login = self.operations.authenticate(
+            name, password, address=host, loopback=context.is_loopback(host)
+        )
+        try:
+            user = await settled(login, self.wake)
+        except Refused:
+            context.attempts.failed += 1
+            raise wrong_credentials() from None
+        context.attempts.succeeded += 1
+        actor = Actor.of(user, f"HTTP {host}")
+        return Identity(user.name, frozenset(user.tags), user.permissions, actor)
 
 
 def _check(ask: Ask, endpoint: Endpoint) -> None:

@@ -10,6 +10,7 @@ import trio
 
 from qlog.server.broker.operations import Operations, Outcome, VHost
 from qlog.server.http.access import Identity
+from qlog.server.http.context import Context
 from qlog.server.http.refusals import bad_request, not_found, refusal
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class Ask:
         receive: Receive,
         wake: Callable[[], None],
         headers: Mapping[str, str],
-        context: Any,
+        context: Context,
     ) -> None:
         self.operations = operations
         self.identity = identity
@@ -111,12 +112,17 @@ class Ask:
 
     async def settled(self, outcome: Outcome[T]) -> T:
         """What an operation comes to. Raises its error."""
-        self.wake()
-        if not outcome.done:
-            known = trio.Event()
-            outcome.then(lambda _: known.set())
-            await known.wait()
-        return outcome.result()
+        return await settled(outcome, self.wake)
+
+
+async def settled(outcome: Outcome[T], wake: Callable[[], None]) -> T:
+    """What an operation comes to. Raises its error. `wake` has the broker's loop go on with it."""
+    wake()
+    if not outcome.done:
+        known = trio.Event()
+        outcome.then(lambda _: known.set())
+        await known.wait()
+    return outcome.result()
 
 
 def required(document: Mapping[str, Any], *keys: str) -> list[Any]:

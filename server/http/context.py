@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-
-from qlog.server.http.access import Identity
-
-Login = Callable[[str, bytes, str], Awaitable[Identity | None]]
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +15,34 @@ class Listener:
     port: int
 
 
+@dataclass(slots=True)
+class Attempts:
+    """Logins over HTTP."""
+
+    succeeded: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate that TLS shows: its file, and when it ends (seconds since 1970)."""
+
+    path: str
+    ends_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """See the head of this file. `login` says who somebody is, None for nobody.
+    """See the head of this file. `is_loopback` says whether an address is this machine's alone.
 
     `resources` are memory and disk, in octets, and file descriptors: `memory_used`, `memory_limit`,
     `disk_free`, `disk_free_limit`, `descriptors_used`, `descriptors_max`.
     """
 
-    login: Login
+    is_loopback: Callable[[str], bool]
     listeners: Callable[[], list[Listener]]
     resources: Callable[[], Mapping[str, int]]
     uptime_s: Callable[[], float]
     data_dir: str
+    certificates: Callable[[], list[Certificate]] = list
+    attempts: Attempts = field(default_factory=Attempts)

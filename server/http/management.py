@@ -10,7 +10,10 @@ from qlog.server.http.context import Context
 from qlog.server.http.endpoints import (
     connections,
     exchanges,
+    health,
+    node,
     overview,
+    parameters,
     policies,
     queues,
     users,
@@ -28,6 +31,9 @@ TABLE = Table(
         *vhosts.ENDPOINTS,
         *users.ENDPOINTS,
         *policies.ENDPOINTS,
+        *parameters.ENDPOINTS,
+        *node.ENDPOINTS,
+        *health.ENDPOINTS,
     ]
 )
 

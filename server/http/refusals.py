@@ -44,7 +44,12 @@ def refused_by_broker(error: AMQPError) -> Refusal:
     """What an operation refused, as RabbitMQ's API passes it on."""
     text = error.reply_text
     if error.code == 404:
-        return not_found()
+        return refusal(404, "not_found", _said(text))
     if error.code == 403:
         return not_authorised("Access refused.")
-    return bad_request(text.partition(" - ")[2] or text)
+    return bad_request(_said(text))
+
+
+def _said(reply_text: str) -> str:
+    """A reply text without its name."""
+    return reply_text.partition(" - ")[2] or reply_text

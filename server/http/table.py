@@ -47,6 +47,27 @@ class Endpoint:
         return [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
 
 
+# Parameters of listings that come in pages, and of objects with a history for charts.
+PAGED = {
+    "page": "a page, from 1 on",
+    "page_size": "objects on a page, 1 to 500; 100 if it is left out",
+    "name": "only what has this in its name",
+    "use_regex": "true: the name is a regular expression",
+    "sort": "the column to sort by",
+    "sort_reverse": "true: the last one first",
+    "columns": "only these columns, parted by commas; a.b is b of a",
+}
+HISTORY = {
+    "columns": PAGED["columns"],
+    "lengths_age": "so many seconds of the lengths of queues",
+    "lengths_incr": "a sample of each so many seconds",
+    "msg_rates_age": "so many seconds of the rates of messages",
+    "msg_rates_incr": "a sample of each so many seconds",
+    "data_rates_age": "so many seconds of the rates of octets",
+    "data_rates_incr": "a sample of each so many seconds",
+}
+
+
 class Node:
     """A part of all paths that begin alike."""
 

@@ -17,6 +17,7 @@ from qlog.server.amqp.values import encode_table
 from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.listings.values import delivery_counts, json_value
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.stats import Stats
 from qlog.server.broker.vhost import VHost
 
 # By name, with a description.
@@ -101,6 +102,20 @@ def queue_counts(queue: QueueType) -> dict[str, int]:
     if published := queue.published:
         found["publish"] = published
     return found | delivery_counts(queue.counts)
+
+
+def message_counts(stats: Stats) -> dict[str, int]:
+    """What the broker did with messages; nothing if there were none."""
+    if not stats.published and not any(stats.of_type.values()):
+        return {}
+    names = ("deliver", "deliver_no_ack", "get", "get_no_ack", "get_empty", "redeliver", "ack")
+    found = {name: stats.total(name) for name in names}
+    found["deliver_get"] = sum(found[name] for name in names[:4])
+    found["publish"] = stats.published
+    found["confirm"] = stats.confirmed
+    found["return_unroutable"] = stats.returned
+    found["drop_unroutable"] = stats.unrouted - stats.returned
+    return found
 
 
 def exchange_facts(vhost: VHost, exchange: Exchange) -> dict[str, Any]:

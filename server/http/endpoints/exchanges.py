@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
-from qlog.server.broker.operations import Binding, Exchange, VHost
-from qlog.server.http.answers import Listing
-from qlog.server.http.ask import Ask
-from qlog.server.http.refusals import not_found
-from qlog.server.http.table import Endpoint
+from qlog.server.amqp.errors import AMQPError
+from qlog.server.amqp.properties import Properties
+from qlog.server.amqp.values import Timestamp
+from qlog.server.broker.operations import Binding, DestinationKind, Exchange, Rejected, VHost
+from qlog.server.http.answers import NO_CONTENT, Answer, Listing, created, put
+from qlog.server.http.ask import Ask, required
+from qlog.server.http.fields import flag, table, text
+from qlog.server.http.pace import paced
+from qlog.server.http.refusals import Refusal, bad_request, not_found, refusal
+from qlog.server.http.table import HISTORY, PAGED, Endpoint
 
+SHORTSTR_BYTES_MAX = 255
 DEFAULT_EXCHANGE = "amq.default"
 
 
@@ -75,22 +83,225 @@ async def bindings_to(ask: Ask) -> Listing[Any]:
     )
 
 
+async def declare_exchange(ask: Ask) -> Answer:
+    """Declare an exchange."""
+    vhost, name = ask.vhost(), exchange_name(ask)
+    document = await ask.document()
+    existed = ask.operations.find_exchange(vhost, name) is not None
+    outcome = ask.operations.declare_exchange(
+        vhost,
+        name,
+        text(document, "type", "direct"),
+        durable=flag(document, "durable"),
+        auto_delete=flag(document, "auto_delete"),
+        internal=flag(document, "internal"),
+        arguments=table(document),
+    )
+    await ask.settled(outcome)
+    return put(existed)
+
+
+def _found(ask: Ask) -> str:
+    """The name of the exchange in the path. Raises 404."""
+    name = exchange_name(ask)
+    if ask.operations.find_exchange(ask.vhost(), name) is None:
+        raise not_found()
+    return name
+
+
+async def delete_exchange(ask: Ask) -> Answer:
+    """Delete an exchange."""
+    outcome = ask.operations.delete_exchange(
+        ask.vhost(), _found(ask), if_unused=ask.flag("if-unused")
+    )
+    await ask.settled(outcome)
+    return NO_CONTENT
+
+
+# -- publishing
+
+
+async def publish(ask: Ask) -> dict[str, Any]:
+    """Publish a message."""
+    vhost, name = ask.vhost(), exchange_name(ask)
+    if ask.operations.find_exchange(vhost, name) is None:
+        raise refusal(404, "not_found", "exchange_not_found")
+    document = await ask.document()
+    required(document, "routing_key", "properties", "payload", "payload_encoding")
+    body = _body(text(document, "payload"), document["payload_encoding"])
+    properties = _properties(table(document, "properties"))
+    if reason := ask.operations.blocked_reason:
+        raise bad_request(f"publishers are blocked: {reason}")
+    try:
+        outcome = ask.operations.publish(
+            vhost,
+            name,
+            text(document, "routing_key"),
+            properties,
+            body,
+        )
+        routed = await ask.settled(outcome)
+    except AMQPError as error:
+        raise _not_published(error) from error
+    except (ValueError, UnicodeError) as error:
+        raise bad_request(str(error)) from None
+    return {"routed": routed}
+
+
+def _not_published(error: AMQPError) -> Refusal:
+    if isinstance(error, Rejected):
+        return bad_request("rejected Unable to publish message. Check queue limits.")
+    return bad_request(f"{error.code} {error.reply_text}")
+
+
+def _body(payload: str, encoding: Any) -> bytes:
+    """The octets of a payload. Raises 400."""
+    if encoding == "string":
+        return payload.encode()
+    if encoding != "base64":
+        raise bad_request(["unsupported_encoding", encoding])
+    try:
+        return base64.b64decode(payload, validate=True)
+    except ValueError:
+        raise bad_request(["not_base64", payload]) from None
+
+
+_OCTETS = ("delivery_mode", "priority")
+
+
+def _properties(given: Mapping[str, Any]) -> Properties:
+    """The properties that AMQP knows; others are left out, as RabbitMQ does. Raises 400."""
+    properties = Properties()
+    for name, value in given.items():
+        if name == "headers":
+            properties.headers = table(given, "headers")
+        elif name in _OCTETS:
+            setattr(properties, name, _number(name, value, 255))
+        elif name == "timestamp":
+            properties.timestamp = Timestamp(_number(name, value, 2**63 - 1))
+        elif name in Properties.__slots__:
+            if not isinstance(value, str):
+                raise bad_request(["not_a_string", name])
+            if len(value.encode()) > SHORTSTR_BYTES_MAX:
+                raise bad_request(["too_long", name])
+            setattr(properties, name, value)
+    return properties
+
+
+def _number(name: str, value: Any, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise bad_request(["not_int", name])
+    return value
+
+
+# -- bindings between two ends
+
+_KINDS: Mapping[str, DestinationKind] = {"q": "queue", "e": "exchange"}
+
+
+def _ends(ask: Ask) -> tuple[VHost, str, DestinationKind, str]:
+    """Vhost, source, and destination of the path. Raises 404."""
+    kind = _KINDS.get(ask.path["kind"])
+    if kind is None:
+        raise not_found()
+    name = exchange_name(ask, "destination") if kind == "exchange" else ask.path["destination"]
+    return ask.vhost(), exchange_name(ask), kind, name
+
+
+def _between(ask: Ask) -> Iterator[Binding]:
+    vhost, source, kind, destination = _ends(ask)
+    for binding in ask.operations.bindings_to(vhost, kind, destination):
+        if binding.source == source:
+            yield binding
+
+
+async def bindings_between(ask: Ask) -> Listing[Any]:
+    """The bindings between an exchange and a queue or an exchange."""
+    vhost = ask.vhost()
+    return Listing(_between(ask), lambda binding: ask.operations.binding_facts(vhost, binding))
+
+
+async def bind(ask: Ask) -> Answer:
+    """Make a binding; the answer says where it is."""
+    vhost, source, kind, destination = _ends(ask)
+    document = await ask.document()
+    key, arguments = text(document, "routing_key"), table(document)
+    try:
+        outcome = ask.operations.bind(vhost, None, source, kind, destination, key, arguments)
+        await ask.settled(outcome)
+        made = Binding(source, kind, destination, key, arguments)
+        name = ask.operations.binding_facts(vhost, made)["properties_key"]
+    except ValueError as error:
+        raise bad_request(str(error)) from None
+    return created(f"{quote(destination, safe='')}/{quote(name, safe='~')}")
+
+
+async def _binding(ask: Ask) -> Binding:
+    """The binding of the path. Raises 404."""
+    vhost = ask.vhost()
+    async for binding in paced(_between(ask)):
+        facts = ask.operations.binding_facts(vhost, binding)
+        if facts["properties_key"] == ask.path["props"]:
+            return binding
+    raise not_found()
+
+
+async def show_binding(ask: Ask) -> dict[str, Any]:
+    """One binding."""
+    return ask.operations.binding_facts(ask.vhost(), await _binding(ask))
+
+
+async def unbind(ask: Ask) -> Answer:
+    """Delete a binding."""
+    binding = await _binding(ask)
+    await ask.settled(ask.operations.unbind_it(ask.vhost(), binding))
+    return NO_CONTENT
+
+
+_ONE = "/exchanges/{vhost}/{exchange}"
+_BETWEEN = "/bindings/{vhost}/e/{exchange}/{kind}/{destination}"
+_DECLARED = {
+    "type": {"type": "string"},
+    "durable": {"type": "boolean"},
+    "auto_delete": {"type": "boolean"},
+    "internal": {"type": "boolean"},
+    "arguments": {"type": "object"},
+}
+_PUBLISHED = {
+    "routing_key": {"type": "string"},
+    "properties": {"type": "object"},
+    "payload": {"type": "string"},
+    "payload_encoding": {"type": "string", "enum": ["string", "base64"]},
+}
+_BOUND = {"routing_key": {"type": "string"}, "arguments": {"type": "object"}}
+
 ENDPOINTS = [
-    Endpoint("GET", "/exchanges", list_exchanges, "All exchanges"),
-    Endpoint("GET", "/exchanges/{vhost}", list_exchanges, "The exchanges of a vhost"),
-    Endpoint("GET", "/exchanges/{vhost}/{exchange}", show_exchange, "One exchange"),
+    Endpoint("GET", "/exchanges", list_exchanges, "All exchanges", query=PAGED),
+    Endpoint("GET", "/exchanges/{vhost}", list_exchanges, "Those of a vhost", query=PAGED),
+    Endpoint("GET", _ONE, show_exchange, "One exchange", query=HISTORY),
+    Endpoint("PUT", _ONE, declare_exchange, "Declare an exchange", body=_DECLARED, status=201),
     Endpoint(
-        "GET",
-        "/exchanges/{vhost}/{exchange}/bindings/source",
-        bindings_from,
-        "The bindings whose source it is",
+        "DELETE",
+        _ONE,
+        delete_exchange,
+        "Delete an exchange",
+        query={"if-unused": "only without bindings"},
+        status=204,
     ),
+    Endpoint("GET", f"{_ONE}/bindings/source", bindings_from, "The bindings that it is source of"),
+    Endpoint("GET", f"{_ONE}/bindings/destination", bindings_to, "Those that lead to it"),
     Endpoint(
-        "GET",
-        "/exchanges/{vhost}/{exchange}/bindings/destination",
-        bindings_to,
-        "The bindings whose destination it is",
+        "POST",
+        f"{_ONE}/publish",
+        publish,
+        "Publish a message",
+        body=_PUBLISHED,
+        required=tuple(_PUBLISHED),
     ),
     Endpoint("GET", "/bindings", list_bindings, "All bindings"),
     Endpoint("GET", "/bindings/{vhost}", list_bindings, "The bindings of a vhost"),
+    Endpoint("GET", _BETWEEN, bindings_between, "The bindings between two ends"),
+    Endpoint("POST", _BETWEEN, bind, "Make a binding", body=_BOUND, status=201),
+    Endpoint("GET", f"{_BETWEEN}/{{props}}", show_binding, "One binding"),
+    Endpoint("DELETE", f"{_BETWEEN}/{{props}}", unbind, "Delete a binding", status=204),
 ]

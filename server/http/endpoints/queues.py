@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
-from qlog.server.broker.operations import QueueType
-from qlog.server.http.answers import Listing
-from qlog.server.http.ask import Ask
-from qlog.server.http.refusals import not_found
-from qlog.server.http.table import Endpoint
+from qlog.server.broker.operations import Found, QueueType
+from qlog.server.http.answers import NO_CONTENT, Answer, Listing, encode, put
+from qlog.server.http.ask import Ask, required
+from qlog.server.http.fields import flag, table, whole
+from qlog.server.http.pace import Pace
+from qlog.server.http.refusals import bad_request, not_found, refusal
+from qlog.server.http.table import HISTORY, PAGED, Endpoint
 
+_ACK_MODES = (
+    "ack_requeue_true",
+    "ack_requeue_false",
+    "reject_requeue_true",
+    "reject_requeue_false",
+)
 _STATISTICS = (
     "consumer_details",
     "consumers",
@@ -61,10 +70,160 @@ async def queue_bindings(ask: Ask) -> Listing[Any]:
     )
 
 
+async def declare_queue(ask: Ask) -> Answer:
+    """Declare a queue."""
+    vhost, name = ask.vhost(), ask.path["queue"]
+    document = await ask.document()
+    existed = ask.operations.find_queue(vhost, name) is not None
+    outcome = ask.operations.declare_queue(
+        vhost,
+        None,
+        name,
+        durable=flag(document, "durable"),
+        exclusive=False,
+        auto_delete=flag(document, "auto_delete"),
+        arguments=table(document),
+    )
+    await ask.settled(outcome)
+    return put(existed)
+
+
+async def delete_queue(ask: Ask) -> Answer:
+    """Delete a queue."""
+    queue = _queue(ask)
+    outcome = ask.operations.delete_queue(
+        ask.vhost(),
+        None,
+        queue.name,
+        if_unused=ask.flag("if-unused"),
+        if_empty=ask.flag("if-empty"),
+    )
+    await ask.settled(outcome)
+    return NO_CONTENT
+
+
+async def purge_queue(ask: Ask) -> Answer:
+    """Drop all ready messages."""
+    await ask.settled(ask.operations.purge_queue(ask.vhost(), None, _queue(ask).name))
+    return NO_CONTENT
+
+
+async def queue_action(ask: Ask) -> Answer:
+    """RabbitMQ had actions for mirrored queues; there are none any more."""
+    _queue(ask)
+    (action,) = required(await ask.document(), "action")
+    raise bad_request(["unknown", action])
+
+
+async def rebalance(ask: Ask) -> Answer:
+    """Move the leaders of queues to other nodes, of which there are none."""
+    return NO_CONTENT
+
+
+async def get_messages(ask: Ask) -> Answer:
+    """Take messages from a queue, and put them back or not."""
+    vhost = ask.vhost()
+    if ask.operations.find_queue(vhost, ask.path["queue"]) is None:
+        raise refusal(404, "not_found", "queue_not_found")
+    document = await ask.document()
+    required(document, "ackmode", "count", "encoding")
+    mode, encoding = document["ackmode"], document["encoding"]
+    if encoding not in ("auto", "base64"):
+        raise bad_request("Unsupported encoding. Please use auto or base64.")
+    if mode not in _ACK_MODES:
+        raise bad_request(f"Unsupported ackmode. Please use one of {', '.join(_ACK_MODES)}.")
+    count = whole(document, "count")
+    truncate = whole(document, "truncate") if "truncate" in document else None
+    found = await ask.settled(ask.operations.take(vhost, ask.path["queue"], count, mode))
+    return Answer(body=_messages(found, encoding, truncate))
+
+
+async def _messages(
+    found: Sequence[Found], encoding: str, truncate: int | None
+) -> AsyncGenerator[bytes, None]:
+    pace = Pace()
+    for number, message in enumerate(found):
+        yield (b"," if number else b"[") + encode(message_facts(message, encoding, truncate))
+        await pace.rest()
+    yield b"]" if found else b"[]"
+
+
+def message_facts(message: Found, encoding: str, truncate: int | None) -> dict[str, Any]:
+    """A message as RabbitMQ's API shows it; its body as text if it is one (`auto`)."""
+    envelope, body = message.envelope, message.body
+    payload, payload_encoding = _payload(body if truncate is None else body[:truncate], encoding)
+    return {
+        "payload_bytes": len(body),
+        "redelivered": message.redelivered,
+        "exchange": envelope.exchange,
+        "routing_key": envelope.routing_key,
+        "message_count": message.left,
+        "properties": message.properties or [],
+        "payload": payload,
+        "payload_encoding": payload_encoding,
+    }
+
+
+def _payload(body: bytes, encoding: str) -> tuple[str, str]:
+    if encoding == "auto":
+        try:
+            return body.decode(), "string"
+        except UnicodeDecodeError:
+            pass
+    return base64.b64encode(body).decode(), "base64"
+
+
+_DECLARED = {
+    "durable": {"type": "boolean"},
+    "auto_delete": {"type": "boolean"},
+    "arguments": {"type": "object"},
+}
+_TAKEN = {
+    "count": {"type": "integer"},
+    "ackmode": {"type": "string", "enum": list(_ACK_MODES)},
+    "encoding": {"type": "string", "enum": ["auto", "base64"]},
+    "truncate": {"type": "integer", "minimum": 0},
+}
+_ONE = "/queues/{vhost}/{queue}"
+
 ENDPOINTS = [
-    Endpoint("GET", "/queues", list_queues, "All queues"),
-    Endpoint("GET", "/queues/detailed", list_queues, "All queues"),
-    Endpoint("GET", "/queues/{vhost}", list_queues, "The queues of a vhost"),
-    Endpoint("GET", "/queues/{vhost}/{queue}", show_queue, "One queue"),
-    Endpoint("GET", "/queues/{vhost}/{queue}/bindings", queue_bindings, "Its bindings"),
+    Endpoint("GET", "/queues", list_queues, "All queues", query=PAGED),
+    Endpoint("GET", "/queues/detailed", list_queues, "All queues", query=PAGED),
+    Endpoint("GET", "/queues/{vhost}", list_queues, "The queues of a vhost", query=PAGED),
+    Endpoint("GET", _ONE, show_queue, "One queue", query=HISTORY),
+    Endpoint("PUT", _ONE, declare_queue, "Declare a queue", body=_DECLARED, status=201),
+    Endpoint(
+        "DELETE",
+        _ONE,
+        delete_queue,
+        "Delete a queue",
+        query={"if-empty": "only if it is empty", "if-unused": "only without consumers"},
+        status=204,
+    ),
+    Endpoint("GET", f"{_ONE}/bindings", queue_bindings, "The bindings to a queue"),
+    Endpoint("DELETE", f"{_ONE}/contents", purge_queue, "Purge a queue", status=204),
+    Endpoint(
+        "POST",
+        f"{_ONE}/get",
+        get_messages,
+        "Take messages from a queue",
+        body=_TAKEN,
+        required=("count", "ackmode", "encoding"),
+    ),
+    Endpoint(
+        "POST",
+        f"{_ONE}/actions",
+        queue_action,
+        "Nothing: RabbitMQ's actions were for mirrored queues",
+        body={"action": {"type": "string"}},
+        required=("action",),
+    ),
+    Endpoint(
+        "POST",
+        "/rebalance/queues",
+        rebalance,
+        "Nothing: there is one node",
+        status=204,
+        tag="administrator",
+    ),
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from qlog.server.broker.operations import VHost
-from qlog.server.http.answers import Listing
+from qlog.server.http.answers import NO_CONTENT, Answer, Listing, put
 from qlog.server.http.ask import Ask
+from qlog.server.http.fields import flag, text, texts
+from qlog.server.http.refusals import not_found
 from qlog.server.http.table import Endpoint
 
 
@@ -25,7 +27,71 @@ async def show_vhost(ask: Ask) -> dict[str, Any]:
     return ask.operations.vhost_facts(ask.vhost())
 
 
+async def set_vhost(ask: Ask) -> Answer:
+    """Make a vhost, or change what is set about one; who makes one may use it."""
+    name = ask.path["vhost"]
+    document = await ask.document()
+    existed = any(vhost.name == name for vhost in ask.operations.vhosts())
+    default_type = document.get("default_queue_type")
+    outcome = ask.operations.set_vhost(
+        name,
+        description=text(document, "description"),
+        tags=texts(document, "tags"),
+        default_queue_type=None if default_type in (None, "", "undefined") else default_type,
+    )
+    vhost = await ask.settled(outcome)
+    if "tracing" in document:
+        ask.operations.set_tracing(vhost, flag(document, "tracing"))
+    return put(existed)
+
+
+async def delete_vhost(ask: Ask) -> Answer:
+    """Delete a vhost with all that is in it."""
+    await ask.settled(ask.operations.delete_vhost(ask.vhost().name))
+    return NO_CONTENT
+
+
+async def start_vhost(ask: Ask) -> Answer:
+    """RabbitMQ starts a vhost that has failed; here a vhost is there or not."""
+    ask.vhost()
+    if ask.path["node"] != ask.operations.about().node:
+        raise not_found()
+    return NO_CONTENT
+
+
+_SET = {
+    "description": {"type": "string"},
+    "tags": {"type": "string"},
+    "default_queue_type": {"type": "string", "enum": ["classic", "quorum", "stream"]},
+    "tracing": {"type": "boolean"},
+}
+
 ENDPOINTS = [
     Endpoint("GET", "/vhosts", list_vhosts, "All vhosts"),
     Endpoint("GET", "/vhosts/{vhost}", show_vhost, "One vhost"),
+    Endpoint(
+        "PUT",
+        "/vhosts/{vhost}",
+        set_vhost,
+        "Make or change a vhost",
+        tag="administrator",
+        body=_SET,
+        status=201,
+    ),
+    Endpoint(
+        "DELETE",
+        "/vhosts/{vhost}",
+        delete_vhost,
+        "Delete a vhost",
+        tag="administrator",
+        status=204,
+    ),
+    Endpoint(
+        "POST",
+        "/vhosts/{vhost}/start/{node}",
+        start_vhost,
+        "Nothing: a vhost is there or not",
+        tag="administrator",
+        status=204,
+    ),
 ]

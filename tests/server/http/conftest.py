@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.server.http.support import Site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path) -> Iterator[Site]:
     """A new broker."""
-    return Site(tmp_path / "data")
+    site = Site(tmp_path / "data")
+    yield site
+    site.bench.kill()

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlog.server.broker.access.logins import Refused
-from qlog.server.http.access import Identity
 from qlog.server.http.context import Context, Listener
 from qlog.server.http.management import management
 from tests.server.broker.support import Bench, Peer
@@ -49,7 +47,7 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self.bench = Bench(directory)
         self.context = Context(
-            login=self._login,
+            is_loopback=lambda host: True,
             listeners=lambda: [
                 Listener("amqp", "127.0.0.1", 5672),
                 Listener("http", "127.0.0.1", 15672),
@@ -61,16 +59,6 @@ class Site:
         operations = self.bench.broker.operations
         self.api = management(operations, self.context, self.bench.disk)
         self.owners = management(operations, self.context, self.bench.disk, by_owner=True)
-
-    async def _login(self, name: str, password: bytes, host: str) -> Identity | None:
-        try:
-            login = self.bench.broker.operations.authenticate(
-                name, password, address=host, loopback=True
-            )
-            user = login.result()
-        except Refused:
-            return None
-        return Identity(user.name, frozenset(user.tags), user.permissions)
 
     def peer(self, vhost: str = "/") -> Peer:
         """A client that has logged in."""
