@@ -3,12 +3,14 @@
 A new type is a file with a class that keeps the contract, and a line in `TYPES`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from qlog.routing.binding import NO_ARGUMENTS, Binding
 from qlog.routing.consistent_hash import ConsistentHash
+from qlog.routing.deduplication import DEDUPLICATION, Deduplication, window_of
+from qlog.routing.delayed import DELAYED, delayed_type
 from qlog.routing.direct import Direct
 from qlog.routing.errors import UnknownExchangeType
 from qlog.routing.fanout import Fanout
@@ -53,12 +55,23 @@ class Matcher(Protocol):
 ALTERNATE = "alternate-exchange"  # the argument
 LOCAL_RANDOM = "x-local-random"
 
-TYPES: Mapping[str, type[Matcher]] = {
+
+def _delayed(arguments: Mapping[str, object]) -> Matcher:
+    """The matcher of the type that an `x-delayed-message` exchange routes by."""
+    name = delayed_type(arguments)
+    assert_type(name)
+    return TYPES[name](arguments)
+
+
+# Each gets the arguments of the exchange. Raises InvalidArguments, UnknownExchangeType.
+TYPES: Mapping[str, Callable[[Mapping[str, object]], Matcher]] = {
     "direct": Direct,
     "fanout": Fanout,
     "headers": Headers,
     "topic": Topic,
     "x-consistent-hash": ConsistentHash,
+    DEDUPLICATION: Deduplication,
+    DELAYED: _delayed,
     LOCAL_RANDOM: LocalRandom,
     "x-modulus-hash": ModulusHash,
     "x-random": Random,
@@ -92,6 +105,14 @@ class Exchange:
         name = self.arguments.get(ALTERNATE)
         assert name is None or isinstance(name, str), "the broker checks the argument's type"
         return name or None
+
+    @property
+    def gated(self) -> bool:
+        """Not every message that comes is routed at once: the broker says which ones are.
+
+        Raises InvalidArguments.
+        """
+        return self.type == DELAYED or window_of(self.type, self.arguments) is not None
 
 
 # Every vhost has these from the beginning (RabbitMQ; AMQP 0-9-1, section 3.1.3).

@@ -5,7 +5,7 @@ of alternates end, and that `version` grows with every change that may alter a r
 Knows queues by name only; does not know users, reply codes, durability rules or reserved names.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import NamedTuple, TypeAlias
@@ -70,12 +70,13 @@ class Removed(list[str]):
 class _Source:
     """An exchange in the table, with the bindings that lead out of it."""
 
-    __slots__ = ("alternate", "bindings", "exchange", "keeps_history", "matcher")
+    __slots__ = ("alternate", "bindings", "exchange", "gated", "keeps_history", "matcher")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.alternate = exchange.alternate
         self.keeps_history = exchange.type == RECENT_HISTORY
+        self.gated = exchange.gated
         self.matcher: Matcher = TYPES[exchange.type](exchange.arguments)
         self.bindings: dict[Binding, None] = {}
 
@@ -369,12 +370,15 @@ class RoutingTable:
         exchange: str,
         routing_keys: Sequence[str],
         message: Message,
+        passes: Callable[[str], bool] = lambda name: True,
     ) -> Routed:
         """Find the queues of a message published to `exchange`. Raises MissingExchange.
 
         `routing_keys` are the message's own, which comes first, and those of CC and BCC; `message`
-        is asked once by each exchange on the way that has to know more. An exchange where no binding matches hands the message
-        to its alternate, and so on; an alternate that does not exist is ignored (RabbitMQ).
+        is asked once by each exchange on the way that has to know more. An exchange where no
+        binding matches hands the message to its alternate, and so on; an alternate that does not
+        exist is ignored (RabbitMQ). `passes` is asked at each exchange on the way that is `gated`:
+        if it says False, the message gets no further there.
         """
         if exchange not in self._sources:
             raise MissingExchange(exchange)
@@ -387,6 +391,10 @@ class RoutingTable:
             source = self._sources.get(name)
             if source is None or (name != exchange and ("exchange", name) in self._going):
                 continue  # an alternate that does not exist
+            if source.gated:
+                cacheable = False
+                if not passes(name):
+                    continue
             if source.keeps_history:
                 histories.append(name)
             matcher = source.matcher

@@ -115,6 +115,9 @@ class Broker:
         for vhost in self.vhosts.values():
             vhost.apply_to_exchanges()
         lane_ids: list[int] = []
+        for hidden in self.definitions.hidden_lanes():
+            self.vhosts[hidden.vhost].hidden_lanes.add(hidden)
+            lane_ids.append(hidden.lane_id)
         for definition in self.definitions.queues():
             vhost = self.vhosts[definition.vhost]
             lane_ids += definition.lane_ids.values()
@@ -134,6 +137,8 @@ class Broker:
         for vhost in self.vhosts.values():
             vhost.finish_deletions()
         self.store.retain(lane_ids)
+        for vhost in self.vhosts.values():
+            vhost.take_up_hidden_lanes()
         self.services.dues.look()
         if document is not None:
             loading = Import(self.operations, self.users, self.definitions)

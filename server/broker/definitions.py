@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
-from qlog.routing.binding import Binding
+from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.values import Table, decode_table, encode_table
 from qlog.server.broker.access.users import User
@@ -48,6 +48,26 @@ class QueueDefinition:
     def level_of(self, lane_id: int) -> int:
         """The level, a priority, of one of its lanes."""
         return next(level for level, one in self.lane_ids.items() if one == lane_id)
+
+
+# What a hidden lane is for: delayed messages, or the keys of those that were seen.
+DELAYED = "delayed"
+WINDOW = "window"
+
+
+class HiddenLane(NamedTuple):
+    """A lane that is no queue's, and the durable thing that it belongs to (hidden_lanes.py)."""
+
+    vhost: str
+    kind: DestinationKind
+    name: str
+    role: str
+    lane_id: int
+
+    @property
+    def queue_name(self) -> str:
+        """How tools name it, as if it were a queue: what is delayed as LavinMQ does."""
+        return f"amq.{self.role}-{self.name}"
 
 
 def lane_ids_of(value: bytes) -> LaneIds:
@@ -245,7 +265,7 @@ class Definitions:
         """Delete what is left in vhosts that are gone: a crash cut their deletion off."""
         # A name begins with its vhost; to decode each would take a start long.
         known = tuple(json.dumps((name,))[:-1] + ", " for name, _ in self.vhosts())
-        for kind in ("exchange", "queue", "binding", *KINDS):
+        for kind in ("exchange", "queue", "binding", "hidden_lane", *KINDS):
             for name, _ in self._catalog.items(kind):
                 if not name.startswith(known):
                     self._catalog.delete(kind, name)
@@ -271,6 +291,21 @@ class Definitions:
             yield QueueDefinition(
                 vhost, name, _lane_ids(value), value["auto_delete"], _table(value["arguments"])
             )
+
+    def save_hidden_lane(self, lane: HiddenLane) -> None:
+        self._put(
+            "hidden_lane",
+            _name(lane.vhost, lane.kind, lane.name, lane.role),
+            {"lane": lane.lane_id},
+        )
+
+    def delete_hidden_lane(self, vhost: str, kind: str, name: str, role: str) -> None:
+        self._catalog.delete("hidden_lane", _name(vhost, kind, name, role))
+
+    def hidden_lanes(self) -> Iterator[HiddenLane]:
+        for (vhost, kind, name, role), value in self._items("hidden_lane"):
+            owner_kind: DestinationKind = "exchange" if kind == "exchange" else "queue"
+            yield HiddenLane(vhost, owner_kind, name, role, value["lane"])
 
     # -- bindings ----------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from qlog.server.broker.access.users import Permission, TopicPermission, User
 from qlog.server.broker.access_operations import AccessOperations, LoggedIn, when_free
 from qlog.server.broker.channels import by_hand
 from qlog.server.broker.channels.by_hand import AckMode, Found, Rejected
+from qlog.server.broker.delayed_operations import DelayedOperations
 from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
@@ -150,7 +151,7 @@ class Connected(LoggedIn, Protocol):
         """RabbitMQ's fields."""
 
 
-class Operations(AccessOperations):
+class Operations(AccessOperations, DelayedOperations):
     """See the head of this file. `vhosts`, `users` and `clients` are the broker's own, as they are now."""
 
     __slots__ = ("_vhosts_leaving", "alarms")

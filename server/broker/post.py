@@ -87,8 +87,6 @@ class PostOffice:
         A message is rejected if any of its queues rejects it; the others have taken it all the
         same, as in RabbitMQ.
         """
-        for history in targets.histories:
-            history.add(mail.envelopes, mail.bodies)
         lsn = 0
         queues: Sequence[QueueType] = targets.queues
         if all(traits.expiration is None for traits in mail.traits):
@@ -104,6 +102,8 @@ class PostOffice:
             eased = eased or receipt.eased
             lsn = max(lsn, receipt.lsn)
             rejected.update(receipt.rejected)
+        for keeper in targets.keepers:
+            lsn = max(lsn, keeper.add(mail, rejected))
         self._delivery.wake_all(targets.queues)
         return Receipt(lsn, sorted(rejected), eased)
 

@@ -11,6 +11,7 @@ from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.delivery import Delivery
 from qlog.server.broker.due import DueMessages
 from qlog.server.broker.durability import Durability
+from qlog.server.broker.features.deduplication import Memory
 from qlog.server.broker.jobs import Jobs
 from qlog.server.broker.post import PostOffice
 from qlog.server.broker.queues.cold_reads import ColdReads
@@ -50,6 +51,7 @@ class Services:
             self.durability, self.jobs, ColdReads(store), PumpTime(time.perf_counter)
         )
         self.replies = Replies()
+        self.seen = Memory()
         self.post = PostOffice(
             store, self.delivery, self.durability, self.replies, self.stats, now_ms
         )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
+from qlog.routing.delayed import DELAYED
 from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
 from qlog.routing.exchange import ALTERNATE, LOCAL_RANDOM, Exchange, assert_type
 from qlog.routing.recent_history import history_length
@@ -24,12 +25,15 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table
 from qlog.server.broker.features.dead_letter import DeadLetters
+from qlog.server.broker.features.deduplication import REPEATED, Once, SeenWindows
+from qlog.server.broker.features.delayed import DelayedMessages, delay_of
 from qlog.server.broker.features.expiry import Expiry
 from qlog.server.broker.features.firehose import Firehose
 from qlog.server.broker.features.overflow import Overflow
 from qlog.server.broker.features.policy import KINDS, Policies, Policy, PolicyKind
 from qlog.server.broker.features.recent_history import History, giving
 from qlog.server.broker.features.vhost_settings import VHostSettings
+from qlog.server.broker.hidden_lanes import HiddenLanes
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import (
@@ -40,7 +44,7 @@ from qlog.server.broker.queues.arguments import (
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.factory import make_queue
 from qlog.server.broker.queues.levels import LaneIds
-from qlog.server.broker.queues.targets import Routes, Targets
+from qlog.server.broker.queues.targets import Keeper, Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.server.broker.services import Services
 from qlog.server.broker.stats import ExchangeCounts
@@ -79,6 +83,9 @@ class VHost:
         self.overflow = Overflow(self.dead_letters, services.jobs)
         self._histories: dict[str, History] = {}
         self._exchange_counts: dict[str, ExchangeCounts] = {}
+        self.hidden_lanes = HiddenLanes(name, services.store, services.definitions)
+        self.delayed = DelayedMessages(self, services)
+        self.windows = SeenWindows(self.hidden_lanes, services)
         self.firehose: Firehose | None = None
         self.expiry = Expiry(self.dead_letters, services, self.delete_queue)
         self.dues = services.dues
@@ -130,13 +137,44 @@ class VHost:
         """Changes whenever a remembered route may be wrong."""
         return self.routing.version + self._settings_version
 
-    def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
-        """The queues of a message, and whether exchange and keys alone decided it."""
+    def route(
+        self, exchange: str, keys: Sequence[str], envelope: Envelope, *, released: bool = False
+    ) -> tuple[Targets, bool]:
+        """The queues of a message, and whether exchange and keys alone decided it.
+
+        The exchanges on its way may note that they have seen it, so each message is to be routed
+        once. `released`: the message has been delayed at `exchange`, and noted there.
+        """
         self.routes.check(self.routes_version)
-        queues, cacheable, histories = self.routing.route(exchange, keys, envelope)
-        kept = tuple(map(self._history, histories)) if histories else ()
+        keepers: list[Keeper] = []
+
+        def passes(name: str) -> bool:
+            return (released and name == exchange) or self._passes(name, envelope, keepers)
+
+        queues, cacheable, histories = self.routing.route(exchange, keys, envelope, passes)
+        if histories:
+            keepers += map(self._history, histories)
         counts = self.counts_of_exchange(exchange)
-        return self.routes.targets(queues, self.queues, kept, counts), cacheable
+        return self.routes.targets(queues, self.queues, tuple(keepers), counts), cacheable
+
+    def _passes(self, name: str, envelope: Envelope, keepers: list[Keeper]) -> bool:
+        """Whether a message is routed further by an exchange that does not pass all.
+
+        `keepers` gets who keeps it, or notes it, those first who take it.
+        """
+        exchange = self.exchange(name)
+        window = self.windows.of_exchange(exchange)
+        if window is not None:
+            new = window.passes(envelope)
+            if new is False:
+                keepers.append(REPEATED)
+                return False
+            if new:
+                keepers.append(window)
+        if exchange.type == DELAYED and delay_of(envelope) > 0:
+            keepers.insert(0, self.delayed.at(exchange))
+            return False
+        return True
 
     def counts_of_exchange(self, name: str) -> ExchangeCounts:
         """What came to an exchange and left it, since it is there."""
@@ -242,7 +280,7 @@ class VHost:
         with self._definitions.transaction():
             self._definitions.delete_exchange(self.name, name)
             self._forget(removed)
-        self.routing.remove(removed)
+        self._remove(removed)
         yield from self._losing_bindings(removed.going)
 
     def _losing_bindings(self, going: Iterable[End]) -> Steps[None]:
@@ -264,7 +302,7 @@ class VHost:
                     removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
                 with self._definitions.transaction():
                     self._forget(removed)
-                self.routing.remove(removed)
+                self._remove(removed)
                 self._leave(left, removed.going)
                 if removed.complete:
                     self._leaving.pop(left.popleft()).set(None)
@@ -282,7 +320,7 @@ class VHost:
             removed = self.routing.removal_of_exchange(name)
         with self._definitions.transaction():
             self._forget(removed)
-        self.routing.remove(removed)
+        self._remove(removed)
 
     def _leave(self, left: deque[End], going: Iterable[End]) -> None:
         """Nobody sees any more what is going, but for the job that has it in `left`."""
@@ -357,6 +395,22 @@ class VHost:
         else:
             self._orphans.append(binding)
 
+    def take_up_hidden_lanes(self) -> None:
+        """Go on with what was delayed, and with what was seen, before a start.
+
+        What belongs to nothing any more is given up.
+        """
+        for owner, _ in self.hidden_lanes:
+            exchange = self.routing.exchange(owner.name) if owner.kind == "exchange" else None
+            if exchange is not None and exchange.type == DELAYED and owner.role == "delayed":
+                self.delayed.at(exchange)
+            elif exchange is not None and owner.role == "window":
+                self.windows.of_exchange(exchange)
+            elif owner.kind == "exchange" or owner.name not in self.queues:
+                with self._definitions.transaction():
+                    self.hidden_lanes.forget(owner.kind, owner.name)
+        self.hidden_lanes.drop()
+
     def finish_deletions(self) -> None:
         """Take away the bindings that deletions left when the broker was stopped in their middle.
 
@@ -372,7 +426,7 @@ class VHost:
                     removed = self.routing.removal_of_exchange(source)
                     self._definitions.delete_exchange(self.name, source)
                     self._forget(removed)
-                    self.routing.remove(removed)
+                    self._remove(removed)
 
     def unbind(
         self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
@@ -386,7 +440,7 @@ class VHost:
         )
         with self._definitions.transaction():
             self._forget(removed)
-        self.routing.remove(removed)
+        self._remove(removed)
         if not removed.going:
             return Outcome.of(None)
         return self._services.jobs.start(self._losing_bindings(removed.going))
@@ -399,18 +453,29 @@ class VHost:
         return destination_durable and self.exchange(binding.source).durable
 
     def _forget(self, removed: Removed) -> None:
-        """Take from the catalog what a removal takes from the table, and histories."""
+        """Take from the catalog what a removal takes from the table, and what is kept of it."""
         if removed.exchange is not None:
-            self._histories.pop(removed.exchange, None)
-            self._exchange_counts.pop(removed.exchange, None)
+            self._forget_kept(removed.exchange)
         for name in (*removed, *removed.emptied):
-            self._histories.pop(name, None)
-            self._exchange_counts.pop(name, None)
+            self._forget_kept(name)
             self._definitions.delete_exchange(self.name, name)
         for binding in removed.bindings:
             if not binding.source:
                 continue  # the default exchange's are implied by the queue
             self._definitions.delete_binding(self.name, binding)
+
+    def _forget_kept(self, exchange: str) -> None:
+        """Nothing is kept of a deleted exchange: no history, and nothing that is delayed."""
+        self._exchange_counts.pop(exchange, None)
+        self._histories.pop(exchange, None)
+        self.delayed.forget(exchange)
+        self.windows.forget_exchange(exchange)
+        self.hidden_lanes.forget("exchange", exchange)
+
+    def _remove(self, removed: Removed) -> None:
+        """Take a removal from the table, after the catalog: it counts from now on."""
+        self.routing.remove(removed)
+        self.hidden_lanes.drop()
 
     # -- the vhost itself --------------------------------------------------------------------
 
@@ -602,6 +667,12 @@ class VHost:
             self._definitions.save_queue(declared, {**lane_ids, level: lane_id})
         return self.store.lane(lane_id)
 
+    def once(
+        self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]
+    ) -> Once | None:
+        """What keeps messages from coming into a queue twice, if it is declared so."""
+        return self.windows.of_queue(declared, lanes)
+
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left: it is deleted, unless one comes soon.
 
@@ -657,8 +728,9 @@ class VHost:
         with self._definitions.transaction():
             if queue.declared.durable:
                 self._definitions.delete_queue(queue.declared)
+            self.hidden_lanes.forget("queue", queue.name)
             self._forget(removed)
-        self.routing.remove(removed)
+        self._remove(removed)
         queue.close()
         self._services.stats.queues_deleted += 1
         del self.queues[queue.name]

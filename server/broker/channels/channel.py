@@ -221,6 +221,8 @@ class Channel:
         self.consumers.clear()
         transaction = self.publisher.transaction
         kept = [] if transaction is None else transaction.take_settlements()
+        if transaction is not None:
+            transaction.roll_back()
         pieces = chain((settlement.runs for settlement in kept), self._all_unacked())
         return self.services.jobs.start(self._requeueing(pieces, lost=True))
 
@@ -660,6 +662,7 @@ class Channel:
         self.answer(self.services.jobs.start(steps), lambda _: spec.TxRollbackOk())
 
     def _rolling_back(self, transaction: Transaction) -> Steps[None]:
+        transaction.roll_back()
         for settlement in transaction.take_settlements():
             for run in settlement.runs:
                 self.outstanding.unacked.give_back(run)

@@ -174,7 +174,7 @@ class Publisher:
                 group = grouping.group(targets, persistent, True)
                 group.envelopes += run.envelopes
                 group.bodies += run.bodies
-            elif targets.queues:
+            elif not targets.unrouted:
                 self._special(grouping, targets, run.traits, run.envelopes, run.bodies)
             else:
                 self._unqueued(Unqueued(targets, methods, run.envelopes, run.bodies))
@@ -224,7 +224,7 @@ class Publisher:
                 group = grouping.group(targets, traits.persistent, True)
                 group.envelopes.append(envelope)
                 group.bodies.append(body)
-            elif targets.queues:
+            elif not targets.unrouted:
                 self._special(grouping, targets, traits, [envelope], [body])
             else:
                 self._unqueued(Unqueued(targets, [method], [envelope], [body]))
@@ -361,8 +361,8 @@ class Publisher:
         if targets.replies_to is not None:
             targets.replies_to.deliver_replies(envelopes, bodies)
             return
-        for history in targets.histories:
-            history.add(envelopes, bodies)
+        for keeper in targets.keepers:
+            keeper.passed(envelopes, bodies)
         self._post.count_unrouted(targets, len(bodies))
         sink, number = self._channel.sink, self._channel.number
         returned = 0

@@ -65,6 +65,13 @@ class Transaction:
         taken, self.settlements = self.settlements, []
         return taken
 
+    def roll_back(self) -> None:
+        """Nothing of what was published counts: whoever has noted it forgets it."""
+        for group in self.groups:
+            group.targets.forget(group.envelopes)
+        for messages in self.unqueued:
+            messages.targets.forget(messages.envelopes)
+
     def surviving(self) -> Iterator[Group]:
         """The groups, for those of their queues that were not deleted meanwhile.
 
@@ -73,5 +80,5 @@ class Transaction:
         """
         for group in self.groups:
             group.renew()
-            if group.targets.queues or group.targets.histories:
+            if group.targets.queues or group.targets.keepers:
                 yield group

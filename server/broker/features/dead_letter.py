@@ -30,12 +30,13 @@ from typing import NamedTuple, Protocol
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.features.deaths import Copy, Death, copy_of
+from qlog.server.broker.features.deduplication import REPEATED
 from qlog.server.broker.jobs import Jobs, Steps
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.post import PostOffice
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.mail import Mail
-from qlog.server.broker.queues.targets import Routes, Targets
+from qlog.server.broker.queues.targets import Keeper, Routes, Targets
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.stats import Stats
 from qlog.server.broker.timers import Timers
@@ -87,7 +88,7 @@ class Letters:
     """Messages of one backlog that are out, from `qseq` on, and why they leave.
 
     They are not settled before the log is durable up to `after_lsn`. `at_once`: so many are read
-    together. `served`: the queues that have taken the first of them already.
+    together. `served`: who has taken the first of them already, queues and keepers.
     """
 
     __slots__ = ("after_lsn", "at_once", "backlog", "count", "qseq", "reason", "served")
@@ -101,7 +102,7 @@ class Letters:
         self.reason = reason
         self.after_lsn = after_lsn
         self.at_once = LETTERS_AT_ONCE
-        self.served: set[QueueType] = set()
+        self.served: set[QueueType | Keeper] = set()
 
     def add(self, backlog: Backlog, qseq: int, count: int, reason: str, after_lsn: int) -> bool:
         """Add messages that are the next ones, and leave for the same reason; else False."""
@@ -356,17 +357,29 @@ class DeadLetters:
         return at
 
     def _insist(self, letters: Letters, addressed: Addressed, body: bytes) -> bool:
-        """Give a copy to those queues that have not taken it; whether all of them have, by now."""
-        queues = addressed.targets.queues
-        for queue in queues:
-            if queue not in letters.served:
-                one = Addressed(addressed.copy, Targets((queue,)), cycled=False)
-                receipt = self._services.post.pass_on(one.targets, self._mail([one], [body]))
+        """Give a copy to those that have not taken it; whether all of them have, by now.
+
+        What an exchange has seen before goes nowhere, and need not be offered again.
+        """
+        targets = addressed.targets
+        mail = self._mail([addressed], [body])
+        takers: list[tuple[QueueType | Keeper, Targets]] = [
+            (queue, Targets((queue,))) for queue in targets.queues
+        ]
+        takers += [(keeper, Targets((), keepers=(keeper,))) for keeper in targets.takers]
+        for taker, alone in takers:
+            if taker not in letters.served:
+                receipt = self._services.post.pass_on(alone, mail)
                 letters.after_lsn = max(letters.after_lsn, receipt.lsn)
                 if not receipt.rejected:
-                    letters.served.add(queue)
-        if not queues or not letters.served.issuperset(queues):
+                    letters.served.add(taker)
+        unrouted = targets.unrouted and REPEATED not in targets.keepers
+        if unrouted or not letters.served.issuperset(taker for taker, _ in takers):
+            targets.forget(mail.envelopes)  # it is routed again
             return False
+        for keeper in targets.keepers:
+            if not keeper.takes:
+                letters.after_lsn = max(letters.after_lsn, keeper.add(mail, ()))
         letters.served.clear()
         self._services.stats.dead_lettered += 1
         return True
@@ -374,7 +387,7 @@ class DeadLetters:
     def _send(self, addressed: Sequence[Addressed], bodies: Sequence[bytes]) -> int:
         """Publish copies for the same queues; returns the LSN that makes them durable, or 0."""
         targets, stats = addressed[0].targets, self._services.stats
-        if not targets.queues:
+        if targets.unrouted:
             stats.dead_dropped += len(bodies)
             return 0
         receipt = self._services.post.pass_on(targets, self._mail(addressed, bodies))
@@ -406,12 +419,14 @@ class DeadLetters:
         )
         known: dict[bytes, Addressed] = {}
         result: list[Addressed] = []
+        cacheable = True
         for envelope in envelopes:
             addressed = known.get(envelope.packed)
             if addressed is None:
-                copy = copy_of(envelope, death)
-                addressed = self._route(copy, exchange)
+                addressed, cacheable = self._route(copy_of(envelope, death), exchange)
                 known[envelope.packed] = addressed
+            elif not cacheable:
+                addressed, _ = self._route(addressed.copy, exchange)
             if addressed.copy.envelope.body_size != envelope.body_size:
                 copy = addressed.copy
                 resized = copy.envelope._replace(body_size=envelope.body_size)
@@ -420,16 +435,19 @@ class DeadLetters:
             result.append(addressed)
         return result
 
-    def _route(self, copy: Copy, exchange: Exchange | None) -> Addressed:
+    def _route(self, copy: Copy, exchange: Exchange | None) -> tuple[Addressed, bool]:
+        """Where a copy goes, and whether an equal one goes there, too."""
         if exchange is None:
-            return Addressed(copy, self._nowhere, cycled=False)
-        targets, _ = self._exchanges.route(exchange.name, copy.keys, copy.envelope)
+            return Addressed(copy, self._nowhere, cycled=False), True
+        targets, cacheable = self._exchanges.route(exchange.name, copy.keys, copy.envelope)
         names = [queue.name for queue in targets.queues]
         left = [name for name in names if not copy.would_cycle(name)]
         cycled = len(left) < len(names)
         if cycled:
-            targets = self._exchanges.routes.targets(tuple(left), self._exchanges.queues)
-        return Addressed(copy, targets, cycled)
+            targets = self._exchanges.routes.targets(
+                tuple(left), self._exchanges.queues, targets.keepers
+            )
+        return Addressed(copy, targets, cycled), cacheable
 
 
 def _alike(addressed: Sequence[Addressed], at: int) -> int:

@@ -104,7 +104,7 @@ class Firehose:
             properties = encode_properties(Properties(headers=headers))
             envelope = Envelope.pack(TRACE, key, properties, original.body_size)
             targets, _ = self._exchanges.route(TRACE, [key], envelope)
-            if targets.queues or targets.histories:
+            if targets.queues or targets.keepers:
                 addressed.append((targets, envelope, body))
         for targets, group in groupby(addressed, key=itemgetter(0)):
             _, envelopes, bodies = zip(*group, strict=True)

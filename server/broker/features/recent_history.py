@@ -17,7 +17,7 @@ Knows no exchange, and no binding: the vhost says what passes which exchange, an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -45,13 +45,23 @@ TargetsOf = Callable[[Envelope, Sequence[str]], Targets]
 class History:
     """The newest messages of one exchange: `length` of them."""
 
+    takes = False
+
     def __init__(self, length: int) -> None:
         self.length = length
         self.seen = 0  # how many were ever kept
         self._kept: deque[Kept] = deque()
         self._bytes = 0
 
-    def add(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
+    def add(self, mail: Mail, rejected: Collection[int]) -> int:
+        """Messages have passed the exchange. (What a queue turned away has, too.)"""
+        self.passed(mail.envelopes, mail.bodies)
+        return 0
+
+    def forget(self, envelopes: Sequence[Envelope]) -> None:
+        """A transaction is rolled back: its messages have not passed yet."""
+
+    def passed(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
         """Messages have passed the exchange."""
         kept = self._kept
         for envelope, body in zip(envelopes, bodies, strict=True):
@@ -102,7 +112,7 @@ def _give(messages: Sequence[Kept], post: PostOffice, targets_of: TargetsOf) -> 
     addressed = [(targets_of(each, keys_of(each)), each, body) for each, body in messages]
     for targets, group in groupby(addressed, key=itemgetter(0)):
         for mail in _mail([(envelope, body) for _, envelope, body in group], post.now_ms):
-            if targets.queues or targets.histories:
+            if targets.queues or targets.keepers:
                 post.pass_on(targets, mail)
 
 

@@ -187,11 +187,12 @@ class QueueArguments:
     """The validated arguments of one queue.
 
     `type` is classic or quorum; `level_max`: the highest priority of messages, 0 if there are no
-    priorities; `single_active`: one consumer at a time gets messages. Raises (from `check`): 406
+    priorities; `single_active`: one consumer at a time gets messages; `deduplicates`: no message
+    comes in twice (features/deduplication.py). Raises (from `check`): 406
     `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
     """
 
-    __slots__ = ("level_max", "single_active", "table", "type")
+    __slots__ = ("deduplicates", "level_max", "single_active", "table", "type")
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -200,6 +201,7 @@ class QueueArguments:
         # RabbitMQ 4.0.5 takes a maximum of 0 for one of 1.
         self.level_max = max(priority, 1) if isinstance(priority, int) else 0
         self.single_active = table.get("x-single-active-consumer") is True
+        self.deduplicates = table.get("x-message-deduplication") is True
 
     @classmethod
     def check(

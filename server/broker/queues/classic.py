@@ -93,6 +93,16 @@ class Times(Protocol):
         """Somebody used the queue, or begins not to use it."""
 
 
+class Once(Protocol):
+    """See features/deduplication.py."""
+
+    def publish(self, mail: Mail, admit: Callable[[Mail], Receipt]) -> Receipt:
+        """Have those messages taken that are new."""
+
+    def close(self) -> None:
+        """The queue is deleted."""
+
+
 class Dues(Protocol):
     """See due.py."""
 
@@ -154,6 +164,11 @@ class Host(Protocol):
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left."""
 
+    def once(
+        self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]
+    ) -> Once | None:
+        """What keeps messages from coming into a queue twice, if it is declared so."""
+
 
 class ClassicQueue:
     """See the head of this file, and `QueueType`.
@@ -199,6 +214,7 @@ class ClassicQueue:
             lanes, declared.arguments.level_max, self._new_level, self._new_backlog
         )
         self.backlogs = self._levels.backlogs  # in the order in which they are delivered from
+        self._once = host.once(declared, lambda: self.lanes)
 
     def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
         return Backlog(lane)
@@ -365,6 +381,11 @@ class ClassicQueue:
 
     def publish(self, mail: Mail) -> Receipt:
         """Take messages for which an append to `lane` is not all; see `QueueType`."""
+        if self._once is not None:
+            return self._once.publish(mail, self._admit)
+        return self._admit(mail)
+
+    def _admit(self, mail: Mail) -> Receipt:
         if self.effective.limited:
             return self._overflow.admit(self, mail)
         return Receipt(self.append(mail))
@@ -475,6 +496,8 @@ class ClassicQueue:
         """It is deleted: it has no messages any more. `cancel_takers` is to follow."""
         self.deleted = True
         self._expiry.closed(self)
+        if self._once is not None:
+            self._once.close()
         for backlog in self.backlogs:
             self._host.dues.release(backlog.lane.id)
             backlog.close()

@@ -151,7 +151,7 @@ class Effective:
         self.keeps_dead = self.dead_letter_strategy == "at-least-once" and self.overflow == REJECT
         short = self.message_ttl_ms is not None and self.message_ttl_ms < SHORT_MS
         self.limited = self.max_length is not None or self.max_length_bytes is not None
-        self.plain = not (self.limited or declared.level_max or short)
+        self.plain = not (self.limited or declared.level_max or short or declared.deduplicates)
 
 
 def _bounded_ms(value_ms: int | None) -> int | None:

@@ -8,11 +8,12 @@ what all vhosts of a process remember stays within one bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from qlog.server.amqp.budget import Budget
 from qlog.server.amqp.envelope import Envelope
+from qlog.server.broker.queues.mail import Mail
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.stats import ExchangeCounts
 from qlog.storage.lanes.lane import Lane
@@ -33,10 +34,27 @@ class ReplyChannel(Protocol):
 
 
 class Keeper(Protocol):
-    """Keeps what passes an exchange (features/recent_history.py)."""
+    """Keeps messages, or something of them, that come by an exchange.
 
-    def add(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
-        """Messages have passed."""
+    `takes`: it has the message as a queue would (features/delayed.py). The others note that it has
+    passed (features/recent_history.py, features/deduplication.py).
+    """
+
+    @property
+    def takes(self) -> bool: ...
+
+    def add(self, mail: Mail, rejected: Collection[int]) -> int:
+        """Messages have come, and were given to their queues.
+
+        `rejected`: the indices of those that a queue has turned away. Returns the LSN that makes
+        durable what is kept, or 0.
+        """
+
+    def passed(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
+        """Messages have passed that nobody takes."""
+
+    def forget(self, envelopes: Sequence[Envelope]) -> None:
+        """Messages came to nothing: their transaction is rolled back."""
 
 
 class Targets:
@@ -46,8 +64,9 @@ class Targets:
     not plain, nor is one with a queue whose settings ask for more (`Effective.plain`). `special`
     are these queues; `durable`, `transient` and `all` are the lanes of the others, which share an
     append. Of messages that are not persistent `lasting` are the lanes that keep them all the same,
-    and `fleeting` the others. For every run only `plain` is looked at. `histories` keep the
-    messages, too. `counts` are those of the exchange that the messages were published to.
+    and `fleeting` the others. For every run only `plain` is looked at. `keepers` are told of the
+    messages, too. `unrouted`: nobody takes the messages. `counts` are those of the exchange that
+    the messages were published to.
     """
 
     __slots__ = (
@@ -55,28 +74,30 @@ class Targets:
         "counts",
         "durable",
         "fleeting",
-        "histories",
+        "keepers",
         "lasting",
         "plain",
         "queues",
         "replies_to",
         "special",
         "transient",
+        "unrouted",
     )
 
     def __init__(
         self,
         queues: tuple[QueueType, ...],
         replies_to: ReplyChannel | None = None,
-        histories: tuple[Keeper, ...] = (),
+        keepers: tuple[Keeper, ...] = (),
         counts: ExchangeCounts | None = None,
     ) -> None:
         self.queues = queues
         self.counts = counts
         self.replies_to = replies_to
         self.special = [queue for queue in queues if not queue.effective.plain]
-        self.histories = histories
-        self.plain = bool(queues) and not self.special and not histories
+        self.keepers = keepers
+        self.plain = bool(queues) and not self.special and not keepers
+        self.unrouted = not queues and not self.takers
         plain = [queue for queue in queues if queue.effective.plain]
         self.durable: list[Lane[Envelope]] = [
             queue.lane for queue in plain if queue.declared.durable
@@ -88,6 +109,16 @@ class Targets:
         self.lasting = [queue.lane for queue in plain if queue.declared.keeps_all]
         self.fleeting = [queue.lane for queue in plain if not queue.declared.keeps_all]
 
+    @property
+    def takers(self) -> list[Keeper]:
+        """Those of the keepers who take the messages."""
+        return [keeper for keeper in self.keepers if keeper.takes]
+
+    def forget(self, envelopes: Sequence[Envelope]) -> None:
+        """Messages that were to go here come to nothing."""
+        for keeper in self.keepers:
+            keeper.forget(envelopes)
+
     def now(self) -> Targets:
         """Those of the queues that are still there, by the settings that they have now."""
         queues, special = self.queues, self.special
@@ -95,7 +126,7 @@ class Targets:
         asking = [queue for queue in left if not queue.effective.plain]
         if len(left) == len(queues) and asking == special:
             return self
-        return Targets(left, histories=self.histories, counts=self.counts)
+        return Targets(left, keepers=self.keepers, counts=self.counts)
 
 
 class Routes:
@@ -130,16 +161,16 @@ class Routes:
         self,
         names: tuple[str, ...],
         queues: Mapping[str, QueueType],
-        histories: tuple[Keeper, ...] = (),
+        keepers: tuple[Keeper, ...] = (),
         counts: ExchangeCounts | None = None,
     ) -> Targets:
-        """The set of the queues with these names, and of histories, as an exchange has it."""
-        key = names, histories, counts
+        """The set of the queues with these names, and of keepers, as an exchange has it."""
+        key = names, keepers, counts
         targets = self._sets.get(key)
         if targets is None:
             self._budget.charge(self, _WAY_BYTES + _QUEUE_BYTES * len(names))
             found = tuple(queues[name] for name in names)
-            targets = self._sets[key] = Targets(found, histories=histories, counts=counts)
+            targets = self._sets[key] = Targets(found, keepers=keepers, counts=counts)
         return targets
 
     def forget(self) -> None:

@@ -12,7 +12,7 @@ from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.broker.access.users import User
-from qlog.server.broker.definitions import Definitions, QueueDefinition
+from qlog.server.broker.definitions import Definitions, HiddenLane, QueueDefinition
 from qlog.server.broker.features.policy import Policy
 from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.storage.catalog import Catalog, Definition
@@ -27,6 +27,7 @@ KINDS = {
     "exchange": "exchanges",
     "queue": "queues",
     "binding": "bindings",
+    "hidden_lane": "hidden_lanes",
 }
 _BUILT_IN = "amq."  # exchanges of this prefix are in every vhost without a definition
 
@@ -42,12 +43,18 @@ class Defined:
     exchanges: list[tuple[str, Exchange]] = field(default_factory=list)
     queues: list[QueueDefinition] = field(default_factory=list)
     bindings: list[tuple[str, Binding]] = field(default_factory=list)
+    hidden_lanes: list[HiddenLane] = field(default_factory=list)
     undecodable: dict[Definition, str] = field(default_factory=dict)
 
     @property
     def owners(self) -> dict[int, QueueDefinition]:
-        """By lane the queue that it belongs to."""
-        return {lane_id: queue for queue in self.queues for lane_id in queue.lane_ids.values()}
+        """By lane the queue that it belongs to; what is delayed, or was seen, is shown as one."""
+        hidden = [
+            QueueDefinition(lane.vhost, lane.queue_name, {0: lane.lane_id}, False, {})
+            for lane in self.hidden_lanes
+        ]
+        queues = [*self.queues, *hidden]
+        return {lane_id: queue for queue in queues for lane_id in queue.lane_ids.values()}
 
 
 def decode(entries: Mapping[Definition, bytes]) -> Defined:
@@ -77,12 +84,16 @@ def problems(defined: Defined) -> Iterator[str]:
     for what, vhost in (
         *((f"exchange '{exchange.name}'", vhost) for vhost, exchange in defined.exchanges),
         *((f"queue '{queue.name}'", queue.vhost) for queue in defined.queues),
+        *((f"'{lane.queue_name}'", lane.vhost) for lane in defined.hidden_lanes),
         *((f"a binding of '{binding.destination}'", vhost) for vhost, binding in bindings),
         *((f"policy '{policy.name}'", vhost) for vhost, policy in policies),
         *((f"user '{user.name}'", vhost) for user in defined.users for vhost in user.permissions),
     ):
         if vhost not in vhosts:
             yield f"{what} is in vhost '{vhost}', which is not defined"
+    for lane in defined.hidden_lanes:
+        if (lane.vhost, lane.kind, lane.name) not in known:
+            yield f"'{lane.queue_name}' in vhost '{lane.vhost}' belongs to nothing that is defined"
     for vhost, binding in bindings:
         for kind, name in (("exchange", binding.source), (binding.kind, binding.destination)):
             if (vhost, kind, name) not in known and not is_built_in(kind, name):
@@ -116,6 +127,8 @@ def entry_text(kind: str, name: str) -> str:
             return f"{kind} '{one}'"
         case "queue" | "exchange" | "policy" | "operator_policy", [vhost, one]:
             return f"{kind.replace('_', ' ')} '{one}' in vhost '{vhost}'"
+        case "hidden_lane", [vhost, owner, one, role]:
+            return f"hidden lane ({role}) of {owner} '{one}' in vhost '{vhost}'"
         case "binding", [vhost, source, to, destination, key, *_]:
             return f"binding of {to} '{destination}' to '{source}' by '{key}' in vhost '{vhost}'"
     return f"{kind} {name!r}"

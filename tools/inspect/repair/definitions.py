@@ -40,7 +40,7 @@ class Mend:
         return {
             lane_id: key
             for key, value in self.entries.items()
-            if key[0] == "queue"
+            if key[0] in ("queue", "hidden_lane")
             for lane_id in lane_ids_of(value).values()
         }
 
@@ -105,6 +105,10 @@ def _close_gaps(mend: Mend, *, lost: bool) -> None:
             named[vhost] = None
             known.add((vhost, kind, one))
     for kind, name in list(mend.entries):
+        if kind == "hidden_lane":
+            vhost, owner_kind, owner, _ = json.loads(name)
+            if (vhost, owner_kind, owner) not in known:
+                mend.leave_out((kind, name), f"there is no such {owner_kind}")
         if kind != "binding":
             continue
         vhost, source, destination_kind, destination, *_ = json.loads(name)

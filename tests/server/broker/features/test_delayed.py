@@ -1,0 +1,575 @@
+"""Delayed messages: when they are released, what becomes of them, and what operators do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qlog.server.amqp import spec
+from qlog.server.amqp.errors import AMQPError
+from qlog.server.amqp.properties import Properties
+from qlog.server.amqp.values import Int64, LongStr, Table, Timestamp
+from qlog.server.broker.features.delayed import Delayed
+from qlog.server.broker.queues.backlog import Backlog
+from qlog.storage.errors import CorruptLog, OutOfDescriptors
+from tests.server.broker.support import Bench, Peer, make, message
+
+
+def declare(
+    peer: Peer,
+    name: str = "d",
+    type_: str = "direct",
+    durable: bool = True,
+    alternate: str | None = None,
+) -> None:
+    arguments: Table = {"x-delayed-type": type_}
+    if alternate is not None:
+        arguments["alternate-exchange"] = alternate
+    declare = make(
+        spec.ExchangeDeclare,
+        exchange=name,
+        type="x-delayed-message",
+        durable=durable,
+        arguments=arguments,
+    )
+    peer.ask(1, declare, spec.ExchangeDeclareOk)
+
+
+def bind(peer: Peer, queue: str, exchange: str = "d", key: str = "k") -> None:
+    peer.ask(
+        1, make(spec.QueueBind, queue=queue, exchange=exchange, routing_key=key), spec.QueueBindOk
+    )
+
+
+def delay(value: object, mode: int = 2, **more: Any) -> Properties:
+    return Properties(headers={"x-delay": value}, delivery_mode=mode, **more)  # type: ignore[dict-item]
+
+
+def publish(peer: Peer, body: bytes, value: object, exchange: str = "d", **more: Any) -> None:
+    properties = delay(value, **more)
+    peer.publish(1, "k", body, exchange=exchange, properties=properties)
+
+
+def got(peer: Peer, queue: str = "q") -> list[bytes]:
+    """All bodies that are in a queue; they are taken."""
+    bodies: list[bytes] = []
+    while True:
+        peer.send(9, make(spec.BasicGet, queue=queue, no_ack=True))
+        said = peer.take()[-1]
+        if said.body is None:
+            return bodies
+        bodies.append(said.body)
+
+
+def waiting(bench: Bench, exchange: str = "d") -> list[bytes]:
+    vhost = bench.broker.vhosts["/"]
+    operations = bench.broker.operations
+    found = list(operations.delayed_messages(vhost, exchange))
+    assert operations.delayed_count(vhost, exchange) == len(found)
+    return [each.body for each in found]
+
+
+@pytest.fixture
+def q(peer: Peer) -> Peer:
+    """With an exchange d that delays, and a queue q."""
+    declare(peer)
+    peer.declare("q")
+    bind(peer, "q")
+    return peer
+
+
+class TestWhen:
+    def test_in_the_order_of_their_times(self, bench: Bench, q: Peer) -> None:
+        for body, value in (b"late", 3000), (b"soon", 1000), (b"now", 0), (b"soon too", 1000):
+            publish(q, body, value)
+        assert got(q) == [b"now"]
+        bench.pass_ms(999)
+        assert got(q) == []
+        bench.pass_ms(1)
+        assert got(q) == [b"soon", b"soon too"]
+        assert waiting(bench) == [b"late"]
+        bench.pass_ms(2000)
+        assert got(q) == [b"late"] and waiting(bench) == []
+
+    @pytest.mark.parametrize(
+        "value",
+        [0, -5, True, None, "soon", "", "-7", [5], {"a": 5}, b"50", Timestamp(5000), 0.9],
+        ids=repr,
+    )
+    def test_not_at_all(self, bench: Bench, q: Peer, value: object) -> None:
+        publish(q, b"x", value)
+        assert got(q) == [b"x"] and waiting(bench) == []
+
+    def test_without_the_header(self, bench: Bench, q: Peer) -> None:
+        q.publish(1, "k", b"x", exchange="d")
+        assert got(q) == [b"x"] and waiting(bench) == []
+
+    @pytest.mark.parametrize("value", [5000, Int64(5000), 5000.7, "5000", "+5000"], ids=repr)
+    def test_numbers_and_texts_that_are_one(self, bench: Bench, q: Peer, value: object) -> None:
+        publish(q, b"x", value)
+        bench.pass_ms(4999)
+        assert got(q) == []
+        bench.pass_ms(1)
+        assert got(q) == [b"x"]
+
+    def test_for_very_long(self, bench: Bench, q: Peer) -> None:
+        """The plugin does not delay for more than 2**32 - 1 ms."""
+        publish(q, b"years", 10 * 365 * 86_400_000)
+        publish(q, b"for ever", 2**63 - 1)
+        bench.pass_ms(2**32)
+        assert got(q) == []
+        bench.disk()
+        bench.restart()
+        bench.pass_ms(10 * 365 * 86_400_000 - 2**32)
+        assert got(Peer(bench)) == [b"years"]
+        assert waiting(bench) == [b"for ever"]
+
+    @pytest.mark.parametrize("step_ms", [-3000, 3000])
+    def test_a_step_of_the_clock_is_all_that_is_early(
+        self, bench: Bench, q: Peer, step_ms: int
+    ) -> None:
+        publish(q, b"x", 10_000)
+        bench.pass_ms(1000, wall_ms=1000 + step_ms)
+        assert got(q) == []
+        bench.pass_ms(8999 - step_ms)
+        assert got(q) == []
+        bench.pass_ms(1000)
+        assert got(q) == [b"x"]
+
+
+class TestWhatComesOut:
+    def test_the_header_is_turned(self, bench: Bench, q: Peer) -> None:
+        q.publish(
+            1,
+            "k",
+            b"x",
+            exchange="d",
+            properties=Properties(
+                headers={"z": 1, "x-delay": 500, "a": LongStr(b"\xff")},
+                delivery_mode=1,
+                expiration="60000",
+                message_id="m",
+            ),
+        )
+        bench.pass_ms(500)
+        q.send(2, make(spec.BasicGet, queue="q"))
+        said = q.take()[-1]
+        assert said.body == b"x" and said.properties is not None
+        assert said.properties.headers == {"z": 1, "x-delay": -500, "a": b"\xff"}
+        assert type(said.properties.headers["x-delay"]) in (int, Int64)
+        assert (said.properties.expiration, said.properties.message_id) == ("60000", "m")
+        assert said.properties.delivery_mode == 1
+        assert isinstance(said.method, spec.BasicGetOk)
+        assert (said.method.exchange, said.method.routing_key) == ("d", "k")
+
+    def test_no_other_exchange_delays_it_again(self, bench: Bench, q: Peer) -> None:
+        declare(q, "second")
+        q.ask(
+            1,
+            make(spec.ExchangeBind, source="d", destination="second", routing_key="k"),
+            spec.ExchangeBindOk,
+        )
+        q.declare("r")
+        bind(q, "r", "second")
+        publish(q, b"x", 500)
+        bench.pass_ms(500)
+        assert got(q) == [b"x"] and got(q, "r") == [b"x"]
+
+    def test_an_expiration_counts_from_the_release(self, bench: Bench, q: Peer) -> None:
+        publish(q, b"x", 5000, expiration="1000")
+        bench.pass_ms(5000)
+        bench.pass_ms(900)
+        assert bench.broker.vhosts["/"].queues["q"].ready == 1
+        bench.pass_ms(200)
+        assert got(q) == []
+
+    @pytest.mark.parametrize("type_", ["topic", "fanout", "headers", "x-consistent-hash"])
+    def test_it_is_routed_by_the_other_type(self, bench: Bench, peer: Peer, type_: str) -> None:
+        declare(peer, type_=type_)
+        peer.declare("q")
+        arguments: Table = {"x-match": "any-with-x", "x-delay": -500} if type_ == "headers" else {}
+        key = {"topic": "#", "x-consistent-hash": "1"}.get(type_, "other")
+        peer.ask(
+            1,
+            make(spec.QueueBind, queue="q", exchange="d", routing_key=key, arguments=arguments),
+            spec.QueueBindOk,
+        )
+        publish(peer, b"x", 500)
+        bench.pass_ms(500)
+        assert got(peer) == [b"x"]
+
+    def test_by_the_bindings_of_then(self, bench: Bench, q: Peer) -> None:
+        publish(q, b"x", 500)
+        q.declare("r")
+        bind(q, "r")
+        q.ask(
+            1, make(spec.QueueUnbind, queue="q", exchange="d", routing_key="k"), spec.QueueUnbindOk
+        )
+        bench.pass_ms(500)
+        assert got(q) == [] and got(q, "r") == [b"x"]
+
+    def test_copies_go_by_their_keys(self, bench: Bench, q: Peer) -> None:
+        q.declare("bcc")
+        bind(q, "bcc", key="hidden")
+        headers: Table = {"x-delay": 500, "BCC": ["hidden"], "CC": ["k"]}
+        q.publish(1, "other", b"x", exchange="d", properties=Properties(headers=headers))
+        bench.pass_ms(500)
+        assert got(q) == [b"x"]
+        q.send(2, make(spec.BasicGet, queue="bcc"))
+        said = q.take()[-1]
+        assert said.properties is not None
+        assert said.properties.headers == {"x-delay": -500, "CC": ["k"]}
+
+    def test_what_nobody_takes_goes_to_the_alternate_exchange_then(
+        self, bench: Bench, peer: Peer
+    ) -> None:
+        declare(peer, alternate="amq.fanout")
+        peer.declare("lost")
+        bind(peer, "lost", "amq.fanout")
+        publish(peer, b"x", 500)
+        assert got(peer, "lost") == []
+        bench.pass_ms(500)
+        assert got(peer, "lost") == [b"x"]
+
+    def test_what_nobody_takes_is_dropped(self, bench: Bench, peer: Peer) -> None:
+        declare(peer)
+        publish(peer, b"x", 500)
+        bench.pass_ms(500)
+        assert waiting(bench) == []
+        assert bench.broker.services.stats.unrouted == 1
+
+    def test_an_exchange_before_it(self, bench: Bench, q: Peer) -> None:
+        """Queues that are bound elsewhere get the message at once."""
+        q.declare("direct")
+        bind(q, "direct", "amq.fanout")
+        q.ask(
+            1,
+            make(spec.ExchangeBind, source="amq.fanout", destination="d"),
+            spec.ExchangeBindOk,
+        )
+        publish(q, b"x", 500, exchange="amq.fanout")
+        assert got(q, "direct") == [b"x"] and waiting(bench) == [b"x"]
+        bench.pass_ms(500)
+        assert got(q) == [b"x"] and got(q, "direct") == []
+
+    def test_a_dead_letter_is_delayed(self, bench: Bench, q: Peer) -> None:
+        arguments: Table = {"x-dead-letter-exchange": "d", "x-dead-letter-routing-key": "k"}
+        q.declare("source", arguments=arguments)
+        for body in b"1", b"2":
+            q.publish(1, "source", body, properties=delay(500))
+        q.send(3, make(spec.BasicGet, queue="source"))
+        q.send(3, make(spec.BasicGet, queue="source"))
+        q.send(3, spec.BasicNack(0, multiple=True, requeue=False))
+        bench.settle()
+        q.take()
+        assert waiting(bench) == [b"1", b"2"]
+        bench.pass_ms(500)
+        assert got(q) == [b"1", b"2"]
+
+    def test_dead_letters_that_must_not_be_lost(self, bench: Bench, q: Peer) -> None:
+        arguments: Table = {
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": "d",
+            "x-dead-letter-routing-key": "k",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+        source = q.declare("source", arguments=arguments)
+        q.publish(1, "source", b"1", properties=delay(500))
+        bench.disk()
+        q.send(3, make(spec.BasicGet, queue="source"))
+        q.send(3, spec.BasicNack(0, multiple=True, requeue=False))
+        bench.settle()
+        bench.disk()
+        q.take()
+        assert source.unacked == 0 and waiting(bench) == [b"1"]
+        bench.pass_ms(500)
+        assert got(q) == [b"1"]
+
+
+class TestPublishers:
+    def test_confirmed_when_it_is_on_the_disk(self, bench: Bench, q: Peer) -> None:
+        q.ask(1, make(spec.ConfirmSelect), spec.ConfirmSelectOk)
+        publish(q, b"x", 500, mode=1)
+        assert q.hear() == []
+        bench.disk()
+        assert q.hear() == [spec.BasicAck(1, False)]
+
+    def test_mandatory_is_not_returned(self, bench: Bench, q: Peer) -> None:
+        frames = message(1, "k", b"x", exchange="d", mandatory=True, properties=delay(500))
+        q.send(1, frames)
+        assert q.hear() == []
+
+    def test_in_a_transaction(self, bench: Bench, q: Peer) -> None:
+        q.ask(1, spec.TxSelect(), spec.TxSelectOk)
+        publish(q, b"back", 500)
+        q.ask(1, spec.TxRollback(), spec.TxRollbackOk)
+        publish(q, b"x", 500)
+        assert waiting(bench) == []
+        q.send(1, spec.TxCommit())
+        bench.disk()
+        q.take()
+        assert waiting(bench) == [b"x"]
+
+    def test_the_exchange_goes_within_a_transaction(self, bench: Bench, q: Peer) -> None:
+        q.ask(2, spec.TxSelect(), spec.TxSelectOk)
+        q.publish(2, "k", b"x", exchange="d", properties=delay(500))
+        q.ask(1, make(spec.ExchangeDelete, exchange="d"), spec.ExchangeDeleteOk)
+        q.send(2, spec.TxCommit())
+        bench.disk()
+        assert q.hear() == [spec.TxCommitOk()]
+        bench.pass_ms(1000)
+        assert got(q) == []
+
+
+class TestAcrossStarts:
+    def test_what_waits_is_released_after_it(self, bench: Bench, q: Peer) -> None:
+        for body, value in (b"1", 2000), (b"2", 1000), (b"3", 60_000):
+            publish(q, body, value, mode=1)
+        bench.disk()
+        bench.kill()
+        bench.open()
+        assert waiting(bench) == [b"1", b"2", b"3"]
+        bench.kill()
+        bench.now_ms += 2000  # it was due while the broker was down
+        bench.open()
+        bench.settle()
+        assert got(Peer(bench)) == [b"2", b"1"]
+        assert waiting(bench) == [b"3"]
+        bench.pass_ms(60_000)
+        bench.disk()
+        bench.restart()
+        assert waiting(bench) == []
+        assert got(Peer(bench)) == []  # neither copy was asked to last
+
+    def test_a_kill_between_the_copy_and_its_settlement(self, bench: Bench, q: Peer) -> None:
+        publish(q, b"x", 1000)
+        bench.disk()
+        bench.pass_ms(1000)  # the copy is not on the disk
+        assert waiting(bench) == []
+        bench.kill()
+        bench.open()
+        peer = Peer(bench)
+        bench.settle()
+        bench.disk()
+        assert got(peer) == [b"x"]
+        bench.kill()
+        bench.open()
+        bench.settle()
+        assert waiting(bench) == []
+
+    def test_an_exchange_that_is_not_durable(self, bench: Bench, peer: Peer) -> None:
+        declare(peer, durable=False)
+        peer.ask(1, make(spec.ConfirmSelect), spec.ConfirmSelectOk)
+        publish(peer, b"x", 1000)
+        assert peer.hear() == [spec.BasicAck(1, False)]
+        assert waiting(bench) == [b"x"]
+        bench.disk()
+        bench.restart()
+        declare(Peer(bench), durable=False)
+        assert waiting(bench) == []
+
+    def test_a_deleted_exchange_takes_all_with_it(self, bench: Bench, q: Peer) -> None:
+        publish(q, b"x", 1000)
+        bench.disk()
+        q.ask(1, make(spec.ExchangeDelete, exchange="d"), spec.ExchangeDeleteOk)
+        assert list(bench.broker.definitions.hidden_lanes()) == []
+        declare(q)
+        bind(q, "q")
+        bench.pass_ms(1000)
+        assert got(q) == [] and waiting(bench) == []
+        publish(q, b"new", 1000)
+        bench.disk()
+        bench.restart()
+        bench.pass_ms(1000)
+        assert got(Peer(bench)) == [b"new"]
+
+    def test_an_auto_delete_exchange(self, bench: Bench, peer: Peer) -> None:
+        declare(peer)
+        peer.declare("q", auto_delete=True)
+        bind(peer, "q")
+        publish(peer, b"x", 1000)
+        auto = make(
+            spec.ExchangeDeclare,
+            exchange="auto",
+            type="x-delayed-message",
+            durable=True,
+            auto_delete=True,
+            arguments={"x-delayed-type": "fanout"},
+        )
+        peer.ask(1, auto, spec.ExchangeDeclareOk)
+        bind(peer, "q", "auto")
+        publish(peer, b"x", 1000, exchange="auto")
+        assert len(list(bench.broker.definitions.hidden_lanes())) == 2
+        peer.ask(1, make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk)
+        assert [lane.name for lane in bench.broker.definitions.hidden_lanes()] == ["d"]
+        bench.pass_ms(1000)
+        assert waiting(bench) == []
+
+
+class TestOperators:
+    def numbers(self, bench: Bench) -> dict[bytes, int]:
+        vhost = bench.broker.vhosts["/"]
+        found = bench.broker.operations.delayed_messages(vhost, "d")
+        return {each.body: each.number for each in found}
+
+    def test_listing(self, bench: Bench, q: Peer) -> None:
+        for number in range(100):
+            publish(q, b"%d" % number, 1000 + number)
+        vhost, operations = bench.broker.vhosts["/"], bench.broker.operations
+        found = list(operations.delayed_messages(vhost, "d"))
+        assert [each.number for each in found] == list(range(100))
+        assert [each.due_ms for each in found] == [bench.now_ms + 1000 + n for n in range(100)]
+        assert {each.came_ms for each in found} == {bench.now_ms}
+        assert found[7].envelope.routing_key == "k" and found[7].body == b"7"
+        rest = operations.delayed_messages(vhost, "d", 98)
+        assert [each.number for each in rest] == [98, 99]
+
+    def test_cancelling(self, bench: Bench, q: Peer) -> None:
+        for body in b"1", b"2", b"3":
+            publish(q, body, 1000)
+        bench.disk()
+        vhost, operations = bench.broker.vhosts["/"], bench.broker.operations
+        number = self.numbers(bench)[b"2"]
+        outcome = operations.cancel_delayed(vhost, "d", number)
+        assert not outcome.done
+        bench.disk()
+        outcome.result()
+        with pytest.raises(AMQPError, match=f"no delayed message {number} at exchange 'd'"):
+            operations.cancel_delayed(vhost, "d", number)
+        bench.kill()
+        bench.open()
+        bench.pass_ms(1000)
+        assert got(Peer(bench)) == [b"1", b"3"]
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_rescheduling(self, bench: Bench, q: Peer, killed: bool) -> None:
+        for body in b"1", b"2", b"3":
+            publish(q, body, 10_000)
+        bench.disk()
+        vhost, operations = bench.broker.vhosts["/"], bench.broker.operations
+        numbers = self.numbers(bench)
+        later = operations.reschedule_delayed(vhost, "d", numbers[b"1"], bench.now_ms + 20_000)
+        sooner = operations.reschedule_delayed(vhost, "d", numbers[b"3"], 0)
+        bench.pass_ms(0)
+        assert got(q) == [b"3"]
+        bench.disk()
+        again = self.numbers(bench)
+        assert later.result() == again[b"1"] != numbers[b"1"]
+        assert sooner.result() not in again.values()
+        if killed:
+            bench.kill()
+            bench.open()
+        bench.pass_ms(10_000)
+        assert got(Peer(bench)) == [b"2"]
+        bench.pass_ms(10_000)
+        assert got(Peer(bench)) == [b"1"]
+
+    def test_purging(self, bench: Bench, q: Peer) -> None:
+        for number in range(50):
+            publish(q, b"x", 1000 + number)
+        vhost, operations = bench.broker.vhosts["/"], bench.broker.operations
+        assert operations.purge_delayed(vhost, "d").result() == 50
+        bench.pass_ms(2000)
+        assert got(q) == []
+        assert operations.purge_delayed(vhost, "amq.fanout").result() == 0
+
+    @pytest.mark.parametrize("number", [-1, 0, 5])
+    def test_what_is_not_there(self, bench: Bench, q: Peer, number: int) -> None:
+        vhost, operations = bench.broker.vhosts["/"], bench.broker.operations
+        assert waiting(bench) == []
+        for ask in (
+            lambda: operations.cancel_delayed(vhost, "d", number),
+            lambda: operations.reschedule_delayed(vhost, "d", number, 1),
+            lambda: operations.cancel_delayed(vhost, "none", number),
+        ):
+            with pytest.raises(AMQPError, match="404|no "):
+                ask()
+
+
+class TestABusyOrFaultyDisk:
+    @pytest.fixture
+    def delayed(self, bench: Bench, q: Peer) -> Iterator[Delayed]:
+        for number in range(100):
+            publish(q, b"%d" % number, 1000 - number)
+        found = bench.broker.vhosts["/"].delayed.find("d")
+        assert found is not None
+        yield found
+
+    def test_while_the_disk_is_behind_it_waits(
+        self, bench: Bench, q: Peer, delayed: Delayed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(bench.store), "congested", property(lambda store: True))
+            bench.pass_ms(1000)
+            bench.pass_ms(1000)
+            assert got(q) == [] and delayed.count == 100
+            bench.broker.operations.cancel_delayed(bench.broker.vhosts["/"], "d", 50)
+        bench.pass_ms(100)
+        assert got(q) == [b"%d" % number for number in range(100) if number != 50]
+        assert delayed.count == 0
+
+    def test_without_descriptors_it_is_tried_again(
+        self, bench: Bench, q: Peer, delayed: Delayed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: object) -> None:
+            raise OutOfDescriptors("none")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Backlog, "read_out", fail)
+            bench.pass_ms(1000)
+            assert got(q) == [] and delayed.count == 100
+        bench.pass_ms(100)
+        bench.pass_ms(100)
+        assert len(got(q)) == 100
+
+    def test_a_damaged_message_keeps_no_other_one(
+        self,
+        bench: Bench,
+        q: Peer,
+        delayed: Delayed,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        read_out = Backlog.read_out
+
+        def fail(backlog: Any, qseq: int, count: int, **more: Any) -> Any:
+            if qseq <= 7 < qseq + count:
+                raise CorruptLog("damaged")
+            return read_out(backlog, qseq, count, **more)
+
+        monkeypatch.setattr(Backlog, "read_out", fail)
+        bench.pass_ms(1000)
+        assert sorted(got(q)) == sorted(b"%d" % number for number in range(100) if number != 7)
+        assert "cannot release from delayed messages of exchange 'd'" in caplog.text
+
+
+REFUSED = [
+    (
+        {},
+        "PRECONDITION_FAILED - Invalid argument, 'x-delayed-type' must be an existing exchange type",
+    ),
+    (
+        {"x-delayed-type": 5},
+        "PRECONDITION_FAILED - Invalid argument, 'x-delayed-type' must be an existing exchange type",
+    ),
+    (
+        {"x-delayed-type": "x-delayed-message"},
+        (
+            "PRECONDITION_FAILED - Invalid argument, 'x-delayed-message' can't be used for "
+            "'x-delayed-type'"
+        ),
+    ),
+    ({"x-delayed-type": "nix"}, "PRECONDITION_FAILED - unknown exchange type 'nix'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), REFUSED)
+def test_refused(bench: Bench, peer: Peer, arguments: Table, text: str) -> None:
+    declare = make(
+        spec.ExchangeDeclare, exchange="d", type="x-delayed-message", arguments=arguments
+    )
+    peer.send(1, declare)
+    assert peer.refused() == ("channel", 406, text)
