@@ -24,6 +24,7 @@ from qlog.server.amqp.errors import (
     resource_locked,
 )
 from qlog.server.amqp.values import Table
+from qlog.server.broker.features.backoff import Ripe, Waits
 from qlog.server.broker.features.dead_letter import DeadLetters
 from qlog.server.broker.features.deduplication import REPEATED, Once, SeenWindows
 from qlog.server.broker.features.delayed import DelayedMessages, delay_of
@@ -44,6 +45,7 @@ from qlog.server.broker.queues.arguments import (
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.factory import make_queue
 from qlog.server.broker.queues.levels import LaneIds
+from qlog.server.broker.queues.quorum import QuorumQueue
 from qlog.server.broker.queues.targets import Keeper, Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
 from qlog.server.broker.services import Services
@@ -666,6 +668,15 @@ class VHost:
         if declared.durable:
             self._definitions.save_queue(declared, {**lane_ids, level: lane_id})
         return self.store.lane(lane_id)
+
+    def waits(self, queue: QueueType) -> Waits:
+        """Where messages of a quorum queue wait before they are ready again."""
+
+        def ripe(ripe: Ripe) -> None:
+            assert isinstance(queue, QuorumQueue)
+            queue.ripened(*ripe)
+
+        return Waits(self._services, ripe)
 
     def once(
         self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]

@@ -405,7 +405,8 @@ class Channel:
         self.answer(self.services.jobs.start(steps), nothing)
 
     def reject(self, method: spec.BasicReject) -> None:
-        self._reject(self._take_range(method.delivery_tag, method.delivery_tag), method.requeue)
+        tag = method.delivery_tag
+        self._reject(self._take_range(tag, tag), method.requeue, failed=True)
 
     def recover(self, method: spec.BasicRecover | spec.BasicRecoverAsync) -> None:
         if not method.requeue:
@@ -454,12 +455,14 @@ class Channel:
             counts.of_type.ack += run.count
         self.counts.ack += count
 
-    def _reject(self, runs: list[UnackedRun], requeue: bool) -> None:
+    def _reject(self, runs: list[UnackedRun], requeue: bool, *, failed: bool = False) -> None:
+        """Deliveries are rejected; `failed`: and would count as failed if they are requeued."""
         if self.publisher.transaction is not None:
-            verdict = Verdict.REQUEUED if requeue else Verdict.REJECTED
+            again = Verdict.FAILED if failed else Verdict.REQUEUED
+            verdict = again if requeue else Verdict.REJECTED
             self.publisher.transaction.settlements.append(Settlement(runs, verdict))
         elif requeue:
-            self._requeue(runs)
+            self._requeue(runs, failed=failed)
         else:
             self._discard(runs)
 
@@ -475,10 +478,10 @@ class Channel:
             run.queue.discard(run.backlog, run.qseq, run.count, run.size, after_lsn)
         self.services.stats.rejected += count
 
-    def _requeue(self, runs: list[UnackedRun]) -> None:
+    def _requeue(self, runs: list[UnackedRun], *, failed: bool = False) -> None:
         count = self._release(runs)
         for run in runs:
-            run.queue.requeue(run.backlog, run.qseq, run.count, run.size)
+            run.queue.requeue(run.backlog, run.qseq, run.count, run.size, failed=failed)
         self.services.stats.requeued += count
 
     def _requeueing(self, pieces: Iterable[list[UnackedRun]], *, lost: bool) -> Steps[None]:
@@ -647,8 +650,8 @@ class Channel:
         """
         lsn, complete = yield from self.publisher.committing(transaction)
         for runs, verdict in transaction.settlements:
-            if verdict is Verdict.REQUEUED:
-                self._requeue(runs)
+            if verdict in (Verdict.REQUEUED, Verdict.FAILED):
+                self._requeue(runs, failed=verdict is Verdict.FAILED)
             elif verdict is Verdict.REJECTED:
                 self._discard(runs, lsn)
             else:

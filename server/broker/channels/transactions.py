@@ -25,11 +25,12 @@ class Unqueued(NamedTuple):
 
 
 class Verdict(Enum):
-    """What a client says of a delivery."""
+    """What a client says of a delivery. FAILED: it is requeued by basic.reject."""
 
     ACKNOWLEDGED = 0
     REQUEUED = 1
     REJECTED = 2
+    FAILED = 3
 
 
 class Settlement(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from qlog.server.broker.features.parameters import is_integer
 from qlog.server.broker.features.terms import pairs_term, term
 from qlog.server.broker.queues.arguments import LEADER_LOCATORS, OVERFLOWS
-from qlog.server.broker.queues.effective import smaller_limit
+from qlog.server.broker.queues.effective import BACKOFF_TYPES, smaller_limit
 
 STREAM_SEGMENT_BYTES_MAX = 3_000_000_000
 _MAX_AGE = re.compile(r"[0-9]+[YMDhms]\Z")
@@ -51,6 +51,19 @@ KEYS: Mapping[str, tuple[Valid, str]] = {
     "dead-letter-exchange": (_text, "dead letter exchange name"),
     "dead-letter-routing-key": (_text, "dead letter routing key"),
     "dead-letter-strategy": (_one_of("at-most-once", "at-least-once"), "dead letter strategy"),
+    # These three are those of RabbitMQ 4.4.
+    "delayed-retry-max": (
+        _at_least(1),
+        "delayed retry maximum delay. Must be a positive integer",
+    ),
+    "delayed-retry-min": (
+        _at_least(1),
+        "delayed retry minimum delay. Must be a positive integer",
+    ),
+    "delayed-retry-type": (
+        _one_of(*BACKOFF_TYPES, "disabled"),
+        "delayed retry type. Must be one of: all, failed, returned, disabled",
+    ),
     "delivery-limit": (is_integer, "delivery limit"),
     "expires": (_at_least(1), "queue expiry"),
     "initial-cluster-size": (_at_least(0), "cluster size"),
@@ -90,7 +103,14 @@ OPERATOR_KEYS = frozenset(
 
 # A policy with one of these does not apply to queues of the type at all, whatever else it says.
 _STREAM_KEYS = {"max-age", "stream-max-segment-size-bytes", "initial-cluster-size"}
-_QUORUM_KEYS = {"delivery-limit", "dead-letter-strategy", "target-group-size"}
+_QUORUM_KEYS = {
+    "delayed-retry-max",
+    "delayed-retry-min",
+    "delayed-retry-type",
+    "delivery-limit",
+    "dead-letter-strategy",
+    "target-group-size",
+}
 _IN_MEMORY_KEYS = {"max-in-memory-length", "max-in-memory-bytes"}
 UNSUPPORTED: Mapping[str, frozenset[str]] = {
     "classic": frozenset(_STREAM_KEYS | _QUORUM_KEYS | _IN_MEMORY_KEYS),

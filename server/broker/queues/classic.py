@@ -6,7 +6,7 @@ what is ready (backlog.py), and the dispatch knows whose turn it is (dispatch.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Protocol
@@ -19,7 +19,7 @@ from qlog.server.broker.queues.arrivals import Progress
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
-from qlog.server.broker.queues.effective import SHORT_MS, Effective
+from qlog.server.broker.queues.effective import SHORT_MS, Backoff, Effective
 from qlog.server.broker.queues.levels import LaneIds, Levels
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
@@ -116,8 +116,23 @@ class Dues(Protocol):
         """A message was appended that is due then."""
 
 
+class Backoffs(Protocol):
+    """What waits before it is ready again; see features/backoff.py."""
+
+    def add(
+        self, backlog: Backlog, first: int, count: int, backoff: Backoff
+    ) -> Iterator[tuple[int, int, int]]:
+        """Messages that are out wait; gives those that do: first, count, octets."""
+
+    def close(self) -> None:
+        """The queue is deleted."""
+
+
 class Host(Protocol):
     """What a queue needs of the vhost around it."""
+
+    def waits(self, queue: ClassicQueue) -> Backoffs:
+        """Where messages of a quorum queue wait: `ripened` is called when that is over."""
 
     @property
     def store(self) -> Store[Envelope]:
@@ -454,7 +469,9 @@ class ClassicQueue:
         if not self.pump():
             self._wake(self)
 
-    def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+    def requeue(
+        self, backlog: Backlog, qseq: int, count: int, size: int, *, failed: bool = False
+    ) -> None:
         """Messages that are out, `size` octets in all, come back to their place."""
         backlog.give_back(qseq, count, size)
         self._came_back()

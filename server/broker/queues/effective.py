@@ -44,6 +44,25 @@ class Applied:
 
 NOTHING_APPLIES = Applied()
 
+BACKOFF_TYPES = ("all", "failed", "returned")
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long messages of a quorum queue wait that came back, and which (BACKOFF_TYPES)."""
+
+    type: str
+    min_ms: int
+    max_ms: int
+
+    def concerns(self, *, failed: bool) -> bool:
+        """Whether messages wait that failed, or that were given back without having failed."""
+        return self.type == "all" or (self.type == "failed") is failed
+
+    def delay_ms(self, attempts: int) -> int:
+        """How long a message waits that came back so often."""
+        return min(self.min_ms * max(attempts, 1), self.max_ms)
+
 
 def smaller_limit(one: int, other: int) -> int:
     """The stricter of two delivery limits; a negative one is no limit."""
@@ -65,6 +84,9 @@ _MEET: Mapping[str, Callable[[Any, Any], Any]] = {
     "dead-letter-exchange": _declared,
     "dead-letter-routing-key": _declared,
     "dead-letter-strategy": _declared,
+    "delayed-retry-max": min,
+    "delayed-retry-min": min,
+    "delayed-retry-type": _policy,
     "delivery-limit": smaller_limit,
     "expires": min,
     "max-age": _policy,
@@ -79,7 +101,14 @@ _MEET_BY_TYPE: Mapping[str, Mapping[str, Callable[[Any, Any], Any]]] = {
     "stream": {"max-length-bytes": _policy},
 }
 # Arguments that RabbitMQ does not check: another type counts as nothing.
-_UNCHECKED = {"delivery-limit": int, "consumer-timeout-action": str, "max-age": str}
+_UNCHECKED = {
+    "delayed-retry-max": int,
+    "delayed-retry-min": int,
+    "delayed-retry-type": str,
+    "delivery-limit": int,
+    "consumer-timeout-action": str,
+    "max-age": str,
+}
 
 
 class Effective:
@@ -91,7 +120,8 @@ class Effective:
     `reject-publish-dlx`): what happens beyond that. `dead_letter_exchange`: where dead letters go,
     with `dead_letter_routing_key` if that is set; `dead_letter_strategy`: `at-most-once` or
     `at-least-once`. `keeps_dead`: what no queue takes of the dead letters stays, since that is
-    asked for and possible. `delivery_limit`: how often a message of a quorum queue may come back.
+    asked for and possible. `backoff`: whether and for how long what comes back to a quorum queue
+    waits. `delivery_limit`: how often a message of a quorum queue may come back.
     `max_age`: of a stream, such as `7D`. `consumer_timeout_s`: how long a delivery may stay
     unacknowledged, in seconds; 0: for ever. `timeout_requeues`: an overdue delivery is requeued,
     instead of the channel being closed. `plain`: a message that comes is appended to the queue's
@@ -101,6 +131,7 @@ class Effective:
 
     __slots__ = (
         "applied",
+        "backoff",
         "consumer_timeout_s",
         "dead_letter_exchange",
         "dead_letter_routing_key",
@@ -138,7 +169,9 @@ class Effective:
         self.dead_letter_strategy: str = found("dead-letter-strategy") or "at-most-once"
         self.max_age: str | None = found("max-age")
         self.delivery_limit: int | None = None
+        self.backoff: Backoff | None = None
         if declared.type == "quorum":
+            self.backoff = _backoff(found)
             limit = found("delivery-limit")
             limit = QUORUM_DELIVERY_LIMIT if limit is None else limit
             self.delivery_limit = None if limit < 0 else limit
@@ -152,6 +185,14 @@ class Effective:
         short = self.message_ttl_ms is not None and self.message_ttl_ms < SHORT_MS
         self.limited = self.max_length is not None or self.max_length_bytes is not None
         self.plain = not (self.limited or declared.level_max or short or declared.deduplicates)
+
+
+def _backoff(found: Callable[[str], Any]) -> Backoff | None:
+    """As RabbitMQ 4.4 takes it (rabbit_quorum_queue:get_delayed_retry_config)."""
+    kind, min_ms, max_ms = (found(f"delayed-retry-{part}") for part in ("type", "min", "max"))
+    if kind not in BACKOFF_TYPES or min_ms is None or min_ms < 1:
+        return None
+    return Backoff(kind, min_ms, min_ms if max_ms is None or max_ms < 1 else max_ms)
 
 
 def _bounded_ms(value_ms: int | None) -> int | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import not_implemented, resource_locked
@@ -25,7 +26,7 @@ from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arrivals import Arrivals
 from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken, Withdrawn
-from qlog.server.broker.queues.classic import ClassicQueue
+from qlog.server.broker.queues.classic import Backoffs, ClassicQueue
 from qlog.server.broker.queues.returns import Returns, counted, note_return
 from qlog.storage.errors import CorruptLog
 from qlog.storage.lanes.lane import Lane
@@ -171,6 +172,20 @@ class QuorumQueue(ClassicQueue):
     """See the head of this file, and `QueueType`."""
 
     preemptive = True
+    _waits: Backoffs | None = None
+
+    def ripened(self, numbers: Numbers, size: int, order: Returns) -> None:
+        """Messages have waited long enough, and are ready again in this order."""
+        (backlog,) = self.backlogs
+        assert isinstance(backlog, QuorumBacklog)
+        backlog.give_all_back(numbers, size, order)
+        self._came_back()
+
+    def close(self) -> None:
+        """It is deleted; see `ClassicQueue.close`."""
+        super().close()
+        if self._waits is not None:
+            self._waits.close()
 
     def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
         host = self._host
@@ -226,21 +241,24 @@ class QuorumQueue(ClassicQueue):
             return None
         return self._arrivals.next
 
-    def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+    def requeue(
+        self, backlog: Backlog, qseq: int, count: int, size: int, *, failed: bool = False
+    ) -> None:
         """Messages that are out come back, are counted, and leave if that is too often."""
+        assert isinstance(backlog, QuorumBacklog)
         numbers = Numbers()
         numbers.add(qseq, count)
-        self.requeue_all(backlog, numbers, size, lost=False)
+        self._host.in_slices(self._coming_back(backlog, numbers, size, lost=False, failed=failed))
 
     def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int, *, lost: bool) -> None:
         """The same for messages anywhere, all at once; if they are very many, in a moment."""
         assert isinstance(backlog, QuorumBacklog)
-        self._host.in_slices(self._coming_back(backlog, numbers, size, lost))
+        self._host.in_slices(self._coming_back(backlog, numbers, size, lost=lost, failed=lost))
 
     def _coming_back(
-        self, backlog: QuorumBacklog, numbers: Numbers, size: int, lost: bool
+        self, backlog: QuorumBacklog, numbers: Numbers, size: int, *, lost: bool, failed: bool
     ) -> Generator[None, None, None]:
-        limit = self.effective.delivery_limit
+        limit, backoff = self.effective.delivery_limit, self.effective.backoff
         order = Returns()
         for first, count in numbers:
             if self.deleted:
@@ -255,6 +273,17 @@ class QuorumQueue(ClassicQueue):
                 size -= gone
                 self._dead_letters.discard(self, backlog, low, length, gone, DELIVERY_LIMIT, 0)
             yield
+        if backoff is not None and backoff.concerns(failed=failed):
+            waits = self._waits = self._waits or self._host.waits(self)
+            for first, count in numbers:
+                with suppress(CorruptLog):  # it comes back: who is to get it next reports it
+                    for low, length, waiting in waits.add(backlog, first, count, backoff):
+                        numbers.discard(low, length)
+                        size -= waiting
+                yield
+            if self.deleted or not numbers.count:
+                return
+            order = in_order(numbers)
         if limit is None and not lost:
             backlog.put_behind(numbers, size, order)
         else:

@@ -199,8 +199,13 @@ class QueueType(Protocol):
         None: `get` has not to be put off.
         """
 
-    def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
-        """Messages that are out, `size` octets in all, come back to their place."""
+    def requeue(
+        self, backlog: Backlog, qseq: int, count: int, size: int, *, failed: bool = False
+    ) -> None:
+        """Messages that are out, `size` octets in all, come back to their place.
+
+        `failed`: whoever had them has rejected them.
+        """
 
     def requeue_all(self, backlog: Backlog, numbers: Numbers, size: int, *, lost: bool) -> None:
         """The same for messages anywhere, all at once.
