@@ -40,6 +40,9 @@ async def set_vhost(ask: Ask) -> Answer:
         default_queue_type=None if default_type in (None, "", "undefined") else default_type,
     )
     vhost = await ask.settled(outcome)
+    if not existed and ask.identity.actor.user is not None:
+        everything = (".*", ".*", ".*")
+        await ask.settled(ask.operations.set_permissions(name, ask.identity.name, *everything))
     if "tracing" in document:
         ask.operations.set_tracing(vhost, flag(document, "tracing"))
     return put(existed)

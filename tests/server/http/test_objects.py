@@ -19,6 +19,8 @@ REFUSED = ("not_authorised", "Access refused.")
 PUBLISH = {"routing_key": "q", "properties": {}, "payload": "x", "payload_encoding": "string"}
 GET = {"count": 2, "ackmode": "ack_requeue_true", "encoding": "auto"}
 
+RIGHTS = {"configure": "a", "write": "b", "read": "c"}
+
 # What is asked one after the other: method, path, document; status, and error with reason.
 TALKS: dict[str, list[tuple[str, str, Any, int, tuple[str, Any] | None]]] = {
     "queues": [
@@ -239,6 +241,72 @@ TALKS: dict[str, list[tuple[str, str, Any, int, tuple[str, Any] | None]]] = {
         ("DELETE", "policies/%2F/p", None, 204, None),
         ("DELETE", "policies/%2F/p", None, 404, NOWHERE),
     ],
+    "users": [
+        ("PUT", "users/u", {"password": "x"}, 400, (BAD_REQUEST, "tags_not_present")),
+        ("PUT", "users/u", {"password": "x", "tags": "a,b"}, 201, None),
+        ("PUT", "users/u", {"tags": ["management"]}, 204, None),
+        (
+            "PUT",
+            "users/u",
+            {"password": "x", "password_hash": "y", "tags": ""},
+            400,
+            (BAD_REQUEST, "both_password_and_password_hash_are_provided"),
+        ),
+        ("GET", "users/none", None, 404, NOWHERE),
+        ("GET", "users/u/permissions", None, 200, None),
+        ("GET", "users/none/permissions", None, 404, NOWHERE),
+        (
+            "PUT",
+            "permissions/%2F/u",
+            {"configure": ".*"},
+            400,
+            (BAD_REQUEST, "[{key_missing,write},{key_missing,read}]"),
+        ),
+        ("GET", "permissions/%2F/u", None, 404, NOWHERE),
+        ("PUT", "permissions/%2F/u", RIGHTS, 201, None),
+        ("PUT", "permissions/%2F/u", RIGHTS, 204, None),
+        (
+            "PUT",
+            "permissions/%2F/none",
+            RIGHTS,
+            400,
+            (BAD_REQUEST, "vhost_or_user_not_found"),
+        ),
+        ("PUT", "permissions/%2F/u", {**RIGHTS, "read": "("}, 400, None),
+        ("DELETE", "permissions/%2F/u", None, 204, None),
+        ("DELETE", "permissions/%2F/u", None, 404, NOWHERE),
+        ("PUT", "topic-permissions/%2F/u", {**RIGHTS, "exchange": "amq.topic"}, 201, None),
+        (
+            "PUT",
+            "topic-permissions/%2F/u",
+            {"exchange": "amq.topic", "write": "a"},
+            400,
+            (BAD_REQUEST, "[{key_missing,read}]"),
+        ),
+        ("GET", "topic-permissions/%2F/u/amq.topic", None, 200, None),
+        ("DELETE", "topic-permissions/%2F/u/amq.topic", None, 204, None),
+        ("DELETE", "topic-permissions/%2F/u", None, 404, NOWHERE),
+        ("GET", "topic-permissions/%2F/u", None, 404, NOWHERE),
+        (
+            "PUT",
+            "user-limits/none/max-channels",
+            {"value": 5},
+            400,
+            (BAD_REQUEST, ["no_such_user", "none"]),
+        ),
+        (
+            "PUT",
+            "user-limits/u/bad",
+            {"value": 5},
+            400,
+            (BAD_REQUEST, 'Unrecognised terms [{<<"bad">>,5}] in user-limits'),
+        ),
+        ("PUT", "user-limits/u/max-channels", {"value": 5}, 204, None),
+        ("DELETE", "user-limits/u/max-channels", None, 204, None),
+        ("POST", "users/bulk-delete", {}, 400, (BAD_REQUEST, "[{key_missing,users}]")),
+        ("POST", "users/bulk-delete", {"users": ["u", "none"]}, 204, None),
+        ("DELETE", "users/u", None, 404, NOWHERE),
+    ],
     "parameters": [
         (
             "PUT",
@@ -300,6 +368,29 @@ async def test_statuses_and_texts(
             assert reply.document == {"error": refusal[0], "reason": refusal[1]}, (method, path)
         elif status in (201, 204):
             assert reply.body == b""
+
+
+async def test_who_makes_a_vhost_may_use_it(site: Site) -> None:
+    await site.ask("PUT", "vhosts/v", {})
+    (rights,) = await site.get("vhosts/v/permissions")
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    assert rights == {"user": "guest", "vhost": "v", **everything}
+    await site.ask("PUT", "vhosts/w", {}, owner=True)
+    assert await site.get("vhosts/w/permissions") == []
+
+
+async def test_users_are_shown_with_their_limits(site: Site) -> None:
+    await site.ask("PUT", "users/u", {"password": "x", "tags": "management"})
+    await site.ask("PUT", "user-limits/u/max-channels", {"value": 5})
+    shown = await site.get("users/u")
+    assert shown["tags"] == ["management"]
+    assert shown["limits"] == {"max-channels": 5}
+    assert shown["hashing_algorithm"] == "argon2id"
+    assert await site.get("user-limits") == [{"user": "u", "value": {"max-channels": 5}}]
+    assert [user["name"] for user in await site.get("users/without-permissions")] == ["u"]
+    assert await site.get("whoami", login="u:x")
+    attempts = await site.get("auth/attempts/qlog")
+    assert attempts[0]["protocol"] == "http" and attempts[0]["auth_attempts_succeeded"] > 4
 
 
 async def test_where_a_binding_is(site: Site) -> None:
