@@ -50,7 +50,9 @@ from qlog.server.broker.listings import facts as listings
 from qlog.server.broker.outcome import Durable, Outcome
 from qlog.server.broker.queues.effective import Applied
 from qlog.server.broker.queues.type import Owner, QueueType
+from qlog.server.broker.sampling import CHANNEL, CONNECTION, LENGTHS, SampledChannel, Sampler, Span
 from qlog.server.broker.services import Services
+from qlog.server.broker.stats import Traffic
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 
 # What operations take and give: whoever manages a broker needs no other module of it.
@@ -74,6 +76,8 @@ __all__ = [
     "QueueType",
     "Refused",
     "Rejected",
+    "Span",
+    "Spans",
     "TopicPermission",
     "User",
     "VHost",
@@ -84,6 +88,17 @@ __all__ = [
 logger = logging.getLogger("qlog.broker")
 
 T = TypeVar("T")
+
+
+class Spans(NamedTuple):
+    """The history that is asked for: of the lengths of queues, of messages, of octets."""
+
+    lengths: Span | None = None
+    messages: Span | None = None
+    octets: Span | None = None
+
+
+NO_SPANS = Spans()
 
 
 class About(NamedTuple):
@@ -108,7 +123,7 @@ class ListedConsumer(Protocol):
         """RabbitMQ's fields."""
 
 
-class ListedChannel(Protocol):
+class ListedChannel(SampledChannel, Protocol):
     """A channel, as operators see it."""
 
     number: int
@@ -130,6 +145,7 @@ class Connected(LoggedIn, Protocol):
 
     peer: str
     vhost: VHost | None
+    traffic: Traffic
 
     @property
     def name(self) -> str:
@@ -154,7 +170,7 @@ class Connected(LoggedIn, Protocol):
 class Operations(AccessOperations, DelayedOperations):
     """See the head of this file. `vhosts`, `users` and `clients` are the broker's own, as they are now."""
 
-    __slots__ = ("_vhosts_leaving", "alarms")
+    __slots__ = ("_vhosts_leaving", "alarms", "sampler")
     _clients: Collection[Connected]
 
     def __init__(
@@ -169,6 +185,7 @@ class Operations(AccessOperations, DelayedOperations):
         super().__init__(services, vhosts, users, clients, logins)
         self._vhosts_leaving: dict[str, Outcome[None]] = {}
         self.alarms = alarms  # by what they are about; whether they are on
+        self.sampler = Sampler(services, vhosts, clients)
 
     def set_vhost(
         self,
@@ -552,13 +569,52 @@ class Operations(AccessOperations, DelayedOperations):
         """The channels of a client."""
         yield from list(client.channels.values())
 
-    def queue_facts(self, queue: QueueType, *, single: bool = False) -> dict[str, Any]:
-        """A queue as operators see it; `single`: with what RabbitMQ tells of one alone."""
-        return listings.queue_facts(queue, single=single)
+    def queue_facts(
+        self, queue: QueueType, *, single: bool = False, spans: Spans = NO_SPANS
+    ) -> dict[str, Any]:
+        """A queue as operators see it, with rates.
 
-    def exchange_facts(self, vhost: VHost, exchange: Exchange) -> dict[str, Any]:
-        """An exchange as operators see it."""
-        return listings.exchange_facts(vhost, exchange)
+        `single`: with what RabbitMQ tells of one alone; `spans`: and with the history.
+        """
+        facts = listings.queue_facts(queue, single=single)
+        for name in LENGTHS:
+            facts[f"{name}_details"] = self.sampler.details(queue, name, spans.lengths)
+        self._add_rates(queue, facts["message_stats"], spans.messages)
+        if not facts["message_stats"]:
+            del facts["message_stats"]
+        return facts
+
+    def _add_rates(self, key: object, counts: dict[str, Any], span: Span | None) -> None:
+        for name in list(counts):
+            counts[f"{name}_details"] = self.sampler.details(key, name, span)
+
+    def exchange_facts(
+        self, vhost: VHost, exchange: Exchange, *, spans: Spans = NO_SPANS
+    ) -> dict[str, Any]:
+        """An exchange as operators see it, with rates."""
+        facts = listings.exchange_facts(vhost, exchange)
+        if "message_stats" in facts:
+            counts = vhost.counts_of_exchange(exchange.name)
+            self._add_rates(counts, facts["message_stats"], spans.messages)
+        return facts
+
+    def connection_facts(self, client: Connected, *, spans: Spans = NO_SPANS) -> dict[str, Any]:
+        """A connection as operators see it, with rates."""
+        facts = client.facts()
+        for name in CONNECTION:
+            facts[f"{name}_details"] = self.sampler.details(client, name, spans.octets)
+        return facts
+
+    def channel_facts(self, channel: ListedChannel, *, spans: Spans = NO_SPANS) -> dict[str, Any]:
+        """A channel as operators see it, with rates."""
+        facts = channel.facts()
+        self._add_rates(channel, facts["message_stats"], spans.messages)
+        return facts
+
+    def total_rates(self, counts: dict[str, Any], span: Span | None = None) -> dict[str, Any]:
+        """Counts of the whole broker (`message_counts`, `churn`, lengths) with their rates."""
+        self._add_rates("total", counts, span)
+        return counts
 
     def binding_facts(self, vhost: VHost, binding: Binding) -> dict[str, Any]:
         """A binding as operators see it."""
@@ -575,16 +631,7 @@ class Operations(AccessOperations, DelayedOperations):
 
     def churn(self) -> dict[str, int]:
         """What came and went since the start, by RabbitMQ's names."""
-        stats = self._services.stats
-        return {
-            "connection_created": stats.connections_opened,
-            "connection_closed": stats.connections_closed,
-            "channel_created": stats.channels_opened,
-            "channel_closed": stats.channels_closed,
-            "queue_declared": stats.queues_declared,
-            "queue_created": stats.queues_created,
-            "queue_deleted": stats.queues_deleted,
-        }
+        return self._services.stats.churn()
 
     def message_counts(self) -> dict[str, int]:
         """What was done with messages since the start, by RabbitMQ's names."""
@@ -637,8 +684,15 @@ class Operations(AccessOperations, DelayedOperations):
         yield from list(vhost.routing.bindings_to(kind, destination))
 
     def vhost_facts(self, vhost: VHost) -> dict[str, Any]:
-        """A vhost as operators see it, without counts."""
-        return listings.vhost_facts(vhost)
+        """A vhost as operators see it, with the counts and rates of the last sample."""
+        facts, key = listings.vhost_facts(vhost), ("vhost", vhost.name)
+        counted = self.sampler.counted(key, (*CONNECTION, *LENGTHS))
+        self._add_rates(key, counted, None)
+        stats = self.sampler.counted(key, CHANNEL)
+        if any(stats.values()):
+            self._add_rates(key, stats, None)
+            facts["message_stats"] = stats
+        return facts | counted
 
     def close_connection(self, client: Connected, reason: str) -> None:
         """Close a client's connection, with the reason."""

@@ -125,6 +125,18 @@ class Stats:
         self.queues_created = 0
         self.queues_deleted = 0
 
+    def churn(self) -> dict[str, int]:
+        """What came and went, by RabbitMQ's names."""
+        return {
+            "connection_created": self.connections_opened,
+            "connection_closed": self.connections_closed,
+            "channel_created": self.channels_opened,
+            "channel_closed": self.channels_closed,
+            "queue_declared": self.queues_declared,
+            "queue_created": self.queues_created,
+            "queue_deleted": self.queues_deleted,
+        }
+
     def counts_of(self, queue_type: str) -> Counts:
         """The deliveries of all queues of a type."""
         counts = self.of_type.get(queue_type)

@@ -178,6 +178,10 @@ class VHost:
             return False
         return True
 
+    def exchange_counts(self) -> list[ExchangeCounts]:
+        """Those of all exchanges that something was published to."""
+        return list(self._exchange_counts.values())
+
     def counts_of_exchange(self, name: str) -> ExchangeCounts:
         """What came to an exchange and left it, since it is there."""
         counts = self._exchange_counts.get(name)

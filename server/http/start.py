@@ -29,6 +29,8 @@ async def run(
     operations: Operations, context: Context, wake: Callable[[], None], sockets: Sockets
 ) -> None:
     """Serve until cancelled. `wake` has the broker's loop look at what was changed."""
+    operations.sampler.start()
+    wake()
     api = management(operations, context, wake)
     served = [Served(listener, api) for listener in sockets.management]
     if sockets.owner is not None:

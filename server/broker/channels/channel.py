@@ -31,7 +31,7 @@ from qlog.server.broker.access.users import User
 from qlog.server.broker.channels import topology
 from qlog.server.broker.channels.answers import Answers, Asking, Reply, nothing
 from qlog.server.broker.channels.consumer import Consumer
-from qlog.server.broker.channels.facts import channel_details, channel_facts
+from qlog.server.broker.channels.facts import channel_counts, channel_details, channel_facts
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.publisher import Publisher
 from qlog.server.broker.channels.reply_to import REPLY_TO
@@ -154,6 +154,10 @@ class Channel:
     def facts(self) -> dict[str, Any]:
         """What operators see of it."""
         return channel_facts(self)
+
+    def message_stats(self) -> dict[str, int]:
+        """What passed it."""
+        return channel_counts(self)
 
     @property
     def name(self) -> str:

@@ -25,6 +25,19 @@ def json_value(value: Any) -> Any:
     return str(value)
 
 
+# What `delivery_counts` has.
+COUNTED = (
+    "deliver",
+    "deliver_no_ack",
+    "get",
+    "get_no_ack",
+    "get_empty",
+    "deliver_get",
+    "redeliver",
+    "ack",
+)
+
+
 def delivery_counts(counts: Counts) -> dict[str, int]:
     """Deliveries and acknowledgements, empty if there were none."""
     taken = counts.deliver + counts.deliver_no_ack + counts.get + counts.get_no_ack

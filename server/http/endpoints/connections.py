@@ -9,7 +9,8 @@ from qlog.server.broker.operations import Connected, ListedChannel
 from qlog.server.http.answers import NO_CONTENT, Answer, Listing
 from qlog.server.http.ask import Ask
 from qlog.server.http.refusals import not_authorised, not_found
-from qlog.server.http.table import Endpoint
+from qlog.server.http.spans import spans
+from qlog.server.http.table import HISTORY, PAGED, Endpoint
 
 CLOSED = "Closed via management plugin"
 
@@ -40,7 +41,7 @@ async def list_connections(ask: Ask) -> Listing[Connected]:
     """All connections."""
     return Listing(
         _connections(ask),
-        lambda client: client.facts(),
+        ask.operations.connection_facts,
         name=lambda client: client.name,
         order=lambda client: client.name,
         paged=True,
@@ -49,7 +50,7 @@ async def list_connections(ask: Ask) -> Listing[Connected]:
 
 async def show_connection(ask: Ask) -> dict[str, Any]:
     """One connection."""
-    return _connection(ask).facts()
+    return ask.operations.connection_facts(_connection(ask), spans=spans(ask))
 
 
 async def close_connection(ask: Ask) -> Answer:
@@ -85,18 +86,18 @@ def _channels(ask: Ask) -> Iterator[ListedChannel]:
 
 async def list_channels(ask: Ask) -> Listing[ListedChannel]:
     """All channels."""
-    return _listed(_channels(ask))
+    return _listed(ask, _channels(ask))
 
 
 async def list_channels_of_connection(ask: Ask) -> Listing[ListedChannel]:
     """The channels of a connection."""
-    return _listed(ask.operations.channels(_connection(ask)))
+    return _listed(ask, ask.operations.channels(_connection(ask)))
 
 
-def _listed(channels: Iterator[ListedChannel]) -> Listing[ListedChannel]:
+def _listed(ask: Ask, channels: Iterator[ListedChannel]) -> Listing[ListedChannel]:
     return Listing(
         channels,
-        lambda channel: channel.facts(),
+        ask.operations.channel_facts,
         name=lambda channel: channel.name,
         order=lambda channel: channel.name,
         paged=True,
@@ -109,7 +110,8 @@ async def show_channel(ask: Ask) -> dict[str, Any]:
     for channel in _channels(ask):
         if channel.name == wanted:
             consumers = [consumer.facts() for consumer in channel.consumers.values()]
-            return {**channel.facts(), "consumer_details": consumers}
+            facts = ask.operations.channel_facts(channel, spans=spans(ask))
+            return {**facts, "consumer_details": consumers}
     raise not_found()
 
 
@@ -122,9 +124,11 @@ async def list_consumers(ask: Ask) -> Listing[Any]:
 
 
 ENDPOINTS = [
-    Endpoint("GET", "/connections", list_connections, "All connections"),
-    Endpoint("GET", "/vhosts/{vhost}/connections", list_connections, "Those in a vhost"),
-    Endpoint("GET", "/connections/{connection}", show_connection, "One connection"),
+    Endpoint("GET", "/connections", list_connections, "All connections", query=PAGED),
+    Endpoint(
+        "GET", "/vhosts/{vhost}/connections", list_connections, "Those in a vhost", query=PAGED
+    ),
+    Endpoint("GET", "/connections/{connection}", show_connection, "One connection", query=HISTORY),
     Endpoint(
         "DELETE", "/connections/{connection}", close_connection, "Close a connection", status=204
     ),
@@ -142,9 +146,9 @@ ENDPOINTS = [
         list_channels_of_connection,
         "The channels of a connection",
     ),
-    Endpoint("GET", "/channels", list_channels, "All channels"),
-    Endpoint("GET", "/vhosts/{vhost}/channels", list_channels, "Those in a vhost"),
-    Endpoint("GET", "/channels/{channel}", show_channel, "One channel"),
+    Endpoint("GET", "/channels", list_channels, "All channels", query=PAGED),
+    Endpoint("GET", "/vhosts/{vhost}/channels", list_channels, "Those in a vhost", query=PAGED),
+    Endpoint("GET", "/channels/{channel}", show_channel, "One channel", query=HISTORY),
     Endpoint("GET", "/consumers", list_consumers, "All consumers"),
     Endpoint("GET", "/consumers/{vhost}", list_consumers, "The consumers of a vhost"),
 ]

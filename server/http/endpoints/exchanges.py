@@ -16,6 +16,7 @@ from qlog.server.http.ask import Ask, required
 from qlog.server.http.fields import flag, table, text
 from qlog.server.http.pace import paced
 from qlog.server.http.refusals import Refusal, bad_request, not_found, refusal
+from qlog.server.http.spans import spans
 from qlog.server.http.table import HISTORY, PAGED, Endpoint
 
 SHORTSTR_BYTES_MAX = 255
@@ -51,7 +52,8 @@ async def show_exchange(ask: Ask) -> dict[str, Any]:
     exchange = ask.operations.find_exchange(vhost, exchange_name(ask))
     if exchange is None:
         raise not_found()
-    return {**ask.operations.exchange_facts(vhost, exchange), "incoming": [], "outgoing": []}
+    facts = ask.operations.exchange_facts(vhost, exchange, spans=spans(ask))
+    return {**facts, "incoming": [], "outgoing": []}
 
 
 async def list_bindings(ask: Ask) -> Listing[Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from qlog.server.http.ask import Ask
 from qlog.server.http.pace import paced
-from qlog.server.http.table import Endpoint
+from qlog.server.http.spans import spans
+from qlog.server.http.table import HISTORY, Endpoint
 
 
 async def overview(ask: Ask) -> dict[str, Any]:
@@ -14,6 +15,8 @@ async def overview(ask: Ask) -> dict[str, Any]:
     operations = ask.operations
     about = operations.about()
     totals = await object_totals(ask)
+    lengths = await queue_totals(ask)
+    asked = spans(ask)
     return {
         "management_version": about.version,
         "rabbitmq_version": about.version,
@@ -24,15 +27,43 @@ async def overview(ask: Ask) -> dict[str, Any]:
         "rates_mode": "basic",
         "default_queue_type": "classic",
         "disable_stats": False,
+        "is_op_policy_updating_enabled": True,
+        "cluster_tags": {},
+        "node_tags": {},
+        "sample_retention_policies": {
+            "global": [600, 86400],
+            "basic": [600],
+            "detailed": [600],
+        },
         "enable_queue_totals": False,
         "exchange_types": [
             {"name": name, "description": text, "enabled": True}
             for name, text in operations.exchange_types()
         ],
+        "message_stats": operations.total_rates(operations.message_counts(), asked.messages),
+        "churn_rates": operations.total_rates(dict(operations.churn())),
+        "queue_totals": operations.total_rates(lengths, asked.lengths) if lengths else {},
         "object_totals": totals,
         "statistics_db_event_queue": 0,
         "listeners": listeners(ask),
         "contexts": contexts(ask),
+    }
+
+
+async def queue_totals(ask: Ask) -> dict[str, int]:
+    """What waits in queues that the user may see; nothing, if there are no queues."""
+    ready = unacked = queues = 0
+    for vhost in ask.vhosts():
+        async for queue in paced(ask.operations.queues(vhost)):
+            queues += 1
+            ready += queue.ready
+            unacked += queue.unacked
+    if not queues:
+        return {}
+    return {
+        "messages": ready + unacked,
+        "messages_ready": ready,
+        "messages_unacknowledged": unacked,
     }
 
 
@@ -112,7 +143,7 @@ async def auth(ask: Ask) -> dict[str, Any]:
 
 
 ENDPOINTS = [
-    Endpoint("GET", "/overview", overview, "The broker as a whole"),
+    Endpoint("GET", "/overview", overview, "The broker as a whole", query=HISTORY),
     Endpoint("GET", "/whoami", whoami, "The user who asks"),
     Endpoint("GET", "/version", version, "The version"),
     Endpoint("GET", "/auth", auth, "How users log in", tag="any"),

@@ -12,6 +12,7 @@ from qlog.server.http.ask import Ask, required
 from qlog.server.http.fields import flag, table, whole
 from qlog.server.http.pace import Pace
 from qlog.server.http.refusals import bad_request, not_found, refusal
+from qlog.server.http.spans import spans
 from qlog.server.http.table import HISTORY, PAGED, Endpoint
 
 _ACK_MODES = (
@@ -58,7 +59,7 @@ def _queue(ask: Ask) -> QueueType:
 
 async def show_queue(ask: Ask) -> dict[str, Any]:
     """One queue."""
-    return ask.operations.queue_facts(_queue(ask), single=True)
+    return ask.operations.queue_facts(_queue(ask), single=True, spans=spans(ask))
 
 
 async def queue_bindings(ask: Ask) -> Listing[Any]:
