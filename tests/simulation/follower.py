@@ -4,7 +4,7 @@ A message that nobody told of is not settled in advance, and a settlement of it 
 stream with a settlement in front of its message gives a message that is never settled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from qlog.storage import journal
@@ -55,10 +55,16 @@ class Follower:
 
     def follow(self, replay: Callable[[Position | None], Replay]) -> None:
         """Take what is new. Raises PositionGone: this follower is of no use any more."""
+        for _ in self.steps(replay):
+            pass
+
+    def steps(self, replay: Callable[[Position | None], Replay]) -> Generator[None, None, None]:
+        """The same, entry by entry: the store may go on between two of them."""
         part = replay(self.position)
         self.torn = True
         for entry in part.entries:
             self._take(entry, whole=self.position is None)
+            yield
         self.torn = False
         self.position = part.end
 

@@ -26,6 +26,7 @@ ROUNDS_A_LIFE = 25
 
 _STEPS = {  # and how often, before taste
     "publish": 30,
+    "trickle": 6,
     "settle": 6,
     "settle_some": 14,
     "hand_on": 4,
@@ -44,6 +45,7 @@ _STEPS = {  # and how often, before taste
     "drive": 8,
     "drain": 0.5,
     "follow": 4,
+    "follow_slowly": 6,
     "settle_down": 3,
     "checkpoint": 6,
     "reopen": 2,
@@ -54,6 +56,26 @@ _STEPS = {  # and how often, before taste
     "fail": 1,
     "doubt": 0.5,
 }
+
+# What may happen between two slices of the store's own work, and how often.
+_MEANWHILE = {
+    "publish": 4,
+    "trickle": 6,
+    "settle": 1,
+    "settle_some": 3,
+    "hand_on": 1,
+    "purge": 0.2,
+    "read": 1,
+    "attempt": 1,
+    "delay": 1,
+    "take_due": 1,
+    "restore": 2,
+    "delete_lane": 0.3,
+    "follow": 0.3,
+    "follow_slowly": 1,
+    "commit_in_time": 4,
+}
+_MEANWHILE_MAX = 20  # in one step: a life must come to its end
 
 
 class Violation(Exception):
@@ -106,6 +128,8 @@ class Life:
         self.choice = random.Random(seed)
         self.rounds = rounds
         choice = self.choice
+        self.lanes = choice.choice((LANES, LANES, 8))
+        self.hot = 0  # the lane that messages trickle into
         segment_bytes = choice.choice((4 << 10, 8 << 10, 16 << 10))
         self.world = World(
             base / "world",
@@ -124,6 +148,7 @@ class Life:
                 catalog_map_bytes=1 << 20,
             ),
             seed,
+            self.lanes,
         )
         prepare(self.world)
         self.weights = [
@@ -131,6 +156,11 @@ class Life:
             for name, weight in _STEPS.items()
         ]
         self.story: list[str] = []
+        self.busy = choice.choice((0, 0.1, 0.3, 0.6))  # how often something happens meanwhile
+        self.left = 0
+        slow = choice.choice((0, 0, 0.5, 0.8))
+        self.world.puts_off = lambda: choice.random() < slow
+        self.world.meanwhile = self.meanwhile
 
     def live(self) -> None:
         """Raises whatever did not hold."""
@@ -140,16 +170,32 @@ class Life:
         names = list(_STEPS)
         while world.counts["rounds"] < self.rounds:
             name = choice.choices(names, self.weights)[0]
-            step = getattr(self, f"_{name}", None)
-            arguments = () if step is None else step()
+            step, arguments = self._step(name)
             self.story.append(f"{name}{arguments}")
-            world.perform(getattr(world, "settle" if name == "purge" else name), *arguments)
+            self.left = _MEANWHILE_MAX
+            world.perform(step, *arguments)
+
+    def meanwhile(self) -> None:
+        """Perhaps steps of clients, between two slices of the store's own work."""
+        choice = self.choice
+        while self.left and choice.random() < self.busy:
+            self.left -= 1
+            name = choice.choices(list(_MEANWHILE), list(_MEANWHILE.values()))[0]
+            step, arguments = self._step(name)
+            self.story.append(f"  meanwhile {name}{arguments}")
+            self.world.counts["steps between two slices"] += 1
+            step(*arguments)
+
+    def _step(self, name: str) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        given = getattr(self, f"_{name}", None)
+        step = getattr(self.world, "settle" if name == "purge" else name)
+        return step, () if given is None else given()
 
     # -- what the steps are given
 
     def _publish(self) -> tuple[Any, ...]:
         choice = self.choice
-        lanes = choice.sample(range(LANES), choice.choice((1, 1, 1, 2, LANES)))
+        lanes = choice.sample(range(self.lanes), choice.choice((1, 1, 1, 2, self.lanes)))
         return (
             sorted(lanes),
             choice.choice((1, 1, 2, 5, 20, 60)),
@@ -158,37 +204,43 @@ class Life:
             choice.random() < 0.3,
         )
 
+    def _trickle(self) -> tuple[Any, ...]:
+        choice = self.choice
+        if choice.random() < 0.2:
+            self.hot = choice.randrange(self.lanes)
+        return self.hot, choice.choice((1, 2, 2, 3, 10)), choice.choice((0, 30, 30, 200))
+
     def _settle(self) -> tuple[Any, ...]:
         choice = self.choice
-        return choice.randrange(LANES), choice.random(), choice.choice((1, 3, 10, 100))
+        return choice.randrange(self.lanes), choice.random(), choice.choice((1, 3, 10, 100))
 
     def _settle_some(self) -> tuple[Any, ...]:
         choice = self.choice
-        return choice.randrange(LANES), choice.choice((1, 1, 2, 3, 7)), choice.randint(1, 40)
+        return choice.randrange(self.lanes), choice.choice((1, 1, 2, 3, 7)), choice.randint(1, 40)
 
     def _hand_on(self) -> tuple[Any, ...]:
-        source = self.choice.randrange(LANES)
-        return source, (source + 1) % LANES, self.choice.randint(1, 20)
+        source = self.choice.randrange(self.lanes)
+        return source, (source + 1) % self.lanes, self.choice.randint(1, 20)
 
     def _purge(self) -> tuple[Any, ...]:
-        return self.choice.randrange(LANES), 0.0, 1 << 30
+        return self.choice.randrange(self.lanes), 0.0, 1 << 30
 
     def _read(self) -> tuple[Any, ...]:
         choice = self.choice
         return (
-            choice.randrange(LANES),
+            choice.randrange(self.lanes),
             choice.random(),
             choice.randint(1, 100),
             choice.choice((1, 100, 5000)),
         )
 
     def _read_all(self) -> tuple[Any, ...]:
-        return self.choice.randrange(LANES), self.choice.random() < 0.5
+        return self.choice.randrange(self.lanes), self.choice.random() < 0.5
 
     def _delay(self) -> tuple[Any, ...]:
         choice = self.choice
         return (
-            sorted(choice.sample(range(LANES), choice.choice((1, 1, 2)))),
+            sorted(choice.sample(range(self.lanes), choice.choice((1, 1, 2)))),
             choice.choice((1, 1, 3, 20)),
             choice.random() < 0.75,
             choice.choice((-50, 0, 10, 1000, 60_000)),
@@ -197,17 +249,17 @@ class Life:
 
     def _restore(self) -> tuple[Any, ...]:
         choice = self.choice
-        return choice.randrange(LANES), choice.random(), choice.choice((1, 3, 30, 300))
+        return choice.randrange(self.lanes), choice.random(), choice.choice((1, 3, 30, 300))
 
     def _take_due(self) -> tuple[Any, ...]:
         return self.choice.choice((0, 0, 500, 100_000)), self.choice.choice((1, 5, 1000))
 
     def _attempt(self) -> tuple[Any, ...]:
         choice = self.choice
-        return choice.randrange(LANES), choice.random(), choice.choice((1, 1, 5, 100))
+        return choice.randrange(self.lanes), choice.random(), choice.choice((1, 1, 5, 100))
 
     def _delete_lane(self) -> tuple[Any, ...]:
-        return (self.choice.randrange(LANES),)
+        return (self.choice.randrange(self.lanes),)
 
     def _tick(self) -> tuple[Any, ...]:
         return (self.choice.choice((0.001, 0.01, 0.01, 1.1, 2.5)),)
@@ -223,6 +275,9 @@ class Life:
 
     def _follow(self) -> tuple[Any, ...]:
         return self.choice.random() < 0.5, self.choice.random() < 0.3
+
+    def _follow_slowly(self) -> tuple[Any, ...]:
+        return (self.choice.choice((1, 1, 2, 5, 30)),)
 
     def _reopen(self) -> tuple[Any, ...]:
         return (self.fate(),)

@@ -28,6 +28,7 @@ from qlog.storage.index.due import DueTimes
 from qlog.storage.index.due_rows import DueRows
 from qlog.storage.index.index import LaneUpdate, Placed
 from qlog.storage.journal import Entry
+from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.space.compact import CompactionStep
@@ -181,6 +182,23 @@ def _checkpoint_ahead() -> list[AbstractContextManager[Any]]:
             commits.durable_lsn = durable_lsn
 
     return [patch.object(Checkpoints, "_begin", begin)]
+
+
+class _Ignored:
+    """An attribute that stays what it is, whatever is assigned to it."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __get__(self, owner: object, kind: type) -> int:
+        return self.value
+
+    def __set__(self, owner: object, value: int) -> None:
+        pass
+
+
+def _joined_while_gathering() -> list[AbstractContextManager[Any]]:
+    return [patch.object(Cache, "gathering_lsn", _Ignored(-1), create=True)]
 
 
 def _tail_as_it_is() -> list[AbstractContextManager[Any]]:
@@ -503,6 +521,12 @@ MUTATIONS = [
     ),
     Mutation("index before ledger", "the ledger is behind", patches=_index_first),
     Mutation("index before log", "the log is behind", patches=_checkpoint_ahead),
+    Mutation(
+        "runs are joined over the end of a snapshot that is gathering",
+        "the index never gets the first, and the log is read from behind it",
+        patches=_joined_while_gathering,
+        taste={"trickle": 5, "publish": 0.3, "checkpoint": 0.3, "settle_down": 0.3},
+    ),
     Mutation("unlink before the ledger knows", "a segment is missing", patches=_unlink_first),
     Mutation(
         "the ledger is not told of a compaction",

@@ -20,7 +20,7 @@ high-water mark of deliveries that was synced holds, and a start is never refuse
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,8 +32,11 @@ from unittest.mock import patch
 from qlog.storage import store as store_module
 from qlog.storage.bytes.datadir import Paths, mark_doubt
 from qlog.storage.errors import PositionGone, StorageError
-from qlog.storage.index import checkpoints
+from qlog.storage.index import checkpoint, checkpoints, due
+from qlog.storage.index import index as index_module
 from qlog.storage.index.index import SPILL, Live
+from qlog.storage.lanes import cache, reader, run
+from qlog.storage.lanes import lane as lane_module
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.settled import BLOCK, contains
 from qlog.storage.settings import StoreSettings
@@ -41,7 +44,7 @@ from qlog.storage.space import compact, sparse, spilled
 from qlog.storage.start import recovery
 from qlog.storage.start.at_rest import replay_at_rest
 from qlog.storage.store import Store
-from qlog.storage.write import ledger, segment
+from qlog.storage.write import commit, ledger, segment
 from tests.simulation.disk import LMDB_NAMES, Crash, SimulatedDisk
 from tests.simulation.follower import Follower
 from tests.storage.probe import probe
@@ -130,8 +133,11 @@ class Image:
 class World:
     """See the head of this file. `base`: a directory of its own, better in memory."""
 
-    def __init__(self, base: Path, settings: StoreSettings, seed: int = 0) -> None:
+    def __init__(
+        self, base: Path, settings: StoreSettings, seed: int = 0, lanes: int = LANES
+    ) -> None:
         self.base = base
+        self.lanes = lanes
         self.seed = seed
         self.settings = settings
         self.counts: Counter[str] = Counter()
@@ -151,9 +157,14 @@ class World:
         self.workers: list[Worker] = []
         self.models: list[Model] = []
         self.follower = Follower()  # it goes on from life to life, as far as it can
+        self.following: Generator[None, None, None] | None = None  # it is in the middle of a part
         self.kept = False  # what it has not taken is kept, in this process
         self.given_out: set[tuple[int, int, int]] = set()  # as due, by this process
         self.dropped: set[int] = set()  # ids of lanes: they may come back, and nobody asks for them
+        # Called between two slices of what the store does in slices: clients do not wait meanwhile.
+        self.meanwhile: Callable[[], None] = ignore
+        # Whether a slice is put off: a turn's messages may be many, and its slice small.
+        self.puts_off: Callable[[], bool] = lambda: False
         (base / "disk").mkdir(parents=True)
         self.disk = SimulatedDisk(base / "disk")
         self.disk.use(random.Random(seed))
@@ -168,10 +179,11 @@ class World:
         except Crash:
             self.restart()
         self.disk.crash_in = None
-        self.models = [self._new_model() for _ in range(LANES)]
+        self.models = [self._new_model() for _ in range(self.lanes)]
 
     def end(self) -> None:
         """Let go of everything."""
+        self._let_go()
         if self.store is not None:
             abandon(self.store)
         shutil.rmtree(self.base)
@@ -190,6 +202,9 @@ class World:
                 new_worker=self._new_worker,
                 clock_s=lambda: self.now_s,
             )
+        checkpoints = probe(self.store).checkpoints
+        step = checkpoints.step
+        checkpoints.step = lambda: None if self.puts_off() else step()  # type: ignore[method-assign]
 
     def _new_worker(self, name: str, notify: Callable[[], None]) -> Worker:
         worker = Worker()
@@ -228,6 +243,14 @@ class World:
         self, lanes: Sequence[int], count: int, size: int, persistent: bool, varied: bool
     ) -> None:
         self._publish(lanes, count, size, persistent, varied, None)
+
+    def trickle(self, lane: int, count: int, size: int) -> None:
+        """Messages come one by one, each when the one before was confirmed."""
+        for _ in range(count):
+            self._publish([lane], 1, size, True, False, None)
+            self.running.commit()
+            self.workers[0].run_one()
+            self._advance()
 
     def delay(
         self, lanes: Sequence[int], count: int, persistent: bool, ahead_ms: int, spread_ms: int
@@ -387,7 +410,10 @@ class World:
         until_ms = self.now_ms + ahead_ms
         waiting = sorted(self._dues() - self.given_out)
         expected = [due for due in waiting if due[0] <= until_ms][:count]
-        assert store.due(until_ms, count) == expected
+        found = store.due(until_ms, count)
+        while len(found) < count and (store.next_due_ms or until_ms + 1) <= until_ms:
+            found += store.due(until_ms, count - len(found))  # many were settled before their time
+        assert found == expected
         self.given_out.update(expected)
         self.counts["given out as due"] += len(expected)
         left = waiting[len(expected) :]
@@ -477,12 +503,13 @@ class World:
 
     def drain(self) -> None:
         """All is settled: the space comes back."""
-        for lane in range(LANES):
+        for lane in range(self.lanes):
             self.settle(lane, 0.0, 1 << 40)
         store = self.running
         store.journal.release(None)
         self.kept = False
         disk = self.disk
+        meanwhile, self.meanwhile = self.meanwhile, ignore
         for times in range(100):
             self.drive(2.5)
             if store.failure is not None or disk.space_bytes is not None or disk.lmdb_full:
@@ -492,6 +519,7 @@ class World:
                 break
         else:
             raise AssertionError("dead segments stay")
+        self.meanwhile = meanwhile
         if store.failure is None and disk.space_bytes is None and not disk.lmdb_full:
             names = set(disk.names(probe(store).paths.log))
             active = probe(store).log.active.segment_id
@@ -517,15 +545,33 @@ class World:
         store.journal.release(self.follower.position if keep else None)
         self.kept = keep and self.follower.position is not None
 
+    def follow_slowly(self, count: int) -> None:
+        """The follower takes some entries; it has the others when the store has gone on."""
+        if self.following is None:
+            self.following = self.follower.steps(self.running.journal.replay)
+        try:
+            for _ in range(count):
+                next(self.following)
+        except StopIteration:
+            self.following = None
+            self.counts["parts taken slowly"] += 1
+        except PositionGone:
+            self._stopped_following()
+
+    def _stopped_following(self) -> None:
+        self.counts["positions that were gone"] += 1
+        assert not self.kept or self.was_full, "what is kept for a follower is gone"
+        self.follower = Follower()
+        self.following = None
+
     def _follow(self) -> bool:
         """Whether the follower knows all that it is given."""
         store = self.running
+        self.follow_slowly(1 << 60 if self.following else 0)
         try:
             self.follower.follow(store.journal.replay)
         except PositionGone:
-            self.counts["positions that were gone"] += 1
-            assert not self.kept or self.was_full, "what is kept for a follower is gone"
-            self.follower = Follower()
+            self._stopped_following()
             try:
                 self.follower.follow(store.journal.replay)
             except PositionGone:  # the ledger has a new file, and the store was not told yet,
@@ -561,6 +607,7 @@ class World:
         """An orderly stop and start."""
         store = self.running
         step = self.step
+        self._let_go()
         store.close()
         self.store = None
         disk = self.disk
@@ -625,13 +672,16 @@ class World:
         self._seen()
 
     def _run_all(self) -> None:
-        for _ in range(1000):
+        for _ in range(10_000):
             ran = False
             for worker in self.workers:
                 ran |= worker.run_one()
             self._advance()
-            if not ran and not probe(self.running).checkpoints.stepping:
+            stepping = probe(self.running).checkpoints.stepping
+            if not ran and not stepping:
                 return
+            if stepping or probe(self.running).compactor.working:
+                self.meanwhile()
         raise AssertionError("the store's threads do not come to rest")
 
     def _seen(self) -> None:
@@ -673,6 +723,7 @@ class World:
 
     def restart(self) -> None:
         """The process is gone: crash, start (and crash in that, perhaps), check."""
+        self._let_go()
         fate = self.fate
         disk = self.disk
         self.counts["rounds"] += 1
@@ -713,6 +764,12 @@ class World:
         self._check_recovered(self.synced_step if power else self.written_step, without)
         self.fate = Fate(seed=fate.seed + 1)
 
+    def _let_go(self) -> None:
+        """The follower takes no more of this process, and has no file open."""
+        following, self.following = self.following, None
+        if following is not None:
+            following.close()
+
     def _start_in_vain(self) -> None:
         try:
             self._open()
@@ -747,9 +804,16 @@ class World:
 
     @staticmethod
     def _views(store: Store[Envelope]) -> dict[int, View]:
+        """All lanes that are defined.
+
+        A lane that was deleted may be back in parts, as the index had it, without what the ledger
+        said of it: nobody reads it.
+        """
+        defined = {int(name) for name, _ in store.catalog.items("queue")}
         return {
             lane.id: View(contents(lane), lane.next_qseq, lane.delivered, _attempts(lane))
             for lane in probe(store).lanes.values()
+            if lane.id in defined
         }
 
     # -- checks
@@ -778,7 +842,7 @@ class World:
         named = {model.lane_id for model in self.models}
         rows = probe(store).index.due_after(None, 1 << 30)
         assert {row for row in rows if row.lane_id in named} == self._dues(), "due times differ"
-        assert views.keys() <= named | self.dropped, "a lane came from nowhere"
+        assert probe(store).lanes.keys() <= named | self.dropped, "a lane came from nowhere"
         store.retain(named)
         self.lsn_durable = store.lsn
         self.models = [model if model.lane_id >= 0 else self._new_model() for model in self.models]
@@ -1031,7 +1095,27 @@ def _counted(store: Store[Envelope]) -> dict[int, Live]:
 
 
 _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
-    (checkpoints, "_SLICE", 2),
+    (cache, "_FREED_AT_ONCE", 2),
+    (checkpoint, "_RUNS_A_STEP", 1),
+    (checkpoints, "_SLICE", 1),
+    (checkpoints, "_RUNS_SLICE", 2),
+    (checkpoints, "_RUNS_LIKE_A_LANE", 2),
+    (commit, "_PIECE_BYTES_MIN", 100),
+    (commit, "_PIECES_MAX", 4),
+    (due, "_PAGE_ROWS", 4),
+    (due, "_LOOKS_MAX", 3),
+    (index_module, "_BLOCKS_CACHED_MAX", 1),
+    (lane_module, "_JOINED_AT_ONCE", 2),
+    (lane_module, "_FEW_RUNS", 2),
+    (lane_module, "PAGE_COUNT", 4),
+    (lane_module, "PAGE_BYTES_MAX", 500),
+    (reader, "_FILES_MAX", 1),
+    (reader, "_METAS_MAX", 4),
+    (reader, "_SPAN_BYTES_MAX", 1500),
+    (reader, "_GAP_BYTES_MAX", 100),
+    (reader, "_ALIKE_MIN", 2),
+    (run, "_COUNT_MAX", 12),
+    (run, "_BYTES_MAX", 6000),
     (compact, "_STEP_BYTES", 2000),
     (compact, "_STEP_RECORDS", 10),
     (compact, "_READ_BYTES_MAX", 1500),
