@@ -36,11 +36,13 @@ from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.reader import Reader
 from qlog.storage.lanes.run import M
 from qlog.storage.settings import StoreSettings
+from qlog.storage.space.backup import Backup, Extent, Part
 from qlog.storage.space.compact import CompactionStep
 from qlog.storage.space.compactor import Compactor
 from qlog.storage.space.retention import KeepNothing, Retention
 from qlog.storage.start import recovery
 from qlog.storage.start.recovery import Progress, ignore_progress
+from qlog.storage.streams.files import stream_files
 from qlog.storage.streams.stream import Stream
 from qlog.storage.streams.streams import Removed, Streams
 from qlog.storage.streams.write import Moved
@@ -72,6 +74,7 @@ class Store(Generic[M]):
         self.settings = recovered.settings
         self._recovered = recovered
         self._notify = notify
+        self._new_worker = new_worker
         self._lanes = recovered.lanes
         self._identity: Identity = recovered.identity
         self._lane_id_next = recovered.identity.lane_ids_reserved
@@ -507,6 +510,48 @@ class Store(Generic[M]):
         self._journal.commits.close()
         self._upkeep.stop()
         recovered.close()
+
+    # -- backups
+
+    def new_worker(self, name: str) -> Worker:
+        """A thread for work on the directory's files beside the store's own; its user stops it."""
+        return self._new_worker(name, self._notify)
+
+    def new_backup(self, target: Path, bytes_per_s: int) -> Backup:
+        """A backup of this directory that is to be made; see space/backup.py."""
+        return Backup(self._recovered.disk, self._recovered.paths, target, bytes_per_s)
+
+    @property
+    def extent(self) -> Extent:
+        """The files that are durable now, and up to which byte.
+
+        They are what a crash at this moment would leave. Everything is among them that was done
+        before the last `request_sync` that is served. Segments that are given up are no files of it
+        any more soon after.
+        """
+        paths = self._recovered.paths
+        places = self._journal.synced_places
+        ledger = places.ledger
+        parts = []
+        for segment in self._log.segments.values():
+            path = paths.segment(segment.segment_id)
+            if segment.sealed:
+                parts.append(Part(path, None))
+            elif segment.segment_id < places.segment_id:  # full, and about to be sealed
+                parts.append(Part(path, segment.log_end))
+            elif segment.segment_id == places.segment_id:
+                parts.append(Part(path, places.segment_position))
+        for lane_id, bases in stream_files(self._recovered.disk, paths).items():
+            for base in bases:
+                path = paths.stream_segment(lane_id, base)
+                parts.append(Part(path, None, grows=base == bases[-1]))
+        return Extent(
+            self._recovered.identity.uuid,
+            places.position,
+            Part(paths.ledger_file(ledger.file_id), ledger.position),
+            ledger.file_id,
+            parts,
+        )
 
     # -- figures
 

@@ -58,6 +58,11 @@ class Paths:
         """`base`: the offset that the segment begins with."""
         return self.streams / f"{lane_id:010d}-{base:020d}.qstr"
 
+    @property
+    def staging(self) -> Path:
+        """Second names of files while a backup copies them; void when no broker runs."""
+        return self.root / "backup.staging"
+
     def segment(self, segment_id: int) -> Path:
         return self.log / f"{segment_id:010d}.qseg"
 

@@ -1,4 +1,5 @@
-"""The only file that creates, writes, syncs, renames and unlinks (LMDB does its own).
+"""The only file that creates, writes, syncs, renames and unlinks (LMDB does its own, and a backup
+links files to a second name).
 
 It only passes calls on. Tests replace the `Disk` by one that fails, loses what was not synced, or
 tears what was written. File handles are plain integers that only the disk which gave them

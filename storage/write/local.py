@@ -300,6 +300,14 @@ class LocalJournal(Generic[M]):
         return Places(position, ledger, *self.commits.durable_end)
 
     @property
+    def synced_places(self) -> Places:
+        """Where the files end of which all is synced: those of the last syncs of ledger and log.
+
+        While nothing is held back on a full disk, `position` is theirs.
+        """
+        return self._places()
+
+    @property
     def position(self) -> Position:
         """How far the stream is that can be replayed."""
         return self._end.position

@@ -87,6 +87,10 @@ STREAM_SYNCS = {
     "grown past its beginning in the meantime, without a new file",
 }
 
+# What these sync is not the directory that a life is about: tests/storage/test_backup.py loses the
+# power on them, and shows that each kind of them is missed.
+OF_BACKUPS = frozenset({"Backup._copy_bytes", "Backup._finish", "restore", "_copy"})
+
 
 # -- other mistakes
 
