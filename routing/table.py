@@ -289,6 +289,11 @@ class RoutingTable:
         known = self._sources.get(source)
         return iter(()) if known is None else iter(known.bindings)
 
+    def binding_count(self, source: str) -> int:
+        """How many bindings lead out of an exchange."""
+        known = self._sources.get(source)
+        return 0 if known is None else len(known.bindings)
+
     def bindings_to(self, kind: DestinationKind, destination: str) -> Iterator[Binding]:
         """Iterate over the bindings that lead to a queue or an exchange."""
         return iter(self._incoming.get((kind, destination), ()))

@@ -26,6 +26,7 @@ from qlog.storage.bytes.disk import Disk, OSDisk
 from qlog.storage.bytes.record import TARGET_BYTES
 from qlog.storage.catalog import Catalog
 from qlog.storage.errors import CorruptLog, Shortage, SyncFailed, is_shortage
+from qlog.storage.figures import StoreFigures
 from qlog.storage.identity import IDENTITY, Identity
 from qlog.storage.index.checkpoint import CheckpointDone
 from qlog.storage.index.checkpoints import Checkpoints
@@ -568,6 +569,24 @@ class Store(Generic[M]):
     def live_bytes(self) -> int:
         """The bytes of the log that are unsettled, as of the last checkpoint."""
         return sum(live.size for live in self._checkpoints.live.values())
+
+    @property
+    def figures(self) -> StoreFigures:
+        """What it has done, and how much there is. Costs some microseconds a segment."""
+        compactor = self._checkpoints.compactor
+        return StoreFigures(
+            self._journal.commits.figures,
+            self.segment_count,
+            self.segment_bytes,
+            self.live_bytes,
+            self.cache_bytes,
+            self.cold_bytes,
+            self._log.pending_bytes,
+            compactor.count,
+            compactor.bytes_done,
+            self.lsn,
+            self.durable_lsn,
+        )
 
     def take_findings(self) -> list[str]:
         """Damage that was found since the last call, a line each for the operator."""

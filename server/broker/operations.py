@@ -52,8 +52,9 @@ from qlog.server.broker.queues.effective import Applied
 from qlog.server.broker.queues.type import Owner, QueueType
 from qlog.server.broker.sampling import CHANNEL, CONNECTION, LENGTHS, SampledChannel, Sampler, Span
 from qlog.server.broker.services import Services
-from qlog.server.broker.stats import Traffic
+from qlog.server.broker.stats import Counts, Stats, Traffic
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+from qlog.storage.figures import Histogram, StoreFigures
 
 # What operations take and give: whoever manages a broker needs no other module of it.
 __all__ = [
@@ -62,9 +63,11 @@ __all__ = [
     "Actor",
     "Binding",
     "Connected",
+    "Counts",
     "DestinationKind",
     "Exchange",
     "Found",
+    "Histogram",
     "InvalidParameter",
     "ListedChannel",
     "ListedConsumer",
@@ -78,6 +81,8 @@ __all__ = [
     "Rejected",
     "Span",
     "Spans",
+    "Stats",
+    "StoreFigures",
     "TopicPermission",
     "User",
     "VHost",
@@ -131,6 +136,10 @@ class ListedChannel(SampledChannel, Protocol):
     @property
     def name(self) -> str:
         """Its name for operators."""
+
+    @property
+    def publishes(self) -> bool:
+        """It has published."""
 
     @property
     def consumers(self) -> Mapping[str, ListedConsumer]:
@@ -652,6 +661,30 @@ class Operations(AccessOperations, DelayedOperations):
     def memory(self) -> dict[str, int]:
         """Octets that are taken in memory, by RabbitMQ's names of what they are for."""
         return {"msg_store": self._services.store.cache_bytes}
+
+    def storage(self) -> StoreFigures:
+        """What the disk has done, and how much is on it."""
+        return self._services.store.figures
+
+    def stats(self) -> Stats:
+        """The counters of the broker."""
+        return self._services.stats
+
+    def queue_counts(self, queue: QueueType) -> dict[str, int]:
+        """What passed a queue; nothing if nothing ever did."""
+        return listings.queue_counts(queue)
+
+    def queue_memory(self, queue: QueueType) -> int:
+        """About how many octets a queue takes in memory."""
+        return listings.queue_memory(queue)
+
+    def binding_count(self, vhost: VHost, exchange: str) -> int:
+        """How many bindings an exchange is the source of."""
+        return vhost.routing.binding_count(exchange)
+
+    def published_to(self, vhost: VHost, exchange: Exchange) -> int:
+        """How many messages were published to an exchange."""
+        return vhost.counts_of_exchange(exchange.name).published_in
 
     def exchange_types(self) -> Iterator[tuple[str, str]]:
         """The types of exchanges, with a description."""

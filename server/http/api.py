@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
 
 import trio
 from starlette.datastructures import Headers
@@ -30,6 +29,7 @@ from qlog.server.http.answers import Answer, Listing, encode
 from qlog.server.http.ask import Ask, settled
 from qlog.server.http.context import Context
 from qlog.server.http.listing import answer_listing, reduced, split_columns
+from qlog.server.http.query import Query
 from qlog.server.http.refusals import (
     Refusal,
     bad_request,
@@ -46,7 +46,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 PREFIX = "/api"
-QUERY_PARTS_MAX = 50
 _HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
@@ -110,7 +109,7 @@ class Api:
             return Answer(405, headers={"allow": allow})
         path = dict(zip(endpoint.parameters, values, strict=True))
         identity = await self._identity(endpoint, headers, scope)
-        query = _query(scope)
+        query = Query(scope["query_string"])
         ask = Ask(
             self.operations.by(identity.actor),
             identity,
@@ -162,23 +161,6 @@ def _check(ask: Ask, endpoint: Endpoint) -> None:
     lets_in = ask.identity.sees if endpoint.method == "GET" else ask.identity.enters
     if not lets_in(name):
         raise not_authorised("User not authorised to access virtual host")
-
-
-def _query(scope: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters behind the question mark, the first of each name. Raises 400."""
-    try:
-        pairs = parse_qsl(
-            scope["query_string"].decode("ascii", "replace"),
-            keep_blank_values=True,
-            errors="replace",
-            max_num_fields=QUERY_PARTS_MAX,
-        )
-    except ValueError:
-        raise bad_request("too many parameters") from None
-    found: dict[str, str] = {}
-    for name, value in pairs:
-        found.setdefault(name, value)
-    return found
 
 
 def _allowed(endpoints: Mapping[str, Endpoint]) -> list[str]:

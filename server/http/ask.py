@@ -11,6 +11,7 @@ import trio
 from qlog.server.broker.operations import Operations, Outcome, VHost
 from qlog.server.http.access import Identity
 from qlog.server.http.context import Context
+from qlog.server.http.query import Query
 from qlog.server.http.refusals import bad_request, not_found, refusal
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class Ask:
         identity: Identity,
         method: str,
         path: Mapping[str, str],
-        query: Mapping[str, str],
+        query: Query,
         receive: Receive,
         wake: Callable[[], None],
         headers: Mapping[str, str],
@@ -69,6 +70,10 @@ class Ask:
         for vhost in self.operations.vhosts():
             if self.identity.sees(vhost.name):
                 yield vhost
+
+    def every(self, name: str) -> list[str]:
+        """All values of a parameter of the query."""
+        return self.query.every(name)
 
     def flag(self, name: str) -> bool:
         """Whether a parameter of the query says true."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from qlog.server.http.lag import Lag
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:
@@ -46,3 +48,4 @@ class Context:
     data_dir: str
     certificates: Callable[[], list[Certificate]] = list
     attempts: Attempts = field(default_factory=Attempts)
+    lag: Lag = field(default_factory=Lag)

@@ -19,6 +19,7 @@ from qlog.server.http.endpoints import (
     users,
     vhosts,
 )
+from qlog.server.http.metrics.endpoints import METRICS
 from qlog.server.http.pages import PAGES
 from qlog.server.http.table import Table
 
@@ -36,6 +37,11 @@ TABLE = Table(
         *health.ENDPOINTS,
     ]
 )
+
+
+def metrics(operations: Operations, context: Context, wake: Callable[[], None]) -> Api:
+    """The application for Prometheus."""
+    return Api(operations, Table([]), Table(METRICS), wake, context)
 
 
 def management(

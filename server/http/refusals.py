@@ -12,12 +12,15 @@ class Refusal(Exception):
     """A request is not obeyed: the status, and the JSON of the answer."""
 
     def __init__(
-        self, status: int, document: Mapping[str, Any] | None, headers: Mapping[str, str] = {}
+        self,
+        status: int,
+        document: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, document)
         self.status = status
         self.document = document
-        self.headers = dict(headers)
+        self.headers = dict(headers or {})
 
 
 def refusal(status: int, error: str, reason: Any) -> Refusal:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from socket import socket
 from typing import Protocol
 
+import trio
+
 from qlog.server.broker.operations import Operations
 from qlog.server.http.access import Identity
 from qlog.server.http.context import Context, Listener
-from qlog.server.http.management import management
+from qlog.server.http.management import management, metrics
 from qlog.server.http.serve import Served, serve
 
 __all__ = ["Context", "Identity", "Listener", "run"]
@@ -20,6 +22,9 @@ class Sockets(Protocol):
 
     @property
     def management(self) -> Sequence[socket]: ...
+
+    @property
+    def metrics(self) -> Sequence[socket]: ...
 
     @property
     def owner(self) -> socket | None: ...
@@ -35,4 +40,8 @@ async def run(
     served = [Served(listener, api) for listener in sockets.management]
     if sockets.owner is not None:
         served.append(Served(sockets.owner, management(operations, context, wake, by_owner=True)))
-    await serve(served)
+    numbers = metrics(operations, context, wake)
+    served += [Served(listener, numbers) for listener in sockets.metrics]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(context.lag.measure)
+        await serve(served)

@@ -63,6 +63,8 @@ class Compactor:
         self._due_s = 0.0  # the next step, or the next look
         self._unfit: set[int] = set()  # segments that could not be read as they were written
         self._findings: list[str] = []
+        self.count = 0  # compactions that were finished since the start
+        self.bytes_done = 0  # what they read and wrote
 
     def has_part(self, segment_id: int) -> bool:
         """Whether a segment is being compacted, or was compacted and is still there."""
@@ -107,6 +109,7 @@ class Compactor:
     def stepped(self, step: CompactionStep, now_s: float) -> SegmentReplaced | None:
         """Take the result of a step. Returns a record for the ledger, if it was the last step."""
         self._stepping = False
+        self.bytes_done += step.bytes_done
         self._due_s = now_s + step.bytes_done / self._settings.compact_bytes_per_s
         if step.finished and step.segment is None:  # damage, no space: not at once again
             self._due_s = now_s + _PAUSE_S
@@ -117,6 +120,7 @@ class Compactor:
         self._compaction = None
         if step.segment is None:
             return None
+        self.count += 1
         old_ids = [source.segment_id for source in step.compaction.sources]
         new_id = self.target = step.segment.segment_id
         if new_id >= SPILL:

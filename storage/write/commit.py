@@ -7,6 +7,7 @@ the caller tries the same batches again later. Knows no confirms.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES, SEGMENT_MAGIC, pack_batch, pack_file_header
 from qlog.storage.bytes.checks import place_seed
@@ -43,6 +44,8 @@ class CommitResult:
 
     job: CommitJob
     written: int = 0  # batches that are durable
+    took_s: float = 0.0  # the log's part of it, by a clock of the machine
+    sync_s: float = 0.0  # of which its syncs
     ledger_written: int = 0
     ledger_synced: bool = False
     ledger_position: LedgerPosition | None = None  # the end of the ledger after this job
@@ -112,6 +115,7 @@ class Committer:
     def _write_log(self, job: CommitJob, result: CommitResult) -> None:
         batches = job.batches
         durable_lsn = job.durable_lsn
+        began_s = perf_counter()
         at = 0
         while at < len(batches):
             segment = batches[at].segment
@@ -141,7 +145,11 @@ class Committer:
                     offset = 0
                 self._disk.write(self._file, buffers, offset)
                 end += 1
+            written_s = perf_counter()
             self._disk.sync_data(self._file)
+            synced_s = perf_counter()
+            result.sync_s += synced_s - written_s
+            result.took_s = synced_s - began_s
             at = result.written = end
             durable_lsn = batches[at - 1].base_lsn + batches[at - 1].count
 

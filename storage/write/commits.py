@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Generic
 
 from qlog.storage.errors import Shortage, shortage_of
+from qlog.storage.figures import CommitFigures
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.run import M
 from qlog.storage.settings import StoreSettings
@@ -41,6 +42,7 @@ class Commits(Generic[M]):
         notify: Callable[[], None],
     ) -> None:
         self.log = log
+        self.figures = CommitFigures()
         self.durable_lsn = log.lsn
         # Where the record `durable_lsn` is, or will be: (segment id, position).
         self.durable_end = (log.active.segment_id, log.active.log_end)
@@ -104,6 +106,7 @@ class Commits(Generic[M]):
         job = result.job
         log = self.log
         if result.written:
+            self._count(result)
             last = job.batches[result.written - 1]
             self.durable_lsn = last.base_lsn + last.count
             self.durable_end = (last.segment.segment_id, last.end)
@@ -117,6 +120,13 @@ class Commits(Generic[M]):
         log.put_back(left)
         if left and result.full is not None:
             self.held = shortage_of(result.full)
+
+    def _count(self, result: CommitResult) -> None:
+        figures, written = self.figures, result.job.batches[: result.written]
+        figures.took_s.add(result.took_s)
+        figures.sync_s.add(result.sync_s)
+        figures.messages.add(sum(batch.count for batch in written))
+        figures.octets.add(sum(batch.size for batch in written))
 
     def tick(self, now_s: float) -> float:
         """Have segments sealed. Returns the seconds until there may be more to seal."""

@@ -155,6 +155,11 @@ class Channel:
         """What operators see of it."""
         return channel_facts(self)
 
+    @property
+    def publishes(self) -> bool:
+        """It has published."""
+        return self.publisher.confirms.published > 0
+
     def message_stats(self) -> dict[str, int]:
         """What passed it."""
         return channel_counts(self)

@@ -1,0 +1,1 @@
+"""Metrics for Prometheus, with RabbitMQ's names, and qlog's own."""
