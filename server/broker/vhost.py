@@ -69,6 +69,7 @@ class VHost:
         self.cold_reads = services.delivery.cold_reads
         self.pump_time = services.delivery.time
         self.durability = services.durability
+        self.now_ms = services.now_ms
         self._services = services
         self._orphans: list[Binding] = []
         self._unused: deque[QueueType] = deque()  # auto-delete queues to be looked at
@@ -629,7 +630,10 @@ class VHost:
         self._finish_losing("queue", name)
         lane_id = self.store.new_lane_id()
         if durable:
-            self._definitions.save_queue(declared, {0: lane_id})
+            with self._definitions.transaction():
+                self._definitions.save_queue(declared, {0: lane_id})
+                if checked.type == "stream":
+                    self.store.define_stream(lane_id)
         queue = self.add_queue(declared, {0: lane_id}, owner if exclusive else None)
         if exclusive and owner is not None:
             owner.exclusive_queues[name] = queue

@@ -260,7 +260,12 @@ class Channel:
         assert isinstance(priority, int)
         timeout_ms = method.arguments.get("x-consumer-timeout")
         shares_prefetch = self.outstanding.prefetch > 0
-        queue.admit(exclusive=method.exclusive, shares_prefetch=shares_prefetch)
+        queue.admit(
+            exclusive=method.exclusive,
+            shares_prefetch=shares_prefetch,
+            no_ack=method.no_ack,
+            prefetch=self._consumer_prefetch,
+        )
         consumer = Consumer(
             self,
             self.outstanding,

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from qlog.server.amqp.errors import precondition_failed
 from qlog.server.amqp.properties import EXPIRY_MS_MAX
 from qlog.server.amqp.values import Table, Timestamp, Value, type_name
+from qlog.server.broker.queues.offsets import offset_complaint, span_ms
 
 PRIORITY_MAX = 255
-QUEUE_TYPES = ("classic", "quorum")
+QUEUE_TYPES = ("classic", "quorum", "stream")
 OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 DEAD_LETTER_STRATEGIES = ("at-most-once", "at-least-once")
 LEADER_LOCATORS = ("client-local", "balanced", "random", "least-leaders", "min-masters")
@@ -40,10 +41,31 @@ FOREIGN = {
         "x-queue-version",
         "x-stream-max-segment-size-bytes",
     ),
+    "stream": (
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-dead-letter-strategy",
+        "x-delivery-limit",
+        "x-expires",
+        "x-max-in-memory-bytes",
+        "x-max-in-memory-length",
+        "x-max-length",
+        "x-max-priority",
+        "x-message-ttl",
+        "x-overflow",
+        "x-queue-master-locator",
+        "x-queue-mode",
+        "x-queue-version",
+        "x-quorum-initial-group-size",
+        "x-single-active-consumer",
+    ),
 }
 
-# Arguments of consumers of streams, in the order in which RabbitMQ complains of them.
-FOREIGN_TO_CONSUMERS = ("x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset")
+# Arguments of consumers of other types, in the order in which RabbitMQ complains of them.
+_OF_STREAMS = ("x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset")
+FOREIGN_TO_CONSUMERS = {"classic": _OF_STREAMS, "quorum": _OF_STREAMS, "stream": ("x-priority",)}
+SEGMENT_BYTES_MAX = 3_000_000_000
+FILTER_BYTES_MIN, FILTER_BYTES_MAX = 16, 255
 
 Check = Callable[[Value, Table], str | None]  # the complaint, or None
 
@@ -120,6 +142,12 @@ def _queue_version(value: Value, table: Table) -> str | None:
     return None if value in (1, 2) else f"\"unsupported queue version '{_text(value)}'\""
 
 
+def _max_age(value: Value, table: Table) -> str | None:
+    if complaint := _string(value, table):
+        return complaint
+    return None if span_ms(str(value)) else "invalid_max_age"
+
+
 def _group_size(value: Value, table: Table) -> str | None:
     return "{value_zero,0}" if _is_int(value) and value == 0 else _non_negative(value, table)
 
@@ -141,6 +169,9 @@ CHECKS: dict[str, Check] = {
     "x-queue-version": _queue_version,
     "x-single-active-consumer": _bool,
     "x-quorum-initial-group-size": _group_size,
+    "x-max-age": _max_age,
+    "x-stream-max-segment-size-bytes": _non_negative,
+    "x-initial-cluster-size": _group_size,
     "x-queue-leader-locator": _one_of(LEADER_LOCATORS, "invalid_queue_locator_arg"),
     "x-consumer-timeout": _non_negative,
 }
@@ -180,14 +211,22 @@ COMPARED = {
         "x-message-ttl",
         "x-queue-leader-locator",
     ),
+    "stream": (
+        "x-max-length-bytes",
+        "x-queue-type",
+        "x-max-age",
+        "x-stream-max-segment-size-bytes",
+        "x-initial-cluster-size",
+        "x-queue-leader-locator",
+    ),
 }
 
 
 class QueueArguments:
     """The validated arguments of one queue.
 
-    `type` is classic or quorum; `level_max`: the highest priority of messages, 0 if there are no
-    priorities; `single_active`: one consumer at a time gets messages; `deduplicates`: no message
+    `type` is classic, quorum or stream; `level_max`: the highest priority of messages, 0 if there
+    are no priorities; `single_active`: one consumer at a time gets messages; `deduplicates`: no message
     comes in twice (features/deduplication.py). Raises (from `check`): 406
     `invalid arg 'K' for RS…`, `invalid property 'P' for RS`.
     """
@@ -227,8 +266,10 @@ class QueueArguments:
             if key not in foreign:
                 _assert_valid(key, check, table, resource)
         _assert_known(table, foreign, resource, queue_type)
-        if queue_type == "quorum":
+        if queue_type != "classic":
             _assert_lasting(resource, durable, exclusive, auto_delete)
+        if queue_type == "stream":
+            _assert_sizes(table)
         return cls(table)
 
     def assert_equivalent(self, received: Table, resource: str) -> None:
@@ -272,6 +313,16 @@ def _assert_lasting(resource: str, durable: bool, exclusive: bool, auto_delete: 
             raise precondition_failed(f"invalid property '{name}' for {resource}")
 
 
+def _assert_sizes(table: Table) -> None:
+    """The sizes of a stream's files and filters. Raises 406."""
+    segment_bytes = table.get("x-stream-max-segment-size-bytes", 0)
+    if isinstance(segment_bytes, int) and segment_bytes > SEGMENT_BYTES_MAX:
+        raise precondition_failed("Exceeded max value for x-stream-max-segment-size-bytes")
+    filter_bytes = table.get("x-stream-filter-size-bytes", FILTER_BYTES_MIN)
+    if not _is_int(filter_bytes) or not FILTER_BYTES_MIN <= int(filter_bytes) <= FILTER_BYTES_MAX:  # type: ignore[arg-type]
+        raise precondition_failed("Invalid value for  x-stream-filter-size-bytes")
+
+
 def assert_string(table: Table, key: str, resource: str) -> None:
     """Raises 406 if an argument that names an exchange is there and is no string."""
     if key in table and not isinstance(table[key], str):
@@ -285,8 +336,17 @@ def check_consumer(table: Table, resource: str, queue_type: str) -> None:
 
     As RabbitMQ 4.0.5, which checks values before it looks for arguments of other queue types.
     """
-    _assert_valid("x-priority", _int, table, resource)
-    _assert_known(table, FOREIGN_TO_CONSUMERS, resource, queue_type)
+    if queue_type == "stream":
+        _assert_valid("x-stream-offset", lambda value, _: offset_complaint(value), table, resource)
+        _assert_valid("x-stream-filter", _filter, table, resource)
+    else:
+        _assert_valid("x-priority", _int, table, resource)
+    _assert_known(table, FOREIGN_TO_CONSUMERS[queue_type], resource, queue_type)
+
+
+def _filter(value: Value, _: Table) -> str | None:
+    """RabbitMQ 4.0.5 ends the connection (541) for an empty list."""
+    return "{no_values}" if isinstance(value, list) and not value else None
 
 
 def _type_class(value: Value) -> str:

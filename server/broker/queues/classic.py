@@ -165,6 +165,10 @@ class Host(Protocol):
         """Work that may be long: some of it now, the rest when there is time."""
 
     @property
+    def now_ms(self) -> Callable[[], int]:
+        """The wall clock, in milliseconds."""
+
+    @property
     def wake(self) -> Callable[[QueueType], None]:
         """Something may be deliverable: have `pump` called at the end of this tick."""
 
@@ -324,7 +328,7 @@ class ClassicQueue:
         """How many consumers queue.declare-ok tells of."""
         return len(self._dispatch)
 
-    def admit(self, *, exclusive: bool, shares_prefetch: bool) -> None:
+    def admit(self, *, exclusive: bool, shares_prefetch: bool, no_ack: bool, prefetch: int) -> None:
         """One more wants to consume; see `QueueType`."""
         if not self._dispatch.admit(exclusive=exclusive):
             raise access_refused(f"{self} in exclusive use")

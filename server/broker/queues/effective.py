@@ -94,6 +94,7 @@ _MEET: Mapping[str, Callable[[Any, Any], Any]] = {
     "max-length-bytes": min,
     "message-ttl": min,
     "overflow": _declared,
+    "stream-max-segment-size-bytes": _policy,
 }
 _MEET_BY_TYPE: Mapping[str, Mapping[str, Callable[[Any, Any], Any]]] = {
     "classic": {},
@@ -122,7 +123,8 @@ class Effective:
     `at-least-once`. `keeps_dead`: what no queue takes of the dead letters stays, since that is
     asked for and possible. `backoff`: whether and for how long what comes back to a quorum queue
     waits. `delivery_limit`: how often a message of a quorum queue may come back.
-    `max_age`: of a stream, such as `7D`. `consumer_timeout_s`: how long a delivery may stay
+    `max_age`: of a stream, such as `7D`; `segment_bytes`: of its files.
+    `consumer_timeout_s`: how long a delivery may stay
     unacknowledged, in seconds; 0: for ever. `timeout_requeues`: an overdue delivery is requeued,
     instead of the channel being closed. `plain`: a message that comes is appended to the queue's
     lane, and nothing else has to be done. When it changes, the vhost's routes have to be forgotten
@@ -146,6 +148,7 @@ class Effective:
         "message_ttl_ms",
         "overflow",
         "plain",
+        "segment_bytes",
         "timeout_requeues",
     )
 
@@ -168,6 +171,7 @@ class Effective:
         self.dead_letter_routing_key: str | None = found("dead-letter-routing-key")
         self.dead_letter_strategy: str = found("dead-letter-strategy") or "at-most-once"
         self.max_age: str | None = found("max-age")
+        self.segment_bytes: int | None = found("stream-max-segment-size-bytes")
         self.delivery_limit: int | None = None
         self.backoff: Backoff | None = None
         if declared.type == "quorum":
@@ -183,8 +187,13 @@ class Effective:
         # Without reject-publish RabbitMQ falls back to at-most-once, too.
         self.keeps_dead = self.dead_letter_strategy == "at-least-once" and self.overflow == REJECT
         short = self.message_ttl_ms is not None and self.message_ttl_ms < SHORT_MS
-        self.limited = self.max_length is not None or self.max_length_bytes is not None
-        self.plain = not (self.limited or declared.level_max or short or declared.deduplicates)
+        # A stream takes all messages, and gives the oldest up later.
+        self.limited = declared.type != "stream" and (
+            self.max_length is not None or self.max_length_bytes is not None
+        )
+        self.plain = declared.type == "stream" or not (
+            self.limited or declared.level_max or short or declared.deduplicates
+        )
 
 
 def _backoff(found: Callable[[str], Any]) -> Backoff | None:

@@ -219,7 +219,7 @@ class QuorumQueue(ClassicQueue):
         count = len(self.takers)
         return min(count, 1) if self.declared.arguments.single_active else count
 
-    def admit(self, *, exclusive: bool, shares_prefetch: bool) -> None:
+    def admit(self, *, exclusive: bool, shares_prefetch: bool, no_ack: bool, prefetch: int) -> None:
         """Anybody may consume, but for a channel with a prefetch for all of its consumers (540)."""
         if shares_prefetch:
             raise not_implemented(f"{self} does not support global qos")

@@ -43,7 +43,7 @@ class Declaration:
     @property
     def keeps_all(self) -> bool:
         """Messages that do not ask for it are durable, too."""
-        return self.arguments.type == "quorum"
+        return self.arguments.type != "classic"
 
     def __str__(self) -> str:
         return f"queue '{self.name}' in vhost '{self.vhost}'"
@@ -154,11 +154,12 @@ class QueueType(Protocol):
     def taker_count(self) -> int:
         """How many consumers queue.declare-ok tells of."""
 
-    def admit(self, *, exclusive: bool, shares_prefetch: bool) -> None:
+    def admit(self, *, exclusive: bool, shares_prefetch: bool, no_ack: bool, prefetch: int) -> None:
         """One more wants to consume, exclusively if so asked. Raises 403 if it may not.
 
-        `shares_prefetch`: its channel has one prefetch for all consumers. Raises 540 from queues
-        of types that know no such prefetch.
+        `shares_prefetch`: its channel has one prefetch for all consumers; `prefetch`: its own, 0
+        for none. Raises 540 from queues of types that know no such prefetch, and from streams 406
+        without a prefetch, and 540 without acknowledgements.
         """
 
     def add_taker(self, taker: Taker) -> None:
