@@ -23,7 +23,7 @@ IS_QLOG = "QLOG_TEST_URL" not in os.environ
 STREAM = {"x-queue-type": "stream"}
 Open = Callable[[], BlockingChannel]
 # What is not there yet cannot be waited for: a peer gets so long to say something wrong.
-QUIET_S = 0.3
+QUIET_S = 0.05 if IS_QLOG else 0.3
 
 
 @pytest.fixture
