@@ -196,7 +196,7 @@ def test_it_has_a_name(channel: BlockingChannel) -> None:
     )
 
 
-BAD = {
+BAD: dict[str, list[tuple[Any, str]]] = {
     "x-max-age": [
         ("3x", ": invalid_max_age"),
         ("1", ": invalid_max_age"),

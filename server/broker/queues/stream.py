@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 from qlog.server.amqp.envelope import Envelope
@@ -182,7 +182,7 @@ class StreamQueue:
         self.counts = QueueCounts(Counts())
         self.lane = lanes[0]
         self._store = host.store
-        self._wake: Callable[[StreamQueue], None] = host.wake
+        self._wake = host.wake
         self._cold_reads = host.cold_reads
         self._pump_time = host.pump_time
         self._now_ms = host.now_ms
@@ -402,7 +402,9 @@ class StreamQueue:
         """None: `get` refuses at once."""
         return None
 
-    def requeue(self, backlog: Backlog, qseq: int, count: int, size: int) -> None:
+    def requeue(
+        self, backlog: Backlog, qseq: int, count: int, size: int, *, failed: bool = False
+    ) -> None:
         """Nothing comes back: the consumer has credit again, and goes on."""
         backlog.give_back(qseq, count, size)
 
