@@ -103,6 +103,8 @@ class Exchange:
         None if that is the default exchange: RabbitMQ finds no queue through it as an alternate.
         """
         name = self.arguments.get(ALTERNATE)
+        if isinstance(name, bytes):
+            return None  # it is not UTF-8: no exchange has such a name
         assert name is None or isinstance(name, str), "the broker checks the argument's type"
         return name or None
 

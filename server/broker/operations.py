@@ -449,7 +449,8 @@ class Operations(AccessOperations, DelayedOperations):
         Raises 403 and 405.
         """
         _assert_bindable(source, kind, destination)
-        _assert_access(vhost, owner, kind, destination)
+        if vhost.routing.bound(Binding(source, kind, destination, key, arguments)):
+            _assert_access(vhost, owner, kind, destination)
         return self._durable(vhost.unbind(source, kind, destination, key, arguments))
 
     def unbind_it(self, vhost: VHost, binding: Binding) -> Outcome[None]:

@@ -12,7 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.delayed import DELAYED
-from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
+from qlog.routing.errors import (
+    InvalidArguments,
+    InvalidBinding,
+    InvalidMatch,
+    UnknownExchangeType,
+)
 from qlog.routing.exchange import ALTERNATE, LOCAL_RANDOM, Exchange, assert_type
 from qlog.routing.recent_history import history_length
 from qlog.routing.table import End, Removed, RoutingTable
@@ -23,7 +28,7 @@ from qlog.server.amqp.errors import (
     precondition_failed,
     resource_locked,
 )
-from qlog.server.amqp.values import Table
+from qlog.server.amqp.values import LongStr, Table
 from qlog.server.broker.features.backoff import Ripe, Waits
 from qlog.server.broker.features.dead_letter import DeadLetters
 from qlog.server.broker.features.deduplication import REPEATED, Once, SeenWindows
@@ -41,6 +46,7 @@ from qlog.server.broker.queues.arguments import (
     QueueArguments,
     assert_equivalent_argument,
     assert_string,
+    invalid_match,
 )
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.factory import make_queue
@@ -257,7 +263,7 @@ class VHost:
         ):
             assert_equivalent_argument(key, resource, received, current)
         alternate = existing.arguments.get(ALTERNATE)
-        assert alternate is None or isinstance(alternate, str)
+        assert alternate is None or isinstance(alternate, str | LongStr)
         assert_equivalent_argument(
             ALTERNATE,
             resource,
@@ -347,13 +353,15 @@ class VHost:
             self.exchange(destination)
         else:
             declared = self.queue(destination).declared
-            queue_type = declared.arguments.table.get("x-queue-type", "classic")
+            queue_type = declared.arguments.type
             if exchange.type == LOCAL_RANDOM and not key and queue_type != "classic":
                 raise precondition_failed(
                     f"Queue type rabbit_{queue_type}_queue not valid for this exchange type"
                 )
         try:
             binding = self.routing.bind(source, kind, destination, key, arguments)
+        except InvalidMatch as error:
+            raise precondition_failed(invalid_match(arguments["x-match"])) from error
         except InvalidBinding as error:
             raise precondition_failed(str(error)) from error
         if binding is not None and self._durable(binding):

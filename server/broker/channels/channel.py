@@ -249,7 +249,7 @@ class Channel:
 
     def consume(self, method: spec.BasicConsume) -> None:
         tag = method.consumer_tag or "amq.ctag-" + secrets.token_urlsafe(16)
-        if tag in self.consumers or (self._reply_consumer and tag == self._reply_tag):
+        if tag in self.consumers:  # that of replies has tags of its own, as in RabbitMQ
             raise not_allowed(f"attempt to reuse consumer tag '{tag}'")
         if method.queue == REPLY_TO:
             self._consume_replies(method, tag)
@@ -285,12 +285,11 @@ class Channel:
         queue.add_taker(consumer)
 
     def cancel(self, method: spec.BasicCancel) -> None:
-        consumer = self.consumers.pop(method.consumer_tag, None)
-        if consumer is not None:
+        if self._reply_consumer is not None and method.consumer_tag == self._reply_tag:
+            self._forget_reply_consumer()
+        elif (consumer := self.consumers.pop(method.consumer_tag, None)) is not None:
             self.outstanding.refused.pop(consumer, None)
             consumer.queue.remove_taker(consumer)
-        elif method.consumer_tag == self._reply_tag:
-            self._forget_reply_consumer()
         if not method.nowait:
             self.send(spec.BasicCancelOk(method.consumer_tag))
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qlog.routing.errors import InvalidMatch, erlang_text
 from qlog.server.amqp.errors import precondition_failed
 from qlog.server.amqp.properties import EXPIRY_MS_MAX
-from qlog.server.amqp.values import Table, Timestamp, Value, type_name
+from qlog.server.amqp.values import LongStr, Table, Timestamp, Value, type_name
 from qlog.server.broker.queues.offsets import offset_complaint, span_ms
 
 PRIORITY_MAX = 255
 QUEUE_TYPES = ("classic", "quorum", "stream")
+# RabbitMQ 4.0 takes this for its default type, and yet compares it as it was given.
+UNDEFINED = "undefined"
 OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 DEAD_LETTER_STRATEGIES = ("at-most-once", "at-least-once")
 LEADER_LOCATORS = ("client-local", "balanced", "random", "least-leaders", "min-masters")
@@ -104,7 +107,7 @@ def _priority(value: Value, table: Table) -> str | None:
 
 
 def _string(value: Value, _: Table) -> str | None:
-    return None if isinstance(value, str) else f"{{unacceptable_type,{type_name(value)}}}"
+    return None if isinstance(value, str | LongStr) else f"{{unacceptable_type,{type_name(value)}}}"
 
 
 def _dead_letter_key(value: Value, table: Table) -> str | None:
@@ -127,7 +130,11 @@ def _one_of(values: tuple[Value, ...], complaint: str) -> Check:
 def _queue_type(value: Value, table: Table) -> str | None:
     if complaint := _string(value, table):
         return complaint
-    return None if value in QUEUE_TYPES else f"\"unsupported queue type '{_text(value)}'\""
+    return (
+        None
+        if value in (*QUEUE_TYPES, UNDEFINED)
+        else f"\"unsupported queue type '{_text(value)}'\""
+    )
 
 
 def _queue_mode(value: Value, table: Table) -> str | None:
@@ -235,7 +242,7 @@ class QueueArguments:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.type = str(table.get("x-queue-type", "classic"))
+        self.type = _type_of(table)
         priority = table.get("x-max-priority")
         # RabbitMQ 4.0.5 takes a maximum of 0 for one of 1.
         self.level_max = max(priority, 1) if isinstance(priority, int) else 0
@@ -256,7 +263,7 @@ class QueueArguments:
         """Validate a declaration of `resource` (as printed in error texts) that makes a queue."""
         assert_string(table, "x-dead-letter-exchange", resource)
         _assert_valid("x-queue-type", _queue_type, table, resource)
-        queue_type = str(table.get("x-queue-type", "classic"))
+        queue_type = _type_of(table)
         if server_named and queue_type != "classic":
             raise precondition_failed(
                 f"Cannot declare a server-named queue for type rabbit_{queue_type}_queue"
@@ -286,6 +293,11 @@ class QueueArguments:
                 received=key in received,
                 current=key in current,
             )
+
+
+def _type_of(table: Table) -> str:
+    given = table.get("x-queue-type", UNDEFINED)
+    return "classic" if given == UNDEFINED else str(given)
 
 
 def _assert_valid(key: str, check: Check, table: Table, resource: str) -> None:
@@ -325,7 +337,7 @@ def _assert_sizes(table: Table) -> None:
 
 def assert_string(table: Table, key: str, resource: str) -> None:
     """Raises 406 if an argument that names an exchange is there and is no string."""
-    if key in table and not isinstance(table[key], str):
+    if key in table and not isinstance(table[key], str | LongStr):
         raise precondition_failed(
             f"invalid type '{type_name(table[key])}' for arg '{key}' in {resource}"
         )
@@ -363,7 +375,12 @@ def _text(value: Value) -> str:
     """A value as Erlang would print it in a sentence."""
     if isinstance(value, bool):
         return str(value).lower()
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _quoted(value: Value) -> str:
@@ -398,3 +415,26 @@ def assert_equivalent_argument(
 
 def _typed(value: Value) -> str:
     return f"the value {_quoted(value)} of type '{type_name(value)}'"
+
+
+def invalid_match(value: Value) -> str:
+    """Why the argument `x-match` of a binding is refused, with the type that it has on the wire."""
+    if isinstance(value, str):
+        return str(InvalidMatch(value))
+    return (
+        f"Invalid x-match field type {type_name(value)} (value {_erlang(value)}); expected longstr"
+    )
+
+
+def _erlang(value: Value) -> str:
+    """A field value as Erlang prints it, on one line: RabbitMQ breaks lines of 80 characters."""
+    if isinstance(value, list):
+        return "[" + ",".join(f"{{{type_name(one)},{_erlang(one)}}}" for one in value) + "]"
+    if isinstance(value, dict):
+        entries = (
+            f"{{{erlang_text(key)},{type_name(one)},{_erlang(one)}}}" for key, one in value.items()
+        )
+        return "[" + ",".join(entries) + "]"
+    if value is None:
+        return "undefined"
+    return erlang_text(value) if isinstance(value, str) else _text(value)

@@ -167,8 +167,8 @@ class Effective:
         self.max_length: int | None = found("max-length")
         self.max_length_bytes: int | None = found("max-length-bytes")
         self.overflow: str = found("overflow") or DROP_HEAD
-        self.dead_letter_exchange: str | None = found("dead-letter-exchange")
-        self.dead_letter_routing_key: str | None = found("dead-letter-routing-key")
+        self.dead_letter_exchange = _name(found("dead-letter-exchange"))
+        self.dead_letter_routing_key = _name(found("dead-letter-routing-key"))
         self.dead_letter_strategy: str = found("dead-letter-strategy") or "at-most-once"
         self.max_age: str | None = found("max-age")
         self.segment_bytes: int | None = found("stream-max-segment-size-bytes")
@@ -194,6 +194,11 @@ class Effective:
         self.plain = declared.type == "stream" or not (
             self.limited or declared.level_max or short or declared.deduplicates
         )
+
+
+def _name(value: str | bytes | None) -> str | None:
+    """A name. Where it is not UTF-8 it has the characters that are put for that: nobody has it."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _backoff(found: Callable[[str], Any]) -> Backoff | None:
