@@ -37,9 +37,6 @@ from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")
 
-# Clients get this long to answer connection.close before their sockets are cut: stopping takes
-# under five seconds in all.
-CLOSE_S = 2.0
 # A recovery that takes long logs how far it is, this often.
 PROGRESS_INTERVAL_S = 5.0
 CANCEL_INTERVAL_S = 0.02
@@ -209,7 +206,7 @@ async def open_broker(
                 tls_listeners=entrances.tls,
                 certificates=entrances.certificates,
             )
-            async with _serving(turns, network):
+            async with _serving(turns, network, settings.network.shutdown_s):
                 running = RunningBroker(broker, turns, entrances)
                 if http is None:
                     yield running
@@ -319,7 +316,7 @@ def _log_start(broker: Broker) -> None:
 
 
 @asynccontextmanager
-async def _serving(turns: Turns, network: Network) -> AsyncIterator[None]:
+async def _serving(turns: Turns, network: Network, shutdown_s: float) -> AsyncIterator[None]:
     """Run the loop. At the end clients are told, and given a moment, even under cancellation."""
     scope = trio.CancelScope(shield=True)
 
@@ -334,11 +331,11 @@ async def _serving(turns: Turns, network: Network) -> AsyncIterator[None]:
         finally:
             with trio.CancelScope(shield=True):
                 network.close()
-                await _close_clients(turns)
+                await _close_clients(turns, shutdown_s)
             scope.cancel()
 
 
-async def _close_clients(turns: Turns) -> None:
+async def _close_clients(turns: Turns, shutdown_s: float) -> None:
     if turns.failed.is_set():
         reason = internal_error("the storage failed; nothing can be confirmed any more")
     else:
@@ -346,6 +343,6 @@ async def _close_clients(turns: Turns) -> None:
     try:
         turns.broker.close_clients(reason)
         turns.say()
-        await turns.drain(CLOSE_S)
+        await turns.drain(shutdown_s)
     finally:
         turns.cut()

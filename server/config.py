@@ -48,6 +48,16 @@ class NetworkSettings(Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="Whether to listen without TLS, too; False needs tls_certificate."),
     ] = True
+    shutdown_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="When the broker stops, clients get this long to answer that they have "
+            "heard of it; then they are cut.",
+            extra={"unit": "s"},
+        ),
+    ] = 2.0
 
 
 class TLSSettings(Struct, frozen=True, kw_only=True):
@@ -130,12 +140,26 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
 
 
 class LogSettings(Struct, frozen=True, kw_only=True):
-    """What is logged to stderr."""
+    """What is logged, and where."""
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="Messages below this level are not logged."),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(
+            description="Lines for people, or an object of JSON a line (time, level, logger, msg)."
+        ),
+    ] = "text"
+    log_file: Annotated[
+        str,
+        Meta(
+            description="The log goes to the end of this file, which SIGHUP opens again; none: to "
+            "stderr.",
+            extra={"metavar": "FILE"},
+        ),
+    ] = "none"
 
 
 class ResourceSettings(Struct, frozen=True, kw_only=True):

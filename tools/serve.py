@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from qlog.server.app import RunningBroker
     from qlog.server.config import Setting, Settings
+    from qlog.tools.log import Log
+    from qlog.tools.supervisor import Supervisor
 
 EXIT_IO_ERROR = 74
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -150,6 +152,7 @@ def serve(
     stderr.take_over()
     from qlog.server import config as configuration
     from qlog.storage.errors import StorageError
+    from qlog.tools.log import Log
 
     try:
         settings = configuration.load(config_file=config, options=context.obj)
@@ -165,9 +168,12 @@ def serve(
 
     _tune_interpreter()
     _raise_descriptor_limit()
-    _log_to_stderr(settings.log.log_level)
     try:
-        trio.run(_serve, settings, asked, signals)
+        log = Log(settings.log)
+    except OSError as error:
+        _stop(f"cannot write the log to {settings.log.log_file}: {error.strerror}", 1)
+    try:
+        trio.run(_serve, settings, asked, signals, log)
     except (DefinitionsError, StorageError, CannotListen, TLSUnusable) as error:
         _stop(str(error), 1)
     except StorageFailed as error:
@@ -177,6 +183,7 @@ def serve(
         _stop(f"cannot start:{where} {error.strerror or error}", 1)
     finally:
         _ignore(STOP_SIGNALS)
+        log.close()
 
 
 def _stop(message: str, status: int) -> NoReturn:
@@ -205,52 +212,69 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-
-
-class _OneLine(logging.Formatter):
-    """A message is one line of plain text, whatever names clients gave; tracebacks may follow."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line = super().formatMessage(record)
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
-
-
-async def _serve(settings: Settings, asked: frozenset[str], signals: _Signals) -> None:
+async def _serve(settings: Settings, asked: frozenset[str], signals: _Signals, log: Log) -> None:
     import trio
 
     from qlog.server.app import open_broker
+    from qlog.tools.supervisor import Supervisor
 
+    supervisor = Supervisor()
     with trio.CancelScope() as starting:
         signals.end(starting)
         async with open_broker(settings, http=asked) as broker, trio.open_nursery() as nursery:
             signals.end(nursery.cancel_scope)
-            signals.on_hangup = partial(nursery.start_soon, _read_again, broker)
+            signals.on_hangup = partial(
+                nursery.start_soon, _read_again, broker, log, supervisor, trio.Lock()
+            )
+            if supervisor.watchdog_s:
+                nursery.start_soon(_stay_alive, supervisor)
             # Printed whatever the log level: scripts and supervisors wait for this line.
             urls = " ".join(broker.urls)
-            print(f"Server startup complete, listening on {urls}", file=sys.stderr)
-            await broker.failed.wait()
-            nursery.cancel_scope.cancel()
+            log.announce(f"Server startup complete, listening on {urls}")
+            supervisor.ready(f"listening on {urls}")
+            try:
+                await broker.failed.wait()
+                nursery.cancel_scope.cancel()
+            finally:
+                supervisor.stopping()
 
 
-async def _read_again(broker: RunningBroker) -> None:
+async def _stay_alive(supervisor: Supervisor) -> None:
+    """Give the supervisor signs of life. The loop of all sockets lets this task run."""
+    import trio
+
+    while True:
+        supervisor.alive()
+        await trio.sleep(supervisor.watchdog_s)
+
+
+async def _read_again(
+    broker: RunningBroker, log: Log, supervisor: Supervisor, lock: trio.Lock
+) -> None:
     """SIGHUP: read again what can be; what cannot be used leaves everything as it was."""
     from qlog.server.net.certificates import TLSUnusable
 
     logger = logging.getLogger("qlog")
-    try:
-        done = await broker.read_again()
-    except TLSUnusable as error:
-        logger.error("nothing was read again: %s signal=SIGHUP", error)
-        return
-    if done:
-        logger.info("read again: %s signal=SIGHUP", ", ".join(done))
-    else:
-        logger.info("nothing was read again: settings are read at a start only signal=SIGHUP")
+    async with lock:  # one after the other, if signals come fast
+        supervisor.reloading()
+        done = []
+        try:
+            if path := log.reopen():
+                done.append(f"the log's file {path}")
+        except OSError as error:
+            logger.error("the log's file was not opened again: %s signal=SIGHUP", error)
+        try:
+            done += await broker.read_again()
+        except TLSUnusable as error:
+            logger.error("nothing was read again: %s signal=SIGHUP", error)
+        else:
+            if done:
+                logger.info("read again: %s signal=SIGHUP", ", ".join(done))
+            else:
+                logger.info(
+                    "nothing was read again: settings are read at a start only signal=SIGHUP"
+                )
+        supervisor.ready(f"listening on {' '.join(broker.urls)}")
 
 
 class _Signals:

@@ -23,10 +23,9 @@ from tests.server.net.support import connect, declare
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(tmp_path: Path) -> Settings:
     """An empty directory, and any free port."""
-    monkeypatch.setattr(app, "CLOSE_S", 0.1)
-    return config.of(data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=0)
+    return config.of(data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=0, shutdown_s=0.1)
 
 
 async def test_messages_are_there_when_opened_again(settings: Settings) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec import structs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from qlog.server import app, config, resources
+from qlog.server import config, resources
 from qlog.server.amqp import spec
 from qlog.server.amqp.frames import HEARTBEAT_FRAME
 from qlog.server.app import RunningBroker, StorageFailed, open_broker
@@ -37,17 +38,15 @@ from tests.server.net.support import (
     until,
 )
 
+SHUTDOWN_S = 0.1  # clients that do not answer at the end are cut soon
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """An empty directory, and any free port."""
-    return config.of(data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=1)
-
-
-@pytest.fixture(autouse=True)
-def no_long_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that do not answer at the end are cut soon."""
-    monkeypatch.setattr(app, "CLOSE_S", 0.1)
+    return config.of(
+        data_dir=tmp_path / "data", port=0, disk_free_limit_bytes=1, shutdown_s=SHUTDOWN_S
+    )
 
 
 class SlowDisk(OSDisk):
@@ -325,17 +324,15 @@ async def stopping(
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_clients_are_told_of_the_stop(
-    settings: Settings, cancelled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "CLOSE_S", 4.0)
+async def test_clients_are_told_of_the_stop(settings: Settings, cancelled: bool) -> None:
+    patient = structs.replace(settings, network=structs.replace(settings.network, shutdown_s=4.0))
 
     def stop(scope: trio.CancelScope) -> None:
         if cancelled:
             scope.cancel()
 
     with deadline():
-        async with stopping(settings, stop) as (broker, asked):
+        async with stopping(patient, stop) as (broker, asked):
             peers = [await connect(broker) for _ in range(3)]
             # One that is not read when the end comes.
             broker.broker.set_alarm("low on disk", True)
@@ -351,7 +348,7 @@ async def test_clients_are_told_of_the_stop(
                 )
                 await peer.send(0, spec.ConnectionCloseOk())
                 await peer.at_end()
-        assert trio.current_time() - began_s < app.CLOSE_S  # nobody had to be cut off
+        assert trio.current_time() - began_s < 4.0  # nobody had to be cut off
 
 
 async def test_clients_that_do_not_answer_are_cut(settings: Settings) -> None:
