@@ -264,6 +264,7 @@ async def _serve_http(
         resources=watch.facts,
         uptime_s=lambda: trio.current_time() - started_s,
         data_dir=str(directory),
+        definitions=broker,
     )
     await http.run(broker.operations, context, running.turns.wake, sockets)
 

@@ -162,7 +162,7 @@ def serve(
     import trio
 
     from qlog.server.app import StorageFailed
-    from qlog.server.broker.definitions_file import DefinitionsError
+    from qlog.server.broker.operations import DefinitionsError
     from qlog.server.net.certificates import TLSUnusable
     from qlog.server.net.listen import CannotListen
 

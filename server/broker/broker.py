@@ -21,6 +21,7 @@ from qlog.server.broker.access.logins import Logins
 from qlog.server.broker.access.passwords import hash_password
 from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions_file import Import, exporting, has_users_and_vhosts
+from qlog.server.broker.definitions_rehearsal import Rehearsal
 from qlog.server.broker.features.policy import KINDS
 from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.jobs import Steps
@@ -146,11 +147,39 @@ class Broker:
             for warning in loading.warnings:
                 logger.warning("definitions: %s", warning)
 
-    def export_definitions(self) -> Outcome[dict[str, Any]]:
-        """All definitions as RabbitMQ writes them, for a file that `--load-definitions` takes."""
+    def export_definitions(self, vhost: VHost | None = None) -> Outcome[dict[str, Any]]:
+        """All definitions, or those of a vhost, as RabbitMQ writes them.
+
+        All of them together are a file that `--load-definitions` takes.
+        """
+        version = self.settings.version
         return self.services.jobs.start(
-            exporting(self.operations, self.users, self.definitions, self.settings.version)
+            exporting(self.operations, self.users, self.definitions, version, vhost)
         )
+
+    def check_definitions(self, document: dict[str, Any]) -> Outcome[None]:
+        """Whether a document can be loaded. Nothing is changed; fails with DefinitionsError."""
+        return self.services.jobs.start(Rehearsal.of(self.operations, self.users, document))
+
+    def load_definitions(self, document: dict[str, Any]) -> Outcome[list[str]]:
+        """Load a document that was checked, in slices; what was left out, in words.
+
+        The outcome is known when all of it is durable. A crash may leave a part of it: to load it
+        again adds the rest. Fails with DefinitionsError.
+        """
+        loading = Import(self.operations, self.users, self.definitions)
+
+        def steps() -> Steps[list[str]]:
+            yield from loading.loading(document)
+            return loading.warnings
+
+        loaded: Outcome[list[str]] = Outcome()
+
+        def wait(done: Outcome[list[str]]) -> None:
+            self.services.durability.defined().then(lambda _: loaded.follow(done))
+
+        self.services.jobs.start(steps()).then(wait)
+        return loaded
 
     def _first_start(self) -> None:
         settings = self.settings

@@ -37,7 +37,7 @@ from qlog.server.broker.features.policy import Policy, PolicyKind
 from qlog.server.broker.features.policy_keys import KEYS, OPERATOR_KEYS
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.listings.values import json_value
-from qlog.server.broker.operations import Operations
+from qlog.server.broker.operations import DefinitionsError, Operations
 from qlog.server.broker.queues.type import Declaration
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 
@@ -82,12 +82,11 @@ _KEYS = {
         "properties_key",
     },
 }
+# What the definitions of one vhost have, and say about it beside.
+VHOST_SECTIONS = ("parameters", "policies", "exchanges", "queues", "bindings")
+VHOST_KEYS = {"default_queue_type", "description", "limits", "metadata"}
 _METADATA = {"description", "tags", "default_queue_type", "tracing"}
 _ABSENT: Any = object()
-
-
-class DefinitionsError(Exception):
-    """A definitions file cannot be loaded; str() is one line that names the item."""
 
 
 def read_definitions(path: Path) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def has_users_and_vhosts(document: dict[str, Any]) -> bool:
 
 
 @dataclass(slots=True)
-class _Item:
+class Item:
     """One item of a section; `what` is how errors call it."""
 
     what: str
@@ -168,29 +167,35 @@ class Import:
 
     def load(self, document: dict[str, Any]) -> None:
         """Load all of a document. Raises DefinitionsError."""
+        with self.definitions.transaction():
+            for _ in self.loading(document):
+                pass
+
+    def loading(self, document: dict[str, Any]) -> Steps[None]:
+        """The same in steps, which become durable one by one. Raises DefinitionsError."""
         for key in document:
             if key not in _KEYS and key not in _ABOUT:
                 self.warnings.append(f"'{key}' is not known, and left out")
-        with self.definitions.transaction():
-            for section, keys in _KEYS.items():
-                items = document.get(section) or []
-                if not isinstance(items, list):
-                    raise DefinitionsError(f"'{section}' is no list")
-                take = getattr(self, f"_take_{section}")
-                for number, fields in enumerate(items):
-                    with self._named(section, number, fields) as item:
-                        self._warn_of_others(item, item.fields, keys)
-                        take(item)
+        for section, keys in _KEYS.items():
+            items = document.get(section) or []
+            if not isinstance(items, list):
+                raise DefinitionsError(f"'{section}' is no list")
+            take = getattr(self, f"_take_{section}")
+            for number, fields in enumerate(items):
+                with self._named(section, number, fields) as item:
+                    self._warn_of_others(item, item.fields, keys)
+                    take(item)
+                yield
 
     @contextmanager
-    def _named(self, section: str, number: int, fields: Any) -> Iterator[_Item]:
+    def _named(self, section: str, number: int, fields: Any) -> Iterator[Item]:
         """An error in the block is one of this item."""
         what = f"{section}[{number}]"
         try:
             if not isinstance(fields, dict):
                 raise TypeError("it is no JSON object")
             what = _called(section, fields) or what
-            yield _Item(what, fields)
+            yield Item(what, fields)
         except AMQPError as error:
             raise DefinitionsError(f"{what}: {error.reply_text}") from error
         except InvalidParameter as error:
@@ -199,12 +204,12 @@ class Import:
         except (ValueError, TypeError, OverflowError, struct.error) as error:
             raise DefinitionsError(f"{what}: {error}") from error
 
-    def _warn_of_others(self, item: _Item, fields: dict[str, Any], keys: set[str]) -> None:
+    def _warn_of_others(self, item: Item, fields: dict[str, Any], keys: set[str]) -> None:
         for key in fields:
             if key not in keys:
                 self.warnings.append(f"{item.what}: '{key}' is not known, and left out")
 
-    def _vhost(self, item: _Item) -> VHost:
+    def _vhost(self, item: Item) -> VHost:
         try:
             return self.operations.vhost(item.text("vhost"))
         except AMQPError:
@@ -212,7 +217,7 @@ class Import:
 
     # -- who and where
 
-    def _take_users(self, item: _Item) -> None:
+    def _take_users(self, item: Item) -> None:
         name = item.text("name")
         check_user_name(name)
         user = self.users.get(name)
@@ -225,34 +230,32 @@ class Import:
             password_hash = hash_password(item.text("password").encode())
         if user is None:
             user = self.users[name] = User(name, password_hash)
-        tags = item.get("tags", (str, list), "")
-        user.tags = checked_tags(map(str, tags.split(",") if isinstance(tags, str) else tags))
+        user.tags = checked_tags(as_tags(item.get("tags", (str, list), "")))
         user.password_hash = password_hash
         user.limits = checked_user_limits(item.table("limits"))
         self.definitions.save_user(user)
 
-    def _take_vhosts(self, item: _Item) -> None:
-        metadata = _Item(item.what, item.table("metadata"))
+    def _take_vhosts(self, item: Item) -> None:
+        metadata = Item(item.what, item.table("metadata"))
         self._warn_of_others(item, metadata.fields, _METADATA)
         described = metadata.text("description", "")
         tags = item.get("tags", (list, str), metadata.get("tags", (list, str), []))
-        type_ = item.text("default_queue_type", metadata.text("default_queue_type", None))
         self.operations.set_vhost(
             item.text("name"),
             description=item.text("description", described),
-            tags=[str(tag) for tag in (tags.split(",") if isinstance(tags, str) else tags)],
-            default_queue_type=None if type_ in ("", "undefined") else type_,
+            tags=as_tags(tags),
+            default_queue_type=queue_type_of(item),
         )
         if item.flag("tracing", False):
             self.warnings.append(f"{item.what}: tracing is not switched on")
 
-    def _user(self, item: _Item) -> User:
+    def _user(self, item: Item) -> User:
         user = self.users.get(item.text("user"))
         if user is None:
             raise ValueError(f"there is no user '{item.text('user')}'")
         return user
 
-    def _take_permissions(self, item: _Item) -> None:
+    def _take_permissions(self, item: Item) -> None:
         user = self._user(item)
         configure, write, read = (
             check_pattern(item.text(right)) for right in ("configure", "write", "read")
@@ -261,7 +264,7 @@ class Import:
         user.forget_rights()
         self.definitions.save_user(user)
 
-    def _take_topic_permissions(self, item: _Item) -> None:
+    def _take_topic_permissions(self, item: Item) -> None:
         user = self._user(item)
         write, read = (check_topic_pattern(item.text(right)) for right in ("write", "read"))
         topics = user.topic_permissions.setdefault(self._vhost(item).name, {})
@@ -271,26 +274,29 @@ class Import:
 
     # -- parameters and policies
 
-    def _take_parameters(self, item: _Item) -> None:
+    def _take_parameters(self, item: Item) -> None:
         component = item.text("component")
         match component:
             case "vhost-limits":
-                self.operations.set_vhost_limits(self._vhost(item), item.table("value"))
+                self._set_limits(item)
             case "operator_policy":
-                value = _Item(item.what, item.table("value"))
+                value = Item(item.what, item.table("value"))
                 keys = _KEYS["policies"] - {"vhost", "name"}
                 self._warn_of_others(item, value.fields, keys)
                 self._set_policy("operator_policy", item, value)
             case _:
                 self.warnings.append(f"{item.what}: '{component}' is not known, and left out")
 
-    def _take_global_parameters(self, item: _Item) -> None:
+    def _set_limits(self, item: Item) -> None:
+        self.operations.set_vhost_limits(self._vhost(item), item.table("value"))
+
+    def _take_global_parameters(self, item: Item) -> None:
         self.definitions.save_global_parameter(item.text("name"), item.fields.get("value"))
 
-    def _take_policies(self, item: _Item) -> None:
+    def _take_policies(self, item: Item) -> None:
         self._set_policy("policy", item, item)
 
-    def _set_policy(self, kind: PolicyKind, item: _Item, value: _Item) -> None:
+    def _set_policy(self, kind: PolicyKind, item: Item, value: Item) -> None:
         """Older versions have keys that later ones refuse, such as `ha-mode`: they are left out."""
         known = OPERATOR_KEYS if kind == "operator_policy" else KEYS.keys()
         definition = value.table("definition")
@@ -301,6 +307,11 @@ class Import:
         if others and not definition:
             self.warnings.append(f"{item.what}: nothing of it is left, so it is left out")
             return
+        self._put_policy(kind, item, value, definition)
+
+    def _put_policy(
+        self, kind: PolicyKind, item: Item, value: Item, definition: dict[str, Any]
+    ) -> None:
         self.operations.set_policy(
             self._vhost(item),
             kind,
@@ -313,7 +324,7 @@ class Import:
 
     # -- exchanges, queues, bindings
 
-    def _take_exchanges(self, item: _Item) -> None:
+    def _take_exchanges(self, item: Item) -> None:
         vhost, name = self._vhost(item), item.text("name")
         if not name or name.startswith(RESERVED_PREFIX) or name in vhost.routing:
             return
@@ -327,18 +338,10 @@ class Import:
             arguments=item.table(),
         )
 
-    def _take_queues(self, item: _Item) -> None:
+    def _take_queues(self, item: Item) -> None:
         vhost, name = self._vhost(item), item.text("name")
-        if name in vhost.queues:
+        if name in vhost.queues or self._is_skipped(item, vhost.name, name):
             return
-        exclusive = item.flag("exclusive", False)
-        if exclusive or name.startswith(RESERVED_PREFIX):
-            why = "exclusive queues" if exclusive else "names that begin with 'amq.'"
-            self.warnings.append(f"{item.what}: {why} are left out")
-            self._skipped.add((vhost.name, name))
-            return
-        if not name:
-            raise ValueError("it has no name")
         self.operations.declare_queue(
             vhost,
             None,
@@ -349,18 +352,46 @@ class Import:
             arguments=item.table(),
         )
 
-    def _take_bindings(self, item: _Item) -> None:
-        vhost, kind = self._vhost(item), item.text("destination_type")
+    def _is_skipped(self, item: Item, vhost: str, name: str) -> bool:
+        """Whether a queue is left out, with its bindings. Raises ValueError without a name."""
+        exclusive = item.flag("exclusive", False)
+        if exclusive or name.startswith(RESERVED_PREFIX):
+            why = "exclusive queues" if exclusive else "names that begin with 'amq.'"
+            self.warnings.append(f"{item.what}: {why} are left out")
+            self._skipped.add((vhost, name))
+            return True
+        if not name:
+            raise ValueError("it has no name")
+        return False
+
+    def _take_bindings(self, item: Item) -> None:
+        kind = item.text("destination_type")
         source, destination = item.text("source"), item.text("destination")
         if kind not in ("queue", "exchange"):
             raise ValueError(f"'destination_type' is '{kind}'")
         if not source:
             return  # every queue has this one
-        if kind == "queue" and (vhost.name, destination) in self._skipped:
+        if kind == "queue" and (item.text("vhost"), destination) in self._skipped:
             self.warnings.append(f"{item.what}: it goes with its queue")
             return
+        self._bind(item, source, kind, destination)
+
+    def _bind(self, item: Item, source: str, kind: Any, destination: str) -> None:
+        vhost = self._vhost(item)
         key, arguments = item.text("routing_key", ""), item.table()
         self.operations.bind(vhost, None, source, kind, destination, key, arguments)
+
+
+def as_tags(value: str | list[Any]) -> list[str]:
+    """Tags as a list: RabbitMQ also writes one text, with commas."""
+    return [str(tag) for tag in (value.split(",") if isinstance(value, str) else value)]
+
+
+def queue_type_of(item: Item) -> str | None:
+    """The default queue type of a vhost; None: RabbitMQ's. Raises ValueError."""
+    metadata = Item(item.what, item.table("metadata"))
+    type_ = item.text("default_queue_type", metadata.text("default_queue_type", None))
+    return None if type_ in (None, "", "undefined") else str(type_)
 
 
 def _called(section: str, fields: dict[str, Any]) -> str:
@@ -381,9 +412,13 @@ def _called(section: str, fields: dict[str, Any]) -> str:
 
 
 def exporting(
-    operations: Operations, users: dict[str, User], definitions: Definitions, version: str
+    operations: Operations,
+    users: dict[str, User],
+    definitions: Definitions,
+    version: str,
+    only: VHost | None = None,
 ) -> Steps[dict[str, Any]]:
-    """A job that gathers all definitions as RabbitMQ writes them.
+    """A job that gathers all definitions, or those of a vhost, as RabbitMQ writes them.
 
     Exclusive queues, their bindings, and what every vhost has are left out. What is declared or
     deleted meanwhile may be in it or not.
@@ -395,12 +430,12 @@ def exporting(
         "rabbitmq_definition_format": "cluster",
         **{section: [] for section in _KEYS},
     }
-    for user in list(users.values()):
+    for user in list(users.values()) if only is None else ():
         _add_user(document, user)
         yield
-    for name, value in definitions.global_parameters():
+    for name, value in definitions.global_parameters() if only is None else ():
         document["global_parameters"].append({"name": name, "value": value})
-    for vhost in operations.vhosts():
+    for vhost in operations.vhosts() if only is None else [only]:
         _add_vhost(document, vhost)
         yield
         for exchange in operations.exchanges(vhost):
@@ -415,7 +450,23 @@ def exporting(
             if _is_exported(vhost, binding):
                 document["bindings"].append(_binding(vhost, binding))
             yield
-    return document
+    return document if only is None else _of_vhost(document, only)
+
+
+def _of_vhost(document: dict[str, Any], vhost: VHost) -> dict[str, Any]:
+    """The definitions of one vhost as RabbitMQ writes them: without users, and without its name."""
+    (about,) = document["vhosts"]
+    found = {key: value for key, value in document.items() if key not in _KEYS}
+    found["rabbitmq_definition_format"] = "single_virtual_host"
+    found["original_vhost_name"] = vhost.name
+    found["metadata"] = about["metadata"]
+    found["description"] = vhost.settings.description
+    for section in VHOST_SECTIONS:
+        found[section] = [
+            {key: value for key, value in item.items() if key != "vhost"}
+            for item in document[section]
+        ]
+    return found
 
 
 def _add_user(document: dict[str, Any], user: User) -> None:

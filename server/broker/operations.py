@@ -64,6 +64,7 @@ __all__ = [
     "Binding",
     "Connected",
     "Counts",
+    "DefinitionsError",
     "DestinationKind",
     "Exchange",
     "Found",
@@ -93,6 +94,10 @@ __all__ = [
 logger = logging.getLogger("qlog.broker")
 
 T = TypeVar("T")
+
+
+class DefinitionsError(Exception):
+    """A definitions file cannot be loaded; str() is one line that names the item."""
 
 
 class Spans(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from qlog.server.broker.operations import Outcome, VHost
 from qlog.server.http.lag import Lag
 
 
@@ -15,6 +17,19 @@ class Listener:
     protocol: str  # amqp, amqp/ssl, http, http/prometheus
     host: str
     port: int
+
+
+class DefinitionsFile(Protocol):
+    """The broker, as far as it reads and writes RabbitMQ's definitions."""
+
+    def export_definitions(self, vhost: VHost | None = None) -> Outcome[dict[str, Any]]:
+        """All definitions, or those of a vhost."""
+
+    def check_definitions(self, document: dict[str, Any]) -> Outcome[None]:
+        """Whether they can be loaded; fails with an error whose text says why not."""
+
+    def load_definitions(self, document: dict[str, Any]) -> Outcome[list[str]]:
+        """Load what was checked; what was left out, in words."""
 
 
 @dataclass(slots=True)
@@ -47,5 +62,6 @@ class Context:
     uptime_s: Callable[[], float]
     data_dir: str
     certificates: Callable[[], list[Certificate]] = list
+    definitions: DefinitionsFile | None = None
     attempts: Attempts = field(default_factory=Attempts)
     lag: Lag = field(default_factory=Lag)

@@ -9,6 +9,7 @@ from qlog.server.http.api import Api
 from qlog.server.http.context import Context
 from qlog.server.http.endpoints import (
     connections,
+    definitions,
     exchanges,
     health,
     node,
@@ -34,6 +35,7 @@ TABLE = Table(
         *policies.ENDPOINTS,
         *parameters.ENDPOINTS,
         *node.ENDPOINTS,
+        *definitions.ENDPOINTS,
         *health.ENDPOINTS,
     ]
 )

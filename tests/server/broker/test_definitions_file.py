@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from qlog.server.amqp import spec
-from qlog.server.broker.definitions_file import DefinitionsError, Import, read_definitions
+from qlog.server.broker.definitions_file import Import, read_definitions
 from qlog.server.broker.features.policy import Policy
 from qlog.server.broker.features.vhost_settings import VHostSettings
+from qlog.server.broker.operations import DefinitionsError
 from tests.server.broker.support import Bench, Peer, make
 
 # The hash of RabbitMQ 4.0.5 for guest's password.

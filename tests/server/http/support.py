@@ -55,6 +55,7 @@ class Site:
             resources=lambda: RESOURCES,
             uptime_s=lambda: 12.5,
             data_dir=str(directory),
+            definitions=self.bench.broker,
         )
         operations = self.bench.broker.operations
         self.api = management(operations, self.context, self.bench.disk)
