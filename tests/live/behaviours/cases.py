@@ -62,6 +62,7 @@ def ack(tag: int, multiple: bool = False) -> Send:
 
 QUORUM = {"x-queue-type": "quorum"}
 UNDEFINED = {"x-queue-type": "undefined"}
+STREAM = {"x-queue-type": "stream"}
 KINDS: dict[str, dict[str, Any]] = {"classic": {}, "quorum": QUORUM}
 
 # --- arguments of queues, by rule
@@ -94,7 +95,7 @@ TYPES: list[Any] = ["nonsense", "", "undefined", 1, True, None, "Classic", "rabb
 
 
 def queue_arguments() -> Iterator[Case]:
-    for kind, table in KINDS.items():
+    for kind, table in {**KINDS, "stream": STREAM}.items():
         for key, values in WRONG.items():
             for value in values:
                 arguments = {**table, key: value}
@@ -111,8 +112,9 @@ def queue_arguments() -> Iterator[Case]:
         {"durable": False, "exclusive": True, "auto_delete": True},
     ]
     for flags in quorum:
-        fields = {"queue": "{q}", "arguments": QUORUM, **flags}
-        yield f"declare quorum: {flags}", [declare(**fields)]
+        for kind, table in {"quorum": QUORUM, "stream": STREAM}.items():
+            fields = {"queue": "{q}", "arguments": table, **flags}
+            yield f"declare {kind}: {flags}", [declare(**fields)]
     pairs: list[dict[str, Any]] = [
         {"x-dead-letter-routing-key": "k", "x-dead-letter-exchange": ""},
         {"x-dead-letter-routing-key": 5, "x-dead-letter-exchange": 5},
@@ -158,12 +160,21 @@ ONLY: dict[str, dict[str, tuple[Any, Any]]] = {
         "x-quorum-initial-group-size": (1, 3),
         "x-max-in-memory-length": (5, 6),
     },
+    "stream": {
+        "x-max-age": ("1D", "2D"),
+        "x-max-length-bytes": (500_000, 600_000),
+        "x-stream-max-segment-size-bytes": (1_000_000, 2_000_000),
+        "x-initial-cluster-size": (1, 2),
+        "x-queue-leader-locator": ("balanced", "client-local"),
+        "x-unknown": ("a", "b"),
+    },
 }
 
 
 def redeclarations() -> Iterator[Case]:
-    for kind, table in KINDS.items():
-        for key, (one, other) in {**VALUES, **ONLY[kind]}.items():
+    for kind, table in {**KINDS, "stream": STREAM}.items():
+        values = ONLY[kind] if kind == "stream" else {**VALUES, **ONLY[kind]}
+        for key, (one, other) in values.items():
             base = {**table, "x-dead-letter-exchange": "a"} if "routing-key" in key else table
             steps = (
                 ("missing", {**base, key: one}, base),
@@ -184,6 +195,9 @@ def redeclarations() -> Iterator[Case]:
         (UNDEFINED, UNDEFINED),
         (UNDEFINED, {"x-queue-type": "classic"}),
         (QUORUM, UNDEFINED),
+        (STREAM, QUORUM),
+        (STREAM, {}),
+        ({}, STREAM),
         ({}, {"x-queue-type": "classic"}),
         ({"x-queue-type": "classic"}, {}),
         ({"x-max-length": 5}, {"x-max-length": 5.0}),
@@ -598,6 +612,44 @@ def consumers() -> Iterator[Case]:
     yield "channel opened twice", [send("Channel.Open")]
 
 
+def streams() -> Iterator[Case]:
+    prefetch = send("Basic.Qos", prefetch_size=0, prefetch_count=10, global_=False)
+    begin = [declare(arguments=STREAM), prefetch]
+    yield "stream: no prefetch", [declare(arguments=STREAM), consume()]
+    yield "stream: no acknowledgements", [*begin, consume(no_ack=True)]
+    yield (
+        "stream: global prefetch",
+        [
+            declare(arguments=STREAM),
+            send("Basic.Qos", prefetch_size=0, prefetch_count=10, global_=True),
+            consume(),
+        ],
+    )
+    yield "stream: get", [declare(arguments=STREAM), get()]
+    yield "stream: purge", [declare(arguments=STREAM), send("Queue.Purge", queue="{q}")]
+    for flag in ("if_unused", "if_empty"):
+        yield (
+            f"stream: delete {flag}",
+            [
+                declare(arguments=STREAM),
+                send("Queue.Delete", queue="{q}", **{flag: True}),
+            ],
+        )
+    yield "stream: exclusive", [*begin, consume(exclusive=True)]
+    offsets: list[Any] = ["first", "last", "next", "1h", "nonsense", "", 0, 7, -1, 1.5, True, None]
+    for offset in offsets:
+        yield f"stream: offset {offset!r}", [*begin, consume(arguments={"x-stream-offset": offset})]
+    tried: dict[str, list[Any]] = {
+        "x-stream-filter": ["a", ["a", "b"], 5, [5]],
+        "x-stream-match-unfiltered": [True, "a"],
+        "x-priority": [5],
+        "x-single-active-consumer": [True],
+    }
+    for key, values in tried.items():
+        for value in values:
+            yield f"stream: consume {key}={value!r}", [*begin, consume(arguments={key: value})]
+
+
 def acknowledgements() -> Iterator[Case]:
     for name, step in {
         "ack 0": ack(0),
@@ -985,6 +1037,160 @@ def features() -> Iterator[Case]:
     yield "an empty body", [declare(), publish(body=b""), get()]
 
 
+# --- what frameworks declare
+
+
+def frameworks() -> Iterator[Case]:
+    kinds: dict[str, dict[str, Any]] = {"classic": {}, "quorum": QUORUM}
+    for kind, table in kinds.items():
+        link = send("Exchange.Bind", source="{Shop:Order}", destination="{orders}", routing_key="")
+        yield (
+            f"MassTransit: a message type, an endpoint, and its errors, {kind}",
+            [
+                exchange("fanout", "{Shop:Order}", durable=True),
+                exchange("fanout", "{orders}", durable=True),
+                link,
+                declare("{orders}", arguments=table),
+                bind("{orders}", "{orders}", ""),
+                link,
+                exchange("fanout", "{orders_error}", durable=True),
+                declare("{orders_error}", arguments=table),
+                bind("{orders_error}", "{orders_error}", ""),
+                send("Confirm.Select"),
+                publish("", b"order", to="{Shop:Order}", delivery_mode=2, message_id="m"),
+                Wait(1),
+                send("Basic.Qos", prefetch_size=0, prefetch_count=16, global_=False),
+                consume("{orders}"),
+                Wait(1),
+                publish("", b"order", to="{orders_error}", delivery_mode=2),
+                Wait(1),
+                ack(1),
+                GetSoon("{orders_error}"),
+                send(
+                    "Exchange.Unbind", source="{Shop:Order}", destination="{orders}", routing_key=""
+                ),
+                send("Basic.Cancel", consumer_tag="c"),
+                declare("{orders}", passive=True),
+            ],
+        )
+    yield (
+        "MassTransit: the endpoint of a bus",
+        [
+            exchange("fanout", "{bus}", durable=False, auto_delete=True),
+            declare("{bus}", durable=False, auto_delete=True, arguments={"x-expires": 60_000}),
+            bind("{bus}", "{bus}", ""),
+            consume("{bus}"),
+            publish("", b"reply", to="{bus}"),
+            Wait(1),
+            send("Basic.Cancel", consumer_tag="c"),
+            exchange("fanout", "{bus}", passive=True),
+        ],
+    )
+    yield (
+        "Spring: declares, declares passively, and consumes",
+        [
+            exchange("topic", durable=True),
+            declare(arguments={"x-dead-letter-exchange": ""}),
+            bind(key="orders.*"),
+            declare(passive=True),
+            send("Basic.Qos", prefetch_size=0, prefetch_count=250, global_=False),
+            consume(tag=""),
+            publish("orders.new", to="{x}", priority=0, content_encoding="UTF-8"),
+            Wait(1),
+            ack(1, multiple=True),
+            declare(passive=True),
+        ],
+    )
+    yield "Spring: the queue is missing", [declare("{missing}", passive=True)]
+    yield (
+        "Spring: other arguments",
+        [declare(arguments={"x-max-length": 5}), declare(arguments={"x-max-length": 6})],
+    )
+    yield "Spring: another type of exchange", [exchange("topic"), exchange("direct")]
+    yield (
+        "Spring: another consumer is exclusive",
+        [declare(), consume(exclusive=True), On(10), consume(exclusive=True)],
+    )
+    yield (
+        "Spring: does the broker have direct reply-to?",
+        [declare("amq.rabbitmq.reply-to", passive=True)],
+    )
+    yield (
+        "Spring: retries by a time to live",
+        [
+            declare(
+                "{work}",
+                arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "{wait}"},
+            ),
+            declare(
+                "{wait}",
+                arguments={
+                    "x-dead-letter-exchange": "",
+                    "x-dead-letter-routing-key": "{work}",
+                    "x-message-ttl": 50,
+                },
+            ),
+            publish("{work}", b"task"),
+            consume("{work}"),
+            Wait(1),
+            send("Basic.Reject", delivery_tag=1, requeue=False),
+            Wait(1),
+            send("Basic.Reject", delivery_tag=2, requeue=False),
+            Wait(1),
+        ],
+    )
+    yield (
+        "Celery: the queue of control messages",
+        [
+            exchange("fanout", "{celery.pidbox}", durable=False),
+            declare(
+                "{host.celery.pidbox}",
+                durable=False,
+                auto_delete=True,
+                arguments={"x-message-ttl": 300_000, "x-expires": 10_000},
+            ),
+            bind("{host.celery.pidbox}", "{celery.pidbox}", ""),
+            consume("{host.celery.pidbox}", no_ack=True),
+            publish("", b"ping", to="{celery.pidbox}"),
+            Wait(1),
+        ],
+    )
+    yield "Celery: delayed delivery, all of its 28 levels", list(_celery_levels())
+
+
+def _celery_levels() -> Iterator[Step]:
+    """As kombu's native_delayed_delivery declares them; the task is to be done at once."""
+    top = 27
+    for level in range(top, -1, -1):
+        name = f"{{celery_delayed_{level}}}"
+        below = f"{{celery_delayed_{level - 1}}}" if level else "{celery_delayed_delivery}"
+        yield exchange("topic", name, durable=True)
+        yield declare(
+            name,
+            arguments={
+                "x-queue-type": "classic",
+                "x-overflow": "reject-publish",
+                "x-message-ttl": 1000 << level,
+                "x-dead-letter-exchange": below,
+            },
+        )
+        yield bind(name, name, "*." * (top - level) + "1.#")
+    yield exchange("topic", "{celery_delayed_delivery}", durable=True)
+    for level in range(top, -1, -1):
+        below = f"{{celery_delayed_{level - 1}}}" if level else "{celery_delayed_delivery}"
+        yield send(
+            "Exchange.Bind",
+            source=f"{{celery_delayed_{level}}}",
+            destination=below,
+            routing_key="*." * (top - level) + "0.#",
+        )
+    yield declare("{tasks}")
+    yield bind("{tasks}", "{celery_delayed_delivery}", "#.tasks")
+    yield publish("0." * 28 + "tasks", b"task", to="{celery_delayed_27}", mandatory=True)
+    yield Sync()
+    yield GetSoon("{tasks}")
+
+
 def all_cases() -> dict[str, list[Step]]:
     """All cases by their names."""
     found: dict[str, list[Step]] = {}
@@ -995,9 +1201,11 @@ def all_cases() -> dict[str, list[Step]]:
         bindings,
         queues,
         consumers,
+        streams,
         acknowledgements,
         publishing,
         features,
+        frameworks,
     ):
         for name, steps in source():
             assert name not in found, name

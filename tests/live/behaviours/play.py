@@ -28,7 +28,7 @@ from tests.live.conversation import (
     until,
 )
 
-_NAME = re.compile(r"\{(\w+)\}")
+_NAME = re.compile(r"\{([\w.:]+)\}")
 _MADE_UP = re.compile(r"amq\.(gen|ctag)-[\w-]+|amq\.rabbitmq\.reply-to\.[^ '\"]+")
 _REPLY_S = 8.0
 

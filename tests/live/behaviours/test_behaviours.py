@@ -20,12 +20,19 @@ CASES = all_cases()
 KNOWN: dict[str, list[str]] = json.loads(ANSWERS.read_text(encoding="utf-8"))
 IS_QLOG = "QLOG_TEST_URL" not in os.environ
 
+_CRASH = "RabbitMQ 4.0.5 meets an error of its own, and closes the connection with 541"
 # By case: why qlog says something else, and what it says last.
 DIFFERS = {
     "exchange of type 'Direct'": (
         "RabbitMQ says `invalid` of a name that is an atom somewhere in Erlang",
         "reply_text=\"PRECONDITION_FAILED - unknown exchange type 'Direct'\"",
     ),
+    "declare stream: x-max-age='a'": (_CRASH, "invalid arg 'x-max-age'"),
+    "stream: consume x-stream-filter=[5]": (_CRASH, "Basic.ConsumeOk"),
+    **{
+        f"stream: offset {offset!r}": (_CRASH, "invalid arg 'x-stream-offset'")
+        for offset in ("nonsense", "", 1.5, True, None)
+    },
     "nack at the limit": (
         "bits that mean nothing in a server's nack: `requeue`, and `multiple` for one message",
         "Basic.Nack delivery_tag=2 multiple=False requeue=False",
@@ -45,7 +52,8 @@ def test_behaviour(stage: Stage, name: str) -> None:
     lines = stage.play(CASES[name])
     if name in DIFFERS and IS_QLOG:
         _, last = DIFFERS[name]
-        assert lines[:-1] == KNOWN[name][:-1] and last in lines[-1]
+        assert lines[:-1] == KNOWN[name][:-1]
+        assert last in lines[-1].replace("\\'", "'")
         assert lines != KNOWN[name]
     else:
         assert lines == KNOWN[name]
@@ -54,4 +62,4 @@ def test_behaviour(stage: Stage, name: str) -> None:
 def test_there_are_enough_cases() -> None:
     refused = [name for name, lines in KNOWN.items() if lines and "Close" in lines[-1]]
     assert KNOWN.keys() == CASES.keys()
-    assert len(CASES) >= 600 and len(refused) >= 400
+    assert len(CASES) >= 800 and len(refused) >= 500
