@@ -75,12 +75,14 @@ class ConsumerPlan:
         ack_every: acknowledge each so-manieth delivery with all before it; 1 acknowledges each on
             its own, 0 consumes without acknowledgements.
         message_bytes_max: the largest message with its frames, where that is over a MiB.
+        offset: where it begins in a stream; empty for other queues.
     """
 
     queue: str
     prefetch: int = 2000
     ack_every: int = 100
     message_bytes_max: int = 0
+    offset: str = ""
 
 
 @dataclass(slots=True)
@@ -237,7 +239,9 @@ class Consumer:
     def start(self) -> None:
         """Begin to consume."""
         self.result.begun_ns = time.monotonic_ns()
-        self.connection.consume(self.plan.queue, self.consumer_tag, self.plan.ack_every == 0)
+        plan = self.plan
+        arguments = {"x-stream-offset": plan.offset} if plan.offset else wire.NOTHING
+        self.connection.consume(plan.queue, self.consumer_tag, plan.ack_every == 0, arguments)
         unread = self.connection.unread
         while unread:
             space = self.counter.space()

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -75,6 +75,9 @@ def longstr(raw: bytes) -> bytes:
 
 # What a field table may hold here.
 Value: TypeAlias = "str | int | bool | None | Sequence[Value] | Mapping[str, Value]"
+
+
+NOTHING: Mapping[str, Value] = MappingProxyType({})
 
 
 def table(entries: Mapping[str, Value]) -> bytes:
@@ -326,11 +329,13 @@ class Connection:
     def limit_prefetch(self, messages: int) -> None:
         self.call(BASIC_QOS, struct.pack(">IHB", 0, messages, 0), BASIC_QOS_OK)
 
-    def consume(self, queue: str, consumer_tag: str, no_ack: bool) -> None:
+    def consume(
+        self, queue: str, consumer_tag: str, no_ack: bool, arguments: Mapping[str, Value] = NOTHING
+    ) -> None:
         """Start a consumer; its deliveries follow in `unread` and on the socket."""
         names = shortstr(queue) + shortstr(consumer_tag)
-        arguments = b"\x00\x00" + names + bytes([no_ack << 1]) + table({})
-        self.call(BASIC_CONSUME, arguments, BASIC_CONSUME_OK)
+        asked = b"\x00\x00" + names + bytes([no_ack << 1]) + table(arguments)
+        self.call(BASIC_CONSUME, asked, BASIC_CONSUME_OK)
 
     def close(self) -> None:
         """Close politely: when this returns, the broker has seen all that was sent before."""

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from benchmarks.scenarios import backlog, bystanders, clients, crowds, fanout, footprint, steady
+from benchmarks.scenarios import (
+    backlog,
+    bystanders,
+    clients,
+    crowds,
+    fanout,
+    footprint,
+    steady,
+    streams,
+)
 from benchmarks.scenarios.scenario import Scenario
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -13,6 +22,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *clients.SCENARIOS,
     *fanout.SCENARIOS,
     *backlog.SCENARIOS,
+    *streams.SCENARIOS,
     *crowds.SCENARIOS,
     *bystanders.SCENARIOS,
     *footprint.AFTER_LOAD,

@@ -41,9 +41,10 @@ def drain(
     prefetch: int = PREFETCH,
     ack_every: int = ACK_EVERY,
     consumers: int = 1,
+    offset: str = "",
 ) -> Figures:
-    """Consume and acknowledge all that is in a queue."""
-    plans = (load.ConsumerPlan(queue, prefetch, ack_every),) * consumers
+    """Consume and acknowledge all that is in a queue, or in a stream from an offset on."""
+    plans = (load.ConsumerPlan(queue, prefetch, ack_every, offset=offset),) * consumers
     process = LoadProcess(load.consume, broker.address, plans, None)
     try:
         expect_ready(process)

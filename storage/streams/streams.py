@@ -314,6 +314,8 @@ class Streams(Generic[M]):
             if stream.readers:  # they are likely to read it soon
                 base, _, following = place
                 stream.shelf.add(messages, (base, following))
+        if len(appended.segments) > 1:  # with a new segment an old one may go
+            self._retention_s = 0.0
         waiting = self._waiting[stream.lane.id]
         waiting.since_s, waiting.tidy = self._now_s, False
 
