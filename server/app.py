@@ -32,7 +32,9 @@ from qlog.server.net.listen import CannotListen, accept_clients, bind
 from qlog.server.net.network import Network, is_loopback
 from qlog.server.net.turns import Turns
 from qlog.server.resources import ResourceWatch
-from qlog.storage.bytes.disk import Disk
+from qlog.storage.bytes.datadir import Paths
+from qlog.storage.bytes.disk import Disk, OSDisk
+from qlog.storage.space.backup import clear_staging
 from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")
@@ -185,7 +187,10 @@ async def open_broker(
 
         hashing = ThreadedHashing(notify)
         store = await trio.to_thread.run_sync(recover)
+        broker: Broker | None = None
         try:
+            # A backup that a kill has broken off keeps the space of what was given up since.
+            clear_staging(disk or OSDisk(), Paths(settings.data_dir))
             await trio.lowlevel.checkpoint()  # a cancellation may have come during recovery
             broker = Broker(
                 store,
@@ -214,6 +219,8 @@ async def open_broker(
                     async with serving_http(running, http_sockets, watch, settings.data_dir):
                         yield running
         finally:
+            if broker is not None:
+                broker.services.backups.close()
             hashing.close()
             store.close()  # this, too, ends threads that call `wake`
             if turns is not None:

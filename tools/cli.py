@@ -13,6 +13,7 @@ import typer.core
 import typer.main
 
 from qlog import __version__
+from qlog.tools.restore import restore
 from qlog.tools.serve import ServeCommand, serve
 
 INSPECT_HELP = "Look into a data directory, check it, and get messages out of it."
@@ -53,6 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=ServeCommand)(serve)
+app.command()(restore)
 
 
 @app.command("inspect", help=INSPECT_HELP)

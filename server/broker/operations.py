@@ -16,6 +16,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from qlog.routing.binding import Binding, DestinationKind
@@ -54,13 +55,17 @@ from qlog.server.broker.sampling import CHANNEL, CONNECTION, LENGTHS, SampledCha
 from qlog.server.broker.services import Services
 from qlog.server.broker.stats import Counts, Stats, Traffic
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+from qlog.storage.bytes.manifest import BackupError
 from qlog.storage.figures import Histogram, StoreFigures
+from qlog.storage.space.backup import Done as BackedUp
 
 # What operations take and give: whoever manages a broker needs no other module of it.
 __all__ = [
     "About",
     "AckMode",
     "Actor",
+    "BackedUp",
+    "BackupError",
     "Binding",
     "Connected",
     "Counts",
@@ -200,6 +205,20 @@ class Operations(AccessOperations, DelayedOperations):
         self._vhosts_leaving: dict[str, Outcome[None]] = {}
         self.alarms = alarms  # by what they are about; whether they are on
         self.sampler = Sampler(services, vhosts, clients)
+
+    def back_up(self, directory: str, bytes_per_s: int) -> Outcome[BackedUp]:
+        """Make a backup of the data directory while the broker runs.
+
+        Everything that was confirmed before the call is in it. Arguments: `directory` is an
+        absolute path, where the next backup adds what is new; `bytes_per_s` bounds how fast is
+        copied, 0: not at all. Raises BackupError, as does the outcome; there also OSError.
+        """
+        return self._services.backups.start(Path(directory), bytes_per_s)
+
+    @property
+    def last_backup(self) -> tuple[Path, Outcome[BackedUp]] | None:
+        """Where the last backup since the start goes, and what it comes to."""
+        return self._services.backups.last
 
     def set_vhost(
         self,

@@ -8,6 +8,7 @@ from qlog.server.broker.operations import Operations
 from qlog.server.http.api import Api
 from qlog.server.http.context import Context
 from qlog.server.http.endpoints import (
+    backups,
     connections,
     definitions,
     exchanges,
@@ -37,6 +38,7 @@ TABLE = Table(
         *node.ENDPOINTS,
         *definitions.ENDPOINTS,
         *health.ENDPOINTS,
+        *backups.ENDPOINTS,
     ]
 )
 
