@@ -618,6 +618,10 @@ class Operations(AccessOperations, DelayedOperations):
             del facts["message_stats"]
         return facts
 
+    def bare_queue_facts(self, queue: QueueType) -> dict[str, Any]:
+        """A queue as operators see it, without statistics."""
+        return listings.bare_queue_facts(queue)
+
     def _add_rates(self, key: object, counts: dict[str, Any], span: Span | None) -> None:
         for name in list(counts):
             counts[f"{name}_details"] = self.sampler.details(key, name, span)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from qlog.server.broker.operations import Operations
 from qlog.server.http.api import Api
+from qlog.server.http.ask import Ask
 from qlog.server.http.context import Context
 from qlog.server.http.endpoints import (
     backups,
@@ -15,6 +17,7 @@ from qlog.server.http.endpoints import (
     health,
     node,
     overview,
+    own,
     parameters,
     policies,
     queues,
@@ -22,11 +25,19 @@ from qlog.server.http.endpoints import (
     vhosts,
 )
 from qlog.server.http.metrics.endpoints import METRICS
+from qlog.server.http.openapi import document
 from qlog.server.http.pages import PAGES
-from qlog.server.http.table import Table
+from qlog.server.http.table import Endpoint, Table
+
+
+async def openapi(ask: Ask) -> dict[str, Any]:
+    """The description of the API, for tools."""
+    return document(TABLE.endpoints)
+
 
 TABLE = Table(
     [
+        Endpoint("GET", "/openapi.json", openapi, "The description of the API", tag="any"),
         *overview.ENDPOINTS,
         *queues.ENDPOINTS,
         *exchanges.ENDPOINTS,
@@ -37,6 +48,7 @@ TABLE = Table(
         *parameters.ENDPOINTS,
         *node.ENDPOINTS,
         *definitions.ENDPOINTS,
+        *own.ENDPOINTS,
         *health.ENDPOINTS,
         *backups.ENDPOINTS,
     ]

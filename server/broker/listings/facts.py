@@ -44,21 +44,12 @@ def queue_facts(queue: QueueType, *, single: bool = False) -> dict[str, Any]:
     ready, unacked = queue.ready, queue.unacked
     ready_bytes, unacked_bytes = queue.ready_bytes, queue.unacked_bytes
     takers = list(queue.takers)
-    facts: dict[str, Any] = {
-        "name": declared.name,
-        "vhost": declared.vhost,
-        "durable": declared.durable,
-        "auto_delete": declared.auto_delete,
-        "exclusive": declared.exclusive,
-        "arguments": {**json_value(declared.arguments.table), "x-queue-type": queue_type},
-        "node": NODE,
-        "state": "running",
-        "type": queue_type,
+    facts: dict[str, Any] = bare_queue_facts(queue)
+    facts |= {
         "storage_version": 2,
         "consumers": len(takers),
         "consumer_capacity": consumer_capacity(ready, len(takers)),
         "consumer_utilisation": consumer_capacity(ready, len(takers)),
-        "policy": applied.policy,
         "operator_policy": applied.operator_policy,
         "effective_policy_definition": dict(applied.definition),
         "memory": queue_memory(queue),
@@ -75,7 +66,6 @@ def queue_facts(queue: QueueType, *, single: bool = False) -> dict[str, Any]:
         else queue.active_taker.tag,
     }
     if queue_type == "quorum":
-        facts |= {"leader": NODE, "members": [NODE], "online": [NODE]}
         facts["delivery_limit"] = queue.effective.delivery_limit
     if declared.exclusive:
         facts["owner_pid_details"] = {"name": getattr(queue.owner, "name", "")}
@@ -83,6 +73,27 @@ def queue_facts(queue: QueueType, *, single: bool = False) -> dict[str, Any]:
         facts["consumer_details"] = [taker.facts() for taker in takers]
         facts["incoming"] = []
         facts["deliveries"] = []
+    return facts
+
+
+def bare_queue_facts(queue: QueueType) -> dict[str, Any]:
+    """One queue, without what is counted."""
+    declared = queue.declared
+    queue_type = declared.arguments.type
+    facts: dict[str, Any] = {
+        "name": declared.name,
+        "vhost": declared.vhost,
+        "durable": declared.durable,
+        "auto_delete": declared.auto_delete,
+        "exclusive": declared.exclusive,
+        "arguments": {**json_value(declared.arguments.table), "x-queue-type": queue_type},
+        "node": NODE,
+        "state": "running",
+        "type": queue_type,
+        "policy": queue.effective.applied.policy,
+    }
+    if queue_type != "classic":
+        facts |= {"leader": NODE, "members": [NODE], "online": [NODE]}
     return facts
 
 

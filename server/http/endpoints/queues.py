@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from qlog.server.broker.operations import Found, QueueType
@@ -21,17 +22,6 @@ _ACK_MODES = (
     "reject_requeue_true",
     "reject_requeue_false",
 )
-_STATISTICS = (
-    "consumer_details",
-    "consumers",
-    "effective_policy_definition",
-    "memory",
-    "message_bytes",
-    "message_bytes_ready",
-    "message_bytes_unacknowledged",
-    "message_stats",
-)
-_TOTALS = ("messages", "messages_ready", "messages_unacknowledged")
 
 
 def _objects(ask: Ask) -> Iterator[QueueType]:
@@ -39,11 +29,25 @@ def _objects(ask: Ask) -> Iterator[QueueType]:
         yield from ask.operations.queues(vhost)
 
 
+def _bare(ask: Ask, queue: QueueType) -> dict[str, Any]:
+    """A queue without statistics (`disable_stats`), with the three counts if they are asked for."""
+    facts = ask.operations.bare_queue_facts(queue)
+    if ask.flag("enable_queue_totals"):
+        ready, unacked = queue.ready, queue.unacked
+        facts |= {
+            "messages": ready + unacked,
+            "messages_ready": ready,
+            "messages_unacknowledged": unacked,
+        }
+    return facts
+
+
 async def list_queues(ask: Ask) -> Listing[QueueType]:
     """All queues."""
+    bare = partial(_bare, ask) if ask.flag("disable_stats") else None
     return Listing(
         _objects(ask),
-        ask.operations.queue_facts,
+        bare or ask.operations.queue_facts,
         name=lambda queue: queue.name,
         order=lambda queue: (queue.declared.vhost, queue.name),
         paged=True,
@@ -174,6 +178,11 @@ def _payload(body: bytes, encoding: str) -> tuple[str, str]:
     return base64.b64encode(body).decode(), "base64"
 
 
+_LISTED = {
+    **PAGED,
+    "disable_stats": "true: without statistics",
+    "enable_queue_totals": "true: but with the numbers of messages",
+}
 _DECLARED = {
     "durable": {"type": "boolean"},
     "auto_delete": {"type": "boolean"},
@@ -188,9 +197,9 @@ _TAKEN = {
 _ONE = "/queues/{vhost}/{queue}"
 
 ENDPOINTS = [
-    Endpoint("GET", "/queues", list_queues, "All queues", query=PAGED),
-    Endpoint("GET", "/queues/detailed", list_queues, "All queues", query=PAGED),
-    Endpoint("GET", "/queues/{vhost}", list_queues, "The queues of a vhost", query=PAGED),
+    Endpoint("GET", "/queues", list_queues, "All queues", query=_LISTED),
+    Endpoint("GET", "/queues/detailed", list_queues, "All queues", query=_LISTED),
+    Endpoint("GET", "/queues/{vhost}", list_queues, "The queues of a vhost", query=_LISTED),
     Endpoint("GET", _ONE, show_queue, "One queue", query=HISTORY),
     Endpoint("PUT", _ONE, declare_queue, "Declare a queue", body=_DECLARED, status=201),
     Endpoint(
