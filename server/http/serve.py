@@ -29,8 +29,6 @@ HEAD_S_MAX = 10.0
 HEAD_BYTES_MAX = 32 * 1024
 # A client that takes nothing of its answer for so long is cut off.
 SEND_S_MAX = 20.0
-# At the end of the broker, requests that are under way may take so long.
-GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +40,22 @@ class Served:
 
 
 class PatientStream:
-    """A client's stream, with a bound for how long a send may take."""
+    """A client's stream, with a bound for how long a send may take.
+
+    `over` is set when one of the two sides has closed it.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
+        self.over = trio.Event()
 
     async def receive_some(self, size: int) -> bytes | bytearray:
         """As in trio."""
-        return await self._stream.receive_some(size)
+        data = await self._stream.receive_some(size)
+        if not data:
+            self.over.set()
+        return data
 
     async def send_all(self, data: bytes) -> None:
         """As in trio. Raises BrokenResourceError if the client takes nothing for too long."""
@@ -67,6 +72,7 @@ class PatientStream:
 
     async def aclose(self) -> None:
         """As in trio."""
+        self.over.set()
         await self._stream.aclose()
 
 
@@ -89,14 +95,25 @@ class Door:
         self._config = _config()
         self._context = WorkerContext(None)
         self._count = 0
+        self._streams: set[trio.SocketStream] = set()
         self._turned_away = False
 
     async def serve(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Let clients in until cancelled."""
         self._served.listener.listen(BACKLOG)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._served.listener))
-        task_status.started()
-        await trio.serve_listeners(self._client, [listener])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cut_at_the_end)
+            task_status.started()
+            await trio.serve_listeners(self._client, [listener])
+
+    async def _cut_at_the_end(self) -> None:
+        """Hypercorn shields its sends: a client that does not read must not hold up the end."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            for stream in list(self._streams):
+                stream.socket.close()
 
     async def _client(self, stream: trio.SocketStream) -> None:
         if self._count >= CONNECTIONS_MAX:
@@ -106,16 +123,23 @@ class Door:
             await stream.aclose()
             return
         self._count += 1
+        self._streams.add(stream)
         try:
             app = wrap_app(self._served.app, 0, "asgi")
             state = ConnectionState({})
             patient: Any = PatientStream(stream)
-            await TCPServer(app, self._config, self._context, state, patient)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(TCPServer(app, self._config, self._context, state, patient).run)
+                # Hypercorn would keep the tasks of a client that has gone for another HEAD_S_MAX.
+                await patient.over.wait()
+                nursery.cancel_scope.cancel()
         except Exception:
             logger.exception("internal error in a connection over HTTP")
         finally:
             self._count -= 1
+            self._streams.discard(stream)
             self._turned_away = self._turned_away and self._count >= CONNECTIONS_MAX // 2
+            await trio.aclose_forcefully(stream)
 
 
 async def serve(served: Sequence[Served], ready: Callable[[], None] = lambda: None) -> None:

@@ -1,0 +1,180 @@
+"""HTTP on sockets: who is slow, or too many, costs nobody else; and where it listens."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from qlog.server import listeners
+from qlog.server.config import HttpSettings
+from qlog.server.http import ask, serve
+from qlog.server.http.serve import Served
+from qlog.server.listeners import bind_http, owner_socket
+from qlog.server.net.listen import CannotListen
+from tests.server.http.support import Site
+
+LOGIN = "authorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n"
+
+
+@asynccontextmanager
+async def served(site: Site) -> AsyncIterator[int]:
+    """The API on a port of its own."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    async with trio.open_nursery() as nursery:
+        ready = trio.Event()
+        nursery.start_soon(serve.serve, [Served(listener, site.api)], ready.set)
+        await ready.wait()
+        yield listener.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def connected(port: int, said: str = "") -> trio.SocketStream:
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    await stream.send_all(said.encode())
+    return stream
+
+
+async def everything(stream: trio.SocketStream) -> bytes:
+    """All that comes until the other side closes."""
+    parts = []
+    try:
+        while data := await stream.receive_some():
+            parts.append(bytes(data))
+    except trio.BrokenResourceError:
+        pass
+    return b"".join(parts)
+
+
+async def asked(port: int, path: str = "/api/whoami") -> bytes:
+    request = f"GET {path} HTTP/1.1\r\nhost: x\r\n{LOGIN}connection: close\r\n\r\n"
+    return await everything(await connected(port, request))
+
+
+async def test_a_request_over_a_socket(site: Site) -> None:
+    async with served(site) as port:
+        answer = await asked(port)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b'"name":"guest"' in answer
+        answer = await asked(port, "/api/queues/%2F")
+        assert b"transfer-encoding: chunked" in answer.lower()
+        answer = await everything(
+            await connected(
+                port, f"HEAD /api/whoami HTTP/1.1\r\nhost: x\r\n{LOGIN}connection: close\r\n\r\n"
+            )
+        )
+        assert answer.startswith(b"HTTP/1.1 200") and b"guest" not in answer
+
+
+async def test_a_head_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "HEAD_S_MAX", 0.05)
+    async with served(site) as port:
+        slow = await connected(port, "GET /api/whoami HTTP/1.1\r\nhost: x\r\n")
+        silent = await connected(port)
+        assert b"200" not in await everything(slow)
+        assert await everything(silent) == b""
+
+
+async def test_a_body_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "BODY_S_MAX", 0.05)
+    async with served(site) as port:
+        head = f"PUT /api/vhosts/v HTTP/1.1\r\nhost: x\r\n{LOGIN}content-length: 100\r\n\r\n"
+        slow = await connected(port, head + "{")
+        assert (await slow.receive_some()).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_head_that_is_too_large(site: Site) -> None:
+    async with served(site) as port:
+        bomb = "GET / HTTP/1.1\r\nhost: x\r\n" + "x-header: " + "x" * serve.HEAD_BYTES_MAX * 2
+        answer = await everything(await connected(port, bomb))
+        assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")) or answer == b""
+        assert (await asked(port)).startswith(b"HTTP/1.1 200")
+
+
+async def test_too_many_clients_are_turned_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve, "CONNECTIONS_MAX", 3)
+    async with served(site) as port:
+        half_open = [await connected(port, "GET") for _ in range(3)]
+        with caplog.at_level(logging.WARNING):
+            assert await asked(port) == b""
+        assert "too many clients over HTTP" in caplog.text
+        for stream in half_open:
+            await stream.aclose()
+        while not (await asked(port)).startswith(b"HTTP/1.1 200"):
+            await trio.lowlevel.checkpoint()
+
+
+async def test_clients_that_come_and_go_leave_no_room_taken(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "CONNECTIONS_MAX", 3)
+    async with served(site) as port:
+        for _ in range(10):
+            assert (await asked(port)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_client_that_does_not_read_holds_up_no_end(site: Site) -> None:
+    """Its answer is larger than what the sockets take."""
+    peer = site.peer()
+    for number in range(6000):
+        peer.client.operations.declare_queue(
+            site.bench.broker.vhosts["/"],
+            None,
+            f"q{number}" + "x" * 200,
+            durable=False,
+            exclusive=False,
+            auto_delete=False,
+            arguments={},
+        )
+    with trio.fail_after(15):
+        async with served(site) as port:
+            stuck = await connected(port, f"GET /api/queues HTTP/1.1\r\nhost: x\r\n{LOGIN}\r\n")
+            await stuck.receive_some(10)
+
+
+async def test_the_socket_of_the_owner(tmp_path: Path) -> None:
+    directory = tmp_path / ("d" * 100) / ("e" * 100)  # longer than a socket's address can be
+    directory.mkdir(parents=True)
+    path = directory / listeners.SOCKET_NAME
+    for _ in range(2):  # the second time a killed broker's is there
+        with owner_socket(directory) as listener:
+            assert listener is not None
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_ISSOCK(path.stat().st_mode)
+        assert not path.exists()
+        left = socket.socket(socket.AF_UNIX)
+        here = Path.cwd()
+        try:
+            import os
+
+            os.chdir(directory)
+            left.bind(listeners.SOCKET_NAME)
+        finally:
+            os.chdir(here)
+            left.close()
+
+
+def test_a_default_port_in_use_is_a_warning_one_that_was_asked_for_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    settings = HttpSettings(management_port=port, metrics_port=0)
+    with caplog.at_level(logging.WARNING):
+        sockets = bind_http(settings, frozenset())
+    assert not sockets.all
+    assert f"cannot listen on 127.0.0.1:{port}" in caplog.text
+    with pytest.raises(CannotListen):
+        bind_http(settings, frozenset({"management_port"}))
+    taken.close()
