@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.delayed import DELAYED
@@ -63,6 +64,14 @@ RESERVED_PREFIX = "amq."
 BINDINGS_AT_ONCE = 200
 
 
+class _InUse(Exception):
+    """A queue that was to be deleted because nobody used it is used again."""
+
+
+def _has_no_takers(queue: QueueType) -> bool:
+    return not queue.takers
+
+
 class VHost:
     """A namespace of exchanges and queues."""
 
@@ -96,7 +105,7 @@ class VHost:
         self.delayed = DelayedMessages(self, services)
         self.windows = SeenWindows(self.hidden_lanes, services)
         self.firehose: Firehose | None = None
-        self.expiry = Expiry(self.dead_letters, services, self.delete_queue)
+        self.expiry = Expiry(self.dead_letters, services, self.delete_if)
         self.dues = services.dues
 
     def in_slices(self, steps: Steps[None]) -> Outcome[None]:
@@ -517,7 +526,7 @@ class VHost:
                 yield from self._deleting_exchange(name)
             yield
         while self._leaving:
-            yield  # deletions that others began before
+            yield next(iter(self._leaving.values()))  # deletions that others began before
         for binding in list(self.routing.bindings()):  # between predeclared exchanges
             self._definitions.delete_binding(self.name, binding)
             yield
@@ -714,10 +723,7 @@ class VHost:
         try:
             while self._unused:
                 queue = self._unused.popleft()
-                if not queue.takers:
-                    yield from self.dead_letters.finishing(queue)
-                if not (queue.deleted or queue.takers):
-                    yield from self._deleting_queue(queue)
+                yield from self._deleting_if(queue, partial(_has_no_takers, queue))
                 yield
         finally:
             self._clearing = False
@@ -742,6 +748,28 @@ class VHost:
         first.
         """
         return self._services.jobs.start(self._deleting_queue(queue, check))
+
+    def delete_if(self, queue: QueueType, unused: Callable[[], bool]) -> Outcome[bool]:
+        """Delete a queue, unless it is used by then; whether it was. See `delete_queue`.
+
+        `unused` is asked now, and again in the moment of the deletion: what has left the queue goes
+        first, and waits for the disk.
+        """
+        return self._services.jobs.start(self._deleting_if(queue, unused))
+
+    def _deleting_if(self, queue: QueueType, unused: Callable[[], bool]) -> Steps[bool]:
+        def check() -> None:
+            if not unused():
+                raise _InUse
+
+        try:
+            if queue.deleted:
+                return False
+            check()
+            yield from self._deleting_queue(queue, check)
+        except _InUse:
+            return False
+        return True
 
     def _deleting_queue(
         self, queue: QueueType, check: Callable[[], None] = lambda: None

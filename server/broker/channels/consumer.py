@@ -10,7 +10,7 @@ from qlog.server.amqp.values import Table
 from qlog.server.broker.channels.facts import consumer_facts
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.channels.unacked import UnackedRun
-from qlog.server.broker.features.firehose import Firehose, Origin
+from qlog.server.broker.features.firehose import TRACED_AT_ONCE, Firehose, Origin
 from qlog.server.broker.queues.backlog import Taken
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.stats import Counts
@@ -110,6 +110,8 @@ class Consumer:
                 return 0
             if not self.no_ack:
                 credit = min(credit, left)
+        if self._owner.vhost.firehose is not None:
+            return min(credit, TRACED_AT_ONCE)
         return credit
 
     def deliver(self, taken: Taken) -> None:

@@ -174,7 +174,7 @@ class DeadLetters:
         self._exchanges = exchanges
         self._services = services
         self._leaving: dict[QueueType, Leaving] = {}
-        self._paused: list[QueueType] = []
+        self._paused: Outcome[None] | None = None  # known when the pause of all queues is over
         self._nowhere = Targets(())
 
     # -- what leaves -------------------------------------------------------------------------
@@ -255,9 +255,10 @@ class DeadLetters:
         for the disk, and not for queues that take nothing (at-least-once).
         """
         while (leaving := self._leaving.get(queue)) and leaving.letters:
-            if self._next(queue, leaving) is Next.AFTER_RETRY:
+            next_ = self._next(queue, leaving)
+            if next_ is Next.AFTER_RETRY:
                 return
-            yield
+            yield self._pause() if next_ is Next.AFTER_PAUSE else None
 
     def _wanted(self, queue: QueueType) -> bool:
         """Whether anything but a drop can come of a message's leaving."""
@@ -278,39 +279,45 @@ class DeadLetters:
 
     def _handing_over(self, queue: QueueType) -> Steps[None]:
         leaving = self._leaving[queue]
-        next_ = Next.AT_ONCE
         try:
-            while leaving.letters and next_ is Next.AT_ONCE and not queue.deleted:
+            while leaving.letters and not queue.deleted:
                 next_ = self._next(queue, leaving)
-                yield
+                if next_ is Next.AT_ONCE:
+                    yield
+                elif next_ is Next.AFTER_PAUSE:
+                    yield self._pause()
+                else:
+                    leaving.ease()  # a policy may have made it at-least-once meanwhile
+                    yield self._retry()
         finally:
-            if next_ is Next.AT_ONCE:
-                del self._leaving[queue]
-                leaving.ease()
-            elif next_ is Next.AFTER_PAUSE:
-                self._pause(queue)
-            else:
-                leaving.ease()  # a policy may have made it at-least-once meanwhile
-                services = self._services
-                services.timers.at(services.now_s() + RETRY_S, partial(self._start, queue))
+            del self._leaving[queue]
+            leaving.ease()
 
-    def _pause(self, queue: QueueType) -> None:
-        self._paused.append(queue)
-        if len(self._paused) == 1:
+    def _retry(self) -> Outcome[None]:
+        """Known when what no queue takes is to be offered again."""
+        services = self._services
+        over: Outcome[None] = Outcome()
+        services.timers.at(services.now_s() + RETRY_S, partial(over.set, None))
+        return over
+
+    def _pause(self) -> Outcome[None]:
+        """Known when the disk is not behind any more, for all queues at once."""
+        if self._paused is None:
+            self._paused = Outcome()
             self._look_later()
+        return self._paused
 
     def _look_later(self) -> None:
         services = self._services
         services.timers.at(services.now_s() + PAUSE_S, self._look)
 
     def _look(self) -> None:
-        """Go on with all queues that pause, if the disk is not behind any more."""
         if self._services.store.congested:
             self._look_later()
             return
-        paused, self._paused = self._paused, []
-        for queue in paused:
-            self._start(queue)
+        paused, self._paused = self._paused, None
+        assert paused is not None
+        paused.set(None)
 
     def _next(self, queue: QueueType, leaving: Leaving) -> Next:
         """Hand over the next messages of a queue."""

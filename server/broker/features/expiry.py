@@ -34,6 +34,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.features.dead_letter import DeadLetters
 from qlog.server.broker.jobs import Jobs, Steps
 from qlog.server.broker.numbers import Numbers
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.timers import Timer, Timers
@@ -103,13 +104,16 @@ class _Lease:
 
 
 class Expiry:
-    """The times of the queues of one vhost. `delete` deletes a queue."""
+    """The times of the queues of one vhost.
+
+    `delete` deletes a queue, soon, if it is still unused then: what it is given says so.
+    """
 
     def __init__(
         self,
         dead_letters: DeadLetters,
         services: Services,
-        delete: Callable[[QueueType], object],
+        delete: Callable[[QueueType, Callable[[], bool]], Outcome[bool]],
     ) -> None:
         self._dead_letters = dead_letters
         self._services = services
@@ -332,15 +336,30 @@ class Expiry:
         lease.timer = self._services.timers.at(due_s, partial(self._look, queue, lease))
 
     def _look(self, queue: QueueType, lease: _Lease) -> None:
-        expires_ms = queue.effective.expires_ms
-        if expires_ms is None or queue.takers:
+        due_s = self._due_s(queue, lease)
+        if due_s is None:
             return  # who leaves calls `used`
-        due_s = lease.used_s + expires_ms / 1000
-        if due_s > self._services.now_s():
+        now_s = self._services.now_s()
+        if due_s > now_s:
             self._arm(queue, lease, due_s)
             return
-        logger.info("%s expired", queue)
-        self._delete(queue)
+
+        def unused() -> bool:  # who uses it meanwhile calls `used`
+            due_s = self._due_s(queue, lease)
+            return due_s is not None and due_s <= now_s
+
+        def deleted(outcome: Outcome[bool]) -> None:
+            if outcome.result():
+                logger.info("%s expired", queue)
+
+        self._delete(queue, unused).then(deleted)
+
+    def _due_s(self, queue: QueueType, lease: _Lease) -> float | None:
+        """When the queue expires if nobody uses it until then; None: it is used, or never does."""
+        expires_ms = queue.effective.expires_ms
+        if expires_ms is None or queue.takers:
+            return None
+        return lease.used_s + expires_ms / 1000
 
 
 def _end_of_expired(backlog: Backlog, low: int, end: int, until_ms: int) -> Steps[int]:

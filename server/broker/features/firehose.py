@@ -7,7 +7,8 @@ Promises that copies are never traced themselves; that they are transient; that 
 before it is delivered, also one that is returned, that has no queue, or that waits for tx.commit;
 and that a vhost whose firehose is off spends nothing on it. It is off after each start.
 
-Each message is three or more while it is on, and is looked at one by one: it is for debugging.
+Each message is three or more while it is on, and is looked at one by one: it is for debugging. A
+consumer gets few at a time meanwhile, so that nobody else waits for the copies.
 Knows no channel.
 """
 
@@ -34,6 +35,9 @@ from qlog.server.broker.queues.targets import Targets
 
 TRACE = "amq.rabbitmq.trace"
 NODE = "qlog"
+# A consumer gets so many messages at once while the firehose is on: the copies of each take some 50
+# microseconds, and the clock is looked at between two hands.
+TRACED_AT_ONCE = 32
 _SHORTSTR_BYTES_MAX = 255
 
 

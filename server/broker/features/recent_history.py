@@ -95,15 +95,18 @@ def giving(
     """Give the history to what is about to be bound, then bind it.
 
     `targets_of` says where a message goes by the new binding alone. Both raise 404 if an end of the
-    binding is gone. `bind` is called when there is
-    nothing left to give: from then on messages take the new way by themselves.
+    binding is gone. `bind` is called when what is left can be given at once: from then on messages
+    take the new way by themselves. A publisher may be faster than this job; so the steps get longer
+    each time, until one takes more than comes in a turn.
     """
+    at_once = AT_ONCE
     seen, left = history.seen, history.since(0)
-    while len(left) > AT_ONCE:
-        for start in range(0, len(left), AT_ONCE):
-            _give(left[start : start + AT_ONCE], post, targets_of)
+    while len(left) > at_once:
+        for start in range(0, len(left), at_once):
+            _give(left[start : start + at_once], post, targets_of)
             yield
         seen, left = history.seen, history.since(seen)
+        at_once *= 2
     bind()
     _give(left, post, targets_of)
 

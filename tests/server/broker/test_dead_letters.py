@@ -21,6 +21,7 @@ from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.values import Int64, Table, Timestamp
 from qlog.server.broker.features.dead_letter import LETTERS_AT_ONCE, PAUSE_S, RETRY_S
 from qlog.server.broker.features.deaths import Copy, Death, copy_of
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import CorruptLog
 from tests.server.broker.support import Bench, Peer, make, message
@@ -483,6 +484,72 @@ def test_what_is_rejected_before_its_queue_is_deleted_is_dead_lettered(
     assert [type(method) for method in peer.hear()] == [spec.QueueDeleteOk] * 2
     assert "source" not in queues
     assert bodies(peer, "dead") == [b"%d" % number for number in range(many)]
+
+
+@pytest.mark.parametrize("what", ["queue", "vhost"])
+def test_a_deletion_waits_for_the_disk_and_costs_the_loop_nothing(
+    bench: Bench,
+    peer: Peer,
+    queues: dict[str, QueueType],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    operations, vhost = bench.broker.operations, bench.broker.vhosts["/"]
+    peer.publish(1, "source", b"a")
+    (tag,) = take(peer, "source", 1)
+    source, dead = queues["source"], queues["dead"]
+    monkeypatch.setattr(type(bench.store), "congested", True)
+    peer.send(1, make(spec.BasicReject, delivery_tag=tag))
+    gone: Outcome[Any]
+    if what == "queue":
+        gone = operations.delete_queue(vhost, None, "source", if_unused=False, if_empty=False)
+    else:
+        gone = operations.delete_vhost("/")
+    for _ in range(3):
+        pass_time(bench, PAUSE_S)
+        assert not bench.broker.services.jobs
+    bench.disk()
+    assert not gone.done and not source.deleted and dead.ready == 0
+    monkeypatch.undo()
+    pass_time(bench, PAUSE_S)
+    bench.settle()
+    bench.disk()
+    assert gone.done and source.deleted
+    assert bench.broker.services.stats.dead_lettered == 1
+
+
+@pytest.mark.parametrize("why", ["expires", "auto-delete"])
+def test_a_queue_that_is_used_again_while_the_disk_is_awaited_stays(
+    bench: Bench,
+    peer: Peer,
+    queues: dict[str, QueueType],
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    arguments: Table = {**TO_DEAD, "x-expires": 1000} if why == "expires" else TO_DEAD
+    queue = peer.declare("q", auto_delete=why == "auto-delete", arguments=arguments)
+    peer.publish(1, "q", b"a")
+    peer.send(1, make(spec.BasicConsume, queue="q", consumer_tag="c"))
+    bench.end_tick()
+    deliver = peer.take()[-1].method
+    assert isinstance(deliver, spec.BasicDeliver)
+    monkeypatch.setattr(type(bench.store), "congested", True)
+    peer.send(
+        1,
+        make(spec.BasicReject, delivery_tag=deliver.delivery_tag),
+        make(spec.BasicCancel, consumer_tag="c"),
+    )
+    bench.pass_ms(1000)
+    assert not queue.deleted and queue.unacked == 1  # it is about to be deleted
+    other = Peer(bench)
+    other.ask(1, make(spec.BasicConsume, queue="q", consumer_tag="c"), spec.BasicConsumeOk)
+    monkeypatch.undo()
+    bench.pass_ms(1000)
+    bench.disk()
+    assert not queue.deleted and bodies(Peer(bench), "dead") == [b"a"]
+    other.send(1, make(spec.BasicCancel, consumer_tag="c"))
+    bench.pass_ms(1000)
+    assert queue.deleted
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.values import Table
 from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.vhost import VHost
@@ -81,6 +82,44 @@ def test_thousands_of_little_jobs_leave_room() -> None:
     assert len(done) == 100
     clock.now_s += 1
     assert jobs.start_in_turn(working(clock, 1, [], "a")).done
+
+
+def test_a_job_that_waits_costs_nothing_until_it_goes_on() -> None:
+    jobs = Jobs(Clock())
+    awaited: Outcome[str] = Outcome()
+    asked = 0
+
+    def waiting() -> Steps[str]:
+        nonlocal asked
+        asked += 1
+        yield awaited
+        asked += 1
+        yield awaited  # known by now: there is nothing to wait for
+        return awaited.result()
+
+    outcome = jobs.start(waiting())
+    for _ in range(3):
+        jobs.run()
+    assert asked == 1 and not jobs and not outcome.done
+    awaited.set("known")
+    assert jobs and not outcome.done  # not within whatever made it known
+    jobs.run()
+    assert outcome.result() == "known" and not jobs
+
+
+def test_a_job_hears_of_the_error_that_it_waited_for() -> None:
+    jobs = Jobs(Clock())
+    awaited: Outcome[None] = Outcome()
+
+    def waiting() -> Steps[None]:
+        yield awaited
+        awaited.result()
+
+    outcome = jobs.start(waiting())
+    awaited.fail(ValueError("no"))
+    jobs.run()
+    with pytest.raises(ValueError, match="no"):
+        outcome.result()
 
 
 def test_error_is_the_outcome() -> None:

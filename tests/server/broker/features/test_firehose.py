@@ -265,3 +265,29 @@ def test_copies_in_the_queue_that_is_traced_come_behind_and_keep_to_the_prefetch
     operations.set_tracing(operations.vhost("/"), True)
     peer.publish(1, "limited", b"a", b"b", b"c")
     assert [(tag, body) for _, tag, _, body in consumer.deliveries()] == [(1, b"a"), (2, b"b")]
+
+
+def test_a_consumer_of_a_backlog_gets_few_messages_between_two_looks_at_the_clock(
+    bench: Bench, peer: Peer
+) -> None:
+    peer.declare("q")
+    peer.publish(1, "q", *[b"x"] * 1000)
+    bench.broker.operations.set_tracing(bench.broker.vhosts["/"], True)
+    traces = Traces(bench, "deliver.#")
+    clock = iter(range(10**9))
+    bench.broker.services.delivery.time.clock_s = lambda: float(
+        next(clock)
+    )  # each hand is too long
+    peer.send(1, make(spec.BasicConsume, queue="q", no_ack=True))
+    got = 0
+    turns = 0
+    while got < 1000:
+        bench.end_tick()
+        hand = sum(each.body is not None for each in peer.take())
+        assert hand <= 64
+        got, turns = got + hand, turns + 1
+        assert turns < 200
+    bench.settle()
+    for _ in range(100):
+        bench.end_tick()
+    assert len(traces.seen()) == 1000

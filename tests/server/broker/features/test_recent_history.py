@@ -172,6 +172,24 @@ class TestSlices:
         said = [each.body for each in peer.take() if each.body is not None]
         assert said == [b"%d" % number for number in range(371)]
 
+    def test_a_publisher_that_is_faster_than_the_history_does_not_keep_the_bind_waiting(
+        self, bench: Bench, peer: Peer, vhost: VHost
+    ) -> None:
+        other = Peer(bench)
+        self.bind(peer)
+        number, turns = 250, 0
+        while bench.broker.jobs_left:
+            bodies = [b"%d" % (number + more) for more in range(150)]  # more than a step gives
+            other.publish(1, "k", *bodies, exchange="e")
+            number, turns = number + 150, turns + 1
+            assert turns < 50
+            bench.broker.work()
+        bench.disk()
+        assert isinstance(peer.hear()[-1], spec.QueueBindOk)
+        peer.send(2, make(spec.BasicConsume, queue="q", no_ack=True))
+        said = [each.body for each in peer.take() if each.body is not None]
+        assert said == [b"%d" % each for each in range(number)]
+
     @pytest.mark.parametrize("gone", ["q", "e"])
     def test_an_end_goes_meanwhile(self, bench: Bench, peer: Peer, vhost: VHost, gone: str) -> None:
         self.bind(peer)
