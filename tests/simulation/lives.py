@@ -155,6 +155,9 @@ class Life:
             weight * taste.get(name, 1) * choice.choice((0.2, 1, 1, 1, 3))
             for name, weight in _STEPS.items()
         ]
+        self.meanwhile_weights = [
+            weight * taste.get(name, 1) for name, weight in _MEANWHILE.items()
+        ]
         self.story: list[str] = []
         self.busy = choice.choice((0, 0.1, 0.3, 0.6))  # how often something happens meanwhile
         self.left = 0
@@ -180,7 +183,7 @@ class Life:
         choice = self.choice
         while self.left and choice.random() < self.busy:
             self.left -= 1
-            name = choice.choices(list(_MEANWHILE), list(_MEANWHILE.values()))[0]
+            name = choice.choices(list(_MEANWHILE), self.meanwhile_weights)[0]
             step, arguments = self._step(name)
             self.story.append(f"  meanwhile {name}{arguments}")
             self.world.counts["steps between two slices"] += 1

@@ -678,7 +678,7 @@ class World:
                 ran |= worker.run_one()
             self._advance()
             stepping = probe(self.running).checkpoints.stepping
-            if not ran and not stepping:
+            if not (ran or stepping or any(worker.jobs for worker in self.workers)):
                 return
             if stepping or probe(self.running).compactor.working:
                 self.meanwhile()
