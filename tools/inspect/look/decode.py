@@ -41,6 +41,8 @@ def decoded(directory: Directory, entry: Entry) -> dict[str, Any]:
         return item
     item["time"] = time_text(record.timestamp_ms)
     item["timestamp_ms"] = record.timestamp_ms
+    if record.due_ms:
+        item |= {"due": time_text(record.due_ms), "due_ms": record.due_ms}
     item["body_bytes"] = len(record.body)
     item["exchange"] = item["routing_key"] = item["properties"] = None
     try:
@@ -119,6 +121,8 @@ def lines_of(item: dict[str, Any]) -> list[str]:
     if item.get("exchange") is not None:
         lines.append(f"{item['exchange'] or '(default)'} / {item['routing_key']}")
         lines += (f"{key}={brief(value)}" for key, value in item["properties"].items())
+    if "due_ms" in item:
+        lines.append(f"due {item['due'] or item['due_ms']}")
     return lines
 
 
