@@ -274,6 +274,36 @@ def read_messages(
     return found, position, got
 
 
+def verify(source: Source, segment: Segment) -> Iterator[tuple[int, str]]:
+    """What is wrong with a segment: position and text. All of it is read. Raises OSError."""
+    file = source.disk.open(source.path(segment.base))
+    seed = source.seed(segment.base)
+    end, position = segment.base, FILE_HEADER_BYTES
+    try:
+        for place, batch_end, following in walk(
+            source, file, segment.base, position, segment.data_end
+        ):
+            data = source.disk.read(file, following - position, position)
+            head, body = data[:BATCH_HEADER_BYTES], data[BATCH_HEADER_BYTES:]
+            header = unpack_batch_header(head)
+            assert header is not None
+            if not batch_is_whole(seed_at(seed, position), head, body, header.digest):
+                yield position, f"the messages {place.offset} to {batch_end - 1} are damaged"
+            elif place.offset != end:
+                yield position, f"it goes on at message {place.offset}, not {end}"
+            end, position = batch_end, following
+        if position != segment.data_end or end != segment.end:
+            yield position, f"the messages {end} to {segment.end - 1} are missing or damaged"
+        if segment.sealed and segment.places is None:
+            at = segment.size - TRAILER_BYTES
+            trailer = unpack_trailer(seed, source.disk.read(file, TRAILER_BYTES, at), at)
+            footer = source.disk.read(file, at - segment.data_end, segment.data_end)
+            if trailer is None or unpack_footer(seed, trailer, footer) is None:
+                yield segment.data_end, "its footer is damaged; reading takes longer without it"
+    finally:
+        source.disk.close(file)
+
+
 def _damaged(source: Source, segment: Segment, position: int) -> CorruptLog:
     return CorruptLog(
         f"{source.path(segment.base)} is damaged at byte {position}: messages of a stream there "

@@ -18,7 +18,16 @@ _COMMANDS = {
     **{
         name: f"qlog.tools.inspect.commands.{name.replace('-', '_')}"
         for name in (
-            *("summary", "segments", "queues", "messages", "message", "history", "ledger"),
+            *(
+                "summary",
+                "segments",
+                "queues",
+                "streams",
+                "messages",
+                "message",
+                "history",
+                "ledger",
+            ),
             *("index", "catalog", "verify", "repair", "rebuild-index"),
         )
     },

@@ -17,6 +17,7 @@ import typer
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.storage.bytes.record import Record
+from qlog.storage.streams.definition import stream_lanes
 from qlog.tools.inspect.command import (
     AsJson,
     OfVhost,
@@ -31,7 +32,8 @@ from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import survey, untold
 from qlog.tools.inspect.look.salvage import pairs
 from qlog.tools.inspect.look.selection import Selection, chosen
-from qlog.tools.inspect.rows import Report, counted, printable
+from qlog.tools.inspect.look.streams import look_at_streams, messages_of
+from qlog.tools.inspect.rows import Damage, Report, counted, printable
 from qlog.tools.transfer.exported import SCHEMA, as_msgpack, item_of
 from qlog.tools.transfer.exported import as_json as packed_json
 
@@ -61,8 +63,8 @@ def export(
 ) -> None:
     """Write the messages that wait to a file, with everything that belongs to them.
 
-    Oldest first. A message that went to several queues is written once. Transient messages are not
-    in the log, and not exported. With --json what was done is a document on stdout, and the
+    Oldest first, those of streams before all others. A message that went to several queues is
+    written once, but once for each stream. Transient messages are not in the log, and not exported. With --json what was done is a document on stdout, and the
     messages need -o.
     """
     if as_json and output is None:
@@ -117,12 +119,23 @@ def _write(
     """How many messages were written; what could not be is in the report."""
     pack = packed_json if format is Format.JSONL else as_msgpack
     count = 0
+    for found in _of_streams(directory, lane_ids):
+        if isinstance(found, Damage):
+            report.damage.append(found)
+        else:
+            stream.write(pack(found))
+            count += 1
+    moved_away = stream_lanes(directory.definitions)
     doing = "" if stream.isatty() else "exporting"
     for entry in chosen(directory, Selection(lane_ids=lane_ids), doing=doing):
         record = entry.record
         why = entry.damage
         if record is not None and why is None:
-            targets = _targets(directory, record, lane_ids, settled)
+            targets = [
+                target
+                for target in _targets(directory, record, lane_ids, settled)
+                if target["state"] == "unsettled" or target["lane"] not in moved_away
+            ]
             if not targets:
                 continue
             item = _item(entry.lsn, record, targets)
@@ -134,6 +147,30 @@ def _write(
         report.damage.append(entry.as_damage(f" is not exported: {why}"))
     report.damage += untold(survey(directory), report.all_damage)
     return count
+
+
+def _of_streams(
+    directory: Directory, lane_ids: frozenset[int] | None
+) -> Iterator[dict[str, Any] | Damage]:
+    """The messages that were moved to segments of streams; what cannot be read is damage."""
+    for look in look_at_streams(directory):
+        if lane_ids is not None and look.lane_id not in lane_ids:
+            continue
+        yield from look.damage
+        for found in messages_of(directory, look):
+            if isinstance(found, Damage):
+                yield found
+                continue
+            target = directory.named(look.lane_id)
+            target |= {"offset": found.offset, "state": "unsettled", "redelivered": False}
+            yield {
+                "schema": SCHEMA,
+                "lsn": None,
+                "time": time_text(found.time_ms),
+                "timestamp_ms": found.time_ms,
+                "queues": [target],
+                **item_of(found.envelope, found.body),
+            }
 
 
 def _targets(

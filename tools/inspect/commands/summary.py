@@ -22,7 +22,7 @@ from qlog.tools.inspect.look.log import Segment, survey, tallied
 from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size, text
 
 _QUEUES_SHOWN_MAX = 5
-_PARTS = ("log", "ledger", "index.lmdb", "catalog.lmdb", "spill", "quarantine")
+_PARTS = ("log", "ledger", "streams", "index.lmdb", "catalog.lmdb", "spill", "quarantine")
 _COUNTS = ("segments", "size_bytes", "records", "unsettled")  # of the segments in one state
 _UNITS_S = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 _PART_COLUMNS = (text("part"), number("files"), size("size", "bytes"))

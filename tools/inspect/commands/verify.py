@@ -1,11 +1,12 @@
 """`qlog inspect verify`: every checksum, and everything that one file says of another.
 
 Checksums: the headers of all files, every batch (which covers its messages), footers, the ledger,
-every row and block of the index, every row of the catalog. Compared with each other: footers and
-batches, LSNs from segment to segment, the segments that the ledger lists, all evidence of how far
-the log had been synced, the index's pointers and counts, settlements in index and ledger,
-definitions in catalog and ledger, definitions that name others. A directory in use changes during
-the look: what has moved is looked at again, and what is too new is left out.
+every row and block of the index, every row of the catalog, every batch of every stream. Compared
+with each other: footers and batches, LSNs from segment to segment, the segments that the ledger
+lists, all evidence of how far the log had been synced, the index's pointers and counts, settlements
+in index and ledger, how far streams were moved, definitions in catalog and ledger, definitions that
+name others. A directory in use changes during the look: what has moved is looked at again, and what
+is too new is left out.
 """
 
 import time
@@ -23,6 +24,7 @@ from qlog.tools.inspect.look.pointers import (
     look_at_index,
     read_contents,
 )
+from qlog.tools.inspect.look.streams import look_at_streams
 from qlog.tools.inspect.rows import Bytes, Damage, Report, counted, number, text
 
 _COLUMNS = (text("what", "name"), number("checked"), number("damaged"))
@@ -59,12 +61,15 @@ def _check(directory: Directory, report: Report) -> None:
     definition_damage = _definition_damage(directory)
     pointers, index_damage = _check_index(directory, contents, found)
     report.damage += index_damage
+    streams = look_at_streams(directory, all_hashes=True)
+    stream_damage = [damage for look in streams for damage in look.damage]
     apart = [*directory.damage, *report.damage]
 
     def count(part: str) -> int:
         return sum(item.file.startswith(part) for item in apart)
 
     segments = found.segments
+    in_streams = sum(look.moved - look.first for look in streams)
     definitions_damaged = len(definition_damage) + count("catalog.lmdb")
     checks = (
         ("segments", len(segments), sum(bool(segment.damage) for segment in segments)),
@@ -76,11 +81,12 @@ def _check(directory: Directory, report: Report) -> None:
         ("ledger batches", directory.ledger.file.batches, count("ledger")),
         ("definitions", len(directory.definitions), definitions_damaged),
         ("index pointers", pointers, count("index.lmdb")),
+        *([("stream messages", in_streams, len(stream_damage))] if streams else ()),
     )
     keys = ("name", "checked", "damaged")
     rows = [dict(zip(keys, check, strict=True)) for check in checks]
     report.table(_COLUMNS, rows, key="checks")
-    report.damage += definition_damage + log_damage
+    report.damage += definition_damage + log_damage + stream_damage
     report.notes += [*found.notes, *advice(report.all_damage)]
     duration_s = time.monotonic() - started_s
     log_bytes = sum(segment.size_bytes for segment in segments)
