@@ -52,6 +52,7 @@ class Matcher(Protocol):
         """
 
 
+TOPIC = "topic"
 ALTERNATE = "alternate-exchange"  # the argument
 LOCAL_RANDOM = "x-local-random"
 
@@ -68,7 +69,7 @@ TYPES: Mapping[str, Callable[[Mapping[str, object]], Matcher]] = {
     "direct": Direct,
     "fanout": Fanout,
     "headers": Headers,
-    "topic": Topic,
+    TOPIC: Topic,
     "x-consistent-hash": ConsistentHash,
     DEDUPLICATION: Deduplication,
     DELAYED: _delayed,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
 from typing import Protocol, Self, TypeVar
 
+from qlog.routing.exchange import TOPIC
 from qlog.server.amqp.errors import AMQPError, connection_forced, not_found
 from qlog.server.broker.access.actor import BROKER, Actor
 from qlog.server.broker.access.hashing import Busy
@@ -23,7 +24,12 @@ from qlog.server.broker.access.passwords import (
     hash_password,
     parse_hash,
 )
-from qlog.server.broker.access.permissions import check_pattern, check_topic_pattern
+from qlog.server.broker.access.permissions import (
+    Kind,
+    Right,
+    check_pattern,
+    check_topic_pattern,
+)
 from qlog.server.broker.access.users import LIMITS, Permission, TopicPermission, User
 from qlog.server.broker.features.parameters import InvalidParameter, integer
 from qlog.server.broker.features.terms import pairs_term, term
@@ -358,9 +364,25 @@ class AccessOperations:
 
         return self._changed(user, change)
 
+    def check(self, vhost: VHost, right: Right, kind: Kind, name: str) -> None:
+        """Raises 403 if who asks has no such right to a queue or an exchange."""
+        user = self._actor.user
+        if user is not None:
+            user.rights(vhost.name).check(right, kind, name)
+
+    def _check_topic(self, vhost: VHost, exchange: str, key: str) -> None:
+        """Raises 403 if who asks may not bind to a topic exchange with this routing key."""
+        user = self._actor.user
+        if user is not None:
+            found = vhost.find_exchange(exchange)
+            if found is not None and found.type == TOPIC:
+                user.rights(vhost.name).check_topic("read", exchange, key)
+
     def _forget_rights(self, user: User) -> None:
         """The rights that a user has now count from the next operation on, everywhere."""
         user.forget_rights()
+        for vhost in self._vhosts.values():
+            vhost.rights_changed(user)
 
     # -- limits ------------------------------------------------------------------------------
 

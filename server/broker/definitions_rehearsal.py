@@ -26,7 +26,7 @@ from qlog.server.broker.features.vhost_settings import (
 )
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.operations import Operations
-from qlog.server.broker.queues.arguments import QueueArguments, assert_string
+from qlog.server.broker.queues.arguments import QueueArguments, exchange_named
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 
 
@@ -158,7 +158,7 @@ class Rehearsal(Import):
         type_, arguments = item.text("type"), item.table()
         try:
             assert_type(type_)
-            assert_string(arguments, ALTERNATE, f"exchange '{name}' in vhost '{scene.name}'")
+            exchange_named(arguments, ALTERNATE, f"exchange '{name}' in vhost '{scene.name}'")
             scene.table.declare_exchange(
                 name,
                 type_,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -294,6 +295,11 @@ class Operations(AccessOperations, DelayedOperations):
         vhost.assert_access(queue, owner)
         return queue
 
+    def queue_to_read(self, vhost: VHost, owner: Owner | None, name: str) -> QueueType:
+        """The same for who is about to take messages. Raises 403 before."""
+        self.check(vhost, "read", "queue", name)
+        return self.queue(vhost, owner, name)
+
     def assert_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[QueueType]:
         """queue.declare with `passive`. Raises 404 and 405."""
         queue = self.queue(vhost, owner, name)
@@ -318,6 +324,7 @@ class Operations(AccessOperations, DelayedOperations):
             return vhost.declare_queue(
                 name,
                 owner,
+                may=partial(self.check, vhost),
                 durable=durable,
                 exclusive=exclusive,
                 auto_delete=auto_delete,
@@ -335,6 +342,7 @@ class Operations(AccessOperations, DelayedOperations):
         with 406 later: somebody may use the queue while its dead letters are handed over. Raises
         540 if it was asked of a quorum queue.
         """
+        self.check(vhost, "configure", "queue", name)
         queue = vhost.queues.get(name)
         if queue is None:
             return self._durable(Outcome.of(0))
@@ -356,8 +364,8 @@ class Operations(AccessOperations, DelayedOperations):
         return self._durable(vhost.delete_queue(queue, check))
 
     def purge_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[int]:
-        """queue.purge; how many messages went. Raises 404 and 405, fails with CorruptLog."""
-        return self._services.jobs.start(_purging(self.queue(vhost, owner, name)))
+        """queue.purge; how many messages went. Raises 403, 404, 405, fails with CorruptLog."""
+        return self._services.jobs.start(_purging(self.queue_to_read(vhost, owner, name)))
 
     def publish(
         self,
@@ -383,9 +391,9 @@ class Operations(AccessOperations, DelayedOperations):
     def take(self, vhost: VHost, name: str, count: int, mode: AckMode) -> Outcome[list[Found]]:
         """Take messages from the head of a queue; `mode` says what becomes of them.
 
-        Raises 404, 405 and 540; fails with CorruptLog.
+        Raises 403, 404, 405 and 540; fails with CorruptLog.
         """
-        queue = self.queue(vhost, None, name)
+        queue = self.queue_to_read(vhost, None, name)
         jobs = self._services.jobs
         arriving = queue.arriving()
         if arriving is None:
@@ -418,6 +426,7 @@ class Operations(AccessOperations, DelayedOperations):
             vhost.declare_exchange(
                 name,
                 type_,
+                may=partial(self.check, vhost),
                 durable=durable,
                 auto_delete=auto_delete,
                 internal=internal,
@@ -437,6 +446,7 @@ class Operations(AccessOperations, DelayedOperations):
         _assert_not_default(name)
         if name.startswith(RESERVED_PREFIX):
             raise access_refused(f"deletion of system {vhost.rs_exchange(name)} not allowed")
+        self.check(vhost, "configure", "exchange", name)
         if vhost.routing.exchange(name) is None or vhost.leaving("exchange", name):
             return self._durable(Outcome.of(None))
         if if_unused and vhost.routing.in_use(name):
@@ -454,7 +464,7 @@ class Operations(AccessOperations, DelayedOperations):
         arguments: Table,
     ) -> Outcome[None]:
         """queue.bind, exchange.bind. Raises 403, 404, 405 and 406."""
-        _assert_bindable(source, kind, destination)
+        self._check_binding(vhost, source, kind, destination, key)
         _assert_access(vhost, owner, kind, destination)
         return self._durable(vhost.bind_with_history(source, kind, destination, key, arguments))
 
@@ -472,19 +482,30 @@ class Operations(AccessOperations, DelayedOperations):
 
         Raises 403 and 405.
         """
-        _assert_bindable(source, kind, destination)
+        self._check_binding(vhost, source, kind, destination, key)
         if vhost.routing.bound(Binding(source, kind, destination, key, arguments)):
             _assert_access(vhost, owner, kind, destination)
         return self._durable(vhost.unbind(source, kind, destination, key, arguments))
 
     def unbind_it(self, vhost: VHost, binding: Binding) -> Outcome[None]:
         """Take a binding away that a listing gave. Raises 403 for one of the default exchange."""
-        _assert_bindable(binding.source, binding.kind, binding.destination)
         source, kind, destination = binding.source, binding.kind, binding.destination
+        self._check_binding(vhost, source, kind, destination, binding.routing_key)
         arguments: Any = dict(binding.arguments)
         return self._durable(
             vhost.unbind(source, kind, destination, binding.routing_key, arguments)
         )
+
+    def _check_binding(
+        self, vhost: VHost, source: str, kind: DestinationKind, destination: str, key: str
+    ) -> None:
+        """Raises 403 for bindings that nobody, or not who asks, may make or take away."""
+        self.check(vhost, "write", kind, destination)
+        if kind == "exchange":
+            _assert_not_default(destination)
+        _assert_not_default(source)
+        self.check(vhost, "read", "exchange", source)
+        self._check_topic(vhost, source, key)
 
     def global_parameters(self) -> Iterator[tuple[str, Any]]:
         """What operators keep here, by name."""
@@ -776,12 +797,6 @@ def _purging(queue: QueueType) -> Steps[int]:
 def _assert_not_default(exchange: str) -> None:
     if not exchange:
         raise access_refused("operation not permitted on the default exchange")
-
-
-def _assert_bindable(source: str, kind: DestinationKind, destination: str) -> None:
-    _assert_not_default(source)
-    if kind == "exchange":
-        _assert_not_default(destination)
 
 
 def _assert_access(

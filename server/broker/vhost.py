@@ -30,6 +30,8 @@ from qlog.server.amqp.errors import (
     resource_locked,
 )
 from qlog.server.amqp.values import LongStr, Table
+from qlog.server.broker.access.permissions import Kind, Right, Rights
+from qlog.server.broker.access.users import User
 from qlog.server.broker.features.backoff import Ripe, Waits
 from qlog.server.broker.features.dead_letter import DeadLetters
 from qlog.server.broker.features.deduplication import REPEATED, Once, SeenWindows
@@ -46,7 +48,7 @@ from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import (
     QueueArguments,
     assert_equivalent_argument,
-    assert_string,
+    exchange_named,
     invalid_match,
 )
 from qlog.server.broker.queues.effective import Effective
@@ -60,6 +62,7 @@ from qlog.server.broker.stats import ExchangeCounts
 from qlog.storage.lanes.lane import Lane
 
 RESERVED_PREFIX = "amq."
+DEAD_LETTER_EXCHANGE = "x-dead-letter-exchange"
 # So many bindings are taken away in one piece: some milliseconds, most of them for the catalog.
 BINDINGS_AT_ONCE = 200
 
@@ -70,6 +73,13 @@ class _InUse(Exception):
 
 def _has_no_takers(queue: QueueType) -> bool:
     return not queue.takers
+
+
+Permit = Callable[[Right, Kind, str], None]  # raises 403 without the right to what is named
+
+
+def anything(right: Right, kind: Kind, name: str) -> None:
+    """The rights of the broker itself."""
 
 
 class VHost:
@@ -96,7 +106,9 @@ class VHost:
         self.routes = Routes()
         self.policies = Policies()
         self._shared: dict[tuple[str, str | None, str | None], Effective] = {}
-        self._settings_version = 0  # how often the settings of a queue were replaced
+        self._settings_version = 0  # how often settings of a queue, or rights, were replaced
+        # The ways that are remembered of users who may not publish everywhere.
+        self._routes_of: dict[User, Routes] = {}
         self.dead_letters = DeadLetters(self, services)
         self.overflow = Overflow(self.dead_letters, services.jobs)
         self._histories: dict[str, History] = {}
@@ -154,6 +166,26 @@ class VHost:
     def routes_version(self) -> int:
         """Changes whenever a remembered route may be wrong."""
         return self.routing.version + self._settings_version
+
+    def routes_of(self, user: User) -> tuple[Routes, Rights | None]:
+        """The ways that are remembered for what a user publishes, and the rights to be asked.
+
+        Users who may publish everything share the ways, and are never asked.
+        """
+        rights = user.rights(self.name)
+        if rights.free_to_publish:
+            return self.routes, None
+        routes = self._routes_of.get(user)
+        if routes is None:
+            routes = self._routes_of[user] = Routes()
+        return routes, rights
+
+    def rights_changed(self, user: User) -> None:
+        """What is remembered for a user counts no more."""
+        routes = self._routes_of.pop(user, None)
+        if routes is not None:
+            routes.give_back()
+        self._settings_version += 1
 
     def route(
         self, exchange: str, keys: Sequence[str], envelope: Envelope, *, released: bool = False
@@ -225,6 +257,7 @@ class VHost:
         name: str,
         type_: str,
         *,
+        may: Permit = anything,
         durable: bool,
         auto_delete: bool,
         internal: bool,
@@ -239,6 +272,7 @@ class VHost:
         existing = self.routing.exchange(name)
         try:
             assert_type(type_)
+            may("configure", "exchange", name)
             if existing is not None:
                 self._assert_equivalent(asked, arguments, existing)
                 return
@@ -246,7 +280,10 @@ class VHost:
                 raise access_refused(
                     f"exchange name '{name}' contains reserved prefix '{RESERVED_PREFIX}*'"
                 )
-            assert_string(arguments, ALTERNATE, self.rs_exchange(name))
+            alternate = exchange_named(arguments, ALTERNATE, self.rs_exchange(name))
+            if alternate is not None:
+                may("read", "exchange", name)
+                may("write", "exchange", alternate)
             exchange = self.routing.declare_exchange(
                 name,
                 type_,
@@ -605,6 +642,7 @@ class VHost:
         name: str,
         owner: Owner | None,
         *,
+        may: Permit = anything,
         durable: bool,
         exclusive: bool,
         auto_delete: bool,
@@ -617,6 +655,7 @@ class VHost:
             )
         server_named = not name
         name = name or "amq.gen-" + secrets.token_urlsafe(16)
+        may("configure", "queue", name)
         durable = durable and not exclusive  # it would not outlive its connection anyway
         queue = self.queues.get(name)
         resource = self.rs_queue(name)
@@ -634,6 +673,11 @@ class VHost:
             self.expiry.used(queue)
             self._services.stats.queues_declared += 1
             return queue
+        self._assert_room(name)
+        dead_letter_exchange = exchange_named(arguments, DEAD_LETTER_EXCHANGE, resource)
+        if dead_letter_exchange is not None:
+            may("read", "queue", name)
+            may("write", "exchange", dead_letter_exchange)
         checked = QueueArguments.check(
             arguments,
             resource,
@@ -642,7 +686,6 @@ class VHost:
             auto_delete=auto_delete,
             server_named=server_named,
         )
-        self._assert_room(name)
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
         self._finish_losing("queue", name)
         lane_id = self.store.new_lane_id()

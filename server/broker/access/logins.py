@@ -46,6 +46,10 @@ class Refused(Exception):
         self.reason = reason
 
 
+class NotNow(Refused):
+    """So many logins wait that this one is not looked at; the same one may succeed later."""
+
+
 class Clock(Protocol):
     """Calls that are made later."""
 
@@ -133,7 +137,8 @@ class Logins:
         wait_s = self.failures.wait_s(address, name, now_s)
         if wait_s > LATE_S:
             reason = "too many failed logins: not looked at"
-            self._refuse([outcome], name, address, reason, count=False)
+            self._log(name, address, reason, 1)
+            outcome.fail(Refused(name, reason))
             return outcome
         self._under_way[about] = [outcome]
         if wait_s:
@@ -176,11 +181,11 @@ class Logins:
             try:
                 right, kept = outcome.result()
             except Busy:
-                self._refuse(waiting, name, address, "too many logins wait", count=False)
+                self._refuse(waiting, name, address, "too many logins wait", NotNow)
                 return
             except Exception as error:
                 logger.error("a password could not be compared user=%s", name, exc_info=error)
-                self._refuse(waiting, name, address, "internal error", count=False)
+                self._refuse(waiting, name, address, "internal error", NotNow)
                 return
             user = self._users.get(name)
             if not right or user is None or user.password_hash != password_hash:
@@ -210,16 +215,15 @@ class Logins:
         name: str,
         address: str,
         reason: str,
-        *,
-        count: bool = True,
+        how: type[Refused] = Refused,
     ) -> None:
         self.failed_count += len(waiting)
-        if count:
+        if how is Refused:
             for _ in waiting:
                 self.failures.failed(address, name, self._now_s())
         self._log(name, address, reason, len(waiting))
         for outcome in waiting:
-            outcome.fail(Refused(name, reason))
+            outcome.fail(how(name, reason))
 
     def _log(self, name: str, address: str, reason: str, count: int) -> None:
         """Say what was refused; a flood of it is counted, a few lines a second."""

@@ -284,6 +284,11 @@ class Channel:
             self.send(spec.BasicConsumeOk(tag))
         queue.add_taker(consumer)
 
+    def check_consumers(self) -> None:
+        """Raises 403 if the user may not read any more from a queue that is consumed here."""
+        for consumer in self.consumers.values():
+            self.operations.check(self.vhost, "read", "queue", consumer.queue.name)
+
     def cancel(self, method: spec.BasicCancel) -> None:
         if self._reply_consumer is not None and method.consumer_tag == self._reply_tag:
             self._forget_reply_consumer()

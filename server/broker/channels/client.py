@@ -34,7 +34,7 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table, decode_table
 from qlog.server.broker.access.certificate import Secured
-from qlog.server.broker.access.logins import Refused
+from qlog.server.broker.access.logins import NotNow, Refused
 from qlog.server.broker.access.users import User
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.answers import Answering
@@ -177,9 +177,7 @@ class Client:
             case MethodReceived(channel=number) if self._is_held(number, event):
                 self.channels[number].handle(event)
             case MethodReceived(channel=number, method=spec.ChannelOpen()):
-                assert self.vhost is not None
-                self.channels[number] = Channel(self, self.vhost, number)
-                self.sink.send(number, spec.ChannelOpenOk())
+                self._open_channel(number)
             case MethodReceived(channel=number, method=spec.ChannelClose()):
                 self._close_channel(number, event)
             case MethodReceived(method=spec.ChannelCloseOk()):
@@ -206,6 +204,26 @@ class Client:
                 self.sink.write([reply])
                 self.sink.disconnect()
 
+    def _open_channel(self, number: int) -> None:
+        """Raises 530 if the user's connections have as many channels as they may have."""
+        assert self.vhost is not None
+        user = self.user
+        channels_max = user.channels_max
+        if channels_max is not None and user.channels >= channels_max:
+            raise not_allowed(
+                f"number of channels opened for user '{user.name}' has reached the maximum "
+                f"allowed user limit of ({channels_max})"
+            )
+        self.channels[number] = Channel(self, self.vhost, number)
+        user.channels += 1
+        self.sink.send(number, spec.ChannelOpenOk())
+
+    def _forget_channel(self, number: int) -> Channel | None:
+        channel = self.channels.pop(number, None)
+        if channel is not None:
+            self.user.channels -= 1
+        return channel
+
     def _close_channel(self, number: int, event: MethodReceived) -> None:
         """The client closes a channel: close-ok follows when all that it held is given back."""
         channel = self.channels.get(number)
@@ -214,7 +232,7 @@ class Client:
             return
 
         def closed(_: None) -> spec.Method:
-            del self.channels[number]
+            self._forget_channel(number)
             return spec.ChannelCloseOk()
 
         channel.answers.answer(event, channel.close(), closed)
@@ -267,6 +285,7 @@ class Client:
             case spec.ConnectionOpen():
                 self._open(method.virtual_host)
             case spec.ConnectionUpdateSecret():
+                self._check_again()
                 self.sink.send(0, spec.ConnectionUpdateSecretOk())
             case spec.ConnectionClose():
                 logger.info("connection closed by client peer=%s", self.peer)
@@ -324,6 +343,11 @@ class Client:
     def _logged_in(self, login: Outcome[User]) -> None:
         try:
             user = login.result()
+        except NotNow:  # clients come again after that, and not after 403
+            self.protocol.end()
+            self.sink.disconnect()
+            self._end()
+            return
         except Refused:
             self._refuse_login()
             return
@@ -342,6 +366,8 @@ class Client:
         self.sink.release(Hold.LOGIN)
 
     def _refuse_login(self) -> None:
+        if self.protocol.ended:
+            return
         refusal = login_refused(
             f"Login was refused using authentication mechanism {self._mechanism}. "
             "For details see the broker logfile."
@@ -374,6 +400,12 @@ class Client:
             raise not_allowed(f"{refused}: connection limit ({connections_max}) is reached")
         if name not in self.user.permissions:
             raise not_allowed(refused)
+        connections_max = self.user.connections_max
+        if connections_max is not None and self.user.connections >= connections_max:
+            raise not_allowed(
+                f"connection refused for user '{self.user.name}': user connection limit "
+                f"({connections_max}) is reached"
+            )
         self.vhost = vhost
         vhost.clients.add(self)
         self.user.connections += 1
@@ -385,6 +417,22 @@ class Client:
             self.properties.get("product", "unknown"),
         )
         self.sink.send(0, spec.ConnectionOpenOk())
+
+    def _check_again(self) -> None:
+        """The client has a new secret: what it may not do any more ends. Raises 530.
+
+        The secret itself means nothing to users with a password, as in RabbitMQ.
+        """
+        assert self.vhost is not None
+        if self.vhost.name not in self.user.permissions:
+            raise not_allowed(
+                f"access to vhost '{self.vhost.name}' refused for user '{self.user.name}'"
+            )
+        for channel in list(self.channels.values()):
+            try:
+                channel.check_consumers()
+            except AMQPError as error:
+                self.fail(error, channel.number)
 
     # -- resource alarms ---------------------------------------------------------------------
 
@@ -452,7 +500,9 @@ class Client:
             self.sink.send(number, spec.ChannelClose(error.code, error.reply_text, *ids))
             self._end_channel(number)
             return
-        logger.warning("connection closed peer=%s error=%s", self.peer, error.reply_text)
+        # A refused login is in the log already, unless it is one of a flood.
+        level = logging.WARNING if self.authenticated or error.code != 403 else logging.DEBUG
+        logger.log(level, "connection closed peer=%s error=%s", self.peer, error.reply_text)
         refused_login = error.code == 403 and self.capable("authentication_failure_close")
         if (self.authenticated or refused_login) and not silent:
             self.sink.send(0, spec.ConnectionClose(error.code, error.reply_text, *ids))
@@ -474,7 +524,7 @@ class Client:
             self.broker.services.stats.connections_closed += 1
 
     def _end_channel(self, number: int) -> Outcome[None]:
-        channel = self.channels.pop(number, None)
+        channel = self._forget_channel(number)
         return channel.close() if channel is not None else Outcome.of(None)
 
     def _end(self) -> Outcome[None]:

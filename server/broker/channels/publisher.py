@@ -16,7 +16,7 @@ from itertools import repeat
 from operator import is_
 from typing import Protocol
 
-from qlog.routing.exchange import Exchange
+from qlog.routing.exchange import TOPIC, Exchange
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, precondition_failed
@@ -34,6 +34,7 @@ from qlog.server.amqp.properties import (
 )
 from qlog.server.amqp.recognise import PublishRun
 from qlog.server.amqp.values import Table, type_name
+from qlog.server.broker.access.permissions import Rights
 from qlog.server.broker.access.users import User
 from qlog.server.broker.channels.confirms import Confirms, Publishing
 from qlog.server.broker.channels.grouping import Group, Grouping
@@ -81,6 +82,9 @@ class Exchanges(Protocol):
 
     @property
     def routes_version(self) -> int: ...
+
+    def routes_of(self, user: User) -> tuple[Routes, Rights | None]:
+        """The remembered ways for a user, and the rights that are to be asked before."""
 
     def exchange(self, name: str) -> Exchange:
         """Raises 404."""
@@ -134,6 +138,8 @@ class Publisher:
         self._channel = channel
         self._exchanges = exchanges
         self._routes = exchanges.routes
+        self._rights: Rights | None = None  # None: the user may publish everything
+        self._version = -1  # of the routes and rights
         self._post = post
         self.confirms = Confirms(channel, post.stats)
         self.returned = 0  # messages without a queue that were mandatory
@@ -145,7 +151,8 @@ class Publisher:
 
         Raises the AMQPError of the first message that is refused; those before it are stored.
         """
-        self._routes.check(self._exchanges.routes_version)
+        if self._version != self._exchanges.routes_version:
+            self._renew()
         grouping = Grouping()
         traced = self._exchanges.firehose is not None
         try:
@@ -156,6 +163,13 @@ class Publisher:
             self._store(grouping)
             raise
         self._store(grouping)
+
+    def _renew(self) -> None:
+        """Bindings, queues or rights have changed: forget what was remembered."""
+        exchanges = self._exchanges
+        self._version = version = exchanges.routes_version
+        self._routes, self._rights = exchanges.routes_of(self._channel.client.user)
+        self._routes.check(version)
 
     # -- routing -----------------------------------------------------------------------------
 
@@ -212,6 +226,8 @@ class Publisher:
             if look:
                 envelope, more_keys = self._examine(envelope, traits)
             if targets is None or more_keys:
+                if self._rights is not None:
+                    self._check_topics(self._rights, method, more_keys)
                 targets = self._route(method, more_keys, envelope)
             if firehose is not None:
                 queues = [queue.name for queue in targets.queues]
@@ -250,8 +266,24 @@ class Publisher:
         if method.immediate:
             raise not_implemented("immediate=true")
         name = method.exchange
+        routes = self._routes
+        if self._rights is not None and (name, None) not in routes.permitted:
+            self._rights.check("write", "exchange", name)
+            routes.permit(name, None)
         if self._exchanges.exchange(name).internal:
             raise access_refused(f"cannot publish to internal {self._exchanges.rs_exchange(name)}")
+
+    def _check_topics(
+        self, rights: Rights, method: spec.BasicPublish, more_keys: Sequence[str]
+    ) -> None:
+        """Raises 403 if the user may not publish with one of these topics."""
+        name = method.exchange
+        if self._exchanges.exchange(name).type != TOPIC:
+            return
+        for key in (method.routing_key, *more_keys):
+            if (name, key) not in self._routes.permitted:
+                rights.check_topic("write", name, key)
+                self._routes.permit(name, key)
 
     def _route(
         self, method: spec.BasicPublish, more_keys: Sequence[str], envelope: Envelope

@@ -44,8 +44,13 @@ def _clean(name: str) -> str:
 
 
 def find_queue(channel: Channel, name: str) -> QueueType:
-    """The queue of that name; "" is the channel's last declared one. Raises 404, 405."""
-    return channel.operations.queue(channel.vhost, channel.client, queue_name(channel, name))
+    """The queue of that name, to be read; "" is the channel's last declared one.
+
+    Raises 403, 404 and 405.
+    """
+    return channel.operations.queue_to_read(
+        channel.vhost, channel.client, queue_name(channel, name)
+    )
 
 
 def queue_name(channel: Channel, name: str) -> str:

@@ -261,7 +261,7 @@ class QueueArguments:
         server_named: bool,
     ) -> QueueArguments:
         """Validate a declaration of `resource` (as printed in error texts) that makes a queue."""
-        assert_string(table, "x-dead-letter-exchange", resource)
+        exchange_named(table, "x-dead-letter-exchange", resource)
         _assert_valid("x-queue-type", _queue_type, table, resource)
         queue_type = _type_of(table)
         if server_named and queue_type != "classic":
@@ -335,12 +335,18 @@ def _assert_sizes(table: Table) -> None:
         raise precondition_failed("Invalid value for  x-stream-filter-size-bytes")
 
 
-def assert_string(table: Table, key: str, resource: str) -> None:
-    """Raises 406 if an argument that names an exchange is there and is no string."""
-    if key in table and not isinstance(table[key], str | LongStr):
+def exchange_named(table: Table, key: str, resource: str) -> str | None:
+    """The exchange that an argument names; None: it is not there. Raises 406 if it is no string."""
+    if key not in table:
+        return None
+    value = table[key]
+    if isinstance(value, LongStr):
+        return value.decode(errors="replace")
+    if not isinstance(value, str):
         raise precondition_failed(
-            f"invalid type '{type_name(table[key])}' for arg '{key}' in {resource}"
+            f"invalid type '{type_name(value)}' for arg '{key}' in {resource}"
         )
+    return value
 
 
 def check_consumer(table: Table, resource: str, queue_type: str) -> None:

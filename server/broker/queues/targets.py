@@ -133,12 +133,15 @@ class Routes:
     """The remembered ways of one vhost: `known` has targets by exchange and routing key.
 
     A way is remembered only if exchange and key alone decided it, and until a binding changes.
+    Those of a user who may not publish everything are kept apart, since what is remembered was
+    allowed; `permitted` are the exchanges, and topics of exchanges, that were asked about.
     """
 
-    __slots__ = ("_budget", "_sets", "_version", "known")
+    __slots__ = ("_budget", "_sets", "_version", "known", "permitted")
 
     def __init__(self, budget: Budget = BUDGET) -> None:
         self.known: dict[tuple[str, str], Targets] = {}
+        self.permitted: set[tuple[str, str | None]] = set()
         self._budget = budget
         self._sets: dict[
             tuple[tuple[str, ...], tuple[Keeper, ...], ExchangeCounts | None], Targets
@@ -149,13 +152,17 @@ class Routes:
         """Forget all if the version of the routing table has changed since the last call."""
         if version != self._version:
             self._version = version
-            self._budget.release(self)
-            self.forget()
+            self.give_back()
 
     def remember(self, exchange: str, key: str, targets: Targets) -> None:
         """The way of all messages with this exchange and key."""
         self._budget.charge(self, _WAY_BYTES + len(exchange) + len(key))
         self.known[exchange, key] = targets
+
+    def permit(self, exchange: str, topic: str | None) -> None:
+        """The user may publish to this exchange (None), or with this topic."""
+        self._budget.charge(self, _WAY_BYTES + len(exchange) + len(topic or ""))
+        self.permitted.add((exchange, topic))
 
     def targets(
         self,
@@ -173,7 +180,13 @@ class Routes:
             targets = self._sets[key] = Targets(found, keepers=keepers, counts=counts)
         return targets
 
+    def give_back(self) -> None:
+        """Nobody asks any more."""
+        self._budget.release(self)
+        self.forget()
+
     def forget(self) -> None:
         """Forget all (see `Budget`)."""
         self.known.clear()
+        self.permitted.clear()
         self._sets.clear()

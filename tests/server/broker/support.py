@@ -128,6 +128,7 @@ class Peer:
         properties: Table | None = None,
         loopback: bool = True,
         vhost: str = "/",
+        login: bytes = b"\0guest\0guest",
     ) -> None:
         self.bench = bench
         self.core = Connection()
@@ -140,7 +141,7 @@ class Peer:
             spec.ConnectionStartOk(
                 CAPABILITIES if properties is None else properties,
                 "PLAIN",
-                b"\0guest\0guest",
+                login,
                 "en_US",
             ),
             spec.ConnectionTuneOk(2047, 131072, 0),

@@ -59,6 +59,7 @@ def test_operators_are_refused_as_clients_are(bench: Bench, peer: Peer) -> None:
     operations = bench.broker.operations
     vhost = operations.vhost("/")
     peer.declare("mine", exclusive=True, durable=False)
+    peer.ask(1, make(spec.QueueBind, queue="mine", exchange="amq.topic"), spec.QueueBindOk)
     peer.declare("full")
     peer.publish(1, "full", b"a")
     for code, call in (
