@@ -315,14 +315,15 @@ def load(
     config_file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
+    under: Mapping[str, tuple[Any, str]] | None = None,
 ) -> Settings:
     """Put the settings together.
 
     Arguments: `environment`, the process's own if None; `options` of the command line, where None
-    and an empty list mean that the option was not given. Raises ConfigError, which names the
-    setting and where it came from.
+    and an empty list mean that the option was not given; `under` are values over which all others
+    win, each with where it came from. Raises ConfigError, which names the setting and its source.
     """
-    return _composed(_given(config_file, environment, options))
+    return _composed({**(under or {}), **_given(config_file, environment, options)})
 
 
 def asked_for(
@@ -330,9 +331,10 @@ def asked_for(
     config_file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
+    under: Mapping[str, tuple[Any, str]] | None = None,
 ) -> frozenset[str]:
     """The names of the settings that were given, also of those with their default value."""
-    return frozenset(_given(config_file, environment, options))
+    return frozenset({**(under or {}), **_given(config_file, environment, options)})
 
 
 def _given(

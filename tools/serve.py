@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from qlog.server.app import RunningBroker
     from qlog.server.config import Setting, Settings
+    from qlog.server.rabbitmq_conf import Conf
     from qlog.tools.log import Log
     from qlog.tools.supervisor import Supervisor
 
@@ -136,12 +137,20 @@ def serve(
             envvar="QLOG_CONFIG", metavar="FILE.toml", help="Read settings from a TOML file."
         ),
     ] = None,
+    rabbitmq_conf: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="QLOG_RABBITMQ_CONF",
+            metavar="FILE",
+            help="Read settings from a rabbitmq.conf; the log names keys that have no effect.",
+        ),
+    ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Run the broker until SIGTERM or Ctrl-C.
 
     Every setting can also be given as QLOG_… in the environment, or by its name in a TOML file:
-    options win over the environment, the environment over the file.
+    options win over the environment, the environment over the file, and the file over rabbitmq.conf.
     """
     if version:
         typer.echo(f"qlog {__version__}")
@@ -155,8 +164,10 @@ def serve(
     from qlog.tools.log import Log
 
     try:
-        settings = configuration.load(config_file=config, options=context.obj)
-        asked = configuration.asked_for(config_file=config, options=context.obj)
+        conf = _read_conf(rabbitmq_conf)
+        sources = {"config_file": config, "options": context.obj, "under": conf.given}
+        settings = configuration.load(**sources)
+        asked = configuration.asked_for(**sources)
     except configuration.ConfigError as error:
         _stop(str(error), 2)
     import trio
@@ -172,6 +183,8 @@ def serve(
         log = Log(settings.log)
     except OSError as error:
         _stop(f"cannot write the log to {settings.log.log_file}: {error.strerror}", 1)
+    for line in conf.ignored:
+        logging.getLogger("qlog").warning("%s", line)
     try:
         trio.run(_serve, settings, asked, signals, log)
     except (DefinitionsError, StorageError, CannotListen, TLSUnusable) as error:
@@ -184,6 +197,17 @@ def serve(
     finally:
         _ignore(STOP_SIGNALS)
         log.close()
+
+
+def _read_conf(path: Path | None) -> Conf:
+    """What a rabbitmq.conf says, if there is one. Raises ConfigError."""
+    from qlog.server.rabbitmq_conf import Conf, read
+
+    if path is None:
+        return Conf()
+    from qlog.server.resources import usable_memory_bytes
+
+    return read(path, usable_memory_bytes)
 
 
 def _stop(message: str, status: int) -> NoReturn:

@@ -187,8 +187,14 @@ class Broker:
         user = User(
             settings.default_user,
             hash_password(settings.default_pass.encode()),
-            ("administrator",),
-            {vhost: (".*", ".*", ".*")},
+            tuple(sorted(settings.default_user_tags)),
+            {
+                vhost: (
+                    settings.default_permissions_configure,
+                    settings.default_permissions_write,
+                    settings.default_permissions_read,
+                )
+            },
         )
         with self.definitions.transaction():
             self.definitions.save_vhost(vhost, VHostSettings())

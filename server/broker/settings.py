@@ -36,6 +36,16 @@ class BrokerSettings(Struct, frozen=True, kw_only=True):
             extra={"also": "RABBITMQ_DEFAULT_VHOST"},
         ),
     ] = "/"
+    default_user_tags: Annotated[frozenset[str], Meta(description="The tags of that user.")] = (
+        frozenset({"administrator"})
+    )
+    default_permissions_configure: Annotated[
+        str, Meta(description="What that user may configure in that virtual host (a pattern).")
+    ] = ".*"
+    default_permissions_write: Annotated[str, Meta(description="What it may write to there.")] = (
+        ".*"
+    )
+    default_permissions_read: Annotated[str, Meta(description="What it may read there.")] = ".*"
     load_definitions: Annotated[
         str,
         Meta(

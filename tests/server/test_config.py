@@ -225,7 +225,7 @@ def run_qlog(*arguments: str) -> str:
 def test_help_has_every_setting_with_its_help_default_and_range() -> None:
     said = " ".join(run_qlog("serve", "--help").split())
     options = set(re.findall(r"--[a-z-]+", said))
-    own = {"--config", "--version", "--help"}
+    own = {"--config", "--rabbitmq-conf", "--version", "--help"}
     assert options == own | {one.option for one in definitions().values() if one.is_option}
     assert {"anonymous_login_pass", "default_pass", "tls_key_password", "version"} == {
         name for name, one in definitions().items() if not one.is_option
