@@ -31,6 +31,20 @@ class Record(NamedTuple):
     keys: list[str]
     hidden: list[str]
 
+    def as_table(self) -> Table:
+        """For the header by which an import gives it back."""
+        return {"died": self.died, "keys": list(self.keys), "hidden": list(self.hidden)}
+
+    @classmethod
+    def of_table(cls, table: object) -> "Record":
+        """Raises ValueError when this is none."""
+        match table:
+            case {"died": bool(died), "keys": list(keys), "hidden": list(hidden)} if all(
+                isinstance(key, str) for key in (*keys, *hidden)
+            ):
+                return cls(died, list(map(str, keys)), list(map(str, hidden)))
+        raise ValueError(f"{table!r} is no record of a message")
+
 
 NO_RECORD = Record(False, [], [])
 _RECORDED = 0x94  # the first octet of an array of four, as msgpack has it

@@ -22,9 +22,11 @@ from qlog.server.amqp.values import (
     Table,
     Timestamp,
     Unclean,
+    Value,
     decode_entries,
     decode_table,
     encode_table,
+    encode_value,
     join_entries,
     raw_entries,
     rewrite_table,
@@ -58,7 +60,12 @@ REPLY_TO = 2  # reply_to names the pseudo-queue of direct replies
 USER_ID = 4  # user_id is set, and must be the publisher's
 DELAY = 8  # the headers have x-delay
 DEDUP = 16  # the headers have x-deduplication-header
+RECORD = 64  # the headers have x-qlog-record: an import says what the broker knew of the message
 BAD_EXPIRATION = 32  # the expiration is no number of ms that RabbitMQ takes: to be refused
+
+# What an import says by this header: see `envelope.Record`. It is taken away before the message is
+# stored.
+RECORD_HEADER = "x-qlog-record"
 
 # A client that names this queue in reply_to wants the answer on the channel that it asks on.
 PSEUDO_QUEUE = "amq.rabbitmq.reply-to"
@@ -345,6 +352,14 @@ def without_header(raw: bytes, name: str) -> bytes:
     return raw[: span[0]] + table + raw[span[1] :]
 
 
+def with_header(raw: bytes, name: str, value: Value) -> bytes:
+    """Properties with one more header behind theirs. `raw` must be valid, and have headers."""
+    span = _span_of(raw, "headers")
+    assert span is not None
+    table = raw[span[0] + 4 : span[1]] + encode_shortstr(name) + encode_value(value)
+    return raw[: span[0]] + len(table).to_bytes(4, "big") + table + raw[span[1] :]
+
+
 def raw_headers(raw: bytes) -> dict[bytes, bytes]:
     """The headers of valid properties, not decoded: each value with its type."""
     span = _span_of(raw, "headers")
@@ -402,7 +417,13 @@ _STEP_OF = {
 }
 # By the flags: at most 65,536 entries; traffic uses a few.
 _STEPS: dict[bytes, tuple[list[int], int]] = {}
-_NEEDS = {b"CC": CC, b"BCC": CC, b"x-delay": DELAY, b"x-deduplication-header": DEDUP}
+_NEEDS = {
+    b"CC": CC,
+    b"BCC": CC,
+    b"x-delay": DELAY,
+    b"x-deduplication-header": DEDUP,
+    RECORD_HEADER.encode(): RECORD,
+}
 # Traits that were made before, to be the same object again. They are forgotten when there are too
 # many: each message may have another expiration.
 TRAITS_MAX = 4096

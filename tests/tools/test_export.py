@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.envelope import Envelope, Record
 from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.spec import BasicAck, BasicNack, BasicReturn, ChannelClose
@@ -63,6 +63,16 @@ def read(data: bytes) -> Iterator[tuple[int, Message]]:
 
 
 # -- the format
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_the_broker_knew_of_a_message_comes_back(packed: bool) -> None:
+    raw = encode_properties(Properties(headers={"x-death": []}))
+    for record in (Record(True, ["a", "ü"], ["b"]), Record(False, [], ["b"])):
+        envelope = Envelope.pack("exchange", "key", raw, 1, record)
+        item = item_of(envelope, b"x") | {"schema": SCHEMA, "queues": []}
+        ((_, message),) = read((as_msgpack if packed else as_json)(item))
+        assert message.envelope == envelope and message.envelope.record == record
 
 
 @given(properties=PROPERTIES, payload=st.binary(max_size=50), packed=st.booleans())
@@ -295,6 +305,44 @@ def test_export_and_import_are_a_round_trip(
         for name in ("source", "other", "copy")
     }
     assert counts == {"source": 4, "other": 0, "copy": 4}
+    connection.close()
+
+
+@pytest.mark.parametrize("format", ["jsonl", "msgpack"])
+def test_a_dead_letter_remembers_its_deaths_after_an_import(
+    broker: BrokerProcess, tmp_path: Path, format: str
+) -> None:
+    """Only the broker's record says that `x-death` is its own: a death more is then counted."""
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("work", durable=True, arguments=arguments)
+    channel.queue_declare("dead", durable=True)
+    with_copies = pika.BasicProperties(delivery_mode=2, headers={"CC": ["no"], "BCC": ["hidden"]})
+    channel.basic_publish("", "work", b"x", with_copies)
+    channel.basic_reject(channel.basic_get("work")[0].delivery_tag, requeue=False)
+
+    file = tmp_path / f"dead.{format}"
+    while True:  # until the copy is on the disk
+        command = ["export", "--data-dir", str(broker.data_dir), "--queue", "dead"]
+        run(*command, "--format", format, "-o", str(file))
+        with file.open("rb") as stream:
+            before = [message.envelope for _, message in read_messages(stream)]
+        if before:
+            break
+        file.unlink()
+    assert [one.record for one in before] == [Record(True, [], ["hidden"])]
+    run("import", str(file), "--url", broker.url, "--queue", "work")
+    channel.queue_purge("dead")
+    got = channel.basic_get("work")
+    assert "x-qlog-record" not in got[1].headers and got[1].headers["x-death"][0]["count"] == 1
+    channel.basic_reject(got[0].delivery_tag, requeue=False)
+    while (properties := channel.basic_get("dead")[1]) is None:
+        pass  # it leaves in a turn soon
+    (death,) = properties.headers["x-death"]
+    assert (death["queue"], death["count"]) == ("work", 2)
+    assert "x-qlog-record" not in properties.headers
     connection.close()
 
 

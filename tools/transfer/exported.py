@@ -1,9 +1,10 @@
 """A message in a file of `qlog inspect export`: one JSON document a line, or one msgpack map.
 
-Promises that what is read back has the same body and the same properties, octet for octet. Values
-of headers are pairs of their AMQP type (the letter of the field table grammar) and themselves. In
-JSON, octets that are no UTF-8 are `{"base64": …}`; in msgpack octets are octets. Where properties
-would not come back exactly, `properties_raw` has them as they were.
+Promises that what is read back has the same body and the same properties, octet for octet, and
+what the broker knew of the message beside them (`record`, for few messages). Values of headers are
+pairs of their AMQP type (the letter of the field table grammar) and themselves. In JSON, octets
+that are no UTF-8 are `{"base64": …}`; in msgpack octets are octets. Where properties would not come
+back exactly, `properties_raw` has them as they were.
 """
 
 import base64
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 import msgpack
 
 from qlog.server.amqp import values
-from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
 
@@ -77,6 +78,9 @@ def item_of(envelope: Envelope, body: bytes) -> dict[str, Any]:
     }
     if not exact:
         item["properties_raw"] = envelope.properties
+    record = envelope.record
+    if record is not NO_RECORD:
+        item["record"] = record.as_table()
     return item
 
 
@@ -158,7 +162,9 @@ def _message(item: dict[str, Any]) -> Message:
     if not isinstance(body, bytes):
         in_base64 = item["body_encoding"] == "base64"
         body = base64.b64decode(body, validate=True) if in_base64 else body.encode()
-    envelope = Envelope.pack(item["exchange"], item["routing_key"], raw, len(body))
+    told = item.get("record")
+    record = NO_RECORD if told is None else Record.of_table(told)
+    envelope = Envelope.pack(item["exchange"], item["routing_key"], raw, len(body), record)
     envelope.decoded_properties()
     queues = tuple(
         (_name(target["vhost"]), _name(target["queue"]))

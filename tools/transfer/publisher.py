@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from qlog import __version__
 from qlog.server.amqp import spec
-from qlog.server.amqp.envelope import Envelope
+from qlog.server.amqp.envelope import NO_RECORD, Envelope
 from qlog.server.amqp.frames import (
     FRAME_END,
     FRAME_HEAD,
@@ -25,6 +25,7 @@ from qlog.server.amqp.frames import (
     header_frame,
     method_frame,
 )
+from qlog.server.amqp.properties import RECORD_HEADER, with_header
 from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
 
@@ -147,6 +148,10 @@ class Publisher:
         ):
             self._receive(wait=True)
         self._raise_refusal()
+        record = envelope.record
+        if record is not NO_RECORD:  # the broker takes the header away, and remembers
+            told = with_header(envelope.properties, RECORD_HEADER, record.as_table())
+            envelope = envelope._replace(properties=told)
         publish = spec.BasicPublish(exchange, queue, True, False)
         self._send(
             method_frame(_PUBLISHING, publish),

@@ -23,6 +23,8 @@ from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, 
 from qlog.server.amqp.properties import (
     BAD_EXPIRATION,
     CC,
+    RECORD,
+    RECORD_HEADER,
     REPLY_TO,
     USER_ID,
     Traits,
@@ -50,7 +52,7 @@ from qlog.server.broker.stats import Stats
 NO_ROUTE = 312
 # Messages with one of these needs are looked at one by one. The other needs (x-delay,
 # deduplication) mean something only to queues and exchanges that ask for them.
-_LOOK = CC | REPLY_TO | USER_ID | BAD_EXPIRATION
+_LOOK = CC | REPLY_TO | USER_ID | BAD_EXPIRATION | RECORD
 
 
 class Author(Protocol):
@@ -323,11 +325,28 @@ class Publisher:
                 raise precondition_failed(
                     f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
                 )
+        if needs & RECORD:
+            record = self._recorded(properties)
+            properties = without_header(properties, RECORD_HEADER)
         if properties is not envelope.properties:
             envelope = Envelope.pack(
                 envelope.exchange, envelope.routing_key, properties, envelope.body_size, record
             )
         return envelope, keys
+
+    def _recorded(self, properties: bytes) -> Record:
+        """What an import says that the broker knew of a message. Raises 403 and 406.
+
+        It is believed of whom the whole broker is entrusted to: it says what `x-death` is worth.
+        """
+        if not {"administrator", "impersonator"}.intersection(self._channel.client.user.tags):
+            raise access_refused(
+                f"header '{RECORD_HEADER}' needs the tag 'administrator' or 'impersonator'"
+            )
+        try:
+            return Record.of_table(headers_of(properties, (RECORD_HEADER,))[RECORD_HEADER])
+        except ValueError as error:
+            raise precondition_failed(f"invalid header '{RECORD_HEADER}'") from error
 
     # -- storing -----------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ import pytest
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.budget import Budget
-from qlog.server.amqp.properties import Properties
+from qlog.server.amqp.envelope import Record
+from qlog.server.amqp.properties import Properties, encode_properties
+from qlog.server.amqp.values import Table, Value
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.targets import Routes
 from qlog.server.broker.queues.type import QueueType
@@ -601,3 +603,35 @@ def test_a_commit_that_a_queue_rejects_in_part_is_answered_with_an_error(
         "PRECONDITION_FAILED - partial tx completion",
     )
     assert queue.ready == ready + 1
+
+
+# --- what an import says of a message
+
+
+def recorded(value: Value) -> bytes:
+    headers: Table = {"a": 1, "x-qlog-record": value, "b": 2}
+    return message(1, "q", b"x", properties=Properties(delivery_mode=2, headers=headers))
+
+
+def test_what_an_import_knows_of_a_message_is_believed_of_administrators(
+    bench: Bench, confirming: Peer
+) -> None:
+    record = Record(True, ["k"], ["h"])
+    confirming.send(1, recorded(record.as_table()))
+    (lane,) = bench.broker.vhosts["/"].queues["q"].lanes
+    found = lane.read(0, 9, 999)
+    assert found is not None
+    (stored,) = found.metas
+    assert stored.record == record
+    assert stored.properties == encode_properties(
+        Properties(delivery_mode=2, headers={"a": 1, "b": 2})
+    )
+    confirming.client.user.tags = ("management",)
+    confirming.send(1, recorded(record.as_table()))
+    assert confirming.refused()[:2] == ("channel", 403)
+
+
+@pytest.mark.parametrize("value", [True, {}, {"died": 1, "keys": [], "hidden": []}])
+def test_what_is_no_record_is_refused(confirming: Peer, value: Value) -> None:
+    confirming.send(1, recorded(value))
+    assert confirming.refused()[:2] == ("channel", 406)
