@@ -10,9 +10,9 @@ import multiprocessing
 import secrets
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
@@ -41,6 +41,8 @@ class Topology:
         exchange_type: its type.
         binding_keys: each queue is bound with each of them.
         queue_type: the type of the queues.
+        arguments: further arguments of the queues.
+        exchange_arguments: arguments of the exchange.
     """
 
     queues: tuple[str, ...]
@@ -48,6 +50,8 @@ class Topology:
     exchange_type: str = "topic"
     binding_keys: tuple[str, ...] = ()
     queue_type: str = "classic"
+    arguments: Mapping[str, wire.Value] = field(default_factory=dict)
+    exchange_arguments: Mapping[str, wire.Value] = field(default_factory=dict)
 
 
 def fresh_name(purpose: str) -> str:
@@ -75,9 +79,12 @@ def declared(address: wire.Address, topology: Topology) -> Iterator[Declared]:
     try:
         with wire.Connection(address) as connection:
             if topology.exchange:
-                connection.declare_exchange(topology.exchange, topology.exchange_type)
+                connection.declare_exchange(
+                    topology.exchange, topology.exchange_type, topology.exchange_arguments
+                )
             for queue in topology.queues:
-                connection.declare_queue(queue, arguments={"x-queue-type": topology.queue_type})
+                arguments = {"x-queue-type": topology.queue_type, **topology.arguments}
+                connection.declare_queue(queue, arguments=arguments)
                 for key in topology.binding_keys:
                     connection.bind_queue(queue, topology.exchange, key)
         yield run

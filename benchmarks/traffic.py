@@ -29,7 +29,8 @@ UNIFORM, VARIED, CELERY = "uniform", "varied", "celery"
 KEY_DIGITS = 12
 
 CONTENT_TYPE_FLAG, HEADERS_FLAG, DELIVERY_MODE_FLAG = 1 << 15, 1 << 13, 1 << 12
-CORRELATION_ID_FLAG, MESSAGE_ID_FLAG, TIMESTAMP_FLAG = 1 << 10, 1 << 7, 1 << 6
+PRIORITY_FLAG, CORRELATION_ID_FLAG, EXPIRATION_FLAG = 1 << 11, 1 << 10, 1 << 8
+MESSAGE_ID_FLAG, TIMESTAMP_FLAG = 1 << 7, 1 << 6
 APP_ID_FLAG = 1 << 3
 
 
@@ -47,6 +48,10 @@ class Traffic:
         fresh_keys: the routing keys end in the number of the message, so that none comes twice.
         persistent: delivery mode 2 rather than 1.
         distinct_bodies: of messages that are not varied: this many bodies of the same size.
+        priorities: of messages that are not varied: so many priorities, from 0 on, in turn; 0 for
+            messages without one.
+        expiration_ms: of messages that are not varied: their own TTL; 0 for none.
+        delay_ms: of messages that are not varied: their header x-delay; 0 for none.
     """
 
     exchange: str
@@ -56,6 +61,9 @@ class Traffic:
     fresh_keys: bool = False
     persistent: bool = True
     distinct_bodies: int = 1
+    priorities: int = 0
+    expiration_ms: int = 0
+    delay_ms: int = 0
 
 
 class Stream:
@@ -167,16 +175,32 @@ def _distinct(traffic: Traffic, chance: random.Random) -> Iterator[tuple[bytes, 
 
 
 def _uniform(traffic: Traffic, frame_bytes_max: int, chance: random.Random) -> list[bytes]:
-    flags = struct.pack(">H", CONTENT_TYPE_FLAG | DELIVERY_MODE_FLAG)
-    content_type = wire.shortstr("application/octet-stream")
-    properties = flags + content_type + _delivery_mode(traffic)
+    properties = [_properties(traffic, priority) for priority in range(max(1, traffic.priorities))]
     # All keys have their turn equally often in a block.
-    keys = traffic.routing_keys * -(-traffic.distinct_bodies // len(traffic.routing_keys))
+    distinct = max(traffic.distinct_bodies, len(properties))
+    keys = traffic.routing_keys * -(-distinct // len(traffic.routing_keys))
     bodies = [chance.randbytes(traffic.body_bytes) for _ in range(traffic.distinct_bodies)]
     return [
-        wire.publish_frames(traffic.exchange, key, properties, body, frame_bytes_max)
-        for key, body in zip(keys, cycle(bodies), strict=False)
+        wire.publish_frames(traffic.exchange, key, one, body, frame_bytes_max)
+        for key, one, body in zip(keys, cycle(properties), cycle(bodies), strict=False)
     ]
+
+
+def _properties(traffic: Traffic, priority: int) -> bytes:
+    """Flags and values of a message that is not varied."""
+    flags = CONTENT_TYPE_FLAG | DELIVERY_MODE_FLAG
+    values = wire.shortstr("application/octet-stream")
+    if traffic.delay_ms:
+        flags |= HEADERS_FLAG
+        values += wire.table({"x-delay": traffic.delay_ms})
+    values += _delivery_mode(traffic)
+    if traffic.priorities:
+        flags |= PRIORITY_FLAG
+        values += bytes([priority])
+    if traffic.expiration_ms:
+        flags |= EXPIRATION_FLAG
+        values += wire.shortstr(str(traffic.expiration_ms))
+    return struct.pack(">H", flags) + values
 
 
 def _delivery_mode(traffic: Traffic) -> bytes:

@@ -312,9 +312,12 @@ class Connection:
         reply = self.call(QUEUE_DELETE, b"\x00\x00" + shortstr(name) + b"\x00", QUEUE_DELETE_OK)
         return int(struct.unpack_from(">I", reply, 4)[0])
 
-    def declare_exchange(self, name: str, kind: str) -> None:
-        arguments = b"\x00\x00" + shortstr(name) + shortstr(kind) + b"\x02" + table({})
-        self.call(EXCHANGE_DECLARE, arguments, EXCHANGE_DECLARE_OK)
+    def declare_exchange(
+        self, name: str, kind: str, arguments: Mapping[str, Value] | None = None
+    ) -> None:
+        names = shortstr(name) + shortstr(kind)
+        payload = b"\x00\x00" + names + bytes([DURABLE]) + table(arguments or {})
+        self.call(EXCHANGE_DECLARE, payload, EXCHANGE_DECLARE_OK)
 
     def delete_exchange(self, name: str) -> None:
         self.call(EXCHANGE_DELETE, b"\x00\x00" + shortstr(name) + b"\x00", EXCHANGE_DELETE_OK)

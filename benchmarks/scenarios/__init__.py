@@ -10,6 +10,7 @@ from benchmarks.scenarios import (
     clients,
     crowds,
     fanout,
+    features,
     footprint,
     steady,
     streams,
@@ -23,9 +24,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     *fanout.SCENARIOS,
     *backlog.SCENARIOS,
     *streams.SCENARIOS,
+    *features.SCENARIOS,
     *crowds.SCENARIOS,
     *bystanders.SCENARIOS,
     *footprint.AFTER_LOAD,
+    *features.AFTER_LOAD,
 )
 
 

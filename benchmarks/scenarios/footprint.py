@@ -29,19 +29,20 @@ def run_start(broker: Broker, settings: Settings) -> Figures:
 def run_idle(broker: Broker, settings: Settings) -> Figures:
     """Memory of a broker that nobody has used."""
     time.sleep(SETTLE_S)
-    return _memory(broker.memory())
+    return memory_figures(broker)
 
 
-def run_backlog_memory(broker: Broker, settings: Settings) -> Figures:
-    """Memory when a million messages wait."""
+def run_backlog_memory(broker: Broker, settings: Settings, *, expiration_ms: int = 0) -> Figures:
+    """Memory when a million messages wait; each has a TTL of its own, if one is given."""
     queue = fresh_name("backlog")
     messages = settings.scaled(BACKLOG_MESSAGES)
+    traffic = Traffic("", (queue,), 1024, expiration_ms=expiration_ms)
     with wire.Connection(broker.address) as connection:
         connection.declare_queue(queue)
         try:
-            figures = named("fill", fill(broker, Traffic("", (queue,), 1024), WINDOW, messages))
+            figures = named("fill", fill(broker, traffic, WINDOW, messages))
             time.sleep(SETTLE_S)
-            figures |= _memory(broker.memory())
+            figures |= memory_figures(broker)
         finally:
             left = connection.delete_queue(queue)
     if left != messages:
@@ -81,7 +82,9 @@ def run_queues(broker: Broker, settings: Settings) -> Figures:
     return figures
 
 
-def _memory(memory: Memory) -> Figures:
+def memory_figures(broker: Broker) -> Figures:
+    """What the broker's processes take now."""
+    memory = broker.memory()
     return {
         "anonymous_mib": memory.anonymous_bytes / MIB,
         "resident_mib": memory.resident_bytes / MIB,

@@ -87,6 +87,15 @@ def test_uniform_messages_differ_in_their_key_only() -> None:
     assert {header.properties.delivery_mode for _, header, _ in messages} == {2}
 
 
+def test_messages_have_priorities_in_turn_a_ttl_and_a_delay() -> None:
+    traffic = Traffic("", ("a",), 50, priorities=3, expiration_ms=60_000, delay_ms=1500)
+    properties = [header.properties for _, header, _ in decoded(traffic)]
+    assert [one.priority for one in properties[:6]] == [0, 1, 2, 0, 1, 2]
+    assert {one.expiration for one in properties} == {"60000"}
+    assert all(one.headers == {"x-delay": 1500} for one in properties)
+    assert {one.delivery_mode for one in properties} == {2}
+
+
 def test_varied_messages_have_ids_headers_and_sizes_of_their_own() -> None:
     messages = decoded(Traffic("", ("a", "b", "c"), 64, VARIED, persistent=False))
     properties = [header.properties for _, header, _ in messages]
