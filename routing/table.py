@@ -99,6 +99,12 @@ class RoutingTable:
         self._sources = {exchange.name: _Source(exchange) for exchange in PREDECLARED}
         self._incoming: dict[End, dict[Binding, None]] = {}
         self._going: set[End] = set()
+        self._gated: set[str] = set()
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether there is an exchange that does not route each message at once."""
+        return bool(self._gated)
 
     # Queues
 
@@ -145,6 +151,8 @@ class RoutingTable:
         if source is None:
             exchange = Exchange(name, type, durable, auto_delete, internal, arguments)
             source = self._sources[name] = _Source(exchange)
+            if source.gated:
+                self._gated.add(name)
             self.version += 1
         return source.exchange
 
@@ -364,6 +372,7 @@ class RoutingTable:
                 self._going.discard(("queue", removed.queue))
         for name in gone:
             del self._sources[name]
+            self._gated.discard(name)
         if gone:
             self.version += 1
         return removed
@@ -375,7 +384,7 @@ class RoutingTable:
         exchange: str,
         routing_keys: Sequence[str],
         message: Message,
-        passes: Callable[[str], bool] = lambda name: True,
+        passes: Callable[[str], bool] | None = None,
     ) -> Routed:
         """Find the queues of a message published to `exchange`. Raises MissingExchange.
 
@@ -383,7 +392,7 @@ class RoutingTable:
         is asked once by each exchange on the way that has to know more. An exchange where no
         binding matches hands the message to its alternate, and so on; an alternate that does not
         exist is ignored (RabbitMQ). `passes` is asked at each exchange on the way that is `gated`:
-        if it says False, the message gets no further there.
+        if it says False, the message gets no further there. It must be given if there is one.
         """
         if exchange not in self._sources:
             raise MissingExchange(exchange)
@@ -398,6 +407,7 @@ class RoutingTable:
                 continue  # an alternate that does not exist
             if source.gated:
                 cacheable = False
+                assert passes is not None
                 if not passes(name):
                     continue
             if source.keeps_history:

@@ -1,7 +1,8 @@
 """A set of whole numbers that mostly come in stretches: sequence numbers, delivery tags.
 
 Promises that adding, taking away and finding the lowest number cost the same in whatever order
-numbers come, and however many there are. Promises that joining a set of a million with another one,
+numbers come, and however many there are, and that only the numbers that are there take memory.
+Promises that joining a set of a million with another one,
 or walking through it, takes a fraction of a millisecond if its stretches are long.
 
 The numbers are bits of integers of BLOCK bits each, found by a dict; a heap knows the lowest block.
@@ -24,8 +25,8 @@ class Numbers:
 
     def __init__(self) -> None:
         self.count = 0
-        # A block is in the heap if and only if it is a key here; its bits may be 0.
-        self._blocks: dict[int, int] = {}
+        self._blocks: dict[int, int] = {}  # none of them is empty
+        # All blocks, some of them twice, and as many again that are gone.
         self._heap: list[int] = []
 
     def __contains__(self, number: int) -> bool:
@@ -72,7 +73,9 @@ class Numbers:
         if slot + count <= BLOCK:  # mostly: no list of blocks is needed
             bits = blocks.get(block, 0)
             going = bits & (((1 << count) - 1) << slot)
-            if going:
+            if going == bits:
+                self._empty(block)
+            elif going:
                 blocks[block] = bits ^ going
             gone = going.bit_count()
             self.count -= gone
@@ -81,11 +84,19 @@ class Numbers:
         for block, mask in self._masks(first, first + count):
             bits = blocks[block]
             going = bits & mask
-            if going:
-                gone += going.bit_count()
+            gone += going.bit_count()
+            if going == bits:
+                self._empty(block)
+            elif going:
                 blocks[block] = bits ^ going
         self.count -= gone
         return gone
+
+    def _empty(self, block: int) -> None:
+        """All numbers of a block are taken away, if there were any."""
+        blocks, heap = self._blocks, self._heap
+        if blocks.pop(block, 0) and len(heap) > 2 * len(blocks) + _GONE_MAX:
+            heap[:] = sorted(blocks)
 
     def clear(self) -> None:
         """Take away all of them."""
@@ -100,10 +111,9 @@ class Numbers:
         """
         assert self.count and count_max > 0
         blocks, heap = self._blocks, self._heap
-        while not (bits := blocks[heap[0]]):
-            del blocks[heappop(heap)]
-        block = heap[0]
-        slot = _lowest_bit(bits)
+        while (block := heap[0]) not in blocks:
+            heappop(heap)
+        slot = _lowest_bit(blocks[block])
         return block * BLOCK + slot, self._stretch(block, slot, count_max)
 
     def at_or_after(self, number: int, count_max: int) -> tuple[int, int] | None:
@@ -168,6 +178,7 @@ class Numbers:
 
 
 _ALL = (1 << BLOCK) - 1
+_GONE_MAX = 64  # the heap of a small set is not made anew again and again
 
 
 def _lowest_bit(bits: int) -> int:

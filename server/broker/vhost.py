@@ -197,9 +197,11 @@ class VHost:
         """
         self.routes.check(self.routes_version)
         keepers: list[Keeper] = []
+        passes = None
+        if self.routing.has_gates:
 
-        def passes(name: str) -> bool:
-            return (released and name == exchange) or self._passes(name, envelope, keepers)
+            def passes(name: str) -> bool:
+                return (released and name == exchange) or self._passes(name, envelope, keepers)
 
         queues, cacheable, histories = self.routing.route(exchange, keys, envelope, passes)
         if histories:

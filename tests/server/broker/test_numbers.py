@@ -100,3 +100,18 @@ class NumbersMachine(RuleBasedStateMachine):
 
 TestNumbers = NumbersMachine.TestCase
 TestNumbers.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_gone_takes_no_memory() -> None:
+    """One number stays for ever, and millions come and go behind it."""
+    numbers = Numbers()
+    numbers.add(0, 1)
+    for first in range(BLOCK, 400 * BLOCK, 64):
+        numbers.add(first, 64)
+        if first >= 3 * BLOCK:
+            numbers.discard(first - 2 * BLOCK, 64)
+    assert len(numbers._blocks) <= 4 and len(numbers._heap) <= 100
+    assert numbers.lowest(5) == (0, 1)
+    numbers.discard(0, 1)
+    first, count = numbers.lowest(10**9)
+    assert count == numbers.count == 400 * BLOCK - first
