@@ -62,7 +62,7 @@ class RunningBroker:
         self.tls_addresses = entrances.tls_addresses
         self.turns = turns
         self.failed = turns.failed
-        self._certificates = entrances.certificates
+        self.certificates = entrances.certificates
 
     @property
     def port(self) -> int:
@@ -93,9 +93,9 @@ class RunningBroker:
 
         Connections stay as they are. Raises TLSUnusable; then nothing has changed.
         """
-        if self._certificates is None:
+        if self.certificates is None:
             return []
-        await trio.to_thread.run_sync(self._certificates.read_again)
+        await trio.to_thread.run_sync(self.certificates.read_again)
         return ["the certificates of TLS"]
 
 
@@ -166,7 +166,8 @@ async def open_broker(
     http_sockets = HttpSockets()
     try:
         if http is not None:
-            http_sockets = bind_http(settings.http, http)
+            has_tls = entrances.certificates is not None
+            http_sockets = bind_http(settings.http, http, tls=has_tls)
         turns: Turns | None = None
 
         def notify() -> None:  # called on the threads of the storage, and of hashes
@@ -240,6 +241,7 @@ async def serving_http(
     """Serve management and metrics for the duration of the block."""
     with owner_socket(directory) as owner:
         sockets.owner = owner
+        sockets.listen()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_serve_http, running, sockets, watch, directory)
             try:
@@ -260,6 +262,7 @@ async def _serve_http(
         found += [http.Listener("amqp/ssl", host, port) for host, port in running.tls_addresses]
         for protocol, group in (
             ("http", sockets.management),
+            ("https", sockets.management_tls),
             ("http/prometheus", sockets.metrics),
         ):
             found += [http.Listener(protocol, *each.getsockname()[:2]) for each in group]
@@ -272,8 +275,17 @@ async def _serve_http(
         uptime_s=lambda: trio.current_time() - started_s,
         data_dir=str(directory),
         definitions=broker,
+        certificates=lambda: _certificates(http, running.certificates),
     )
-    await http.run(broker.operations, context, running.turns.wake, sockets)
+    certificates = running.certificates
+    tls = None if certificates is None else lambda: certificates.context
+    await http.run(broker.operations, context, running.turns.wake, sockets, tls)
+
+
+def _certificates(http: Any, certificates: Certificates | None) -> list[Any]:
+    if certificates is None:
+        return []
+    return [http.Certificate(path, ends_s) for path, ends_s in certificates.ends_s.items()]
 
 
 def _definitions(settings: Settings) -> dict[str, Any] | None:

@@ -131,6 +131,15 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
             "warning, one that was asked for an error.",
         ),
     ] = 15672
+    management_tls_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="Port of the management API with TLS, if there is a tls_certificate; 0: "
+            "none.",
+        ),
+    ] = 15671
     metrics_host: Annotated[
         tuple[str, ...], Meta(min_length=1, description="Addresses of the metrics for Prometheus.")
     ] = ("127.0.0.1",)

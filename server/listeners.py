@@ -26,6 +26,7 @@ from qlog.server.net.listen import CannotListen, bind
 logger = logging.getLogger("qlog.http")
 
 SOCKET_NAME = "ctl.sock"
+BACKLOG = 128
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class HttpSockets:
     """What was bound; closed by `close`."""
 
     management: list[socket.socket] = field(default_factory=list)
+    management_tls: list[socket.socket] = field(default_factory=list)
     metrics: list[socket.socket] = field(default_factory=list)
     owner: socket.socket | None = None
 
@@ -40,12 +42,17 @@ class HttpSockets:
     def all(self) -> list[socket.socket]:
         """All of them."""
         owner = [] if self.owner is None else [self.owner]
-        return [*self.management, *self.metrics, *owner]
+        return [*self.management, *self.management_tls, *self.metrics, *owner]
 
     @property
     def eager(self) -> bool:
         """Somebody listens on TCP: what serves them is to be there."""
-        return bool(self.management or self.metrics)
+        return bool(self.management or self.management_tls or self.metrics)
+
+    def listen(self) -> None:
+        """From now on clients can connect; they wait until somebody serves them."""
+        for each in self.all:
+            each.listen(BACKLOG)
 
     def close(self) -> None:
         """Close all."""
@@ -53,8 +60,8 @@ class HttpSockets:
             each.close()
 
 
-def bind_http(settings: HttpSettings, asked: frozenset[str]) -> HttpSockets:
-    """Bind the TCP addresses. A default port that is in use is a warning.
+def bind_http(settings: HttpSettings, asked: frozenset[str], *, tls: bool = False) -> HttpSockets:
+    """Bind the TCP addresses; `tls`: those for TLS, too. A default port in use is a warning.
 
     Raises CannotListen for one that was asked for.
     """
@@ -63,6 +70,13 @@ def bind_http(settings: HttpSettings, asked: frozenset[str]) -> HttpSockets:
         sockets.management = _bind(
             settings.management_host, settings.management_port, "management_port", asked
         )
+        if tls:
+            sockets.management_tls = _bind(
+                settings.management_host,
+                settings.management_tls_port,
+                "management_tls_port",
+                asked,
+            )
         sockets.metrics = _bind(settings.metrics_host, settings.metrics_port, "metrics_port", asked)
     except BaseException:
         sockets.close()
@@ -80,8 +94,9 @@ def _bind(
     except CannotListen as error:
         if name in asked:
             raise
-        what = name.removesuffix("_port")
-        logger.warning("no %s: %s; --%s-port says where else, 0 nowhere", what, error, what)
+        what = name.removesuffix("_port").replace("_", " ")
+        option = name.replace("_", "-")
+        logger.warning("no %s: %s; --%s says where else, 0 nowhere", what, error, option)
         return []
 
 
@@ -130,6 +145,5 @@ def _bound_path(path: Path) -> socket.socket:
 async def load_http(sockets: HttpSockets) -> Any:
     """The modules that serve HTTP: at once, or when the first client of the owner's comes."""
     if not sockets.eager and sockets.owner is not None:
-        sockets.owner.listen()
         await trio.lowlevel.wait_readable(sockets.owner)
     return await trio.to_thread.run_sync(importlib.import_module, "qlog.server.http.start")

@@ -27,7 +27,7 @@ settings.load_profile("unhurried")
 
 
 # Management and metrics are on by default: brokers that tests start would share their ports.
-for _port in ("QLOG_MANAGEMENT_PORT", "QLOG_METRICS_PORT"):
+for _port in ("QLOG_MANAGEMENT_PORT", "QLOG_MANAGEMENT_TLS_PORT", "QLOG_METRICS_PORT"):
     os.environ.setdefault(_port, "0")
 
 # Brokers inside the tests' process hash hundreds of passwords, of which nobody else may know.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from hypercorn.utils import wrap_app
 
 logger = logging.getLogger("qlog.http")
 
-BACKLOG = 128
 # The file descriptors of a broker are for AMQP. A browser opens six connections.
 CONNECTIONS_MAX = 200
 # A client that has not sent the head of its next request by then is cut off.
@@ -33,10 +33,11 @@ SEND_S_MAX = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A listening socket, and the ASGI application for its clients."""
+    """A socket that listens, and the ASGI application for its clients."""
 
     listener: socket.socket
     app: Any
+    tls: Callable[[], ssl.SSLContext] | None = None  # the context for the next client
 
 
 class PatientStream:
@@ -46,13 +47,13 @@ class PatientStream:
     """
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
+        self._stream: Any = stream
         self.socket = stream.socket
         self.over = trio.Event()
 
     async def receive_some(self, size: int) -> bytes | bytearray:
         """As in trio."""
-        data = await self._stream.receive_some(size)
+        data: bytes | bytearray = await self._stream.receive_some(size)
         if not data:
             self.over.set()
         return data
@@ -76,12 +77,38 @@ class PatientStream:
         await self._stream.aclose()
 
 
+class PatientTLSStream(PatientStream):
+    """The same with TLS; Hypercorn makes the handshake."""
+
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        super().__init__(stream.transport_stream)
+        self.transport_stream = stream.transport_stream
+        self._stream: Any = stream
+        self.do_handshake = stream.do_handshake
+
+    def selected_alpn_protocol(self) -> str | None:
+        """Known after the handshake."""
+        protocol: str | None = self._stream.selected_alpn_protocol()
+        return protocol
+
+    async def send_eof(self) -> None:
+        """TLS has no half-closed connections. Raises AttributeError, which Hypercorn expects."""
+        raise AttributeError("send_eof")
+
+
+def _encrypted(stream: trio.SocketStream, context: ssl.SSLContext) -> PatientTLSStream:
+    return PatientTLSStream(
+        trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+    )
+
+
 def _config() -> Config:
     config = Config()
     config.accesslog = None
     config.errorlog = logger
     config.include_server_header = False
     config.keep_alive_timeout = HEAD_S_MAX
+    config.ssl_handshake_timeout = HEAD_S_MAX
     config.h11_max_incomplete_size = HEAD_BYTES_MAX
     config.alpn_protocols = ["http/1.1"]
     return config
@@ -100,7 +127,6 @@ class Door:
 
     async def serve(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Let clients in until cancelled."""
-        self._served.listener.listen(BACKLOG)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._served.listener))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cut_at_the_end)
@@ -127,7 +153,8 @@ class Door:
         try:
             app = wrap_app(self._served.app, 0, "asgi")
             state = ConnectionState({})
-            patient: Any = PatientStream(stream)
+            tls = self._served.tls
+            patient: Any = PatientStream(stream) if tls is None else _encrypted(stream, tls())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(TCPServer(app, self._config, self._context, state, patient).run)
                 # Hypercorn would keep the tasks of a client that has gone for another HEAD_S_MAX.

@@ -7,12 +7,14 @@ file leaves everything as it was. Connections that are there keep what they have
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 from qlog.server.broker.definitions_file import NO_FILE
 from qlog.server.config import TLSSettings
+from qlog.server.net.certificate_dates import ends_s
 from qlog.server.net.tls import TLSTransport
 
 logger = logging.getLogger("qlog.network")
@@ -32,7 +34,12 @@ class TLSUnusable(OSError):
 
 
 class Certificates:
-    """The contexts of one port. Raises TLSUnusable when something cannot be read."""
+    """The contexts of one port. Raises TLSUnusable when something cannot be read.
+
+    `ends_s`: when each certificate ends, by its file, in seconds since 1970.
+    """
+
+    ends_s: dict[str, float]
 
     def __init__(self, settings: TLSSettings) -> None:
         self._settings = settings
@@ -58,8 +65,12 @@ class Certificates:
         settings = self._settings
         certificate = Path(settings.tls_certificate)
         key = certificate if settings.tls_key == NO_FILE else Path(settings.tls_key)
+        self.ends_s = {str(certificate): _ends_s(certificate)}
         default = self._context(certificate, key)
-        named = {name: self._context(*files) for name, files in self._by_name()}
+        named: dict[str, ssl.SSLContext] = {}
+        for name, files in self._by_name():
+            named[name] = self._context(*files)
+            self.ends_s[str(files[0])] = _ends_s(files[0])
         if named:
             default.sni_callback = self._choose
         return default, named
@@ -116,6 +127,14 @@ class Certificates:
                 raise TLSUnusable(_why_not(Path(settings.tls_ca), None, error)) from error
             context.verify_mode = _CLIENTS[settings.tls_client_certificates]
         return context
+
+
+def _ends_s(certificate: Path) -> float:
+    """When a certificate ends, in seconds since 1970; infinite if that cannot be read."""
+    try:
+        return ends_s(certificate.read_text("ascii", "replace"))
+    except (OSError, ValueError):
+        return math.inf  # `_context` says what is wrong with the file
 
 
 def _why_not(certificate: Path, key: Path | None, error: OSError) -> str:

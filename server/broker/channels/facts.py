@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from qlog.server.amqp.connection import Connection
 from qlog.server.amqp.values import Table
+from qlog.server.broker.access.certificate import Secured
 from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.listings.values import delivery_counts, json_value
 from qlog.server.broker.queues.type import QueueType, Taker
@@ -26,6 +27,7 @@ class ShownConnection(Protocol):
     protocol: Connection
     properties: Table
     traffic: Traffic
+    secured: Secured | None
     peer: str
     local: str
     connected_at_ms: int
@@ -151,14 +153,7 @@ def connection_facts(client: ShownConnection) -> dict[str, Any]:
         "port": port,
         "protocol": "AMQP 0-9-1",
         "auth_mechanism": client.mechanism,
-        "ssl": False,
-        "ssl_protocol": None,
-        "ssl_key_exchange": None,
-        "ssl_cipher": None,
-        "ssl_hash": None,
-        "peer_cert_subject": None,
-        "peer_cert_issuer": None,
-        "peer_cert_validity": None,
+        **_tls_facts(client.secured),
         "channels": len(client.channels),
         "channel_max": core.channel_max,
         "frame_max": core.frame_max,
@@ -172,6 +167,24 @@ def connection_facts(client: ShownConnection) -> dict[str, Any]:
         "send_cnt": traffic.send_cnt,
         "send_oct": traffic.send_oct,
         "send_pend": traffic.send_pend,
+    }
+
+
+def _tls_facts(secured: Secured | None) -> dict[str, Any]:
+    """How a connection is encrypted, and whom the client's certificate names."""
+    certificate = None if secured is None else secured.certificate
+    validity = None
+    if certificate is not None:
+        validity = f"{certificate.valid_from} - {certificate.valid_to}"
+    return {
+        "ssl": secured is not None,
+        "ssl_protocol": None if secured is None else secured.protocol,
+        "ssl_key_exchange": None,
+        "ssl_cipher": None if secured is None else secured.cipher,
+        "ssl_hash": None,
+        "peer_cert_subject": None if certificate is None else certificate.subject,
+        "peer_cert_issuer": None if certificate is None else certificate.issuer,
+        "peer_cert_validity": validity,
     }
 
 

@@ -104,7 +104,11 @@ def listeners(ask: Ask) -> list[dict[str, Any]]:
     ]
 
 
-_TITLES = {"http": "RabbitMQ Management", "http/prometheus": "RabbitMQ Prometheus"}
+_TITLES = {
+    "http": "RabbitMQ Management",
+    "https": "RabbitMQ Management",
+    "http/prometheus": "RabbitMQ Prometheus",
+}
 
 
 def contexts(ask: Ask) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ async def served(site: Site) -> AsyncIterator[int]:
     """The API on a port of its own."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()
     async with trio.open_nursery() as nursery:
         ready = trio.Event()
         nursery.start_soon(serve.serve, [Served(listener, site.api)], ready.set)

@@ -1,0 +1,123 @@
+"""The broker as `qlog serve` runs it: its ports, TLS, and the socket of the owner."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from qlog.server import config
+from qlog.server.app import RunningBroker, open_broker
+from qlog.server.listeners import SOCKET_NAME
+from qlog.server.net.certificate_dates import ends_s
+from tests.server.net.authority import NAME, broker_files, client_context
+
+LOGIN = "authorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n"
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@asynccontextmanager
+async def running(directory: Path, **settings: Any) -> AsyncIterator[RunningBroker]:
+    given = {"data_dir": directory, "port": 0, "disk_free_limit_bytes": 0, **settings}
+    async with open_broker(config.of(**given), http=frozenset(settings)) as broker:
+        yield broker
+
+
+async def ask(stream: trio.abc.Stream, path: str, login: str = LOGIN) -> bytes:
+    """The body of the answer."""
+    await stream.send_all(
+        f"GET {path} HTTP/1.1\r\nhost: x\r\n{login}connection: close\r\n\r\n".encode()
+    )
+    parts = []
+    try:
+        while data := await stream.receive_some():
+            parts.append(bytes(data))
+    except trio.BrokenResourceError:
+        pass
+    head, _, body = b"".join(parts).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    if b"chunked" in head.lower():
+        chunks = []
+        while body:
+            size, _, body = body.partition(b"\r\n")
+            chunks.append(body[: int(size, 16)])
+            body = body[int(size, 16) + 2 :]
+        return b"".join(chunks)
+    return body
+
+
+async def test_management_and_metrics_with_and_without_tls(tmp_path: Path) -> None:
+    plain, tls, metrics, amqps = free_ports(4)
+    ports = {"management_port": plain, "management_tls_port": tls, "metrics_port": metrics}
+    files = broker_files(tmp_path)
+    async with running(tmp_path / "data", **ports, tls_port=amqps, **files) as broker:
+        overview = json.loads(
+            await ask(await trio.open_tcp_stream("127.0.0.1", plain), "/api/overview")
+        )
+        listening = {(one["protocol"], one["port"]) for one in overview["listeners"]}
+        assert listening == {
+            ("amqp", broker.port),
+            ("amqp/ssl", amqps),
+            ("http", plain),
+            ("https", tls),
+            ("http/prometheus", metrics),
+        }
+        raw = await trio.open_tcp_stream("127.0.0.1", tls)
+        encrypted = trio.SSLStream(
+            raw, client_context(), server_hostname=NAME, https_compatible=True
+        )
+        assert json.loads(await ask(encrypted, "/api/whoami"))["name"] == "guest"
+        checks = "/api/health/checks"
+        again = trio.open_tcp_stream
+        answer = await ask(await again("127.0.0.1", plain), f"{checks}/protocol-listener/https")
+        assert json.loads(answer)["status"] == "ok"
+        answer = await ask(
+            await again("127.0.0.1", plain), f"{checks}/certificate-expiration/1/days"
+        )
+        assert json.loads(answer) == {"status": "ok"}
+        text = (await ask(await again("127.0.0.1", metrics), "/metrics", "")).decode()
+        families = {family.name for family in text_string_to_metric_families(text)}
+        assert {"rabbitmq_queues", "qlog_loop_lag_seconds"} <= families
+
+
+async def test_the_owner_asks_without_a_password(tmp_path: Path) -> None:
+    """Nothing listens on TCP: what serves HTTP is imported for the first client."""
+    nothing = {"management_port": 0, "metrics_port": 0}
+    async with running(tmp_path / "data", **nothing):
+        for _ in range(2):
+            stream = await trio.open_unix_socket(tmp_path / "data" / SOCKET_NAME)
+            assert json.loads(await ask(stream, "/api/whoami", ""))["tags"] == ["administrator"]
+
+
+async def test_a_certificate_that_ends_soon(tmp_path: Path) -> None:
+    files = broker_files(tmp_path)
+    text = Path(files["tls_certificate"]).read_text()
+    (port, amqps) = free_ports(2)
+    ports = {"management_port": port, "metrics_port": 0, "management_tls_port": 0}
+    async with running(tmp_path / "data", **ports, tls_port=amqps, **files):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        with pytest.raises(AssertionError, match="503"):
+            await ask(stream, "/api/health/checks/certificate-expiration/5000/years")
+    assert ends_s(text) == 32503680000.0  # the year 3000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----"]
+)
+def test_what_is_no_certificate(text: str) -> None:
+    with pytest.raises(ValueError, match="certificate"):
+        ends_s(text)
