@@ -16,8 +16,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import trustme
 
 from benchmarks import wire
 
@@ -26,6 +28,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 # How often the log is looked at: the resolution of the start-up time.
 START_POLL_S = 0.002
+SECURE_LISTENER = re.compile(r"amqps://(\d+\.\d+\.\d+\.\d+):(\d+)")
 LISTENER = re.compile(r"(\d+\.\d+\.\d+\.\d+|localhost|\[[0-9a-f:]+\]):(\d+)")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,6 +80,7 @@ class Broker:
         pid: its process, None when unknown; memory can then not be measured.
         directory: its data directory, None when unknown.
         start_s: from the start of the process to accepting, for a broker of our own.
+        secure: where it listens for TLS, None when it does not.
         one_loop: whether its main thread is the loop that serves all clients, as a qlog's is.
     """
 
@@ -86,6 +90,12 @@ class Broker:
     directory: Path | None = None
     start_s: float | None = None
     one_loop: bool = False
+    secure: wire.Address | None = None
+
+    def over_tls(self) -> Broker:
+        """The same broker, for loads that use TLS."""
+        assert self.secure is not None, "it listens for TLS"
+        return replace(self, address=self.secure)
 
     def memory(self) -> Memory:
         """Memory of its process tree now."""
@@ -168,11 +178,20 @@ def own_broker(parent: Path, installation: Installation | None = None) -> Iterat
     try:
         installation = installation or todays()
         begun_s = time.monotonic()
-        process = spawn(data, log_path, installation)
+        process = spawn(data, log_path, installation, _tls_settings(directory))
         try:
             address = wait_for_start(process, log_path)
             start_s = time.monotonic() - begun_s
-            yield Broker(installation.label, address, process.pid, data, start_s, one_loop=True)
+            secure = SECURE_LISTENER.search(log_path.read_text(errors="replace"))
+            yield Broker(
+                installation.label,
+                address,
+                process.pid,
+                data,
+                start_s,
+                one_loop=True,
+                secure=wire.Address(secure[1], int(secure[2]), tls=True) if secure else None,
+            )
             _stop(process, log_path)
         finally:
             process.kill()
@@ -181,14 +200,34 @@ def own_broker(parent: Path, installation: Installation | None = None) -> Iterat
         shutil.rmtree(directory)
 
 
+def _tls_settings(directory: Path) -> dict[str, str]:
+    """A certificate for this run, in the environment. An older qlog does not look at it."""
+    path = directory / "broker.pem"
+    made = trustme.CA().issue_cert("localhost")
+    path.write_bytes(made.private_key_and_cert_chain_pem.bytes())
+    return {"QLOG_TLS_CERTIFICATE": str(path), "QLOG_TLS_PORT": "0"}
+
+
 def spawn(
-    data: Path, log_path: Path, installation: Installation | None = None
+    data: Path,
+    log_path: Path,
+    installation: Installation | None = None,
+    settings: dict[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a qlog, today's or another, on a free port and the directory `data`; its log is new."""
+    """Start a qlog, today's or another, on a free port and the directory `data`; its log is new.
+
+    `settings` go by its environment.
+    """
     qlog = installation or todays()
     command = [qlog.python, "-m", "qlog", "serve", "--data-dir", str(data), "--port", "0"]
     with log_path.open("wb") as log:
-        return subprocess.Popen(command, cwd=qlog.directory, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command,
+            cwd=qlog.directory,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(settings or {})},
+        )
 
 
 def wait_for_start(

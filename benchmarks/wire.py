@@ -7,6 +7,7 @@ Knows no consumers' callbacks, no recovery and no channel but number 1.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ PASSIVE, DURABLE, EXCLUSIVE, AUTO_DELETE = 1, 2, 4, 8
 # The whole frame of a basic.ack: header, class, method, delivery tag, multiple, frame end.
 ACK_FRAME = struct.Struct(">BHIHHQBB")
 ACK_PAYLOAD_BYTES = 13
+RECORD_BYTES = 16384  # the most that a record of TLS carries
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class Refused(Exception):
@@ -185,6 +189,7 @@ class Address:
     user: str = "guest"
     password: str = "guest"
     vhost: str = "/"
+    tls: bool = False  # the broker's certificate is not looked at
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -201,6 +206,75 @@ class Address:
         )
 
 
+class SecureSocket:
+    """As much of a socket as the loads use, over TLS.
+
+    What a receive brings is all given out at once, so that whoever polls the descriptor misses
+    nothing. Sending blocks.
+    """
+
+    def __init__(self, plain: socket.socket) -> None:
+        self._socket = plain
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        self._tls = context.wrap_bio(self._in, self._out)
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._in.write(self._socket.recv(65536))
+        self._flush()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self._socket.settimeout(seconds)
+
+    def setsockopt(self, level: int, name: int, value: int | bytes) -> None:
+        self._socket.setsockopt(level, name, value)
+
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """All of it."""
+        self.sendall(data)
+        return len(data)
+
+    def sendall(self, data: Buffer) -> None:
+        self._tls.write(data)
+        self._flush()
+
+    def _flush(self) -> None:
+        self._socket.sendall(self._out.read())
+
+    def recv(self, size: int) -> bytes:
+        """About so much; empty at the end."""
+        while data := self._socket.recv(size):
+            self._in.write(data)
+            parts = []
+            try:
+                while part := self._tls.read(RECORD_BYTES):
+                    parts.append(part)
+            except ssl.SSLWantReadError:
+                if parts:
+                    return b"".join(parts)
+            else:
+                return b"".join(parts)
+        return b""
+
+    def recv_into(self, space: memoryview) -> int:
+        """What was received, which may end a record that began before."""
+        data = self.recv(len(space) - 2 * RECORD_BYTES)
+        space[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 class Connection:
     """One connection with channel 1 open; calls block until the broker answers.
 
@@ -212,8 +286,9 @@ class Connection:
     """
 
     def __init__(self, address: Address) -> None:
-        self.socket = socket.create_connection((address.host, address.port), timeout=TIMEOUT_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain = socket.create_connection((address.host, address.port), timeout=TIMEOUT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = SecureSocket(plain) if address.tls else plain
         # What arrived and was not looked at yet; a consumer takes it over after basic.consume.
         self.unread = bytearray()
         self._methods: list[bytes] = []

@@ -70,6 +70,17 @@ def run_plain(
     return run_flow(broker, flow, settings.warm_up_s, settings.seconds)
 
 
+def run_tls(broker: Broker, settings: Settings, *, body_bytes: int) -> Figures:
+    """The plain load without TLS and with it, one after the other on the same broker."""
+    plain = run_plain(broker, settings, body_bytes=body_bytes)
+    figures = run_plain(broker.over_tls(), settings, body_bytes=body_bytes)
+    return figures | {
+        "plain_rate": plain["rate"],
+        "plain_broker_cpu_us": plain["broker_cpu_us"],
+        "tls_to_plain": figures["rate"] / plain["rate"],
+    }
+
+
 def run_large(broker: Broker, settings: Settings, *, body_bytes: int) -> Figures:
     """A publisher and a consumer of messages that take many frames each."""
     queue = fresh_name("large")
@@ -165,6 +176,14 @@ SCENARIOS = (
         _state("1 KiB"),
         partial(run_plain, body_bytes=1024),
         RATES,
+    ),
+    Scenario(
+        "flow-1k-tls",
+        "steady flow of 1 KiB over TLS",
+        _state("1 KiB"),
+        partial(run_tls, body_bytes=1024),
+        ("tls_to_plain", "plain_rate", "plain_broker_cpu_us", *RATES),
+        applies=lambda broker: broker.secure is not None,
     ),
     Scenario(
         "flow-64b", "steady flow of 64 B", _state("64 B"), partial(run_plain, body_bytes=64), RATES
