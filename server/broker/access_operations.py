@@ -209,7 +209,7 @@ class AccessOperations:
         return change
 
     def _keep_password(self, user: User, password_hash: bytes) -> None:
-        user.password_hash = password_hash
+        user.password_hash, user.replaced = password_hash, b""
         self._logins.forget(user.name)
         self._definitions.save_user(user)
 
@@ -238,7 +238,7 @@ class AccessOperations:
             self._logins.forget(name)
             user.permissions.clear()
             user.topic_permissions.clear()
-            self._forget_rights(user)
+            self.rights_changed(user)
             logger.info("user deleted user=%r %s", name, self._actor)
             return user
 
@@ -283,7 +283,7 @@ class AccessOperations:
         def change(one: User) -> None:
             self.vhost(vhost)
             one.permissions[vhost] = patterns
-            self._forget_rights(one)
+            self.rights_changed(one)
             logger.info(
                 "permissions set user=%r vhost=%r configure=%r write=%r read=%r %s",
                 user,
@@ -302,7 +302,7 @@ class AccessOperations:
 
         def change(one: User) -> None:
             one.permissions.pop(vhost, None)
-            self._forget_rights(one)
+            self.rights_changed(one)
             logger.info("permissions cleared user=%r vhost=%r %s", user, vhost, self._actor)
 
         return self._changed(user, change)
@@ -331,7 +331,7 @@ class AccessOperations:
         def change(one: User) -> None:
             self.vhost(vhost)
             one.topic_permissions.setdefault(vhost, {})[exchange] = patterns
-            self._forget_rights(one)
+            self.rights_changed(one)
             logger.info(
                 "topic permissions set user=%r vhost=%r exchange=%r write=%r read=%r %s",
                 user,
@@ -356,7 +356,7 @@ class AccessOperations:
                 topics.pop(exchange, None)
             if exchange is None or not topics:
                 one.topic_permissions.pop(vhost, None)
-            self._forget_rights(one)
+            self.rights_changed(one)
             said = "" if exchange is None else f" exchange={exchange!r}"
             logger.info(
                 "topic permissions cleared user=%r vhost=%r%s %s", user, vhost, said, self._actor
@@ -378,7 +378,7 @@ class AccessOperations:
             if found is not None and found.type == TOPIC:
                 user.rights(vhost.name).check_topic("read", exchange, key)
 
-    def _forget_rights(self, user: User) -> None:
+    def rights_changed(self, user: User) -> None:
         """The rights that a user has now count from the next operation on, everywhere."""
         user.forget_rights()
         for vhost in self._vhosts.values():

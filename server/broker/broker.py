@@ -167,7 +167,7 @@ class Broker:
         The outcome is known when all of it is durable. A crash may leave a part of it: to load it
         again adds the rest. Fails with DefinitionsError.
         """
-        loading = Import(self.operations, self.users, self.definitions)
+        loading = Import(self.operations, self.users, self.definitions, hashing=self.hashing)
 
         def steps() -> Steps[list[str]]:
             yield from loading.loading(document)

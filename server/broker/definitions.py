@@ -159,6 +159,7 @@ class Definitions:
                 "permissions": user.permissions,
                 "topic_permissions": user.topic_permissions,
                 "limits": json.dumps(user.limits),  # numbers of any size
+                "replaced": user.replaced,
             },
         )
 
@@ -182,6 +183,7 @@ class Definitions:
                 permissions,
                 topics,
                 json.loads(value.get("limits", "{}")),
+                replaced=value.get("replaced", b""),
             )
 
     # -- policies ----------------------------------------------------------------------------

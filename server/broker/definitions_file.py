@@ -22,10 +22,13 @@ from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.values import encode_table
+from qlog.server.broker.access.hashing import Hashing, InlineHashing
 from qlog.server.broker.access.passwords import (
     RABBITMQ_DEFAULT,
+    fingerprint,
     hash_password,
     hash_text,
+    is_right,
     parse_hash,
 )
 from qlog.server.broker.access.permissions import check_pattern, check_topic_pattern
@@ -163,6 +166,7 @@ class Import:
     users: dict[str, User]
     definitions: Definitions
     warnings: list[str] = field(default_factory=list)
+    hashing: Hashing = field(default_factory=InlineHashing)
     _skipped: set[tuple[str, str]] = field(default_factory=set)  # queues: vhost and name
 
     def load(self, document: dict[str, Any]) -> None:
@@ -184,7 +188,7 @@ class Import:
             for number, fields in enumerate(items):
                 with self._named(section, number, fields) as item:
                     self._warn_of_others(item, item.fields, keys)
-                    take(item)
+                    yield from take(item) or ()
                 yield
 
     @contextmanager
@@ -217,23 +221,39 @@ class Import:
 
     # -- who and where
 
-    def _take_users(self, item: Item) -> None:
+    def _take_users(self, item: Item) -> Steps[None] | None:
+        return self._taking_user(item)
+
+    def _taking_user(self, item: Item) -> Steps[None]:
         name = item.text("name")
         check_user_name(name)
+        tags = checked_tags(as_tags(item.get("tags", (str, list), "")))
+        limits = checked_user_limits(item.table("limits"))
+        password_hash = yield from self._password_hash(item, self.users.get(name))
         user = self.users.get(name)
-        if "password" not in item.fields:
-            algorithm = item.text("hashing_algorithm", RABBITMQ_DEFAULT)
-            password_hash = parse_hash(item.text("password_hash", ""), algorithm)
-        elif user is not None and user.check_password(item.text("password").encode()):
-            password_hash = user.password_hash  # with the salt that it has
-        else:
-            password_hash = hash_password(item.text("password").encode())
         if user is None:
             user = self.users[name] = User(name, password_hash)
-        user.tags = checked_tags(as_tags(item.get("tags", (str, list), "")))
-        user.password_hash = password_hash
-        user.limits = checked_user_limits(item.table("limits"))
+        elif password_hash != user.password_hash:
+            user.password_hash, user.replaced = password_hash, b""
+        user.tags, user.limits = tags, limits
         self.definitions.save_user(user)
+
+    def _password_hash(self, item: Item, user: User | None) -> Steps[bytes]:
+        """What to keep of a user's password; what is kept already, if it is the same password."""
+        if "password" not in item.fields:
+            algorithm = item.text("hashing_algorithm", RABBITMQ_DEFAULT)
+            given = parse_hash(item.text("password_hash", ""), algorithm)
+            known = user is not None and bool(given) and fingerprint(given) == user.replaced
+            return user.password_hash if user is not None and known else given
+        password = item.text("password").encode()
+        kept = b"" if user is None else user.password_hash
+
+        def make() -> bytes:
+            return kept if is_right(kept, password) else hash_password(password)
+
+        made = self.hashing.submit(make, "definitions")
+        yield made
+        return made.result()
 
     def _take_vhosts(self, item: Item) -> None:
         metadata = Item(item.what, item.table("metadata"))
@@ -261,7 +281,7 @@ class Import:
             check_pattern(item.text(right)) for right in ("configure", "write", "read")
         )
         user.permissions[self._vhost(item).name] = configure, write, read
-        user.forget_rights()
+        self.operations.rights_changed(user)
         self.definitions.save_user(user)
 
     def _take_topic_permissions(self, item: Item) -> None:
@@ -269,7 +289,7 @@ class Import:
         write, read = (check_topic_pattern(item.text(right)) for right in ("write", "read"))
         topics = user.topic_permissions.setdefault(self._vhost(item).name, {})
         topics[item.text("exchange")] = write, read
-        user.forget_rights()
+        self.operations.rights_changed(user)
         self.definitions.save_user(user)
 
     # -- parameters and policies

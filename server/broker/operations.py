@@ -254,7 +254,10 @@ class Operations(AccessOperations, DelayedOperations):
 
         What is there stays, also if it is more. Raises InvalidParameter.
         """
-        vhost.set_settings(replace(vhost.settings, limits=checked_limits(limits)))
+        checked = checked_limits(limits)
+        if checked != vhost.settings.limits:
+            logger.info("limits set vhost=%s limits=%s %s", vhost.name, checked, self._actor)
+        vhost.set_settings(replace(vhost.settings, limits=checked))
         return self._durable(Outcome.of(None))
 
     def delete_vhost(self, name: str) -> Outcome[None]:
@@ -270,7 +273,7 @@ class Operations(AccessOperations, DelayedOperations):
                 permissions = user.permissions.pop(name, None)
                 topics = user.topic_permissions.pop(name, None)
                 if permissions is not None or topics is not None:
-                    self._forget_rights(user)
+                    self.rights_changed(user)
                     self._definitions.save_user(user)
         del self._vhosts[name]
         return self._durable(self._services.jobs.start(self._deleting_vhost(vhost)))

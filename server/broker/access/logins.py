@@ -22,6 +22,7 @@ from qlog.server.broker.access.failures import WAIT_S_MAX, Failures
 from qlog.server.broker.access.hashing import Busy, Hashing
 from qlog.server.broker.access.passwords import (
     PASSWORD_BYTES_MAX,
+    fingerprint,
     hash_password,
     is_argon2id,
     is_right,
@@ -42,7 +43,7 @@ class Refused(Exception):
     """The login is refused; `reason` is for the log, never for the client."""
 
     def __init__(self, user: str, reason: str) -> None:
-        super().__init__(f"user '{user}': {reason}")
+        super().__init__(f"user {user!r}: {reason}")
         self.reason = reason
 
 
@@ -200,7 +201,7 @@ class Logins:
     ) -> None:
         if kept != user.password_hash:
             logger.info("password kept as argon2id from now on user=%s", user.name)
-            user.password_hash = kept
+            user.replaced, user.password_hash = fingerprint(user.password_hash), kept
             self._save(user)
         until_s = self._now_s() + REMEMBERED_S
         self._remembered[user.name] = _Remembered(digest, kept, until_s)

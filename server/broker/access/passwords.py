@@ -15,7 +15,8 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,25 @@ def parse_hash(text: str, algorithm: str = RABBITMQ_DEFAULT) -> bytes:
     if len(password_hash) != SALT_BYTES + RABBITMQ_ALGORITHMS[algorithm]().digest_size:
         raise BadHash(f"'password_hash' is no hash of {algorithm}")
     return password_hash
+
+
+def fingerprint(password_hash: bytes) -> bytes:
+    """A hash of a hash, to know it again without keeping it."""
+    return hashlib.blake2b(password_hash, digest_size=16).digest()
+
+
+def reset_passwords(users: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Give users of a definitions file that RabbitMQ could not take new random passwords.
+
+    The dictionaries are changed. Returns the passwords by the names of their users.
+    """
+    made: dict[str, str] = {}
+    for user in users:
+        if user.get("hashing_algorithm") == ARGON2ID:
+            made[user["name"]] = password = secrets.token_urlsafe(16)
+            user["password_hash"] = hash_text(hash_for_rabbitmq(password.encode()))
+            user["hashing_algorithm"] = RABBITMQ_DEFAULT
+    return made
 
 
 def _parsed_argon2id(text: str) -> bytes:

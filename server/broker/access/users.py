@@ -43,7 +43,9 @@ class User:
 
     `permissions`: vhost -> (configure, write, read) patterns. `topic_permissions`: vhost -> exchange
     -> (write, read) patterns. `limits` by RabbitMQ's names, as they were set. `connections` of
-    the user are in a vhost now, and have so many `channels`.
+    the user are in a vhost now, and have so many `channels`. `replaced` is the fingerprint of the hash
+    in RabbitMQ's form that a login has replaced, so that it is not taken for a new password when
+    the same definitions are loaded again.
     """
 
     name: str
@@ -54,6 +56,7 @@ class User:
     limits: Mapping[str, int] = field(default_factory=dict)
     connections: int = 0
     channels: int = 0
+    replaced: bytes = b""
     _rights: dict[str, Rights] = field(default_factory=dict)
 
     @property

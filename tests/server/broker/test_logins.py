@@ -1,0 +1,430 @@
+"""Logins: hashes away from the loop, what is remembered, who waits, and what is logged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from qlog.server.amqp import spec
+from qlog.server.broker.access import hashing as hashing_module
+from qlog.server.broker.access import passwords
+from qlog.server.broker.access.failures import (
+    FORGOTTEN_S,
+    FREE_OF_PEER,
+    FREE_OF_USER,
+    RECORDS_MAX,
+    WAIT_S_MAX,
+    Failures,
+)
+from qlog.server.broker.access.hashing import Busy, Hashing, ThreadedHashing, hashes_at_once
+from qlog.server.broker.access.logins import LOGGED_MAX, REMEMBERED_S, Refused
+from qlog.server.broker.access.passwords import BadHash, hash_for_rabbitmq, hash_text, parse_hash
+from qlog.server.broker.access.users import User
+from qlog.server.broker.channels.sink import Hold
+from qlog.server.broker.outcome import Outcome
+from tests.server.broker.support import Bench, Peer
+from tests.storage.support import ManualWorker
+
+
+class LateHashing(Hashing):
+    """Hashes that are made when the test says so; `made` counts them."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Callable[[], Any], Outcome[Any]]] = []
+        self.made = 0
+
+    def submit(self, job: Callable[[], Any], peer: str) -> Outcome[Any]:
+        outcome: Outcome[Any] = Outcome()
+        self.waiting.append((job, outcome))
+        return outcome
+
+    def progress(self) -> None:
+        """Nothing by itself."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def make(self) -> None:
+        """All that wait."""
+        waiting, self.waiting = self.waiting, []
+        for job, outcome in waiting:
+            self.made += 1
+            outcome.set(job())
+
+
+@pytest.fixture
+def late(bench: Bench) -> LateHashing:
+    """The bench's hashes are made when the test says so."""
+    late = LateHashing()
+    bench.broker.operations._logins.hashing = late
+    return late
+
+
+def log_in(
+    bench: Bench, name: str = "guest", password: bytes = b"guest", address: str = "10.0.0.1"
+) -> Outcome[User]:
+    operations = bench.broker.operations
+    return operations.authenticate(name, password, address=address, loopback=True)
+
+
+def is_in(outcome: Outcome[User]) -> bool:
+    try:
+        return isinstance(outcome.result(), User)
+    except Refused:
+        return False
+
+
+# --- what is remembered
+
+
+def test_a_right_password_is_hashed_once_a_minute(bench: Bench, late: LateHashing) -> None:
+    first = log_in(bench)
+    assert not first.done
+    late.make()
+    assert is_in(first) and late.made == 1
+    for _ in range(3):  # who comes again within a minute is remembered for another one
+        bench.now_s += REMEMBERED_S - 1
+        assert is_in(log_in(bench))
+    assert late.made == 1 and not late.waiting
+    bench.now_s += REMEMBERED_S + 1
+    assert not log_in(bench).done and len(late.waiting) == 1
+
+
+def test_a_thousand_clients_of_one_user_cost_one_hash(bench: Bench, late: LateHashing) -> None:
+    logins = [log_in(bench, address=f"10.0.0.{number % 250}") for number in range(1000)]
+    assert len(late.waiting) == 1
+    late.make()
+    assert all(is_in(login) for login in logins)
+
+
+def test_what_is_remembered_goes_with_the_password(bench: Bench, late: LateHashing) -> None:
+    login = log_in(bench)
+    late.make()
+    assert is_in(login) and is_in(log_in(bench))
+    changed = bench.broker.operations.change_password("guest", "new")
+    late.make()
+    bench.disk()
+    assert changed.result()
+    old, new = log_in(bench), log_in(bench, password=b"new")
+    late.make()
+    assert not is_in(old) and is_in(new)
+    bench.broker.operations.delete_user("guest")
+    gone = log_in(bench, password=b"new")
+    late.make()
+    assert not is_in(gone)
+
+
+def test_a_password_that_changes_while_it_is_compared(bench: Bench, late: LateHashing) -> None:
+    """The one that was right when the client sent it may be wrong now."""
+    login = log_in(bench)
+    bench.broker.operations.clear_password("guest")
+    late.make()
+    assert not is_in(login)
+
+
+# --- in their order
+
+
+def test_changes_of_a_user_wait_for_the_hash_before(bench: Bench, late: LateHashing) -> None:
+    operations = bench.broker.operations
+    made = operations.set_user("ann", password="one", tags=["a"])
+    again = operations.set_user("ann", password="two", tags=["b"])
+    assert not made.done and [user.name for user in operations.users()] == ["guest"]
+    late.waiting.reverse()  # whichever hash is ready first
+    late.make()
+    bench.disk()
+    assert made.result() is again.result() is operations.user("ann")
+    assert operations.user("ann").tags == ("b",)
+    assert operations.user("ann").check_password(b"two")
+    changed = operations.change_password("ann", "three")
+    tagged = operations.set_user_tags("ann", ["c"])
+    deleted = operations.delete_user("ann")
+    assert not deleted.done and operations.user("ann").tags == ("b",)
+    late.make()
+    bench.settle()
+    bench.disk()
+    for outcome in (changed, tagged, deleted):
+        outcome.result()
+    assert [user.name for user in operations.users()] == ["guest"]
+
+
+# --- clients
+
+
+def test_a_client_waits_for_its_login_with_all_that_it_has_sent(
+    bench: Bench, late: LateHashing
+) -> None:
+    """A client may send its whole handshake at once."""
+    peer = Peer(bench)
+    assert Hold.LOGIN in peer.sink.why_not_read
+    assert [type(said.method) for said in peer.greeting] == [spec.ConnectionStart]
+    late.make()
+    assert Hold.LOGIN not in peer.sink.why_not_read
+    peer.receive(b"")
+    tune, opened = peer.hear()
+    assert isinstance(tune, spec.ConnectionTune) and isinstance(opened, spec.ConnectionOpenOk)
+    peer.declare("q")
+
+
+@pytest.mark.parametrize("login", [b"\0guest\0guest", b"\0guest\0wrong"])
+def test_a_client_that_has_gone_meanwhile(bench: Bench, late: LateHashing, login: bytes) -> None:
+    peer = Peer(bench, login=login)
+    peer.client.lost()
+    late.make()
+    assert peer.hear() == [] and peer.client not in bench.broker.clients
+
+
+def test_when_too_many_wait_clients_are_not_told_that_they_are_wrong(
+    bench: Bench, late: LateHashing
+) -> None:
+    peer = Peer(bench)
+    ((_, outcome),) = late.waiting
+    outcome.fail(Busy())
+    assert peer.hear() == [] and peer.sink.closed_after_s == 0.0
+
+
+# --- who fails
+
+
+def test_failures_wait_longer_each_time(bench: Bench, late: LateHashing) -> None:
+    def fail(name: str = "guest", address: str = "10.0.0.1") -> float:
+        """How long it takes until the attempt is looked at."""
+        login = log_in(bench, name, b"wrong", address)
+        waited_ms = 0
+        while not late.waiting:
+            bench.pass_ms(50)
+            waited_ms += 50
+        late.make()
+        assert not is_in(login)
+        return waited_ms / 1000
+
+    waits = [fail() for _ in range(10)]
+    assert waits[:FREE_OF_USER] == [0.0] * FREE_OF_USER
+    assert waits[FREE_OF_USER:] == pytest.approx([0.25, 0.5, 1, 2, 4, 5, 5], abs=0.06)
+    assert fail("somebody") == 0.0 and fail(address="10.0.0.2") == 0.0
+    right = log_in(bench)
+    assert not late.waiting
+    bench.pass_ms(5100)
+    late.make()
+    assert is_in(right) and fail() == 0.0  # forgiven
+
+
+def test_those_who_fail_cannot_crowd_at_the_door(bench: Bench, late: LateHashing) -> None:
+    """A flood of attempts from one address is mostly not looked at, and costs no hash."""
+    for _ in range(FREE_OF_USER):
+        wrong = log_in(bench, password=b"wrong")
+        late.make()
+        assert not is_in(wrong)
+    logins = [log_in(bench, password=b"wrong%d" % number) for number in range(500)]
+    assert sum(login.done for login in logins) > 450
+    for _ in range(100):
+        bench.pass_ms(100)
+        late.make()
+    assert not any(is_in(login) for login in logins) and late.made < 40
+    other = log_in(bench, address="10.0.0.2")  # who is looked at beside it
+    late.make()
+    assert is_in(other)
+
+
+def test_failures_are_counted_by_user_and_by_peer() -> None:
+    failures = Failures()
+    for number in range(FREE_OF_PEER):
+        assert failures.wait_s("peer", f"user{number}", 0.0) == 0.0
+        failures.failed("peer", f"user{number}", 0.0)
+    assert failures.wait_s("peer", "another", 0.0) > 0.0
+    assert failures.wait_s("other", "another", 0.0) == 0.0
+    assert failures.wait_s("peer", "another", FORGOTTEN_S) == 0.0
+
+
+def test_failures_are_bounded() -> None:
+    failures = Failures()
+    for number in range(3 * RECORDS_MAX):
+        failures.failed(f"peer{number % 7}", f"user{number}", float(number) / 1e6)
+    assert len(failures) == RECORDS_MAX
+    assert failures.wait_s("peer1", "x", 1.0) <= WAIT_S_MAX * 1.001 + 1
+
+
+def test_refused_logins_are_logged_without_passwords_and_not_for_ever(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        for number in range(100):
+            assert not is_in(log_in(bench, "eve\nby='root'", b"hidden", f"10.0.0.{number}"))
+        bench.now_s += 1
+        assert not is_in(log_in(bench, "guest", b"hidden"))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == LOGGED_MAX + 1
+    assert said[0] == ("login refused from=10.0.0.0 user=\"eve\\nby='root'\" reason=no such user")
+    assert said[-1] == (
+        "login refused from=10.0.0.1 user='guest' reason=invalid credentials; 90 more were "
+        "refused, and not logged"
+    )
+    assert not any("hidden" in line for line in said)
+
+
+ODD = [b"", b"\0", b"x" * 5000, b"\xff\xfe", "päss".encode()]
+
+
+@pytest.mark.parametrize("password", ODD)
+def test_odd_passwords_are_wrong(bench: Bench, password: bytes) -> None:
+    assert not is_in(log_in(bench, password=password))
+    assert not is_in(log_in(bench, "nobody" * 1000, password))
+    assert is_in(log_in(bench, address="10.0.0.2"))
+
+
+# --- hashes away from the loop
+
+
+@pytest.fixture
+def workers() -> list[ManualWorker]:
+    return []
+
+
+@pytest.fixture
+def threaded(workers: list[ManualWorker]) -> Iterator[ThreadedHashing]:
+    def new_worker(name: str, notify: Callable[[], None]) -> ManualWorker:
+        workers.append(ManualWorker())
+        return workers[-1]
+
+    threaded = ThreadedHashing(lambda: None, at_once=2, new_worker=new_worker)
+    yield threaded
+    threaded.close()
+
+
+def work(threaded: ThreadedHashing, workers: list[ManualWorker]) -> None:
+    for worker in workers:
+        while worker.run_one():
+            pass
+    threaded.progress()
+
+
+def test_so_many_hashes_at_once(threaded: ThreadedHashing, workers: list[ManualWorker]) -> None:
+    done: list[int] = []
+    for number in range(5):
+        threaded.submit(lambda number=number: done.append(number), "peer")  # type: ignore[misc]
+    assert len(workers) == 2
+    for expected in (2, 4, 5):
+        work(threaded, workers)
+        assert len(done) == expected
+
+
+def test_peers_take_turns(threaded: ThreadedHashing, workers: list[ManualWorker]) -> None:
+    """Whoever floods waits for the own flood."""
+    done: list[str] = []
+
+    def submit(peer: str) -> None:
+        threaded.submit(lambda: done.append(peer), peer)
+
+    for _ in range(20):
+        submit("flood")
+    submit("ann")
+    submit("bob")
+    for _ in range(3):
+        work(threaded, workers)
+    assert "ann" in done and "bob" in done and done.count("flood") <= 4
+
+
+def test_the_line_is_bounded(
+    threaded: ThreadedHashing, workers: list[ManualWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing_module, "LINE_MAX", 3)
+    outcomes = [threaded.submit(lambda: 1, "peer") for _ in range(6)]
+    with pytest.raises(Busy):
+        outcomes[-1].result()
+    for _ in range(3):
+        work(threaded, workers)
+    assert [outcome.result() for outcome in outcomes[:-1]] == [1] * 5
+
+
+def test_an_error_of_a_hash_is_its_own(
+    threaded: ThreadedHashing, workers: list[ManualWorker]
+) -> None:
+    bad, good = threaded.submit(lambda: 1 // 0, "peer"), threaded.submit(lambda: 1, "peer")
+    work(threaded, workers)
+    assert good.result() == 1
+    with pytest.raises(ZeroDivisionError):
+        bad.result()
+
+
+def test_real_threads() -> None:
+    import threading
+
+    ready = threading.Event()
+    real = ThreadedHashing(ready.set)
+    outcome = real.submit(lambda: passwords.hash_password(b"x"), "peer")
+    while not outcome.done:
+        assert ready.wait(30)
+        ready.clear()
+        real.progress()
+    assert passwords.is_right(outcome.result(), b"x")
+    real.close()
+    assert 1 <= hashes_at_once() <= 4
+
+
+# --- formats
+
+
+@pytest.mark.parametrize("algorithm", passwords.RABBITMQ_ALGORITHMS)
+def test_rabbitmqs_hashes_are_replaced_at_the_first_login(bench: Bench, algorithm: str) -> None:
+    given = hash_text(hash_for_rabbitmq(b"secret", algorithm=algorithm))
+    user = {"name": "ann", "password_hash": given, "hashing_algorithm": algorithm, "tags": ""}
+    bench.document = {"users": [user], "vhosts": [{"name": "/"}]}
+    bench.restart()
+    assert not is_in(log_in(bench, "ann", b"wrong"))
+    assert bench.broker.users["ann"].hashing_algorithm == algorithm
+    assert is_in(log_in(bench, "ann", b"secret"))
+    kept = bench.broker.users["ann"].password_hash
+    assert passwords.is_argon2id(kept)
+    bench.disk()
+    bench.restart()  # which loads the same definitions again
+    assert bench.broker.users["ann"].password_hash == kept
+    user["password_hash"] = hash_text(hash_for_rabbitmq(b"new", algorithm=algorithm))
+    bench.restart()
+    assert bench.broker.users["ann"].hashing_algorithm == algorithm
+    assert is_in(log_in(bench, "ann", b"new")) and not is_in(log_in(bench, "ann", b"secret"))
+
+
+def test_a_file_for_rabbitmq(bench: Bench) -> None:
+    """Users that RabbitMQ could not take get passwords that are told."""
+    bench.broker.operations.set_user(
+        "old", tags=[], password_hash=hash_text(hash_for_rabbitmq(b"x"))
+    )
+    bench.disk()
+    exporting = bench.broker.export_definitions()
+    bench.settle()
+    users = exporting.result()["users"]
+    before = {user["name"]: dict(user) for user in users}
+    made = passwords.reset_passwords(users)
+    after = {user["name"]: user for user in users}
+    assert list(made) == ["guest"] and after["old"] == before["old"]
+    guest = after["guest"]
+    assert guest["hashing_algorithm"] == "rabbit_password_hashing_sha256"
+    assert passwords.is_right(parse_hash(guest["password_hash"]), made["guest"].encode())
+    assert not passwords.is_right(parse_hash(guest["password_hash"]), b"guest")
+
+
+BAD = [
+    ("x", "argon2id"),
+    ("$argon2i$v=19$m=8,t=1,p=1$" + "A" * 22 + "$" + "A" * 43, "argon2id"),
+    ("$argon2id$v=19$m=0,t=1,p=1$" + "A" * 22 + "$" + "A" * 43, "argon2id"),
+    ("$argon2id$v=19$m=8,t=0,p=1$" + "A" * 22 + "$" + "A" * 43, "argon2id"),
+    ("$argon2id$v=19$m=8,t=1,p=99$" + "A" * 22 + "$" + "A" * 43, "argon2id"),
+    ("$argon2id$v=19$m=999999,t=1,p=1$" + "A" * 22 + "$" + "A" * 43, "argon2id"),
+    ("AAAA", "rabbit_password_hashing_md5"),
+    ("é", "rabbit_password_hashing_sha256"),
+    ("", "bcrypt"),
+]
+
+
+@pytest.mark.parametrize(("text", "algorithm"), BAD)
+def test_hashes_that_are_none(text: str, algorithm: str) -> None:
+    with pytest.raises(BadHash):
+        parse_hash(text, algorithm)
+
+
+def test_a_hash_of_argon2id_that_cannot_be_decoded_lets_nobody_in() -> None:
+    odd = b"$argon2id$v=19$m=8,t=1,p=1$" + b"A" * 23 + b"$" + b"A" * 43
+    assert not passwords.is_right(odd, b"x")
