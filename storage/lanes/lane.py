@@ -366,6 +366,17 @@ class Lane(Generic[M]):
             self._drop_page()
         return fresh
 
+    def skip_to(self, qseq: int) -> None:
+        """All messages below `qseq` were given and are settled: it is the next one's number.
+
+        For a stream whose segments have more than log and ledger know of, after a repair.
+        """
+        assert qseq > self.next_qseq
+        self.settle(self.settled.floor, self.next_qseq - self.settled.floor)
+        first, self.next_qseq = self.next_qseq, qseq
+        self.alive += qseq - first
+        self.settle(first, qseq - first, 0)
+
     def settle_after(self, lsn: int, first: int, count: int, size: int) -> None:
         """Settle messages once the log is durable up to `lsn`, and never before.
 

@@ -141,6 +141,43 @@ def examine(source: Source, bases: list[int], first: int, floor: int) -> Found:
     return found
 
 
+def end_of(source: Source, bases: list[int]) -> int:
+    """The offset behind all that is in the files of a stream, whole or not yet counted."""
+    base = bases[-1]
+    file = source.disk.open(source.path(base))
+    try:
+        size = source.disk.size(file)
+        at = max(size - TRAILER_BYTES, 0)
+        trailer = unpack_trailer(source.seed(base), source.disk.read(file, TRAILER_BYTES, at), at)
+        if trailer is not None:
+            return trailer.end
+        batches = walk(source, file, base, FILE_HEADER_BYTES, size)
+        return max((end for _, end, _ in batches), default=base)
+    finally:
+        source.disk.close(file)
+
+
+def whole_batch(source: Source, bases: list[int], floor: int) -> int:
+    """The floor, or the end of the batch that it lies in.
+
+    A floor is where a batch ends, as moves leave it. One that a repair has found may lie anywhere.
+    """
+    before = [base for base in bases if base < floor]
+    if not before:
+        return floor
+    file = source.disk.open(source.path(before[-1]))
+    try:
+        size = source.disk.size(file)
+        for place, end, _ in walk(source, file, before[-1], FILE_HEADER_BYTES, size):
+            if place.offset < floor < end:
+                return end
+            if end >= floor:
+                break
+    finally:
+        source.disk.close(file)
+    return floor
+
+
 def _missing(source: Source, first: int, end: int) -> str:
     return (
         f"{source.paths.streams}: the messages {first} to {end - 1} of the stream with lane "

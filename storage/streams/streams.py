@@ -32,7 +32,7 @@ from qlog.storage.lanes.run import M, Slice
 from qlog.storage.settings import StoreSettings
 from qlog.storage.streams.chunks import ChunkCache, ChunkShelf
 from qlog.storage.streams.definition import STREAM, pack_first, unpack_first
-from qlog.storage.streams.files import Segment, Source, examine, stream_files
+from qlog.storage.streams.files import Segment, Source, end_of, examine, stream_files, whole_batch
 from qlog.storage.streams.stream import OpenFiles, Stream
 from qlog.storage.streams.write import Append, Appended, Moved, move, truncate, unlink
 
@@ -131,12 +131,18 @@ class Streams(Generic[M]):
     def _open(self, lane: Lane[M]) -> Stream[M]:
         value = self.catalog.get(STREAM, str(lane.id))
         assert value is not None, "not defined as a stream"
-        first, floor = unpack_first(value), lane.settled.floor
+        source = Source(self.disk, self.paths, self.uuid, lane.id)
+        bases = self._found().get(lane.id, [])
+        if bases and (end := end_of(source, bases)) > lane.next_qseq:
+            lane.skip_to(end)  # a repair made the ledger anew: it does not know of what was moved
+        floor = whole_batch(source, bases, lane.settled.floor)
+        if floor > lane.settled.floor:
+            lane.settle(lane.settled.floor, floor - lane.settled.floor)
+        first = unpack_first(value)
         if first > floor:  # retention was noted, and the move that it followed was not
             first = floor
             self.catalog.put(STREAM, str(lane.id), pack_first(first))
-        source = Source(self.disk, self.paths, self.uuid, lane.id)
-        found = examine(source, self._found().get(lane.id, []), first, floor)
+        found = examine(source, bases, first, floor)
         unlink(source, found.leftover)
         if found.torn:
             truncate(source, found.segments[-1])

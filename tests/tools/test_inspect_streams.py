@@ -9,11 +9,17 @@ from pathlib import Path
 import msgpack
 import pytest
 from msgspec.structs import replace
+from typer.testing import CliRunner
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.values import encode_table
+from qlog.server.broker.broker import Broker
+from qlog.server.broker.queues.stream import StreamQueue
+from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.store import Store
+from qlog.storage.streams.stream import Cursor
+from qlog.tools.cli import app
 from tests.storage.support import FaultyDisk, ManualWorker
 from tests.tools.directories import NOW_MS, SETTINGS, inspect
 
@@ -41,7 +47,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     lane_id = store.new_lane_id()
     with store.catalog.transaction():
-        value = {"lane": lane_id, "auto_delete": False, "arguments": encode_table({})}
+        value = {
+            "lane": lane_id,
+            "auto_delete": False,
+            "arguments": encode_table({"x-queue-type": "stream"}),
+        }
         store.catalog.put("vhost", json.dumps(["/"]), msgpack.packb({}))
         store.catalog.put("queue", json.dumps(["/", "events"]), msgpack.packb(value))
         store.define_stream(lane_id)
@@ -150,3 +160,41 @@ def test_an_export_names_what_it_cannot_read(data: Path, tmp_path: Path) -> None
     document = inspect(data, "export", "-o", str(output), status=1)
     assert [item["file"] for item in document["damage"]] == [f"streams/{path.name}"]
     assert COUNT // 2 < len(output.read_bytes().splitlines()) < COUNT
+
+
+@pytest.mark.parametrize("also", [(), ("catalog.lmdb",), ("catalog.lmdb", "index.lmdb")])
+def test_a_repair_without_the_ledger_keeps_streams(data: Path, also: tuple[str, ...]) -> None:
+    """The ledger said how far they were moved, and the catalog that they are streams."""
+    (ledger,) = (data / "ledger").glob("*.qack")
+    ledger.write_bytes(bytes(ledger.stat().st_size))
+    for name in also:
+        shutil.rmtree(data / name)
+    arguments = ["inspect", "repair", "--accept-loss", "--data-dir", str(data)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    store: Store[Envelope] = Store.open(
+        data, decode=Envelope.unpack, notify=lambda: None, settings=STREAMS
+    )
+    broker = Broker(store, BrokerSettings())
+    try:
+        name = "events" if not also else "qlog.recovered.1"
+        found = broker.vhosts["/"].queues[name]
+        assert isinstance(found, StreamQueue)
+        assert found.ready == COUNT
+        assert bodies_of(store, found) == list(range(COUNT))
+        assert not store.take_findings()
+    finally:
+        store.close()
+
+
+def bodies_of(store: Store[Envelope], queue: StreamQueue) -> list[int]:
+    """The numbers in the bodies of a stream's messages."""
+    stream = store.stream(queue.lane)
+    cursor: Cursor[Envelope] = Cursor(stream, 0)
+    found = []
+    while (chunk := cursor.next(stream.end)) is not None:
+        bodies = chunk.messages.bodies[cursor.offset - chunk.first :]
+        found += [int(body.split()[0]) for body in bodies]
+        cursor.advance(chunk, len(bodies))
+    cursor.close()
+    return found

@@ -193,6 +193,7 @@ class StreamQueue:
         self._readers: dict[int, Reader] = {}
         self._ready_readers: dict[Reader, None] = {}  # they may have credit, and more to read
         self._at_end: dict[Reader, None] = {}  # they have read all that is on the disk
+        self._bound = 0  # what is below it was on the disk when that was last looked at
         self._set_limits()
 
     def __str__(self) -> str:
@@ -332,9 +333,11 @@ class StreamQueue:
         if not self._takers:
             return True
         bound, time, ring = self._arrivals.bound, self._pump_time, self._ready_readers
-        for reader in [reader for reader in self._at_end if reader.cursor.offset < bound]:
-            del self._at_end[reader]
-            ring[reader] = None
+        if bound > self._bound:
+            self._bound = bound
+            for reader in [one for one in self._at_end if one.cursor.offset < bound]:
+                del self._at_end[reader]
+                ring[reader] = None
         behind: list[Reader] = []  # what they want has to be read from disk
         while ring and not time.up:
             reader = next(iter(ring))

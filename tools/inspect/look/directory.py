@@ -38,7 +38,7 @@ from qlog.storage.start.judge import (
     judge_ledger,
     judge_log,
 )
-from qlog.storage.streams.files import Source
+from qlog.storage.streams.files import Source, stream_files
 from qlog.storage.write.segment import BatchFile
 from qlog.tools.inspect.look.definitions import Defined, decode, entry_text
 from qlog.tools.inspect.look.environment import (
@@ -284,6 +284,10 @@ class Directory(Examination):
             lane_ids |= self.index_facts.lanes.keys()
         self.ledger.age = judge_age_of_ledger(self.paths, self.ledger.file, max(epochs), lane_ids)
         self.damage += map(self.damage_of, self.ledger.age)
+
+    def stream_files(self) -> dict[int, list[int]]:
+        """Where the files of streams begin, by lane."""
+        return stream_files(self._disk, self.paths)
 
     def stream_source(self, lane_id: int) -> Source:
         """The segments of a stream."""

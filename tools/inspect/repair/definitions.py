@@ -6,12 +6,12 @@ message is out of reach.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgpack
 
-from qlog.server.amqp.values import encode_table
+from qlog.server.amqp.values import Table, encode_table
 from qlog.server.broker.access.passwords import hash_password
 from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions import Definitions, lane_ids_of
@@ -19,10 +19,12 @@ from qlog.server.broker.features.policy import KINDS
 from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
 from qlog.storage.journal import Defined
+from qlog.storage.streams.definition import STREAM, pack_first, stream_lanes
 from qlog.tools.inspect.look.definitions import entry_text, is_built_in
 from qlog.tools.inspect.look.directory import Directory
 
 RECOVERED = "qlog.recovered."  # and the lane: the name of a queue whose own name is lost
+NO_ARGUMENTS: Table = {}
 _VHOST = "/"
 
 
@@ -44,13 +46,26 @@ class Mend:
             for lane_id in lane_ids_of(value).values()
         }
 
-    def adopt(self, lane_ids: Iterable[int]) -> None:
+    def adopt(self, lane_ids: Iterable[int], arguments: Table = NO_ARGUMENTS) -> None:
         """Define a queue for each of these lanes, which have messages that wait."""
         for lane_id in sorted(lane_ids):
-            value = {"lane": lane_id, "auto_delete": False, "arguments": encode_table({})}
+            value = {"lane": lane_id, "auto_delete": False, "arguments": encode_table(arguments)}
             name = json.dumps((_VHOST, f"{RECOVERED}{lane_id}"))
             self.entries["queue", name] = msgpack.packb(value)
             self.actions.append(f"define the {entry_text('queue', name)}, for lane {lane_id}")
+
+    def adopt_streams(self, bases: Mapping[int, Sequence[int]], deleted: Collection[int]) -> None:
+        """See that the streams with these files, and those that are defined, have queues.
+
+        `bases`: where their files begin, by lane.
+        """
+        lane_ids = (bases.keys() | stream_lanes(self.entries)) - set(deleted)
+        self.adopt(lane_ids - self.lanes.keys(), {"x-queue-type": "stream"})
+        for lane_id in sorted(lane_ids):
+            key = STREAM, str(lane_id)
+            if key not in self.entries:
+                self.entries[key] = pack_first(min(bases[lane_id]))
+                self.actions.append(f"have lane {lane_id} be a stream again")
 
     def leave_out(self, key: Definition, why: str) -> None:
         """Leave a definition out; it is in the quarantine."""

@@ -527,6 +527,7 @@ class _Planner:
         )
         if directory.ledger.damaged:
             lane_end += _LANE_IDS_MARGIN  # some may have been given, and never used
+            mend.adopt_streams(directory.stream_files(), directory.ledger.deleted)
             mend.adopt(self._orphans())
             mend.actions.append(
                 f"make the directory's identity again: {plan.uuid.hex()}, epoch {plan.epoch}, new "
