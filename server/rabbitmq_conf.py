@@ -227,6 +227,8 @@ class _Translation:
                 self._set(host_name, ["::"], port_line)
             if (ip_line := self._take(f"{protocol}.ip")) is not None:
                 self._set(host_name, [ip_line.value], ip_line)
+        if self._secure and (ssl_line := self._take("management.ssl.port")) is not None:
+            self._set("management_tls_port", ssl_line.number(), ssl_line)
 
     def _tls(self) -> None:
         prefix = "ssl_options"

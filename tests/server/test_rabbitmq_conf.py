@@ -55,7 +55,8 @@ def given(tmp_path: Path, text: str) -> dict[str, Any]:
                 "ssl_options.fail_if_no_peer_cert = true\nssl_options.versions.1 = tlsv1.3\n"
                 "ssl_options.versions.2 = tlsv1.2\nssl_options.ciphers.1 = ECDHE-A\n"
                 "ssl_options.ciphers.2 = TLS_AES_256_GCM_SHA384\nssl_options.ciphers.3 = ECDHE-B\n"
-                "ssl_options.honor_cipher_order = true\nssl_cert_login_from = common_name"
+                "ssl_options.honor_cipher_order = true\nssl_cert_login_from = common_name\n"
+                "management.ssl.port = 15672"
             ),
             {
                 "plain_listener": False,
@@ -69,6 +70,7 @@ def given(tmp_path: Path, text: str) -> dict[str, Any]:
                 "tls_version_min": "1.2",
                 "tls_ciphers": "ECDHE-A:ECDHE-B",
                 "tls_login_from": "common_name",
+                "management_tls_port": 15672,
             },
         ),
         (
@@ -166,6 +168,7 @@ def test_what_lines_set(tmp_path: Path, text: str, expected: dict[str, Any]) -> 
         ("listeners.tcp = none\nlisteners.tcp.1 = 5672", "ignored listeners.tcp.1"),
         ("ssl_options.certfile = c", "ignored ssl_options.certfile: there is no listeners.ssl"),
         ("ssl_options.depth = 2", "ignored ssl_options.depth"),
+        ("management.ssl.port = 15672", "ignored management.ssl.port"),
         (
             "disk_free_limit.relative = 1.0\ndisk_free_limit.absolute = 1",
             "ignored disk_free_limit.relative: disk_free_limit.absolute has precedence",
