@@ -1,6 +1,6 @@
 """`python -m qlog` is the `qlog` command."""
 
-from qlog.tools.cli import app
+from qlog.tools.entry import main
 
 if __name__ == "__main__":
-    app()
+    main()

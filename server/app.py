@@ -26,6 +26,7 @@ from qlog.server.broker.access.hashing import ThreadedHashing
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.definitions_file import NO_FILE, read_definitions
 from qlog.server.config import Settings
+from qlog.server.control import SHUTDOWN, Control, close_clients
 from qlog.server.listeners import HttpSockets, bind_http, load_http, owner_socket
 from qlog.server.net.certificates import Certificates, TLSUnusable
 from qlog.server.net.listen import CannotListen, accept_clients, bind
@@ -56,8 +57,12 @@ class RunningBroker:
     `addresses` and `tls_addresses` are hosts and ports.
     """
 
-    def __init__(self, broker: Broker, turns: Turns, entrances: Entrances) -> None:
+    def __init__(
+        self, broker: Broker, turns: Turns, entrances: Entrances, control: Control
+    ) -> None:
         self.broker = broker
+        self.control = control
+        self.entrances = entrances
         self.addresses = entrances.addresses
         self.tls_addresses = entrances.tls_addresses
         self.turns = turns
@@ -213,7 +218,8 @@ async def open_broker(
                 certificates=entrances.certificates,
             )
             async with _serving(turns, network, settings.network.shutdown_s):
-                running = RunningBroker(broker, turns, entrances)
+                control = Control(turns, network, entrances, watch, settings)
+                running = RunningBroker(broker, turns, entrances, control)
                 if http is None:
                     yield running
                 else:
@@ -258,8 +264,9 @@ async def _serve_http(
     broker = running.broker
 
     def listeners() -> list[Any]:
-        found = [http.Listener("amqp", host, port) for host, port in running.addresses]
-        found += [http.Listener("amqp/ssl", host, port) for host, port in running.tls_addresses]
+        entrances = running.entrances
+        found = [http.Listener("amqp", host, port) for host, port in entrances.addresses]
+        found += [http.Listener("amqp/ssl", host, port) for host, port in entrances.tls_addresses]
         for protocol, group in (
             ("http", sockets.management),
             ("https", sockets.management_tls),
@@ -276,6 +283,7 @@ async def _serve_http(
         data_dir=str(directory),
         definitions=broker,
         certificates=lambda: _certificates(http, running.certificates),
+        node=running.control,
     )
     certificates = running.certificates
     tls = None if certificates is None else lambda: certificates.context
@@ -359,10 +367,5 @@ async def _close_clients(turns: Turns, shutdown_s: float) -> None:
     if turns.failed.is_set():
         reason = internal_error("the storage failed; nothing can be confirmed any more")
     else:
-        reason = connection_forced("broker forced connection closure with reason 'shutdown'")
-    try:
-        turns.broker.close_clients(reason)
-        turns.say()
-        await turns.drain(shutdown_s)
-    finally:
-        turns.cut()
+        reason = connection_forced(SHUTDOWN)
+    await close_clients(turns, reason, shutdown_s)

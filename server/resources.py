@@ -23,6 +23,13 @@ logger = logging.getLogger("qlog.broker")
 
 MEMORY_WATERMARK_FRACTION = 0.4  # RabbitMQ's vm_memory_high_watermark before 4.0, 0.6 since
 
+# What operators call the resources, and what the broker calls their alarms.
+ALARMS = {
+    "memory": "low on memory",
+    "disk": "low on disk",
+    "file_descriptor_limit": "low on file descriptors",
+}
+
 
 class ResourceWatch:
     """Compares memory and disk space with their limits, and sets and clears the broker's alarms.
@@ -36,7 +43,8 @@ class ResourceWatch:
         )
         self._broker = broker
         self._directory = directory
-        self._disk_limit_bytes = settings.disk_free_limit_bytes
+        self.disk_limit_bytes = settings.disk_free_limit_bytes
+        self._pretended: set[str] = set()
 
     def facts(self) -> dict[str, int]:
         """Memory and disk, in octets, and file descriptors, as they are now."""
@@ -46,10 +54,25 @@ class ResourceWatch:
             "memory_used": _resident_bytes(),
             "memory_limit": self.memory_limit_bytes,
             "disk_free": shutil.disk_usage(self._directory).free,
-            "disk_free_limit": self._disk_limit_bytes,
+            "disk_free_limit": self.disk_limit_bytes,
             "descriptors_used": process.num_fds(),
             "descriptors_max": max(descriptors_max, 0),
         }
+
+    def alarms(self) -> list[str]:
+        """The resources whose alarms are on."""
+        return [name for name, text in ALARMS.items() if self._broker.alarms[text]]
+
+    def pretend(self, name: str, on: bool) -> None:
+        """From the next check on the resource counts as short, or as what it is measured to be.
+
+        Raises KeyError.
+        """
+        text = ALARMS[name]
+        if on:
+            self._pretended.add(text)
+        else:
+            self._pretended.discard(text)
 
     def check(self) -> None:
         """Compare with the limits. Logs changes, and damage that the storage has found."""
@@ -68,10 +91,11 @@ class ResourceWatch:
             free_bytes = 0
         store = self._broker.store
         full = store.shortage is Shortage.SPACE
-        self._set("low on disk", full or free_bytes < self._disk_limit_bytes)
+        self._set("low on disk", full or free_bytes < self.disk_limit_bytes)
         self._set("low on file descriptors", store.shortage is Shortage.DESCRIPTORS)
 
     def _set(self, name: str, on: bool) -> None:
+        on = on or name in self._pretended
         if self._broker.alarms[name] != on:
             logger.warning("resource alarm %s: %s", "set" if on else "cleared", name)
             self._broker.set_alarm(name, on)

@@ -257,7 +257,7 @@ async def _serve(settings: Settings, asked: frozenset[str], signals: _Signals, l
             log.announce(f"Server startup complete, listening on {urls}")
             supervisor.ready(f"listening on {urls}")
             try:
-                await broker.failed.wait()
+                await _end_of(broker)
                 nursery.cancel_scope.cancel()
             finally:
                 supervisor.stopping()
@@ -299,6 +299,20 @@ async def _read_again(
                     "nothing was read again: settings are read at a start only signal=SIGHUP"
                 )
         supervisor.ready(f"listening on {' '.join(broker.urls)}")
+
+
+async def _end_of(broker: RunningBroker) -> None:
+    """Wait until the disk has failed, or somebody has asked for the end over `qlog ctl`."""
+    import trio
+
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait, broker.failed)
+        nursery.start_soon(wait, broker.control.stopping)
 
 
 class _Signals:

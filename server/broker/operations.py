@@ -49,6 +49,7 @@ from qlog.server.broker.features.vhost_settings import (
 )
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.listings import facts as listings
+from qlog.server.broker.message_operations import MessageOperations
 from qlog.server.broker.outcome import Durable, Outcome
 from qlog.server.broker.queues.effective import Applied
 from qlog.server.broker.queues.type import Owner, QueueType
@@ -187,7 +188,7 @@ class Connected(LoggedIn, Protocol):
         """RabbitMQ's fields."""
 
 
-class Operations(AccessOperations, DelayedOperations):
+class Operations(AccessOperations, DelayedOperations, MessageOperations):
     """See the head of this file. `vhosts`, `users` and `clients` are the broker's own, as they are now."""
 
     __slots__ = ("_vhosts_leaving", "alarms", "sampler")

@@ -10,6 +10,40 @@ from qlog.server.broker.operations import Outcome, VHost
 from qlog.server.http.lag import Lag
 
 
+class Node(Protocol):
+    """What an operator may do to the process; see server/control.py."""
+
+    @property
+    def running(self) -> bool: ...
+
+    @property
+    def listening(self) -> bool: ...
+
+    def suspend(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    async def stop_app(self) -> None: ...
+
+    def start_app(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def alarms(self) -> list[str]: ...
+
+    def set_alarm(self, resource: str, on: bool) -> None: ...
+
+    def set_memory_limit(self, *, fraction: float | None = None, octets: int = 0) -> None: ...
+
+    def set_disk_limit(self, *, fraction: float | None = None, octets: int = 0) -> None: ...
+
+    def set_log_level(self, level: str) -> None: ...
+
+    def environment(self) -> Mapping[str, Any]: ...
+
+    def collect_garbage(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """An address that the broker listens on. `path` is below what it serves, for HTTP."""
@@ -53,7 +87,8 @@ class Context:
     """See the head of this file. `is_loopback` says whether an address is this machine's alone.
 
     `resources` are memory and disk, in octets, and file descriptors: `memory_used`, `memory_limit`,
-    `disk_free`, `disk_free_limit`, `descriptors_used`, `descriptors_max`.
+    `disk_free`, `disk_free_limit`, `descriptors_used`, `descriptors_max`. `node`: None where the
+    process is somebody else's.
     """
 
     is_loopback: Callable[[str], bool]
@@ -65,3 +100,4 @@ class Context:
     definitions: DefinitionsFile | None = None
     attempts: Attempts = field(default_factory=Attempts)
     lag: Lag = field(default_factory=Lag)
+    node: Node | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qlog.server.broker.operations import Operations
+from qlog.server.http import qlog
 from qlog.server.http.api import Api
 from qlog.server.http.ask import Ask
 from qlog.server.http.context import Context
@@ -15,6 +16,7 @@ from qlog.server.http.endpoints import (
     definitions,
     exchanges,
     health,
+    messages,
     node,
     overview,
     own,
@@ -51,6 +53,8 @@ TABLE = Table(
         *own.ENDPOINTS,
         *health.ENDPOINTS,
         *backups.ENDPOINTS,
+        *qlog.ENDPOINTS,
+        *messages.ENDPOINTS,
     ]
 )
 

@@ -54,15 +54,23 @@ class Network:
         self._sessions_max = sessions_max()
         self._crowded = False  # new clients have to wait until others leave
         self._turned_away = False  # a client had to wait since the last check
-        self._doors = [Door(self, listener, _plain) for listener in listeners]
-        if certificates is not None:
-            new = certificates.transport
-            self._doors += [Door(self, listener, new) for listener in tls_listeners]
+        self._certificates = certificates
+        self._doors: list[Door] = []
+        self.open(listeners, tls_listeners)
         turns.on_burial = self._open_doors
         turns.at(turns.now_s + CHECK_INTERVAL_S, self._on_second)
 
+    def open(
+        self, listeners: Sequence[socket.socket], tls_listeners: Sequence[socket.socket] = ()
+    ) -> None:
+        """Let clients in at these sockets, too."""
+        self._doors += [Door(self, listener, _plain) for listener in listeners]
+        if self._certificates is not None:
+            new = self._certificates.transport
+            self._doors += [Door(self, listener, new) for listener in tls_listeners]
+
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Let nobody in any more, unless `open` is called again."""
         for door in self._doors:
             door.close()
         self._doors.clear()

@@ -131,7 +131,7 @@ async def publish(ask: Ask) -> dict[str, Any]:
     document = await ask.document()
     required(document, "routing_key", "properties", "payload", "payload_encoding")
     body = _body(text(document, "payload"), document["payload_encoding"])
-    properties = _properties(table(document, "properties"))
+    properties = properties_of(table(document, "properties"))
     if reason := ask.operations.blocked_reason:
         raise bad_request(f"publishers are blocked: {reason}")
     try:
@@ -171,7 +171,7 @@ def _body(payload: str, encoding: Any) -> bytes:
 _OCTETS = ("delivery_mode", "priority")
 
 
-def _properties(given: Mapping[str, Any]) -> Properties:
+def properties_of(given: Mapping[str, Any]) -> Properties:
     """The properties that AMQP knows; others are left out, as RabbitMQ does. Raises 400."""
     properties = Properties()
     for name, value in given.items():

@@ -1,0 +1,178 @@
+"""Command lines, help, and how results are written; without a broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlog.tools.ctl.command import Call, Document, Message, Option, Result, Rows
+from qlog.tools.ctl.formats import lines
+from qlog.tools.ctl.help import PROGRAMS, nearest
+from qlog.tools.ctl.main import main
+from qlog.tools.ctl.parse import parse
+from qlog.tools.ctl.table import COMMANDS, commands_of
+from qlog.tools.ctl.values import Address, Arguments, Atom, Definition, Numbers
+
+OPTIONS = (Option("priority", int), Option("if_empty", bool, ("-e",)), Option("apply_to"))
+
+
+@pytest.mark.parametrize(
+    ("words", "args", "options", "invalid"),
+    [
+        ("a b", ["a", "b"], {}, []),
+        ("-p v a", ["a"], {"vhost": "v"}, []),
+        ("--vhost=v a", ["a"], {"vhost": "v"}, []),
+        ("a --priority 5 b", ["a", "b"], {"priority": 5}, []),
+        ("a --priority -5", ["a"], {"priority": -5}, []),
+        ("--priority x", [], {}, [("--priority", "x")]),
+        ("--priority", [], {}, [("--priority", "")]),
+        ("-p -q", [], {"quiet": True}, [("-p", "")]),
+        ("-e a", ["a"], {"if_empty": True}, []),
+        ("--no-table-headers", [], {"table_headers": False}, []),
+        ("--nosuch a", ["a"], {}, [("--nosuch", "")]),
+        ("--nosuch=x", [], {}, [("--nosuch", "x")]),
+        ("-- --apply-to -q", ["--apply-to", "-q"], {}, []),
+        ("-1 -", ["-1", "-"], {}, []),
+    ],
+)
+def test_a_command_line(
+    words: str, args: list[str], options: dict[str, Any], invalid: list[tuple[str, str]]
+) -> None:
+    parsed = parse(words.split(), OPTIONS)
+    assert (parsed.args, parsed.options, parsed.invalid) == (args, options, invalid)
+
+
+def say(capsys: pytest.CaptureFixture[str], *words: str, tool: str = "ctl") -> tuple[int, str, str]:
+    status = main(tool, list(words))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize("tool", PROGRAMS)
+def test_the_list_of_commands(capsys: pytest.CaptureFixture[str], tool: str) -> None:
+    status, out, _ = say(capsys, "help", tool=tool)
+    assert status == 0
+    assert {line.split()[0] for line in out.splitlines() if line.startswith("   ")} == set(
+        commands_of(tool)
+    )
+    assert say(capsys, tool=tool) == (status, out, "")
+    assert say(capsys, "help", "--list-commands")[1].split() == sorted(commands_of("ctl"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_each_command_says_how_it_is_used(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    tool = command.tools[0]
+    status, out, _ = say(capsys, "help", command.name, tool=tool)
+    assert status == 0
+    assert f"[--quiet] {command.name}{' ' if command.usage else ''}{command.usage}\n" in out
+    assert command.about in out
+    for example in command.examples:
+        assert command.name in example.split()
+    if command.name != "help":
+        assert say(capsys, command.name, "--help", tool=tool) == (status, out, "")
+
+
+def test_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nearest("list_quees", commands_of("ctl")) == "list_queues"
+    assert nearest("xyzzy", commands_of("ctl")) is None
+    status, out, err = say(capsys, "xyzzy")
+    assert (status, out) == (64, "")
+    assert "Command 'xyzzy' not found." in err
+    assert "Available commands:" in err
+    assert say(capsys, "help", "lst_users")[2].endswith("Did you mean 'list_users'? \n")
+
+
+ROW = {
+    "name": 'q"1',
+    "arguments": Arguments({"x-max-length": 10, "big": 2**40, "l": [1, "a"], "t": {"b": True}}),
+    "policy": Definition({"max-length": 5}),
+    "host": Address("127.0.0.1"),
+    "tags": [Atom("a"), Atom("b")],
+    "protocol": Numbers((0, 9, 1)),
+    "durable": True,
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("formatter", "expected"),
+    [
+        (
+            "",
+            [
+                "\t".join(ROW),
+                (
+                    'q"1\t[{"x-max-length",10},{"big",1099511627776},{"l",[1,"a"]},{"t",[{"b",true}]}]'
+                    '\t[{<<"max-length">>, 5}]\t127.0.0.1\t[a, b]\t{0,9,1}\ttrue\t'
+                ),
+            ],
+        ),
+        (
+            "json",
+            [
+                "[",
+                (
+                    '{"name":"q\\"1","arguments":[["x-max-length","signedint",10],'
+                    '["big","long",1099511627776],["l","array",[["signedint",1],["longstr","a"]]],'
+                    '["t","table",[["b","bool",true]]]],"policy":[["max-length",5]],'
+                    '"host":[127,0,0,1],"tags":["a","b"],"protocol":[0,9,1],"durable":true,'
+                    '"nothing":""}'
+                ),
+                "]",
+            ],
+        ),
+        (
+            "erlang",
+            [
+                (
+                    '[[{name,<<"q\\"1">>},{arguments,[{<<"x-max-length">>,signedint,10},'
+                    '{<<"big">>,long,1099511627776},{<<"l">>,array,[1,<<"a">>]},'
+                    '{<<"t">>,table,[{<<"b">>,bool,true}]}]},{policy,[{<<"max-length">>,5}]},'
+                    '{host,<<"127.0.0.1">>},{tags,[a,b]},{protocol,{0,9,1}},{durable,true},'
+                    "{nothing,undefined}]]"
+                )
+            ],
+        ),
+    ],
+)
+def test_values(formatter: str, expected: list[str]) -> None:
+    assert written(Rows(tuple(ROW), [ROW]), formatter) == expected
+
+
+def test_a_drawn_table() -> None:
+    rows = Rows(("a", "bcd"), [{"a": "xy", "bcd": 1}])
+    assert written(rows, "pretty_table") == [
+        "\x1b(0lqqqqwqqqqqk\x1b(B",
+        "\x1b(0x\x1b(B \x1b[1ma\x1b[0m  \x1b(0x\x1b(B \x1b[1mbcd\x1b[0m \x1b(0x\x1b(B",
+        "\x1b(0tqqqqnqqqqqu\x1b(B",
+        "\x1b(0x\x1b(B xy \x1b(0x\x1b(B 1   \x1b(0x\x1b(B",
+        "\x1b(0mqqqqvqqqqqj\x1b(B",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "formatter", "expected"),
+    [
+        (Rows(("a",), []), "", []),
+        (Rows(("a",), []), "csv", []),
+        (Rows(("a",), []), "json", ["[", "]"]),
+        (Rows(("a",), []), "erlang", ["[]"]),
+        (Rows(("a",), []), "pretty_table", []),
+        (Rows(("a", "b"), [{"a": 'x"y', "b": False}]), "csv", ['"a","b"', '"x""y","false"']),
+        (Rows(("a",), [{"a": 1}], header=False), "", ["1"]),
+        (Message("yes"), "", ["yes"]),
+        (Message("yes", {"n": 1}), "json", ['{"message":"yes","n":1}']),
+        (Document({"a": 1}, "one"), "", ["one"]),
+        (Document({"a": 1}, "one"), "json", ['{"a":1}']),
+        (None, "", []),
+    ],
+)
+def test_results(result: Result, formatter: str, expected: list[str]) -> None:
+    assert written(result, formatter) == expected
+
+
+def written(result: Result, formatter: str) -> list[str]:
+    from qlog.tools.ctl.api import Api
+
+    return list(lines(result, Call([], {}, Api("nowhere"), "ctl"), formatter))

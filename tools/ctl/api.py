@@ -1,0 +1,136 @@
+"""The management API, asked over the socket in the broker's data directory, or over TCP."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+SOCKET_NAME = "ctl.sock"
+# Paths of Unix sockets end here; a longer one is reached by way of its directory's descriptor.
+UNIX_PATH_BYTES_MAX = 100
+DEFAULT_TIMEOUT_S = 60.0
+
+
+class ApiError(Exception):
+    """The API refused: the status of HTTP, and why, in RabbitMQ's words."""
+
+    def __init__(self, status: int, reason: str, document: Any = None) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+        self.document = document
+
+
+class Unreachable(Exception):
+    """Nobody answers at the address."""
+
+
+class Api:
+    """One client. `url` is `http://USER:PASSWORD@HOST:PORT`; without it the socket is asked.
+
+    Every request has its own connection: commands ask once or twice. `timeout_s` bounds each wait.
+    """
+
+    def __init__(
+        self, data_dir: str, url: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        self.data_dir = data_dir
+        self.url = url
+        self.timeout_s = timeout_s
+
+    @property
+    def address(self) -> str:
+        """Where the broker is asked."""
+        if self.url is None:
+            return os.path.join(self.data_dir, SOCKET_NAME)
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.hostname}:{parts.port}"
+
+    def ask(
+        self,
+        method: str,
+        parts: Sequence[str],
+        *,
+        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """What the path `/api/PART/PART` answers, from its JSON; None for nothing.
+
+        Raises ApiError and Unreachable.
+        """
+        path = "/api/" + "/".join(quote(part, safe="") for part in parts)
+        if query:
+            path += f"?{urlencode(query)}"
+        sent = {"content-type": "application/json", **self._login(), **(headers or {})}
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with closing(self._connection()) as connection:
+                connection.request(method, path, data, sent)
+                response = connection.getresponse()
+                content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(str(error)) from error
+        if response.status >= 300:
+            raise _refusal(response.status, content)
+        return json.loads(content) if content.strip() else None
+
+    def node(self) -> str:
+        """The name of the broker's node."""
+        name: str = self.ask("GET", ("overview",), query={"columns": "node"})["node"]
+        return name
+
+    def _login(self) -> dict[str, str]:
+        if self.url is None:
+            return {}
+        parts = urlsplit(self.url)
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        return {"authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.url is None:
+            return _OwnersConnection(self.address, self.timeout_s)
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else None
+        return (kind or http.client.HTTPConnection)(
+            parts.hostname or "localhost", parts.port, timeout=self.timeout_s
+        )
+
+
+class _OwnersConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        if len(os.fsencode(self._path)) <= UNIX_PATH_BYTES_MAX:
+            self.sock.connect(self._path)
+            return
+        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.sock.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+        finally:
+            os.close(directory)
+
+
+def _refusal(status: int, content: bytes) -> ApiError:
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return ApiError(status, content.decode("utf-8", "replace").strip() or str(status))
+    if isinstance(document, dict):
+        reason = document.get("reason", document.get("error", status))
+        return ApiError(status, reason if isinstance(reason, str) else str(reason), document)
+    return ApiError(status, str(document), document)

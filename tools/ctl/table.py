@@ -1,0 +1,43 @@
+"""The table of all commands, and which of them each tool has."""
+
+from __future__ import annotations
+
+from qlog.tools.ctl.command import Command
+from qlog.tools.ctl.commands import (
+    access,
+    definitions,
+    diagnostics,
+    messages,
+    node,
+    objects,
+    plugins,
+    policies,
+    users,
+    vhosts,
+)
+
+COMMANDS = (
+    *node.COMMANDS,
+    *users.COMMANDS,
+    *access.COMMANDS,
+    *diagnostics.COMMANDS,
+    *objects.COMMANDS,
+    *policies.COMMANDS,
+    *vhosts.COMMANDS,
+    *messages.COMMANDS,
+    *definitions.COMMANDS,
+    *plugins.COMMANDS,
+)
+
+
+def commands_of(tool: str) -> dict[str, Command]:
+    """The commands of a tool (`ctl`, `diagnostics`, `queues`, `plugins`) by their names.
+
+    `qlog ctl` has those of the others, too, where the name is free.
+    """
+    found = {command.name: command for command in COMMANDS if tool in command.tools}
+    if tool == "ctl":
+        for command in COMMANDS:
+            if "plugins" not in command.tools:
+                found.setdefault(command.name, command)
+    return found
