@@ -675,7 +675,6 @@ class VHost:
             self.expiry.used(queue)
             self._services.stats.queues_declared += 1
             return queue
-        self._assert_room(name)
         dead_letter_exchange = exchange_named(arguments, DEAD_LETTER_EXCHANGE, resource)
         if dead_letter_exchange is not None:
             may("read", "queue", name)
@@ -688,6 +687,7 @@ class VHost:
             auto_delete=auto_delete,
             server_named=server_named,
         )
+        self._assert_room(name)
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
         self._finish_losing("queue", name)
         lane_id = self.store.new_lane_id()

@@ -412,6 +412,16 @@ def rows() -> Iterator[Row]:
             yield Row(operation, f"{named}-impersonator", ("impersonator",), every)
 
 
+# Users with limits, and one who may not enter the vhost: name -> limits.
+LIMITED = {
+    "m-one": {"max-connections": 1},
+    "m-nobody": {"max-connections": 0},
+    "m-any": {"max-connections": -1, "max-channels": -5},
+    "m-channels": {"max-channels": 2},
+    "m-outside": {"max-connections": 0},
+}
+
+
 def document() -> dict[str, Any]:
     """Definitions of all users of the table, and of what they work on."""
     kept = base64.b64encode(hash_for_rabbitmq(PASSWORD.encode())).decode()
@@ -429,6 +439,16 @@ def document() -> dict[str, Any]:
                 "limits": {},
             }
             for row in table
+        ]
+        + [
+            {
+                "name": name,
+                "password_hash": kept,
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+                "limits": limits,
+            }
+            for name, limits in LIMITED.items()
         ],
         "vhosts": [{"name": VHOST}],
         "permissions": [
@@ -438,6 +458,11 @@ def document() -> dict[str, Any]:
                 **{right: row.pattern(right) for right in ("configure", "write", "read")},
             }
             for row in table
+        ]
+        + [
+            {**where, "user": name, "configure": ".*", "write": ".*", "read": ".*"}
+            for name in LIMITED
+            if name != "m-outside"
         ],
         "topic_permissions": [
             {**where, "user": row.user, "exchange": exchange, "write": write, "read": read}

@@ -398,14 +398,14 @@ class Client:
         connections_max = vhost.settings.connections_max
         if connections_max is not None and len(vhost.clients) >= connections_max:
             raise not_allowed(f"{refused}: connection limit ({connections_max}) is reached")
-        if name not in self.user.permissions:
-            raise not_allowed(refused)
         connections_max = self.user.connections_max
         if connections_max is not None and self.user.connections >= connections_max:
             raise not_allowed(
                 f"connection refused for user '{self.user.name}': user connection limit "
                 f"({connections_max}) is reached"
             )
+        if name not in self.user.permissions:
+            raise not_allowed(refused)
         self.vhost = vhost
         vhost.clients.add(self)
         self.user.connections += 1
