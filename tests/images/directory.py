@@ -20,8 +20,8 @@ from pathlib import Path
 
 from tests.images.trace import Call, Step
 
-# LMDB's table of readers and locks; it is made anew.
-PASSED_OVER = "lock.mdb"
+# LMDB's table of readers and locks, which is made anew, and the socket for `qlog ctl`.
+PASSED_OVER = ("lock.mdb", "ctl.sock")
 
 
 @dataclass(slots=True, eq=False)

@@ -168,6 +168,7 @@ def record(directory: Path, *, seconds: float, seed: int) -> Recording:
         finally:
             broker.kill()
         load.join()
-        shutil.copytree(data_dir, copies[process])
+        # A broker that was killed leaves its socket for `qlog ctl`, which cannot be copied.
+        shutil.copytree(data_dir, copies[process], ignore=shutil.ignore_patterns("*.sock"))
     first = trace.read(traces[0], 0)
     return Recording(data_dir, first + trace.read(traces[1], 1), len(first), copies, books)

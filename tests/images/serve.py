@@ -14,7 +14,7 @@ import trio
 from msgspec import structs
 
 from qlog.server import config
-from qlog.server.config import Settings
+from qlog.server.config import HttpSettings, Settings
 from qlog.storage.settings import StoreSettings
 from qlog.storage.space import compactor
 from qlog.storage.store import Store
@@ -72,8 +72,9 @@ async def at_once(work: Callable[[], object]) -> object:
 
 
 def load_small(load: Callable[..., Settings] = config.load, **given: object) -> Settings:
-    """The settings, with the storage's own smaller than an operator may set them."""
-    return structs.replace(load(**given), storage=SMALL)
+    """The settings, with the storage's own smaller than an operator may set them, and no HTTP."""
+    http = HttpSettings(management_port=0, management_tls_port=0, metrics_port=0)
+    return structs.replace(load(**given), storage=SMALL, http=http)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
         target = workspace / kept
         if kept == "all":
             directory.settle(data_dir)
-            shutil.copytree(data_dir, target)
+            shutil.copytree(data_dir, target, ignore=shutil.ignore_patterns("*.sock"))
         else:
             write(directory.image(random.Random(str(fault)), kept), target)
         try:

@@ -25,6 +25,10 @@ LINES_MAX = 10_000
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# Many brokers run at the same time: they would fight for the ports of management and metrics.
+NO_HTTP = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
+
+
 class BrokerProcess:
     """One broker on one directory; may be started several times, one after the other.
 
@@ -84,7 +88,7 @@ class BrokerProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.settings},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **NO_HTTP, **self.settings},
         )
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()
