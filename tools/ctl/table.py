@@ -5,6 +5,7 @@ from __future__ import annotations
 from qlog.tools.ctl.command import Command
 from qlog.tools.ctl.commands import (
     access,
+    backups,
     definitions,
     diagnostics,
     messages,
@@ -26,6 +27,7 @@ COMMANDS = (
     *vhosts.COMMANDS,
     *messages.COMMANDS,
     *definitions.COMMANDS,
+    *backups.COMMANDS,
     *plugins.COMMANDS,
 )
 

@@ -319,3 +319,25 @@ def test_the_broker_is_ended(tmp_path: Path, ctl: Any) -> None:
     assert own.process.wait(10) == 0
     ctl("--data-dir", str(own.data_dir), "stop", status=69)
     ctl("--data-dir", str(own.data_dir), "stop", "--idempotent")
+
+
+def test_a_backup_is_made_and_restored(broker: BrokerProcess, ctl: Any, tmp_path: Path) -> None:
+    """Of a broker that runs; the second one copies less."""
+    with connect(broker) as connection:
+        connection.channel().queue_declare("kept", durable=True)
+    target = tmp_path / "backup"
+    assert ctl("backup", str(target), "--bytes-per-s", "0").startswith("Making a backup of node")
+    made = json.loads(ctl("-q", "backup", str(target), "--formatter", "json"))
+    assert made["state"] == "made" and made["files"] >= made["files_copied"] > 0
+    refused = ctl("backup", str(target), "--bytes-per-s", "5", status=69)
+    assert "bytes_per_s must be 0 or at least 1048576" in refused
+    assert "neither empty nor a backup" in ctl("backup", str(tmp_path), status=69)
+    command = [sys.executable, "-m", "qlog", "restore", str(target)]
+    directory = str(tmp_path / "new")
+    subprocess.run([*command, "--data-dir", directory], cwd=ROOT, check=True, timeout=60)
+    other = BrokerProcess(Path(directory), settings={"QLOG_MANAGEMENT_PORT": "0"}).start()
+    try:
+        with connect(other) as connection:
+            connection.channel().queue_declare("kept", passive=True)
+    finally:
+        other.terminate()
