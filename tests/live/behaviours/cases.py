@@ -1037,6 +1037,411 @@ def features() -> Iterator[Case]:
     yield "an empty body", [declare(), publish(body=b""), get()]
 
 
+# --- more of what becomes of messages
+
+
+def _rounds(count: int, back: Any) -> list[Step]:
+    """A consumer gets a message so often, and gives it back each time."""
+    return [step for number in range(1, count + 1) for step in (Wait(1), back(number))]
+
+
+def outcomes() -> Iterator[Case]:
+    dead: dict[str, Any] = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "{dead}"}
+    yield (
+        "the delivery limit is 20 if nothing is said",
+        [
+            declare("{dead}"),
+            declare(arguments={**QUORUM, **dead}),
+            publish(),
+            consume(),
+            *_rounds(21, nack),
+            GetSoon("{dead}"),
+        ],
+    )
+    for limit in (-1, 25):
+        yield (
+            f"a delivery limit of {limit}",
+            [
+                declare(arguments={**QUORUM, "x-delivery-limit": limit}),
+                publish(),
+                consume(),
+                *_rounds(23, nack),
+                Wait(1),
+            ],
+        )
+    yield (
+        "a delivery limit of 0",
+        [
+            declare("{dead}"),
+            declare(arguments={**QUORUM, **dead, "x-delivery-limit": 0}),
+            publish(),
+            consume(),
+            Wait(1),
+            nack(1),
+            GetSoon("{dead}"),
+        ],
+    )
+    five = [publish(body=b"%d" % number) for number in range(5)]
+    yield (
+        "quorum: what comes back is delivered in the order in which it came back",
+        [
+            declare(arguments=QUORUM),
+            *five,
+            send("Basic.Qos", prefetch_size=0, prefetch_count=3, global_=False),
+            consume(),
+            Wait(3),
+            nack(2),
+            Wait(1),
+            nack(1),
+            Wait(1),
+            ack(3),
+            Wait(1),
+        ],
+    )
+    yield (
+        "classic: what comes back is delivered at its old place",
+        [
+            declare(),
+            *five,
+            send("Basic.Qos", prefetch_size=0, prefetch_count=3, global_=False),
+            consume(),
+            Wait(3),
+            nack(3),
+            Wait(1),
+            nack(1),
+            Wait(1),
+            ack(2),
+            Wait(1),
+        ],
+    )
+    for kind, table in KINDS.items():
+        first = [get(no_ack=True), get(no_ack=True)] if kind == "classic" else []
+        yield (
+            f"get tells how many are left, {kind}",
+            [declare(arguments=table), *five, GetSoon("{q}"), *first],
+        )
+        single = {**table, "x-single-active-consumer": True}
+        yield (
+            f"the next consumer is active when the first one goes, {kind}",
+            [
+                declare(arguments=single),
+                consume(tag="one"),
+                consume(tag="two"),
+                publish(body=b"1"),
+                Wait(1),
+                ack(1),
+                Sync(),
+                send("Basic.Cancel", consumer_tag="one"),
+                publish(body=b"2"),
+                Wait(1),
+            ],
+        )
+        yield (
+            f"a deleted queue cancels, and its messages are gone, {kind}",
+            [
+                declare(arguments=table),
+                publish(),
+                consume(),
+                Wait(1),
+                send("Queue.Delete", queue="{q}"),
+                Wait(1),
+                ack(1),
+                Sync(),
+            ],
+        )
+        yield (
+            f"rejected without a dead-letter exchange, {kind}",
+            [
+                declare(arguments=table),
+                publish(body=b"1"),
+                publish(body=b"2"),
+                consume(),
+                Wait(2),
+                nack(1, requeue=False),
+                nack(2),
+                Wait(1),
+            ],
+        )
+        yield (
+            f"a dead-letter exchange that is not there, {kind}",
+            [
+                declare(arguments={**table, "x-dead-letter-exchange": "{none}"}),
+                publish(),
+                consume(),
+                Wait(1),
+                nack(1, requeue=False),
+                Sync(),
+                declare(passive=True),
+            ],
+        )
+        yield (
+            f"many are acknowledged at once, {kind}",
+            [
+                declare(arguments=table),
+                *five,
+                consume(),
+                Wait(5),
+                ack(3, multiple=True),
+                nack(0, multiple=True),
+                Wait(2),
+            ],
+        )
+        yield (
+            f"dead letters by their own keys, {kind}",
+            [
+                exchange("headers"),
+                declare("{dead}"),
+                bind("{dead}", x_match="any-with-x", x_first_death_reason="rejected"),
+                declare(arguments={**table, "x-dead-letter-exchange": "{x}"}),
+                publish(headers={"CC": ["{a}"], "BCC": ["{b}"], "n": 1}, expiration="60000"),
+                consume(),
+                Wait(1),
+                nack(1, requeue=False),
+                GetSoon("{dead}"),
+            ],
+        )
+        yield (
+            f"an expiration, {kind}",
+            [
+                declare("{dead}"),
+                declare(arguments={**table, **dead}),
+                publish(expiration="1", delivery_mode=2),
+                GetSoon("{dead}"),
+            ],
+        )
+        yield (
+            f"too many, {kind}",
+            [
+                declare("{dead}"),
+                declare(arguments={**table, **dead, "x-max-length": 2}),
+                *five,
+                GetSoon("{dead}"),
+                GetSoon("{dead}"),
+                GetSoon("{dead}"),
+                GetSoon("{q}"),
+                GetSoon("{q}"),
+            ],
+        )
+        yield (
+            f"cancelled, and yet acknowledged, {kind}",
+            [
+                declare(arguments=table),
+                publish(),
+                consume(),
+                Wait(1),
+                send("Basic.Cancel", consumer_tag="c"),
+                ack(1),
+                Sync(),
+                declare(passive=True),
+            ],
+        )
+    yield (
+        "a cycle of dead letters by expiry ends",
+        [
+            declare(arguments={"x-dead-letter-exchange": "", "x-message-ttl": 1}),
+            publish(),
+            publish(body=b"2", expiration="1"),
+            Sync(),
+            declare("{other}"),
+            publish("{other}"),
+            GetSoon("{other}"),
+        ],
+    )
+    yield (
+        "reject-publish and drop-head on the same exchange",
+        [
+            exchange("fanout"),
+            declare("{a}", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}),
+            declare("{b}", arguments={"x-max-length": 1}),
+            bind("{a}"),
+            bind("{b}"),
+            publish("", b"1", to="{x}"),
+            publish("", b"2", to="{x}"),
+            get("{a}"),
+            get("{b}"),
+            get("{a}"),
+            get("{b}"),
+        ],
+    )
+    yield (
+        "an expired message is gone from a priority queue",
+        [
+            declare(arguments={"x-max-priority": 3}),
+            publish(body=b"gone", priority=3, expiration="0"),
+            publish(body=b"low", priority=1),
+            GetSoon("{q}"),
+            get(),
+        ],
+    )
+    yield (
+        "a requeued message of a priority queue comes first",
+        [
+            declare(arguments={"x-max-priority": 3}),
+            publish(body=b"low"),
+            publish(body=b"high", priority=3),
+            get(no_ack=False),
+            get(no_ack=False),
+            nack(1),
+            nack(2),
+            get(),
+            get(),
+        ],
+    )
+    yield (
+        "an exclusive consumer leaves, and another comes",
+        [
+            declare(),
+            consume(exclusive=True),
+            send("Basic.Cancel", consumer_tag="c"),
+            consume(tag="d"),
+            publish(),
+            Wait(1),
+        ],
+    )
+    yield (
+        "a prefetch for the channel is shared",
+        [
+            declare("{a}"),
+            declare("{b}"),
+            *(publish("{a}"), publish("{b}")),
+            send("Basic.Qos", prefetch_size=0, prefetch_count=1, global_=True),
+            consume("{a}", tag="a"),
+            Wait(1),
+            consume("{b}", tag="b"),
+            declare("{b}", passive=True),
+            ack(1),
+            Wait(1),
+        ],
+    )
+    yield (
+        "an exchange that was bound to others is deleted",
+        [
+            exchange("fanout"),
+            exchange("fanout", "{y}"),
+            send("Exchange.Bind", source="{x}", destination="{y}", routing_key=""),
+            declare(),
+            bind(source="{y}"),
+            send("Exchange.Delete", exchange="{y}"),
+            publish("", to="{x}", mandatory=True),
+            Sync(),
+        ],
+    )
+    yield (
+        "an alternate exchange is not asked if a queue has the message",
+        [
+            exchange("fanout", "{alternate}"),
+            declare("{lost}"),
+            bind("{lost}", "{alternate}"),
+            exchange(arguments={"alternate-exchange": "{alternate}"}),
+            declare(),
+            bind(key="k"),
+            publish("k", b"1", to="{x}"),
+            publish("other", b"2", to="{x}"),
+            get("{lost}"),
+            get("{lost}"),
+            get(),
+        ],
+    )
+    yield (
+        "alternates in a circle",
+        [
+            exchange(arguments={"alternate-exchange": "{y}"}),
+            exchange(name="{y}", arguments={"alternate-exchange": "{x}"}),
+            publish("k", to="{x}", mandatory=True),
+            Sync(),
+        ],
+    )
+    yield (
+        "the same key in CC and BCC",
+        [
+            declare(),
+            publish(headers={"CC": ["{q}", "{q}"], "BCC": ["{q}"]}),
+            get(),
+            get(),
+        ],
+    )
+    yield (
+        "CC to a topic exchange",
+        [
+            exchange("topic"),
+            declare(),
+            bind(key="a.*"),
+            publish("b", to="{x}", headers={"CC": ["a.b", "a.c"]}),
+            get(),
+            get(),
+        ],
+    )
+    for priority in (0, 5, 255):
+        yield (
+            f"priority {priority} in a queue without priorities",
+            [declare(), publish(priority=priority), get()],
+        )
+    for mode in (0, 1, 2, 3):
+        yield f"delivery mode {mode}", [declare(), publish(delivery_mode=mode), get()]
+    yield (
+        "rejected in a transaction, at commit",
+        [
+            declare("{dead}"),
+            declare(arguments=dead),
+            publish(),
+            get(no_ack=False),
+            send("Tx.Select"),
+            nack(1, requeue=False),
+            send("Tx.Commit"),
+            GetSoon("{dead}"),
+        ],
+    )
+    yield (
+        "a transaction that a limit refuses",
+        [
+            declare(arguments={"x-max-length": 1, "x-overflow": "reject-publish"}),
+            send("Tx.Select"),
+            publish(body=b"1"),
+            send("Tx.Commit"),
+            publish(body=b"2"),
+            send("Tx.Commit"),
+        ],
+    )
+    yield (
+        "confirms count from where they begin",
+        [
+            declare(),
+            publish(),
+            send("Confirm.Select"),
+            publish(),
+            Wait(1),
+            send("Confirm.Select"),
+            publish(),
+            Wait(1),
+        ],
+    )
+    yield (
+        "queue.bind twice is one binding",
+        [
+            exchange(),
+            declare(),
+            bind(),
+            bind(),
+            send("Queue.Unbind", queue="{q}", exchange="{x}", routing_key="k"),
+            publish("k", to="{x}", mandatory=True),
+            Sync(),
+        ],
+    )
+    yield (
+        "bindings that differ in arguments alone",
+        [
+            exchange(),
+            declare(),
+            bind(),
+            bind(a=1),
+            send("Queue.Unbind", queue="{q}", exchange="{x}", routing_key="k"),
+            publish("k", to="{x}", mandatory=True),
+            Sync(),
+            get(),
+        ],
+    )
+
+
 # --- what frameworks declare
 
 
@@ -1205,6 +1610,7 @@ def all_cases() -> dict[str, list[Step]]:
         acknowledgements,
         publishing,
         features,
+        outcomes,
         frameworks,
     ):
         for name, steps in source():

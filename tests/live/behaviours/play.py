@@ -216,7 +216,9 @@ class _Scene:
             value = client.call(number, unchecked(Basic.Get, queue=queue, no_ack=True))
             return value if isinstance(value, Message) else None
 
-        self.lines.append(self._line(until(get, f"a message in {queue}")))
+        line = self._line(until(get, f"a message in {queue}"))
+        # How many are there by now is chance.
+        self.lines.append(re.sub(r" message_count=\d+", "", line))
         return True
 
     def _read_until(self, names: Sequence[str], *, silent: bool = False) -> bool:
