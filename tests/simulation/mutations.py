@@ -469,6 +469,32 @@ def _restored_meanwhile(world: World) -> None:
     world.crash(Fate(seed=world.seed))
 
 
+def _restored_in_a_compaction(world: World) -> None:
+    """Settled messages are restored while what is alive beside them is copied."""
+    world.begin()
+    world.publish([0], 40, 300, True, False)
+    world.settle_down()
+    world.checkpoint()
+    for block in range(10):  # three of four
+        world.settle(0, (4 * block + 1.5) / 40, 3)
+    world.checkpoint()
+    compactor = probe(world.running).compactor
+    for _ in range(50):
+        world.tick(61.0)
+        if compactor.working:
+            break
+        for worker in (0, 1, 1):
+            world.work(worker, True)
+    assert compactor.working
+    for _ in range(world.seed % 6):
+        world.work(1, True)
+        world.tick(0.5)
+    world.restore(0, 0.0, 40)
+    for _ in range(4):
+        world.drive(61.0)
+    world.crash(Fate(seed=world.seed))
+
+
 def _followed_too_far(world: World) -> None:
     """A follower takes what there is after a settlement was written; then the power goes."""
     world.begin()
@@ -603,7 +629,7 @@ MUTATIONS = [
         "messages are restored from a segment that is being compacted",
         "they are not in the new one",
         patches=_restored_while_compacted,
-        taste={"restore": 8, "settle_some": 3},
+        script=_restored_in_a_compaction,
     ),
     Mutation(
         "the due index is not rebuilt",

@@ -192,7 +192,7 @@ class World:
         self.workers = []
         self.was_full = self.in_doubt = self.kept = False
         self.given_out = set()
-        with _hooked(self.disk):
+        with hooked(self.disk):
             self.store = Store.open(
                 self.disk.root,
                 decode=decode,
@@ -1147,7 +1147,7 @@ def small_steps() -> Iterator[None]:
 
 
 @contextmanager
-def _hooked(disk: SimulatedDisk) -> Iterator[None]:
+def hooked(disk: SimulatedDisk) -> Iterator[None]:
     """Environments that are opened in here belong to this disk."""
     with patch("lmdb.open", disk.lmdb_open):
         yield
