@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from qlog.server.config import HttpSettings
-from qlog.server.net.listen import CannotListen, bind
+from qlog.server.net.listen import CannotListen, accept_clients, bind
 
 logger = logging.getLogger("qlog.http")
 
@@ -37,6 +37,7 @@ class HttpSockets:
     management_tls: list[socket.socket] = field(default_factory=list)
     metrics: list[socket.socket] = field(default_factory=list)
     owner: socket.socket | None = None
+    asked: frozenset[str] = frozenset()  # the settings of ports that were asked for
 
     @property
     def all(self) -> list[socket.socket]:
@@ -50,9 +51,21 @@ class HttpSockets:
         return bool(self.management or self.management_tls or self.metrics)
 
     def listen(self) -> None:
-        """From now on clients can connect; they wait until somebody serves them."""
-        for each in self.all:
-            each.listen(BACKLOG)
+        """From now on clients can connect; they wait until somebody serves them.
+
+        Another process may have been faster since the addresses were bound: see `bind_http`.
+        """
+        for name in ("management", "management_tls", "metrics"):
+            sockets = getattr(self, name)
+            try:
+                accept_clients(sockets)
+            except CannotListen as error:
+                for each in sockets:
+                    each.close()
+                setattr(self, name, [])
+                _refused(f"{name}_port", error, self.asked)
+        if self.owner is not None:
+            self.owner.listen(BACKLOG)
 
     def close(self) -> None:
         """Close all."""
@@ -65,7 +78,7 @@ def bind_http(settings: HttpSettings, asked: frozenset[str], *, tls: bool = Fals
 
     Raises CannotListen for one that was asked for.
     """
-    sockets = HttpSockets()
+    sockets = HttpSockets(asked=asked)
     try:
         sockets.management = _bind(
             settings.management_host, settings.management_port, "management_port", asked
@@ -92,12 +105,17 @@ def _bind(
     try:
         return bind(hosts, port)
     except CannotListen as error:
-        if name in asked:
-            raise
-        what = name.removesuffix("_port").replace("_", " ")
-        option = name.replace("_", "-")
-        logger.warning("no %s: %s; --%s says where else, 0 nowhere", what, error, option)
+        _refused(name, error, asked)
         return []
+
+
+def _refused(name: str, error: CannotListen, asked: frozenset[str]) -> None:
+    """A port cannot be listened on: an error if it was asked for, else a warning."""
+    if name in asked:
+        raise error
+    what = name.removesuffix("_port").replace("_", " ")
+    option = name.replace("_", "-")
+    logger.warning("no %s: %s; --%s says where else, 0 nowhere", what, error, option)
 
 
 @contextmanager

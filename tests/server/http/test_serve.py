@@ -179,3 +179,27 @@ def test_a_default_port_in_use_is_a_warning_one_that_was_asked_for_an_error(
     with pytest.raises(CannotListen):
         bind_http(settings, frozenset({"management_port"}))
     taken.close()
+
+
+@pytest.mark.parametrize("asked", [frozenset[str](), frozenset({"metrics_port"})])
+def test_a_port_that_another_process_listens_on_since_it_was_bound(
+    asked: frozenset[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = HttpSettings(management_port=0, metrics_port=port)
+    sockets, faster = bind_http(settings, asked), bind_http(settings, frozenset())
+    faster.listen()
+    try:
+        if asked:
+            with pytest.raises(CannotListen):
+                sockets.listen()
+        else:
+            with caplog.at_level(logging.WARNING):
+                sockets.listen()
+            assert f"no metrics: cannot listen on 127.0.0.1:{port}" in caplog.text
+        assert not sockets.eager
+    finally:
+        faster.close()
+        sockets.close()
