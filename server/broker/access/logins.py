@@ -33,8 +33,10 @@ from qlog.server.broker.outcome import Outcome
 logger = logging.getLogger("qlog.access")
 
 REMEMBERED_S = 60.0
-# Who has to wait longer than this is refused at once.
+# Who would have to wait longer than this is refused without a look, ANSWERED_S later: who guesses
+# must not come again at once.
 LATE_S = WAIT_S_MAX
+ANSWERED_S = 1.0
 # So many refused logins of one second are logged; the others are counted.
 LOGGED_MAX = 10
 
@@ -139,7 +141,8 @@ class Logins:
         if wait_s > LATE_S:
             reason = "too many failed logins: not looked at"
             self._log(name, address, reason, 1)
-            outcome.fail(Refused(name, reason))
+            refused = Refused(name, reason)
+            self._timers.at(now_s + ANSWERED_S, lambda: outcome.fail(refused))
             return outcome
         self._under_way[about] = [outcome]
         if wait_s:
