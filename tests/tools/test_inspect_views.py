@@ -190,12 +190,22 @@ def test_the_catalog_shows_definitions_and_no_secrets(tmp_path: Path) -> None:
         definitions.save_policy("/", "policy", policy)
         definitions.save_policy("/", "operator_policy", Policy("o", "", {"max-length": 5}))
         hashed = hash_for_rabbitmq(b"secret", b"salt")
-        definitions.save_user(User("me", hashed, ("administrator",), {"/": (".*", "", "")}))
+        me = User("me", hashed, ("administrator",), {"/": (".*", "", "")})
+        me.topic_permissions["/"] = {"amq.topic": ("a", "")}
+        me.limits = {"max-channels": 5}
+        definitions.save_user(me)
         definitions.save_binding("/", Binding("amq.topic", "queue", "orders", "a.#", {"x": 1}))
     directory = tmp_path / "data"
     document = inspect(directory, "catalog")
     assert document["users"] == [
-        {"user": "me", "tags": ["administrator"], "permissions": {"/": [".*", "", ""]}}
+        {
+            "user": "me",
+            "tags": ["administrator"],
+            "permissions": {"/": [".*", "", ""]},
+            "topic_permissions": {"/": {"amq.topic": ["a", ""]}},
+            "limits": {"max-channels": 5},
+            "hashing_algorithm": "rabbit_password_hashing_sha256",
+        }
     ]
     (vhost,) = document["vhosts"]
     assert vhost == {

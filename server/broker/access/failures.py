@@ -16,8 +16,9 @@ FREE_OF_PEER = 20
 WAIT_S = 0.25
 WAIT_S_MAX = 5.0
 FORGOTTEN_S = 60.0
-# So many peers, and users of peers, are remembered: some 3 MiB. Then the oldest are forgotten.
+# So many peers, and users of peers, are remembered: some 5 MiB. Then the oldest are forgotten.
 RECORDS_MAX = 10_000
+NAME_MAX = 64  # so much of a name is remembered: a client may send one of some thousand characters
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Failures:
     def wait_s(self, peer: str, user: str, now_s: float) -> float:
         """How long an attempt has to wait; those of a peer come one after the other."""
         wait_s = 0.0
+        user = user[:NAME_MAX]
         for key, free in (((peer, user), FREE_OF_USER), ((peer, None), FREE_OF_PEER)):
             record = self._of(key, now_s)
             if record is None or record.failures < free:
@@ -52,6 +54,7 @@ class Failures:
     def failed(self, peer: str, user: str, now_s: float) -> int:
         """An attempt has failed. Returns how many in a row did, of this user from this peer."""
         count = 0
+        user = user[:NAME_MAX]
         for key, free in (((peer, None), FREE_OF_PEER), ((peer, user), FREE_OF_USER)):
             record = self._of(key, now_s)
             if record is None:
@@ -68,7 +71,7 @@ class Failures:
 
     def succeeded(self, peer: str, user: str) -> None:
         """The user has logged in: the failures with this name are forgiven."""
-        self._records.pop((peer, user), None)
+        self._records.pop((peer, user[:NAME_MAX]), None)
 
     def _of(self, key: tuple[str, str | None], now_s: float) -> _Record | None:
         record = self._records.get(key)

@@ -141,6 +141,7 @@ class Logins:
         if wait_s > LATE_S:
             reason = "too many failed logins: not looked at"
             self._log(name, address, reason, 1)
+            self.failed_count += 1
             refused = Refused(name, reason)
             self._timers.at(now_s + ANSWERED_S, lambda: outcome.fail(refused))
             return outcome

@@ -72,6 +72,17 @@ def test_anonymous_is_the_user_of_the_setting(
         )
 
 
+ODD_NAMES = [b"", b"\xff\xfe", b"u" * 3000, b"guest ", b"GUEST", "gu\u0435st".encode()]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_are_nobody(tmp_path: Path, benches: list[Bench], name: bytes) -> None:
+    benches.append(Bench(tmp_path))
+    _, answer, client = log_in(benches[0], "PLAIN", b"\0" + name + b"\0guest")
+    assert isinstance(answer, spec.ConnectionClose) and answer.reply_code == 403
+    assert client.account is None and not client.authenticated
+
+
 def test_anonymous_can_be_turned_off(tmp_path: Path, benches: list[Bench]) -> None:
     """It is an unknown mechanism then, of which clients are not told before they are logged in."""
     benches.append(Bench(tmp_path, BrokerSettings(anonymous_login_user="none")))

@@ -49,7 +49,8 @@ def test_what_is_set_lasts(bench: Bench) -> None:
         ("ann", "/", "amq.topic", "^{username}", ".*")
     ]
     before = snapshot(bench)
-    bench.restart()
+    bench.kill()
+    bench.open()
     assert snapshot(bench) == before
     operations = bench.broker.operations
     assert operations.user("ann").limits == {"max-connections": 5, "max-channels": -1}

@@ -30,7 +30,7 @@ class Kind(StrEnum):
 _POLICY = "policy=name pattern apply_to priority definition"
 _FIELDS = {
     Kind.VHOSTS: "description tags default_queue_type limits",
-    Kind.USERS: "user=name tags permissions",
+    Kind.USERS: "user=name tags permissions topic_permissions limits hashing_algorithm",
     Kind.POLICIES: _POLICY,
     Kind.OPERATOR_POLICIES: _POLICY,
     Kind.EXCHANGES: "exchange=name type auto_delete internal arguments",
