@@ -12,7 +12,7 @@ import sys
 from typing import NoReturn
 
 # What `qlog help` knows beside the commands of `qlog ctl`.
-_OWN_HELP: tuple[list[str], ...] = ([], ["serve"], ["inspect"])
+_OWN_HELP: tuple[list[str], ...] = ([], ["serve"], ["restore"], ["inspect"])
 
 
 def main() -> None:
