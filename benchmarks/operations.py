@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from benchmarks import wire
+from benchmarks import load, wire
 from benchmarks.beside import QUESTION
 from benchmarks.bulk import (
     BODY,
@@ -24,7 +24,7 @@ from benchmarks.bulk import (
     delete_queue,
     wait_for_messages,
 )
-from benchmarks.flow import fresh_name
+from benchmarks.flow import LoadProcess, expect_ready, fresh_name
 
 Operation = Callable[[BulkClient, int], Iterator[None]]
 
@@ -35,6 +35,7 @@ FANOUT_QUEUES = 1000
 # A tenth of the messages is looked at by each of a thousand bindings, or copied as often.
 SHARE_OF_MESSAGES = 10
 UPLOADS = 16
+STREAM_READERS = 50
 # As much as RabbitMQ 4 accepts, but for the last bit.
 UPLOAD_BYTES = 15 * 1024 * 1024
 
@@ -127,6 +128,22 @@ def close_holding(client: BulkClient, count: int) -> Iterator[None]:
     client.send([wire.method_frame(wire.CHANNEL_CLOSE, close)], (wire.CHANNEL_CLOSE_OK, 1))
     with wire.Connection(client.address) as other:
         wait_for_messages(other, queue, count)
+
+
+def read_stream(client: BulkClient, count: int) -> Iterator[None]:
+    """Read a stream of so many messages from its start, by 50 consumers at once."""
+    stream = client.queue(count, {"x-queue-type": "stream"})
+    plan = load.ConsumerPlan(stream, offset="first")
+    process = LoadProcess(load.consume, client.address, (plan,) * STREAM_READERS, None)
+    try:
+        expect_ready(process)
+        yield
+        process.send(load.GO)
+        expect_ready(process)
+        process.send(count * STREAM_READERS)
+        process.receive()
+    finally:
+        process.end()
 
 
 def cut_holding(client: BulkClient, count: int) -> Iterator[None]:

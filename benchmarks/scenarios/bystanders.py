@@ -84,6 +84,7 @@ OPERATIONS: tuple[tuple[str, str, Operation, int], ...] = (
     _holding("tx-rollback", "publishes that are rolled back", operations.roll_back),
     _holding("fanout", "copies by a fanout exchange to 1,000 queues", operations.fanout),
     ("headers", "matches of 1,000 headers bindings by 3,000 messages", operations.headers, 30_000),
+    ("stream", "messages of a stream, read from its start by 50 consumers", operations.read_stream, 10_000),
     ("declares", "queue.declare, pipelined", operations.declares, 2_000),
     ("deletes", "queue.delete, pipelined", operations.deletes, 2_000),
     ("binds", "queue.bind, pipelined", operations.binds, 5_000),

@@ -293,6 +293,7 @@ class Streams(Generic[M]):
     def moved(self, done: Moved[M]) -> None:
         """The job is done: settle what it has moved."""
         self.working = False
+        self._look_s = 0.0  # more may be due, and one job moves only so much
         for appended in done.appended:
             stream = self._streams.get(appended.job.source.lane_id)
             if stream is None:
