@@ -245,15 +245,26 @@ class Stream(Generic[M]):
             segment = self.segments[at]
             messages, _ = self._guarded(segment, lambda: self._fetch_since(segment, time_ms))
             return messages.first_qseq + _first_since(messages, time_ms)
-        offset = self.moved
-        while (
-            messages_ := self.lane.read(offset, CHUNK_COUNT, CHUNK_BYTES, passing=False)
-        ) is not None:
-            index = _first_since(messages_, time_ms)
-            offset = messages_.first_qseq + index
-            if index < len(messages_.bodies):
+        return self._since_in_lane(time_ms)
+
+    def _since_in_lane(self, time_ms: int) -> int:
+        """The same for what was not moved yet. A full disk may keep very much of it there."""
+        offset, end = self.moved, self.end
+        while end - offset > CHUNK_COUNT:
+            middle = (offset + end) // 2
+            one = self.lane.read(middle, 1, CHUNK_BYTES, passing=False)
+            if one is not None and one.times_ms[0] < time_ms:
+                offset = one.first_qseq + 1
+            else:
+                end = middle
+        while True:
+            messages = self.lane.read(offset, CHUNK_COUNT, CHUNK_BYTES, passing=False)
+            if messages is None:
+                return self.end
+            index = _first_since(messages, time_ms)
+            offset = messages.first_qseq + index
+            if index < len(messages.bodies):
                 return offset
-        return self.end
 
     def _fetch_since(self, segment: Segment, time_ms: int) -> tuple[Slice[M], int]:
         position = self._seek(

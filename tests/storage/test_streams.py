@@ -161,6 +161,18 @@ def test_times_are_found(bench: StreamBench) -> None:
         bench.forget_memory()
 
 
+def test_times_are_found_in_much_that_was_not_moved(
+    bench: StreamBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlog.storage.streams.stream.CHUNK_COUNT", 4)
+    for _ in range(60):
+        bench.publish(3)
+    for at in range(60):
+        assert bench.stream.since(1000 + 10 * at) == 3 * at
+        assert bench.stream.since(995 + 10 * at) == 3 * at
+    assert bench.stream.since(1 << 40) == 180
+
+
 def test_retention_takes_whole_segments_from_the_front(bench: StreamBench) -> None:
     for _ in range(40):
         bench.publish(10)
