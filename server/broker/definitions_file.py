@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qlog import __version__
 from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import AMQPError
@@ -447,6 +448,7 @@ def exporting(
         "rabbit_version": version,
         "rabbitmq_version": version,
         "product_name": "qlog",
+        "product_version": __version__,
         "rabbitmq_definition_format": "cluster",
         **{section: [] for section in _KEYS},
     }
@@ -464,7 +466,7 @@ def exporting(
             yield
         for queue in operations.queues(vhost):
             if not queue.declared.exclusive:
-                document["queues"].append(_queue(queue.declared))
+                document["queues"].append(_queue(vhost, queue.declared))
             yield
         for binding in operations.bindings(vhost):
             if _is_exported(vhost, binding):
@@ -481,6 +483,8 @@ def _of_vhost(document: dict[str, Any], vhost: VHost) -> dict[str, Any]:
     found["original_vhost_name"] = vhost.name
     found["metadata"] = about["metadata"]
     found["description"] = vhost.settings.description
+    found["default_queue_type"] = vhost.settings.default_queue_type or "classic"
+    found["limits"] = []
     for section in VHOST_SECTIONS:
         found[section] = [
             {key: value for key, value in item.items() if key != "vhost"}
@@ -521,14 +525,18 @@ def _exchange(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def _queue(declared: Declaration) -> dict[str, Any]:
+def _queue(vhost: VHost, declared: Declaration) -> dict[str, Any]:
+    """A queue; with its type, if a declaration without one would make it another one there."""
+    arguments = json_value(declared.arguments.table)
+    if vhost.settings.default_queue_type is not None:
+        arguments = {**arguments, "x-queue-type": declared.arguments.type}
     return {
         "name": declared.name,
         "vhost": declared.vhost,
         "type": declared.arguments.type,
         "durable": declared.durable,
         "auto_delete": declared.auto_delete,
-        "arguments": json_value(declared.arguments.table),
+        "arguments": arguments,
     }
 
 

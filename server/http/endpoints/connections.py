@@ -111,7 +111,7 @@ async def show_channel(ask: Ask) -> dict[str, Any]:
         if channel.name == wanted:
             consumers = [consumer.facts() for consumer in channel.consumers.values()]
             facts = ask.operations.channel_facts(channel, spans=spans(ask))
-            return {**facts, "consumer_details": consumers}
+            return {**facts, "consumer_details": consumers, "publishes": [], "deliveries": []}
     raise not_found()
 
 

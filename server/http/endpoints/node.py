@@ -37,7 +37,7 @@ def node_facts(ask: Ask) -> dict[str, Any]:
     """The node as RabbitMQ shows one."""
     operations = ask.operations
     about, resources, alarms = operations.about(), ask.context.resources(), operations.alarms
-    stats = operations.churn()
+    stats = operations.total_rates(dict(operations.churn()))
     connections = sum(1 for _ in operations.connections())
     return {
         "name": about.node,

@@ -119,6 +119,7 @@ def contexts(ask: Ask) -> list[dict[str, Any]]:
             "node": node,
             "description": _TITLES[listener.protocol],
             "path": "/",
+            "protocol": listener.protocol,
             "ip": listener.host,
             "port": str(listener.port),
         }

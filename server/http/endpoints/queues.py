@@ -32,6 +32,7 @@ def _objects(ask: Ask) -> Iterator[QueueType]:
 def _bare(ask: Ask, queue: QueueType) -> dict[str, Any]:
     """A queue without statistics (`disable_stats`), with the three counts if they are asked for."""
     facts = ask.operations.bare_queue_facts(queue)
+    facts.setdefault("online", None)
     if ask.flag("enable_queue_totals"):
         ready, unacked = queue.ready, queue.unacked
         facts |= {
