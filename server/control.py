@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from qlog.server.amqp.errors import HardError, connection_forced
+from qlog.server.broker.outcome import Outcome
 from qlog.server.config import Settings, definitions
 from qlog.server.net.listen import bind
 from qlog.server.net.network import Network
@@ -29,6 +30,22 @@ SHUTDOWN = "broker forced connection closure with reason 'shutdown'"
 ANSWER_S = 0.1  # an answer over HTTP is sent by then
 # Names of levels that the log does not have: the next ones above the highest.
 LEVELS = {"critical": logging.CRITICAL, "none": logging.CRITICAL + 10}
+
+
+# RabbitMQ's names of settings that can be set for a while, ours, and how many of our unit are one
+# of theirs.
+PASSING: Mapping[str, tuple[str, float]] = {
+    "channel_max": ("channel_max", 1),
+    "consumer_timeout": ("consumer_timeout_s", 0.001),
+    "frame_max": ("frame_bytes_max", 1),
+    "heartbeat": ("heartbeat_s", 1),
+    "loopback_users": ("loopback_users", 1),
+    "max_message_size": ("message_bytes_max", 1),
+}
+
+
+class StillRunning(Exception):
+    """The application has to be stopped first."""
 
 
 class Doors(Protocol):
@@ -125,6 +142,31 @@ class Control:
         self._turns.at(self._turns.now_s + ANSWER_S, self.stopping.set)
         self._turns.say()
 
+    async def reset(self) -> None:
+        """Delete all messages and definitions, and make what a first start makes.
+
+        A crash in the middle leaves some of it; the next start goes on from there. Raises
+        StillRunning unless the application was stopped.
+        """
+        if not self._stopped:
+            raise StillRunning
+        broker = self._turns.broker
+        operations = broker.operations
+        logger.warning("everything is deleted: the broker is reset")
+        for vhost in list(operations.vhosts()):
+            await self._done(operations.delete_vhost(vhost.name))
+        for user in list(operations.users()):
+            await self._done(operations.delete_user(user.name))
+        broker.begin_anew()
+        await self._done(broker.services.durability.sync())
+
+    async def _done(self, outcome: Outcome[Any]) -> None:
+        self._turns.say()
+        known = trio.Event()
+        outcome.then(lambda _: known.set())
+        await known.wait()
+        outcome.result()
+
     # -- resources -----------------------------------------------------------------------------
 
     def alarms(self) -> list[str]:
@@ -172,6 +214,23 @@ class Control:
             if not definition.secret:
                 found[name] = msgspec.to_builtins(getattr(group, name), enc_hook=str)
         return found
+
+    def set_passing(self, name: str, value: Any) -> None:
+        """Set a setting by RabbitMQ's name, for clients that come from now on.
+
+        Raises KeyError for one that cannot be set so, ValueError for a value that is wrong.
+        """
+        ours, factor = PASSING[name]
+        definition = definitions()[ours]
+        if not definition.is_list:
+            value = type(definition.default)(value * factor)
+        try:
+            checked = msgspec.convert(value, definition.constrained)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None
+        broker = self._turns.broker
+        broker.use(msgspec.structs.replace(broker.settings, **{ours: checked}))
+        logger.warning("setting changed until the next start name=%s value=%s", ours, checked)
 
     def collect_garbage(self) -> None:
         """Collect garbage: some milliseconds for each ten thousand objects."""

@@ -80,7 +80,7 @@ class Broker:
         self.vhosts: dict[str, VHost] = {}
         self.users: dict[str, User] = {}
         self.hashing = hashing or InlineHashing()
-        logins = Logins(
+        self._logins = logins = Logins(
             self.users,
             self.hashing,
             self.timers,
@@ -200,6 +200,17 @@ class Broker:
             self.definitions.save_vhost(vhost, VHostSettings())
             self.definitions.save_user(user)
         self.vhosts[vhost] = VHost(self.services, vhost, VHostSettings())
+
+    def begin_anew(self) -> None:
+        """Make what a first start makes: there must be no vhost and no user."""
+        assert not self.vhosts and not self.users
+        self._first_start()
+        self.users.update((user.name, user) for user in self.definitions.users())
+
+    def use(self, settings: BrokerSettings) -> None:
+        """Go by other settings from now on: clients that come, and logins. Not durable."""
+        self.settings = self.services.settings = settings
+        self._logins.loopback_only = settings.loopback_users
 
     def server_properties(self) -> Table:
         """What connection.start tells of the server."""

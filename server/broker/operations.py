@@ -567,6 +567,14 @@ class Operations(AccessOperations, DelayedOperations, MessageOperations):
         """The policies of a vhost, in the order in which they are asked: what applies is first."""
         yield from vhost.policies.all(kind)
 
+    def policies_that_match(self, vhost: VHost, thing: str, name: str) -> list[Policy]:
+        """The policies that fit a `queue` or an `exchange`; the first one applies. Raises 404."""
+        if thing == "queue":
+            thing = vhost.queue(name).declared.arguments.type
+        else:
+            vhost.exchange(name)
+        return vhost.policies.matching("policy", name, thing)
+
     def exchange_policies(self, vhost: VHost, name: str) -> Applied:
         """What policies say of an exchange; of a queue see `queue.effective.applied`. Raises 404."""
         vhost.exchange(name)

@@ -17,6 +17,7 @@ from qlog.server.http.answers import NO_CONTENT, Answer
 from qlog.server.http.ask import Ask, required
 from qlog.server.http.context import Node
 from qlog.server.http.endpoints.overview import object_totals
+from qlog.server.http.endpoints.policies import policy_facts
 from qlog.server.http.refusals import bad_request, not_authorised, not_found, refusal
 from qlog.server.http.table import Endpoint
 
@@ -173,6 +174,37 @@ async def set_log_level(ask: Ask) -> Answer:
     return NO_CONTENT
 
 
+async def set_passing(ask: Ask) -> Answer:
+    """A setting by RabbitMQ's name, until the next start."""
+    node = node_of(ask)
+    (value,) = required(await ask.document(), "value")
+    try:
+        node.set_passing(ask.path["name"], value)
+    except KeyError:
+        raise not_found() from None
+    except (TypeError, ValueError) as error:
+        raise bad_request(str(error)) from None
+    return NO_CONTENT
+
+
+async def reset(ask: Ask) -> Answer:
+    """Delete everything, and begin as a first start does."""
+    node = node_of(ask)
+    if node.running:
+        raise bad_request("the application is running: stop_app has to come first")
+    await node.reset()
+    return NO_CONTENT
+
+
+async def policies_that_match(ask: Ask) -> list[dict[str, Any]]:
+    """The policies that fit an object, the one that applies first."""
+    vhost, thing = ask.vhost(), ask.path["thing"]
+    if thing not in ("queue", "exchange"):
+        raise not_found()
+    found = ask.operations.policies_that_match(vhost, thing, ask.path["name"])
+    return [policy_facts(vhost, policy) for policy in found]
+
+
 async def collect_garbage(ask: Ask) -> Answer:
     """Collect garbage now."""
     node_of(ask).collect_garbage()
@@ -196,6 +228,23 @@ ENDPOINTS = [
         status=204,
     ),
     Endpoint("GET", "/qlog/environment", environment, "All settings", "administrator"),
+    Endpoint(
+        "PUT",
+        "/qlog/environment/{name}",
+        set_passing,
+        "A setting, until the next start",
+        "administrator",
+        body={"value": {}},
+        required=("value",),
+        status=204,
+    ),
+    Endpoint(
+        "GET",
+        "/qlog/policies/{vhost}/{thing}/{name}",
+        policies_that_match,
+        "The policies that fit an object",
+    ),
+    _do("reset", reset, "Delete everything"),
     _do("app/stop", stop_app, "Close the listeners and all connections"),
     _do("app/start", start_app, "Accept clients again"),
     _do("listeners/suspend", suspend, "Close the listeners"),

@@ -23,7 +23,9 @@ def _alarm(on: bool) -> Callable[[Call, re.Match[str]], str]:
 
 
 def _set_setting(call: Call, match: re.Match[str]) -> str:
-    call.ask("PUT", "qlog", "environment", match[1], body={"value": _value(match[2])})
+    missing = Failure(f"{match[1]} cannot be set while the broker runs", Status.UNAVAILABLE)
+    path = ("qlog", "environment", match[1])
+    call.ask("PUT", *path, body={"value": _value(match[2])}, missing=missing)
     return "ok"
 
 

@@ -90,7 +90,7 @@ class Logins:
         self._timers = timers
         self._now_s = now_s
         self._save = save
-        self._loopback_only = loopback_only
+        self.loopback_only = loopback_only
         self.failures = Failures()
         self._key = os.urandom(32)
         self._remembered: dict[str, _Remembered] = {}
@@ -116,7 +116,7 @@ class Logins:
         if password is not None and len(password) > PASSWORD_BYTES_MAX:
             self._refuse([outcome], name, address, "the password is too long")
             return outcome
-        if not loopback and name in self._loopback_only:
+        if not loopback and name in self.loopback_only:
             self._refuse([outcome], name, address, "can only connect via localhost")
             return outcome
         user = self._users.get(name)

@@ -142,6 +142,14 @@ class Policies:
         """All policies, in the order in which they are asked."""
         return [rule.policy for rule in self._ordered[kind]]
 
+    def matching(self, kind: PolicyKind, name: str, thing: str) -> list[Policy]:
+        """Those that fit a name; the first one applies. `thing`: a queue type, or `exchange`."""
+        return [
+            rule.policy
+            for rule in self._ordered[kind]
+            if thing in rule.things and rule.pattern.matches(name)
+        ]
+
     def _changed(self, kind: PolicyKind) -> None:
         self._ordered[kind] = sorted(
             self._rules[kind].values(), key=lambda rule: (-rule.policy.priority, rule.policy.name)

@@ -172,6 +172,28 @@ def test_expressions_that_suites_send(ctl: Any, expression: str, result: str) ->
     assert ctl("eval", expression).strip() == result
 
 
+def test_settings_that_suites_set_for_a_while(broker: BrokerProcess, ctl: Any) -> None:
+    ctl("eval", "application:set_env(rabbit, channel_max, 77).")
+    connection = connect(broker)
+    assert connection._impl.params.channel_max == 77
+    connection.close()
+    ctl("eval", "application:set_env(rabbit, channel_max, 2047).")
+    ctl("eval", 'application:set_env(rabbit, loopback_users, [<<"guest">>]).')
+    assert "cannot be set" in ctl("eval", "application:set_env(rabbit, nosuch, 5).", status=69)
+    ctl("eval", "application:set_env(rabbit, channel_max, 70000).", status=69)
+
+
+def test_policies_that_match(ctl: Any) -> None:
+    ctl("set_policy", "low", "amq", '{"alternate-exchange": "x"}', "--apply-to", "exchanges")
+    ctl("set_policy", "high", "dir", '{"alternate-exchange": "x"}', "--priority", "5")
+    ctl("set_policy", "other", "top", '{"alternate-exchange": "x"}')
+    words = ("-q", "list_policies_that_match", "--object-type", "exchange", "amq.direct")
+    listed = ctl(*words, tool="diagnostics")
+    assert [line.split("\t")[1] for line in listed.splitlines()] == ["name", "high", "low"]
+    for name in ("low", "high", "other"):
+        ctl("clear_policy", name)
+
+
 def test_other_expressions_are_refused(ctl: Any) -> None:
     assert "no Erlang" in ctl("eval", 'os:cmd("ls").', status=69)
 
@@ -310,6 +332,26 @@ def test_a_command_imports_little() -> None:
     loaded = set(done.stderr.split())
     assert "qlog.tools.ctl.main" in loaded
     assert not loaded & {"typer", "rich", "starlette", "trio", "msgspec", "qlog.server"}
+
+
+def test_a_reset(tmp_path: Path, ctl: Any) -> None:
+    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
+    own = BrokerProcess(tmp_path / "data", settings=settings).start()
+    where = ("--data-dir", str(own.data_dir), "-q")
+    connection = connect(own)
+    connection.channel().queue_declare("q", durable=True)
+    ctl(*where, "add_vhost", "v")
+    ctl(*where, "add_user", "u", "p")
+    assert "stop_app" in ctl(*where, "reset", status=69)
+    ctl(*where, "stop_app")
+    ctl(*where, "reset")
+    own.kill()
+    own.start()
+    assert ctl(*where, "list_vhosts") == "name\n/\n"
+    assert ctl(*where, "list_users") == "user\ttags\nguest\t[administrator]\n"
+    assert ctl(*where, "list_queues") == ""
+    connect(own).close()
+    own.terminate()
 
 
 def test_the_broker_is_ended(tmp_path: Path, ctl: Any) -> None:
