@@ -36,8 +36,10 @@ from qlog.server.broker.access.logins import Logins, Refused
 from qlog.server.broker.access.passwords import hash_text
 from qlog.server.broker.access.users import Permission, TopicPermission, User
 from qlog.server.broker.access_operations import AccessOperations, LoggedIn, when_free
-from qlog.server.broker.channels import by_hand
+from qlog.server.broker.channels import by_hand, holding
 from qlog.server.broker.channels.by_hand import AckMode, Found, Rejected
+from qlog.server.broker.channels.holding import Held
+from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.delayed_operations import DelayedOperations
 from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.features.parameters import InvalidParameter
@@ -75,6 +77,7 @@ __all__ = [
     "DestinationKind",
     "Exchange",
     "Found",
+    "Held",
     "Histogram",
     "InvalidParameter",
     "ListedChannel",
@@ -144,6 +147,7 @@ class ListedChannel(SampledChannel, Protocol):
     """A channel, as operators see it."""
 
     number: int
+    outstanding: Outstanding
 
     @property
     def name(self) -> str:
@@ -409,6 +413,28 @@ class Operations(AccessOperations, DelayedOperations, MessageOperations):
 
         arriving.then(take)
         return taken
+
+    def deliveries(self, vhost: VHost, name: str, count: int) -> Outcome[list[Held]]:
+        """What clients hold of a queue, up to so many deliveries. Raises 404 and 405."""
+        queue = self.queue(vhost, None, name)
+        services = self._services
+        return services.jobs.start(holding.held(self._channels(), queue, count, services.now_s()))
+
+    def extend_deadline(
+        self, vhost: VHost, name: str, lane: int, qseq: int, seconds: float
+    ) -> Outcome[bool]:
+        """A delivery may stay unacknowledged so much longer; False: nobody has that message.
+
+        The message is named by its lane and its number there. Raises 404 and 405.
+        """
+        queue = self.queue(vhost, None, name)
+        logger.info("deadline put off message=%d-%d %s %s", lane, qseq, queue, self._actor)
+        steps = holding.extending(self._channels(), queue, lane, qseq, seconds)
+        return self._services.jobs.start(steps)
+
+    def _channels(self) -> Iterator[ListedChannel]:
+        for client in list(self._clients):
+            yield from list(client.channels.values())
 
     # -- exchanges and bindings --------------------------------------------------------------
 

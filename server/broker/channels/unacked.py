@@ -121,6 +121,8 @@ class Unacked:
         self._chunks: list[_Chunk] = []  # none of them empty
         # For each chunk a tag: no tag in the chunk is lower, all tags in earlier chunks are.
         self._firsts: list[int] = []
+        # Seconds by which deadlines were put off, by tag. Most channels have none.
+        self._grace_s: dict[int, float] | None = None
 
     def __iter__(self) -> Iterator[UnackedRun]:
         for chunk in self._chunks:
@@ -270,14 +272,17 @@ class Unacked:
         if len(chunk.runs) > 2 * CHUNK_RUNS:
             self._halve(place)
 
-    def overdue(self, now_s: float) -> Iterator[list[UnackedRun]]:
-        """The runs that are out for longer than the timeout of their holder: a list a chunk.
+    def of_queue(self, queue: QueueType) -> Iterator[list[UnackedRun]]:
+        """The runs of a queue: a list a chunk, which may be empty.
 
-        A list may be empty. The runs stay here; any may be taken, and others added, between two
-        lists. The first run of a chunk is its oldest. The chunk's other runs are looked at only if
-        the first would be overdue with one of the timeouts that apply in the chunk.
+        The runs stay here; any may be taken, and others added, between two lists.
         """
-        tag = 0  # all below were looked at
+        for chunk in self._each():
+            yield [run for run in chunk.runs if run.queue is queue]
+
+    def _each(self) -> Iterator[_Chunk]:
+        """All chunks, however they change between two of them."""
+        tag = 0  # all below were given
         while self._chunks:
             place = max(bisect_right(self._firsts, tag) - 1, 0)
             if self._chunks[place].tags[-1] < tag:
@@ -286,12 +291,46 @@ class Unacked:
                     return
             chunk = self._chunks[place]
             tag = chunk.tags[-1] + 1
+            yield chunk
+
+    def extend(self, tag: int, seconds: float) -> None:
+        """A delivery that is outstanding may stay out so much longer."""
+        assert tag in self
+        place = bisect_right(self._firsts, tag) - 1
+        chunk = self._chunks[place]
+        index = bisect_right(chunk.tags, tag) - 1
+        if chunk.tags[index] < tag:
+            self._split(chunk, index, tag)
+            index += 1
+        if chunk.runs[index].count > 1:
+            self._split(chunk, index, tag + 1)
+        if len(chunk.runs) > 2 * CHUNK_RUNS:
+            self._halve(place)
+        # Those that are not out any more have no use for it.
+        kept = {} if self._grace_s is None else self._grace_s
+        self._grace_s = {other: grace_s for other, grace_s in kept.items() if other in self}
+        self._grace_s[tag] = self._grace_s.get(tag, 0.0) + seconds
+
+    def grace_s(self, tag: int) -> float:
+        """By how many seconds the deadline of a delivery was put off."""
+        return 0.0 if self._grace_s is None else self._grace_s.get(tag, 0.0)
+
+    def overdue(self, now_s: float) -> Iterator[list[UnackedRun]]:
+        """The runs that are out for longer than the timeout of their holder: a list a chunk.
+
+        A list may be empty. The runs stay here; any may be taken, and others added, between two
+        lists. The first run of a chunk is its oldest. The chunk's other runs are looked at only if
+        the first would be overdue with one of the timeouts that apply in the chunk.
+        """
+        for chunk in self._each():
             age_s = now_s - chunk.runs[0].delivered_at_s
             if any(0 < holder.timeout_s < age_s for holder in chunk.holders):
                 yield [
                     run
                     for run in chunk.runs
-                    if 0 < _holder(run).timeout_s < now_s - run.delivered_at_s
+                    if 0
+                    < _holder(run).timeout_s
+                    < now_s - run.delivered_at_s - self.grace_s(run.tag)
                 ]
             else:
                 yield []

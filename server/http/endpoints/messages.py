@@ -25,6 +25,8 @@ from qlog.server.http.refusals import bad_request, not_found
 from qlog.server.http.table import Endpoint
 
 PEEKED_MAX = 500
+DELIVERIES_MAX = 10_000
+EXTENSION_S_MAX = 1_000_000_000
 MOVED_MAX = 2**62
 BUSY_S = 0.02  # a pause while the disk, or a queue, is behind
 # What the query, or the body, says of the messages that are meant.
@@ -194,6 +196,40 @@ async def _walked(ask: Ask, document: dict[str, Any], walking: Any) -> dict[str,
     }
 
 
+async def list_deliveries(ask: Ask) -> list[dict[str, Any]]:
+    """What clients hold of a queue."""
+    count = whole(ask.query, "count", 100)
+    if not 0 < count <= DELIVERIES_MAX:
+        raise bad_request(f"count is not between 1 and {DELIVERIES_MAX}")
+    found = await ask.settled(ask.operations.deliveries(ask.vhost(), ask.path["queue"], count))
+    return [
+        {
+            "id": str(Place(one.lane, one.qseq)),
+            "channel": one.channel,
+            "consumer_tag": one.consumer_tag,
+            "delivery_tag": one.delivery_tag,
+            "age_s": round(one.age_s, 3),
+            "left_s": None if one.left_s is None else round(one.left_s, 3),
+        }
+        for one in found
+    ]
+
+
+async def extend_deadline(ask: Ask) -> Answer:
+    """Let a delivery stay unacknowledged for so many seconds more."""
+    place = _place(ask.path["message"])
+    document = await ask.document()
+    seconds = whole(document, "seconds")
+    if not 0 < seconds <= EXTENSION_S_MAX:
+        raise bad_request(f"seconds is not between 1 and {EXTENSION_S_MAX}")
+    outcome = ask.operations.extend_deadline(
+        ask.vhost(), ask.path["queue"], place.lane, place.qseq, seconds
+    )
+    if not await ask.settled(outcome):
+        raise not_found()
+    return NO_CONTENT
+
+
 _QUEUE = "/qlog/queues/{vhost}/{queue}"
 _MESSAGE = f"{_QUEUE}/messages/{{message}}"
 _WALK = {
@@ -247,5 +283,23 @@ ENDPOINTS = [
         "Send dead letters back",
         "administrator",
         body=_WALK,
+    ),
+    Endpoint(
+        "GET",
+        f"{_QUEUE}/deliveries",
+        list_deliveries,
+        "What clients hold",
+        "administrator",
+        query={"count": f"so many at most, up to {DELIVERIES_MAX}"},
+    ),
+    Endpoint(
+        "PUT",
+        f"{_QUEUE}/deliveries/{{message}}",
+        extend_deadline,
+        "Put off the deadline of a delivery",
+        "administrator",
+        body={"seconds": {"type": "integer", "minimum": 1}},
+        required=("seconds",),
+        status=204,
     ),
 ]

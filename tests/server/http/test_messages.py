@@ -280,6 +280,40 @@ async def test_one_message_is_changed(site: Site, peer: Peer) -> None:
     assert [body for body, _ in take(peer, "q")] == [b"2", b"\xff\xfe"]
 
 
+async def test_the_deadline_of_one_delivery_is_put_off(site: Site, peer: Peer) -> None:
+    fill(peer, b"1", b"2", b"3", b"4")
+    peer.send(1, make(spec.BasicConsume, queue="q", consumer_tag="c"))
+    peer.take()
+    site.bench.pass_ms(1000)
+    held = await site.get(f"{Q}/deliveries")
+    assert [(one["delivery_tag"], one["consumer_tag"], round(one["age_s"])) for one in held] == [
+        (number, "c", 1) for number in range(1, 5)
+    ]
+    assert round(held[0]["left_s"]) == site.bench.settings.consumer_timeout_s - 1
+    assert len(await site.get(f"{Q}/deliveries?count=2")) == 2
+    path = f"{Q}/deliveries/{held[1]['id']}"
+    assert (await site.ask("PUT", path, {"seconds": 500})).status == 204
+    assert (await site.ask("PUT", path, {"seconds": 500})).status == 204
+    again = await site.get(f"{Q}/deliveries")
+    longer = [round(now["left_s"] - then["left_s"]) for now, then in zip(again, held, strict=True)]
+    assert longer == [0, 1000, 0, 0]
+    for document, status in (({"seconds": 0}, 400), ({"seconds": "x"}, 400)):
+        assert (await site.ask("PUT", path, document)).status == status
+    assert (await site.ask("PUT", f"{Q}/deliveries/9-9", {"seconds": 5})).status == 404
+    # The others are acknowledged: this one alone is out when the timeout is over.
+    for tag in (1, 3, 4):
+        peer.send(1, make(spec.BasicAck, delivery_tag=tag))
+    timeout_ms = site.bench.settings.consumer_timeout_s * 1000
+    site.bench.pass_ms(int(timeout_ms))
+    peer.take()
+    site.bench.pass_ms(900_000)
+    assert peer.take() == []
+    site.bench.pass_ms(200_000)
+    (said,) = peer.take()
+    assert isinstance(said.method, spec.ChannelClose)
+    assert said.method.reply_code == 406
+
+
 @pytest.mark.parametrize(
     ("method", "path", "document", "status"),
     [

@@ -272,6 +272,25 @@ def test_messages(broker: BrokerProcess, ctl: Any) -> None:
     connection.close()
 
 
+def test_deliveries(broker: BrokerProcess, ctl: Any) -> None:
+    connection = connect(broker)
+    channel = connection.channel()
+    channel.queue_declare("held", exclusive=False)
+    channel.basic_publish("", "held", b"x")
+    while channel.basic_get("held")[0] is None:
+        pass
+    header, line = ctl("-q", "list_deliveries", "held").splitlines()
+    row = dict(zip(header.split("\t"), line.split("\t"), strict=True))
+    assert (row["delivery_tag"], row["consumer_tag"]) == ("1", "")
+    ctl("extend_deadline", "held", row["id"], "10000")
+    (after,) = json.loads(ctl("list_deliveries", "held", "--formatter", "json"))
+    assert 9000 < after["left_s"] - float(row["left_s"]) <= 10000
+    ctl("extend_deadline", "held", "9-9", "5", status=65)
+    ctl("extend_deadline", "held", row["id"], "soon", status=65)
+    channel.queue_delete("held")
+    connection.close()
+
+
 def test_a_name_with_control_characters_does_not_reach_the_terminal(
     broker: BrokerProcess, ctl: Any
 ) -> None:

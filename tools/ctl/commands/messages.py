@@ -226,6 +226,29 @@ def edit_message(call: Call) -> Result:
     return None
 
 
+_DELIVERY = ("id", "channel", "consumer_tag", "delivery_tag", "age_s", "left_s")
+
+
+def list_deliveries(call: Call) -> Rows:
+    """What clients hold of a queue, and for how long they may."""
+    count = str(call.options.get("count", 100))
+    path = ("qlog", "queues", call.vhost, call.args[0], "deliveries")
+    return Rows(_DELIVERY, call.get(*path, count=count, missing=_no_queue(call)))
+
+
+def extend_deadline(call: Call) -> None:
+    """Let a consumer keep one delivery longer."""
+    name, place, seconds = call.args
+    missing = Failure(f"nobody holds the message {place} of the queue", Status.DATA)
+    path = ("qlog", "queues", call.vhost, name, "deliveries", place)
+    call.ask("PUT", *path, body={"seconds": int(seconds)}, missing=missing)
+
+
+def _check_seconds(args: list[str], options: Options) -> None:
+    if not args[2].isdigit() or not int(args[2]):
+        raise bad_argument("Argument must be a positive integer")
+
+
 def _read(path: str) -> bytes:
     if path == "-":
         return sys.stdin.buffer.read()
@@ -306,6 +329,29 @@ COMMANDS = (
         banner="Deleting message {1} of queue '{0}' in vhost '{vhost}' ...",
         arguments={"<id>": "from peek"},
         examples=("delete_message orders 3-1704",),
+    ),
+    Command(
+        "list_deliveries",
+        _G,
+        "Lists what clients hold of a queue, and how long they still may",
+        list_deliveries,
+        usage="[--vhost <vhost>] <queue> [--count <n>]",
+        args=(1, 1),
+        banner="Listing deliveries of queue '{0}' in vhost '{vhost}' ...",
+        options=(_COUNT,),
+        examples=("list_deliveries orders",),
+    ),
+    Command(
+        "extend_deadline",
+        _G,
+        "Lets a client keep one delivery unacknowledged for longer",
+        extend_deadline,
+        usage="[--vhost <vhost>] <queue> <id> <seconds>",
+        args=(3, 3),
+        banner="Putting off the deadline of message {1} of queue '{0}' in vhost '{vhost}' ...",
+        check=_check_seconds,
+        arguments={"<id>": "from list_deliveries"},
+        examples=("extend_deadline orders 3-1704 3600",),
     ),
     Command(
         "edit_message",
