@@ -41,6 +41,10 @@ def run_tool(tool: str, argv: list[str], data_dir: str | None = None) -> NoRetur
         from qlog.tools.ctl.aliases import install
 
         sys.exit(install(argv[1:]))
+    if tool == "admin":
+        from qlog.tools.ctl.admin import main as admin
+
+        sys.exit(admin(argv))
     from qlog.tools.ctl.main import main as ctl
 
     sys.exit(ctl(tool, argv))

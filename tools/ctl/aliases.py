@@ -17,6 +17,7 @@ TOOLS = {
     "rabbitmq-diagnostics": "diagnostics",
     "rabbitmq-queues": "queues",
     "rabbitmq-plugins": "plugins",
+    "rabbitmqadmin": "admin",
 }
 _MARK = "# made by `qlog ctl install-aliases`\n"
 USAGE = "usage: qlog ctl install-aliases DIR [--data-dir DIR]"

@@ -87,7 +87,7 @@ def _by_flag(options: Iterable[Option]) -> dict[str, tuple[Option, bool]]:
     for option in options:
         flag = option.name.replace("_", "-")
         for name in (f"--{flag}", *option.aliases):
-            known[name] = (option, True)
+            known[name] = (option, True)  # of two with one name, the command's own counts
         if option.type is bool:
             known[f"--no-{flag}"] = (option, False)
     return known
