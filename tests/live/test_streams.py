@@ -664,7 +664,7 @@ def test_the_oldest_messages_go_with_their_segments(channel: BlockingChannel, op
 
 def test_a_long_stream_is_read_from_everywhere(open_: Open, q: str) -> None:
     """Far beyond what is moved at once, so that it comes from segments, the log and memory."""
-    count = 12_000
+    count = 9_000
     channel = open_()
     channel.confirm_delivery()
     publisher = open_()
