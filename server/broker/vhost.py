@@ -819,7 +819,7 @@ class VHost:
     def _deleting_queue(
         self, queue: QueueType, check: Callable[[], None] = lambda: None
     ) -> Steps[int]:
-        yield from self.dead_letters.finishing(queue)
+        yield from self._handing_on(queue)
         if queue.deleted:
             return 0  # by somebody else, meanwhile
         check()
@@ -841,6 +841,17 @@ class VHost:
             self.store.drop(lane)
         yield from self._losing_bindings(removed.going)
         return ready
+
+    def _handing_on(self, queue: QueueType) -> Steps[None]:
+        """Wait until what was handed on from a queue is elsewhere, and on the disk there.
+
+        The deletion may get to the disk before the copies do: a full disk takes it in reserved
+        space, and then a crash would leave such messages nowhere.
+        """
+        yield from self.dead_letters.finishing(queue)
+        while not queue.deleted and queue.after_lsn > self.store.durable_lsn:
+            yield self._services.durability.sync(queue.after_lsn)
+            yield from self.dead_letters.finishing(queue)
 
     def assert_access(self, queue: QueueType, owner: Owner | None) -> None:
         """Raises 405 if the queue is exclusive to another connection."""

@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from qlog.server.broker.access import logins
-from tests.simulation.broker_world import NAMES, SOURCES, BrokerWorld
+from tests.simulation.broker_world import NAMES, SOURCES, BrokerWorld, small_broker_steps
 from tests.simulation.lives import judged, scratch
 from tests.simulation.world import Fate
 
@@ -21,7 +21,9 @@ ROUNDS_A_LIFE = 10
 _STEPS = {  # and how often, before taste
     "publish": 14,
     "consume": 6,
-    "settle_one": 20,
+    "settle_some": 20,
+    "lose_client": 1,
+    "delete": 0.7,
     "turn": 4,
     "work": 14,
     "pass_time": 6,
@@ -67,9 +69,13 @@ class BrokerLife:
     def _consume(self) -> tuple[Any, ...]:
         return (self.choice.choice(NAMES),)
 
-    def _settle_one(self) -> tuple[Any, ...]:
+    def _settle_some(self) -> tuple[Any, ...]:
         choice = self.choice
-        return choice.random(), choice.choice(("ack", "reject", "reject", "requeue", "requeue"))
+        verdict = choice.choice(("ack", "reject", "reject", "requeue", "requeue"))
+        return choice.random(), verdict, choice.random() < 0.2
+
+    def _delete(self) -> tuple[Any, ...]:
+        return (self.choice.choice(list(SOURCES)),)
 
     def _work(self) -> tuple[Any, ...]:
         return (self.choice.choice((0, 0, 1)),)
@@ -102,7 +108,8 @@ def live(
 ) -> Counter[str]:
     """One life; what it was made of. Raises Violation."""
     choice = random.Random(seed)
-    with scratch() as base, patch.object(logins, "is_right", lambda *arguments: True):
+    everybody = patch.object(logins, "is_right", lambda *arguments: True)
+    with scratch() as base, small_broker_steps(), everybody:
         world = BrokerWorld(base / "broker", choice)
         life = BrokerLife(world, choice, taste)
         again = f"again with: python -m tests.simulation.broker --life {seed} --rounds {rounds}"

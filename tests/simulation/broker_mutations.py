@@ -11,8 +11,11 @@ from unittest.mock import patch
 from qlog.server.broker.features.dead_letter import Addressed, DeadLetters, Letters
 from qlog.server.broker.features.expiry import Expiry
 from qlog.server.broker.features.overflow import Overflow
+from qlog.server.broker.jobs import Steps
 from qlog.server.broker.queues.backlog import Taken
 from qlog.server.broker.queues.mail import Mail
+from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.vhost import VHost
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.write.settling import Settling
 from tests.simulation.broker_lives import live
@@ -34,6 +37,17 @@ def _settled_at_once() -> list[AbstractContextManager[Any]]:
         self.settle(first, count, size)
 
     return [patch.object(Lane, "settle_after", settle_after)]
+
+
+def _deleted_before_copies() -> list[AbstractContextManager[Any]]:
+    def handing_on(self: VHost, queue: QueueType) -> Steps[None]:
+        yield from self.dead_letters.finishing(queue)
+
+    return [patch.object(VHost, "_handing_on", handing_on)]
+
+
+def _deleted_at_once() -> list[AbstractContextManager[Any]]:
+    return [patch.object(VHost, "_handing_on", lambda *arguments: iter(()))]
 
 
 def _transient_copies() -> list[AbstractContextManager[Any]]:
@@ -85,6 +99,18 @@ MUTATIONS = [
         "on a full disk acknowledgements go on, and the copy is lost",
         _settled_at_once,
         {"fill_disk": 6, "publish": 2, "free_disk": 0.3, "sync": 0.3},
+    ),
+    BrokerMutation(
+        "a queue is deleted before what has left it is on the disk",
+        "on a full disk the deletion goes on, and the copies are lost",
+        _deleted_before_copies,
+        {"delete": 8, "fill_disk": 6, "free_disk": 0.3},
+    ),
+    BrokerMutation(
+        "a queue is deleted with what was about to be handed on",
+        "rejected messages are lost",
+        _deleted_at_once,
+        {"delete": 8},
     ),
     BrokerMutation("copies of dead letters are transient", "a crash loses them", _transient_copies),
     BrokerMutation(

@@ -21,17 +21,25 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Table
+from qlog.server.broker import due, vhost
 from qlog.server.broker.broker import Broker
+from qlog.server.broker.channels import channel as channel_module
+from qlog.server.broker.channels import unacked
+from qlog.server.broker.features import dead_letter, expiry, overflow
 from qlog.server.broker.features.dead_letter import PAUSE_S
 from qlog.server.broker.features.expiry import OFFER_MS
+from qlog.server.broker.queues import classic, dispatch, returns
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import StorageError
 from qlog.storage.store import Store
@@ -59,6 +67,24 @@ SOURCES: dict[str, Table] = {
         "x-overflow": "reject-publish",
     },
 }
+# What a broker does in steps of many it does in several steps in here.
+_SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
+    (channel_module, "RUNS_AT_ONCE", 2),
+    (channel_module, "ACKS_AT_ONCE", 1),
+    (classic, "SWEEP_STRETCHES", 2),
+    (classic, "EXPIRED_MAX", 3),
+    (dead_letter, "LETTERS_AT_ONCE", 2),
+    (dead_letter, "BEHIND_COUNT", 12),
+    (dispatch, "HAND_MAX", 2),
+    (dispatch, "HAND_FROM_READY", 5),
+    (due, "DUE_AT_ONCE", 2),
+    (expiry, "PLACES_AT_ONCE", 2),
+    (expiry, "_STALE", 2),
+    (overflow, "HEADS_AT_ONCE", 2),
+    (returns, "WINDOW", 2),
+    (unacked, "CHUNK_RUNS", 3),
+    (vhost, "BINDINGS_AT_ONCE", 1),
+]
 TARGETS: dict[str, Table] = {
     "dead": {},
     "narrow": {"x-max-length": NARROW_MAX, "x-overflow": "reject-publish"},
@@ -78,12 +104,20 @@ class Sent:
     acked: bool = False  # a client has settled it, wherever it was
     acked_safe: bool = False  # and that is on the disk
     rejected: bool = False
+    left: bool = False  # it was, and no crash has undone that
     twice: bool = False  # a crash left it in two places: an acknowledgement is of one of them
     # How often it came back: what is on the disk at least, what is so in this process.
     safe: int = 0
     low: int = 0
     high: int = 0
     too_often: bool = False  # it may have come back more often than the limit allows
+    deleted: bool = False  # its queue was: the message is gone, unless it had left before
+
+    def came_back(self, *, surely: bool = True) -> None:
+        """It is ready again. Not `surely`: its queue may have been gone."""
+        self.too_often |= self.high + 1 > DELIVERY_LIMIT
+        self.low = min(self.low + surely, DELIVERY_LIMIT)
+        self.high = min(self.high + 1, DELIVERY_LIMIT)
 
     @property
     def target(self) -> str:
@@ -98,6 +132,15 @@ class Held:
     tag: int
     queue: str
     number: int
+
+
+@contextmanager
+def small_broker_steps() -> Iterator[None]:
+    """See `_SMALL_STEPS`."""
+    with ExitStack() as stack:
+        for module, name, value in _SMALL_STEPS:
+            stack.enter_context(patch.object(module, name, value))
+        yield
 
 
 class BrokerWorld(Bench):
@@ -147,9 +190,6 @@ class BrokerWorld(Bench):
     def begin(self) -> None:
         """Clients, and their queues."""
         self.disk()
-        peer = Peer(self)
-        for name, arguments in QUEUES.items():
-            peer.declare(name, arguments=arguments)
         self._connect()
 
     def _connect(self) -> None:
@@ -158,6 +198,14 @@ class BrokerWorld(Bench):
         self.publisher.take()
         self.tags: dict[int, int] = {}  # of publishes that are not confirmed yet
         self.last_tag = 0
+        self.chief = Peer(self)
+        self.deleting: list[str] = []  # queues whose deletion was not answered yet
+        for name, arguments in QUEUES.items():
+            if name not in self.broker.vhosts["/"].queues:  # it was about to be declared again
+                self.chief.declare(name, arguments=arguments)
+        self._connect_taker()
+
+    def _connect_taker(self) -> None:
         self.taker = Peer(self)
         self.held = []
         self.consuming: set[str] = set()
@@ -184,6 +232,8 @@ class BrokerWorld(Bench):
     # -- what clients do
 
     def publish(self, name: str, count: int, own_ms: int | None) -> None:
+        if name in self.deleting:
+            return
         bodies = []
         ttl_ms = TTL_MS if name == "timed" else None
         times = [time_ms for time_ms in (ttl_ms, own_ms) if time_ms is not None]
@@ -201,6 +251,8 @@ class BrokerWorld(Bench):
 
     def consume(self, name: str) -> None:
         """A consumer comes, or goes: messages are out until they are settled."""
+        if name in self.deleting:
+            return
         channel = NAMES.index(name) + 1
         if name in self.consuming:
             self.consuming.discard(name)
@@ -209,24 +261,47 @@ class BrokerWorld(Bench):
             self.consuming.add(name)
             self.taker.send(channel, make(spec.BasicConsume, queue=name, consumer_tag=name))
 
-    def settle_one(self, at: float, verdict: str) -> None:
-        """`verdict`: ack, reject, or requeue."""
-        if not self.held:
+    def settle_some(self, at: float, verdict: str, multiple: bool) -> None:
+        """One delivery, or all of a channel up to it. `verdict`: ack, reject, or requeue."""
+        settled = [held for held in self.held if held.queue not in self.deleting]
+        if not settled:
             return
-        held = self.held.pop(int(at * len(self.held)))
-        one = self.sent[held.number]
-        method: spec.Method = make(spec.BasicAck, delivery_tag=held.tag)
-        if verdict == "ack" or held.queue in TARGETS:
-            one.acked = True
-        elif verdict == "reject":
-            one.rejected = True
-            method = make(spec.BasicReject, delivery_tag=held.tag)
-        else:
-            method = make(spec.BasicReject, delivery_tag=held.tag, requeue=True)
-            one.too_often |= one.high + 1 > DELIVERY_LIMIT
-            one.low = min(one.low + 1, DELIVERY_LIMIT)
-            one.high = min(one.high + 1, DELIVERY_LIMIT)
-        self.taker.send(held.channel, method)
+        last = settled[int(at * len(settled))]
+        if last.queue in TARGETS:
+            verdict = "ack"
+        for held in list(self.held):
+            if held == last or (multiple and held.channel == last.channel and held.tag <= last.tag):
+                self.held.remove(held)
+                one = self.sent[held.number]
+                if verdict == "ack":
+                    one.acked = True
+                elif verdict == "reject":
+                    one.rejected = one.left = True
+                else:
+                    one.came_back()
+        kind = spec.BasicAck if verdict == "ack" else spec.BasicNack
+        options = {} if verdict == "ack" else {"requeue": verdict == "requeue"}
+        method = make(kind, delivery_tag=last.tag, multiple=multiple, **options)
+        self.taker.send(last.channel, method)
+
+    def lose_client(self) -> None:
+        """Who has taken messages is gone: they come back."""
+        for held in self.held:
+            self.sent[held.number].came_back(surely=held.queue not in self.deleting)
+        self.taker.client.lost()
+        self._connect_taker()
+
+    def delete(self, name: str) -> None:
+        """A queue is deleted, and declared again. What had left it is handed over before."""
+        if name in self.deleting:
+            return
+        self.deleting.append(name)
+        for one in self.sent.values():
+            one.deleted |= one.queue == name and not (
+                one.left and "x-dead-letter-strategy" not in SOURCES[name]
+            )
+        declare = make(spec.QueueDeclare, queue=name, durable=True, arguments=SOURCES[name])
+        self.chief.send(1, make(spec.QueueDelete, queue=name), declare)
 
     # -- what goes on meanwhile
 
@@ -254,7 +329,7 @@ class BrokerWorld(Bench):
 
     def sync(self) -> None:
         """All is done, and on the disk: what a model can know, it knows."""
-        for _ in range(3):
+        for _ in range(4):
             self.pass_time(math.ceil(PAUSE_S * 1000))  # what was put off goes on
             self.settle()
             if not self.store.settle_down():
@@ -335,11 +410,21 @@ class BrokerWorld(Bench):
             first = 0 if method.multiple else method.delivery_tag
             for tag in [tag for tag in self.tags if first <= tag <= method.delivery_tag]:
                 self.sent[self.tags.pop(tag)].confirmed = True
+        for method in self.chief.hear():
+            assert isinstance(method, spec.QueueDeleteOk | spec.QueueDeclareOk), method
+            if isinstance(method, spec.QueueDeclareOk):
+                self.deleting.remove(method.queue)
+                self.held = [one for one in self.held if one.queue != method.queue]
         for said in self.taker.take():
             method = said.method
             if isinstance(method, spec.BasicDeliver):
                 assert said.body is not None and said.properties is not None
                 self._delivered(said.channel, method, said.properties, int(said.body))
+            elif isinstance(method, spec.BasicCancel):
+                self.consuming.discard(method.consumer_tag)
+            elif isinstance(method, spec.ChannelClose) and method.reply_code == 404:
+                self.lose_client()  # it came to a queue that was about to be declared again
+                return
             else:
                 assert isinstance(method, spec.BasicConsumeOk | spec.BasicCancelOk), method
 
@@ -379,11 +464,13 @@ class BrokerWorld(Bench):
             one = self.sent[number]
             places = found.get(number, [])
             one.twice |= len(places) > 1
-            lost = one.confirmed and not one.acked and not places
+            lost = one.confirmed and not one.acked and not places and not one.deleted
             assert not lost, f"{number} of {one.queue} is lost when {when}"
             back = one.acked_safe and not one.twice and places
             assert not back, f"{number} of {one.queue} is back in {places} when {when}"
             if forget:
+                if one.queue in places:
+                    one.deleted = one.left = False
                 one.acked = one.acked_safe or (one.acked and not places)
                 if places:
                     one.confirmed = True
@@ -404,7 +491,8 @@ class BrokerWorld(Bench):
 
     def _messages(self, name: str) -> Iterator[tuple[int, Envelope]]:
         """All that is not settled in a queue."""
-        for lane in self.queue(name).lanes:
+        queue = self.broker.vhosts["/"].queues.get(name)
+        for lane in [] if queue is None else queue.lanes:
             qseq = 0
             while (part := lane.read(qseq, 50, 1 << 20)) is not None:
                 for envelope, body in zip(part.metas, part.bodies, strict=True):

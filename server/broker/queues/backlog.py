@@ -87,6 +87,7 @@ class Backlog:
         "_leaving_bytes",
         "_redelivered_below",
         "_returned",
+        "after_lsn",
         "lane",
         "out",
         "out_bytes",
@@ -96,6 +97,7 @@ class Backlog:
         self.lane = lane
         self.out = 0
         self.out_bytes = 0
+        self.after_lsn = 0  # all that was settled is so when the log is durable up to here
         # An earlier run of the broker may have handed these out: they count as redelivered.
         self._redelivered_below = lane.delivered
         self._cursor = 0
@@ -233,6 +235,7 @@ class Backlog:
         self.out_bytes -= size
         assert self.out >= 0 and qseq + count <= self._cursor
         if after_lsn:
+            self.after_lsn = max(self.after_lsn, after_lsn)
             self.lane.settle_after(after_lsn, qseq, count, size)
         else:
             self.lane.settle(qseq, count, size)

@@ -252,6 +252,11 @@ class ClassicQueue:
         return [backlog.lane for backlog in self.backlogs]
 
     @property
+    def after_lsn(self) -> int:
+        """What was handed on is on the disk elsewhere when the log is durable up to here."""
+        return max(backlog.after_lsn for backlog in self.backlogs)
+
+    @property
     def timeout_s(self) -> float:
         """How long what basic.get took may stay unacknowledged, in seconds; 0: for ever."""
         return self.effective.consumer_timeout_s

@@ -218,6 +218,11 @@ class StreamQueue:
         return (self.lane,)
 
     @property
+    def after_lsn(self) -> int:
+        """Nothing is handed on from a stream."""
+        return 0
+
+    @property
     def timeout_s(self) -> float:
         """How long a delivery may stay unacknowledged, in seconds; 0: for ever."""
         return self.effective.consumer_timeout_s

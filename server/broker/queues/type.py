@@ -111,6 +111,13 @@ class QueueType(Protocol):
         """All lanes that hold its messages."""
 
     @property
+    def after_lsn(self) -> int:
+        """What was handed on from it is on the disk elsewhere when the log is durable up to here.
+
+        Before that the queue must not be deleted: a crash would leave these messages nowhere.
+        """
+
+    @property
     def timeout_s(self) -> float:
         """How long what basic.get took may stay unacknowledged, in seconds; 0: for ever."""
 

@@ -329,6 +329,39 @@ def test_a_full_disk_loses_no_dead_letter(
     assert (queues["source"].ready, queues["dead"].ready) == (5, 0)
 
 
+def test_a_queue_is_deleted_when_its_dead_letters_are_on_the_disk(
+    bench: Bench, peer: Peer, queues: dict[str, QueueType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk takes a deletion in reserved space, and the copies later."""
+    peer.publish(1, "source", b"a")
+    bench.disk()
+    (tag,) = take(peer, "source", 1)
+    disk, write = bench.faulty, bench.faulty.write
+
+    def full_for_the_log(file: int, buffers: Sequence[bytes], offset: int) -> None:
+        if disk.names_open[file].startswith("log/"):
+            raise OSError(ENOSPC, "full")
+        write(file, buffers, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write", full_for_the_log)
+        peer.send(
+            1, make(spec.BasicReject, delivery_tag=tag), make(spec.QueueDelete, queue="source")
+        )
+        for _ in range(3):
+            bench.disk()
+            bench.now_s += 2.0
+        assert waiting(queues["dead"]) == (1, 0)
+        assert "source" in queues and not peer.hear() and not bench.broker.services.jobs
+    for _ in range(3):
+        bench.disk()
+        bench.now_s += 2.0
+    assert "source" not in queues and [type(said) for said in peer.hear()] == [spec.QueueDeleteOk]
+    bench.kill()
+    bench.open()
+    assert bodies(Peer(bench), "dead") == [b"a"]
+
+
 @pytest.mark.parametrize(
     ("durable", "persistent", "at_once"),
     [(True, True, False), (False, True, True), (True, False, True)],
