@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from qlog.routing.binding import Binding
+from qlog.routing.delayed import DELAYED
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.values import encode_table
 from qlog.server.broker.features.firehose import NODE
@@ -144,6 +145,9 @@ def exchange_facts(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
     }
     if applied.policy is not None:
         facts["policy"] = applied.policy
+    delayed = vhost.delayed.find(exchange.name)
+    if exchange.type == DELAYED:  # as RabbitMQ's plugin tells it
+        facts["messages_delayed"] = 0 if delayed is None else delayed.count
     counts = vhost.counts_of_exchange(exchange.name)
     if counts.published_in:
         facts["message_stats"] = {

@@ -68,6 +68,8 @@ def waiting(bench: Bench, exchange: str = "d") -> list[bytes]:
     operations = bench.broker.operations
     found = list(operations.delayed_messages(vhost, exchange))
     assert operations.delayed_count(vhost, exchange) == len(found)
+    facts = operations.exchange_facts(vhost, vhost.exchange(exchange))
+    assert facts["messages_delayed"] == len(found)
     return [each.body for each in found]
 
 
