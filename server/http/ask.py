@@ -12,12 +12,15 @@ from qlog.server.broker.operations import Operations, Outcome, VHost
 from qlog.server.http.access import Identity
 from qlog.server.http.context import Context
 from qlog.server.http.query import Query
-from qlog.server.http.refusals import bad_request, not_found, refusal
+from qlog.server.http.refusals import Refusal, bad_request, not_found, refusal
 
 T = TypeVar("T")
 
-# Definitions of a large broker are some megabytes. RabbitMQ takes bodies of up to 20 MB.
+# Definitions of a large broker are some megabytes, and so are messages. RabbitMQ takes bodies of up
+# to 20 MB.
 BODY_BYTES_MAX = 20_000_000
+# Other documents are small. One of this size is understood in some milliseconds, however it is made.
+DOCUMENT_BYTES_MAX = 256 * 1024
 # A client that sends its body more slowly than this is cut off.
 BODY_S_MAX = 30.0
 
@@ -93,9 +96,7 @@ class Ask:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > BODY_BYTES_MAX:
-                    raise refusal(
-                        400, "payload_too_large", f"Maximum request body size is {BODY_BYTES_MAX}"
-                    )
+                    raise _too_large(BODY_BYTES_MAX)
                 if not message.get("more_body"):
                     break
         if scope.cancelled_caught:
@@ -105,19 +106,42 @@ class Ask:
     async def document(self) -> dict[str, Any]:
         """The body as a JSON object; an empty one is one without keys. Raises 400."""
         body = await self.body()
+        if len(body) > DOCUMENT_BYTES_MAX:
+            raise _too_large(DOCUMENT_BYTES_MAX)
+        return decoded(body) if body.strip() else {}
+
+    async def wide_document(self) -> dict[str, Any]:
+        """The same where a value may be a long text, and others are short. Raises 400."""
+        body = await self.body()
         if not body.strip():
             return {}
         try:
-            document = msgspec.json.decode(body)
+            values = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise bad_request("not_json") from None
-        if not isinstance(document, dict):
-            raise bad_request("not_json")
-        return document
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            octets = bytes(value)
+            if len(octets) > DOCUMENT_BYTES_MAX and not octets.startswith(b'"'):
+                raise _too_large(DOCUMENT_BYTES_MAX)
+            found[name] = decoded(octets, object)
+        return found
 
     async def settled(self, outcome: Outcome[T]) -> T:
         """What an operation comes to. Raises its error."""
         return await settled(outcome, self.wake)
+
+
+def decoded(body: bytes, kind: type = dict) -> Any:
+    """The value of a JSON document of this kind. Raises 400."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise bad_request("not_json") from None
+
+
+def _too_large(bytes_max: int) -> Refusal:
+    return refusal(400, "payload_too_large", f"Maximum request body size is {bytes_max}")
 
 
 async def settled(outcome: Outcome[T], wake: Callable[[], None]) -> T:

@@ -128,7 +128,7 @@ async def publish(ask: Ask) -> dict[str, Any]:
     vhost, name = ask.vhost(), exchange_name(ask)
     if ask.operations.find_exchange(vhost, name) is None:
         raise refusal(404, "not_found", "exchange_not_found")
-    document = await ask.document()
+    document = await ask.wide_document()
     required(document, "routing_key", "properties", "payload", "payload_encoding")
     body = _body(text(document, "payload"), document["payload_encoding"])
     properties = properties_of(table(document, "properties"))
