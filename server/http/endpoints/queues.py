@@ -7,15 +7,17 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from qlog.server.amqp.errors import AMQPError
 from qlog.server.broker.operations import Found, QueueType
 from qlog.server.http.answers import NO_CONTENT, Answer, Listing, encode, put
 from qlog.server.http.ask import Ask, required
 from qlog.server.http.fields import flag, table, whole
 from qlog.server.http.pace import Pace
-from qlog.server.http.refusals import bad_request, not_found, refusal
+from qlog.server.http.refusals import bad_request, not_authorised, not_found, refusal
 from qlog.server.http.spans import spans
 from qlog.server.http.table import HISTORY, PAGED, Endpoint
 
+ACCESS_REFUSED = 403
 _ACK_MODES = (
     "ack_requeue_true",
     "ack_requeue_false",
@@ -140,7 +142,12 @@ async def get_messages(ask: Ask) -> Answer:
         raise bad_request(f"Unsupported ackmode. Please use one of {', '.join(_ACK_MODES)}.")
     count = whole(document, "count")
     truncate = whole(document, "truncate") if "truncate" in document else None
-    found = await ask.settled(ask.operations.take(vhost, ask.path["queue"], count, mode))
+    try:
+        found = await ask.settled(ask.operations.take(vhost, ask.path["queue"], count, mode))
+    except AMQPError as error:
+        if error.code == ACCESS_REFUSED:
+            raise not_authorised(error.reply_text) from error
+        raise
     return Answer(body=_messages(found, encoding, truncate))
 
 

@@ -507,6 +507,33 @@ async def test_a_body_that_is_no_document(site: Site, body: bytes) -> None:
     assert (reply.status, reply.document) == (400, {"error": BAD_REQUEST, "reason": "not_json"})
 
 
+async def test_rights_are_asked_for_messages_and_objects(site: Site) -> None:
+    """With the texts that RabbitMQ's API has for each."""
+    await site.ask("PUT", "queues/%2F/q", {})
+    await site.ask("PUT", "users/u", {"password": "u", "tags": "management"})
+    await site.ask("PUT", "permissions/%2F/u", {"configure": "^$", "write": "^$", "read": "^$"})
+    reply = await site.ask("POST", "queues/%2F/q/get", GET, login="u:u")
+    text = "ACCESS_REFUSED - read access to queue 'q' in vhost '/' refused for user 'u'"
+    assert (reply.status, reply.document) == (401, {"error": "not_authorised", "reason": text})
+    publish = "exchanges/%2F/amq.default/publish"
+    reply = await site.ask("POST", publish, PUBLISH, login="u:u")
+    text = (
+        "403 ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' "
+        "refused for user 'u'"
+    )
+    assert (reply.status, reply.reason) == (400, text)
+    for method, path, document in (
+        ("PUT", "queues/%2F/r", {}),
+        ("DELETE", "queues/%2F/q", None),
+        ("DELETE", "queues/%2F/q/contents", None),
+        ("PUT", "exchanges/%2F/x", {}),
+        ("POST", "bindings/%2F/e/amq.topic/q/q", {}),
+    ):
+        reply = await site.ask(method, path, document, login="u:u")
+        assert (reply.status, reply.reason) == (401, "Access refused."), (method, path)
+    assert [queue["name"] for queue in await site.get("queues")] == ["q"]
+
+
 async def test_a_body_that_is_too_large(site: Site) -> None:
     """A message may be long; a document that takes long to be understood may not."""
     await site.ask("PUT", "queues/%2F/q", {})
