@@ -20,7 +20,7 @@ from qlog.server.http.management import TABLE
 from qlog.server.http.openapi import document
 from tests.server.http.support import Site
 
-EXAMPLES = int(os.environ.get("QLOG_FUZZ_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("QLOG_FUZZ_EXAMPLES", "2"))
 # Names that lead somewhere, beside those that are made up.
 NAMES = {
     "vhost": ["%2F", "v"],

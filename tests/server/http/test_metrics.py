@@ -19,7 +19,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 async def scrape(site: Site, path: str = "/metrics") -> Samples:
     """What a scrape gives; each sample once, each metric with its type and help."""
-    api = metrics(site.bench.broker.operations, site.context, site.bench.disk)
+    api = metrics(site.bench.broker.operations, site.context, site.wake)
     site.api, before = api, site.api
     try:
         reply = await site.ask("GET", path, login=None)
