@@ -16,7 +16,7 @@ and ledger, index/checkpoints.py the index and the space. The store has the lane
 next thing is due.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Generic, Self
@@ -523,34 +523,47 @@ class Store(Generic[M]):
         return Backup(self._recovered.disk, self._recovered.paths, target, bytes_per_s)
 
     @property
-    def extent(self) -> Extent:
+    def uuid(self) -> bytes:
+        """Which directory this is."""
+        return self._recovered.identity.uuid
+
+    def sealed_parts(self) -> Iterator[tuple[int, Part]]:
+        """The segments of the log that never change, with their ids; it may be paused."""
+        segments = self._log.segments
+        for segment_id in list(segments):
+            segment = segments.get(segment_id)
+            if segment is not None and segment.sealed:
+                yield segment_id, Part(_in_log(segment_id), None)
+
+    def extent(self, known: Mapping[int, object]) -> Extent:
         """The files that are durable now, and up to which byte.
 
         They are what a crash at this moment would leave. Everything is among them that was done
         before the last `request_sync` that is served. Segments that are given up are no files of it
-        any more soon after.
+        any more soon after. `known` are segments that need not be told again, by their ids.
         """
-        paths = self._recovered.paths
+        recovered, segments = self._recovered, self._log.segments
         places = self._journal.synced_places
-        ledger = places.ledger
         parts = []
-        for segment in self._log.segments.values():
-            path = paths.segment(segment.segment_id)
+        for segment_id in segments.keys() - known.keys():
+            segment = segments[segment_id]
             if segment.sealed:
-                parts.append(Part(path, None))
-            elif segment.segment_id < places.segment_id:  # full, and about to be sealed
-                parts.append(Part(path, segment.log_end))
-            elif segment.segment_id == places.segment_id:
-                parts.append(Part(path, places.segment_position))
-        for lane_id, bases in stream_files(self._recovered.disk, paths).items():
+                parts.append(Part(_in_log(segment_id), None))
+            elif segment_id < places.segment_id:  # full, and about to be sealed
+                parts.append(Part(_in_log(segment_id), segment.log_end))
+            elif segment_id == places.segment_id:
+                parts.append(Part(_in_log(segment_id), places.segment_position))
+        for lane_id, bases in stream_files(recovered.disk, recovered.paths).items():
             for base in bases:
-                path = paths.stream_segment(lane_id, base)
-                parts.append(Part(path, None, grows=base == bases[-1]))
+                name = f"streams/{recovered.paths.stream_segment(lane_id, base).name}"
+                parts.append(Part(name, None, grows=base == bases[-1]))
+        ledger = places.ledger
         return Extent(
-            self._recovered.identity.uuid,
+            recovered.identity.uuid,
             places.position,
-            Part(paths.ledger_file(ledger.file_id), ledger.position),
+            Part(f"ledger/{recovered.paths.ledger_file(ledger.file_id).name}", ledger.position),
             ledger.file_id,
+            frozenset(segments.keys() & known.keys()),
             parts,
         )
 
@@ -674,3 +687,8 @@ class Store(Generic[M]):
                 self.advance()
             elif not self._checkpoints.stepping:
                 return self.failure is None
+
+
+def _in_log(segment_id: int) -> str:
+    """The name of a segment in the data directory, without the cost of a path."""
+    return f"log/{segment_id:010d}.qseg"

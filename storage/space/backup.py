@@ -15,7 +15,7 @@ change, so a backup has only to copy those that the one before it in the same pl
 `link_rest` are for the owner's, the first in slices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os import link
@@ -47,30 +47,30 @@ _FOLDERS = ("log", "ledger", "streams")
 
 
 class Part(NamedTuple):
-    """A file of the data directory, up to a byte. None: all of it, which never changes.
+    """A file of the data directory, by its name there, up to a byte. None: all of it, for good.
 
     `grows`: all of it, at whatever moment: what counts of it stands before the moment's end.
     """
 
-    path: Path
+    name: str
     bytes: int | None
     grows: bool = False
-
-    @property
-    def name(self) -> str:
-        """In the data directory."""
-        return f"{self.path.parent.name}/{self.path.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What is durable at one moment."""
+    """What is durable at one moment: the ledger, `parts`, and the segments of the log `known`.
+
+    The `known` are sealed, and were so when they were linked before: what is left to do in the
+    moment does not grow with the size of the log.
+    """
 
     uuid: bytes
     position: Position
     ledger: Part
     ledger_id: int
-    segments: Sequence[Part]  # of the log and of streams
+    known: frozenset[int]
+    parts: Sequence[Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ class Backup:
         self._bytes_per_s = bytes_per_s
         self._known: dict[str, StoredFile] = {}  # sealed segments of the backup before, by names
         self._known_uuid = ""
-        self._linked: set[str] = set()
+        self._linked: set[str] = set()  # names
+        self._sealed: dict[int, Part] = {}
 
     # -- another thread: before
 
@@ -134,22 +135,27 @@ class Backup:
 
     # -- the owner's thread
 
-    def link_sealed(self, extent: Extent) -> Iterator[None]:
-        """Keep what is sealed now, a file at a time. Raises BackupError, OSError."""
-        if self._known_uuid not in ("", extent.uuid.hex()):
+    def link_sealed(self, uuid: bytes, parts: Iterator[tuple[int, Part]]) -> Iterator[None]:
+        """Keep what never changes, a file at a time: ids and parts. Raises BackupError, OSError."""
+        if self._known_uuid not in ("", uuid.hex()):
             raise BackupError(f"{self._target} has a backup of another data directory")
-        for part in extent.segments:
-            if part.bytes is None or part.grows:
-                with suppress(FileNotFoundError):  # given up meanwhile; `link_rest` asks again
-                    self._link(part)
-                yield
+        for id_, part in parts:
+            with suppress(FileNotFoundError):  # given up meanwhile, and not in the extent then
+                self._link(part)
+                self._sealed[id_] = part
+            yield
+
+    @property
+    def linked(self) -> Mapping[int, Part]:
+        """The segments of the log that `link_sealed` has kept, by their ids."""
+        return self._sealed
 
     def link_rest(self, extent: Extent) -> None:
         """Keep what this extent has besides. It is the backup's, and everything of it is durable.
 
         All is on the disk now, and would not be later: call it in the moment of the extent.
         """
-        for part in (extent.ledger, *extent.segments):
+        for part in (extent.ledger, *extent.parts):
             try:
                 self._link(part)
             except FileNotFoundError:
@@ -161,12 +167,12 @@ class Backup:
         if part.name in self._linked:
             return
         try:
-            link(part.path, self._paths.staging / part.name)
+            link(self._paths.root / part.name, self._paths.staging / part.name)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise BackupError(
-                f"cannot keep {part.path} for the backup: {error.strerror}; the file system of the "
+                f"cannot keep {part.name} for the backup: {error.strerror}; the file system of the "
                 "data directory has to know hard links"
             ) from error
         self._linked.add(part.name)
@@ -178,7 +184,8 @@ class Backup:
         pace = _Pace(self._bytes_per_s)
         files: list[StoredFile] = []
         copied: list[StoredFile] = []
-        for part in (extent.ledger, *extent.segments):
+        sealed = [self._sealed[id_] for id_ in sorted(extent.known)]
+        for part in (extent.ledger, *sealed, *extent.parts):
             if part.name not in self._linked:
                 continue  # the segment that nothing was written to yet
             fixed = part.bytes is None and not part.grows

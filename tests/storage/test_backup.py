@@ -76,10 +76,10 @@ def pin(bench: Bench, target: Path, disk: FaultyDisk | None = None) -> tuple[Bac
     if disk is not None:
         backup._disk = disk
     backup.prepare()
-    for _ in backup.link_sealed(bench.store.extent):
+    for _ in backup.link_sealed(bench.store.uuid, bench.store.sealed_parts()):
         pass
     sync(bench)
-    extent = bench.store.extent
+    extent = bench.store.extent(backup.linked)
     backup.link_rest(extent)
     return backup, extent
 

@@ -107,7 +107,8 @@ class Backups:
 
     def _linking(self) -> Steps[None]:
         assert self._under_way is not None
-        yield from self._under_way.backup.link_sealed(self._store.extent)
+        store = self._store
+        yield from self._under_way.backup.link_sealed(store.uuid, store.sealed_parts())
 
     def _linked(self, outcome: Outcome[None]) -> None:
         try:
@@ -123,7 +124,7 @@ class Backups:
         if under_way is None:  # the broker stops
             return
         try:
-            extent = self._store.extent
+            extent = self._store.extent(under_way.backup.linked)
             under_way.backup.link_rest(extent)
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
