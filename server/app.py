@@ -249,7 +249,8 @@ async def serving_http(
         sockets.owner = owner
         sockets.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve_http, running, sockets, watch, directory)
+            if sockets.all:
+                nursery.start_soon(_serve_http, running, sockets, watch, directory)
             try:
                 yield
             finally:

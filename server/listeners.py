@@ -161,7 +161,10 @@ def _bound_path(path: Path) -> socket.socket:
 
 
 async def load_http(sockets: HttpSockets) -> Any:
-    """The modules that serve HTTP: at once, or when the first client of the owner's comes."""
+    """The modules that serve HTTP: at once, or when the first client of the owner's comes.
+
+    There has to be a socket at all.
+    """
     if not sockets.eager and sockets.owner is not None:
         await trio.lowlevel.wait_readable(sockets.owner)
     return await trio.to_thread.run_sync(importlib.import_module, "qlog.server.http.start")

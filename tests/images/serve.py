@@ -66,9 +66,9 @@ class InlineWorker:
         """Nothing to end."""
 
 
-async def at_once(work: Callable[[], object]) -> object:
+async def at_once(work: Callable[..., object], *arguments: object) -> object:
     """Instead of trio's threads."""
-    return work()
+    return work(*arguments)
 
 
 def load_small(load: Callable[..., Settings] = config.load, **given: object) -> Settings:

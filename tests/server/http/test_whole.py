@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
-from qlog.server import config
+from qlog.server import app, config, listeners
 from qlog.server.app import RunningBroker, open_broker
 from qlog.server.listeners import SOCKET_NAME
 from qlog.server.net.certificate_dates import ends_s
@@ -101,6 +103,22 @@ async def test_the_owner_asks_without_a_password(tmp_path: Path) -> None:
         for _ in range(2):
             stream = await trio.open_unix_socket(tmp_path / "data" / SOCKET_NAME)
             assert json.loads(await ask(stream, "/api/whoami", ""))["tags"] == ["administrator"]
+
+
+async def test_a_directory_without_room_for_a_socket_is_served_without_http(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def loaded(sockets: object) -> None:
+        raise AssertionError("there is nothing to serve")
+
+    monkeypatch.setattr(listeners, "_bound_path", refused)
+    monkeypatch.setattr(app, "load_http", loaded)
+    async with running(tmp_path / "data", management_port=0, metrics_port=0):
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert "no socket for qlog ctl" in caplog.text
 
 
 async def test_a_certificate_that_ends_soon(tmp_path: Path) -> None:
