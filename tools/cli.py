@@ -62,6 +62,16 @@ def _inspect_in_the_list() -> None:
     """A place in the list of commands. It never runs: `resolve_command` gives the real command."""
 
 
+@app.command("ctl", help="Ask a running broker: rabbitmqctl's commands, and more.")
+def _ctl_in_the_list() -> None:
+    """A place in the list of commands. It never runs: `entry.main` gives `ctl` its own way."""
+
+
+@app.command("top", help="Watch rates, queues and connections of a running broker.")
+def _top_in_the_list() -> None:
+    """A place in the list of commands, as `ctl`."""
+
+
 def _inspect() -> Any:
     from qlog.tools.inspect.app import app as inspect
 

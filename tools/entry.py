@@ -20,6 +20,10 @@ def main() -> None:
     argv = sys.argv[1:]
     if argv[:1] == ["ctl"]:
         run_tool("ctl", argv[1:])
+    if argv[:1] == ["top"]:
+        from qlog.tools.ctl.top import main as top
+
+        sys.exit(top(argv[1:]))
     if argv[:1] == ["help"]:
         if argv[1:] not in _OWN_HELP:
             run_tool("ctl", argv)

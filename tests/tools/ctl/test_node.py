@@ -18,6 +18,7 @@ import pytest
 
 from qlog.tools.ctl.commands.objects import pid_of
 from qlog.tools.ctl.main import main
+from qlog.tools.ctl.top import main as top
 from tests.live.server import ROOT, BrokerProcess
 
 
@@ -270,6 +271,56 @@ def test_messages(broker: BrokerProcess, ctl: Any) -> None:
     for queue in ("from", "to"):
         channel.queue_delete(queue)
     connection.close()
+
+
+def test_top(broker: BrokerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = connect(broker)
+    channel = connection.channel()
+    for name, count in (("small", 1), ("large", 3)):
+        channel.queue_declare(name)
+        for _ in range(count):
+            channel.basic_publish("", name, b"x")
+    channel.queue_declare("large", passive=True)  # all that came before it has arrived
+    where = ("--data-dir", str(broker.data_dir))
+    assert top([*where, "--once", "--rows", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("qlog  qlog ")
+    assert "1 connections  1 channels" in said
+    assert "queues (2)" in said
+    assert re.search(r"^/ +large +classic +running +3 ", said, re.MULTILINE)
+    assert "small" not in said
+    assert top(["--data-dir", "/nosuch", "--once"]) == 69
+    assert top(["nosuch"]) == 64
+    for name in ("small", "large"):
+        channel.queue_delete(name)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("qlog c", "ctl"),
+        ("qlog ctl list_que", "list_queues"),
+        ("qlog ctl list_queues messages_rea", "messages_ready messages_ready_ram"),
+        ("qlog ctl -q delete_queue --if-u", "--if-unused"),
+        ("rabbitmqctl help list_vh", "list_vhosts"),
+        ("rabbitmqctl list_vhosts --vh", "--vhost"),
+        ("qlog serve x", ""),
+    ],
+)
+def test_completion(ctl: Any, line: str, completed: str, tmp_path: Path) -> None:
+    path = tmp_path / "completion"
+    path.write_text(ctl("completion", "bash"))
+    words = line.split()
+    code = (
+        f'source {path}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _qlog; '
+        'printf "%s\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ("bash", "-c", code, "bash", *words), check=True, capture_output=True, text=True
+    )
+    assert set(completed.split()) <= set(done.stdout.split())
+    assert len(done.stdout.split()) <= 3
 
 
 def test_deliveries(broker: BrokerProcess, ctl: Any) -> None:

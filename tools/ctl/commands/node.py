@@ -350,6 +350,21 @@ def autocomplete(call: Call) -> Message:
     )
 
 
+def completion(call: Call) -> Message:
+    """A script that completes commands, options and columns."""
+    from qlog.tools.ctl.completion import script
+    from qlog.tools.ctl.table import commands_of
+
+    return Message(script(call.args[0], commands_of("ctl")))
+
+
+def _check_shell(args: list[str], options: Options) -> None:
+    from qlog.tools.ctl.completion import SHELLS
+
+    if args[0] not in SHELLS:
+        raise bad_argument(f"the shell is one of {', '.join(SHELLS)}")
+
+
 def list_hashes(call: Call) -> Message:
     """The hashes that passwords are imported with."""
     return Message("[sha256,sha512,md5,argon2id]")
@@ -386,6 +401,16 @@ COMMANDS = (
         args=(0, 1),
         tools=_ALL,
         examples=("help list_queues",),
+    ),
+    Command(
+        "completion",
+        "Help",
+        "Prints a script that completes commands, options and columns in a shell",
+        completion,
+        usage="<bash | zsh>",
+        args=(1, 1),
+        check=_check_shell,
+        examples=("completion bash > /etc/bash_completion.d/qlog",),
     ),
     Command("version", "Help", "Shows the version", version, tools=_ALL),
     Command(
