@@ -16,9 +16,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from qlog.server.broker.jobs import Steps
-from qlog.server.broker.listings.facts import message_counts, queue_counts
+from qlog.server.broker.listings.facts import message_counts
 from qlog.server.broker.listings.values import COUNTED
 from qlog.server.broker.outcome import Outcome
+from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.services import Services
 from qlog.server.broker.stats import ExchangeCounts, Traffic
 from qlog.server.broker.vhost import VHost
@@ -169,14 +170,12 @@ class Sampler:
             self._sums.setdefault(vhost.name, {})
             waiting = lengths.setdefault(vhost.name, [0, 0, 0])
             for queue in list(vhost.queues.values()):
-                counts = queue_counts(queue)
                 ready, unacked = queue.ready, queue.unacked
-                waiting[0] += ready + unacked
-                waiting[1] += ready
-                waiting[2] += unacked
-                numbers = array("q", [counts.get(name, 0) for name in QUEUE[:-3]])
-                numbers.extend((ready + unacked, ready, unacked))
-                yield queue, QUEUE, numbers
+                if ready or unacked:
+                    waiting[0] += ready + unacked
+                    waiting[1] += ready
+                    waiting[2] += unacked
+                yield queue, QUEUE, _of_queue(queue, ready, unacked)
             for exchange in vhost.exchange_counts():
                 yield exchange, EXCHANGE, _passed(exchange)
         for client in list(self._clients):
@@ -297,6 +296,29 @@ class Sampler:
             "avg_rate": (values[0] - values[-1]) / took_s if took_s else 0.0,
             "avg": sum(values) / len(values),
         }
+
+
+def _of_queue(queue: QueueType, ready: int, unacked: int) -> array[int]:
+    """The numbers of a queue, in the order of `QUEUE`; there may be very many queues."""
+    counts = queue.counts
+    taken = counts.deliver + counts.deliver_no_ack + counts.get + counts.get_no_ack
+    return array(
+        "q",
+        (
+            queue.published,
+            counts.deliver,
+            counts.deliver_no_ack,
+            counts.get,
+            counts.get_no_ack,
+            counts.get_empty,
+            taken,
+            counts.redeliver,
+            counts.ack,
+            ready + unacked,
+            ready,
+            unacked,
+        ),
+    )
 
 
 def _passed(counts: ExchangeCounts) -> array[int]:
