@@ -449,6 +449,14 @@ def document() -> dict[str, Any]:
                 "limits": limits,
             }
             for name, limits in LIMITED.items()
+        ]
+        + [
+            {
+                "name": "m-root",  # who changes the others
+                "password_hash": kept,
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": ["administrator"],
+            }
         ],
         "vhosts": [{"name": VHOST}],
         "permissions": [

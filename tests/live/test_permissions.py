@@ -9,10 +9,12 @@ import base64
 import json
 import os
 import re
+import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -30,9 +32,9 @@ pytestmark = pytest.mark.newer
 API = os.environ.get("QLOG_TEST_API", "http://guest:guest@127.0.0.1:15690/api")
 
 
-def api(method: str, path: str, document: Any = None) -> None:
-    """Ask the management API of a RabbitMQ."""
-    parts = urlsplit(API)
+def api(method: str, path: str, document: Any = None, url: str = API) -> None:
+    """Ask a management API."""
+    parts = urlsplit(url)
     login = base64.b64encode(f"{parts.username}:{parts.password}".encode()).decode()
     request = urllib.request.Request(
         f"{parts.scheme}://{parts.hostname}:{parts.port}{parts.path}{path}",
@@ -43,16 +45,19 @@ def api(method: str, path: str, document: Any = None) -> None:
     urllib.request.urlopen(request, timeout=60).close()
 
 
+Admin = Callable[..., None]  # method, path, document
+
+
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Host and port of a broker that has the users of the matrix."""
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Admin]]:
+    """Host and port of a broker that has the users of the matrix, and its management API."""
     given = os.environ.get("QLOG_TEST_URL")
     document = matrix.document()
     if given:
         with suppress(urllib.error.HTTPError):  # what a run before has left
             api("DELETE", f"/vhosts/{quote(VHOST, '')}")
         api("POST", "/definitions", document)
-        yield f"{urlsplit(given).hostname}:{urlsplit(given).port}"
+        yield f"{urlsplit(given).hostname}:{urlsplit(given).port}", api
         names = [user["name"] for user in document["users"]]
         api("POST", "/users/bulk-delete", {"users": names})
         api("DELETE", f"/vhosts/{quote(VHOST, '')}")
@@ -60,12 +65,33 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory: Path = tmp_path_factory.mktemp("matrix")
     path = directory / "definitions.json"
     path.write_text(json.dumps(document))
-    broker = BrokerProcess(
-        directory / "data", settings={"QLOG_LOAD_DEFINITIONS": str(path)}, log_level="error"
-    )
-    broker.start()
-    yield f"127.0.0.1:{broker.port}"
-    broker.kill()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"QLOG_LOAD_DEFINITIONS": str(path), "QLOG_MANAGEMENT_PORT": str(port)}
+    process = BrokerProcess(directory / "data", settings=settings, log_level="error")
+    process.start()
+    url = f"http://m-root:{PASSWORD}@127.0.0.1:{port}/api"
+    until(lambda: _answers(url), "an answer of the management API")
+    yield f"127.0.0.1:{process.port}", partial(api, url=url)
+    process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        api("GET", "/whoami", url=url)
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
+@pytest.fixture
+def address(broker: tuple[str, Admin]) -> str:
+    return broker[0]
+
+
+@pytest.fixture
+def admin(broker: tuple[str, Admin]) -> Admin:
+    return broker[1]
 
 
 def _for(value: Any, user: str) -> Any:
@@ -184,3 +210,61 @@ def test_channels_of_a_user_are_limited(address: str) -> None:
             "NOT_ALLOWED - number of channels opened for user '…' has reached the maximum allowed "
             "user limit of (2)"
         )
+
+
+# --- changes under open connections
+
+
+def user(admin: Admin, name: str, **rights: str) -> str:
+    """A new user; returns the login."""
+    admin("PUT", f"/users/{name}", {"password": PASSWORD, "tags": ""})
+    allow(admin, name, **rights)
+    return f"{name}:{PASSWORD}"
+
+
+def allow(
+    admin: Admin, name: str, configure: str = ".*", write: str = ".*", read: str = ".*"
+) -> None:
+    rights = {"configure": configure, "write": write, "read": read}
+    admin("PUT", f"/permissions/{quote(VHOST, '')}/{name}", rights)
+
+
+def test_a_user_who_is_deleted_is_thrown_out(address: str, admin: Admin) -> None:
+    login = user(admin, "m-gone")
+    with Client(f"amqp://{login}@{address}/{VHOST}") as client:
+        client.channel()
+        admin("DELETE", "/users/m-gone")
+        text = "CONNECTION_FORCED - user 'm-gone' is deleted"
+        assert client.refusal(0) == refusal(320, text)
+    assert refused_at_the_door(f"amqp://{login}@{address}/{VHOST}") == (403, NOT_IN)
+
+
+def test_a_new_password_counts_at_once_and_connections_stay(address: str, admin: Admin) -> None:
+    login = user(admin, "m-changed")
+    with Client(f"amqp://{login}@{address}/{VHOST}") as client:
+        admin("PUT", "/users/m-changed", {"password": "other", "tags": ""})
+        client.channel()
+        assert refused_at_the_door(f"amqp://{login}@{address}/{VHOST}") == (403, NOT_IN)
+        Client(f"amqp://m-changed:other@{address}/{VHOST}").close()
+    admin("DELETE", "/users/m-changed")
+
+
+def test_changed_rights_count_on_the_next_channel(address: str, admin: Admin) -> None:
+    """(In qlog on the old one, too.) Without any the connection stays, and a new one is refused."""
+    login = user(admin, "m-less")
+    url = f"amqp://{login}@{address}/{VHOST}"
+    with Client(url) as client:
+        client.channel(1).publish("x", "k", b"a")
+        allow(admin, "m-less", write="^$")
+        talk = client.channel(2)
+        talk.publish("x", "k", b"a")
+        refused = talk.refusal()
+        text = f"write access to exchange 'x' in vhost '{VHOST}' refused for user 'm-less'"
+        assert refused == refusal(403, f"ACCESS_REFUSED - {text}", Basic.Publish)
+        admin("DELETE", f"/permissions/{quote(VHOST, '')}/m-less")
+        refused = client.channel(3).refused(Basic.Get(queue="q"))
+        text = f"read access to queue 'q' in vhost '{VHOST}' refused for user 'm-less'"
+        assert refused == refusal(403, f"ACCESS_REFUSED - {text}", Basic.Get)
+        text = f"NOT_ALLOWED - access to vhost '{VHOST}' refused for user 'm-less'"
+        assert refused_at_the_door(url) == (530, text)
+    admin("DELETE", "/users/m-less")

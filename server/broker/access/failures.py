@@ -6,6 +6,7 @@ is remembered is bounded, and forgotten after FORGOTTEN_S. Knows no clock but th
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -19,6 +20,19 @@ FORGOTTEN_S = 60.0
 # So many peers, and users of peers, are remembered: some 5 MiB. Then the oldest are forgotten.
 RECORDS_MAX = 10_000
 NAME_MAX = 64  # so much of a name is remembered: a client may send one of some thousand characters
+
+
+def peer_of(address: str) -> str:
+    """Whose an address is: of IPv6 its /64, all of which one machine may have."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return f"{ip.exploded[:19]}::/64"
 
 
 @dataclass(slots=True)

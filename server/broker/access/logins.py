@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from qlog.server.broker.access.failures import WAIT_S_MAX, Failures
+from qlog.server.broker.access.failures import WAIT_S_MAX, Failures, peer_of
 from qlog.server.broker.access.hashing import Busy, Hashing
 from qlog.server.broker.access.passwords import (
     PASSWORD_BYTES_MAX,
@@ -137,7 +137,7 @@ class Logins:
             waiting.append(outcome)
             return outcome
         now_s = self._now_s()
-        wait_s = self.failures.wait_s(address, name, now_s)
+        wait_s = self.failures.wait_s(peer_of(address), name, now_s)
         if wait_s > LATE_S:
             reason = "too many failed logins: not looked at"
             self._log(name, address, reason, 1)
@@ -198,7 +198,7 @@ class Logins:
                 return
             self._let_in(user, kept, digest, address, waiting)
 
-        self.hashing.submit(look, address).then(looked)
+        self.hashing.submit(look, peer_of(address)).then(looked)
 
     def _let_in(
         self, user: User, kept: bytes, digest: bytes, address: str, waiting: list[Outcome[User]]
@@ -209,7 +209,7 @@ class Logins:
             self._save(user)
         until_s = self._now_s() + REMEMBERED_S
         self._remembered[user.name] = _Remembered(digest, kept, until_s)
-        self.failures.succeeded(address, user.name)
+        self.failures.succeeded(peer_of(address), user.name)
         self.succeeded_count += len(waiting)
         for outcome in waiting:
             outcome.set(user)
@@ -224,8 +224,9 @@ class Logins:
     ) -> None:
         self.failed_count += len(waiting)
         if how is Refused:
+            peer = peer_of(address)
             for _ in waiting:
-                self.failures.failed(address, name, self._now_s())
+                self.failures.failed(peer, name, self._now_s())
         self._log(name, address, reason, len(waiting))
         for outcome in waiting:
             outcome.fail(how(name, reason))

@@ -18,6 +18,7 @@ from qlog.server.broker.access.failures import (
     RECORDS_MAX,
     WAIT_S_MAX,
     Failures,
+    peer_of,
 )
 from qlog.server.broker.access.hashing import Busy, Hashing, ThreadedHashing, hashes_at_once
 from qlog.server.broker.access.logins import ANSWERED_S, LOGGED_MAX, REMEMBERED_S, Refused
@@ -240,6 +241,22 @@ def test_failures_are_counted_by_user_and_by_peer() -> None:
     assert failures.wait_s("peer", "another", 0.0) > 0.0
     assert failures.wait_s("other", "another", 0.0) == 0.0
     assert failures.wait_s("peer", "another", FORGOTTEN_S) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("address", "peer"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8::1", "2001:0db8:0000:0000::/64"),
+        ("2001:db8:0:0:ffff::2", "2001:0db8:0000:0000::/64"),
+        ("2001:db8:0:1::1", "2001:0db8:0000:0001::/64"),
+        ("fe80::1%eth0", "fe80:0000:0000:0000::/64"),
+        ("test", "test"),
+    ],
+)
+def test_a_machine_with_many_addresses_is_one_peer(address: str, peer: str) -> None:
+    assert peer_of(address) == peer
 
 
 def test_failures_are_bounded() -> None:
