@@ -19,6 +19,8 @@ UNITS = {
     "confirm_p99_ms": ("confirm p99", " ms"),
     "fill_confirm_p99_ms": ("confirm p99", " ms"),
     "delivery_p50_ms": ("end to end p50", " ms"),
+    "late_p50_ms": ("late p50", " ms"),
+    "late_p99_ms": ("late p99", " ms"),
     "delivery_p99_ms": ("end to end p99", " ms"),
     "load_cpu_share": ("load CPUs", ""),
     "drain_load_cpu_share": ("load CPUs", ""),
