@@ -32,6 +32,8 @@ PLUGINS = (
     "rabbitmq_random_exchange",
     "rabbitmq_recent_history_exchange",
 )
+# A threshold is at most so many times the memory.
+FRACTION_MAX = 1000
 _LEVELS = ("debug", "info", "warning", "error", "critical", "none")
 
 
@@ -146,7 +148,7 @@ async def set_watermark(ask: Ask) -> Answer:
     octets, fraction = document.get("bytes"), document.get("fraction")
     if isinstance(octets, int) and octets >= 0:
         setters[ask.path["resource"]](octets=octets)
-    elif isinstance(fraction, int | float) and fraction >= 0:
+    elif isinstance(fraction, int | float) and 0 <= fraction <= FRACTION_MAX:
         setters[ask.path["resource"]](fraction=fraction)
     else:
         raise bad_request("neither bytes nor a fraction")
