@@ -75,7 +75,7 @@ class BrokerLife:
         return choice.random(), verdict, choice.random() < 0.2
 
     def _delete(self) -> tuple[Any, ...]:
-        return (self.choice.choice(list(SOURCES)),)
+        return self.choice.choice(list(SOURCES)), self.choice.random() < 0.5
 
     def _work(self) -> tuple[Any, ...]:
         return (self.choice.choice((0, 0, 1)),)

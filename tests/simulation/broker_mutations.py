@@ -104,13 +104,13 @@ MUTATIONS = [
         "a queue is deleted before what has left it is on the disk",
         "on a full disk the deletion goes on, and the copies are lost",
         _deleted_before_copies,
-        {"delete": 8, "fill_disk": 6, "free_disk": 0.3},
+        {"delete": 8, "consume": 2, "fill_disk": 8, "free_disk": 0.2, "work": 2, "crash": 3},
     ),
     BrokerMutation(
         "a queue is deleted with what was about to be handed on",
         "rejected messages are lost",
         _deleted_at_once,
-        {"delete": 8},
+        {"delete": 8, "consume": 2},
     ),
     BrokerMutation("copies of dead letters are transient", "a crash loses them", _transient_copies),
     BrokerMutation(

@@ -287,14 +287,26 @@ class BrokerWorld(Bench):
     def lose_client(self) -> None:
         """Who has taken messages is gone: they come back."""
         for held in self.held:
-            self.sent[held.number].came_back(surely=held.queue not in self.deleting)
+            if held.queue in SOURCES:  # not a copy
+                self.sent[held.number].came_back(surely=held.queue not in self.deleting)
         self.taker.client.lost()
         self._connect_taker()
 
-    def delete(self, name: str) -> None:
-        """A queue is deleted, and declared again. What had left it is handed over before."""
+    def delete(self, name: str, rejecting: bool) -> None:
+        """A queue is deleted, and declared again. What had left it is handed over before.
+
+        `rejecting`: all that is out is rejected just before.
+        """
         if name in self.deleting:
             return
+        out = [held for held in self.held if held.queue == name]
+        if rejecting and out:
+            for held in out:
+                self.held.remove(held)
+                self.sent[held.number].rejected = self.sent[held.number].left = True
+            last = out[-1]
+            nack = make(spec.BasicNack, delivery_tag=last.tag, multiple=True, requeue=False)
+            self.taker.send(last.channel, nack)
         self.deleting.append(name)
         for one in self.sent.values():
             one.deleted |= one.queue == name and not (
