@@ -554,7 +554,7 @@ def test_an_idle_connection_is_small(loop: Loop) -> None:
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (after - before) / count < 7 * 1024
+    assert (after - before) / count < 6 * 1024
     for sock in pairs:
         sock.close()
 
