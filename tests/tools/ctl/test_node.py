@@ -47,6 +47,16 @@ def ctl(
     return run
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """A broker of one test's own, which may end."""
+    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
+    process = BrokerProcess(tmp_path / "data", settings=settings).start()
+    yield process
+    if process.process is not None and process.process.poll() is None:
+        process.kill()
+
+
 def connect(broker: BrokerProcess) -> Any:
     parameters = pika.URLParameters(broker.url)
     parameters.client_properties = {"connection_name": "mine"}
@@ -404,9 +414,7 @@ def test_a_command_imports_little() -> None:
     assert not loaded & {"typer", "rich", "starlette", "trio", "msgspec", "qlog.server"}
 
 
-def test_a_reset(tmp_path: Path, ctl: Any) -> None:
-    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
-    own = BrokerProcess(tmp_path / "data", settings=settings).start()
+def test_a_reset(own: BrokerProcess, ctl: Any) -> None:
     where = ("--data-dir", str(own.data_dir), "-q")
     connection = connect(own)
     connection.channel().queue_declare("q", durable=True)
@@ -421,11 +429,9 @@ def test_a_reset(tmp_path: Path, ctl: Any) -> None:
     assert ctl(*where, "list_users") == "user\ttags\nguest\t[administrator]\n"
     assert ctl(*where, "list_queues") == ""
     connect(own).close()
-    own.terminate()
 
 
-def test_the_broker_is_ended(tmp_path: Path, ctl: Any) -> None:
-    own = BrokerProcess(tmp_path / "data").start()
+def test_the_broker_is_ended(own: BrokerProcess, ctl: Any) -> None:
     ctl("--data-dir", str(own.data_dir), "shutdown")
     assert own.process is not None
     assert own.process.wait(10) == 0
