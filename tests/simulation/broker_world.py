@@ -285,7 +285,12 @@ class BrokerWorld(Bench):
         self.taker.send(last.channel, method)
 
     def lose_client(self) -> None:
-        """Who has taken messages is gone: they come back."""
+        """Who has taken messages is gone: they come back. All that was said before was obeyed."""
+        self.settle()
+        self._hear_taker()
+        channels = self.taker.client.channels.values()
+        if any(channel.answers._held for channel in channels):
+            return
         for held in self.held:
             if held.queue in SOURCES:  # not a copy
                 self.sent[held.number].came_back(surely=held.queue not in self.deleting)
@@ -427,6 +432,9 @@ class BrokerWorld(Bench):
             if isinstance(method, spec.QueueDeclareOk):
                 self.deleting.remove(method.queue)
                 self.held = [one for one in self.held if one.queue != method.queue]
+        self._hear_taker()
+
+    def _hear_taker(self) -> None:
         for said in self.taker.take():
             method = said.method
             if isinstance(method, spec.BasicDeliver):
