@@ -337,6 +337,12 @@ class VHost:
         return self._services.jobs.start(self._deleting_exchange(name))
 
     def _deleting_exchange(self, name: str) -> Steps[None]:
+        exchange, delayed = self.routing.exchange(name), self.delayed.find(name)
+        # What was released must be on the disk in its queues first, as in `_handing_on`.
+        while delayed is not None and delayed.after_lsn > self.store.durable_lsn:
+            yield self._services.durability.sync(delayed.after_lsn)
+            if self.routing.exchange(name) is not exchange:
+                return  # by somebody else, meanwhile
         removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
         with self._definitions.transaction():
             self._definitions.delete_exchange(self.name, name)

@@ -154,6 +154,11 @@ class Delayed:
         """How many messages wait."""
         return self._backlog.ready
 
+    @property
+    def after_lsn(self) -> int:
+        """What was released is on the disk elsewhere when the log is durable up to here."""
+        return self._backlog.after_lsn
+
     # -- what comes ----------------------------------------------------------------------------
 
     def add(self, mail: Mail, rejected: Collection[int]) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from errno import ENOSPC
 from typing import Any
 
 import pytest
@@ -80,6 +81,36 @@ def q(peer: Peer) -> Peer:
     peer.declare("q")
     bind(peer, "q")
     return peer
+
+
+def test_an_exchange_is_deleted_when_what_it_released_is_on_the_disk(
+    bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk takes the deletion in reserved space, and the copies later."""
+    publish(q, b"x", 1000)
+    bench.disk()
+    disk, write = bench.faulty, bench.faulty.write
+
+    def full_for_the_log(file: int, buffers: Sequence[bytes], offset: int) -> None:
+        if disk.names_open[file].startswith("log/"):
+            raise OSError(ENOSPC, "full")
+        write(file, buffers, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write", full_for_the_log)
+        bench.pass_ms(1000)
+        q.send(1, make(spec.ExchangeDelete, exchange="d"))
+        for _ in range(3):
+            bench.disk()
+            bench.now_s += 2.0
+        assert waiting(bench) == [] and not q.hear() and not bench.broker.services.jobs
+    for _ in range(3):
+        bench.disk()
+        bench.now_s += 2.0
+    assert [type(said) for said in q.hear()] == [spec.ExchangeDeleteOk]
+    bench.kill()
+    bench.open()
+    assert got(Peer(bench)) == [b"x"]
 
 
 class TestWhen:
