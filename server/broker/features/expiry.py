@@ -80,15 +80,17 @@ class _Watch:
     `again`: somebody wanted that meanwhile.
     `offered`: messages from this qseq on were not offered to the consumers yet, by id of the lane.
     `overdue`: messages whose own time came while they were out, or before they were offered.
+    `recalling`: they are gone through. `returned`: others came back meanwhile.
     """
 
-    __slots__ = ("again", "job", "offered", "overdue", "recalling", "timer")
+    __slots__ = ("again", "job", "offered", "overdue", "recalling", "returned", "timer")
 
     def __init__(self) -> None:
         self.timer: Timer | None = None
         self.job = False
         self.again = False
         self.recalling = False
+        self.returned = False
         self.offered: dict[int, int] = {}
         self.overdue: dict[Backlog, Numbers] = {}
 
@@ -232,17 +234,19 @@ class Expiry:
             overdue.discard(start, stop - start)
             overdue.add(start, stop - start)
             start, stop = unsettled(stop, end, count)
-        if overdue.count > backlog.out + _STALE:
+        if overdue.count > backlog.out + _STALE and not watch.recalling:
             self._recall(queue, watch)
 
     def _recall(self, queue: Timed, watch: _Watch) -> None:
         """Have those leave whose time came when they could not leave."""
+        watch.returned = True
         if watch.overdue and not watch.recalling:
             watch.recalling = True
             self._services.jobs.start(self._recalling(queue, watch))
 
     def _recalling(self, queue: Timed, watch: _Watch) -> Steps[None]:
         before, watch.overdue = watch.overdue, {}
+        watch.returned = False
         try:
             for backlog, overdue in before.items():
                 for qseq, count in overdue:
@@ -255,6 +259,9 @@ class Expiry:
             logger.error("cannot take expired messages from %s error=%s", queue, error)
         finally:
             watch.recalling = False
+            if watch.returned and not queue.deleted:
+                # Some that were found out, and noted again, are back: nobody else looks for them.
+                self._recall(queue, watch)
 
     # -- the queue's time --------------------------------------------------------------------
 

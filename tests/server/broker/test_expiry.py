@@ -10,6 +10,7 @@ import pytest
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.properties import Properties
+from qlog.server.broker import jobs
 from qlog.server.broker.due import LOOK_S
 from qlog.server.broker.features.expiry import EXPIRED, OFFER_MS
 from qlog.server.broker.queues.classic import EXPIRED_MAX
@@ -324,6 +325,24 @@ def test_many_that_come_back_late_leave_in_slices(bench: Bench, peer: Peer) -> N
     assert (queue.ready, queue.unacked) == (200, 0)
     peer.take()
     assert drain(peer) == [b"%d" % number for number in range(0, 600, 3)]
+
+
+def test_what_comes_back_while_others_are_gone_through_leaves_too(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE_S", 0.0)  # every step is a slice
+    queue = peer.declare("q")
+    consume(peer)
+    for number in range(3):
+        send(peer, b"%d" % number, 2000)
+    bench.pass_ms(2000)
+    tags = [tag for _, tag, _, _ in peer.deliveries()]
+    peer.send(1, make(spec.BasicCancel, consumer_tag="c"))
+    # The second comes back when it was just found to be out still.
+    rejects = [make(spec.BasicReject, delivery_tag=tag, requeue=True) for tag in tags]
+    peer.send(1, *rejects)
+    bench.settle()
+    assert (queue.ready, queue.unacked) == (0, 0)
 
 
 def test_numbers_of_what_was_acknowledged_late_are_forgotten(bench: Bench, peer: Peer) -> None:
