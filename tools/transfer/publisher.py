@@ -100,6 +100,8 @@ class Publisher:
                 f"no broker answers at {address.host}:{address.port}: {error.strerror or error}"
             ) from error
         self._socket.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._socket)
         try:
             self._open(address)
         except BaseException:
@@ -225,9 +227,7 @@ class Publisher:
         """Send everything. What the broker sends meanwhile is read, so that neither side blocks."""
         rest = memoryview(b"".join(buffers))
         while rest:
-            readable, writable, _ = select.select(
-                (self._socket,), (self._socket,), (), _SILENCE_S_MAX
-            )
+            readable, writable = self._wait(select.POLLIN | select.POLLOUT)
             if readable:
                 self._receive(wait=False)
             if writable:
@@ -239,9 +239,19 @@ class Publisher:
             if not readable and not writable and not self._blocked:
                 raise PublishFailed(f"the broker has taken nothing for {_SILENCE_S_MAX:.0f} s")
 
+    def _wait(self, events: int) -> tuple[bool, bool]:
+        """Wait for one of these events, but not for ever: whether one can read, and can write.
+
+        A socket's number may be above what `select.select` takes.
+        """
+        self._poll.modify(self._socket, events)
+        found = self._poll.poll(_SILENCE_S_MAX * 1000)
+        said = found[0][1] if found else 0
+        return bool(said & ~select.POLLOUT), bool(said & select.POLLOUT)
+
     def _receive(self, *, wait: bool) -> None:
         """Take what the broker has sent; with `wait`, until there is something."""
-        if wait and not select.select((self._socket,), (), (), _SILENCE_S_MAX)[0]:
+        if wait and not self._wait(select.POLLIN)[0]:
             if self._blocked:
                 return
             raise PublishFailed(f"the broker has said nothing for {_SILENCE_S_MAX:.0f} s")
