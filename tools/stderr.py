@@ -125,7 +125,9 @@ class Stderr(io.TextIOBase):
             try:
                 count = os.write(self._descriptor, rest)
             except BlockingIOError:  # somebody else made the descriptor so
-                select.select([], [self._descriptor], [], POLL_S)
+                poll = select.poll()  # select.select takes no number above 1023
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll(POLL_S * 1000)
                 continue
             except OSError:
                 break
