@@ -67,7 +67,8 @@ class ListSink:
     def __init__(self, core: Connection) -> None:
         self.full = False
         self.overfull = False
-        self.data = bytearray()
+        # Not one array of octets: it would be copied whole, and in somebody's slice, to grow.
+        self.written: list[bytes | memoryview] = []
         self.closed_after_s: float | None = None
         self.why_not_read = READ
         self._core = core
@@ -77,14 +78,13 @@ class ListSink:
         return self._core.frame_max
 
     def send(self, channel: int, method: Method) -> None:
-        self.data += self._core.send(channel, method)
+        self.written.append(self._core.send(channel, method))
 
     def send_content(self, channel: int, method: Method, envelope: Envelope, body: bytes) -> None:
-        self.data += self._core.send_content(channel, method, envelope, body)
+        self.written.append(self._core.send_content(channel, method, envelope, body))
 
     def write(self, buffers: Sequence[bytes | memoryview]) -> None:
-        for buffer in buffers:
-            self.data += buffer
+        self.written += buffers
 
     def hold(self, reason: Hold) -> None:
         self.why_not_read |= reason
@@ -100,7 +100,8 @@ class ListSink:
 
     def take(self) -> list[Said]:
         """What was sent since the last call."""
-        data, self.data = bytes(self.data), bytearray()
+        data = b"".join(self.written)
+        self.written.clear()
         said: list[Said] = []
         at = 0
         while at < len(data):

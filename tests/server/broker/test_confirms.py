@@ -46,7 +46,7 @@ def test_frames_are_those_of_the_generic_encoder() -> None:
     confirms.sequence = 3
     confirms.note(0, (3,))
     confirms.confirm_through(0)
-    assert bytes(channel.sink.data) == method_frame(7, spec.BasicAck(2, True)) + method_frame(
+    assert b"".join(channel.sink.written) == method_frame(7, spec.BasicAck(2, True)) + method_frame(
         7, spec.BasicNack(3, False, False)
     )
 
