@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -140,7 +141,6 @@ class Channel:
         self.counts = Counts()
         services.stats.channels_opened += 1
         self._event: Event | None = None  # the method that is being obeyed
-        self._closing = False  # the client has closed the channel, and waits for close-ok
 
     @property
     def origin(self) -> Origin:
@@ -177,7 +177,7 @@ class Channel:
     @property
     def closed(self) -> bool:
         """Nothing may be sent on the channel any more, but for close-ok."""
-        return self._core.closed or self._closing
+        return self._core.closed or self.outstanding.ended
 
     @property
     def over(self) -> bool:
@@ -221,19 +221,26 @@ class Channel:
 
     def close(self) -> Outcome[None]:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
-        if not self._closing:
+        if not self.outstanding.ended:
             self.services.stats.channels_closed += 1
-        self._closing = True
+        self.outstanding.ended = True
         self._forget_reply_consumer()
-        for consumer in list(self.consumers.values()):
-            consumer.queue.remove_taker(consumer)
-        self.consumers.clear()
         transaction = self.publisher.transaction
         kept = [] if transaction is None else transaction.take_settlements()
         if transaction is not None:
             transaction.roll_back()
         pieces = chain((settlement.runs for settlement in kept), self._all_unacked())
-        return self.services.jobs.start(self._requeueing(pieces, lost=True))
+        return self.services.jobs.start_in_turn(self._leaving(pieces))
+
+    def _leaving(self, pieces: Iterable[list[UnackedRun]]) -> Steps[None]:
+        """Take the consumers from their queues, and then requeue what was out."""
+        leaving = deque(self.consumers.values())  # which lets go of them one by one
+        while leaving:
+            consumer = leaving.popleft()
+            if self.consumers.pop(consumer.tag, None) is consumer:  # its queue is not deleted
+                consumer.queue.remove_taker(consumer)
+            yield
+        yield from self._requeueing(pieces, lost=True)
 
     # -- consuming ---------------------------------------------------------------------------
 
@@ -303,7 +310,7 @@ class Channel:
         del self.consumers[consumer.tag]
         self.outstanding.refused.pop(consumer, None)
         consumer.queue.remove_taker(consumer)
-        if self.client.capable("consumer_cancel_notify"):
+        if self.client.capable("consumer_cancel_notify") and not self.closed:
             self.send(spec.BasicCancel(consumer.tag, nowait=True))
 
     def get(self, method: spec.BasicGet) -> None:

@@ -100,7 +100,7 @@ class Consumer:
         gets does not count towards the limit (rabbit_limiter, can_send).
         """
         outstanding = self._outstanding
-        if outstanding.sink.full or outstanding.core.closed:
+        if outstanding.sink.full or outstanding.ended or outstanding.core.closed:
             return 0
         credit = self.prefetch - self.unacked if self.prefetch and not self.no_ack else UNLIMITED
         if outstanding.prefetch:

@@ -22,7 +22,8 @@ class Outstanding:
     channel hands nothing out; `now_s` is a monotonic clock in seconds. `prefetch` is the limit for
     the whole channel (basic.qos global=true), 0 for none. `by_consumers` counts the messages that
     are out with consumers, `by_gets` those that basic.get took. `refused` are the consumers that the
-    channel's limit has kept from a message: they are to be fed when there is room again.
+    channel's limit has kept from a message: they are to be fed when there is room again. `ended`:
+    the channel is being left, and hands nothing out, although close-ok is not sent yet.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class Outstanding:
         "by_consumers",
         "by_gets",
         "core",
+        "ended",
         "now_s",
         "number",
         "prefetch",
@@ -47,6 +49,7 @@ class Outstanding:
         self.sink = sink
         self.now_s = now_s
         self.unacked = Unacked()
+        self.ended = False
         self.prefetch = 0
         self.by_consumers = 0
         self.by_gets = 0

@@ -618,15 +618,53 @@ def test_a_consumer_that_comes_in_time_keeps_an_auto_delete_queue(bench: Bench, 
     assert queue.deleted
 
 
+def consume_often(peer: Peer, count: int) -> None:
+    """Consumers of queue q: c0, c1 and so on."""
+    for number in range(count):
+        asked = make(spec.BasicConsume, queue="q", consumer_tag=f"c{number}", nowait=True)
+        peer.send(1, asked)
+
+
+def test_thousands_of_consumers_leave_in_slices(sliced: Bench, peer: Peer) -> None:
+    """With their channel, which hands nothing out meanwhile."""
+    queue = peer.declare("q")
+    other = Peer(sliced)
+    consume_often(other, 40_000)
+    left = []
+
+    def look() -> None:
+        peer.publish(1, "q", b"a", persistent=False)
+        left.append((len(queue.takers), queue.ready, other.hear()))
+
+    longest_s = longest_slice(sliced, request(other, 1, spec.ChannelClose(200, "", 0, 0)), look)
+    assert longest_s < SLICE_MAX_S
+    ((takers, ready, heard),) = left
+    assert takers and ready == 1 and heard == []
+    assert (len(queue.takers), queue.ready) == (0, 1)
+    assert other.hear() == [spec.ChannelCloseOk()]
+
+
+def test_who_leaves_hears_nothing_of_deleted_queues(sliced: Bench, peer: Peer) -> None:
+    peer.declare("q")
+    other = Peer(sliced)
+    consume_often(other, 10_000)
+    request(other, 1, spec.ChannelClose(200, "", 0, 0))()
+    assert other.client.channels[1].consumers
+    request(peer, 1, make(spec.QueueDelete, queue="q"))()
+    while sliced.broker.jobs_left:
+        sliced.broker.work()
+    sliced.disk()
+    assert peer.hear() == [spec.QueueDeleteOk(0)]
+    assert other.hear() == [spec.ChannelCloseOk()]
+
+
 def test_thousands_of_consumers_hear_in_slices_that_their_queue_is_gone(
     sliced: Bench, peer: Peer
 ) -> None:
     peer.declare("q")
     other = Peer(sliced)
     count = 30_000
-    for number in range(count):
-        asked = make(spec.BasicConsume, queue="q", consumer_tag=f"c{number}", nowait=True)
-        other.send(1, asked)
+    consume_often(other, count)
     longest_s = longest_slice(sliced, request(peer, 1, make(spec.QueueDelete, queue="q")))
     longest_s = max(longest_s, longest_slice(sliced, sliced.broker.progress))
     assert longest_s < SLICE_MAX_S
