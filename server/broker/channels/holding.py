@@ -49,8 +49,7 @@ def held(
         unacked = channel.outstanding.unacked
         for runs in unacked.of_queue(queue):
             for run in runs:
-                grace_s = unacked.grace_s(run.tag)
-                found += _deliveries(channel, run, count - len(found), now_s, grace_s)
+                found += _deliveries(channel, run, count - len(found), now_s)
                 if len(found) >= count:
                     return found
             yield
@@ -58,12 +57,10 @@ def held(
     return found
 
 
-def _deliveries(
-    channel: Holder, run: UnackedRun, count: int, now_s: float, grace_s: float
-) -> list[Held]:
+def _deliveries(channel: Holder, run: UnackedRun, count: int, now_s: float) -> list[Held]:
     holder = run.queue if run.taker is None else run.taker
     age_s = now_s - run.delivered_at_s
-    left_s = holder.timeout_s + grace_s - age_s if holder.timeout_s else None
+    left_s = holder.timeout_s + run.grace_s - age_s if holder.timeout_s else None
     tag = None if run.taker is None else run.taker.tag
     lane = run.backlog.lane.id
     return [

@@ -24,8 +24,11 @@ class UnackedRun:
     """`count` messages of one queue from `qseq` on, delivered under the tags from `tag` on.
 
     `sizes` are the octets of all messages that were delivered together; the first of this run's is
-    at index `at`. `taker` None: they were taken by basic.get.
+    at index `at`. `taker` None: they were taken by basic.get. `grace_s`: by so many seconds
+    its deadline was put off.
     """
+
+    grace_s: float = 0.0
 
     __slots__ = (
         "at",
@@ -95,6 +98,17 @@ class UnackedRun:
         return head
 
 
+class _Extended(UnackedRun):
+    """One delivery whose deadline was put off: most runs need no place for that."""
+
+    __slots__ = ("grace_s",)
+
+    def __init__(self, run: UnackedRun, seconds: float) -> None:
+        for name in UnackedRun.__slots__:
+            setattr(self, name, getattr(run, name))
+        self.grace_s = run.grace_s + seconds
+
+
 class _Chunk:
     """Runs in order, and their first tags. `holders`: the holders of runs that are or were here."""
 
@@ -121,8 +135,6 @@ class Unacked:
         self._chunks: list[_Chunk] = []  # none of them empty
         # For each chunk a tag: no tag in the chunk is lower, all tags in earlier chunks are.
         self._firsts: list[int] = []
-        # Seconds by which deadlines were put off, by tag. Most channels have none.
-        self._grace_s: dict[int, float] | None = None
 
     def __iter__(self) -> Iterator[UnackedRun]:
         for chunk in self._chunks:
@@ -281,17 +293,20 @@ class Unacked:
             yield [run for run in chunk.runs if run.queue is queue]
 
     def _each(self) -> Iterator[_Chunk]:
-        """All chunks, however they change between two of them."""
-        tag = 0  # all below were given
-        while self._chunks:
-            place = max(bisect_right(self._firsts, tag) - 1, 0)
-            if self._chunks[place].tags[-1] < tag:
-                place += 1
-                if place == len(self._chunks):
-                    return
-            chunk = self._chunks[place]
-            tag = chunk.tags[-1] + 1
+        """Each chunk once, however they change between two of them.
+
+        What comes back or is added meanwhile may be in none of them.
+        """
+        chunks = self._chunks
+        place = 0
+        while place < len(chunks):
+            chunk = chunks[place]
+            last = chunk.tags[-1]
             yield chunk
+            if place < len(chunks) and chunks[place] is chunk:
+                place += 1
+            else:  # chunks have gone, or were halved
+                place = bisect_right(self._firsts, last)
 
     def extend(self, tag: int, seconds: float) -> None:
         """A delivery that is outstanding may stay out so much longer."""
@@ -304,16 +319,9 @@ class Unacked:
             index += 1
         if chunk.runs[index].count > 1:
             self._split(chunk, index, tag + 1)
+        chunk.runs[index] = _Extended(chunk.runs[index], seconds)
         if len(chunk.runs) > 2 * CHUNK_RUNS:
             self._halve(place)
-        # Those that are not out any more have no use for it.
-        kept = {} if self._grace_s is None else self._grace_s
-        self._grace_s = {other: grace_s for other, grace_s in kept.items() if other in self}
-        self._grace_s[tag] = self._grace_s.get(tag, 0.0) + seconds
-
-    def grace_s(self, tag: int) -> float:
-        """By how many seconds the deadline of a delivery was put off."""
-        return 0.0 if self._grace_s is None else self._grace_s.get(tag, 0.0)
 
     def overdue(self, now_s: float) -> Iterator[list[UnackedRun]]:
         """The runs that are out for longer than the timeout of their holder: a list a chunk.
@@ -328,9 +336,7 @@ class Unacked:
                 yield [
                     run
                     for run in chunk.runs
-                    if 0
-                    < _holder(run).timeout_s
-                    < now_s - run.delivered_at_s - self.grace_s(run.tag)
+                    if 0 < _holder(run).timeout_s < now_s - run.delivered_at_s - run.grace_s
                 ]
             else:
                 yield []
