@@ -51,6 +51,9 @@ from tests.storage.probe import probe
 from tests.storage.support import Envelope, ManualWorker, abandon, contents, decode, ignore, publish
 
 LANES = 3
+# The threads have come to rest by then, or never will. A checkpoint goes on by one run at a time
+# here, and there may be some ten thousand of them.
+ROUNDS_MAX = 100_000
 
 
 class Worker(ManualWorker):
@@ -673,7 +676,7 @@ class World:
         self._seen()
 
     def _run_all(self) -> None:
-        for _ in range(10_000):
+        for _ in range(ROUNDS_MAX):
             ran = False
             for worker in self.workers:
                 ran |= worker.run_one()
