@@ -57,6 +57,12 @@ class Removed(list[str]):
         self.complete = True
 
     @property
+    def exchanges(self) -> list[str]:
+        """All exchanges that go, by name."""
+        named = [] if self.exchange is None else [self.exchange]
+        return [*named, *self, *self.emptied]
+
+    @property
     def going(self) -> list[End]:
         """What is gone for everybody, yet has bindings that further removals have to take away."""
         going: list[End] = [("exchange", name) for name in self.emptied]

@@ -479,9 +479,13 @@ class Operations(AccessOperations, DelayedOperations, MessageOperations):
         self.check(vhost, "configure", "exchange", name)
         if vhost.routing.exchange(name) is None or vhost.leaving("exchange", name):
             return self._durable(Outcome.of(None))
-        if if_unused and vhost.routing.in_use(name):
-            raise precondition_failed(f"{vhost.rs_exchange(name)} in use")
-        return self._durable(vhost.delete_exchange(name))
+
+        def check() -> None:
+            if if_unused and vhost.routing.in_use(name):
+                raise precondition_failed(f"{vhost.rs_exchange(name)} in use")
+
+        check()
+        return self._durable(vhost.delete_exchange(name, check))
 
     def bind(
         self,

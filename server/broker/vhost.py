@@ -332,18 +332,29 @@ class VHost:
             arguments=exchange.arguments,
         )
 
-    def delete_exchange(self, name: str) -> Outcome[None]:
-        """Delete an exchange with its bindings."""
-        return self._services.jobs.start(self._deleting_exchange(name))
+    def delete_exchange(self, name: str, check: Callable[[], None] = lambda: None) -> Outcome[None]:
+        """Delete an exchange with its bindings.
 
-    def _deleting_exchange(self, name: str) -> Steps[None]:
-        exchange, delayed = self.routing.exchange(name), self.delayed.find(name)
-        # What was released must be on the disk in its queues first, as in `_handing_on`.
-        while delayed is not None and delayed.after_lsn > self.store.durable_lsn:
-            yield self._services.durability.sync(delayed.after_lsn)
-            if self.routing.exchange(name) is not exchange:
-                return  # by somebody else, meanwhile
-        removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
+        `check` raises if it may not be deleted; it is called in the moment of the deletion.
+        """
+        return self._services.jobs.start(self._deleting_exchange(name, check))
+
+    def _deleting_exchange(
+        self, name: str, check: Callable[[], None] = lambda: None
+    ) -> Steps[None]:
+        exchange = self.routing.exchange(name)
+
+        def find() -> Removed:
+            if self.find_exchange(name) is not exchange:
+                return Removed()  # deleted by somebody else, meanwhile
+            check()
+            return self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
+
+        removed = yield from self.delayed.removal(find)
+        if removed.exchange is not None:
+            yield from self._removing_exchange(name, removed)
+
+    def _removing_exchange(self, name: str, removed: Removed) -> Steps[None]:
         with self._definitions.transaction():
             self._definitions.delete_exchange(self.name, name)
             self._forget(removed)
@@ -363,10 +374,12 @@ class VHost:
             while left:
                 yield
                 kind, name = left[0]
-                if kind == "queue":
-                    removed = self.routing.removal_of_queue(name, BINDINGS_AT_ONCE)
-                else:
-                    removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
+                find = (
+                    self.routing.removal_of_queue
+                    if kind == "queue"
+                    else self.routing.removal_of_exchange
+                )
+                removed = yield from self.delayed.removal(partial(find, name, BINDINGS_AT_ONCE))
                 with self._definitions.transaction():
                     self._forget(removed)
                 self._remove(removed)
@@ -504,15 +517,23 @@ class VHost:
 
         Done when the auto-delete exchanges have gone that go with their last binding.
         """
-        removed = self.routing.removal_of_binding(
-            source, kind, destination, key, arguments, BINDINGS_AT_ONCE
+        find = partial(
+            self.routing.removal_of_binding,
+            source,
+            kind,
+            destination,
+            key,
+            arguments,
+            BINDINGS_AT_ONCE,
         )
+        return self._services.jobs.start(self._unbinding(find))
+
+    def _unbinding(self, find: Callable[[], Removed]) -> Steps[None]:
+        removed = yield from self.delayed.removal(find)
         with self._definitions.transaction():
             self._forget(removed)
         self._remove(removed)
-        if not removed.going:
-            return Outcome.of(None)
-        return self._services.jobs.start(self._losing_bindings(removed.going))
+        yield from self._losing_bindings(removed.going)
 
     def _durable(self, binding: Binding) -> bool:
         if binding.kind == "queue":
@@ -523,10 +544,9 @@ class VHost:
 
     def _forget(self, removed: Removed) -> None:
         """Take from the catalog what a removal takes from the table, and what is kept of it."""
-        if removed.exchange is not None:
-            self._forget_kept(removed.exchange)
-        for name in (*removed, *removed.emptied):
+        for name in removed.exchanges:
             self._forget_kept(name)
+        for name in (*removed, *removed.emptied):
             self._definitions.delete_exchange(self.name, name)
         for binding in removed.bindings:
             if not binding.source:
@@ -558,17 +578,21 @@ class VHost:
         """Delete all that is in the vhost, which nobody can find any more.
 
         The definition of the vhost is deleted already, so that a start finishes what a crash cuts
-        off (`Definitions.drop_orphans`).
+        off (`Definitions.drop_orphans`). Nothing waits for what is handed on: where that goes is
+        deleted, too, and a full disk may be why.
         """
+        self.delayed.forget_all()
         for queue in list(self.queues.values()):
             if not queue.deleted:
-                yield from self._deleting_queue(queue)
+                removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
+                yield from self._removing_queue(queue, removed)
             yield
         for exchange in list(self.routing.exchanges()):
             name = exchange.name
             built_in = not name or name.startswith(RESERVED_PREFIX)
-            if not built_in and name in self.routing and not self.leaving("exchange", name):
-                yield from self._deleting_exchange(name)
+            if not built_in and self.find_exchange(name) is exchange:
+                removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
+                yield from self._removing_exchange(name, removed)
             yield
         while self._leaving:
             yield next(iter(self._leaving.values()))  # deletions that others began before
@@ -825,12 +849,20 @@ class VHost:
     def _deleting_queue(
         self, queue: QueueType, check: Callable[[], None] = lambda: None
     ) -> Steps[int]:
-        yield from self._handing_on(queue)
-        if queue.deleted:
-            return 0  # by somebody else, meanwhile
-        check()
+        def find() -> Removed:
+            if queue.deleted:
+                return Removed()  # by somebody else, meanwhile
+            check()
+            return self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
+
+        removed = yield from self.delayed.removal(find, partial(self._handing_on, queue))
+        if removed.queue is None:
+            return 0
         ready = queue.ready
-        removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
+        yield from self._removing_queue(queue, removed)
+        return ready
+
+    def _removing_queue(self, queue: QueueType, removed: Removed) -> Steps[None]:
         with self._definitions.transaction():
             if queue.declared.durable:
                 self._definitions.delete_queue(queue.declared)
@@ -846,7 +878,6 @@ class VHost:
         for lane in queue.lanes:
             self.store.drop(lane)
         yield from self._losing_bindings(removed.going)
-        return ready
 
     def _handing_on(self, queue: QueueType) -> Steps[None]:
         """Wait until what was handed on from a queue is elsewhere, and on the disk there.

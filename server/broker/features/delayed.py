@@ -28,11 +28,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from qlog.routing.exchange import Exchange
+from qlog.routing.table import Removed
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Traits, examine, headers_of, raw_headers, with_headers
 from qlog.server.amqp.values import Int64, Timestamp, Value, encode_value
 from qlog.server.broker.definitions import DELAYED
 from qlog.server.broker.due import DueMessages
+from qlog.server.broker.durability import Durability
 from qlog.server.broker.features.carbon_copies import keys_of
 from qlog.server.broker.hidden_lanes import HiddenLanes, Owner
 from qlog.server.broker.jobs import Jobs, Steps
@@ -79,6 +81,7 @@ class Services(Protocol):
     timers: Timers
     stats: Stats
     dues: DueMessages
+    durability: Durability
     now_s: Callable[[], float]
     now_ms: Callable[[], int]
 
@@ -144,6 +147,7 @@ class Delayed:
         # Due, and not released yet: the disk was behind. `_catching_up`: a job, or a timer, looks.
         self._overdue = Numbers()
         self._catches_up = False
+        self._holds = 0  # deletions that wait for what was released; nothing more is, meanwhile
         services.dues.hold(lane.id, self)
 
     def __str__(self) -> str:
@@ -205,10 +209,23 @@ class Delayed:
 
     def due(self, lane_id: int, qseq: int, count: int) -> None:
         """The time of these messages has come; see `due.Holder`. Raises CorruptLog."""
-        if not self._overdue.count and not self._store.congested:
+        if not self._overdue.count and not self._waits:
             self._release(qseq, count)
         else:
             self._put_off(qseq, count)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether what is due has to wait."""
+        return bool(self._holds) or self._store.congested
+
+    def hold(self) -> None:
+        """Release nothing until `let_go`: the exchange is about to be deleted."""
+        self._holds += 1
+
+    def let_go(self) -> None:
+        """The deletion does not wait any more."""
+        self._holds -= 1
 
     def _put_off(self, qseq: int, count: int) -> None:
         self._overdue.discard(qseq, count)
@@ -222,8 +239,8 @@ class Delayed:
         services.timers.at(services.now_s() + PAUSE_S, self._look)
 
     def _look(self) -> None:
-        """Go on with what is overdue, if the disk is not behind any more."""
-        if self._store.congested and not self.closed:
+        """Go on with what is overdue, if it has not to wait any more."""
+        if self._waits and not self.closed:
             self._look_later()
         else:
             self._services.jobs.later(self._catching_up())
@@ -231,7 +248,7 @@ class Delayed:
     def _catching_up(self) -> Steps[None]:
         overdue = self._overdue
         try:
-            while overdue.count and not self.closed and not self._store.congested:
+            while overdue.count and not self.closed and not self._waits:
                 first, count = overdue.lowest(AT_ONCE)
                 overdue.discard(first, count)
                 self._release(first, count)
@@ -372,6 +389,11 @@ class Delayed:
         self._backlog.close()
 
 
+def no_steps() -> Steps[None]:
+    """Work that is done."""
+    yield from ()
+
+
 class DelayedMessages:
     """What waits at the exchanges of one vhost."""
 
@@ -393,6 +415,37 @@ class DelayedMessages:
     def find(self, name: str) -> Delayed | None:
         """What waits at the exchange of that name, None if nothing ever did."""
         return self._by_exchange.get(name)
+
+    def removal(
+        self, find: Callable[[], Removed], before: Callable[[], Steps[None]] = no_steps
+    ) -> Steps[Removed]:
+        """What goes, found again until what the exchanges among it have released is on the disk.
+
+        A full disk takes a deletion in reserved space, and then a crash would leave such messages
+        nowhere. Meanwhile these exchanges release nothing. `before` is what else has to be done
+        each time; the caller removes what was found before its next pause.
+        """
+        held: set[Delayed] = set()
+        try:
+            while True:
+                yield from before()
+                removed = find()
+                going = [each for each in map(self.find, removed.exchanges) if each is not None]
+                after_lsn = max((each.after_lsn for each in going), default=0)
+                if after_lsn <= self._services.store.durable_lsn:
+                    return removed
+                for each in set(going) - held:
+                    each.hold()
+                    held.add(each)
+                yield self._services.durability.sync(after_lsn)
+        finally:
+            for each in held:
+                each.let_go()
+
+    def forget_all(self) -> None:
+        """The vhost is deleted."""
+        for name in list(self._by_exchange):
+            self.forget(name)
 
     def forget(self, name: str) -> None:
         """The exchange is deleted."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENOSPC
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.connection import Connection, Event
@@ -340,6 +343,25 @@ class Bench:
         self.store.commit()
         while self.disk_once():
             pass
+
+    @contextmanager
+    def full_log(self) -> Iterator[None]:
+        """The disk is full for the log, though not for the ledger, which has reserved space."""
+        disk, write = self.faulty, self.faulty.write
+
+        def full(file: int, buffers: Sequence[bytes], offset: int) -> None:
+            if disk.names_open[file].startswith("log/"):
+                raise OSError(ENOSPC, "full")
+            write(file, buffers, offset)
+
+        with mock.patch.object(disk, "write", full):
+            yield
+
+    def disk_thrice(self) -> None:
+        """The disk does all it can, also what it does again some seconds after an error."""
+        for _ in range(3):
+            self.disk()
+            self.now_s += 2.0
 
     def disk_once(self) -> bool:
         """The disk does one thing; whether there was one, or is one now."""

@@ -6,8 +6,6 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from errno import ENOSPC
 from itertools import count as count_from
 from typing import Any
 
@@ -21,7 +19,6 @@ from qlog.server.amqp.properties import Properties, encode_properties
 from qlog.server.amqp.values import Int64, Table, Timestamp
 from qlog.server.broker.features.dead_letter import LETTERS_AT_ONCE, PAUSE_S, RETRY_S
 from qlog.server.broker.features.deaths import Copy, Death, copy_of
-from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import CorruptLog
 from tests.server.broker.support import Bench, Peer, make, message
@@ -304,58 +301,38 @@ def test_a_rejected_message_is_settled_when_its_copy_is_on_the_disk(
 
 
 def test_a_full_disk_loses_no_dead_letter(
-    bench: Bench, peer: Peer, queues: dict[str, QueueType], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, peer: Peer, queues: dict[str, QueueType]
 ) -> None:
     peer.publish(1, "source", *(b"%d" % number for number in range(5)))
     bench.disk()
     take(peer, "source", 5)
-    disk, write = bench.faulty, bench.faulty.write
-
-    def full_for_the_log(file: int, buffers: Sequence[bytes], offset: int) -> None:
-        if disk.names_open[file].startswith("log/"):
-            raise OSError(ENOSPC, "full")
-        write(file, buffers, offset)
-
-    monkeypatch.setattr(disk, "write", full_for_the_log)
-    peer.send(1, make(spec.BasicNack, delivery_tag=0, multiple=True))
-    for _ in range(3):
-        bench.disk()
-        bench.now_s += 2.0
-    assert bench.store.shortage is not None
-    assert waiting(queues["dead"]) == (5, 0)
-    bench.kill()
+    with bench.full_log():
+        peer.send(1, make(spec.BasicNack, delivery_tag=0, multiple=True))
+        bench.disk_thrice()
+        assert bench.store.shortage is not None
+        assert waiting(queues["dead"]) == (5, 0)
+        bench.kill()
     bench.open()
     queues = bench.broker.vhosts["/"].queues
     assert (queues["source"].ready, queues["dead"].ready) == (5, 0)
 
 
 def test_a_queue_is_deleted_when_its_dead_letters_are_on_the_disk(
-    bench: Bench, peer: Peer, queues: dict[str, QueueType], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, peer: Peer, queues: dict[str, QueueType]
 ) -> None:
     """A full disk takes a deletion in reserved space, and the copies later."""
     peer.publish(1, "source", b"a")
     bench.disk()
     (tag,) = take(peer, "source", 1)
-    disk, write = bench.faulty, bench.faulty.write
 
-    def full_for_the_log(file: int, buffers: Sequence[bytes], offset: int) -> None:
-        if disk.names_open[file].startswith("log/"):
-            raise OSError(ENOSPC, "full")
-        write(file, buffers, offset)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(disk, "write", full_for_the_log)
+    with bench.full_log():
         peer.send(
             1, make(spec.BasicReject, delivery_tag=tag), make(spec.QueueDelete, queue="source")
         )
-        for _ in range(3):
-            bench.disk()
-            bench.now_s += 2.0
+        bench.disk_thrice()
         assert waiting(queues["dead"]) == (1, 0)
         assert "source" in queues and not peer.hear() and not bench.broker.services.jobs
-    for _ in range(3):
-        bench.disk()
-        bench.now_s += 2.0
+    bench.disk_thrice()
     assert "source" not in queues and [type(said) for said in peer.hear()] == [spec.QueueDeleteOk]
     bench.kill()
     bench.open()
@@ -519,13 +496,8 @@ def test_what_is_rejected_before_its_queue_is_deleted_is_dead_lettered(
     assert bodies(peer, "dead") == [b"%d" % number for number in range(many)]
 
 
-@pytest.mark.parametrize("what", ["queue", "vhost"])
 def test_a_deletion_waits_for_the_disk_and_costs_the_loop_nothing(
-    bench: Bench,
-    peer: Peer,
-    queues: dict[str, QueueType],
-    monkeypatch: pytest.MonkeyPatch,
-    what: str,
+    bench: Bench, peer: Peer, queues: dict[str, QueueType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations, vhost = bench.broker.operations, bench.broker.vhosts["/"]
     peer.publish(1, "source", b"a")
@@ -533,11 +505,7 @@ def test_a_deletion_waits_for_the_disk_and_costs_the_loop_nothing(
     source, dead = queues["source"], queues["dead"]
     monkeypatch.setattr(type(bench.store), "congested", True)
     peer.send(1, make(spec.BasicReject, delivery_tag=tag))
-    gone: Outcome[Any]
-    if what == "queue":
-        gone = operations.delete_queue(vhost, None, "source", if_unused=False, if_empty=False)
-    else:
-        gone = operations.delete_vhost("/")
+    gone = operations.delete_queue(vhost, None, "source", if_unused=False, if_empty=False)
     for _ in range(3):
         pass_time(bench, PAUSE_S)
         assert not bench.broker.services.jobs
@@ -549,6 +517,24 @@ def test_a_deletion_waits_for_the_disk_and_costs_the_loop_nothing(
     bench.disk()
     assert gone.done and source.deleted
     assert bench.broker.services.stats.dead_lettered == 1
+
+
+def test_the_deletion_of_a_vhost_waits_for_no_dead_letter(
+    bench: Bench, peer: Peer, queues: dict[str, QueueType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All queues that it could go to are deleted, too, and the disk may be full."""
+    peer.publish(1, "source", b"a")
+    (tag,) = take(peer, "source", 1)
+    source = queues["source"]
+    monkeypatch.setattr(type(bench.store), "congested", True)
+    peer.send(1, make(spec.BasicReject, delivery_tag=tag))
+    gone = bench.broker.operations.delete_vhost("/")
+    bench.disk()
+    assert gone.done and source.deleted and not bench.broker.services.jobs
+    monkeypatch.undo()
+    pass_time(bench, PAUSE_S)
+    bench.settle()
+    assert bench.broker.services.stats.dead_lettered == 0
 
 
 @pytest.mark.parametrize("why", ["expires", "auto-delete"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import ENOSPC
 from typing import Any
 
 import pytest
@@ -494,27 +493,17 @@ def take_one(bench: Bench, transacting: Peer) -> None:
     transacting.take()
 
 
-def test_acks_of_a_commit_wait_for_its_publishes(
-    bench: Bench, transacting: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_acks_of_a_commit_wait_for_its_publishes(bench: Bench, transacting: Peer) -> None:
     """The disk is full for the log, though not for the ledger; then the broker is killed."""
     transacting.declare("target")
     take_one(bench, transacting)
-    disk = bench.faulty
-    write = disk.write
-
-    def full_for_the_log(file: int, buffers: Sequence[bytes], offset: int) -> None:
-        if disk.names_open[file].startswith("log/"):
-            raise OSError(ENOSPC, "full")
-        write(file, buffers, offset)
-
-    monkeypatch.setattr(disk, "write", full_for_the_log)
-    transacting.send(1, message(1, "target", b"moved"), spec.BasicAck(1, False), spec.TxCommit())
-    for _ in range(3):
-        bench.disk()
-        bench.now_s += 2.0
-    assert bench.store.shortage is not None and transacting.take() == []
-    bench.kill()
+    with bench.full_log():
+        transacting.send(
+            1, message(1, "target", b"moved"), spec.BasicAck(1, False), spec.TxCommit()
+        )
+        bench.disk_thrice()
+        assert bench.store.shortage is not None and transacting.take() == []
+        bench.kill()
     bench.open()
     assert (ready(bench), ready(bench, "target")) == (1, 0)
     bench.close()

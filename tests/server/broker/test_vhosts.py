@@ -267,6 +267,26 @@ def test_a_vhost_goes_with_all_that_is_in_it(bench: Bench, peer: Peer) -> None:
     assert set(bench.broker.users["guest"].permissions) == {"/"}
 
 
+def test_a_vhost_goes_though_the_disk_is_full(bench: Bench) -> None:
+    """What was handed on from a queue waits for the disk; it is to be deleted, too."""
+    inside = filled(bench, 1)
+    vhost = bench.broker.vhosts["v"]
+    to_q0 = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q0"}
+    declare = make(spec.QueueDeclare, queue="dying", durable=True, arguments=to_q0)
+    inside.ask(1, declare, spec.QueueDeclareOk)
+    inside.publish(1, "dying", b"x")
+    bench.disk()
+    with bench.full_log():
+        reject = make(spec.BasicReject, delivery_tag=1)
+        inside.send(1, make(spec.BasicGet, queue="dying"), reject)
+        bench.settle()
+        assert vhost.queues["dying"].after_lsn > bench.store.durable_lsn
+        outcome = bench.broker.operations.delete_vhost("v")
+        bench.disk_thrice()
+        assert outcome.done and left(bench) == []
+        assert all(queue.deleted for queue in vhost.queues.values())
+
+
 def test_a_large_vhost_goes_in_slices_and_its_name_is_free_afterwards(bench: Bench) -> None:
     filled(bench, 3000)
     operations = bench.broker.operations

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from errno import ENOSPC
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Int64, LongStr, Table, Timestamp
+from qlog.server.broker import vhost as vhosts
 from qlog.server.broker.features.delayed import Delayed
 from qlog.server.broker.queues.backlog import Backlog
 from qlog.storage.errors import CorruptLog, OutOfDescriptors
@@ -24,6 +24,7 @@ def declare(
     type_: str = "direct",
     durable: bool = True,
     alternate: str | None = None,
+    auto_delete: bool = False,
 ) -> None:
     arguments: Table = {"x-delayed-type": type_}
     if alternate is not None:
@@ -33,6 +34,7 @@ def declare(
         exchange=name,
         type="x-delayed-message",
         durable=durable,
+        auto_delete=auto_delete,
         arguments=arguments,
     )
     peer.ask(1, declare, spec.ExchangeDeclareOk)
@@ -83,34 +85,101 @@ def q(peer: Peer) -> Peer:
     return peer
 
 
-def test_an_exchange_is_deleted_when_what_it_released_is_on_the_disk(
-    bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk takes the deletion in reserved space, and the copies later."""
-    publish(q, b"x", 1000)
-    bench.disk()
-    disk, write = bench.faulty, bench.faulty.write
+UNBIND = make(spec.QueueUnbind, queue="q", exchange="d", routing_key="k")
+DELETIONS = {
+    "itself": (make(spec.ExchangeDelete, exchange="d"), False),
+    "unbound": (UNBIND, True),
+    "left by its last queue": (make(spec.QueueDelete, queue="other"), True),
+    "left by its last exchange": (make(spec.ExchangeDelete, exchange="x"), True),
+}
 
-    def full_for_the_log(file: int, buffers: Sequence[bytes], offset: int) -> None:
-        if disk.names_open[file].startswith("log/"):
-            raise OSError(ENOSPC, "full")
-        write(file, buffers, offset)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(disk, "write", full_for_the_log)
-        bench.pass_ms(1000)
-        q.send(1, make(spec.ExchangeDelete, exchange="d"))
-        for _ in range(3):
-            bench.disk()
-            bench.now_s += 2.0
-        assert waiting(bench) == [] and not q.hear() and not bench.broker.services.jobs
-    for _ in range(3):
+class TestDeletion:
+    """An exchange is deleted when what it released is on the disk elsewhere.
+
+    A full disk takes the deletion in reserved space, and the copies later.
+    """
+
+    @pytest.mark.parametrize("at_once", [1, 200], ids=["in parts", "whole"])
+    @pytest.mark.parametrize("way", DELETIONS)
+    def test_the_copies_come_first(
+        self, bench: Bench, peer: Peer, way: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(vhosts, "BINDINGS_AT_ONCE", at_once)
+        deletion, auto_delete = DELETIONS[way]
+        self._declare(peer, way, auto_delete=auto_delete)
+        publish(peer, b"x", 1000)
+        publish(peer, b"y", 3000)
         bench.disk()
-        bench.now_s += 2.0
-    assert [type(said) for said in q.hear()] == [spec.ExchangeDeleteOk]
-    bench.kill()
-    bench.open()
-    assert got(Peer(bench)) == [b"x"]
+        with bench.full_log():
+            bench.pass_ms(1000)
+            peer.send(1, deletion)
+            bench.disk_thrice()
+            assert not peer.hear() and not bench.broker.services.jobs
+            assert waiting(bench) == [b"y"]
+            bench.pass_ms(5000)
+            assert waiting(bench) == [b"y"]  # nothing more is on its way
+        bench.disk_thrice()
+        assert len(peer.hear()) == 1 and "d" not in bench.broker.vhosts["/"].routing
+        bench.kill()
+        bench.open()
+        assert "d" not in bench.broker.vhosts["/"].routing
+        assert got(Peer(bench)) == [b"x"]
+
+    def _declare(self, peer: Peer, way: str, *, auto_delete: bool) -> None:
+        """`d` leads to the queue `q`, and loses its last binding, or is deleted, in this way."""
+        peer.declare("q")
+        if "queue" in way:  # what the queue does not get goes to `q`, by the alternate exchange
+            declare(peer, alternate="amq.fanout", auto_delete=auto_delete)
+            bind(peer, "q", "amq.fanout")
+            peer.declare("other")
+            bind(peer, "other", key="other")
+            return
+        declare(peer, auto_delete=auto_delete)
+        if "exchange" in way:
+            fanout = make(spec.ExchangeDeclare, exchange="x", type="fanout", durable=True)
+            peer.ask(1, fanout, spec.ExchangeDeclareOk)
+            bind(peer, "q", "x")
+            bind_x = make(spec.ExchangeBind, destination="x", source="d", routing_key="k")
+            peer.ask(1, bind_x, spec.ExchangeBindOk)
+        else:
+            bind(peer, "q")
+
+    def test_one_that_is_used_again_meanwhile_stays_and_goes_on(
+        self, bench: Bench, peer: Peer
+    ) -> None:
+        peer.declare("q")
+        declare(peer, alternate="amq.fanout")
+        bind(peer, "q", "amq.fanout")
+        publish(peer, b"x", 1000)
+        publish(peer, b"y", 2000)
+        other = Peer(bench)
+        other.send(1)
+        bench.disk()
+        with bench.full_log():
+            bench.pass_ms(1000)
+            peer.send(1, make(spec.ExchangeDelete, exchange="d", if_unused=True))
+            bind(other, "q")
+            bench.pass_ms(2000)
+            assert waiting(bench) == [b"y"]
+        bench.disk_thrice()
+        in_use = "PRECONDITION_FAILED - exchange 'd' in vhost '/' in use"
+        assert peer.refused() == ("channel", 406, in_use)
+        bench.pass_ms(100)
+        assert got(other) == [b"x", b"y"] and waiting(bench) == []
+
+    def test_it_ends_though_something_is_due_all_the_time(self, bench: Bench, q: Peer) -> None:
+        publish(q, b"x", 1)
+        for delay_ms in range(2, 20):
+            publish(q, b"later", delay_ms)
+        bench.disk()
+        bench.pass_ms(1)
+        q.send(1, make(spec.ExchangeDelete, exchange="d"))
+        for _ in range(10):
+            bench.pass_ms(1)  # the next message is due, and then the disk does one thing
+            bench.disk_once()
+        assert [type(said) for said in q.hear()] == [spec.ExchangeDeleteOk]
+        assert got(q) == [b"x"]
 
 
 class TestWhen:
