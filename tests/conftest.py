@@ -18,17 +18,15 @@ pytest.register_assert_rewrite("tests.live.conversation")
 
 from qlog.server.broker.access import passwords
 from tests.live.conversation import Client, Talk, connections
-from tests.live.server import BrokerProcess
+from tests.live.server import NO_HTTP, BrokerProcess
 
 # How long an example takes says something of the machine's load only, and to look for a smaller one
 # that takes as long would take minutes.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-
-# Management and metrics are on by default: brokers that tests start would share their ports.
-for _port in ("QLOG_MANAGEMENT_PORT", "QLOG_MANAGEMENT_TLS_PORT", "QLOG_METRICS_PORT"):
-    os.environ.setdefault(_port, "0")
+# For `qlog serve` that a test starts without BrokerProcess.
+os.environ.update(NO_HTTP)
 
 # Brokers inside the tests' process hash hundreds of passwords, of which nobody else may know.
 passwords.COST = passwords.Cost(memory_kib=8, passes=1)

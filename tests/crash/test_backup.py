@@ -19,7 +19,7 @@ from qlog.storage.bytes.manifest import MANIFEST
 from tests.live.server import ROOT, BrokerProcess
 
 COUNT = 500
-SETTINGS = {"QLOG_SEGMENT_BYTES_MAX": str(256 << 10), "QLOG_MANAGEMENT_PORT": "0"}
+SETTINGS = {"QLOG_SEGMENT_BYTES_MAX": str(256 << 10)}
 
 
 class Owner(http.client.HTTPConnection):

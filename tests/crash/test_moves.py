@@ -26,8 +26,7 @@ DEAD = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
     """A broker of this test's own."""
-    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
-    broker = BrokerProcess(tmp_path / "data", settings=settings).start()
+    broker = BrokerProcess(tmp_path / "data").start()
     yield broker
     if broker.process is not None and broker.process.poll() is None:
         broker.kill()

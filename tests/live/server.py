@@ -24,9 +24,12 @@ STOP_S_MAX = 15.0
 LINES_MAX = 10_000
 ROOT = Path(__file__).resolve().parents[2]
 
-
 # Many brokers run at the same time: they would fight for the ports of management and metrics.
-NO_HTTP = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
+NO_HTTP = {
+    "QLOG_MANAGEMENT_PORT": "0",
+    "QLOG_MANAGEMENT_TLS_PORT": "0",
+    "QLOG_METRICS_PORT": "0",
+}
 
 
 class BrokerProcess:

@@ -17,8 +17,7 @@ from tests.live.server import BrokerProcess
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """A broker for these tests."""
     directory = tmp_path_factory.mktemp("broker") / "data"
-    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
-    process = BrokerProcess(directory, settings=settings).start()
+    process = BrokerProcess(directory).start()
     yield process
     process.terminate()
 

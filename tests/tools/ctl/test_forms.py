@@ -25,8 +25,7 @@ RECORDED: dict[str, list[dict[str, Any]]] = json.loads(
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """A broker that all groups share."""
     directory = tmp_path_factory.mktemp("broker") / "data"
-    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
-    process = BrokerProcess(directory, settings=settings).start()
+    process = BrokerProcess(directory).start()
     try:
         yield process
     finally:

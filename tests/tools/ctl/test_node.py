@@ -26,8 +26,7 @@ from tests.live.server import ROOT, BrokerProcess
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """A broker for these tests."""
     directory = tmp_path_factory.mktemp("broker") / "data"
-    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
-    process = BrokerProcess(directory, settings=settings).start()
+    process = BrokerProcess(directory).start()
     yield process
     process.terminate()
 
@@ -50,8 +49,7 @@ def ctl(
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[BrokerProcess]:
     """A broker of one test's own, which may end."""
-    settings = {"QLOG_MANAGEMENT_PORT": "0", "QLOG_METRICS_PORT": "0"}
-    process = BrokerProcess(tmp_path / "data", settings=settings).start()
+    process = BrokerProcess(tmp_path / "data").start()
     yield process
     if process.process is not None and process.process.poll() is None:
         process.kill()
@@ -453,7 +451,7 @@ def test_a_backup_is_made_and_restored(broker: BrokerProcess, ctl: Any, tmp_path
     command = [sys.executable, "-m", "qlog", "restore", str(target)]
     directory = str(tmp_path / "new")
     subprocess.run([*command, "--data-dir", directory], cwd=ROOT, check=True, timeout=60)
-    other = BrokerProcess(Path(directory), settings={"QLOG_MANAGEMENT_PORT": "0"}).start()
+    other = BrokerProcess(Path(directory)).start()
     try:
         with connect(other) as connection:
             connection.channel().queue_declare("kept", passive=True)
