@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Protocol, Self, TypeVar
 
 from qlog.routing.exchange import TOPIC
@@ -96,6 +97,15 @@ class AccessOperations:
         ours._actor = actor
         return ours
 
+    @property
+    def actor(self) -> Actor:
+        """Who asks."""
+        return self._actor
+
+    def without_rights(self) -> Self:
+        """The same operations for the same actor, of whom no rights are asked."""
+        return self.by(replace(self._actor, user=None))
+
     def by_user(self, user: User) -> Self:
         """The same operations, as a user asks for them; all connections of the user share them."""
         ours = self._by_user.get(user)
@@ -168,6 +178,24 @@ class AccessOperations:
         elif password_hash is not None:
             secret = parsed_hash(password_hash, hashing_algorithm)
         return self._set_user(name, secret, tags, lambda: None)
+
+    def put_user(
+        self, name: str, password_hash: bytes, tags: tuple[str, ...], limits: dict[str, int]
+    ) -> None:
+        """Make or change a user to be as definitions say, which were checked; rights stay."""
+        user = self._users.get(name)
+        if user is None:
+            what = "made"
+            user = self._users[name] = User(name, password_hash)
+        elif (user.password_hash, user.tags, user.limits) == (password_hash, tags, limits):
+            return
+        else:
+            what = "changed"
+        if password_hash != user.password_hash:
+            user.password_hash, user.replaced = password_hash, b""
+        user.tags, user.limits = tags, limits
+        self._definitions.save_user(user)
+        logger.info("user %s user=%r tags=%s %s", what, name, ",".join(tags), self._actor)
 
     def _set_user(
         self, name: str, secret: bytes | str, tags: Iterable[str], check: Callable[[], None]

@@ -144,8 +144,7 @@ class Broker:
         if document is not None:
             loading = Import(self.operations, self.users, self.definitions)
             loading.load(document)
-            for warning in loading.warnings:
-                logger.warning("definitions: %s", warning)
+            loading.log()
 
     def export_definitions(self, vhost: VHost | None = None) -> Outcome[dict[str, Any]]:
         """All definitions, or those of a vhost, as RabbitMQ writes them.
@@ -161,21 +160,22 @@ class Broker:
         """Whether a document can be loaded. Nothing is changed; fails with DefinitionsError."""
         return self.services.jobs.start(Rehearsal.of(self.operations, self.users, document))
 
-    def load_definitions(self, document: dict[str, Any]) -> Outcome[list[str]]:
-        """Load a document that was checked, in slices; what was left out, in words.
+    def load_definitions(self, document: dict[str, Any], asked: Operations) -> Outcome[None]:
+        """Load a document that was checked, in slices; `asked` are the operations of who asks.
 
         The outcome is known when all of it is durable. A crash may leave a part of it: to load it
         again adds the rest. Fails with DefinitionsError.
         """
-        loading = Import(self.operations, self.users, self.definitions, hashing=self.hashing)
+        operations = asked.without_rights()
+        loading = Import(operations, self.users, self.definitions, hashing=self.hashing)
 
-        def steps() -> Steps[list[str]]:
+        def steps() -> Steps[None]:
             yield from loading.loading(document)
-            return loading.warnings
+            loading.log()
 
-        loaded: Outcome[list[str]] = Outcome()
+        loaded: Outcome[None] = Outcome()
 
-        def wait(done: Outcome[list[str]]) -> None:
+        def wait(done: Outcome[None]) -> None:
             self.services.durability.defined().then(lambda _: loaded.follow(done))
 
         self.services.jobs.start(steps()).then(wait)

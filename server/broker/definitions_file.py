@@ -11,6 +11,7 @@ broker does not know is named in a warning and left out.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from qlog.routing.binding import Binding
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.values import encode_table
-from qlog.server.broker.access.hashing import Hashing, InlineHashing
+from qlog.server.broker.access.hashing import Busy, Hashing, InlineHashing
 from qlog.server.broker.access.passwords import (
     RABBITMQ_DEFAULT,
     fingerprint,
@@ -44,6 +45,8 @@ from qlog.server.broker.listings.values import json_value
 from qlog.server.broker.operations import DefinitionsError, Operations
 from qlog.server.broker.queues.type import Declaration
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+
+logger = logging.getLogger("qlog.broker")
 
 NO_FILE = "none"  # the value of `load_definitions` with which nothing is loaded
 # What RabbitMQ says about the file itself.
@@ -169,6 +172,7 @@ class Import:
     warnings: list[str] = field(default_factory=list)
     hashing: Hashing = field(default_factory=InlineHashing)
     _skipped: set[tuple[str, str]] = field(default_factory=set)  # queues: vhost and name
+    _counts: dict[str, int] = field(default_factory=dict)  # items of the document, by section
 
     def load(self, document: dict[str, Any]) -> None:
         """Load all of a document. Raises DefinitionsError."""
@@ -185,12 +189,21 @@ class Import:
             items = document.get(section) or []
             if not isinstance(items, list):
                 raise DefinitionsError(f"'{section}' is no list")
+            if items:
+                self._counts[section] = len(items)
             take = getattr(self, f"_take_{section}")
             for number, fields in enumerate(items):
                 with self._named(section, number, fields) as item:
                     self._warn_of_others(item, item.fields, keys)
                     yield from take(item) or ()
                 yield
+
+    def log(self) -> None:
+        """Say in the log what was loaded, for whom, and what was left out."""
+        counts = " ".join(f"{section}={count}" for section, count in self._counts.items())
+        logger.info("definitions loaded %s %s", counts, self.operations.actor)
+        for warning in self.warnings:
+            logger.warning("definitions: %s", warning)
 
     @contextmanager
     def _named(self, section: str, number: int, fields: Any) -> Iterator[Item]:
@@ -231,13 +244,7 @@ class Import:
         tags = checked_tags(as_tags(item.get("tags", (str, list), "")))
         limits = checked_user_limits(item.table("limits"))
         password_hash = yield from self._password_hash(item, self.users.get(name))
-        user = self.users.get(name)
-        if user is None:
-            user = self.users[name] = User(name, password_hash)
-        elif password_hash != user.password_hash:
-            user.password_hash, user.replaced = password_hash, b""
-        user.tags, user.limits = tags, limits
-        self.definitions.save_user(user)
+        self.operations.put_user(name, password_hash, tags, limits)
 
     def _password_hash(self, item: Item, user: User | None) -> Steps[bytes]:
         """What to keep of a user's password; what is kept already, if it is the same password."""
@@ -254,7 +261,10 @@ class Import:
 
         made = self.hashing.submit(make, "definitions")
         yield made
-        return made.result()
+        try:
+            return made.result()
+        except Busy:
+            raise ValueError("too many passwords wait to be hashed") from None
 
     def _take_vhosts(self, item: Item) -> None:
         metadata = Item(item.what, item.table("metadata"))
@@ -281,17 +291,16 @@ class Import:
         configure, write, read = (
             check_pattern(item.text(right)) for right in ("configure", "write", "read")
         )
-        user.permissions[self._vhost(item).name] = configure, write, read
-        self.operations.rights_changed(user)
-        self.definitions.save_user(user)
+        vhost = self._vhost(item).name
+        if user.permissions.get(vhost) != (configure, write, read):
+            self.operations.set_permissions(vhost, user.name, configure, write, read)
 
     def _take_topic_permissions(self, item: Item) -> None:
         user = self._user(item)
         write, read = (check_topic_pattern(item.text(right)) for right in ("write", "read"))
-        topics = user.topic_permissions.setdefault(self._vhost(item).name, {})
-        topics[item.text("exchange")] = write, read
-        self.operations.rights_changed(user)
-        self.definitions.save_user(user)
+        vhost, exchange = self._vhost(item).name, item.text("exchange")
+        if user.topic_permissions.get(vhost, {}).get(exchange) != (write, read):
+            self.operations.set_topic_permissions(vhost, user.name, exchange, write, read)
 
     # -- parameters and policies
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qlog.server.broker.operations import Outcome, VHost
+from qlog.server.broker.operations import Operations, Outcome, VHost
 from qlog.server.http.lag import Lag
 
 
@@ -66,8 +66,8 @@ class DefinitionsFile(Protocol):
     def check_definitions(self, document: dict[str, Any]) -> Outcome[None]:
         """Whether they can be loaded; fails with an error whose text says why not."""
 
-    def load_definitions(self, document: dict[str, Any]) -> Outcome[list[str]]:
-        """Load what was checked; what was left out, in words."""
+    def load_definitions(self, document: dict[str, Any], asked: Operations) -> Outcome[None]:
+        """Load what was checked; `asked` are the operations of who asks."""
 
 
 @dataclass(slots=True)

@@ -106,30 +106,9 @@ async def _load(ask: Ask, document: dict[str, Any]) -> None:
     file = _file(ask)
     try:
         await ask.settled(file.check_definitions(document))
-        await _load_passwords(ask, document)
-        await ask.settled(file.load_definitions(document))
+        await ask.settled(file.load_definitions(document, ask.operations))
     except DefinitionsError as error:
         raise bad_request(str(error)) from None
-
-
-async def _load_passwords(ask: Ask, document: dict[str, Any]) -> None:
-    """Set users whose passwords are given in clear: they are hashed away from the loop.
-
-    They are taken out of the document.
-    """
-    users = document.get("users") or []
-    for user in users:
-        if "password" in user:
-            tags = user.get("tags") or ""
-            outcome = ask.operations.set_user(
-                user["name"],
-                tags=[str(tag) for tag in (tags.split(",") if isinstance(tags, str) else tags)],
-                password=user["password"],
-            )
-            await ask.settled(outcome)
-            if user.get("limits"):
-                await ask.settled(ask.operations.set_user_limits(user["name"], user["limits"]))
-    document["users"] = [user for user in users if "password" not in user]
 
 
 async def _document(ask: Ask) -> dict[str, Any]:

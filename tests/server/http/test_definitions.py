@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,42 @@ async def test_what_is_loaded_is_written_and_loaded_again(site: Site, tmp_path: 
         assert await exported(other) == first
     finally:
         other.bench.kill()
+
+
+async def test_the_log_says_who_loaded_what(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """And what changed of users and their rights; loaded again, nothing has changed."""
+    document = {**DOCUMENT, "future": []}
+    with caplog.at_level(logging.INFO):
+        assert (await site.ask("POST", "definitions", document)).status == 204
+    by = "by='guest' from=HTTP 127.0.0.1"
+    said = [
+        record.getMessage().replace(by, "BY")
+        for record in caplog.records
+        if "definitions" in record.getMessage() or record.name == "qlog.access"
+    ]
+    assert said == [
+        "user made user='u' tags=management BY",
+        "user made user='w' tags=monitoring BY",
+        "permissions set user='w' vhost='v' configure='' write='' read='.*' BY",
+        "topic permissions set user='u' vhost='v' exchange='amq.topic' write='a' read='b' BY",
+        (
+            "definitions loaded users=2 vhosts=1 permissions=1 topic_permissions=1 parameters=1 "
+            "global_parameters=1 policies=1 exchanges=1 queues=1 bindings=1 BY"
+        ),
+        "definitions: 'future' is not known, and left out",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "qlog.access"):
+        assert (await site.ask("POST", "definitions", document)).status == 204
+    assert not [record for record in caplog.records if record.name == "qlog.access"]
+
+
+async def test_rights_of_who_loads_are_not_asked(site: Site) -> None:
+    """An administrator needs no permission for a vhost to load queues into it, as in RabbitMQ."""
+    root = {"name": "root", "password": "secret", "tags": "administrator"}
+    assert (await site.ask("POST", "definitions", {"users": [root]})).status == 204
+    assert (await site.ask("POST", "definitions", DOCUMENT, login="root:secret")).status == 204
+    assert [queue["name"] for queue in await site.get("queues")] == ["q"]
 
 
 async def test_one_vhost(site: Site) -> None:
