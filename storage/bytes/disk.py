@@ -64,8 +64,11 @@ class Disk(Protocol):
     def lock(self, file: int) -> bool:
         """Take the exclusive lock of an open file; False when another one holds it."""
 
-    def release(self) -> None:
-        """Close the files that the disk keeps open for itself. It can still be used."""
+    def release(self, below: Path | None = None) -> None:
+        """Close the files that the disk keeps open for itself, or those of a directory.
+
+        The disk can still be used.
+        """
 
 
 class OSDisk:
@@ -159,10 +162,14 @@ class OSDisk:
             return False
         return True
 
-    def release(self) -> None:
+    def release(self, below: Path | None = None) -> None:
         with self._opening:
-            while self._directories:
-                os.close(self._directories.popitem()[1])
+            for path in list(self._directories):
+                if below is None or path.is_relative_to(below):
+                    os.close(self._directories.pop(path))
+
+    def __del__(self) -> None:
+        self.release()  # the disk of a command, which nobody closes
 
     def _directory(self, path: Path) -> int:
         with self._opening:

@@ -181,6 +181,12 @@ class Backup:
 
     def copy(self, extent: Extent) -> Done:
         """Copy what is not there, and finish. Raises BackupError, OSError, SyncFailed."""
+        try:
+            return self._copy_all(extent)
+        finally:
+            self._disk.release(self._target)  # the next one may go elsewhere
+
+    def _copy_all(self, extent: Extent) -> Done:
         pace = _Pace(self._bytes_per_s)
         files: list[StoredFile] = []
         copied: list[StoredFile] = []

@@ -321,7 +321,7 @@ class SimulatedDisk:
     def lock(self, file: int) -> bool:
         return True
 
-    def release(self) -> None:
+    def release(self, below: Path | None = None) -> None:
         """It keeps nothing open."""
 
     # -- what LMDB is opened with

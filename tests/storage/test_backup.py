@@ -262,6 +262,24 @@ def test_a_backup_that_is_broken_off_leaves_the_one_before_it(
         assert restored(target, tmp_path / "new", [lane.id]) == [contents(lane)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds its own files in /proc")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_backup_leaves_nothing_open(bench: Bench, tmp_path: Path, fails: bool) -> None:
+    """A disk that backups go to can be taken away, and a hundred directories cost nothing."""
+    fill(bench.store, new_lane(bench.store), 300, "a")
+    settle_down(bench)
+    target = tmp_path / "backup"
+    backup, extent = pin(bench, target)
+    if fails:
+        (target / f"{MANIFEST}.new").mkdir()
+        with pytest.raises(IsADirectoryError):
+            backup.copy(extent)
+    else:
+        backup.copy(extent)
+    opened_files = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.exists()]
+    assert not [path for path in opened_files if path.is_relative_to(target)]
+
+
 @pytest.mark.parametrize("moved_later", [0, 30, 200])
 def test_streams_are_in_it_as_they_were(tmp_path: Path, moved_later: int) -> None:
     """Also when their last segments grow, or are sealed, before they are copied."""
