@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,8 @@ import msgspec
 T = TypeVar("T")
 
 JSON = "application/json"
+# What is sent at once, about: large enough for one send, small enough to be gathered in a moment.
+CHUNK_BYTES = 64 * 1024
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -50,6 +53,20 @@ def created(location: str | None = None) -> Answer:
 def put(existed: bool) -> Answer:
     """The answer to a PUT: 204 if it was there, else 201."""
     return NO_CONTENT if existed else created()
+
+
+async def chunks(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The pieces of a body, small ones together: each chunk is sent by itself."""
+    parts: list[bytes] = []
+    size = 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            parts.append(piece)
+            size += len(piece)
+            if size >= CHUNK_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+    yield b"".join(parts)
 
 
 def encode(value: Any) -> bytes:

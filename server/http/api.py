@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from qlog.server.http.access import (
     credentials,
     wrong_credentials,
 )
-from qlog.server.http.answers import Answer, Listing, encode
+from qlog.server.http.answers import Answer, Listing, chunks, encode
 from qlog.server.http.ask import Ask, settled
 from qlog.server.http.context import Context
 from qlog.server.http.listing import answer_listing, reduced, split_columns
@@ -122,7 +123,10 @@ class Api:
             self.context,
         )
         _check(ask, endpoint)
-        return await _encoded(await endpoint.handler(ask), ask)
+        try:
+            return await _encoded(await endpoint.handler(ask), ask)
+        finally:
+            ask.done()
 
     async def _identity(
         self, endpoint: Endpoint, headers: Headers, scope: Mapping[str, Any]
@@ -192,8 +196,6 @@ async def respond(answer: Answer, scope: Mapping[str, Any], receive: Any, send: 
         has_type = answer.content_type if answer.body else None
         await Response(answer.body, answer.status, headers, has_type)(dict(scope), receive, send)
         return
-    response = StreamingResponse(answer.body, answer.status, headers, answer.content_type)
-    try:
+    async with aclosing(chunks(answer.body)) as body:
+        response = StreamingResponse(body, answer.status, headers, answer.content_type)
         await response.stream_response(send)
-    finally:
-        await answer.body.aclose()

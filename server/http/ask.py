@@ -11,6 +11,7 @@ import trio
 from qlog.server.broker.operations import Operations, Outcome, VHost
 from qlog.server.http.access import Identity
 from qlog.server.http.context import Context
+from qlog.server.http.long_texts import TooLong, without_long_texts
 from qlog.server.http.query import Query
 from qlog.server.http.refusals import Refusal, bad_request, not_found, refusal
 
@@ -55,6 +56,7 @@ class Ask:
         self.context = context
         self.wake = wake
         self._receive = receive
+        self._large = False  # it is one of the few that may have a large body
 
     # -- what it is about --------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ class Ask:
 
     # -- its body ----------------------------------------------------------------------------
 
-    async def body(self) -> bytes:
+    async def body(self, bytes_max: int = BODY_BYTES_MAX) -> bytes:
         """The body, whatever its content type. Raises 400 (too large), 408 (too slow)."""
         parts: list[bytes] = []
         size = 0
@@ -95,36 +97,45 @@ class Ask:
                     raise refusal(400, "bad_request", "the client has gone")
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > BODY_BYTES_MAX:
-                    raise _too_large(BODY_BYTES_MAX)
+                if size > bytes_max:
+                    raise _too_large(bytes_max)
+                if size > DOCUMENT_BYTES_MAX and not self._large:
+                    await self.context.large_bodies.acquire()
+                    self._large = True
                 if not message.get("more_body"):
                     break
         if scope.cancelled_caught:
             raise refusal(408, "request_timeout", "the body came too slowly")
         return b"".join(parts)
 
+    def done(self) -> None:
+        """It is answered: somebody else may send a large body."""
+        if self._large:
+            self._large = False
+            self.context.large_bodies.release()
+
     async def document(self) -> dict[str, Any]:
         """The body as a JSON object; an empty one is one without keys. Raises 400."""
-        body = await self.body()
-        if len(body) > DOCUMENT_BYTES_MAX:
-            raise _too_large(DOCUMENT_BYTES_MAX)
+        body = await self.body(DOCUMENT_BYTES_MAX)
         return decoded(body) if body.strip() else {}
 
-    async def wide_document(self) -> dict[str, Any]:
-        """The same where a value may be a long text, and others are short. Raises 400."""
+    async def wide_document(self, wide: str) -> dict[str, Any]:
+        """The same where the value of the key `wide` may be a LongText. Raises 400."""
         body = await self.body()
-        if not body.strip():
+        if not body or body.isspace():
             return {}
         try:
-            values = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            rest, texts = await without_long_texts(body)
+        except ValueError:
             raise bad_request("not_json") from None
-        found: dict[str, Any] = {}
-        for name, value in values.items():
-            octets = bytes(value)
-            if len(octets) > DOCUMENT_BYTES_MAX and not octets.startswith(b'"'):
-                raise _too_large(DOCUMENT_BYTES_MAX)
-            found[name] = decoded(octets, object)
+        except TooLong:
+            raise _too_large(DOCUMENT_BYTES_MAX) from None
+        found = decoded(rest)
+        value = found.get(wide)
+        if isinstance(value, str) and value in texts:
+            found[wide] = texts.pop(value)
+        if texts:  # one is elsewhere
+            raise _too_large(DOCUMENT_BYTES_MAX)
         return found
 
     async def settled(self, outcome: Outcome[T]) -> T:
@@ -132,10 +143,10 @@ class Ask:
         return await settled(outcome, self.wake)
 
 
-def decoded(body: bytes, kind: type = dict) -> Any:
-    """The value of a JSON document of this kind. Raises 400."""
+def decoded(body: bytes) -> dict[str, Any]:
+    """The object of a JSON document. Raises 400."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise bad_request("not_json") from None
 

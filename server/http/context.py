@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import trio
+
 from qlog.server.broker.operations import Operations, Outcome, VHost
 from qlog.server.http.lag import Lag
+
+# Each may have 20 MB in memory, and the same again while it is understood. The others wait.
+LARGE_BODIES_MAX = 4
 
 
 class Node(Protocol):
@@ -92,7 +97,7 @@ class Context:
 
     `resources` are memory and disk, in octets, and file descriptors: `memory_used`, `memory_limit`,
     `disk_free`, `disk_free_limit`, `descriptors_used`, `descriptors_max`. `node`: None where the
-    process is somebody else's.
+    process is somebody else's. `large_bodies`: so many requests with a large body at a time.
     """
 
     is_loopback: Callable[[str], bool]
@@ -105,3 +110,4 @@ class Context:
     attempts: Attempts = field(default_factory=Attempts)
     lag: Lag = field(default_factory=Lag)
     node: Node | None = None
+    large_bodies: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(LARGE_BODIES_MAX))

@@ -20,8 +20,6 @@ PAGE_SIZE = 100
 PAGE_SIZE_MAX = 500
 # So many are sorted in one piece: some milliseconds.
 SORTED_AT_ONCE = 2000
-# The pieces of an answer: large enough for one send, small enough to be gathered in a moment.
-CHUNK_BYTES = 64 * 1024
 # A name is compared with a pattern of a stranger for no longer than this; all of them together
 # for no longer than PATTERN_S_MAX.
 MATCH_S_MAX = 0.01
@@ -224,20 +222,12 @@ def _copy(source: Any, path: list[str], target: dict[str, Any]) -> None:
 async def _array(
     objects: list[T], view: Callable[[T], Mapping[str, Any]], columns: list[list[str]]
 ) -> AsyncGenerator[bytes, None]:
-    """A JSON array in chunks."""
+    """A JSON array, item by item."""
     pace = Pace()
-    parts: list[bytes] = [b"["]
-    size = 0
+    yield b"["
     for number, item in enumerate(objects, 1):
         text = encode(reduced(view(item), columns))
-        if number > 1:
-            parts.append(b",")
-        parts.append(text)
-        size += len(text)
-        if size >= CHUNK_BYTES:
-            yield b"".join(parts)
-            parts, size = [], 0
+        yield b"," + text if number > 1 else text
         if not number % ITEMS_AT_ONCE:
             await pace.rest()
-    parts.append(b"]")
-    yield b"".join(parts)
+    yield b"]"

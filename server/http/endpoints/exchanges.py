@@ -14,6 +14,7 @@ from qlog.server.broker.operations import Binding, DestinationKind, Exchange, Re
 from qlog.server.http.answers import NO_CONTENT, Answer, Listing, created, put
 from qlog.server.http.ask import Ask, required
 from qlog.server.http.fields import flag, table, text
+from qlog.server.http.long_texts import LongText
 from qlog.server.http.pace import paced
 from qlog.server.http.refusals import Refusal, bad_request, not_found, refusal
 from qlog.server.http.spans import spans
@@ -128,9 +129,9 @@ async def publish(ask: Ask) -> dict[str, Any]:
     vhost, name = ask.vhost(), exchange_name(ask)
     if ask.operations.find_exchange(vhost, name) is None:
         raise refusal(404, "not_found", "exchange_not_found")
-    document = await ask.wide_document()
+    document = await ask.wide_document("payload")
     required(document, "routing_key", "properties", "payload", "payload_encoding")
-    body = _body(text(document, "payload"), document["payload_encoding"])
+    body = await _body(document)
     properties = properties_of(table(document, "properties"))
     if reason := ask.operations.blocked_reason:
         raise bad_request(f"publishers are blocked: {reason}")
@@ -156,16 +157,19 @@ def _not_published(error: AMQPError) -> Refusal:
     return bad_request(f"{error.code} {error.reply_text}")
 
 
-def _body(payload: str, encoding: Any) -> bytes:
-    """The octets of a payload. Raises 400."""
-    if encoding == "string":
-        return payload.encode()
-    if encoding != "base64":
+async def _body(document: dict[str, Any]) -> bytes:
+    """The octets of the payload. Raises 400."""
+    payload, encoding = document["payload"], document["payload_encoding"]
+    if encoding not in ("string", "base64"):
         raise bad_request(["unsupported_encoding", encoding])
     try:
-        return base64.b64decode(payload, validate=True)
+        if isinstance(payload, LongText):
+            return await (payload.utf8() if encoding == "string" else payload.from_base64())
+        octets = text(document, "payload").encode()
+        return octets if encoding == "string" else base64.b64decode(octets, validate=True)
     except ValueError:
-        raise bad_request(["not_base64", payload]) from None
+        shown = "a long text" if isinstance(payload, LongText) else payload
+        raise bad_request(["not_base64" if encoding == "base64" else "not_utf8", shown]) from None
 
 
 _OCTETS = ("delivery_mode", "priority")

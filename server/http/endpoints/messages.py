@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import trio
@@ -18,7 +19,7 @@ from qlog.server.broker.operations import Found, Outcome
 from qlog.server.http.answers import NO_CONTENT, Answer, encode
 from qlog.server.http.ask import Ask
 from qlog.server.http.endpoints.exchanges import properties_of
-from qlog.server.http.endpoints.queues import message_facts
+from qlog.server.http.endpoints.queues import message_document, message_facts
 from qlog.server.http.fields import table, text, whole
 from qlog.server.http.pace import Pace
 from qlog.server.http.refusals import bad_request, not_found
@@ -107,21 +108,23 @@ async def _page(page: Page, encoding: str, truncate: int | None) -> AsyncGenerat
     pace = Pace()
     yield b'{"messages":['
     for number, seen in enumerate(page.found):
-        yield (b"," if number else b"") + encode(_facts(seen, encoding, truncate))
+        if number:
+            yield b","
+        body = seen.body[:truncate]
+        async with aclosing(message_document(_facts(seen), body, encoding)) as pieces:
+            async for piece in pieces:
+                yield piece
         await pace.rest()
     yield b'],"next":' + encode(None if page.next is None else str(page.next)) + b"}"
 
 
-def _facts(seen: Seen, encoding: str, truncate: int | None) -> dict[str, Any]:
-    found = Found(seen.envelope, seen.body, seen.redelivered, 0)
-    facts = message_facts(found, encoding, truncate)
-    del facts["message_count"]
+def _facts(seen: Seen) -> dict[str, Any]:
     return {
         "id": str(seen.place),
         "offset": seen.place.qseq,
         "published_at": seen.time_ms,
         "expires_at": seen.due_ms or None,
-        **facts,
+        **message_facts(Found(seen.envelope, seen.body, seen.redelivered, 0)),
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.broker.operations import Found, QueueType
+from qlog.server.http import long_texts
 from qlog.server.http.answers import NO_CONTENT, Answer, Listing, encode, put
 from qlog.server.http.ask import Ask, required
 from qlog.server.http.fields import flag, table, whole
@@ -156,34 +157,38 @@ async def _messages(
 ) -> AsyncGenerator[bytes, None]:
     pace = Pace()
     for number, message in enumerate(found):
-        yield (b"," if number else b"[") + encode(message_facts(message, encoding, truncate))
+        yield b"," if number else b"["
+        facts = {**message_facts(message), "message_count": message.left}
+        async with aclosing(message_document(facts, message.body[:truncate], encoding)) as pieces:
+            async for piece in pieces:
+                yield piece
         await pace.rest()
     yield b"]" if found else b"[]"
 
 
-def message_facts(message: Found, encoding: str, truncate: int | None) -> dict[str, Any]:
-    """A message as RabbitMQ's API shows it; its body as text if it is one (`auto`)."""
-    envelope, body = message.envelope, message.body
-    payload, payload_encoding = _payload(body if truncate is None else body[:truncate], encoding)
+def message_facts(message: Found) -> dict[str, Any]:
+    """A message as RabbitMQ's API shows it, without its body."""
+    envelope = message.envelope
     return {
-        "payload_bytes": len(body),
+        "payload_bytes": len(message.body),
         "redelivered": message.redelivered,
         "exchange": envelope.exchange,
         "routing_key": envelope.routing_key,
-        "message_count": message.left,
         "properties": message.properties or [],
-        "payload": payload,
-        "payload_encoding": payload_encoding,
     }
 
 
-def _payload(body: bytes, encoding: str) -> tuple[str, str]:
-    if encoding == "auto":
-        try:
-            return body.decode(), "string"
-        except UnicodeDecodeError:
-            pass
-    return base64.b64encode(body).decode(), "base64"
+async def message_document(
+    facts: Mapping[str, Any], body: bytes, encoding: str
+) -> AsyncGenerator[bytes, None]:
+    """The JSON of a message, in pieces; its body as text if it is one (`auto`)."""
+    is_text = encoding == "auto" and await long_texts.is_text(body)
+    yield encode(facts)[:-1] + b',"payload":"'
+    written = long_texts.as_text(body) if is_text else long_texts.as_base64(body)
+    async with aclosing(written) as pieces:
+        async for piece in pieces:
+            yield piece
+    yield b'","payload_encoding":"string"}' if is_text else b'","payload_encoding":"base64"}'
 
 
 _LISTED = {
