@@ -223,7 +223,7 @@ async def open_broker(
                 if http is None:
                     yield running
                 else:
-                    async with serving_http(running, http_sockets, watch, settings.data_dir):
+                    async with serving_http(running, http_sockets, watch, settings):
                         yield running
         finally:
             if broker is not None:
@@ -242,15 +242,15 @@ async def open_broker(
 
 @asynccontextmanager
 async def serving_http(
-    running: RunningBroker, sockets: HttpSockets, watch: ResourceWatch, directory: Path
+    running: RunningBroker, sockets: HttpSockets, watch: ResourceWatch, settings: Settings
 ) -> AsyncIterator[None]:
     """Serve management and metrics for the duration of the block."""
-    with owner_socket(directory) as owner:
+    with owner_socket(settings.data_dir) as owner:
         sockets.owner = owner
         sockets.listen()
         async with trio.open_nursery() as nursery:
             if sockets.all:
-                nursery.start_soon(_serve_http, running, sockets, watch, directory)
+                nursery.start_soon(_serve_http, running, sockets, watch, settings)
             try:
                 yield
             finally:
@@ -258,7 +258,7 @@ async def serving_http(
 
 
 async def _serve_http(
-    running: RunningBroker, sockets: HttpSockets, watch: ResourceWatch, directory: Path
+    running: RunningBroker, sockets: HttpSockets, watch: ResourceWatch, settings: Settings
 ) -> None:
     http = await load_http(sockets)
     started_s = trio.current_time()
@@ -281,10 +281,11 @@ async def _serve_http(
         listeners=listeners,
         resources=watch.facts,
         uptime_s=lambda: trio.current_time() - started_s,
-        data_dir=str(directory),
+        data_dir=str(settings.data_dir),
         definitions=broker,
         certificates=lambda: _certificates(http, running.certificates),
         node=running.control,
+        log_file=settings.log.path or "<stderr>",
     )
     certificates = running.certificates
     tls = None if certificates is None else lambda: certificates.context

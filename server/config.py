@@ -170,6 +170,11 @@ class LogSettings(Struct, frozen=True, kw_only=True):
         ),
     ] = "none"
 
+    @property
+    def path(self) -> str:
+        """The absolute path of the log's file; empty: the log goes to stderr."""
+        return "" if self.log_file == "none" else os.path.abspath(self.log_file)
+
 
 class ResourceSettings(Struct, frozen=True, kw_only=True):
     """When publishers are blocked."""

@@ -19,14 +19,12 @@ from qlog.tools.stderr import Stderr
 if TYPE_CHECKING:
     from qlog.server.config import LogSettings
 
-NO_FILE = "none"
-
 
 class Log:
     """The log of a process, from its making on. Raises OSError when the file cannot be opened."""
 
     def __init__(self, settings: LogSettings) -> None:
-        self._path = "" if settings.log_file == NO_FILE else os.path.abspath(settings.log_file)
+        self._path = settings.path
         self._file = Stderr(_opened(self._path)) if self._path else None
         self._is_json = settings.log_format == "json"
         self._handler = logging.StreamHandler(self._file or sys.stderr)

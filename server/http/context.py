@@ -98,6 +98,7 @@ class Context:
     `resources` are memory and disk, in octets, and file descriptors: `memory_used`, `memory_limit`,
     `disk_free`, `disk_free_limit`, `descriptors_used`, `descriptors_max`. `node`: None where the
     process is somebody else's. `large_bodies`: so many requests with a large body at a time.
+    `log_file`: where the log goes.
     """
 
     is_loopback: Callable[[str], bool]
@@ -111,3 +112,4 @@ class Context:
     lag: Lag = field(default_factory=Lag)
     node: Node | None = None
     large_bodies: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(LARGE_BODIES_MAX))
+    log_file: str = "<stderr>"

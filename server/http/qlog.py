@@ -67,6 +67,7 @@ async def status(ask: Ask) -> dict[str, Any]:
         "uptime_s": int(context.uptime_s()),
         "processors": os.cpu_count() or 1,
         "data_dir": context.data_dir,
+        "log_file": context.log_file,
         "plugins": list(PLUGINS),
         "connections": totals["connections"],
         "queues": totals["queues"],

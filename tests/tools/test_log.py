@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 from qlog.server import config
 from qlog.tools.log import JSONLines, Log, OneLine
 from qlog.tools.supervisor import Supervisor
-from tests.live.server import BrokerProcess
+from tests.live.server import ROOT, BrokerProcess
 
 
 def record(text: str, *args: object, failed: bool = False) -> logging.LogRecord:
@@ -141,6 +144,9 @@ def test_a_service_says_when_it_is_ready_reads_again_and_stops(tmp_path: Path) -
     try:
         ready, status = listener.hear()
         assert ready == "READY=1" and status.startswith("STATUS=listening on amqp://127.0.0.1:")
+        command = [sys.executable, "-m", "qlog", "ctl", "-q", "log_location"]
+        environment = {**os.environ, "QLOG_DATA_DIR": str(broker.data_dir)}
+        assert subprocess.check_output(command, cwd=ROOT, env=environment) == f"{path}\n".encode()
         path.rename(tmp_path / "qlog.log.1")
         broker.hang_up()
         assert listener.hear()[0] == "RELOADING=1"

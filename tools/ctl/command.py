@@ -185,6 +185,15 @@ class Command:
     arguments: Mapping[str, str] = field(default_factory=dict)
 
 
+TIMEOUT = "[--timeout <timeout>]"  # a part of many a usage
+
+
+def check_positive(args: list[str], options: Options) -> None:
+    """The first argument is a number above 0. Raises BadUsage."""
+    if not args[0].isdigit() or not int(args[0]):
+        raise bad_argument("Argument must be a positive integer")
+
+
 def wanted_columns(call: Call, defaults: Sequence[str]) -> list[str]:
     """The columns that were asked for, each once; names may be joined by commas."""
     named = [name for arg in call.args for name in arg.split(",") if name]

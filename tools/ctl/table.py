@@ -8,17 +8,21 @@ from qlog.tools.ctl.commands import (
     backups,
     definitions,
     diagnostics,
+    help,
     messages,
     node,
     objects,
     plugins,
     policies,
+    tuning,
     users,
     vhosts,
 )
 
 COMMANDS = (
+    *help.COMMANDS,
     *node.COMMANDS,
+    *tuning.COMMANDS,
     *users.COMMANDS,
     *access.COMMANDS,
     *diagnostics.COMMANDS,

@@ -79,7 +79,7 @@ def node_facts(ask: Ask) -> dict[str, Any]:
         ],
         "contexts": contexts(ask),
         "enabled_plugins": ["rabbitmq_management", "rabbitmq_prometheus"],
-        "log_files": ["<stderr>"],
+        "log_files": [ask.context.log_file],
         "config_files": [],
         "db_dir": ask.context.data_dir,
         **stats,

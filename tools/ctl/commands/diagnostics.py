@@ -8,19 +8,19 @@ from typing import Any
 
 from qlog.tools.ctl.command import (
     NO_OBJECT,
+    TIMEOUT,
     Call,
     Command,
     Document,
     Failure,
     Message,
     Option,
-    Options,
     Result,
     Rows,
     Status,
-    bad_argument,
+    check_positive,
 )
-from qlog.tools.ctl.commands.status import PURPOSES, alarm_lines, listener_line, listeners_of
+from qlog.tools.ctl.commands.status import PURPOSES, alarm_lines, listener_line, listeners_of, size
 
 CONNECT_S = 5.0
 # Names under which a protocol may be asked for.
@@ -69,11 +69,6 @@ def listeners(call: Call) -> Document:
     found = listeners_of(_status(call))
     document = {"listeners": found, "node": call.node, "result": "ok"}
     return Document(document, "\n".join(map(listener_line, found)))
-
-
-def _check_port(args: list[str], options: Options) -> None:
-    if not args[0].isdigit() or not int(args[0]):
-        raise bad_argument("Argument must be a positive integer")
 
 
 def check_port_listener(call: Call) -> Message:
@@ -173,16 +168,13 @@ def server_version(call: Call) -> Message:
 
 def memory_breakdown(call: Call) -> Message:
     """How much memory is used."""
-    from qlog.tools.ctl.commands.status import _size
-
     facts = _status(call)
-    return Message(f"total: {_size(facts['memory_used'], call.options.get('unit', 'gb'))} (100.0%)")
+    return Message(f"total: {size(facts['memory_used'], call.options.get('unit', 'gb'))} (100.0%)")
 
 
 def log_location(call: Call) -> Message:
     """Where the log goes."""
-    call.api.node()
-    return Message("<stderr>")
+    return Message(_status(call)["log_file"])
 
 
 def check_quorum_critical(call: Call) -> Message:
@@ -221,11 +213,10 @@ def quorum_status(call: Call) -> Rows:
 
 _M = "Monitoring, observability and health checks"
 _D = ("diagnostics",)
-_TIMEOUT = "[--timeout <timeout>]"
 
 
 def _check(name: str, about: str, run: Any, banner: str, **more: Any) -> Command:
-    usage = more.pop("usage", _TIMEOUT)
+    usage = more.pop("usage", TIMEOUT)
     return Command(name, _M, about, run, usage=usage, banner=banner, tools=_D, **more)
 
 
@@ -261,9 +252,9 @@ COMMANDS = (
         "Exits with 69 unless something listens on the port",
         check_port_listener,
         _ASKING + "if there's an active listener on port {0} ...",
-        usage=f"<port> {_TIMEOUT}",
+        usage=f"<port> {TIMEOUT}",
         args=(1, 1),
-        check=_check_port,
+        check=check_positive,
         examples=("check_port_listener 5672",),
     ),
     _check(
@@ -271,7 +262,7 @@ COMMANDS = (
         "Exits with 69 unless the protocol is spoken",
         check_protocol_listener,
         _ASKING + "if there's an active listener for protocol {0} ...",
-        usage=f"<protocol> {_TIMEOUT}",
+        usage=f"<protocol> {TIMEOUT}",
         args=(1, 1),
         arguments={"<protocol>": ", ".join(PURPOSES)},
         examples=("check_protocol_listener amqp",),
@@ -282,7 +273,7 @@ COMMANDS = (
         check_port_connectivity,
         "Testing TCP connections to all active listeners on node {node} "
         "using hostname resolution ...",
-        usage=f"[--address <target address>] {_TIMEOUT}",
+        usage=f"[--address <target address>] {TIMEOUT}",
         options=(Option("address", about="connect to this host"),),
     ),
     _check(
@@ -320,7 +311,7 @@ COMMANDS = (
         "Shows how much memory is used",
         memory_breakdown,
         "Reporting memory breakdown on node {node}...",
-        usage=f"[--unit <unit>] {_TIMEOUT}",
+        usage=f"[--unit <unit>] {TIMEOUT}",
         options=(Option("unit", about="bytes, mb, mib, gb or gib"),),
     ),
     _check(
@@ -328,7 +319,7 @@ COMMANDS = (
         "Says where the log goes",
         log_location,
         "Log file location(s) on node {node} ...",
-        usage=f"[--all|-a] {_TIMEOUT}",
+        usage=f"[--all|-a] {TIMEOUT}",
         options=(Option("all", bool, ("-a",)),),
     ),
     _check(
@@ -353,7 +344,7 @@ COMMANDS = (
         _M,
         "Says that there is one node",
         check_quorum_critical,
-        usage=_TIMEOUT,
+        usage=TIMEOUT,
         banner="Checking if node {node} is critical for quorum of any queues/streams ...",
         tools=("diagnostics", "queues"),
     ),

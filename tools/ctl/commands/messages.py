@@ -21,6 +21,7 @@ from qlog.tools.ctl.command import (
     Rows,
     Status,
     bad_argument,
+    check_positive,
     wanted_columns,
 )
 from qlog.tools.ctl.values import printable, to_json
@@ -245,8 +246,7 @@ def extend_deadline(call: Call) -> None:
 
 
 def _check_seconds(args: list[str], options: Options) -> None:
-    if not args[2].isdigit() or not int(args[2]):
-        raise bad_argument("Argument must be a positive integer")
+    check_positive(args[2:], options)
 
 
 def _read(path: str) -> bytes:

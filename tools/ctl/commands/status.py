@@ -63,7 +63,7 @@ def status_document(facts: Facts) -> dict[str, Any]:
         "active_plugins": facts["plugins"],
         "data_directory": facts["data_dir"],
         "config_files": [],
-        "log_files": ["<stderr>"],
+        "log_files": [facts["log_file"]],
         "vm_memory_calculation_strategy": "rss",
         "vm_memory_high_watermark_setting": {"absolute": facts["memory_limit"]},
         "vm_memory_high_watermark_limit": facts["memory_limit"],
@@ -104,15 +104,15 @@ def _status_lines(facts: Facts, unit: str) -> Iterator[str]:
     plugins = [f" * {name}" for name in facts["plugins"]]
     yield from _section("Plugins", ("Enabled plugins:", "", *plugins))
     yield from _section("Data directory", (f"Node data directory: {facts['data_dir']}",))
-    yield from _section("Log file(s)", (" * <stderr>",))
+    yield from _section("Log file(s)", (f" * {facts['log_file']}",))
     yield from _section("Alarms", alarm_lines(facts) or ("(none)",))
     yield from _section("Tags", ("(none)",))
     yield from _section(
         "Memory",
         (
-            f"Total memory used: {_size(facts['memory_used'], unit)}",
+            f"Total memory used: {size(facts['memory_used'], unit)}",
             "Calculation strategy: rss",
-            f"Memory high watermark: {_size(facts['memory_limit'], unit)}",
+            f"Memory high watermark: {size(facts['memory_limit'], unit)}",
         ),
     )
     used, limit = facts["descriptors_used"], facts["descriptors_max"]
@@ -120,8 +120,8 @@ def _status_lines(facts: Facts, unit: str) -> Iterator[str]:
     yield from _section(
         "Free Disk Space",
         (
-            f"Low free disk space watermark: {_size(facts['disk_free_limit'], unit)}",
-            f"Free disk space: {_size(facts['disk_free'], unit)}",
+            f"Low free disk space watermark: {size(facts['disk_free_limit'], unit)}",
+            f"Free disk space: {size(facts['disk_free'], unit)}",
         ),
     )
     yield from _section(
@@ -139,7 +139,8 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
     yield from (title, "", *lines, "")
 
 
-def _size(octets: int, unit: str) -> str:
+def size(octets: int, unit: str) -> str:
+    """A size, for people: in `bytes`, `mb`, `mib`, `gb` or `gib`."""
     if unit == "bytes":
         return f"{octets} bytes"
     return f"{round(octets / _UNITS.get(unit, 10**9), 4)} {unit}"
