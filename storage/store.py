@@ -415,6 +415,13 @@ class Store(Generic[M]):
             self._notify()  # more slices may be left, or something may have waited for this one
         self._journal.commit(waiting, before_inline)
 
+    def commit_early(self, waiting: int, before_inline: Callable[[], None]) -> None:
+        """`commit` before something that takes long, in the middle of a turn.
+
+        A checkpoint has no slice: that is for the turn's end.
+        """
+        self._journal.commit(waiting, before_inline)
+
     def advance(self) -> None:
         """Take what the store's threads have done, and give them more."""
         self.take()

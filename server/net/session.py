@@ -380,7 +380,7 @@ class Session:
             began_s, now_s = now_s, clock_s()
             self._adapt(now_s - began_s)
             if now_s >= until_s:
-                turns.enqueue(self)
+                turns.go_on(self)
                 return False
         return True
 

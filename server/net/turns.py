@@ -6,12 +6,14 @@ the loop polls again at once, for up to STAY_S, without going back to trio. Afte
 latest trio's timers and other tasks have their turn.
 
 Promises: a turn takes no longer than TURN_S, and a client's share of it no longer than SHARE_S,
-plus one event. What is left goes on in rotation, also when it is the rest of one long read. An
-error of ours costs the client in whose turn it happened, and never ends the loop. The descriptor
-of a session that ends stays open until the turn is over: no other socket can have its number while
-the turn may still name it. Timers (`at`) are part of the turn: the next one is the poll's timeout.
-The broker's jobs are part of the turn, too: while some are left, the poll does not wait. So are
-handshakes of TLS, which have a line of their own (handshakes.py).
+plus one event. What is left goes on in rotation, also when it is the rest of one long read, but
+behind those who have just come: what these brought is handed to the disk before anything that
+takes long, and they are confirmed as soon as it is done. An error of ours costs the client in whose
+turn it happened, and never ends the loop. The descriptor of a session that ends stays open until
+the turn is over: no other socket can have its number while the turn may still name it. Timers
+(`at`) are part of the turn: the next one is the poll's timeout. The broker's jobs are part of the
+turn, too: while some are left, the poll does not wait. So are handshakes of TLS, which have a line
+of their own (handshakes.py).
 
 `wake` is the only call for other threads.
 """
@@ -57,7 +59,7 @@ class Participant(Protocol):
     def take_turn(self, until_s: float) -> int:
         """Do work until about `until_s` by the loop's clock; returns how many octets were read.
 
-        If work is left, the participant calls `Turns.enqueue` again.
+        If work is left, the participant calls `Turns.go_on`, or `enqueue` if it is little.
         """
 
     def cut(self) -> None:
@@ -107,6 +109,7 @@ class Turns:
         self._waker = Waker()
         self.on_burial: Callable[[], None] = _nothing  # called when a descriptor is free again
         self._line: deque[Participant] = deque()
+        self._rest: deque[Participant] = deque()  # whose share of an earlier turn was not enough
         self.handshakes = Handshakes(clock_s, lambda: self.now_s, self.at)
         self._unsent: list[Member] = []
         self._drained: list[Member] = []
@@ -154,6 +157,12 @@ class Turns:
         if not participant.queued:
             participant.queued = True
             self._line.append(participant)
+
+    def go_on(self, participant: Participant) -> None:
+        """The participant's share was not enough: it has another one, behind those who come."""
+        if not participant.queued:
+            participant.queued = True
+            self._rest.append(participant)
 
     def mark(self, session: Member) -> None:
         """The session is to be flushed when the tick ends."""
@@ -214,7 +223,8 @@ class Turns:
         return max(0.0, due_s - self.broker.now_s())
 
     def _anything_left(self) -> bool:
-        left = self._line or self.handshakes.line or self._drained or self._unsent or self._ended
+        waiting = self._line or self._rest or self.handshakes.line
+        left = waiting or self._drained or self._unsent or self._ended
         return bool(left) or self.broker.jobs_left
 
     def turn(self, timeout_s: float) -> bool:
@@ -245,19 +255,33 @@ class Turns:
             self._feed()
             if self.broker.jobs_left:
                 self.touched = True
+                self._hand_over()
                 self._fence(self.broker.work)
+                self._hand_over()
             self.end_tick()
             return True
         finally:
             self._busy = False
 
     def _go_round(self) -> None:
-        """Give those in line their turn, each once, as long as the turn's time and size allow."""
-        line, clock_s = self._line, self.clock_s
+        """Give those in line their turn, each once, as long as the turn's time and size allow.
+
+        If some are left from earlier turns, one of them has its share at least.
+        """
+        began_s = self.clock_s()
+        until_s = began_s + TURN_S
+        rest = len(self._rest)
+        self._serve(self._line, len(self._line), until_s - SHARE_S if rest else until_s)
+        if rest:
+            self._hand_over()
+            self._serve(self._rest, rest, until_s)
+
+    def _serve(self, line: deque[Participant], count: int, until_s: float) -> None:
+        """Give the first `count` in a line their turn."""
+        clock_s = self.clock_s
         now_s = clock_s()
-        until_s = now_s + TURN_S
         read_bytes = 0
-        for _ in range(len(line)):
+        for _ in range(count):
             participant = line.popleft()
             participant.queued = False
             try:
@@ -349,6 +373,25 @@ class Turns:
             behind, self._behind = self._behind, set()
             for session in behind:
                 session.catch_up()
+
+    def _hand_over(self) -> None:
+        """Confirm what the disk has finished, and give it what came, before what takes long."""
+        if self._error is not None:
+            return
+        broker = self.broker
+        store = broker.store
+        try:
+            store.take(broker.waiting)
+            self._fence(broker.progress)
+            durable_lsn = store.durable_lsn
+            store.commit_early(broker.waiting, self._flush)
+            if store.durable_lsn != durable_lsn:  # the commit was made at once
+                self._fence(broker.progress)
+        except Exception as error:
+            logger.exception(STORE_FAILED)
+            self._stop(error)
+            return
+        self._flush()
 
     def _fence(self, call: Callable[[], None]) -> None:
         """Make a call. The broker catches the errors of each queue and client; others end here."""

@@ -20,6 +20,9 @@ from qlog.storage.write.commit import CommitJob, CommitResult, Committer
 from qlog.storage.write.placement import Log, PendingBatch
 from qlog.storage.write.upkeep import Sealed, Upkeep
 
+# A job writes no more than this, if nobody waits for all of it. Small batches before a large one are
+# synced by themselves, and those behind it do not wait for the next large one.
+JOB_BYTES_MAX = 8 << 20
 RETRY_S = 0.2  # after a shortage the same is tried again so much later
 _NEVER_S = 60.0
 
@@ -67,12 +70,14 @@ class Commits(Generic[M]):
         """Messages wait that can be handed over now."""
         return self.held is None and self.log.has_pending
 
-    def job(self, *, with_log: bool) -> CommitJob:
+    def job(self, *, with_log: bool, whole: bool = False) -> CommitJob:
         """The next job.
 
-        `with_log`: with the messages that wait. The ledger's part is to be added.
+        `with_log`: with messages that wait; `whole`: with all of them, however many they are. The
+        ledger's part is to be added.
         """
-        batches = self.log.take_batches() if with_log and self.held is None else []
+        bytes_max = None if whole else JOB_BYTES_MAX
+        batches = self.log.take_batches(bytes_max) if with_log and self.held is None else []
         return CommitJob(batches, self.durable_lsn, self.log.lsn)
 
     def submit(self, job: CommitJob) -> None:

@@ -224,13 +224,15 @@ class LocalJournal(Generic[M]):
         # A queue must be durable before a message in it is. If there are messages in new queues the
         # ledger goes first, and if the ledger cannot be written, the log waits.
         ledger_first = settling.before_log
-        job = commits.job(with_log=not ledger_first or (may_flush and settling.held is None))
+        job = commits.job(
+            with_log=not ledger_first or (may_flush and settling.held is None), whole=self.awaited
+        )
         job.ledger_first = ledger_first
         if not settling.held:  # if only the log is held, acks go on, in reserved space
             awaited = self.awaited and may_flush and not commits.held
             sync = ledger_first or snapshots.wants_sync or awaited
             flush = may_flush and (settling.due or settling.wants_sync or sync or snapshots.wanted)
-            if flush and not commits.held:
+            if flush and not commits.log.has_pending:  # nothing is left, nor held
                 job.ticket = self._ticket
             settling.join(job, sync=sync, flush=flush)
             snapshots.join(job)

@@ -195,11 +195,20 @@ class Log:
         segment.end_lsn = self.lsn
         segment.footer_bytes += footer_bytes
 
-    def take_batches(self) -> list[PendingBatch]:
-        """Everything appended and not handed over yet, in order."""
+    def take_batches(self, bytes_max: int | None) -> list[PendingBatch]:
+        """What was appended and not handed over yet, in order: up to so many bytes, or all of it.
+
+        A batch that is larger alone is taken alone.
+        """
         self._close_batch()
-        batches = list(self._closed)
-        self._closed.clear()
+        closed = self._closed
+        batches: list[PendingBatch] = []
+        size = 0
+        while closed:
+            size += closed[0].size
+            if batches and bytes_max is not None and size > bytes_max:
+                break
+            batches.append(closed.popleft())
         return batches
 
     def put_back(self, batches: list[PendingBatch]) -> None:

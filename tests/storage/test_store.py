@@ -23,6 +23,7 @@ from qlog.storage.lanes.settled import lane_entries
 from qlog.storage.settings import StoreSettings
 from qlog.storage.start.examine import Examination
 from qlog.storage.store import Store
+from qlog.storage.write.commits import JOB_BYTES_MAX
 from qlog.storage.write.ledger import unpack_body
 from tests.storage.probe import probe
 from tests.storage.support import (
@@ -79,6 +80,44 @@ def test_one_write_and_one_sync_make_a_batch_durable(bench: Bench) -> None:
     bench.commits.run_one()
     bench.store.advance()
     assert operations == ["write", "sync_data"] and bench.store.durable_lsn == 16
+    bench.store.close()
+
+
+def test_a_small_message_waits_for_one_large_one_at_most(bench: Bench) -> None:
+    """Each large one is synced by itself, and so are the small ones that came before it."""
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"warm up"])
+    run_all(bench)
+    large = bytes(JOB_BYTES_MAX)
+    ends = [publish(bench.store, [lane], [body]) for body in (large, b"a", b"b", large, large)]
+    ends.append(publish(bench.store, [lane], [b"c"]))
+    durable = []
+    for _ in range(5):
+        bench.store.commit()
+        bench.commits.run_one()
+        bench.store.advance()
+        durable.append(bench.store.durable_lsn)
+    assert durable == [ends[0], ends[2], ends[3], ends[4], ends[5]]
+    bench.store.close()
+
+
+def test_who_waits_for_all_of_it_has_it_with_one_job(bench: Bench) -> None:
+    """A ticket is served when log and ledger have everything that came before it."""
+    lane = new_lane(bench.store)
+    run_all(bench)
+    large = bytes(JOB_BYTES_MAX)
+    publish(bench.store, [lane], [large])
+    bench.store.commit()  # a job without the next one
+    end = publish(bench.store, [lane], [large])
+    end = publish(bench.store, [lane], [large])
+    lane.settle(0, 1)
+    ticket = bench.store.request_sync()
+    seen = []
+    while bench.store.synced < ticket:
+        assert bench.commits.run_one()
+        bench.store.advance()
+        seen.append(bench.store.durable_lsn)
+    assert seen == [1, end] and bench.store.durable_lsn == end
     bench.store.close()
 
 

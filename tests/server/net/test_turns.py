@@ -20,6 +20,7 @@ import trio
 from qlog.server.amqp import spec
 from qlog.server.amqp.frames import HEARTBEAT_FRAME, PROTOCOL_HEADER, method_frame
 from qlog.server.broker.channels.sink import READ, Hold
+from qlog.server.broker.jobs import Steps
 from qlog.server.net import network, session, turns
 from qlog.server.net.network import Network
 from qlog.server.net.poller import GONE, READABLE, WRITABLE, EpollPoller, Poller, SelectorPoller
@@ -127,8 +128,9 @@ def test_a_turn_ends_whoever_filled_it(loop: Loop, monkeypatch: pytest.MonkeyPat
 
     def take_turn(client: Session, until_s: float) -> int:
         order.append(next(n for n, c in enumerate(clients) if c.session is client))
+        size = real(client, until_s)
         loop.spent_s += turns.TURN_S / 2
-        return real(client, until_s)
+        return size
 
     monkeypatch.setattr(Session, "take_turn", take_turn)
     for client in clients:
@@ -139,6 +141,62 @@ def test_a_turn_ends_whoever_filled_it(loop: Loop, monkeypatch: pytest.MonkeyPat
         assert len(order) == len(done) + 2  # as many as the time is enough for
         done = list(order)
     assert sorted(done) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("busy", ["client", "job"])
+def test_the_disk_has_what_comes_before_the_loop_is_busy_for_long(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, busy: str
+) -> None:
+    """What it writes meanwhile is confirmed in the same turn."""
+    flood, other = loop.client(), loop.client()
+    declare(other)
+    assert other.ask(1, make(spec.ConfirmSelect)) == [spec.ConfirmSelectOk()]
+    loop.pass_s(5)
+    loop.disk()
+
+    def work() -> None:
+        for worker in loop.bench.workers:
+            worker.run_one()
+
+    def steps() -> Steps[None]:
+        for _ in range(10):
+            yield
+            work()
+
+    if busy == "job":
+        loop.broker.services.jobs.clock_s = loop.turns.clock_s
+        loop.broker.services.jobs.later(steps())
+    else:
+        flood.send(1, *[make(spec.BasicQos)] * 10)
+        real = Session._obey
+
+        def obey(client: Session, *args: object) -> object:
+            if client is flood.session:
+                work()
+            return real(client, *args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Session, "_obey", obey)
+    loop.step_s = turns.SHARE_S / 2  # two events a share
+    assert loop.turn()
+    other.write(message(1, "q", b"x"))
+    assert loop.turn()
+    assert other.hear() == [spec.BasicAck(1, False)]
+    assert loop.turns.timeout_s() == 0.0  # there is more to do
+
+
+def test_those_who_have_just_come_do_not_keep_others_from_their_rest(loop: Loop) -> None:
+    """However many come in each turn, one long read of before goes on."""
+    flood = loop.client()
+    flood.send(1, *[make(spec.BasicQos)] * 8)
+    clients = [loop.client() for _ in range(10)]
+    loop.step_s = turns.SHARE_S / 2  # two events a share
+    heard = []
+    for _ in range(10):
+        for client in clients:
+            client.write(HEARTBEAT_FRAME)
+        loop.turn()
+        heard.append(len(flood.hear()))
+    assert sum(heard) == 8
 
 
 def test_a_turn_ends_when_much_was_read(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
