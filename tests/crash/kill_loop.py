@@ -27,9 +27,21 @@ from pamqp.commands import Basic, Channel
 
 from qlog.storage.start.fold import COMPACTED
 from tests.crash.journal import Figures, Identity, Journal
-from tests.crash.load import BACKLOG, FANOUT, PASSER, QUEUES, Load, declare, drain, understood
+from tests.crash.load import (
+    BACKLOG,
+    FANOUT,
+    PASSER,
+    QUEUES,
+    STREAM,
+    STREAMER,
+    Load,
+    declare,
+    drain,
+    understood,
+)
 from tests.crash.passing import Passing
 from tests.crash.small_disk import SmallDisk
+from tests.crash.streaming import Streaming
 from tests.live.conversation import Client
 from tests.live.server import BrokerProcess
 
@@ -140,8 +152,9 @@ class KillLoop:
             self.data_dir = disk.outside / "data"
             self.broker = BrokerProcess(disk.inside / "data", launcher=disk.launcher)
             self.settings.update(SMALL_DISK_SETTINGS)
-        self.journal = Journal(QUEUES)
+        self.journal = Journal({**QUEUES, STREAM: 0})
         self.passing = Passing(self.journal, PASSER, FANOUT, BACKLOG)
+        self.streaming = Streaming(self.journal, STREAM, STREAMER)
         self.generator = random.Random(seed)
         self.load_s_max = load_s_max
         self.rounds: list[Round] = []
@@ -152,7 +165,7 @@ class KillLoop:
         self._launch()
         self.broker.wait_until_ready()
         with Client(self.broker.url) as client:
-            declare(client.channel())
+            declare(client.channel(), self.streaming)
 
     def _launch(self) -> None:
         for name, values in self.settings.items():
@@ -165,7 +178,8 @@ class KillLoop:
         generator = self.generator
         shortly = generator.random() < 0.2
         load_s = generator.uniform(0, 0.1) if shortly else generator.uniform(0.1, self.load_s_max)
-        load = Load(self.broker.url, self.journal, self.passing, generator.randrange(1 << 30))
+        seed = generator.randrange(1 << 30)
+        load = Load(self.broker.url, self.journal, self.passing, self.streaming, seed)
         sent, confirmed = self.journal.sent, self.journal.confirmed_count
         filler = None
         if self.disk is not None:
@@ -193,6 +207,7 @@ class KillLoop:
         round_.others = self.passing.verify(self.broker.url, killed_at, understood)
         for queue in QUEUES:
             round_.queues[queue] = self._verify(queue, killed_at)
+        round_.others += self.streaming.verify(self.broker.url, generator)
         self.journal.restarted()
         round_.others += self.journal.violations
         self.journal.violations.clear()
@@ -239,6 +254,7 @@ class KillLoop:
             "of these again, within the window": sum(r.total("acks_repeated") for r in rounds),
             "transactions": journal.transactions_count,
             "changes to definitions": self.passing.changes_count,
+            "read from the stream again": self.streaming.read_count,
             "the oldest of them, ms before": round(1000 * oldest_s),
             "redelivered after a restart": sum(r.total("redelivered") for r in rounds),
             "owed after a restart": sum(r.total("owed") for r in rounds),

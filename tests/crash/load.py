@@ -18,6 +18,7 @@ from pamqp.commands import Basic, Channel, Exchange, Queue, Tx
 
 from tests.crash.journal import Delivery, Identity, Journal
 from tests.crash.passing import Passing, content
+from tests.crash.streaming import Streaming
 from tests.live.conversation import Client, Closed, Message, Talk
 
 FANOUT = "crash.fanout"
@@ -25,11 +26,13 @@ FANOUT = "crash.fanout"
 SHARED, HELD, FANNED, BACKLOG, TRADED = (
     f"crash.{name}" for name in ("shared", "held", "fanned", "backlog", "traded")
 )
+STREAM = "crash.stream"
 ROUTES = {
     ("", SHARED): (SHARED,),
     ("", HELD): (HELD,),
     ("", BACKLOG): (BACKLOG,),
-    (FANOUT, ""): (HELD, FANNED, BACKLOG),
+    ("", STREAM): (STREAM,),
+    (FANOUT, ""): (HELD, FANNED, BACKLOG, STREAM),
 }
 WINDOW = 300
 PREFETCH = 200
@@ -38,10 +41,12 @@ QUEUES = {SHARED: 2 * PREFETCH, HELD: PREFETCH, FANNED: PREFETCH, BACKLOG: 0, TR
 PUBLISHERS = 3
 TRADER = PUBLISHERS  # the publishers that follow, as the journal numbers them
 PASSER = PUBLISHERS + 1
+STREAMER = PUBLISHERS + 2
 
 
-def declare(talk: Talk) -> None:
+def declare(talk: Talk, streaming: Streaming) -> None:
     """The topology; again after each restart, where it must be there as it was."""
+    streaming.declare(talk)
     talk.call(Exchange.Declare(exchange=FANOUT, exchange_type="fanout", durable=True))
     for queue in QUEUES:
         talk.call(Queue.Declare(queue=queue, durable=True))
@@ -62,6 +67,7 @@ class Load:
     url: str
     journal: Journal
     passing: Passing
+    streaming: Streaming
     seed: int
 
     def __post_init__(self) -> None:
@@ -70,7 +76,7 @@ class Load:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Publishers on all routes, consumers on all queues but the backlog."""
+        """Publishers on all routes, consumers on all queues but the backlog, and of the stream."""
         works: list[Callable[[Client, random.Random], None]] = [
             *(self._publisher(number) for number in range(PUBLISHERS)),
             self._consumer(SHARED, hold=0.0, together=7),
@@ -78,6 +84,7 @@ class Load:
             self._consumer(HELD, hold=0.5),
             self._consumer(FANNED, hold=0.1),
             self.passing.work,
+            self.streaming.work,
         ]
         # A commit syncs the acks of all others, too; in half of the rounds they are on their own.
         if random.Random(self.seed).random() < 0.5:

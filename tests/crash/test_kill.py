@@ -26,3 +26,4 @@ def test_promises_survive_kills(tmp_path: Path, seed: int) -> None:
         loop.stop()
     assert loop.journal.confirmed_count and loop.journal.acknowledged_count, "no load"
     assert loop.journal.transactions_count and loop.passing.changes_count, "not all kinds of load"
+    assert loop.streaming.read_count and any((loop.data_dir / "streams").iterdir()), "no stream"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from tests.crash.journal import Identity
 from tests.images import replies
+from tests.images.topology import HANDED_ON, HANDED_TO, KEEP_ALL, STREAM
 from tests.images.trace import Step
 
 CLOCK_S = 0.000_01  # what two looks at the same clock may differ by, in different processes
@@ -55,6 +56,8 @@ class Books:
         identities = [Identity(publisher, first + number) for number in range(count)]
         for queue in queues:
             self.routed[queue].update(identities)
+            if queue in HANDED_ON:
+                self.routed[HANDED_ON[queue]].update(identities)
         return identities
 
     def acking(self, entry: Entry) -> None:
@@ -136,8 +139,11 @@ class Promises:
         return count + 1
 
     def _confirm(self, place: int, identity: Identity, queues: Iterable[str]) -> None:
-        if identity.is_persistent:
-            self.confirmed += [(place, (queue, identity)) for queue in queues]
+        self.confirmed += [
+            (place, (queue, identity))
+            for queue in queues
+            if identity.is_persistent or queue == STREAM
+        ]
 
     def violations(self, place: int, found: Found, ack_window_s: float) -> list[str]:
         """What is wrong with an image that has the steps up to `place`."""
@@ -159,10 +165,11 @@ class Promises:
         for at, (queue, identity) in self.confirmed:
             if at > place:
                 break
-            if (
-                queue in there
-                and identity not in has.get(queue, ())
-                and books.acked_at_s.get((queue, identity), NEVER) > now_s + CLOCK_S
+            places = (queue, HANDED_ON.get(queue, queue))
+            if queue in there and not any(
+                identity in has.get(name, ())
+                or books.acked_at_s.get((name, identity), NEVER) <= now_s + CLOCK_S
+                for name in places
             ):
                 wrong.append(f"{queue}: {identity} is lost, confirmed at step {at}")
         settled = [entry for at, entry in self._settled if at <= place]
@@ -182,15 +189,16 @@ class Promises:
         last: dict[int, int] = {}
         for text, body in messages:
             identity = Identity.parse(text)
-            if identity in seen:
+            handed_on = queue in HANDED_TO
+            if identity in seen and not handed_on:
                 wrong.append(f"{queue}: {identity} twice")
             if identity not in self._books.routed[queue]:
                 wrong.append(f"{queue}: {identity} was never sent here")
             if body != identity.body:
                 wrong.append(f"{queue}: {identity} has another body")
-            if not identity.is_persistent:
+            if not identity.is_persistent and queue not in KEEP_ALL:
                 wrong.append(f"{queue}: {identity} is transient")
-            if identity.sequence < last.get(identity.publisher, -1):
+            if identity.sequence < last.get(identity.publisher, -1) and not handed_on:
                 wrong.append(f"{queue}: {identity} is out of order")
             last[identity.publisher] = identity.sequence
             seen.add(identity)

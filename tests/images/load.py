@@ -1,8 +1,9 @@
 """Mixed load on a traced broker, each client a thread that notes in the books what it asks for.
 
 Publishers with confirms to work queues, through a fan-out, and to a backlog; consumers that ack, one
-of which never acks some; transactions; queues that come and go. Threads end when their connection
-does, or when told to.
+of which never acks some, one of which gives some back; messages that are handed on: dropped at a
+limit, expired, delayed, given back too often; transactions; queues that come and go. Threads end
+when their connection does, or when told to.
 """
 
 from __future__ import annotations
@@ -20,16 +21,40 @@ from pamqp.commands import Connection as ConnectionMethods
 
 from tests.crash.journal import Identity
 from tests.images.books import Books, Client, Entry
+from tests.images.topology import (
+    BACKLOG,
+    COUNTED,
+    DEAD,
+    DELAYED,
+    FANNED,
+    FANOUT,
+    HANDED_TO,
+    HELD,
+    LATE,
+    LIMITED,
+    QUEUES,
+    STREAM,
+    TIMED,
+    TX,
+    WORK,
+)
 from tests.live import conversation
 from tests.live.conversation import Closed, Message, Talk, encode_content
 
-FANOUT = "images.fanout"
-WORK, HELD, BACKLOG, TX = QUEUES = tuple(
-    f"images.{name}" for name in ("work", "held", "backlog", "tx")
-)
-FANNED = (WORK, HELD, BACKLOG)
-ROUTES = {("", WORK): (WORK,), ("", HELD): (HELD,), ("", BACKLOG): (BACKLOG,), (FANOUT, ""): FANNED}
-WEIGHTS = (8, 4, 1, 2)  # the backlog only grows: every image has all of it
+# From exchange and key to queues, and how often.
+ROUTES = {
+    ("", WORK): (WORK,),
+    ("", HELD): (HELD,),
+    ("", BACKLOG): (BACKLOG,),
+    (FANOUT, ""): FANNED,
+    ("", STREAM): (STREAM,),
+    ("", LIMITED): (LIMITED,),
+    ("", TIMED): (TIMED,),
+    ("", COUNTED): (COUNTED,),
+    (DELAYED, LATE): (LATE,),
+}
+WEIGHTS = (8, 4, 1, 2, 2, 2, 1, 2, 1)  # the backlog only grows: every image has all of it
+DELAY_MS_MAX = 400
 TX_PUBLISHER, SHORT_PUBLISHER = 100, 101
 SHORT_LIVED_MAX = 4
 WINDOW = 100
@@ -42,18 +67,26 @@ Work = Callable[[Talk, Client, random.Random], None]
 def declare(talk: Talk, client: Client) -> None:
     """What all the others use."""
     talk.call(Exchange.Declare(exchange=FANOUT, exchange_type="fanout", durable=True))
-    for queue in QUEUES:
+    delayed: dict[str, Any] = {"x-delayed-type": "direct"}
+    talk.call(
+        Exchange.Declare(
+            exchange=DELAYED, exchange_type="x-delayed-message", durable=True, arguments=delayed
+        )
+    )
+    for queue, arguments in QUEUES.items():
         client.declared.append(queue)
-        talk.call(Queue.Declare(queue=queue, durable=True))
-    for queue in FANNED:
+        talk.call(Queue.Declare(queue=queue, durable=True, arguments=arguments))
+    for queue, exchange in (*((queue, FANOUT) for queue in FANNED), (LATE, DELAYED)):
         client.bound.append(queue)
-        talk.call(Queue.Bind(queue=queue, exchange=FANOUT))
+        talk.call(Queue.Bind(queue=queue, exchange=exchange, routing_key=queue))
 
 
-def content(talk: Talk, identity: Identity) -> bytes:
+def content(talk: Talk, identity: Identity, delay_ms: int | None = None) -> bytes:
     """Header and body frames of a message."""
     properties = Basic.Properties(
-        message_id=str(identity), delivery_mode=2 if identity.is_persistent else 1
+        message_id=str(identity),
+        delivery_mode=2 if identity.is_persistent else 1,
+        headers=None if delay_ms is None else {"x-delay": delay_ms},
     )
     return encode_content(talk.number, identity.body, properties)
 
@@ -96,6 +129,8 @@ class Load:
             self._publisher(1),
             self._consumer(WORK, hold=0.0),
             self._consumer(HELD, hold=0.02),
+            self._consumer(COUNTED, hold=0.02, back=0.7),
+            self._consumer(DEAD, hold=0.5),
             self._transactions,
             self._short_lived,
         ]
@@ -136,12 +171,13 @@ class Load:
         route: tuple[str, str],
         queues: Sequence[str],
         count: int,
+        delay_ms: int | None = None,
     ) -> None:
         method = Basic.Publish(exchange=route[0], routing_key=route[1])
         pieces: list[Basic.Publish | bytes] = []
         for identity in self._books.sending(publisher, queues, count):
             client.published.append((identity, tuple(queues)))
-            pieces += [method, content(talk, identity)]
+            pieces += [method, content(talk, identity, delay_ms)]
         talk.send(*pieces)
 
     def _publisher(self, number: int) -> Work:
@@ -151,7 +187,8 @@ class Load:
             while not self._stopped:
                 [route] = choice.choices(list(ROUTES), WEIGHTS)
                 count = choice.choice((1, 1, 2, 5, 15))
-                self._publish(talk, client, number, route, ROUTES[route], count)
+                delay_ms = choice.randint(1, DELAY_MS_MAX) if route[0] == DELAYED else None
+                self._publish(talk, client, number, route, ROUTES[route], count, delay_ms)
                 window = choice.choice((0, WINDOW))
                 while len(client.published) - confirmed > window:
                     confirmed = _tag(talk)
@@ -159,8 +196,9 @@ class Load:
 
         return work
 
-    def _consumer(self, queue: str, hold: float) -> Work:
-        """A consumer that keeps a share of `hold` of its messages for ever."""
+    def _consumer(self, queue: str, hold: float, back: float = 0.0) -> Work:
+        """A consumer that keeps a share of `hold` of its messages for ever, and rejects a share of
+        `back` of the others, so that they come again."""
 
         def work(talk: Talk, client: Client, choice: random.Random) -> None:
             talk.call(Basic.Qos(prefetch_count=PREFETCH))
@@ -176,8 +214,13 @@ class Load:
                 if choice.random() < hold and held < PREFETCH // 2:
                     held += 1
                     continue
+                if choice.random() < back:
+                    talk.send(Basic.Reject(value.method.delivery_tag, requeue=True))
+                    continue
                 self._books.acking(entry)
                 talk.send(Basic.Ack(value.method.delivery_tag))
+                if queue in HANDED_TO:
+                    continue  # it may come again, from where it was
                 acked.append(entry)
                 if len(acked) >= 10 and len(client.flows) - answered < 3:
                     client.flows.append(acked)

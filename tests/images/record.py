@@ -142,6 +142,8 @@ class Recording:
 def kind_of(name: str) -> str:
     """What kind of file a name stands for."""
     number, _, suffix = Path(name).name.partition(".")
+    if suffix == "qstr":
+        return ".qstr"
     if number.isdecimal():
         return "compacted" if int(number) >= COMPACTED and "qseg" in suffix else f".{suffix}"
     return name if "lmdb" in name else Path(name).name

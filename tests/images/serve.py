@@ -30,6 +30,10 @@ SMALL = StoreSettings(
     checkpoint_interval_s=0.2,
     ledger_sync_s=LEDGER_SYNC_S,
     compact_age_s=0.3,
+    stream_move_count=20,
+    stream_move_s=0.1,
+    stream_segment_bytes=32 * 1024,
+    stream_batch_bytes=8 * 1024,
 )
 
 # In the environment: storage does its work on the loop's thread, job by job. The n-th system call is

@@ -55,6 +55,8 @@ def test_images_open_with_all_that_was_promised(recording: Recording, workspace:
         pytest.param(lambda name: name.endswith((".qack", "next.new")), id="ledger files"),
         pytest.param(lambda name: name == "ledger", id="ledger"),
         pytest.param(lambda name: name == "", id="root"),
+        pytest.param(lambda name: name.endswith(".qstr"), id="segments of streams"),
+        pytest.param(lambda name: name == "streams", id="streams"),
     ],
 )
 def test_syncs_that_are_missing_are_noticed(

@@ -21,7 +21,7 @@ from pamqp.commands import Basic, Channel, Connection, Exchange, Queue, Tx
 
 from tests.crash.journal import Identity
 from tests.images.books import Entry, Found
-from tests.images.load import FANOUT
+from tests.images.topology import FANOUT
 from tests.live import conversation
 from tests.live.conversation import Closed, Message, Talk, encode_content
 

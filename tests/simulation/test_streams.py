@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from qlog.storage.lanes.lane import Lane
+from qlog.storage.streams.files import Found, Source, end_of, examine
 from qlog.storage.streams.streams import Streams
 from tests.simulation.mutations import STREAM_SYNCS
 from tests.simulation.streams import StreamViolation, live
@@ -74,4 +75,15 @@ def test_an_early_unlink_is_noticed(tmp_path: Path) -> None:
 def test_numbers_that_are_never_given_again_are_noticed(tmp_path: Path) -> None:
     """The orphan rule would leave gaps in the offsets."""
     with patch("qlog.storage.start.recovery.stream_lanes", lambda names: set()):
+        assert caught(tmp_path)
+
+
+def test_what_counts_twice_after_a_crash_is_noticed(tmp_path: Path) -> None:
+    """Messages are in a segment, and their lane still has them: they are moved a second time."""
+
+    def all_there_is(source: Source, bases: list[int], first: int, floor: int) -> Found:
+        end = max(end_of(source, bases), floor) if bases else floor
+        return examine(source, bases, first, end)
+
+    with patch("qlog.storage.streams.streams.examine", all_there_is):
         assert caught(tmp_path)
