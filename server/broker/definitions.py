@@ -50,9 +50,11 @@ class QueueDefinition:
         return next(level for level, one in self.lane_ids.items() if one == lane_id)
 
 
-# What a hidden lane is for: delayed messages, or the keys of those that were seen.
+# What a hidden lane is for: delayed messages, the keys of those that were seen, or what came back to
+# a queue and waits.
 DELAYED = "delayed"
 WINDOW = "window"
+WAITS = "waits"
 
 
 class HiddenLane(NamedTuple):

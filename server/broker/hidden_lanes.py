@@ -1,4 +1,4 @@
-"""Lanes of a vhost that are no queue's: what is delayed at an exchange, what was seen by one.
+"""Lanes of a vhost beside its queues: what is delayed at an exchange, what was seen, what waits.
 
 Promises that such a lane is made when it is first needed, that it is named by a definition of its
 own if it has to last, and that it goes with the exchange, or the queue, that it belongs to. Does
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from qlog.routing.binding import DestinationKind
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.broker.definitions import DELAYED, WINDOW, Definitions, HiddenLane
+from qlog.server.broker.definitions import DELAYED, WAITS, WINDOW, Definitions, HiddenLane
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.store import Store
 
-ROLES = (DELAYED, WINDOW)
+ROLES = (DELAYED, WINDOW, WAITS)
 
 
 class Owner(NamedTuple):

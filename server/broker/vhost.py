@@ -32,6 +32,7 @@ from qlog.server.amqp.errors import (
 from qlog.server.amqp.values import LongStr, Table
 from qlog.server.broker.access.permissions import Kind, Right, Rights
 from qlog.server.broker.access.users import User
+from qlog.server.broker.definitions import WAITS
 from qlog.server.broker.features.backoff import Ripe, Waits
 from qlog.server.broker.features.dead_letter import DeadLetters
 from qlog.server.broker.features.deduplication import REPEATED, Once, SeenWindows
@@ -43,6 +44,7 @@ from qlog.server.broker.features.policy import KINDS, Policies, Policy, PolicyKi
 from qlog.server.broker.features.recent_history import History, giving
 from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.hidden_lanes import HiddenLanes
+from qlog.server.broker.hidden_lanes import Owner as LaneOwner
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import (
@@ -756,6 +758,11 @@ class VHost:
         self.routing.add_queue(queue.name)
         if queue.effective.limited or queue.effective.message_ttl_ms is not None:
             self.wake(queue)  # a broker that was stopped may have left too much, or for too long
+        if (
+            isinstance(queue, QuorumQueue)
+            and LaneOwner("queue", queue.name, WAITS) in self.hidden_lanes
+        ):
+            queue.wait_on()
         self.expiry.used(queue)
         return queue
 
@@ -776,7 +783,8 @@ class VHost:
             assert isinstance(queue, QuorumQueue)
             queue.ripened(*ripe)
 
-        return Waits(self._services, ripe)
+        owner = LaneOwner("queue", queue.name, WAITS)
+        return Waits(self._services, lambda: self.hidden_lanes.lane(owner, durable=True), ripe)
 
     def once(
         self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]

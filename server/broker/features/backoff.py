@@ -8,31 +8,60 @@ the type: `failed` are those that were rejected (basic.reject), or whose consume
 some hundredths longer, so that however many messages wait, few times are kept.
 
 A message that waits is out, so that it counts as unacknowledged, and no purge takes it. How often it
-came back is durable; that it waits is not: after a start it is ready at once.
+came back is durable, and so is until when it waits, by the wall clock: a small record in a hidden
+lane of the queue says it for the messages that came back together. After a start it waits on.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
+from qlog.server.amqp.envelope import Envelope
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.queues.backlog import Backlog
 from qlog.server.broker.queues.effective import Backoff
 from qlog.server.broker.queues.returns import Returns
 from qlog.server.broker.timers import Timer, Timers
+from qlog.storage.errors import CorruptLog, OutOfDescriptors
+from qlog.storage.lanes.lane import Lane
+from qlog.storage.store import Store
+
+logger = logging.getLogger("qlog.broker")
 
 # Times are rounded up to this, or to a part of the delay if that is longer.
 GRAIN_S = 0.01
 GRAINS = 64
+_READ_COUNT, _READ_BYTES = 1024, 1024 * 1024
+_NO_PROPERTIES = bytes(2)
 
 
 class Services(Protocol):
     """What this file needs of what the parts of a broker share."""
 
+    store: Store[Envelope]
     timers: Timers
     now_s: Callable[[], float]
+    now_ms: Callable[[], int]
+
+
+class Record(NamedTuple):
+    """What the hidden lane has: messages, and until when they wait (wall clock, ms)."""
+
+    first: int
+    length: int
+    due_ms: int
+
+    def pack(self) -> Envelope:
+        """As an envelope without a body: the numbers are its routing key."""
+        return Envelope.pack("", " ".join(map(str, self)), _NO_PROPERTIES, 0)
+
+    @classmethod
+    def unpack(cls, envelope: Envelope) -> Record:
+        """The inverse."""
+        return cls(*map(int, envelope.routing_key.split()))
 
 
 class Ripe(NamedTuple):
@@ -44,20 +73,27 @@ class Ripe(NamedTuple):
 
 
 class _Waiting:
-    __slots__ = ("numbers", "order", "size", "timer")
+    __slots__ = ("numbers", "order", "records", "size", "timer")
 
     def __init__(self) -> None:
         self.numbers = Numbers()
+        self.records = Numbers()  # their qseqs
         self.order = Returns()
         self.size = 0
         self.timer: Timer | None = None
 
 
 class Waits:
-    """What waits in one queue. `ripe` is called with messages that are to be ready again."""
+    """What waits in one queue.
 
-    def __init__(self, services: Services, ripe: Callable[[Ripe], None]) -> None:
+    Arguments: `lane` is its hidden lane; `ripe` is called with messages that are to be ready again.
+    """
+
+    def __init__(
+        self, services: Services, lane: Callable[[], Lane[Envelope]], ripe: Callable[[Ripe], None]
+    ) -> None:
         self._services = services
+        self._lane = lane
         self._ripe = ripe
         self._waiting: dict[float, _Waiting] = {}  # by the time when it is over
 
@@ -69,15 +105,47 @@ class Waits:
         Yields those that wait: the first, how many they are, the octets of their bodies. Raises
         CorruptLog when the index, where the sizes are, is wrong.
         """
+        now_ms = self._services.now_ms()
         for attempts, group in groupby(backlog.lane.attempts_of(first, count)):
             length = sum(1 for _ in group)
             size = backlog.lane.bytes_of(first, length)
-            waiting = self._at(backoff.delay_ms(attempts) / 1000)
-            waiting.numbers.add(first, length)
-            waiting.order.add(first, length)
-            waiting.size += size
+            delay_ms = backoff.delay_ms(attempts)
+            waiting = self._at(delay_ms / 1000)
+            lane, record = self._lane(), Record(first, length, now_ms + delay_ms)
+            waiting.records.add(lane.next_qseq, 1)
+            self._services.store.append(
+                [lane], [record.pack()], [b""], persistent=True, now_ms=now_ms
+            )
+            self._put(waiting, first, length, size)
             yield first, length, size
             first += length
+
+    def recall(self, backlog: Backlog) -> None:
+        """After a start: what waited then waits on. Raises nothing.
+
+        What is damaged is logged, and does not wait.
+        """
+        lane, now_ms = self._lane(), self._services.now_ms()
+        at = 0
+        try:
+            while (slice_ := lane.read(at, _READ_COUNT, _READ_BYTES, passing=False)) is not None:
+                at = slice_.first_qseq + len(slice_.metas)
+                for qseq, envelope in enumerate(slice_.metas, slice_.first_qseq):
+                    record = Record.unpack(envelope)
+                    if record.due_ms <= now_ms:
+                        lane.settle(qseq, 1, 0)
+                        continue
+                    waiting = self._at((record.due_ms - now_ms) / 1000)
+                    waiting.records.add(qseq, 1)
+                    for first, count, size in backlog.withdraw_at(record.first, record.length):
+                        self._put(waiting, first, count, size)
+        except (CorruptLog, OutOfDescriptors) as error:
+            logger.error("cannot read what waited in lane=%d error=%s", backlog.lane.id, error)
+
+    def _put(self, waiting: _Waiting, first: int, count: int, size: int) -> None:
+        waiting.numbers.add(first, count)
+        waiting.order.add(first, count)
+        waiting.size += size
 
     def _at(self, delay_s: float) -> _Waiting:
         grain_s = max(GRAIN_S, delay_s / GRAINS)
@@ -89,7 +157,9 @@ class Waits:
         return waiting
 
     def _over(self, due_s: float) -> None:
-        waiting = self._waiting.pop(due_s)
+        waiting, lane = self._waiting.pop(due_s), self._lane()
+        for first, count in waiting.records:
+            lane.settle(first, count, 0)
         self._ripe(Ripe(waiting.numbers, waiting.size, waiting.order))
 
     def close(self) -> None:

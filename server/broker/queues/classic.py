@@ -124,6 +124,9 @@ class Backoffs(Protocol):
     ) -> Iterator[tuple[int, int, int]]:
         """Messages that are out wait; gives those that do: first, count, octets."""
 
+    def recall(self, backlog: Backlog) -> None:
+        """After a start: what waited then waits on."""
+
     def close(self) -> None:
         """The queue is deleted."""
 

@@ -174,6 +174,12 @@ class QuorumQueue(ClassicQueue):
     preemptive = True
     _waits: Backoffs | None = None
 
+    def wait_on(self) -> None:
+        """After a start: what came back and waited is out, as it was."""
+        (backlog,) = self.backlogs
+        self._waits = self._host.waits(self)
+        self._waits.recall(backlog)
+
     def ripened(self, numbers: Numbers, size: int, order: Returns) -> None:
         """Messages have waited long enough, and are ready again in this order."""
         (backlog,) = self.backlogs

@@ -209,14 +209,70 @@ def test_within_a_transaction(bench: Bench, peer: Peer) -> None:
     assert get(peer)[0] == b"1"
 
 
-def test_after_a_kill_it_is_ready_and_its_count_is_known(bench: Bench, peer: Peer) -> None:
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_after_a_restart_it_waits_on(bench: Bench, peer: Peer, how: str) -> None:
     declare(peer, x_delayed_retry_type="all", x_delayed_retry_min=60_000)
+    publish(bench, peer, *(b"%d" % number for number in range(5)))
+    tags = [get(peer)[2] for _ in range(4)]
+    give_back(peer, NACK, tags[2])
+    give_back(peer, NACK, tags[0])
+    bench.pass_ms(20_000)
+    peer.send(2, spec.BasicAck(tags[3], multiple=False))
+    give_back(peer, NACK, tags[1])
+    for _ in range(2):
+        bench.disk()
+        if how == "kill":
+            bench.kill()
+            bench.open()
+        else:
+            bench.restart()
+    peer = Peer(bench)
+    queue = bench.broker.vhosts["/"].queues["q"]
+    assert (queue.ready, queue.unacked) == (1, 3)
+    assert get(peer)[0] == b"4" and get(peer)[0] is None
+    bench.pass_ms(39_999)
+    assert get(peer)[0] is None
+    bench.pass_ms(1 + 10 * GRAIN_MS)
+    assert [get(peer)[:2] for _ in range(3)] == [(b"2", 1), (b"0", 1), (None, None)]
+    bench.pass_ms(20_000)
+    assert get(peer)[:2] == (b"1", 1)
+    bench.disk()
+    bench.restart()
+    assert get(Peer(bench))[1] is not None  # nothing of what has waited waits again
+
+
+def test_what_waited_before_a_long_stop_is_ready(bench: Bench, peer: Peer) -> None:
+    declare(peer, x_delayed_retry_type="all", x_delayed_retry_min=1000)
     publish(bench, peer, b"x")
     give_back(peer, NACK, get(peer)[2])
     bench.disk()
-    bench.kill()
+    bench.close()
+    bench.now_ms += 1000
     bench.open()
     assert get(Peer(bench))[:2] == (b"x", 1)
+
+
+def test_a_queue_of_the_same_name_knows_nothing_of_it(bench: Bench, peer: Peer) -> None:
+    declare(peer, x_delayed_retry_type="all", x_delayed_retry_min=60_000)
+    publish(bench, peer, b"old")
+    give_back(peer, NACK, get(peer)[2])
+    peer.ask(1, make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk)
+    declare(peer, x_delayed_retry_type="all", x_delayed_retry_min=60_000)
+    publish(bench, peer, b"new")
+    bench.kill()
+    bench.open()
+    assert get(Peer(bench))[0] == b"new"
+
+
+def test_a_restart_keeps_nothing_of_what_has_waited(bench: Bench, peer: Peer) -> None:
+    """The records of what waits are settled when that is over."""
+    declare(peer, x_delayed_retry_type="all", x_delayed_retry_min=1000)
+    publish(bench, peer, b"x")
+    for _ in range(3):
+        give_back(peer, NACK, get(peer)[2])
+        bench.pass_ms(3000 + GRAIN_MS)
+    ((_, lane),) = bench.broker.vhosts["/"].hidden_lanes
+    assert lane.next_qseq == 3 and lane.alive == 0
 
 
 def test_many_that_wait_are_few_times(bench: Bench, peer: Peer) -> None:
