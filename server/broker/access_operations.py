@@ -17,7 +17,7 @@ from qlog.routing.exchange import TOPIC
 from qlog.server.amqp.errors import AMQPError, connection_forced, not_found
 from qlog.server.broker.access.actor import BROKER, Actor
 from qlog.server.broker.access.hashing import Busy
-from qlog.server.broker.access.logins import Logins
+from qlog.server.broker.access.logins import Login, Logins
 from qlog.server.broker.access.passwords import (
     PASSWORD_BYTES_MAX,
     RABBITMQ_DEFAULT,
@@ -124,7 +124,7 @@ class AccessOperations:
 
     def authenticate(
         self, name: str, password: bytes | None, *, address: str, loopback: bool
-    ) -> Outcome[User]:
+    ) -> Login:
         """Who logs in, whatever the protocol; fails with Refused, which is logged already.
 
         Arguments: `password` is None when the peer has proved otherwise who it is, with a

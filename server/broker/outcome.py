@@ -58,6 +58,17 @@ class Outcome(Generic[T]):
         return self.done and self._error is None
 
     @property
+    def error(self) -> Exception | None:
+        """Why the operation has failed; None: there is a result.
+
+        An error that is raised knows the frames that it passed, and they know the outcome: such a
+        cycle is freed only by the collector.
+        """
+        assert self.done
+        self._heard = True
+        return self._error
+
+    @property
     def effect(self) -> Outcome[T]:
         """What comes of it as far as others see it, perhaps known before it may be told."""
         return self
@@ -112,10 +123,7 @@ def all_of(outcomes: Sequence[Outcome[Any]]) -> Outcome[None]:
     def one_is_done(outcome: Outcome[Any]) -> None:
         nonlocal left, failure
         left -= 1
-        try:
-            outcome.result()
-        except Exception as error:  # noqa: BLE001 - who asked hears of it
-            failure = error
+        failure = outcome.error or failure
         if not left:
             if failure is None:
                 together.set(None)

@@ -13,11 +13,13 @@ from typing import Generic, Protocol, TypeVar
 
 READABLE = 1
 WRITABLE = 2
-GONE = 4  # the peer is gone, both ways: reported even for a socket without any interest
+GONE = 4  # the peer is gone, both ways: reported even for a socket without any interest; as an
+# interest: that the peer sends nothing more is taken for that, too, where the system can tell
 
 # Sockets named by one poll: enough that a thousand clients need few calls, few enough that the
 # tick they share stays short.
 READY_MAX = 256
+RDHUP = 0x2000  # epoll's: the peer sends nothing more
 
 Owner = TypeVar("Owner")
 
@@ -29,7 +31,7 @@ class Poller(Protocol, Generic[Owner]):
         """A descriptor that is readable when `poll` has something to say."""
 
     def add(self, fd: int, owner: Owner, interest: int) -> None:
-        """Watch a descriptor; `interest` is READABLE, WRITABLE, both or 0."""
+        """Watch a descriptor; `interest` is of READABLE, WRITABLE and GONE, or 0."""
 
     def change(self, fd: int, interest: int) -> None:
         """Watch the descriptor for something else from now on."""
@@ -79,7 +81,7 @@ class EpollPoller(Generic[Owner]):
         """See `Poller`."""
         owners = self._owners
         return [
-            (owners[fd], _READY[events & 0x1D])
+            (owners[fd], _READY[events & 0x1D | events >> 9 & 0x10])  # RDHUP counts as HUP
             for fd, events in self._epoll.poll(timeout_s, READY_MAX)
         ]
 
@@ -91,6 +93,7 @@ class EpollPoller(Generic[Owner]):
 def _epoll_tables() -> tuple[list[int], list[int]]:
     """Interests as epoll wants them, and epoll's answers (IN 1, OUT 4, ERR 8, HUP 16) as ours."""
     wanted = [0, 1, 4, 5]
+    wanted += [interest | RDHUP for interest in wanted]
     ready = []
     for events in range(0x20):
         said = READABLE if events & 1 else 0
@@ -124,6 +127,7 @@ class SelectorPoller(Generic[Owner]):
 
     def change(self, fd: int, interest: int) -> None:
         """See `Poller`."""
+        interest &= READABLE | WRITABLE
         known = fd in self._selector.get_map()
         if not interest:
             if known:

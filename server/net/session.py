@@ -231,6 +231,8 @@ class Session:
     def _watch(self) -> None:
         """Tell the poller what to watch for. A closing client is read, for its close-ok."""
         interest = WRITABLE if self._writing else 0
+        if Hold.LOGIN in self.why_not_read:
+            interest |= GONE  # for who leaves no password is hashed
         if self.why_not_read is READ or self._core.ended:
             interest |= READABLE
         if interest != self._interest and not (self._left or self._ended):

@@ -1,7 +1,8 @@
 """Hashes of passwords, away from the loop: a hash takes some 20 ms and 12 MiB.
 
 Promises that at most `at_once` hashes are made at the same time, that the next one is of another
-peer if one waits, and that the line is not longer than LINE_MAX. Results come back when the loop
+peer if one waits, and that the line is not longer than LINE_MAX: whoever comes from a peer of whom
+nothing waits takes the place of one of the peer of whom most does. Results come back when the loop
 calls `progress`. This file does not know what a job does.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,8 +36,11 @@ class Hashing(Protocol):
     def submit(self, job: Callable[[], T], peer: str) -> Outcome[T]:
         """Run a job some time from now, or at once; the outcome is set on the loop's thread.
 
-        Jobs of different peers take turns. Fails with Busy when the line is full.
+        Jobs of different peers take turns. Fails with Busy when the line is full, perhaps later.
         """
+
+    def withdraw(self, outcome: Outcome[T], peer: str) -> bool:
+        """Forget a job whose outcome nobody waits for. False: it has begun."""
 
     def progress(self) -> None:
         """Take what has been done since the last call."""
@@ -55,6 +59,10 @@ class InlineHashing:
         except Exception as error:  # noqa: BLE001 - handed over
             outcome.fail(error)
         return outcome
+
+    def withdraw(self, outcome: Outcome[T], peer: str) -> bool:
+        """It has begun."""
+        return False
 
     def progress(self) -> None:
         """Nothing is ever left."""
@@ -87,27 +95,48 @@ class ThreadedHashing:
         self._new_worker = new_worker
         self._workers: list[Worker] = []
         self._at_work: dict[Worker, _Job] = {}
-        self._lines: OrderedDict[str, deque[_Job]] = (
-            OrderedDict()
-        )  # by peer; whose turn it is first
+        # By peer, whose turn it is first; of each in their order, by their outcomes.
+        self._lines: OrderedDict[str, dict[Outcome[Any], _Job]] = OrderedDict()
         self._waiting = 0
 
     def submit(self, job: Callable[[], T], peer: str) -> Outcome[T]:
         """See `Hashing`."""
         outcome: Outcome[T] = Outcome()
-        if self._waiting >= LINE_MAX:
+        if self._waiting >= LINE_MAX and not self._make_room(peer):
             outcome.fail(Busy())
             return outcome
-        self._lines.setdefault(peer, deque()).append(_Job(job, outcome))
+        self._lines.setdefault(peer, {})[outcome] = _Job(job, outcome)
         self._waiting += 1
         self._begin()
         return outcome
+
+    def withdraw(self, outcome: Outcome[T], peer: str) -> bool:
+        """See `Hashing`."""
+        line = self._lines.get(peer)
+        if line is None or line.pop(outcome, None) is None:
+            return False
+        self._waiting -= 1
+        if not line:
+            del self._lines[peer]
+        return True
+
+    def _make_room(self, peer: str) -> bool:
+        """Give up the last job of who has most, for one of a peer who has none."""
+        if peer in self._lines:
+            return False
+        line = max(self._lines.values(), key=len)
+        if len(line) == 1:
+            return False
+        _, job = line.popitem()
+        self._waiting -= 1
+        job.outcome.fail(Busy())
+        return True
 
     def _begin(self) -> None:
         """Give idle workers something to do."""
         while self._waiting and (worker := self._idle()) is not None:
             peer, line = self._lines.popitem(last=False)
-            job = line.popleft()
+            job = line.pop(next(iter(line)))
             self._waiting -= 1
             if line:
                 self._lines[peer] = line  # behind the others

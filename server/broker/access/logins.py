@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from qlog.server.broker.access.failures import WAIT_S_MAX, Failures, peer_of
@@ -53,11 +54,51 @@ class NotNow(Refused):
     """So many logins wait that this one is not looked at; the same one may succeed later."""
 
 
+class Call(Protocol):
+    """A call that is to be made later."""
+
+    def cancel(self) -> None:
+        """Have it not made."""
+
+
 class Clock(Protocol):
     """Calls that are made later."""
 
-    def at(self, due_s: float, call: Callable[[], None]) -> object:
+    def at(self, due_s: float, call: Callable[[], None]) -> Call:
         """Have `call` called at or after `due_s`."""
+
+
+class Login(Outcome[User]):
+    """An attempt to log in: the user, or Refused."""
+
+    __slots__ = ("_leave",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._leave: Callable[[Login], None] | None = None
+
+    def awaits(self, leave: Callable[[Login], None]) -> None:
+        """What `withdraw` does."""
+        self._leave = leave
+
+    def withdraw(self) -> None:
+        """The client has left: the attempt is looked at no more, if that has not begun."""
+        leave, self._leave = self._leave, None
+        if leave is not None and not self.done:
+            leave(self)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A password for a hash, and who brought it. `timer`: when it is looked at; `look`: it is."""
+
+    waiting: dict[Login, None]
+    timer: Call | None = None
+    look: Outcome[tuple[bool, bytes]] | None = None
+
+
+# The name, a digest of the password, and the hash that it is compared with.
+_About = tuple[str, bytes, bytes]
 
 
 @dataclass(slots=True)
@@ -95,7 +136,7 @@ class Logins:
         self._key = os.urandom(32)
         self._remembered: dict[str, _Remembered] = {}
         # The same password for the same hash is hashed once, however many clients bring it.
-        self._under_way: dict[tuple[str, bytes, bytes], list[Outcome[User]]] = {}
+        self._under_way: dict[_About, _Attempt] = {}
         self._nobody = b""  # a hash that an unknown user's password is compared with
         self._logged_in = 0  # this second
         self._logged = 0
@@ -105,14 +146,14 @@ class Logins:
 
     def authenticate(
         self, name: str, password: bytes | None, *, address: str, loopback: bool
-    ) -> Outcome[User]:
+    ) -> Login:
         """The user, if the password is right and the address allowed; fails with Refused.
 
         Arguments: `password` is None when the peer has proved otherwise who it is; `address` is the
         peer's, without a port. `loopback`: the peer is on this machine. What is refused is logged
         here.
         """
-        outcome: Outcome[User] = Outcome()
+        outcome = Login()
         if password is not None and len(password) > PASSWORD_BYTES_MAX:
             self._refuse([outcome], name, address, "the password is too long")
             return outcome
@@ -132,10 +173,17 @@ class Logins:
             outcome.set(user)
             return outcome
         about = name, digest, b"" if user is None else user.password_hash
-        waiting = self._under_way.get(about)
-        if waiting is not None:
-            waiting.append(outcome)
+        attempt = self._under_way.get(about)
+        if attempt is not None:
+            attempt.waiting[outcome] = None
+        elif not self._begin(about, password, address, outcome):
             return outcome
+        outcome.awaits(partial(self._withdrawn, about, peer_of(address)))
+        return outcome
+
+    def _begin(self, about: _About, password: bytes, address: str, login: Login) -> bool:
+        """Look at an attempt, as soon as its peer may have one looked at. False: it has to come again."""
+        name = about[0]
         now_s = self._now_s()
         wait_s = self.failures.wait_s(peer_of(address), name, now_s)
         if wait_s > LATE_S:
@@ -143,14 +191,30 @@ class Logins:
             self._log(name, address, reason, 1)
             self.failed_count += 1
             refused = Refused(name, reason)
-            self._timers.at(now_s + ANSWERED_S, lambda: outcome.fail(refused))
-            return outcome
-        self._under_way[about] = [outcome]
+            timer = self._timers.at(now_s + ANSWERED_S, lambda: login.fail(refused))
+            login.awaits(lambda _: timer.cancel())
+            return False
+        attempt = self._under_way[about] = _Attempt({login: None})
         if wait_s:
-            self._timers.at(now_s + wait_s, lambda: self._hash(about, password, address))
+            attempt.timer = self._timers.at(
+                now_s + wait_s, lambda: self._hash(about, password, address, attempt)
+            )
         else:
-            self._hash(about, password, address)
-        return outcome
+            self._hash(about, password, address, attempt)
+        return True
+
+    def _withdrawn(self, about: _About, peer: str, login: Login) -> None:
+        """A client has left. Without it perhaps nobody wants to know whether the password is right."""
+        attempt = self._under_way.get(about)
+        if attempt is None or login not in attempt.waiting:
+            return
+        if len(attempt.waiting) > 1:
+            del attempt.waiting[login]
+        elif attempt.timer is not None:
+            attempt.timer.cancel()
+            del self._under_way[about]
+        elif attempt.look is not None and self.hashing.withdraw(attempt.look, peer):
+            del self._under_way[about]
 
     def forget(self, name: str) -> None:
         """The user is gone, or has another password."""
@@ -169,8 +233,9 @@ class Logins:
         remembered.until_s = now_s + REMEMBERED_S
         return True
 
-    def _hash(self, about: tuple[str, bytes, bytes], password: bytes, address: str) -> None:
+    def _hash(self, about: _About, password: bytes, address: str, attempt: _Attempt) -> None:
         """Look at an attempt, away from the loop."""
+        attempt.timer = None
         name, digest, password_hash = about
         if not self._nobody:
             self._nobody = _hash_of_nobody()
@@ -182,26 +247,27 @@ class Logins:
             return right, kept
 
         def looked(outcome: Outcome[tuple[bool, bytes]]) -> None:
-            waiting = self._under_way.pop(about)
-            try:
-                right, kept = outcome.result()
-            except Busy:
+            waiting = list(self._under_way.pop(about).waiting)
+            error = outcome.error
+            if isinstance(error, Busy):
                 self._refuse(waiting, name, address, "too many logins wait", NotNow)
                 return
-            except Exception as error:
+            if error is not None:
                 logger.error("a password could not be compared user=%s", name, exc_info=error)
                 self._refuse(waiting, name, address, "internal error", NotNow)
                 return
+            right, kept = outcome.result()
             user = self._users.get(name)
             if not right or user is None or user.password_hash != password_hash:
                 self._refuse(waiting, name, address, _why(user, password))
                 return
             self._let_in(user, kept, digest, address, waiting)
 
-        self.hashing.submit(look, peer_of(address)).then(looked)
+        attempt.look = self.hashing.submit(look, peer_of(address))
+        attempt.look.then(looked)
 
     def _let_in(
-        self, user: User, kept: bytes, digest: bytes, address: str, waiting: list[Outcome[User]]
+        self, user: User, kept: bytes, digest: bytes, address: str, waiting: list[Login]
     ) -> None:
         if kept != user.password_hash:
             logger.info("password kept as argon2id from now on user=%s", user.name)
@@ -216,7 +282,7 @@ class Logins:
 
     def _refuse(
         self,
-        waiting: list[Outcome[User]],
+        waiting: list[Login],
         name: str,
         address: str,
         reason: str,

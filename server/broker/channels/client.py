@@ -34,7 +34,7 @@ from qlog.server.amqp.errors import (
 )
 from qlog.server.amqp.values import Table, decode_table
 from qlog.server.broker.access.certificate import Secured
-from qlog.server.broker.access.logins import NotNow, Refused
+from qlog.server.broker.access.logins import Login, NotNow, Refused
 from qlog.server.broker.access.users import User
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.answers import Answering
@@ -97,6 +97,7 @@ class Client:
         self.secured: Secured | None = None  # by TLS; the session says how
         self.account: User | None = None  # who logged in
         self._mechanism = ""
+        self._login_attempt: Login | None = None  # while it waits
         self.publishes = False
         broker.clients.add(self)
         broker.services.stats.connections_opened += 1
@@ -337,20 +338,21 @@ class Client:
             name, password, address=address, loopback=self.loopback
         )
         if not login.done:
+            self._login_attempt = login
             self.sink.hold(Hold.LOGIN)  # what it sends behind is for a user
         login.then(self._logged_in)
 
     def _logged_in(self, login: Outcome[User]) -> None:
-        try:
-            user = login.result()
-        except NotNow:  # clients come again after that, and not after 403
+        self._login_attempt = None
+        if isinstance(login.error, NotNow):  # clients come again after that, and not after 403
             self.protocol.end()
             self.sink.disconnect()
             self._end()
             return
-        except Refused:
+        if isinstance(login.error, Refused):
             self._refuse_login()
             return
+        user = login.result()
         if self.protocol.ended:
             return
         self.account = user
@@ -515,7 +517,12 @@ class Client:
     def lost(self) -> None:
         """The socket is gone."""
         if not self.protocol.ended:
-            logger.info("connection lost peer=%s", self.peer)
+            # Who was never in is of little interest: a probe of a load balancer, or a guesser.
+            level = logging.DEBUG if self.account is None else logging.INFO
+            logger.log(level, "connection lost peer=%s", self.peer)
+        if self._login_attempt is not None:
+            self._login_attempt.withdraw()
+            self._login_attempt = None
         self.protocol.end()
         try:
             self._end()

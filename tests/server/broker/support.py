@@ -24,9 +24,11 @@ from qlog.server.amqp.frames import FRAME_HEAD, HEADER, METHOD, PROTOCOL_HEADER,
 from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
 from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
+from qlog.server.broker.access.hashing import Hashing
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
+from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.services import wall_clock_ms
 from qlog.server.broker.settings import BrokerSettings
@@ -383,3 +385,34 @@ class Bench:
         """Stop properly, and start."""
         self.close()
         self.open()
+
+
+class LateHashing(Hashing):
+    """Hashes that are made when the test says so; `made` counts them."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Callable[[], Any], Outcome[Any]]] = []
+        self.made = 0
+
+    def submit(self, job: Callable[[], Any], peer: str) -> Outcome[Any]:
+        outcome: Outcome[Any] = Outcome()
+        self.waiting.append((job, outcome))
+        return outcome
+
+    def withdraw(self, outcome: Outcome[Any], peer: str) -> bool:
+        before = len(self.waiting)
+        self.waiting = [(job, each) for job, each in self.waiting if each is not outcome]
+        return len(self.waiting) < before
+
+    def progress(self) -> None:
+        """Nothing by itself."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def make(self) -> None:
+        """All that wait."""
+        waiting, self.waiting = self.waiting, []
+        for job, outcome in waiting:
+            self.made += 1
+            outcome.set(job())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -20,40 +21,14 @@ from qlog.server.broker.access.failures import (
     Failures,
     peer_of,
 )
-from qlog.server.broker.access.hashing import Busy, Hashing, ThreadedHashing, hashes_at_once
+from qlog.server.broker.access.hashing import Busy, ThreadedHashing, hashes_at_once
 from qlog.server.broker.access.logins import ANSWERED_S, LOGGED_MAX, REMEMBERED_S, Refused
 from qlog.server.broker.access.passwords import BadHash, hash_for_rabbitmq, hash_text, parse_hash
 from qlog.server.broker.access.users import User
 from qlog.server.broker.channels.sink import Hold
 from qlog.server.broker.outcome import Outcome
-from tests.server.broker.support import Bench, Peer
+from tests.server.broker.support import Bench, LateHashing, Peer
 from tests.storage.support import ManualWorker
-
-
-class LateHashing(Hashing):
-    """Hashes that are made when the test says so; `made` counts them."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[Callable[[], Any], Outcome[Any]]] = []
-        self.made = 0
-
-    def submit(self, job: Callable[[], Any], peer: str) -> Outcome[Any]:
-        outcome: Outcome[Any] = Outcome()
-        self.waiting.append((job, outcome))
-        return outcome
-
-    def progress(self) -> None:
-        """Nothing by itself."""
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-    def make(self) -> None:
-        """All that wait."""
-        waiting, self.waiting = self.waiting, []
-        for job, outcome in waiting:
-            self.made += 1
-            outcome.set(job())
 
 
 @pytest.fixture
@@ -176,6 +151,54 @@ def test_a_client_that_has_gone_meanwhile(bench: Bench, late: LateHashing, login
     peer.client.lost()
     late.make()
     assert peer.hear() == [] and peer.client not in bench.broker.clients
+
+
+def test_for_a_client_that_has_gone_nothing_is_hashed(bench: Bench, late: LateHashing) -> None:
+    peers = [Peer(bench, login=b"\0guest\0wrong") for _ in range(3)]
+    other = Peer(bench, login=b"\0guest\0guess")
+    assert len(late.waiting) == 2  # those of the same password wait for one hash
+    for peer in peers[:2]:
+        peer.client.lost()
+    assert len(late.waiting) == 2
+    peers[2].client.lost()
+    assert len(late.waiting) == 1
+    late.make()
+    assert late.made == 1
+    assert isinstance(other.hear()[0], spec.ConnectionClose)
+
+
+def test_one_who_has_to_wait_and_leaves_takes_nobodys_place(
+    bench: Bench, late: LateHashing
+) -> None:
+    def guess(number: int) -> Peer:
+        return Peer(bench, login=b"\0guest\0guess %d" % number)
+
+    for number in range(FREE_OF_USER):
+        guess(number)
+        late.make()
+    delayed, *refused = [guess(number) for number in range(30)]
+    for peer in (delayed, *refused):
+        peer.client.lost()
+    late.make()
+    bench.pass_ms(10_000)
+    assert not late.waiting and late.made == FREE_OF_USER
+
+
+def test_what_a_refused_login_leaves_needs_no_collector(bench: Bench, late: LateHashing) -> None:
+    """A thousand that fail in a second would leave the collector work that all wait for."""
+
+    def come(login: bytes) -> Callable[[], object]:
+        peer = Peer(bench, login=login)
+        late.make()
+        peer.client.lost()
+        return weakref.ref(peer.client)
+
+    gc.disable()
+    try:
+        gone = [come(b"\0guest\0guess"), come(b"\0nobody\0guest")]
+        assert not any(each() for each in gone)
+    finally:
+        gc.enable()
 
 
 def test_when_too_many_wait_clients_are_not_told_that_they_are_wrong(
@@ -357,6 +380,41 @@ def test_the_line_is_bounded(
     for _ in range(3):
         work(threaded, workers)
     assert [outcome.result() for outcome in outcomes[:-1]] == [1] * 5
+
+
+def test_a_flood_has_no_place_that_another_peer_needs(
+    threaded: ThreadedHashing, workers: list[ManualWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing_module, "LINE_MAX", 4)
+    flood = [threaded.submit(lambda: 1, "flood") for _ in range(6)]  # two are at work
+    ann, bob = threaded.submit(lambda: 2, "ann"), threaded.submit(lambda: 3, "bob")
+    assert [outcome.done for outcome in flood] == [False] * 4 + [True] * 2
+    assert all(isinstance(outcome.error, Busy) for outcome in flood[4:])
+    assert isinstance(threaded.submit(lambda: 2, "ann").error, Busy)  # who has one already
+    cid = threaded.submit(lambda: 4, "cid")
+    assert isinstance(flood[3].error, Busy)
+    assert isinstance(threaded.submit(lambda: 5, "dan").error, Busy)  # nobody has two
+    for _ in range(3):
+        work(threaded, workers)
+    assert [outcome.result() for outcome in (*flood[:3], ann, bob, cid)] == [1, 1, 1, 2, 3, 4]
+
+
+def test_a_job_that_is_withdrawn(threaded: ThreadedHashing, workers: list[ManualWorker]) -> None:
+    done: list[int] = []
+    outcomes = [
+        threaded.submit(lambda number=number: done.append(number), "peer")  # type: ignore[misc]
+        for number in range(5)
+    ]
+    assert not threaded.withdraw(outcomes[0], "peer")  # has begun
+    assert not threaded.withdraw(outcomes[3], "another")
+    assert threaded.withdraw(outcomes[3], "peer") and not threaded.withdraw(outcomes[3], "peer")
+    assert threaded.withdraw(outcomes[4], "peer")
+    for _ in range(3):
+        work(threaded, workers)
+    assert done == [0, 1, 2]
+    threaded.submit(lambda: done.append(5), "peer")
+    work(threaded, workers)
+    assert done == [0, 1, 2, 5]
 
 
 def test_an_error_of_a_hash_is_its_own(

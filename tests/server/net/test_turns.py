@@ -28,7 +28,7 @@ from qlog.server.net.session import HANDSHAKE_S, LINGER_S, Session
 from qlog.server.net.turns import Participant, Turns
 from qlog.storage.store import Store
 from qlog.storage.write.commits import Commits
-from tests.server.broker.support import Bench, make, message
+from tests.server.broker.support import Bench, LateHashing, make, message
 from tests.server.net.loop import LOGIN, Loop, Remote, rst, running
 
 
@@ -1000,3 +1000,33 @@ def test_the_loop_goes_round_with_any_poller(tmp_path: Path) -> None:
     loop.settle()
     assert not loop.turns.sessions
     loop.close()
+
+
+def test_epoll_says_that_a_peer_sends_nothing_more_if_asked() -> None:
+    """Octets may be unread before that, and may stay so."""
+    poller: EpollPoller[str] = EpollPoller()
+    peer, ours = tcp_pair()
+    poller.add(ours.fileno(), "a", 0)
+    peer.send(b"x")
+    peer.close()
+    assert poller.poll(0.0) == []
+    poller.change(ours.fileno(), GONE)
+    assert poller.poll(1.0) == [("a", GONE)]
+    ours.close()
+
+
+def test_a_client_that_leaves_during_its_login_has_nothing_hashed(loop: Loop) -> None:
+    """Who guesses need not wait for the answer."""
+    late = LateHashing()
+    loop.bench.broker.operations._logins.hashing = late
+    peer, ours = tcp_pair()
+    Session(loop.turns, ours, "test", loopback=True)
+    peer.send(PROTOCOL_HEADER)
+    loop.settle()
+    peer.recv(4096)
+    peer.send(method_frame(0, LOGIN))
+    loop.settle()
+    assert len(late.waiting) == 1
+    peer.close()
+    loop.settle()
+    assert not late.waiting and not loop.turns.sessions
