@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ class Log:
         self._is_json = settings.log_format == "json"
         self._handler = logging.StreamHandler(self._file or sys.stderr)
         self._handler.setFormatter(JSONLines() if self._is_json else OneLine())
+        # What no line says need not be found out: it is half of what a line costs.
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+        logging._srcfile = None  # Python's "Logging HOWTO" has this, too
         root = logging.getLogger()
         root.setLevel(settings.log_level.upper())
         root.addHandler(self._handler)
@@ -69,10 +73,22 @@ class OneLine(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        self._second = 0
+        self._time = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """The local time; that of a second is remembered."""
+        second = int(record.created)
+        if second != self._second:
+            self._second = second
+            self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._time},{int(record.msecs):03d}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line."""
         line = super().formatMessage(record)
+        if line.isprintable():
+            return line
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 

@@ -14,6 +14,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections import deque
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ WRITE_BYTES_MAX = 64 << 10
 # At the end of the process, the last lines get so long to be written.
 CLOSE_S = 1.0
 POLL_S = 1.0
+# After a write others may gather for so long: a thread that is woken for each line of a thousand
+# logins would take the interpreter from the loop each time.
+GATHER_S = 0.005
 
 
 class _Line(NamedTuple):
@@ -99,6 +103,8 @@ class Stderr(io.TextIOBase):
             written = self._write(b"".join(line.data for line in lines))
             with self._changed:
                 self._left_out += sum(line.stands_for for line in lines[written:])
+            if not self._closing:
+                time.sleep(GATHER_S)
 
     def _take(self) -> list[_Line] | None:
         """The next lines; None at the end."""
