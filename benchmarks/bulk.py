@@ -27,8 +27,6 @@ COUNT_EVERY_S = 0.01
 PERSISTENT = b"\x10\x00\x02"
 BODY = b"x" * 64
 
-Method = tuple[int, int]
-
 
 class BulkClient:
     """A connection that sends without waiting, and counts the answers of one kind."""
@@ -66,7 +64,7 @@ class BulkClient:
         cancel = wire.method_frame(wire.BASIC_CANCEL, wire.shortstr("bulk") + b"\x00")
         self.send([cancel], (wire.BASIC_CANCEL_OK, 1))
 
-    def send(self, frames: Iterable[bytes], answers: tuple[Method, int] | None = None) -> None:
+    def send(self, frames: Iterable[bytes], answers: tuple[wire.Method, int] | None = None) -> None:
         """Send frames as fast as they are taken; then wait until all answers are there.
 
         Args:
@@ -96,7 +94,7 @@ class BulkClient:
                 except BlockingIOError:
                     pass
 
-    def wait(self, method: Method, count: int) -> None:
+    def wait(self, method: wire.Method, count: int) -> None:
         """Wait for so many answers."""
         self.send((), (method, count))
 
@@ -113,7 +111,7 @@ class BulkClient:
                 raise wire.Refused("the broker hung up")
             self.connection.unread += data
 
-    def _count(self, method: Method) -> int:
+    def _count(self, method: wire.Method) -> int:
         """How many methods of a kind are in what arrived, which is thrown away."""
         unread = self.connection.unread
         position = found = 0

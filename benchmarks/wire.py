@@ -25,6 +25,7 @@ FRAME_OVERHEAD_BYTES = FRAME_HEADER.size + 1
 # A broker that is busy with a large backlog may take long to answer; a hang must still end.
 TIMEOUT_S = 60.0
 
+Method: TypeAlias = tuple[int, int]  # class and method
 METHOD = struct.Struct(">HH")
 CONNECTION_START, CONNECTION_START_OK = (10, 10), (10, 11)
 CONNECTION_TUNE, CONNECTION_TUNE_OK = (10, 30), (10, 31)
@@ -109,8 +110,22 @@ def frame(kind: int, channel: int, payload: bytes) -> bytes:
     return FRAME_HEADER.pack(kind, channel, len(payload)) + payload + bytes([FRAME_END])
 
 
-def method_frame(method: tuple[int, int], arguments: bytes = b"", channel: int = CHANNEL) -> bytes:
+def method_frame(method: Method, arguments: bytes = b"", channel: int = CHANNEL) -> bytes:
     return frame(METHOD_FRAME, channel, METHOD.pack(*method) + arguments)
+
+
+def start_ok(user: str, password: str) -> bytes:
+    """The frame with which a client logs in."""
+    capabilities = table(
+        {"publisher_confirms": True, "basic.nack": True, "authentication_failure_close": True}
+    )
+    properties = longstr(
+        shortstr("product") + b"S" + longstr(b"benchmark")
+        + shortstr("capabilities") + b"F" + capabilities
+    )  # fmt: skip
+    response = longstr(f"\0{user}\0{password}".encode())
+    arguments = properties + shortstr("PLAIN") + response + shortstr("en_US")
+    return method_frame(CONNECTION_START_OK, arguments, channel=0)
 
 
 def ack_frame(delivery_tag: int, multiple: bool) -> bytes:
@@ -301,14 +316,7 @@ class Connection:
     def _open(self, address: Address) -> None:
         self.socket.sendall(PROTOCOL_HEADER)
         self.server_properties = self._reply(CONNECTION_START)[6:]
-        capabilities = table({"publisher_confirms": True, "basic.nack": True})
-        client_properties = longstr(
-            shortstr("product") + b"S" + longstr(b"benchmark")
-            + shortstr("capabilities") + b"F" + capabilities
-        )  # fmt: skip
-        response = f"\0{address.user}\0{address.password}".encode()
-        start_ok = client_properties + shortstr("PLAIN") + longstr(response) + shortstr("en_US")
-        self.socket.sendall(method_frame(CONNECTION_START_OK, start_ok, channel=0))
+        self.socket.sendall(start_ok(address.user, address.password))
         tune = self._reply(CONNECTION_TUNE)
         channel_max, self.frame_bytes_max, _ = struct.unpack_from(">HIH", tune, 4)
         tune_ok = struct.pack(">HIH", channel_max, self.frame_bytes_max, 0)
@@ -333,7 +341,7 @@ class Connection:
         else:
             self.socket.close()
 
-    def _reply(self, expected: tuple[int, int]) -> bytes:
+    def _reply(self, expected: Method) -> bytes:
         while not self._methods:
             # One frame at most may be taken: deliveries can stand right behind a consume-ok.
             whole = self._whole_frame()
@@ -358,7 +366,7 @@ class Connection:
         stop = int(size) + FRAME_OVERHEAD_BYTES
         return stop if len(self.unread) >= stop else None
 
-    def call(self, method: tuple[int, int], arguments: bytes, expected: tuple[int, int]) -> bytes:
+    def call(self, method: Method, arguments: bytes, expected: Method) -> bytes:
         """Send a method on channel 1 and return the payload of its reply."""
         self.socket.sendall(method_frame(method, arguments))
         return self._reply(expected)

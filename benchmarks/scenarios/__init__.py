@@ -12,6 +12,7 @@ from benchmarks.scenarios import (
     fanout,
     features,
     footprint,
+    logins,
     steady,
     streams,
 )
@@ -27,6 +28,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *features.SCENARIOS,
     *crowds.SCENARIOS,
     *bystanders.SCENARIOS,
+    *logins.SCENARIOS,
     *footprint.AFTER_LOAD,
     *features.AFTER_LOAD,
 )
