@@ -89,9 +89,8 @@ _KEYS = {
         "properties_key",
     },
 }
-# What the definitions of one vhost have, and say about it beside.
+# What the definitions of one vhost have.
 VHOST_SECTIONS = ("parameters", "policies", "exchanges", "queues", "bindings")
-VHOST_KEYS = {"default_queue_type", "description", "limits", "metadata"}
 _METADATA = {"description", "tags", "default_queue_type", "tracing"}
 _ABSENT: Any = object()
 

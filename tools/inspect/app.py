@@ -18,17 +18,8 @@ _COMMANDS = {
     **{
         name: f"qlog.tools.inspect.commands.{name.replace('-', '_')}"
         for name in (
-            *(
-                "summary",
-                "segments",
-                "queues",
-                "streams",
-                "messages",
-                "message",
-                "history",
-                "ledger",
-            ),
-            *("index", "catalog", "verify", "repair", "rebuild-index"),
+            *("summary", "segments", "queues", "streams", "messages", "message", "history"),
+            *("ledger", "index", "catalog", "verify", "repair", "rebuild-index"),
         )
     },
     "export": "qlog.tools.transfer.export",

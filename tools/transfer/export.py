@@ -8,7 +8,7 @@ directory.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -64,8 +64,8 @@ def export(
     """Write the messages that wait to a file, with everything that belongs to them.
 
     Oldest first, those of streams before all others. A message that went to several queues is
-    written once, but once for each stream. Transient messages are not in the log, and not exported. With --json what was done is a document on stdout, and the
-    messages need -o.
+    written once, but once for each stream. Transient messages are not in the log, and not exported.
+    With --json what was done is a document on stdout, and the messages need -o.
     """
     if as_json and output is None:
         stop("with --json the messages cannot go to stdout, too: give -o FILE")
@@ -138,7 +138,7 @@ def _write(
             ]
             if not targets:
                 continue
-            item = _item(entry.lsn, record, targets)
+            item = _decoded(entry.lsn, record, targets)
             if item is not None:
                 stream.write(pack(item))
                 count += 1
@@ -163,14 +163,7 @@ def _of_streams(
                 continue
             target = directory.named(look.lane_id)
             target |= {"offset": found.offset, "state": "unsettled", "redelivered": False}
-            yield {
-                "schema": SCHEMA,
-                "lsn": None,
-                "time": time_text(found.time_ms),
-                "timestamp_ms": found.time_ms,
-                "queues": [target],
-                **item_of(found.envelope, found.body),
-            }
+            yield _item(None, found.time_ms, [target], found.envelope, found.body)
 
 
 def _targets(
@@ -187,18 +180,26 @@ def _targets(
     return targets
 
 
-def _item(lsn: int, record: Record, targets: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """A message for the file; None when what surrounds its body does not decode."""
-    try:
+def _decoded(lsn: int, record: Record, targets: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A message of the log for the file; None when what surrounds its body does not decode."""
+    with suppress(ValueError, TypeError):
         envelope = Envelope.unpack(record.meta, len(record.body))
-        item = item_of(envelope, record.body)
-    except (ValueError, TypeError):
-        return None
+        return _item(lsn, record.timestamp_ms, targets, envelope, record.body)
+    return None
+
+
+def _item(
+    lsn: int | None,
+    time_ms: int,
+    targets: list[dict[str, Any]],
+    envelope: Envelope,
+    body: bytes,
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "lsn": lsn,
-        "time": time_text(record.timestamp_ms),
-        "timestamp_ms": record.timestamp_ms,
+        "time": time_text(time_ms),
+        "timestamp_ms": time_ms,
         "queues": targets,
-        **item,
+        **item_of(envelope, body),
     }

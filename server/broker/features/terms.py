@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
 
 def term(value: object) -> str:
     """A value of JSON as a term, on one line: RabbitMQ breaks lines of 80 characters."""
