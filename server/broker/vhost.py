@@ -623,12 +623,16 @@ class VHost:
             return Outcome.of(None)
         self._definitions.save_policy(self.name, kind, policy)
         self.policies.put(kind, policy)
-        return self._services.jobs.start(self._applying_policies())
+        return self._apply_policies()
 
     def delete_policy(self, kind: PolicyKind, name: str) -> Outcome[None]:
         """A policy counts no more; done when it is taken from all that is there."""
         self._definitions.delete_policy(self.name, kind, name)
         self.policies.remove(kind, name)
+        return self._apply_policies()
+
+    def _apply_policies(self) -> Outcome[None]:
+        self._shared.clear()  # what goes by policies that are gone is not kept
         return self._services.jobs.start(self._applying_policies())
 
     def _applying_policies(self) -> Steps[None]:

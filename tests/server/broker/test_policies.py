@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -436,3 +437,20 @@ def test_dead_letters_go_where_a_policy_says(bench: Bench, peer: Peer) -> None:
     peer.send(1, make(spec.BasicReject, delivery_tag=got.delivery_tag))
     bench.disk()
     assert (queue(bench, "q").ready, queue(bench, "dead").ready) == (0, 1)
+
+
+def test_what_policies_said_is_not_kept_when_they_are_gone(bench: Bench, peer: Peer) -> None:
+    """However many there were, each with a name of its own."""
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(one, Effective) for one in gc.get_objects())
+
+    peer.ask(1, make(spec.QueueDeclare, queue="q"), spec.QueueDeclareOk)
+    before = kept()
+    for number in range(20):
+        set_policy(bench, f"p{number}", "", {"max-length": number})
+        assert queue(bench, "q").effective.max_length == number
+        delete_policy(bench, f"p{number}")
+    assert queue(bench, "q").effective.max_length is None
+    assert kept() <= before + 1
