@@ -1,13 +1,13 @@
 """The one door to what a broker holds: for AMQP, and for whoever else manages it.
 
-Its part about users, their rights and limits is in access_operations.py.
+Parts of it are elsewhere: users, their rights and limits in access_operations.py, listings in
+listing_operations.py, messages of a queue in message_operations.py, what is delayed in
+delayed_operations.py.
 
 Each rule about declaring, deleting, binding and purging is written once, here or in vhost.py, with
 RabbitMQ's texts and order of checks. Operations take names. `owner` is the connection that asks,
 None for an operator, who has no exclusive queues. Operations answer by an `Outcome`, since some
-take long or wait for the disk; what is refused raises at once, before anything is done. A listing
-is an iterator over what was there when the listing began, so that a caller may pause between two
-items.
+take long or wait for the disk; what is refused raises at once, before anything is done.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.exchange import Exchange
@@ -35,13 +34,11 @@ from qlog.server.broker.access.actor import Actor
 from qlog.server.broker.access.logins import Logins, Refused
 from qlog.server.broker.access.passwords import hash_text
 from qlog.server.broker.access.users import Permission, TopicPermission, User
-from qlog.server.broker.access_operations import AccessOperations, LoggedIn, when_free
+from qlog.server.broker.access_operations import AccessOperations, when_free
 from qlog.server.broker.channels import by_hand, holding
 from qlog.server.broker.channels.by_hand import AckMode, Found, Rejected
 from qlog.server.broker.channels.holding import Held
-from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.delayed_operations import DelayedOperations
-from qlog.server.broker.features.firehose import NODE
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
 from qlog.server.broker.features.vhost_settings import (
@@ -50,14 +47,22 @@ from qlog.server.broker.features.vhost_settings import (
     checked_limits,
 )
 from qlog.server.broker.jobs import Steps
-from qlog.server.broker.listings import facts as listings
+from qlog.server.broker.listing_operations import (
+    About,
+    Connected,
+    ListedChannel,
+    ListedConsumer,
+    ListingOperations,
+    Spans,
+    page,
+)
 from qlog.server.broker.message_operations import MessageOperations
 from qlog.server.broker.outcome import Durable, Outcome
 from qlog.server.broker.queues.effective import Applied
 from qlog.server.broker.queues.type import Owner, QueueType
-from qlog.server.broker.sampling import CHANNEL, CONNECTION, LENGTHS, SampledChannel, Sampler, Span
+from qlog.server.broker.sampling import Sampler, Span
 from qlog.server.broker.services import Services
-from qlog.server.broker.stats import Counts, Stats, Traffic
+from qlog.server.broker.stats import Counts, Stats
 from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 from qlog.storage.bytes.manifest import BackupError
 from qlog.storage.figures import Histogram, StoreFigures
@@ -110,89 +115,7 @@ class DefinitionsError(Exception):
     """A definitions file cannot be loaded; str() is one line that names the item."""
 
 
-class Spans(NamedTuple):
-    """The history that is asked for: of the lengths of queues, of messages, of octets."""
-
-    lengths: Span | None = None
-    messages: Span | None = None
-    octets: Span | None = None
-
-
-NO_SPANS = Spans()
-
-
-class About(NamedTuple):
-    """What a broker is called."""
-
-    node: str
-    cluster_name: str
-    product: str
-    version: str
-
-
-class ListedConsumer(Protocol):
-    """A consumer, as operators see it."""
-
-    tag: str
-
-    @property
-    def queue(self) -> QueueType:
-        """What it consumes from."""
-
-    def facts(self) -> dict[str, Any]:
-        """RabbitMQ's fields."""
-
-
-class ListedChannel(SampledChannel, Protocol):
-    """A channel, as operators see it."""
-
-    number: int
-    outstanding: Outstanding
-
-    @property
-    def name(self) -> str:
-        """Its name for operators."""
-
-    @property
-    def publishes(self) -> bool:
-        """It has published."""
-
-    @property
-    def consumers(self) -> Mapping[str, ListedConsumer]:
-        """By their tags."""
-
-    def facts(self) -> dict[str, Any]:
-        """RabbitMQ's fields."""
-
-
-class Connected(LoggedIn, Protocol):
-    """A client, as operators see it. `user` is known when `is_open` is true."""
-
-    peer: str
-    vhost: VHost | None
-    traffic: Traffic
-
-    @property
-    def name(self) -> str:
-        """Its name for operators."""
-
-    @property
-    def user(self) -> User:
-        """Who logged in."""
-
-    @property
-    def is_open(self) -> bool:
-        """It is in a vhost, and not about to end."""
-
-    @property
-    def channels(self) -> Mapping[int, ListedChannel]:
-        """By their numbers."""
-
-    def facts(self) -> dict[str, Any]:
-        """RabbitMQ's fields."""
-
-
-class Operations(AccessOperations, DelayedOperations, MessageOperations):
+class Operations(AccessOperations, DelayedOperations, ListingOperations, MessageOperations):
     """See the head of this file. `vhosts`, `users` and `clients` are the broker's own, as they are now."""
 
     __slots__ = ("_vhosts_leaving", "alarms", "sampler")
@@ -636,197 +559,9 @@ class Operations(AccessOperations, DelayedOperations, MessageOperations):
         """Whether the vhost's firehose is on."""
         return vhost.firehose is not None
 
-    # -- what there is -----------------------------------------------------------------------
-
-    def vhosts(self) -> Iterator[VHost]:
-        """All vhosts."""
-        yield from list(self._vhosts.values())
-
-    def queues(self, vhost: VHost) -> Iterator[QueueType]:
-        """The queues of a vhost, but for those that go while they are listed."""
-        for queue in list(vhost.queues.values()):
-            if not queue.deleted:
-                yield queue
-
-    def exchanges(self, vhost: VHost) -> Iterator[Exchange]:
-        """The exchanges of a vhost, the default one and the predeclared included."""
-        for exchange in list(vhost.routing.exchanges()):
-            if not vhost.leaving("exchange", exchange.name):
-                yield exchange
-
-    def bindings(self, vhost: VHost) -> Iterator[Binding]:
-        """The bindings of a vhost, the implicit ones (source "") included."""
-        yield from list(vhost.routing.bindings())
-
-    def connections(self) -> Iterator[Connected]:
-        """The clients."""
-        yield from list(self._clients)
-
-    def channels(self, client: Connected) -> Iterator[ListedChannel]:
-        """The channels of a client."""
-        yield from list(client.channels.values())
-
-    def queue_facts(
-        self, queue: QueueType, *, single: bool = False, spans: Spans = NO_SPANS
-    ) -> dict[str, Any]:
-        """A queue as operators see it, with rates.
-
-        `single`: with what RabbitMQ tells of one alone; `spans`: and with the history.
-        """
-        facts = listings.queue_facts(queue, single=single)
-        for name in LENGTHS:
-            facts[f"{name}_details"] = self.sampler.details(queue, name, spans.lengths)
-        self._add_rates(queue, facts["message_stats"], spans.messages)
-        if not facts["message_stats"]:
-            del facts["message_stats"]
-        return facts
-
-    def bare_queue_facts(self, queue: QueueType) -> dict[str, Any]:
-        """A queue as operators see it, without statistics."""
-        return listings.bare_queue_facts(queue)
-
-    def _add_rates(self, key: object, counts: dict[str, Any], span: Span | None) -> None:
-        for name in list(counts):
-            counts[f"{name}_details"] = self.sampler.details(key, name, span)
-
-    def exchange_facts(
-        self, vhost: VHost, exchange: Exchange, *, spans: Spans = NO_SPANS
-    ) -> dict[str, Any]:
-        """An exchange as operators see it, with rates."""
-        facts = listings.exchange_facts(vhost, exchange)
-        if "message_stats" in facts:
-            counts = vhost.counts_of_exchange(exchange.name)
-            self._add_rates(counts, facts["message_stats"], spans.messages)
-        return facts
-
-    def connection_facts(self, client: Connected, *, spans: Spans = NO_SPANS) -> dict[str, Any]:
-        """A connection as operators see it, with rates."""
-        facts = client.facts()
-        for name in CONNECTION:
-            facts[f"{name}_details"] = self.sampler.details(client, name, spans.octets)
-        return facts
-
-    def channel_facts(self, channel: ListedChannel, *, spans: Spans = NO_SPANS) -> dict[str, Any]:
-        """A channel as operators see it, with rates."""
-        facts = channel.facts()
-        self._add_rates(channel, facts["message_stats"], spans.messages)
-        return facts
-
-    def total_rates(self, counts: dict[str, Any], span: Span | None = None) -> dict[str, Any]:
-        """Counts of the whole broker (`message_counts`, `churn`, lengths) with their rates."""
-        self._add_rates("total", counts, span)
-        return counts
-
-    def binding_facts(self, vhost: VHost, binding: Binding) -> dict[str, Any]:
-        """A binding as operators see it."""
-        return listings.binding_facts(vhost.name, binding)
-
-    def about(self) -> About:
-        """What the broker is called."""
-        settings = self._services.settings
-        names = dict(self._definitions.global_parameters())
-        cluster_name = names.get("cluster_name")
-        if not isinstance(cluster_name, str):
-            cluster_name = NODE
-        return About(NODE, cluster_name, settings.product, settings.version)
-
-    def churn(self) -> dict[str, int]:
-        """What came and went since the start, by RabbitMQ's names."""
-        return self._services.stats.churn()
-
-    def message_counts(self) -> dict[str, int]:
-        """What was done with messages since the start, by RabbitMQ's names."""
-        return listings.message_counts(self._services.stats)
-
-    def login_counts(self) -> tuple[int, int]:
-        """How many logins have succeeded, and failed, whatever the protocol."""
-        return self._logins.succeeded_count, self._logins.failed_count
-
-    def auth_mechanisms(self) -> Iterator[tuple[str, str, bool]]:
-        """SASL mechanisms: name, description, and whether it is offered."""
-        offers_anonymous = self._services.settings.anonymous_login_user != "none"
-        yield "PLAIN", "SASL PLAIN authentication mechanism", True
-        yield "AMQPLAIN", "QPid AMQPLAIN mechanism", True
-        yield "ANONYMOUS", "SASL ANONYMOUS authentication mechanism", offers_anonymous
-        yield "EXTERNAL", "SASL EXTERNAL authentication mechanism: by certificate", True
-
-    def memory(self) -> dict[str, int]:
-        """Octets that are taken in memory, by RabbitMQ's names of what they are for."""
-        return {"msg_store": self._services.store.cache_bytes}
-
-    def storage(self) -> StoreFigures:
-        """What the disk has done, and how much is on it."""
-        return self._services.store.figures
-
-    def stats(self) -> Stats:
-        """The counters of the broker."""
-        return self._services.stats
-
-    def queue_counts(self, queue: QueueType) -> dict[str, int]:
-        """What passed a queue; nothing if nothing ever did."""
-        return listings.queue_counts(queue)
-
-    def queue_memory(self, queue: QueueType) -> int:
-        """About how many octets a queue takes in memory."""
-        return listings.queue_memory(queue)
-
-    def binding_count(self, vhost: VHost, exchange: str) -> int:
-        """How many bindings an exchange is the source of."""
-        return vhost.routing.binding_count(exchange)
-
-    def published_to(self, vhost: VHost, exchange: Exchange) -> int:
-        """How many messages were published to an exchange."""
-        return vhost.counts_of_exchange(exchange.name).published_in
-
-    def exchange_types(self) -> Iterator[tuple[str, str]]:
-        """The types of exchanges, with a description."""
-        yield from listings.EXCHANGE_TYPES.items()
-
-    def queue_count(self, vhost: VHost) -> int:
-        """How many queues a vhost has."""
-        return len(vhost.queues)
-
-    def exchange_count(self, vhost: VHost) -> int:
-        """How many exchanges a vhost has."""
-        return sum(1 for _ in vhost.routing.exchanges())
-
-    def find_queue(self, vhost: VHost, name: str) -> QueueType | None:
-        """The queue of that name, whoever's it is."""
-        return vhost.queues.get(name)
-
-    def find_exchange(self, vhost: VHost, name: str) -> Exchange | None:
-        """The exchange of that name."""
-        return vhost.find_exchange(name)
-
-    def bindings_from(self, vhost: VHost, source: str) -> Iterator[Binding]:
-        """The bindings whose source this exchange is."""
-        yield from list(vhost.routing.bindings_from(source))
-
-    def bindings_to(
-        self, vhost: VHost, kind: DestinationKind, destination: str
-    ) -> Iterator[Binding]:
-        """The bindings whose destination this queue or exchange is."""
-        yield from list(vhost.routing.bindings_to(kind, destination))
-
-    def vhost_facts(self, vhost: VHost) -> dict[str, Any]:
-        """A vhost as operators see it, with the counts and rates of the last sample."""
-        facts, key = listings.vhost_facts(vhost), ("vhost", vhost.name)
-        counted = self.sampler.counted(key, (*CONNECTION, *LENGTHS))
-        self._add_rates(key, counted, None)
-        stats = self.sampler.counted(key, CHANNEL)
-        if any(stats.values()):
-            self._add_rates(key, stats, None)
-            facts["message_stats"] = stats
-        return facts | counted
-
     def close_connection(self, client: Connected, reason: str) -> None:
         """Close a client's connection, with the reason."""
         client.fail(connection_forced(reason), 0)
-
-
-def page(items: Iterator[T], first: int, count: int) -> list[T]:
-    """A page of a listing: `count` items from index `first` on, fewer at the end."""
-    return list(islice(items, first, first + count))
 
 
 def _purging(queue: QueueType) -> Steps[int]:
