@@ -56,6 +56,28 @@ async def test_rates_of_a_queue_its_exchange_and_its_channel(sampled: Site) -> N
     assert queue["message_stats"]["publish_details"] == {"rate": 0.0}
 
 
+async def test_what_is_idle_takes_no_memory_and_has_a_history_all_the_same(site: Site) -> None:
+    peer = site.peer()
+    site.bench.now_ms = 1_800_000_000_000
+    site.bench.broker.operations.sampler.start()
+    peer.declare("q")
+    peer.declare("busy")
+    peer.publish(1, "busy", b"x")
+    site.bench.pass_ms(ROUND_MS)
+    sampler, queues = site.bench.broker.operations.sampler, site.bench.broker.vhosts["/"].queues
+    assert [sampler.counted(queues[name], ["publish"]) for name in ("q", "busy")] == [
+        {},
+        {"publish": 1},
+    ]
+    idle = await site.get("queues/%2F/q?lengths_age=10&lengths_incr=5")
+    assert [each["sample"] for each in idle["messages_details"]["samples"]] == [0, 0, 0]
+    peer.publish(1, "q", *[b"x"] * 5)
+    site.bench.pass_ms(ROUND_MS)
+    queue = await site.get("queues/%2F/q?lengths_age=10&lengths_incr=5")
+    assert queue["messages_details"]["rate"] == 1.0
+    assert [each["sample"] for each in queue["messages_details"]["samples"]] == [5, 0, 0]
+
+
 async def test_deliveries_are_counted_by_how_they_are_made(sampled: Site) -> None:
     site, peer = sampled, sampled.peer()
     peer.declare("q")
