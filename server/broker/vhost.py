@@ -867,11 +867,12 @@ class VHost:
             check()
             return self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
 
-        removed = yield from self.delayed.removal(find, partial(self._handing_on, queue))
-        if removed.queue is None:
-            return 0
-        ready = queue.ready
-        yield from self._removing_queue(queue, removed)
+        with self.dead_letters.ending(queue):
+            removed = yield from self.delayed.removal(find, partial(self._handing_on, queue))
+            if removed.queue is None:
+                return 0
+            ready = queue.ready
+            yield from self._removing_queue(queue, removed)
         return ready
 
     def _removing_queue(self, queue: QueueType, removed: Removed) -> Steps[None]:

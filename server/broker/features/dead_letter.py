@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -114,16 +115,17 @@ class Letters:
 
 
 class Leaving:
-    """All that waits to be handed over from one queue: `count` messages.
+    """All that waits to be handed over from one queue: `count` messages; `done` were.
 
     `eased`: somebody waits until they are fewer.
     """
 
-    __slots__ = ("count", "eased", "letters")
+    __slots__ = ("count", "done", "eased", "letters")
 
     def __init__(self) -> None:
         self.letters: deque[Letters] = deque()
         self.count = 0
+        self.done = 0
         self.eased: Outcome[None] | None = None
 
     def add(self, backlog: Backlog, qseq: int, count: int, reason: str, after_lsn: int) -> None:
@@ -139,6 +141,7 @@ class Leaving:
         first.qseq += count
         first.count -= count
         self.count -= count
+        self.done += count
         if not first.count:
             self.letters.popleft()
         if self.count <= BEHIND_COUNT // 2:
@@ -159,6 +162,22 @@ class Addressed(NamedTuple):
     cycled: bool
 
 
+class Ending:
+    """A queue is about to be deleted: of what leaves it, the first messages are handed over.
+
+    These are those of `leaving` up to `until` (as `Leaving.done` counts). The others wait until
+    `over` is known: they go with the queue, or go on if it stays.
+    """
+
+    __slots__ = ("deletions", "leaving", "over", "until")
+
+    def __init__(self, leaving: Leaving | None) -> None:
+        self.deletions = 0
+        self.leaving = leaving
+        self.until = 0 if leaving is None else leaving.done + leaving.count
+        self.over: Outcome[None] = Outcome()
+
+
 class Next(Enum):
     """When to hand over the next messages of a queue."""
 
@@ -174,6 +193,7 @@ class DeadLetters:
         self._exchanges = exchanges
         self._services = services
         self._leaving: dict[QueueType, Leaving] = {}
+        self._ending: dict[QueueType, Ending] = {}
         self._paused: Outcome[None] | None = None  # known when the pause of all queues is over
         self._nowhere = Targets(())
 
@@ -248,13 +268,35 @@ class DeadLetters:
             self._send(addressed[at:stop], mail.bodies[at:stop])
             at = stop
 
+    @contextmanager
+    def ending(self, queue: QueueType) -> Iterator[None]:
+        """A queue is about to be deleted: what leaves it from now on goes with it.
+
+        So the deletion comes to an end however much leaves the queue meanwhile.
+        """
+        ending = self._ending.setdefault(queue, Ending(self._leaving.get(queue)))
+        ending.deletions += 1
+        try:
+            yield
+        finally:
+            ending.deletions -= 1
+            if not ending.deletions:
+                del self._ending[queue]
+                ending.over.set(None)
+
     def finishing(self, queue: QueueType) -> Steps[None]:
-        """Hand over what has left a queue that is about to be deleted.
+        """Hand over what had left a queue when its deletion began (`ending`).
 
         A client that rejects a message and deletes the queue has rejected the message. This waits
         for the disk, and not for queues that take nothing (at-least-once).
         """
-        while (leaving := self._leaving.get(queue)) and leaving.letters:
+        ending = self._ending[queue]
+        leaving = ending.leaving
+        while (
+            leaving is not None
+            and leaving is self._leaving.get(queue)
+            and leaving.done < ending.until
+        ):
             next_ = self._next(queue, leaving)
             if next_ is Next.AFTER_RETRY:
                 return
@@ -281,6 +323,9 @@ class DeadLetters:
         leaving = self._leaving[queue]
         try:
             while leaving.letters and not queue.deleted:
+                if ending := self._ending.get(queue):
+                    yield ending.over
+                    continue
                 next_ = self._next(queue, leaving)
                 if next_ is Next.AT_ONCE:
                     yield

@@ -519,6 +519,53 @@ def test_a_deletion_waits_for_the_disk_and_costs_the_loop_nothing(
     assert bench.broker.services.stats.dead_lettered == 1
 
 
+@pytest.mark.parametrize("why", ["limit", "rejected"])
+def test_a_deletion_ends_though_messages_leave_the_queue_all_the_time(
+    bench: Bench, peer: Peer, queues: dict[str, QueueType], why: str
+) -> None:
+    arguments: Table = {**TO_DEAD, "x-max-length": 1} if why == "limit" else TO_DEAD
+    peer.declare("busy", arguments=arguments)
+    other = Peer(bench)
+    other.publish(1, "busy", *(b"%d" % number for number in range(20)))
+    bench.disk()
+    other.send(1, make(spec.BasicConsume, queue="busy"))
+    other.take()
+    peer.send(1, make(spec.QueueDelete, queue="busy"))
+    for tag in range(1, 11):
+        if why == "limit":
+            other.publish(1, "busy", b"x")
+        else:
+            other.send(1, spec.BasicReject(tag, requeue=False))
+        bench.now_s += 0.001
+        bench.store.tick(bench.now_s)
+        bench.disk_once()
+        bench.settle()
+    assert "busy" not in queues
+    assert [type(said) for said in peer.hear()] == [spec.QueueDeleteOk]
+
+
+def test_what_left_while_a_deletion_waited_goes_on_if_the_queue_stays(
+    bench: Bench, peer: Peer, queues: dict[str, QueueType]
+) -> None:
+    peer.publish(1, "source", b"a", b"b")
+    bench.disk()
+    first, second = take(peer, "source", 2)
+    other = Peer(bench)
+    other.send(1)
+    with bench.full_log():
+        peer.send(1, spec.BasicReject(first, requeue=False))
+        other.send(1, make(spec.QueueDelete, queue="source", if_unused=True))
+        peer.send(
+            1, make(spec.BasicConsume, queue="source"), spec.BasicReject(second, requeue=False)
+        )
+        bench.disk_thrice()
+        assert queues["dead"].ready == 1 and queues["source"].unacked == 1
+    bench.disk_thrice()
+    in_use = "PRECONDITION_FAILED - queue 'source' in vhost '/' in use"
+    assert other.refused() == ("channel", 406, in_use)
+    assert bodies(Peer(bench), "dead") == [b"a", b"b"]
+
+
 def test_the_deletion_of_a_vhost_waits_for_no_dead_letter(
     bench: Bench, peer: Peer, queues: dict[str, QueueType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
