@@ -162,12 +162,17 @@ def io_bytes(pid: int) -> dict[str, int]:
 
 
 @contextmanager
-def own_broker(parent: Path, installation: Installation | None = None) -> Iterator[Broker]:
+def own_broker(
+    parent: Path,
+    installation: Installation | None = None,
+    settings: dict[str, str] | None = None,
+) -> Iterator[Broker]:
     """A qlog on a free port and an empty directory below `parent`, removed at the end.
 
     Args:
         parent: where its directory is made.
         installation: which qlog; None for today's.
+        settings: for its environment.
 
     Raises:
         BrokerFailed: it does not start, or does not stop when asked to.
@@ -178,7 +183,8 @@ def own_broker(parent: Path, installation: Installation | None = None) -> Iterat
     try:
         installation = installation or todays()
         begun_s = time.monotonic()
-        process = spawn(data, log_path, installation, _tls_settings(directory))
+        given = {**_tls_settings(directory), **(settings or {})}
+        process = spawn(data, log_path, installation, given)
         try:
             address = wait_for_start(process, log_path)
             start_s = time.monotonic() - begun_s

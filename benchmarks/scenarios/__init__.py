@@ -15,12 +15,14 @@ from benchmarks.scenarios import (
     logins,
     steady,
     streams,
+    watched,
 )
 from benchmarks.scenarios.scenario import Scenario
 
 SCENARIOS: tuple[Scenario, ...] = (
     *footprint.BEFORE_LOAD,
     *steady.SCENARIOS,
+    *watched.SCENARIOS,
     *clients.SCENARIOS,
     *fanout.SCENARIOS,
     *backlog.SCENARIOS,
