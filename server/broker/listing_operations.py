@@ -178,7 +178,7 @@ class ListingOperations:
         """An exchange as operators see it, with rates."""
         facts = listings.exchange_facts(vhost, exchange)
         if "message_stats" in facts:
-            counts = vhost.counts_of_exchange(exchange.name)
+            counts = vhost.passed_exchange(exchange.name)
             self._add_rates(counts, facts["message_stats"], spans.messages)
         return facts
 
@@ -259,7 +259,8 @@ class ListingOperations:
 
     def published_to(self, vhost: VHost, exchange: Exchange) -> int:
         """How many messages were published to an exchange."""
-        return vhost.counts_of_exchange(exchange.name).published_in
+        counts = vhost.passed_exchange(exchange.name)
+        return 0 if counts is None else counts.published_in
 
     def exchange_types(self) -> Iterator[tuple[str, str]]:
         """The types of exchanges, with a description."""

@@ -22,7 +22,7 @@ from qlog.server.broker.listings.values import COUNTED
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.services import Services
-from qlog.server.broker.stats import ExchangeCounts, Traffic
+from qlog.server.broker.stats import ExchangeCounts, Stats, Traffic
 from qlog.server.broker.vhost import VHost
 
 logger = logging.getLogger("qlog.broker")
@@ -43,15 +43,7 @@ EXCHANGE = ("publish_in", "publish_out")
 CONNECTION = ("recv_oct", "send_oct")
 CHANNEL = ("publish", "confirm", "return_unroutable", "drop_unroutable", *COUNTED)
 LENGTHS = ("messages", "messages_ready", "messages_unacknowledged")
-CHURN = (
-    "connection_created",
-    "connection_closed",
-    "channel_created",
-    "channel_closed",
-    "queue_declared",
-    "queue_created",
-    "queue_deleted",
-)
+CHURN = tuple(Stats().churn())
 VHOST = (*CHANNEL, *CONNECTION, *LENGTHS)
 TOTAL = (*CHANNEL, *CHURN, *LENGTHS)
 

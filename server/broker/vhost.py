@@ -235,11 +235,15 @@ class VHost:
         return list(self._exchange_counts.values())
 
     def counts_of_exchange(self, name: str) -> ExchangeCounts:
-        """What came to an exchange and left it, since it is there."""
+        """What came to an exchange and left it, counted from now on; see `passed_exchange`."""
         counts = self._exchange_counts.get(name)
         if counts is None:
             counts = self._exchange_counts[name] = ExchangeCounts()
         return counts
+
+    def passed_exchange(self, name: str) -> ExchangeCounts | None:
+        """What came to an exchange and left it; None: nothing was ever published to it."""
+        return self._exchange_counts.get(name)
 
     def _history(self, name: str) -> History:
         """What an exchange of the type `x-recent-history` keeps."""

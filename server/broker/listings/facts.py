@@ -148,8 +148,8 @@ def exchange_facts(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
     delayed = vhost.delayed.find(exchange.name)
     if exchange.type == DELAYED:  # as RabbitMQ's plugin tells it
         facts["messages_delayed"] = 0 if delayed is None else delayed.count
-    counts = vhost.counts_of_exchange(exchange.name)
-    if counts.published_in:
+    counts = vhost.passed_exchange(exchange.name)
+    if counts is not None and counts.published_in:
         facts["message_stats"] = {
             "publish_in": counts.published_in,
             "publish_out": counts.published_out,

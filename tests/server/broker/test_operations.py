@@ -167,3 +167,21 @@ def test_tickets_are_answered_when_the_store_has_served_them(bench: Bench, peer:
     bench.disk()
     assert told == ["first", "second"]
     assert durability.reach(ticket).done
+
+
+def test_to_list_an_exchange_begins_no_count(bench: Bench) -> None:
+    """What was deleted while it was listed would be counted, and sampled, for ever."""
+    operations = bench.broker.operations
+    vhost = operations.vhost("/")
+    known(
+        bench,
+        operations.declare_exchange(
+            vhost, "e", "fanout", durable=True, auto_delete=False, internal=False, arguments={}
+        ),
+    )
+    listing = operations.exchanges(vhost)
+    exchange = next(one for one in listing if one.name == "e")
+    known(bench, operations.delete_exchange(vhost, "e", if_unused=False))
+    assert "message_stats" not in operations.exchange_facts(vhost, exchange)
+    assert operations.published_to(vhost, exchange) == 0
+    assert vhost.exchange_counts() == []
