@@ -43,7 +43,7 @@ class PatternTrie:
     def __init__(self) -> None:
         self._root = _Node()
         # How many patterns have a word, wildcards included.
-        self._words: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         # What matches a key, by its words; None stands for any word that no pattern has.
         self._matches: dict[tuple[str | None, ...], list[Binding]] = {}
         self._remembered = 0
@@ -55,7 +55,7 @@ class PatternTrie:
         self._forget()
         node = self._root
         for word in _words(binding.routing_key):
-            self._words[word] += 1
+            self._counts[word] += 1
             child = node.children.get(word)
             if child is None:
                 child = node.children[word] = _Node()
@@ -66,9 +66,9 @@ class PatternTrie:
         self._forget()
         node, path = self._root, []
         for word in _words(binding.routing_key):
-            self._words[word] -= 1
-            if not self._words[word]:
-                del self._words[word]
+            self._counts[word] -= 1
+            if not self._counts[word]:
+                del self._counts[word]
             path.append((node, word))
             node = node.children[word]
         del node.bindings[binding]
@@ -80,7 +80,7 @@ class PatternTrie:
 
     def match(self, key: str) -> list[Binding]:
         """The bindings whose patterns match the key. The list is not to be changed."""
-        known = self._words
+        known = self._counts
         words = tuple([word if word in known else None for word in _words(key)])
         found = self._matches.get(words)
         if found is None:

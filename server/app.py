@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -179,20 +179,8 @@ async def open_broker(
             if turns is not None:
                 turns.wake()
 
-        def recover() -> Store[Envelope]:
-            return Store.open(
-                settings.data_dir,
-                decode=Envelope.unpack,
-                notify=notify,
-                settings=settings.storage,
-                disk=disk,
-                clock_s=trio.current_time,
-                clock_ms=lambda: time.time_ns() // 1_000_000,
-                progress=_Progress(),
-            )
-
         hashing = ThreadedHashing(notify)
-        store = await trio.to_thread.run_sync(recover)
+        store = await trio.to_thread.run_sync(_open_store, settings, disk, notify)
         broker: Broker | None = None
         try:
             # A backup that a kill has broken off keeps the space of what was given up since.
@@ -238,6 +226,22 @@ async def open_broker(
     finally:
         http_sockets.close()
         entrances.close()
+
+
+def _open_store(
+    settings: Settings, disk: Disk | None, notify: Callable[[], None]
+) -> Store[Envelope]:
+    """Recover the directory; not on the loop's thread. Raises StorageError."""
+    return Store.open(
+        settings.data_dir,
+        decode=Envelope.unpack,
+        notify=notify,
+        settings=settings.storage,
+        disk=disk,
+        clock_s=trio.current_time,
+        clock_ms=lambda: time.time_ns() // 1_000_000,
+        progress=_Progress(),
+    )
 
 
 @asynccontextmanager

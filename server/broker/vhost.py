@@ -706,12 +706,7 @@ class VHost:
         )
         if queue is not None:
             self.assert_access(queue, owner)
-            declared = queue.declared
-            if exclusive != declared.exclusive:
-                raise self._locked(queue)
-            assert_equivalent_argument("durable", resource, durable, declared.durable)
-            assert_equivalent_argument("auto_delete", resource, auto_delete, declared.auto_delete)
-            declared.arguments.assert_equivalent(arguments, resource)
+            self._assert_equivalent_queue(queue, durable, exclusive, auto_delete, arguments)
             self.expiry.used(queue)
             self._services.stats.queues_declared += 1
             return queue
@@ -742,6 +737,17 @@ class VHost:
         self._services.stats.queues_declared += 1
         self._services.stats.queues_created += 1
         return queue
+
+    def _assert_equivalent_queue(
+        self, queue: QueueType, durable: bool, exclusive: bool, auto_delete: bool, arguments: Table
+    ) -> None:
+        """Raises 405 or 406 for the first difference to what the queue was declared with."""
+        declared, resource = queue.declared, self.rs_queue(queue.name)
+        if exclusive != declared.exclusive:
+            raise self._locked(queue)
+        assert_equivalent_argument("durable", resource, durable, declared.durable)
+        assert_equivalent_argument("auto_delete", resource, auto_delete, declared.auto_delete)
+        declared.arguments.assert_equivalent(arguments, resource)
 
     def _assert_room(self, name: str) -> None:
         """Raises 406 if the vhost has as many queues as it may have."""

@@ -536,20 +536,7 @@ class Index:
                 counts.add(tally.add(columns, bits, 1))
         if min(counts.alive, counts.alive_bytes, counts.spilled, lane.due_blocks) < 0:
             raise IndexDoubt(f"lane {lane_id} has fewer than no messages")
-        lane_row = msgpack.packb(
-            [
-                max(update.next_qseq, lane.next_qseq),
-                update.placed_upto,
-                floor,
-                max(update.delivered, lane.delivered),
-                counts.alive,
-                counts.alive_bytes,
-                counts.spilled,
-                update.full,
-                update.attempts,
-                lane.due_blocks,
-            ]
-        )
+        lane_row = _lane_row(update, lane, floor, counts)
         transaction.put(lane_key, close_row(lane_key, lane_row), db=self._lanes)
 
     def _update_bits(
@@ -653,6 +640,24 @@ class _Counts:
         self.alive += other.alive
         self.alive_bytes += other.alive_bytes
         self.spilled += other.spilled
+
+
+def _lane_row(update: LaneUpdate, lane: LaneRow, floor: int, counts: _Counts) -> bytes:
+    """The row of a lane after an update: the fields of LaneRow, in their order."""
+    return msgpack.packb(
+        [
+            max(update.next_qseq, lane.next_qseq),
+            update.placed_upto,
+            floor,
+            max(update.delivered, lane.delivered),
+            counts.alive,
+            counts.alive_bytes,
+            counts.spilled,
+            update.full,
+            update.attempts,
+            lane.due_blocks,
+        ]
+    )
 
 
 class _Tally:

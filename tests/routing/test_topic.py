@@ -101,7 +101,7 @@ def test_nothing_is_left_of_removed_patterns(bindings: list[str]) -> None:
         trie.add(bound(pattern))
     for pattern in bindings:
         trie.remove(bound(pattern))
-    assert not trie._root.children and not trie._root.bindings and not trie._words
+    assert not trie._root.children and not trie._root.bindings and not trie._counts
 
 
 class CountedChildren(dict[str, _Node]):
