@@ -44,7 +44,7 @@ from qlog.storage.space import compact, sparse, spilled
 from qlog.storage.start import recovery
 from qlog.storage.start.at_rest import replay_at_rest
 from qlog.storage.store import Store
-from qlog.storage.write import commit, ledger, segment
+from qlog.storage.write import commit, commits, ledger, segment
 from tests.simulation.disk import LMDB_NAMES, Crash, SimulatedDisk
 from tests.simulation.follower import Follower
 from tests.storage.probe import probe
@@ -1106,6 +1106,7 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (checkpoints, "_RUNS_LIKE_A_LANE", 2),
     (commit, "_PIECE_BYTES_MIN", 100),
     (commit, "_PIECES_MAX", 4),
+    (commits, "JOB_BYTES_MAX", 2000),
     (due, "_PAGE_ROWS", 4),
     (due, "_LOOKS_MAX", 3),
     (index_module, "_BLOCKS_CACHED_MAX", 1),
