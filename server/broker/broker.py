@@ -299,8 +299,15 @@ class Broker:
         before = self.blocked_reason
         self.blocked_reason = " & ".join(name for name, on in self.alarms.items() if on)
         if before and not self.blocked_reason:
-            for client in list(self.clients):
-                client.unblock()
+            self.services.jobs.start(self._unblocking())
+
+    def _unblocking(self) -> Steps[None]:
+        """Tell all clients that the alarm is over, unless there is another one meanwhile."""
+        for client in list(self.clients):
+            if self.blocked_reason:
+                return
+            client.unblock()
+            yield
 
     def close_clients(self, error: HardError) -> None:
         """Close every connection with the same error."""

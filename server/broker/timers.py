@@ -1,7 +1,8 @@
 """Calls that are due at some time, by the monotonic clock: a heap that the loop asks each turn.
 
 Promises: a call comes at or after its time, the earlier one first, and never after `cancel`;
-setting and cancelling cost O(log n). An error in a call is reported and costs nobody else.
+setting and cancelling cost O(log n). However many are due at once, a turn makes AT_ONCE of them.
+An error in a call is reported and costs nobody else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 
 logger = logging.getLogger("qlog.broker")
+
+# So many calls are made in one turn: some milliseconds, if each of them deletes a queue.
+AT_ONCE = 100
 
 
 class Timer:
@@ -77,12 +81,12 @@ class Timers:
             self._cancelled = 0
 
     def run(self, now_s: float) -> bool:
-        """Make the calls that are due, but for those set meanwhile.
+        """Make the calls that are due, but for those set meanwhile, and for more than AT_ONCE.
 
         Returns whether there were any.
         """
         ripe: list[Timer] = []
-        while self._heap and self._heap[0][0] <= now_s:
+        while self._heap and self._heap[0][0] <= now_s and len(ripe) < AT_ONCE:
             ripe.append(heappop(self._heap)[2])
         called = False
         for timer in ripe:

@@ -852,7 +852,7 @@ class VHost:
         `unused` is asked now, and again in the moment of the deletion: what has left the queue goes
         first, and waits for the disk.
         """
-        return self._services.jobs.start(self._deleting_if(queue, unused))
+        return self._services.jobs.start_in_turn(self._deleting_if(queue, unused))
 
     def _deleting_if(self, queue: QueueType, unused: Callable[[], bool]) -> Steps[bool]:
         def check() -> None:

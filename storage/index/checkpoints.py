@@ -8,13 +8,14 @@ their moves are part of a checkpoint.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
-from typing import Generic
+from typing import Any, Generic
 
 from qlog.storage.catalog import Catalog
 from qlog.storage.errors import Shortage
 from qlog.storage.index import checkpoint
 from qlog.storage.index.checkpoint import CheckpointDone, Snapshot, snapshot_records
 from qlog.storage.index.due import DueTimes
+from qlog.storage.index.due_rows import Due
 from qlog.storage.index.index import SPILL, Index, Live
 from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.cache import Cache
@@ -379,7 +380,9 @@ class Checkpoints(Generic[M]):
             run.indexed = True
             if at % _RUNS_SLICE == _RUNS_SLICE - 1:
                 yield
-        self._due.written({update.lane_id: update.placed_upto for update in snapshot.updates})
+        dues = self._due.written(
+            {update.lane_id: update.placed_upto for update in snapshot.updates}
+        )
         self._lanes_with_runs.update(dict.fromkeys(snapshot.lanes))
         sources = frozenset().union(*(move.sources for move in snapshot.moves))
         left = _SLICE
@@ -402,7 +405,7 @@ class Checkpoints(Generic[M]):
         self.snapshot = None
         self._writing = False  # not earlier: it must not be written again while it is taken over
         self._reclaim(snapshot.condemned, done.spill_current)
-        yield from _freeing(snapshot)
+        yield from _freeing(snapshot, dues)
 
     # -- giving up segments
 
@@ -516,7 +519,7 @@ class Checkpoints(Generic[M]):
             self._notify()
 
 
-def _freeing(snapshot: Snapshot[M]) -> Iterator[None]:
+def _freeing(snapshot: Snapshot[M], dues: list[Due]) -> Iterator[None]:
     """Give back the memory of a snapshot that is written: all at once that may take 40 ms."""
     left = _SLICE
     for update in snapshot.updates:
@@ -526,7 +529,8 @@ def _freeing(snapshot: Snapshot[M]) -> Iterator[None]:
             if left <= 0:
                 yield
                 left = _SLICE
-    for runs in (snapshot.spilled, snapshot.runs):
-        while runs:
+    parts: tuple[list[Any], ...] = (snapshot.spilled, snapshot.runs, dues)
+    for part in parts:
+        while part:
             yield
-            del runs[-_SLICE:]
+            del part[-_SLICE:]

@@ -73,8 +73,11 @@ class DueTimes:
         assert not self._gathered.heap and not self._gathered.added
         self._gathered, self._young = self._young, self._gathered
 
-    def written(self, placed_upto: Mapping[int, int]) -> None:
-        """The index has the messages of each lane up to a qseq: forget those in memory."""
+    def written(self, placed_upto: Mapping[int, int]) -> list[Due]:
+        """The index has the messages of each lane up to a qseq: forget those in memory.
+
+        Returns what is forgotten, whose memory is to be given back bit by bit.
+        """
         old, self._gathered = self._gathered, _Young()
         young = self._young
         position = self._position
@@ -91,6 +94,7 @@ class DueTimes:
                 skip = max(upto - first, 0)
                 self._keep(lane_id, first + skip, dues_ms[skip:])
         self._rows = None
+        return old.heap
 
     def _keep(self, lane_id: int, first: int, dues_ms: "array[int]") -> None:
         """Keep messages that the index lacks, but for those that were given out or are kept."""

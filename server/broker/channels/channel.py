@@ -221,19 +221,23 @@ class Channel:
 
     def close(self) -> Outcome[None]:
         """The channel ends: consumers go, and what is unacked goes back to its queues."""
+        self.stop()
+        return self.services.jobs.start_in_turn(self.leaving())
+
+    def stop(self) -> None:
+        """The channel ends: it hands nothing out any more. `leaving` gives back what it holds."""
         if not self.outstanding.ended:
             self.services.stats.channels_closed += 1
         self.outstanding.ended = True
         self._forget_reply_consumer()
+
+    def leaving(self) -> Steps[None]:
+        """Take the consumers from their queues, and then requeue what was out."""
         transaction = self.publisher.transaction
         kept = [] if transaction is None else transaction.take_settlements()
         if transaction is not None:
             transaction.roll_back()
         pieces = chain((settlement.runs for settlement in kept), self._all_unacked())
-        return self.services.jobs.start_in_turn(self._leaving(pieces))
-
-    def _leaving(self, pieces: Iterable[list[UnackedRun]]) -> Steps[None]:
-        """Take the consumers from their queues, and then requeue what was out."""
         leaving = deque(self.consumers.values())  # which lets go of them one by one
         while leaving:
             consumer = leaving.popleft()

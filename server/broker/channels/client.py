@@ -537,7 +537,14 @@ class Client:
     def _end(self) -> Outcome[None]:
         """Give back what the client held. The protocol has ended, so that nothing is sent to it."""
         self._put_aside.clear()
-        outcomes: list[Outcome[Any]] = [self._end_channel(number) for number in list(self.channels)]
+        channels = list(self.channels.values())
+        self.channels.clear()
+        for channel in channels:
+            channel.stop()
+        outcomes: list[Outcome[Any]] = []
+        if channels:
+            self.user.channels -= len(channels)
+            outcomes.append(self.services.jobs.start_in_turn(_leaving(channels)))
         if self.vhost is not None:
             if self in self.vhost.clients:
                 self.vhost.clients.remove(self)
@@ -559,6 +566,22 @@ class Client:
         if self in self.broker.clients:
             self.sink.send(0, spec.ConnectionCloseOk())
             self.sink.finish()
+
+
+def _leaving(channels: list[Channel]) -> Steps[None]:
+    """Have the channels of a client give back what they held, one after the other.
+
+    An error of one is raised when all others have.
+    """
+    failure: Exception | None = None
+    for channel in channels:
+        try:
+            yield from channel.leaving()
+        except Exception as error:  # noqa: BLE001 - raised at the end
+            failure = failure or error
+        yield
+    if failure is not None:
+        raise failure
 
 
 def _plain(response: bytes) -> tuple[str, bytes]:

@@ -274,7 +274,7 @@ class Expiry:
         if any(backlog.ready and backlog.cold for backlog in queue.backlogs):
             jobs.later(self._searching(queue, watch))  # after a start they are many queues at once
         else:
-            jobs.start(self._searching(queue, watch))
+            jobs.start_in_turn(self._searching(queue, watch))
 
     def _searching(self, queue: Timed, watch: _Watch) -> Steps[None]:
         """Have those leave whose time is over, and come again when the next one's is."""

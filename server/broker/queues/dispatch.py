@@ -9,7 +9,7 @@ messages. The takers of a queue with a single active consumer are in single_acti
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import ValuesView
 
 from qlog.server.broker.queues.type import Taker
@@ -17,6 +17,9 @@ from qlog.server.broker.queues.type import Taker
 # Hands are of HAND_MAX messages when more than HAND_FROM_READY are ready, else of one.
 HAND_MAX = 32
 HAND_FROM_READY = 512
+
+# The first one is next. A taker may leave from anywhere, however many there are.
+Ring = OrderedDict[Taker, None]
 
 
 class Dispatch:
@@ -30,8 +33,8 @@ class Dispatch:
     def __init__(self) -> None:
         self.exclusive: Taker | None = None
         self._takers: dict[int, Taker] = {}  # by id: takers are compared by identity
-        self._rings: dict[int, deque[Taker]] = {}  # by priority
-        self._top: deque[Taker] | None = None  # the ring of the highest priority in `_rings`
+        self._rings: dict[int, Ring] = {}  # by priority
+        self._top: Ring | None = None  # the ring of the highest priority in `_rings`
         self._top_priority = 0
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class Dispatch:
             self.exclusive = None
         if taker.hungry:
             taker.hungry = False
-            self._rings[taker.priority].remove(taker)
+            del self._rings[taker.priority][taker]
 
     def feed(self, taker: Taker) -> None:
         """Put a taker that may have credit in its ring, where `next` asks it."""
@@ -69,11 +72,11 @@ class Dispatch:
         priority = taker.priority
         ring = self._rings.get(priority)
         if ring is None:
-            ring = self._rings[priority] = deque()
+            ring = self._rings[priority] = OrderedDict()
             if self._top is None or priority > self._top_priority:
                 self._top = ring
                 self._top_priority = priority
-        ring.append(taker)
+        ring[taker] = None
 
     def next(self, ready: int) -> tuple[Taker, int] | None:
         """The taker whose turn it is, and the size of its hand, when `ready` messages wait.
@@ -82,14 +85,15 @@ class Dispatch:
         """
         while (ring := self._top) is not None:
             while ring:
-                taker = ring[0]
+                taker = next(iter(ring))
                 credit = taker.credit()
                 if credit <= 0:
-                    ring.popleft().hungry = False
+                    del ring[taker]
+                    taker.hungry = False
                 elif len(ring) == 1:
                     return taker, credit
                 else:
-                    ring.rotate(-1)
+                    ring.move_to_end(taker)
                     hand = HAND_MAX if ready > HAND_FROM_READY else 1
                     return taker, min(credit, hand)
             if len(self._rings) == 1:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +16,12 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.values import Table
+from qlog.server.broker.channels.consumer import Consumer
 from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.settings import BrokerSettings
 from qlog.server.broker.vhost import VHost
 from tests.server.broker.support import Bench, Peer, make
 
@@ -190,6 +194,9 @@ def longest_slice(
         call()
         longest_s = max(longest_s, time.thread_time() - started_s)
 
+    def run_timers() -> None:
+        bench.broker.timers.run(bench.now_s)
+
     with no_collections():
         timed(begin)
         if bench.broker.jobs_left:
@@ -197,6 +204,7 @@ def longest_slice(
         quiet = 0
         while quiet < 100:  # memory is freed bit by bit
             quiet = 0 if bench.broker.jobs_left else quiet + 1
+            timed(run_timers)
             timed(bench.broker.work)
             timed(bench.broker.pump)
             bench.now_s += 0.005
@@ -642,6 +650,114 @@ def test_thousands_of_consumers_leave_in_slices(sliced: Bench, peer: Peer) -> No
     assert takers and ready == 1 and heard == []
     assert (len(queue.takers), queue.ready) == (0, 1)
     assert other.hear() == [spec.ChannelCloseOk()]
+
+
+def test_consumers_are_cancelled_in_any_order_at_the_same_cost(
+    sliced: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that goes is not looked for among all others."""
+    queue = peer.declare("q")
+    count = 2000
+    consume_often(peer, count)
+    looks = 0
+
+    def equal(consumer: Consumer, other: object) -> bool:
+        nonlocal looks
+        looks += 1
+        return consumer is other
+
+    monkeypatch.setattr(Consumer, "__eq__", equal)
+    tags = [f"c{number}" for number in range(count)]
+    random.Random(1).shuffle(tags)
+    peer.send(1, *(make(spec.BasicCancel, consumer_tag=tag) for tag in tags[:-1]))
+    assert looks < 2 * count  # by a hash that is the same by chance
+    peer.publish(1, "q", b"a", persistent=False)
+    assert [said.method for said in peer.take()][-1:] == [
+        spec.BasicDeliver(tags[-1], 1, False, "", "q")
+    ]
+    assert len(queue.takers) == 1
+
+
+def test_a_connection_with_thousands_of_channels_ends_in_slices(tmp_path: Path) -> None:
+    """Nothing is handed out on any of them meanwhile."""
+    bench = Bench(tmp_path / "data", BrokerSettings(channel_max=65535))
+    bench.broker.services.jobs.clock_s = time.thread_time
+    peer = Peer(bench)
+    peer.declare("q")
+    other = Peer(bench, channel_max=65535)
+    count = 10_000
+    consume = make(spec.BasicConsume, queue="q", consumer_tag="c", nowait=True)
+    for number in range(1, count + 1):
+        other.receive(method_frame(number, make(spec.ChannelOpen)) + method_frame(number, consume))
+    other.take()
+    left = []
+
+    def look() -> None:
+        peer.publish(1, "q", b"a", persistent=False)
+        left.append((len(bench.broker.vhosts["/"].queues["q"].takers), other.take()))
+
+    longest_s = longest_slice(bench, other.client.lost, look)
+    assert longest_s < SLICE_MAX_S
+    ((takers, heard),) = left
+    queue = bench.broker.vhosts["/"].queues["q"]
+    assert takers and heard == [] and (len(queue.takers), queue.ready) == (0, 1)
+    bench.close()
+
+
+def test_thousands_of_queues_expire_in_slices(sliced: Bench, peer: Peer) -> None:
+    vhost = sliced.broker.vhosts["/"]
+    arguments: Table = {"x-expires": 1000}
+    with sliced.broker.definitions.transaction():
+        for number in range(2000):
+            vhost.declare_queue(
+                f"q{number}",
+                None,
+                durable=True,
+                exclusive=False,
+                auto_delete=False,
+                arguments=arguments,
+            )
+    sliced.disk()
+    sliced.now_s += 2
+    assert longest_slice(sliced, nobody_looks) < SLICE_MAX_S
+    assert not vhost.queues
+
+
+def test_thousands_of_clients_hear_in_slices_that_an_alarm_is_over(sliced: Bench) -> None:
+    peers = [Peer(sliced) for _ in range(3000)]
+    sliced.broker.set_alarm("low on disk", True)
+    for peer in peers:
+        peer.publish(1, "nowhere", b"a")
+        peer.take()
+
+    def over() -> None:
+        sliced.broker.set_alarm("low on disk", False)
+
+    longest_s = longest_slice(sliced, over)
+    assert longest_s < SLICE_MAX_S
+    heard = [peer.hear() for peer in peers]
+    assert heard == [[spec.ConnectionUnblocked()]] * len(peers)
+
+
+def test_an_alarm_that_comes_back_ends_the_telling(sliced: Bench) -> None:
+    """Those who have not heard yet that the last one is over stay blocked."""
+    peers = [Peer(sliced) for _ in range(50)]
+    sliced.broker.set_alarm("low on disk", True)
+    for peer in peers:
+        peer.publish(1, "nowhere", b"a")
+        peer.take()
+    looks = itertools.count()
+    sliced.broker.services.jobs.clock_s = lambda: next(looks) * SLICE_S / 4
+    sliced.broker.set_alarm("low on disk", False)
+    sliced.broker.set_alarm("low on memory", True)
+    while sliced.broker.jobs_left:
+        sliced.broker.work()
+    blocked = [peer.client.blocked for peer in peers]
+    assert True in blocked and False in blocked
+    sliced.broker.set_alarm("low on memory", False)
+    while sliced.broker.jobs_left:
+        sliced.broker.work()
+    assert not any(peer.client.blocked for peer in peers)
 
 
 def test_who_leaves_hears_nothing_of_deleted_queues(sliced: Bench, peer: Peer) -> None:

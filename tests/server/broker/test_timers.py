@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlog.server.broker.timers import Timers
+from qlog.server.broker.timers import AT_ONCE, Timers
 
 
 @given(
@@ -50,6 +50,19 @@ def test_what_is_set_in_a_call_comes_with_the_next_run() -> None:
     timers.at(1.0, again)
     assert timers.run(1.0) and called == [1.0]
     assert timers.run(1.0) and called == [1.0, 1.0]
+
+
+def test_many_that_are_due_at_once_are_called_turn_by_turn() -> None:
+    timers = Timers()
+    called: list[int] = []
+    count = 3 * AT_ONCE + 1
+    for number in range(count):
+        timers.at(1.0, lambda number=number: called.append(number))  # type: ignore[misc]
+    seen = []
+    while timers.run(1.0):
+        seen.append(len(called))
+        assert len(seen) < 10
+    assert seen == [AT_ONCE, 2 * AT_ONCE, 3 * AT_ONCE, count] and called == list(range(count))
 
 
 def test_error_in_a_call_costs_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
