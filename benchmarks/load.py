@@ -39,6 +39,8 @@ SEND_BYTES_MAX = 256 * 1024
 IDLE_MS = 20
 # A broker that answers nothing for so long has lost something.
 STALL_S = 60.0
+# How often a publisher with a pace looks whether it may send more.
+PACE_S = 0.002
 # How long a consumer that has all its messages waits for one too many.
 SURPLUS_MS = 50
 
@@ -57,12 +59,14 @@ class PublisherPlan:
         window: how many messages may be unconfirmed (or, without confirms, undelivered) at once.
         confirms: whether the window moves with publisher confirms.
         messages_max: stop after so many, None to go on until told to stop.
+        rate_max: send no more than so many a second, 0 for as many as the window allows.
     """
 
     traffic: Traffic
     window: int
     confirms: bool = True
     messages_max: int | None = None
+    rate_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,7 @@ class Publisher:
         self.position = 0
         self.begun = 0
         self.blocked = False
+        self.first_s: float | None = None  # when it began to send
 
     @property
     def done(self) -> bool:
@@ -182,6 +187,10 @@ class Publisher:
         allowed = self.confirms.count + self.plan.window
         if self.messages_max is not None:
             allowed = min(allowed, self.messages_max)
+        if self.plan.rate_max:
+            now_s = time.monotonic()
+            self.first_s = self.first_s or now_s
+            allowed = min(allowed, int((now_s - self.first_s) * self.plan.rate_max))
         limit = self.stream.position(allowed)
         self.blocked = False
         while self.position < limit:
@@ -323,10 +332,13 @@ def _publish(
     meter = Meter()
     for publisher in publishers.values():
         _send(publisher, poll)
+    paced = [publisher for publisher in publishers.values() if publisher.plan.rate_max]
     while not all(publisher.done for publisher in publishers.values()):
-        events = poll.poll(STALL_S)
-        if not events:
+        events = poll.poll(PACE_S if paced else STALL_S)
+        if not events and not paced:
             raise wire.Refused(f"no confirm for {STALL_S:.0f} s")
+        for publisher in paced:
+            _send(publisher, poll)
         if any(descriptor == control.fileno() for descriptor, _ in events):
             assert control.recv() == STOP
             for publisher in publishers.values():

@@ -390,7 +390,7 @@ class RoutingTable:
         exchange: str,
         routing_keys: Sequence[str],
         message: Message,
-        passes: Callable[[str], bool] | None = None,
+        passes: Callable[[str], bool | None] | None = None,
     ) -> Routed:
         """Find the queues of a message published to `exchange`. Raises MissingExchange.
 
@@ -398,7 +398,8 @@ class RoutingTable:
         is asked once by each exchange on the way that has to know more. An exchange where no
         binding matches hands the message to its alternate, and so on; an alternate that does not
         exist is ignored (RabbitMQ). `passes` is asked at each exchange on the way that is `gated`:
-        if it says False, the message gets no further there. It must be given if there is one.
+        if it says False, the message gets no further there; None: it passes, and so do all others. It
+        must be given if there is one.
         """
         if exchange not in self._sources:
             raise MissingExchange(exchange)
@@ -412,9 +413,10 @@ class RoutingTable:
             if source is None or (name != exchange and ("exchange", name) in self._going):
                 continue  # an alternate that does not exist
             if source.gated:
-                cacheable = False
                 assert passes is not None
-                if not passes(name):
+                let = passes(name)
+                cacheable = cacheable and let is None
+                if let is False:
                     continue
             if source.keeps_history:
                 histories.append(name)

@@ -34,6 +34,8 @@ LONG_MS = 3_600_000
 PRIORITIES = 10
 KEPT = 1000
 DELAY_MS = 1000
+# The pace at which messages have to come out on time, in messages/s.
+PACE = 20_000
 
 Arguments = Mapping[str, wire.Value]
 
@@ -107,11 +109,16 @@ def _nack(tag: int) -> bytes:
     return wire.method_frame(wire.BASIC_NACK, struct.pack(">QB", tag, multiple))
 
 
-def run_delayed(broker: Broker, settings: Settings) -> Figures:
-    """A steady flow in which each message waits for a second; how late it is then."""
+def run_delayed(broker: Broker, settings: Settings, *, pace: int = 0) -> Figures:
+    """A steady flow in which each message waits for a second; how late it is then.
+
+    `pace`: of the publisher, in messages/s; 0: as fast as it can.
+    """
     queue, exchange = fresh_name("due"), fresh_name("delayed")
+    window = PACE if pace else WINDOW  # a pace is not to wait for confirms
+    traffic = _delayed(exchange, queue, DELAY_MS)
     flow = Flow(
-        publishers=(PublisherPlan(_delayed(exchange, queue, DELAY_MS), WINDOW),),
+        publishers=(PublisherPlan(traffic, window, rate_max=pace),),
         consumers=(ConsumerPlan(queue, PREFETCH, ACK_EVERY),),
         topology=_delaying(queue, exchange),
         sources=(Share(0),),
@@ -180,6 +187,8 @@ def _of_queue(
     return Scenario(name, title, _FLOW, run, RATES)
 
 
+_LATE = ("rate", "confirm_p99_ms", "late_p50_ms", "late_p99_ms", "broker_cpu_us", "loop_cpu_us")
+
 SCENARIOS = (
     _of_queue(
         "priorities",
@@ -209,7 +218,15 @@ SCENARIOS = (
         f"each message is delayed by {DELAY_MS} ms",
         _FLOW,
         run_delayed,
-        ("rate", "confirm_p99_ms", "late_p50_ms", "late_p99_ms", "broker_cpu_us", "loop_cpu_us"),
+        _LATE,
+        applies=_delays,
+    ),
+    Scenario(
+        "delayed-paced",
+        f"the same at {PACE:,} messages/s",
+        _FLOW,
+        partial(run_delayed, pace=PACE),
+        _LATE,
         applies=_delays,
     ),
 )

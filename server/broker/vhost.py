@@ -202,8 +202,10 @@ class VHost:
         passes = None
         if self.routing.has_gates:
 
-            def passes(name: str) -> bool:
-                return (released and name == exchange) or self._passes(name, envelope, keepers)
+            def passes(name: str) -> bool | None:
+                if released and name == exchange:
+                    return None
+                return self._passes(name, envelope, keepers)
 
         queues, cacheable, histories = self.routing.route(exchange, keys, envelope, passes)
         if histories:

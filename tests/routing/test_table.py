@@ -373,3 +373,17 @@ def test_bindings_are_listed_from_both_ends() -> None:
     assert list(table.bindings_from("unknown")) == []
     assert list(table.bindings_to("queue", "unknown")) == []
     assert len(list(table.bindings())) == 3
+
+
+@pytest.mark.parametrize(
+    ("let", "queues", "cacheable"), [(None, ["q"], True), (True, ["q"], False), (False, [], False)]
+)
+def test_a_gate_lets_all_messages_pass_or_is_asked_for_each(
+    let: bool | None, queues: list[str], cacheable: bool
+) -> None:
+    table = table_with("q")
+    table.declare_exchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+    table.bind("d", "queue", "q", "k")
+    assert table.has_gates
+    found = table.route("d", ["k"], NO_HEADERS, lambda name: let)
+    assert (list(found.queues), found.cacheable) == (queues, cacheable)

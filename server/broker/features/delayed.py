@@ -313,18 +313,22 @@ class Delayed:
 
     def _routed(self, envelopes: Sequence[Envelope]) -> list[Released]:
         known: dict[tuple[bytes, int], Released] = {}
+        ways: dict[tuple[str, ...], Targets] = {}
         routed = []
         for envelope in envelopes:
-            key = envelope.packed, envelope.body_size
-            message = known.get(key)
+            message = known.get((envelope.packed, envelope.body_size))
             if message is None:
                 copy = released(envelope)
-                targets, cacheable = self._router.route(
-                    self.exchange.name, keys_of(copy), copy, released=True
-                )
+                keys = tuple(keys_of(copy))
+                targets, cacheable = ways.get(keys), True
+                if targets is None:
+                    targets, cacheable = self._router.route(
+                        self.exchange.name, keys, copy, released=True
+                    )
                 message = Released(copy, examine(copy.properties)[0], targets)
                 if cacheable:
-                    known[key] = message
+                    ways[keys] = targets
+                    known[envelope.packed, envelope.body_size] = message
             routed.append(message)
         return routed
 

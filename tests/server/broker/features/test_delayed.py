@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -239,6 +239,39 @@ class TestWhen:
         assert got(q) == []
         bench.pass_ms(1000)
         assert got(q) == [b"x"]
+
+
+class TestWhereItGoes:
+    def test_messages_of_one_key_are_routed_together(
+        self, bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vhost = bench.broker.vhosts["/"]
+        for number in range(20):
+            publish(q, b"%d" % number, 1000, message_id=f"{number}")
+        q.publish(1, "other", b"nowhere", exchange="d", properties=delay(1000))
+        calls: list[Sequence[str]] = []
+        route = vhost.route
+
+        def counted(exchange: str, keys: Sequence[str], *given: Any, **more: Any) -> Any:
+            calls.append(keys)
+            return route(exchange, keys, *given, **more)
+
+        monkeypatch.setattr(vhost, "route", counted)
+        bench.pass_ms(1000)
+        assert got(q) == [b"%d" % number for number in range(20)]
+        assert calls == [("k",), ("other",)]
+
+    def test_each_by_its_own_headers(self, bench: Bench, peer: Peer) -> None:
+        declare(peer, type_="headers")
+        for name in ("a", "b"):
+            peer.declare(name)
+            bound = make(spec.QueueBind, queue=name, exchange="d", arguments={"to": name})
+            peer.ask(1, bound, spec.QueueBindOk)
+        for body, to in ((b"1", "a"), (b"2", "b"), (b"3", "a"), (b"4", "c")):
+            properties = Properties(headers={"x-delay": 1000, "to": to}, delivery_mode=2)
+            peer.publish(1, "k", body, exchange="d", properties=properties)
+        bench.pass_ms(1000)
+        assert (got(peer, "a"), got(peer, "b")) == ([b"1", b"3"], [b"2"])
 
 
 class TestWhatComesOut:
