@@ -11,13 +11,17 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
+import h11
+import hypercorn.protocol
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import wrap_app
 
 logger = logging.getLogger("qlog.http")
@@ -29,6 +33,29 @@ HEAD_S_MAX = 10.0
 HEAD_BYTES_MAX = 32 * 1024
 # A client that takes nothing of its answer for so long is cut off.
 SEND_S_MAX = 20.0
+
+
+REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class ReasonedProtocol(H11Protocol):
+    """HTTP/1.1 with the reason in the status line, which Hypercorn leaves out.
+
+    RabbitMQ has it ("204 No Content"), and there are clients that compare all of that.
+    """
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        if isinstance(event, h11.Response):
+            event = h11.Response(
+                status_code=event.status_code,
+                headers=event.headers.raw_items(),
+                reason=REASONS.get(event.status_code, b""),
+            )
+        await super()._send_h11_event(event)
+
+
+# Hypercorn has no setting for the class of its protocol.
+hypercorn.protocol.H11Protocol = ReasonedProtocol  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)

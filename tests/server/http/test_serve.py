@@ -74,6 +74,27 @@ async def test_a_request_over_a_socket(site: Site) -> None:
         assert answer.startswith(b"HTTP/1.1 200") and b"guest" not in answer
 
 
+@pytest.mark.parametrize(
+    "request_line, head, status_line",
+    [
+        ("GET /api/whoami", LOGIN, b"200 OK"),
+        ("PUT /api/vhosts/new", LOGIN, b"201 Created"),
+        ("DELETE /api/vhosts/%2F", LOGIN, b"204 No Content"),
+        ("GET /api/vhosts/nobody", LOGIN, b"404 Not Found"),
+        ("GET /api/whoami", "", b"401 Unauthorized"),
+        ("GET /two words", "", b"400 Bad Request"),
+    ],
+)
+async def test_status_lines_have_a_reason(
+    site: Site, request_line: str, head: str, status_line: bytes
+) -> None:
+    """RabbitMQ's have, and rabbit-hole compares all of it."""
+    async with served(site) as port:
+        request = f"{request_line} HTTP/1.1\r\nhost: x\r\n{head}content-length: 0\r\n"
+        answer = await everything(await connected(port, request + "connection: close\r\n\r\n"))
+        assert answer.split(b"\r\n")[0] == b"HTTP/1.1 " + status_line
+
+
 async def test_a_head_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "HEAD_S_MAX", 0.05)
     async with served(site) as port:
