@@ -157,8 +157,7 @@ class ListingOperations:
         `single`: with what RabbitMQ tells of one alone; `spans`: and with the history.
         """
         facts = listings.queue_facts(queue, single=single)
-        for name in LENGTHS:
-            facts[f"{name}_details"] = self.sampler.details(queue, name, spans.lengths)
+        facts |= self.sampler.details(queue, LENGTHS, spans.lengths)
         self._add_rates(queue, facts["message_stats"], spans.messages)
         if not facts["message_stats"]:
             del facts["message_stats"]
@@ -169,8 +168,7 @@ class ListingOperations:
         return listings.bare_queue_facts(queue)
 
     def _add_rates(self, key: object, counts: dict[str, Any], span: Span | None) -> None:
-        for name in list(counts):
-            counts[f"{name}_details"] = self.sampler.details(key, name, span)
+        counts |= self.sampler.details(key, list(counts), span)
 
     def exchange_facts(
         self, vhost: VHost, exchange: Exchange, *, spans: Spans = NO_SPANS
@@ -185,8 +183,7 @@ class ListingOperations:
     def connection_facts(self, client: Connected, *, spans: Spans = NO_SPANS) -> dict[str, Any]:
         """A connection as operators see it, with rates."""
         facts = client.facts()
-        for name in CONNECTION:
-            facts[f"{name}_details"] = self.sampler.details(client, name, spans.octets)
+        facts |= self.sampler.details(client, CONNECTION, spans.octets)
         return facts
 
     def channel_facts(self, channel: ListedChannel, *, spans: Spans = NO_SPANS) -> dict[str, Any]:
@@ -292,16 +289,18 @@ class ListingOperations:
         """The bindings whose destination this queue or exchange is."""
         yield from list(vhost.routing.bindings_to(kind, destination))
 
-    def vhost_facts(self, vhost: VHost) -> dict[str, Any]:
+    def vhost_facts(self, vhost: VHost, *, spans: Spans = NO_SPANS) -> dict[str, Any]:
         """A vhost as operators see it, with the counts and rates of the last sample."""
         facts, key = listings.vhost_facts(vhost), ("vhost", vhost.name)
-        counted = self.sampler.counted(key, (*CONNECTION, *LENGTHS))
-        self._add_rates(key, counted, None)
+        for names, span in ((CONNECTION, spans.octets), (LENGTHS, spans.lengths)):
+            counted = self.sampler.counted(key, names)
+            self._add_rates(key, counted, span)
+            facts |= counted
         stats = self.sampler.counted(key, CHANNEL)
         if any(stats.values()):
-            self._add_rates(key, stats, None)
+            self._add_rates(key, stats, spans.messages)
             facts["message_stats"] = stats
-        return facts | counted
+        return facts
 
 
 def page(items: Iterator[T], first: int, count: int) -> list[T]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -87,21 +87,23 @@ class Series:
         self.coarse: list[tuple[int, array[int]]] | None = [] if coarse else None
         self.seen = 0  # the number of the last round that it was part of
 
-    def at(self, time_ms: int) -> array[int] | None:
-        """The numbers at a time; those of the first sample before it, None: there are none."""
-        for samples in (self.fine, self.coarse):
-            if samples and samples[0][0] <= time_ms:
-                place = bisect_right(samples, time_ms, key=_time)
-                return samples[place - 1][1]
-        oldest = self.coarse or self.fine
-        return oldest[0][1] if oldest else None
+    def at(self, times_ms: Iterable[int]) -> list[array[int] | None]:
+        """The numbers at these times; before the first sample those of it, None: there is none."""
+        kinds = [samples for samples in (self.fine, self.coarse) if samples]
+        dated = [([time_ms for time_ms, _ in samples], samples) for samples in kinds]
+        oldest = kinds[-1][0][1] if kinds else None
+        found: list[array[int] | None] = []
+        for time_ms in times_ms:
+            for stamps, samples in dated:
+                if place := bisect_right(stamps, time_ms):
+                    found.append(samples[place - 1][1])
+                    break
+            else:
+                found.append(oldest)
+        return found
 
 
 _NOTHING = Series((), coarse=False)
-
-
-def _time(sample: tuple[int, array[int]]) -> int:
-    return sample[0]
 
 
 @cache
@@ -258,20 +260,30 @@ class Sampler:
 
     # -- what is known -----------------------------------------------------------------------
 
-    def details(self, key: object, name: str, span: Span | None = None) -> dict[str, Any]:
-        """The rate of a number, in 1/s, and its history; a thing is its own key.
+    def details(
+        self, key: object, names: Sequence[str], span: Span | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """The rates of these numbers, in 1/s, and their history: by `NAME_details`.
 
-        A vhost's key is ("vhost", name), the broker's is "total".
+        A thing is its own key; a vhost's is ("vhost", name), the broker's is "total". What no
+        round has looked at yet had done nothing, at any time.
         """
-        series = self._series.get(key)
-        if series is None or name not in series.names:
-            series, place = _NOTHING, 0
-        else:
-            place = series.names.index(name)
-        details: dict[str, Any] = {"rate": self._rate(series, place)}
-        if span is not None and self.started:
-            details |= self._history(series, place, span)
-        return details
+        series = self._series.get(key, _NOTHING)
+        times_ms = self._times_ms(span) if span is not None and self.started else range(0)
+        moments = series.at(times_ms)
+        found: dict[str, dict[str, Any]] = {}
+        for name in names:
+            if name in series.names:
+                place = series.names.index(name)
+                rate = self._rate(series, place)
+                values = [0 if numbers is None else numbers[place] for numbers in moments]
+            else:
+                rate, values = 0.0, [0] * len(times_ms)
+            details: dict[str, Any] = {"rate": rate}
+            if times_ms:
+                details |= _history(values, times_ms)
+            found[f"{name}_details"] = details
+        return found
 
     def counted(self, key: object, names: Sequence[str]) -> dict[str, int]:
         """The numbers at the last sample."""
@@ -288,22 +300,24 @@ class Sampler:
         grown = series.fine[-1][1][place] - series.fine[-2][1][place]
         return grown * 1000 / took_ms if took_ms > 0 else 0.0
 
-    def _history(self, series: Series, place: int, span: Span) -> dict[str, Any]:
+    def _times_ms(self, span: Span) -> range:
+        """The times of the samples of a history, the newest first."""
         step_ms = span.step_s * 1000
         newest_ms = self._services.now_ms() // step_ms * step_ms
-        samples: list[dict[str, int]] = []
-        for ago in range(span.age_s // span.step_s + 1):
-            time_ms = newest_ms - ago * step_ms
-            numbers = series.at(time_ms)
-            sample = 0 if numbers is None else numbers[place]
-            samples.append({"sample": sample, "timestamp": time_ms})
-        values = [sample["sample"] for sample in samples]
-        took_s = (len(samples) - 1) * span.step_s
-        return {
-            "samples": samples,
-            "avg_rate": (values[0] - values[-1]) / took_s if took_s else 0.0,
-            "avg": sum(values) / len(values),
-        }
+        return range(newest_ms, newest_ms - span.age_s * 1000 - 1, -step_ms)
+
+
+def _history(values: Sequence[int], times_ms: range) -> dict[str, Any]:
+    """The history of a number, the newest value first."""
+    took_ms = times_ms[0] - times_ms[-1]
+    return {
+        "samples": [
+            {"sample": value, "timestamp": time_ms}
+            for value, time_ms in zip(values, times_ms, strict=True)
+        ],
+        "avg_rate": (values[0] - values[-1]) * 1000 / took_ms if took_ms else 0.0,
+        "avg": sum(values) / len(values),
+    }
 
 
 def _of_queue(queue: QueueType, ready: int, unacked: int) -> array[int]:

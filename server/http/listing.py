@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import regex
 
 from qlog.server.http.answers import Answer, Listing, encode
-from qlog.server.http.pace import ITEMS_AT_ONCE, Pace, paced
+from qlog.server.http.pace import Pace, paced
 from qlog.server.http.refusals import bad_request, refusal
 
 T = TypeVar("T")
@@ -78,17 +78,17 @@ async def answer_listing(listing: Listing[T], query: Mapping[str, str]) -> Answe
             f"Page out of range, page: {page.page} page size: {page.size}, len: {len(found)}",
         )
     shown = (await ordered(listing, found, query))[first : first + page.size]
-    items = [reduced(listing.view(item), columns) async for item in paced(shown)]
-    document = {
-        "filtered_count": len(found),
-        "item_count": len(items),
-        "items": items,
-        "page": page.page,
-        "page_count": -(-len(found) // page.size),
-        "page_size": page.size,
-        "total_count": len(every),
-    }
-    return Answer(body=encode(document))
+    before = encode({"filtered_count": len(found), "item_count": len(shown)})
+    after = encode(
+        {
+            "page": page.page,
+            "page_count": -(-len(found) // page.size),
+            "page_size": page.size,
+            "total_count": len(every),
+        }
+    )
+    around = (before[:-1] + b',"items":', b"," + after[1:])
+    return Answer(body=_array(shown, listing.view, columns, around))
 
 
 async def gathered(objects: Any) -> list[Any]:
@@ -220,14 +220,16 @@ def _copy(source: Any, path: list[str], target: dict[str, Any]) -> None:
 
 
 async def _array(
-    objects: list[T], view: Callable[[T], Mapping[str, Any]], columns: list[list[str]]
+    objects: list[T],
+    view: Callable[[T], Mapping[str, Any]],
+    columns: list[list[str]],
+    around: tuple[bytes, bytes] = (b"", b""),
 ) -> AsyncGenerator[bytes, None]:
-    """A JSON array, item by item."""
+    """A JSON array, item by item, with what is before and behind it."""
     pace = Pace()
-    yield b"["
+    yield around[0] + b"["
     for number, item in enumerate(objects, 1):
         text = encode(reduced(view(item), columns))
         yield b"," + text if number > 1 else text
-        if not number % ITEMS_AT_ONCE:
-            await pace.rest()
-    yield b"]"
+        await pace.rest()
+    yield b"]" + around[1]

@@ -66,6 +66,7 @@ HISTORY = {
     "data_rates_age": "so many seconds of the rates of octets",
     "data_rates_incr": "a sample of each so many seconds",
 }
+LISTED = PAGED | HISTORY
 
 
 class Node:

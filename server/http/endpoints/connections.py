@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from qlog.server.broker.operations import Connected, ListedChannel
@@ -10,7 +11,7 @@ from qlog.server.http.answers import NO_CONTENT, Answer, Listing
 from qlog.server.http.ask import Ask
 from qlog.server.http.refusals import not_authorised, not_found
 from qlog.server.http.spans import spans
-from qlog.server.http.table import HISTORY, PAGED, Endpoint
+from qlog.server.http.table import HISTORY, LISTED, Endpoint
 
 CLOSED = "Closed via management plugin"
 
@@ -41,7 +42,7 @@ async def list_connections(ask: Ask) -> Listing[Connected]:
     """All connections."""
     return Listing(
         _connections(ask),
-        ask.operations.connection_facts,
+        partial(ask.operations.connection_facts, spans=spans(ask)),
         name=lambda client: client.name,
         order=lambda client: client.name,
         paged=True,
@@ -97,7 +98,7 @@ async def list_channels_of_connection(ask: Ask) -> Listing[ListedChannel]:
 def _listed(ask: Ask, channels: Iterator[ListedChannel]) -> Listing[ListedChannel]:
     return Listing(
         channels,
-        ask.operations.channel_facts,
+        partial(ask.operations.channel_facts, spans=spans(ask)),
         name=lambda channel: channel.name,
         order=lambda channel: channel.name,
         paged=True,
@@ -124,9 +125,9 @@ async def list_consumers(ask: Ask) -> Listing[Any]:
 
 
 ENDPOINTS = [
-    Endpoint("GET", "/connections", list_connections, "All connections", query=PAGED),
+    Endpoint("GET", "/connections", list_connections, "All connections", query=LISTED),
     Endpoint(
-        "GET", "/vhosts/{vhost}/connections", list_connections, "Those in a vhost", query=PAGED
+        "GET", "/vhosts/{vhost}/connections", list_connections, "Those in a vhost", query=LISTED
     ),
     Endpoint("GET", "/connections/{connection}", show_connection, "One connection", query=HISTORY),
     Endpoint(
@@ -146,8 +147,8 @@ ENDPOINTS = [
         list_channels_of_connection,
         "The channels of a connection",
     ),
-    Endpoint("GET", "/channels", list_channels, "All channels", query=PAGED),
-    Endpoint("GET", "/vhosts/{vhost}/channels", list_channels, "Those in a vhost", query=PAGED),
+    Endpoint("GET", "/channels", list_channels, "All channels", query=LISTED),
+    Endpoint("GET", "/vhosts/{vhost}/channels", list_channels, "Those in a vhost", query=LISTED),
     Endpoint("GET", "/channels/{channel}", show_channel, "One channel", query=HISTORY),
     Endpoint("GET", "/consumers", list_consumers, "All consumers"),
     Endpoint("GET", "/consumers/{vhost}", list_consumers, "The consumers of a vhost"),

@@ -18,7 +18,7 @@ from qlog.server.http.long_texts import LongText
 from qlog.server.http.pace import paced
 from qlog.server.http.refusals import Refusal, bad_request, not_found, refusal
 from qlog.server.http.spans import spans
-from qlog.server.http.table import HISTORY, PAGED, Endpoint
+from qlog.server.http.table import HISTORY, LISTED, Endpoint
 
 SHORTSTR_BYTES_MAX = 255
 DEFAULT_EXCHANGE = "amq.default"
@@ -38,9 +38,10 @@ def _exchanges(ask: Ask) -> Iterator[tuple[VHost, Exchange]]:
 
 async def list_exchanges(ask: Ask) -> Listing[Any]:
     """All exchanges."""
+    asked = spans(ask)
     return Listing(
         _exchanges(ask),
-        lambda pair: ask.operations.exchange_facts(*pair),
+        lambda pair: ask.operations.exchange_facts(*pair, spans=asked),
         name=lambda pair: pair[1].name,
         order=lambda pair: (pair[0].name, pair[1].name),
         paged=True,
@@ -282,8 +283,8 @@ _PUBLISHED = {
 _BOUND = {"routing_key": {"type": "string"}, "arguments": {"type": "object"}}
 
 ENDPOINTS = [
-    Endpoint("GET", "/exchanges", list_exchanges, "All exchanges", query=PAGED),
-    Endpoint("GET", "/exchanges/{vhost}", list_exchanges, "Those of a vhost", query=PAGED),
+    Endpoint("GET", "/exchanges", list_exchanges, "All exchanges", query=LISTED),
+    Endpoint("GET", "/exchanges/{vhost}", list_exchanges, "Those of a vhost", query=LISTED),
     Endpoint("GET", _ONE, show_exchange, "One exchange", query=HISTORY),
     Endpoint("PUT", _ONE, declare_exchange, "Declare an exchange", body=_DECLARED, status=201),
     Endpoint(

@@ -16,7 +16,7 @@ from qlog.server.http.fields import flag, table, whole
 from qlog.server.http.pace import Pace
 from qlog.server.http.refusals import bad_request, not_authorised, not_found, refusal
 from qlog.server.http.spans import spans
-from qlog.server.http.table import HISTORY, PAGED, Endpoint
+from qlog.server.http.table import HISTORY, LISTED, Endpoint
 
 ACCESS_REFUSED = 403
 _ACK_MODES = (
@@ -51,7 +51,7 @@ async def list_queues(ask: Ask) -> Listing[QueueType]:
     bare = partial(_bare, ask) if ask.flag("disable_stats") else None
     return Listing(
         _objects(ask),
-        bare or ask.operations.queue_facts,
+        bare or partial(ask.operations.queue_facts, spans=spans(ask)),
         name=lambda queue: queue.name,
         order=lambda queue: (queue.declared.vhost, queue.name),
         paged=True,
@@ -192,7 +192,7 @@ async def message_document(
 
 
 _LISTED = {
-    **PAGED,
+    **LISTED,
     "disable_stats": "true: without statistics",
     "enable_queue_totals": "true: but with the numbers of messages",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from qlog.server.broker.operations import VHost
@@ -9,14 +10,15 @@ from qlog.server.http.answers import NO_CONTENT, Answer, Listing, put
 from qlog.server.http.ask import Ask
 from qlog.server.http.fields import flag, text, texts
 from qlog.server.http.refusals import not_found
-from qlog.server.http.table import Endpoint
+from qlog.server.http.spans import spans
+from qlog.server.http.table import HISTORY, Endpoint
 
 
 async def list_vhosts(ask: Ask) -> Listing[VHost]:
     """All vhosts."""
     return Listing(
         ask.vhosts(),
-        ask.operations.vhost_facts,
+        partial(ask.operations.vhost_facts, spans=spans(ask)),
         name=lambda vhost: vhost.name,
         order=lambda vhost: vhost.name,
     )
@@ -24,7 +26,7 @@ async def list_vhosts(ask: Ask) -> Listing[VHost]:
 
 async def show_vhost(ask: Ask) -> dict[str, Any]:
     """One vhost."""
-    return ask.operations.vhost_facts(ask.vhost())
+    return ask.operations.vhost_facts(ask.vhost(), spans=spans(ask))
 
 
 async def set_vhost(ask: Ask) -> Answer:
@@ -70,8 +72,8 @@ _SET = {
 }
 
 ENDPOINTS = [
-    Endpoint("GET", "/vhosts", list_vhosts, "All vhosts"),
-    Endpoint("GET", "/vhosts/{vhost}", show_vhost, "One vhost"),
+    Endpoint("GET", "/vhosts", list_vhosts, "All vhosts", query=HISTORY),
+    Endpoint("GET", "/vhosts/{vhost}", show_vhost, "One vhost", query=HISTORY),
     Endpoint(
         "PUT",
         "/vhosts/{vhost}",

@@ -118,7 +118,7 @@ class Tally:
 async def test_a_long_listing_lets_others_have_their_turn(
     query: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten thousand objects, on a machine where 32 of them take a slice."""
+    """Ten thousand objects, on a machine where one of them takes a slice."""
     monkeypatch.setattr(pace, "SLICE_S", 0.0)
 
     def view(number: int) -> dict[str, Any]:
@@ -133,4 +133,4 @@ async def test_a_long_listing_lets_others_have_their_turn(
             async for _ in answer.body:
                 pass
         nursery.cancel_scope.cancel()
-    assert tally.turns > 10_000 / pace.ITEMS_AT_ONCE
+    assert tally.turns > 10_000

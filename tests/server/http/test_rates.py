@@ -131,6 +131,61 @@ async def test_history_for_a_chart(site: Site) -> None:
     assert queue["message_stats"]["publish_details"]["samples"] == details["samples"]
 
 
+async def test_each_item_of_a_listing_has_a_history(site: Site) -> None:
+    site.bench.now_ms = 1_800_000_000_000
+    site.bench.broker.operations.sampler.start()
+    peer = site.peer()
+    peer.declare("q")
+    site.bench.pass_ms(ROUND_MS)
+    peer.publish(1, "q", *[b"x"] * 5)
+    site.bench.pass_ms(ROUND_MS)
+    query = "&".join(
+        f"{kind}_age=10&{kind}_incr=5" for kind in ("lengths", "msg_rates", "data_rates")
+    )
+
+    async def listed(path: str, *fields: str) -> None:
+        """Look at the list and at one page of it; the first item has these numbers."""
+        (item, *_) = await site.get(f"{path}?{query}")
+        paged = await site.get(f"{path}?{query}&page=1&sort=name")
+        (of_page, *_) = paged["items"] if isinstance(paged, dict) else paged
+        for one in (item, of_page):
+            for field in fields:
+                details = one["message_stats"] if field.startswith("publish") else one
+                samples = details[f"{field}_details"]["samples"]
+                assert len(samples) == 3, (path, field)
+                expected = [0, 0, 0] if "oct" in field else [5, 0, 0]
+                assert [each["sample"] for each in samples] == expected, (path, field)
+
+    await listed("queues", "messages", "publish")
+    await listed("queues/%2F", "messages_ready", "publish")
+    await listed("exchanges", "publish_in")
+    await listed("exchanges/%2F", "publish_out")
+    await listed("connections", "recv_oct")
+    await listed("vhosts/%2F/connections", "send_oct")
+    await listed("channels", "publish")
+    await listed("vhosts/%2F/channels", "publish")
+    await listed("vhosts", "messages", "publish", "recv_oct")
+
+
+async def test_what_is_new_has_a_history_too(site: Site) -> None:
+    """A chart is asked for before the first round that looks at the queue."""
+    site.bench.now_ms = 1_800_000_000_000
+    site.bench.broker.operations.sampler.start()
+    peer = site.peer()
+    peer.declare("q")
+    peer.publish(1, "q", b"x")
+    query = "lengths_age=10&lengths_incr=5&msg_rates_age=5&msg_rates_incr=5"
+    queue = await site.get(f"queues/%2F/q?{query}")
+    assert queue["messages"] == 1
+    assert queue["messages_details"] == {
+        "rate": 0.0,
+        "samples": [{"sample": 0, "timestamp": 1_800_000_000_000 - 5000 * ago} for ago in range(3)],
+        "avg_rate": 0.0,
+        "avg": 0.0,
+    }
+    assert len(queue["message_stats"]["publish_details"]["samples"]) == 2
+
+
 @pytest.mark.parametrize(
     "query",
     [
