@@ -550,7 +550,12 @@ MUTATIONS = [
         taste={"fail": 8},
     ),
     Mutation("index before ledger", "the ledger is behind", patches=_index_first),
-    Mutation("index before log", "the log is behind", patches=_checkpoint_ahead),
+    Mutation(
+        "index before log",
+        "the log is behind",
+        patches=_checkpoint_ahead,
+        taste={"checkpoint": 5},
+    ),
     Mutation(
         "runs are joined over the end of a snapshot that is gathering",
         "the index never gets the first, and the log is read from behind it",
