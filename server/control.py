@@ -154,6 +154,7 @@ class Control:
         operations = broker.operations
         logger.warning("everything is deleted: the broker is reset")
         for vhost in list(operations.vhosts()):
+            await self._done(operations.protect_vhost(vhost, False))
             await self._done(operations.delete_vhost(vhost.name))
         for user in list(operations.users()):
             await self._done(operations.delete_user(user.name))

@@ -133,6 +133,7 @@ class Definitions:
                 "tags": settings.tags,
                 "default_queue_type": settings.default_queue_type,
                 "limits": json.dumps(settings.limits),  # numbers of any size
+                "protected_from_deletion": settings.protected_from_deletion,
             },
         )
 
@@ -148,6 +149,7 @@ class Definitions:
                     tuple(value.get("tags", ())),
                     value.get("default_queue_type"),
                     json.loads(value.get("limits", "{}")),
+                    value.get("protected_from_deletion", False),
                 ),
             )
 

@@ -91,7 +91,13 @@ _KEYS = {
 }
 # What the definitions of one vhost have.
 VHOST_SECTIONS = ("parameters", "policies", "exchanges", "queues", "bindings")
-_METADATA = {"description", "tags", "default_queue_type", "tracing"}
+_METADATA = {
+    "description",
+    "tags",
+    "default_queue_type",
+    "protected_from_deletion",
+    "tracing",
+}
 _ABSENT: Any = object()
 
 
@@ -275,6 +281,7 @@ class Import:
             description=item.text("description", described),
             tags=as_tags(tags),
             default_queue_type=queue_type_of(item),
+            protected=protection_of(item),
         )
         if item.flag("tracing", False):
             self.warnings.append(f"{item.what}: tracing is not switched on")
@@ -423,6 +430,13 @@ def queue_type_of(item: Item) -> str | None:
     return None if type_ in (None, "", "undefined") else str(type_)
 
 
+def protection_of(item: Item) -> bool | None:
+    """Whether a vhost is protected from deletion; None: nothing is said of it. Raises ValueError."""
+    metadata = Item(item.what, item.table("metadata"))
+    protected: bool | None = metadata.get("protected_from_deletion", bool, None)
+    return protected
+
+
 def _called(section: str, fields: dict[str, Any]) -> str:
     """An item as errors name it; empty if it has no name."""
     one = "policy" if section == "policies" else section.removesuffix("s").replace("_", " ")
@@ -554,7 +568,8 @@ def _add_vhost(document: dict[str, Any], vhost: VHost) -> None:
     metadata: dict[str, Any] = {"description": settings.description, "tags": list(settings.tags)}
     if settings.default_queue_type is not None:
         metadata["default_queue_type"] = settings.default_queue_type
-    document["vhosts"].append({"name": vhost.name, **metadata, "metadata": metadata})
+    protection = {"protected_from_deletion": True} if settings.protected_from_deletion else {}
+    document["vhosts"].append({"name": vhost.name, **metadata, "metadata": metadata | protection})
     if settings.limits:
         document["parameters"].append(
             {

@@ -17,7 +17,7 @@ from qlog.server.broker.access.passwords import RABBITMQ_DEFAULT, parse_hash
 from qlog.server.broker.access.permissions import check_pattern, check_topic_pattern
 from qlog.server.broker.access.users import User
 from qlog.server.broker.access_operations import check_user_name, checked_tags, checked_user_limits
-from qlog.server.broker.definitions_file import Import, Item, as_tags, queue_type_of
+from qlog.server.broker.definitions_file import Import, Item, as_tags, protection_of, queue_type_of
 from qlog.server.broker.features.policy import PolicyKind, check_policy
 from qlog.server.broker.features.vhost_settings import (
     VHostSettings,
@@ -114,6 +114,7 @@ class Rehearsal(Import):
         if type_ is not None:
             check_default_queue_type(type_)
         item.flag("tracing", False)
+        protection_of(item)
         there = {vhost.name: vhost for vhost in self.operations.vhosts()}
         scene = self._scenes[name] = Scene(name, there.get(name))
         scene.settings = VHostSettings(default_queue_type=type_, limits=scene.settings.limits)

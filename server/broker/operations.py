@@ -42,6 +42,7 @@ from qlog.server.broker.delayed_operations import DelayedOperations
 from qlog.server.broker.features.parameters import InvalidParameter
 from qlog.server.broker.features.policy import Policy, PolicyKind, check_policy
 from qlog.server.broker.features.vhost_settings import (
+    VHostProtected,
     VHostSettings,
     check_default_queue_type,
     checked_limits,
@@ -102,6 +103,7 @@ __all__ = [
     "TopicPermission",
     "User",
     "VHost",
+    "VHostProtected",
     "hash_text",
     "page",
 ]
@@ -156,9 +158,11 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
         description: str = "",
         tags: Collection[str] = (),
         default_queue_type: str | None = None,
+        protected: bool | None = None,
     ) -> Outcome[VHost]:
         """Make a vhost, or change what is set about one; its limits stay.
 
+        `protected`: from deletion; None: as before, and a new one is not.
         Nobody may enter a new vhost before a user gets permissions for it. Raises InvalidParameter.
         """
         if default_queue_type is not None:
@@ -166,8 +170,16 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
 
         def set_settings() -> VHost:
             vhost = self._vhosts.get(name)
-            limits = {} if vhost is None else vhost.settings.limits
-            settings = VHostSettings(description, tuple(tags), default_queue_type, limits)
+            before = VHostSettings() if vhost is None else vhost.settings
+            settings = replace(
+                before,
+                description=description,
+                tags=tuple(tags),
+                default_queue_type=default_queue_type,
+                protected_from_deletion=(
+                    before.protected_from_deletion if protected is None else protected
+                ),
+            )
             if vhost is None:
                 self._definitions.save_vhost(name, settings)
                 vhost = self._vhosts[name] = VHost(self._services, name, settings)
@@ -188,12 +200,22 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
         vhost.set_settings(replace(vhost.settings, limits=checked))
         return self._durable(Outcome.of(None))
 
+    def protect_vhost(self, vhost: VHost, protected: bool) -> Outcome[None]:
+        """Protect a vhost from deletion, or let it be deleted again."""
+        if protected != vhost.settings.protected_from_deletion:
+            logger.info("protection set vhost=%s on=%s %s", vhost.name, protected, self._actor)
+        vhost.set_settings(replace(vhost.settings, protected_from_deletion=protected))
+        return self._durable(Outcome.of(None))
+
     def delete_vhost(self, name: str) -> Outcome[None]:
-        """Delete a vhost with all that is in it, and the permissions for it. Raises 404.
+        """Delete a vhost with all that is in it, and the permissions for it.
 
         Its clients are thrown out. It is gone at once; its name is free when the outcome is known.
+        Raises 404, and VHostProtected.
         """
         vhost = self.vhost(name)
+        if vhost.settings.protected_from_deletion:
+            raise VHostProtected(name)
         logger.info("vhost deleted name=%s %s", name, self._actor)
         with self._definitions.transaction():
             self._definitions.delete_vhost(name)

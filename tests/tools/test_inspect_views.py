@@ -214,6 +214,7 @@ def test_the_catalog_shows_definitions_and_no_secrets(tmp_path: Path) -> None:
         "tags": ["a", "b"],
         "default_queue_type": "quorum",
         "limits": limits,
+        "protected_from_deletion": False,
     }
     (shown,) = document["policies"]
     assert (shown["policy"], shown["definition"]) == ("p", {"expires": 5})

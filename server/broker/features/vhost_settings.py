@@ -1,4 +1,5 @@
-"""What is set about a vhost: description, tags, default queue type, limits. RabbitMQ's rules.
+"""What is set about a vhost: description, tags, default queue type, limits, whether it may be
+deleted. RabbitMQ's rules.
 
 A limit of less than nothing is no limit (rabbit_vhost_limit). A queue that is declared without
 `x-queue-type` is of the vhost's default type, if queues of that type can be what the declaration
@@ -18,6 +19,15 @@ from qlog.server.broker.queues.arguments import QUEUE_TYPES
 LIMITS = ("max-connections", "max-queues")
 
 
+class VHostProtected(Exception):
+    """The vhost is not deleted: it is protected from that."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Refusing to delete virtual host '{name}' because it is protected from deletion"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class VHostSettings:
     """The settings of one vhost; `limits` by RabbitMQ's names, as they were set."""
@@ -26,6 +36,7 @@ class VHostSettings:
     tags: tuple[str, ...] = ()
     default_queue_type: str | None = None
     limits: Mapping[str, int] = field(default_factory=dict)
+    protected_from_deletion: bool = False
 
     @property
     def connections_max(self) -> int | None:

@@ -194,7 +194,9 @@ def vhost_facts(vhost: VHost) -> dict[str, Any]:
             "description": settings.description,
             "tags": tags,
             "default_queue_type": default_type,
+            "protected_from_deletion": settings.protected_from_deletion,
         },
+        "protected_from_deletion": settings.protected_from_deletion,
         "tracing": vhost.firehose is not None,
         "cluster_state": {NODE: "running"},
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from qlog.server.broker.operations import VHost
+from qlog.server.broker.operations import VHost, VHostProtected
 from qlog.server.http.answers import NO_CONTENT, Answer, Listing, put
 from qlog.server.http.ask import Ask
 from qlog.server.http.fields import flag, text, texts
-from qlog.server.http.refusals import not_found
+from qlog.server.http.refusals import not_found, refusal
 from qlog.server.http.spans import spans
 from qlog.server.http.table import HISTORY, Endpoint
 
@@ -52,7 +52,23 @@ async def set_vhost(ask: Ask) -> Answer:
 
 async def delete_vhost(ask: Ask) -> Answer:
     """Delete a vhost with all that is in it."""
-    await ask.settled(ask.operations.delete_vhost(ask.vhost().name))
+    try:
+        outcome = ask.operations.delete_vhost(ask.vhost().name)
+    except VHostProtected as error:
+        raise refusal(412, "precondition_failed", str(error)) from None
+    await ask.settled(outcome)
+    return NO_CONTENT
+
+
+async def protect_vhost(ask: Ask) -> Answer:
+    """Protect a vhost from deletion."""
+    await ask.settled(ask.operations.protect_vhost(ask.vhost(), True))
+    return NO_CONTENT
+
+
+async def unprotect_vhost(ask: Ask) -> Answer:
+    """Let a vhost be deleted again."""
+    await ask.settled(ask.operations.protect_vhost(ask.vhost(), False))
     return NO_CONTENT
 
 
@@ -88,6 +104,22 @@ ENDPOINTS = [
         "/vhosts/{vhost}",
         delete_vhost,
         "Delete a vhost",
+        tag="administrator",
+        status=204,
+    ),
+    Endpoint(
+        "POST",
+        "/vhosts/{vhost}/deletion/protection",
+        protect_vhost,
+        "Protect a vhost from deletion",
+        tag="administrator",
+        status=204,
+    ),
+    Endpoint(
+        "DELETE",
+        "/vhosts/{vhost}/deletion/protection",
+        unprotect_vhost,
+        "Let it be deleted again",
         tag="administrator",
         status=204,
     ),

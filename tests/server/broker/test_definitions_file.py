@@ -227,6 +227,22 @@ def test_what_is_there_stays_and_what_is_set_is_set_again(bench: Bench) -> None:
     assert set(guest.permissions) == {"/", "shop"}
 
 
+def test_a_document_says_whether_a_vhost_is_protected(bench: Bench) -> None:
+    document = without()
+    document["vhosts"][1]["metadata"]["protected_from_deletion"] = True
+    start(bench, document)
+    assert bench.broker.vhosts["shop"].settings.protected_from_deletion
+    (shop,) = [vhost for vhost in exported(bench)["vhosts"] if vhost["name"] == "shop"]
+    assert shop["metadata"]["protected_from_deletion"] is True
+    start(bench, DOCUMENT)  # which says nothing of it
+    assert bench.broker.vhosts["shop"].settings.protected_from_deletion
+    document["vhosts"][1]["metadata"]["protected_from_deletion"] = False
+    start(bench, document)
+    assert not bench.broker.vhosts["shop"].settings.protected_from_deletion
+    (shop,) = [vhost for vhost in exported(bench)["vhosts"] if vhost["name"] == "shop"]
+    assert "protected_from_deletion" not in shop["metadata"]
+
+
 def test_what_is_exported_is_what_was_loaded(bench: Bench) -> None:
     start(bench, DOCUMENT)
     peer = Peer(bench, vhost="shop")

@@ -12,7 +12,7 @@ import pytest
 from qlog.server.amqp import spec
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.broker.features.parameters import InvalidParameter
-from qlog.server.broker.features.vhost_settings import VHostSettings
+from qlog.server.broker.features.vhost_settings import VHostProtected, VHostSettings
 from tests.server.broker.support import Bench, Peer, make
 
 
@@ -58,6 +58,25 @@ def test_vhosts_are_made_changed_and_kept(bench: Bench) -> None:
         "a": VHostSettings("y", (), None, {"max-queues": 10**30}),
         "b": VHostSettings(),
     }
+
+
+def test_a_protected_vhost_is_not_deleted(bench: Bench) -> None:
+    """As since RabbitMQ 4.1; a restart and other changes keep the protection."""
+    operations = bench.broker.operations
+    operations.set_vhost("a")
+    operations.protect_vhost(operations.vhost("a"), True)
+    operations.set_vhost("a", description="y")
+    operations.set_vhost_limits(operations.vhost("a"), {"max-queues": 1})
+    bench.disk()
+    bench.kill()
+    bench.open()
+    operations = bench.broker.operations
+    with pytest.raises(VHostProtected, match="'a' because it is protected from deletion"):
+        operations.delete_vhost("a")
+    assert "a" in bench.broker.vhosts
+    operations.protect_vhost(operations.vhost("a"), False)
+    operations.delete_vhost("a")
+    assert "a" not in bench.broker.vhosts
 
 
 THREE_COMPLAINTS = """\

@@ -192,6 +192,17 @@ def test_settings_that_suites_set_for_a_while(broker: BrokerProcess, ctl: Any) -
     ctl("eval", "application:set_env(rabbit, channel_max, 70000).", status=69)
 
 
+def test_a_vhost_that_is_protected_from_deletion(ctl: Any) -> None:
+    ctl("add_vhost", "kept")
+    ctl("enable_vhost_deletion_protection", "kept")
+    assert "it is protected from deletion" in ctl("delete_vhost", "kept", status=69)
+    rows = json.loads(ctl("list_vhosts", "name", "protected_from_deletion", "--formatter", "json"))
+    assert {"name": "kept", "protected_from_deletion": True} in rows
+    assert "does not exist" in ctl("enable_vhost_deletion_protection", "nosuch", status=65)
+    ctl("disable_vhost_deletion_protection", "kept")
+    ctl("delete_vhost", "kept")
+
+
 def test_policies_that_match(ctl: Any) -> None:
     ctl("set_policy", "low", "amq", '{"alternate-exchange": "x"}', "--apply-to", "exchanges")
     ctl("set_policy", "high", "dir", '{"alternate-exchange": "x"}', "--priority", "5")

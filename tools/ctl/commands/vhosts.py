@@ -22,7 +22,15 @@ from qlog.tools.ctl.command import (
 from qlog.tools.ctl.commands import documents
 from qlog.tools.ctl.values import to_json
 
-COLUMNS = ("cluster_state", "default_queue_type", "description", "name", "tags", "tracing")
+COLUMNS = (
+    "cluster_state",
+    "default_queue_type",
+    "description",
+    "name",
+    "protected_from_deletion",
+    "tags",
+    "tracing",
+)
 LIMITS = ("max-connections", "max-queues")
 QUEUE_TYPES = ("quorum", "stream", "classic")
 _UNKNOWN_LIMIT = "Validation failed\n\nUnrecognised terms {} in limits\n"
@@ -91,6 +99,14 @@ def set_vhost_tags(call: Call) -> None:
 def delete_vhost(call: Call) -> None:
     """Delete a vhost with all that is in it."""
     call.ask("DELETE", "vhosts", call.args[0], missing=no_vhost(call.args[0]))
+
+
+def _protecting(method: str) -> Any:
+    def run(call: Call) -> None:
+        (name,) = call.args
+        call.ask(method, "vhosts", name, "deletion", "protection", missing=no_vhost(name))
+
+    return run
 
 
 def list_vhosts(call: Call) -> Rows:
@@ -201,6 +217,26 @@ COMMANDS = (
         args=(1, 1),
         banner='Deleting vhost "{0}" ...',
         examples=("delete_vhost orders",),
+    ),
+    Command(
+        "enable_vhost_deletion_protection",
+        _G,
+        "Protects a virtual host from deletion",
+        _protecting("POST"),
+        usage="<vhost>",
+        args=(1, 1),
+        banner='Protecting vhost "{0}" from deletion ...',
+        examples=("enable_vhost_deletion_protection orders",),
+    ),
+    Command(
+        "disable_vhost_deletion_protection",
+        _G,
+        "Lets a virtual host be deleted again",
+        _protecting("DELETE"),
+        usage="<vhost>",
+        args=(1, 1),
+        banner='Removing the protection of vhost "{0}" from deletion ...',
+        examples=("disable_vhost_deletion_protection orders",),
     ),
     Command(
         "list_vhosts",

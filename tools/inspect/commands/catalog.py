@@ -29,7 +29,7 @@ class Kind(StrEnum):
 # What JSON has of a definition: `key=attribute`, or one name for both.
 _POLICY = "policy=name pattern apply_to priority definition"
 _FIELDS = {
-    Kind.VHOSTS: "description tags default_queue_type limits",
+    Kind.VHOSTS: "description tags default_queue_type limits protected_from_deletion",
     Kind.USERS: "user=name tags permissions topic_permissions limits hashing_algorithm",
     Kind.POLICIES: _POLICY,
     Kind.OPERATOR_POLICIES: _POLICY,
