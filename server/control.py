@@ -18,6 +18,7 @@ import trio
 
 from qlog.server.amqp.errors import HardError, connection_forced
 from qlog.server.broker.outcome import Outcome
+from qlog.server.broker.settings import CHANNELS_MAX, FRAME_BYTES_MAX
 from qlog.server.config import Settings, definitions
 from qlog.server.net.listen import bind
 from qlog.server.net.network import Network
@@ -42,6 +43,10 @@ PASSING: Mapping[str, tuple[str, float]] = {
     "loopback_users": ("loopback_users", 1),
     "max_message_size": ("message_bytes_max", 1),
 }
+
+
+# What 0 means where RabbitMQ has no limit then: the most that the protocol can say.
+NO_LIMIT: Mapping[str, int] = {"channel_max": CHANNELS_MAX, "frame_bytes_max": FRAME_BYTES_MAX}
 
 
 class StillRunning(Exception):
@@ -224,7 +229,7 @@ class Control:
         ours, factor = PASSING[name]
         definition = definitions()[ours]
         if not definition.is_list:
-            value = type(definition.default)(value * factor)
+            value = type(definition.default)(value * factor) or NO_LIMIT.get(ours, 0)
         try:
             checked = msgspec.convert(value, definition.constrained)
         except msgspec.ValidationError as error:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qlog.server.broker.settings import CHANNELS_MAX, FRAME_BYTES_MAX
 from qlog.server.config import ConfigError
 
 _LINE = re.compile(
@@ -286,10 +287,10 @@ class _Translation:
             elif relative is not None:
                 self._set(name, int(relative.number(float) * self._memory_bytes()), relative)
         if (line := self._take("frame_max")) is not None:
-            self._set("frame_bytes_max", line.size() or 2**31 - 1, line)
+            self._set("frame_bytes_max", line.size() or FRAME_BYTES_MAX, line)
         for key in ("channel_max", "max_channels_per_connection"):
             if (line := self._take(key)) is not None:
-                self._set("channel_max", line.number() or 65535, line)
+                self._set("channel_max", line.number() or CHANNELS_MAX, line)
         if (line := self._take("consumer_timeout")) is not None:
             self._set("consumer_timeout_s", line.number(scale=1000), line)
 

@@ -11,6 +11,10 @@ from msgspec import Meta, Struct
 
 from qlog import __version__
 
+# The most that the protocol can say: RabbitMQ's "no limit".
+CHANNELS_MAX = 65535
+FRAME_BYTES_MAX = 2**31 - 1
+
 
 class BrokerSettings(Struct, frozen=True, kw_only=True):
     """Who may come in, and what clients are told and may do."""
@@ -101,13 +105,13 @@ class BrokerSettings(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=8192,  # 4.2.3 of the specification demands 4096; RabbitMQ takes no less than this
-            le=2**31 - 1,
+            le=FRAME_BYTES_MAX,
             description="The largest frame that clients are offered.",
             extra={"unit": "bytes"},
         ),
     ] = 131072
     channel_max: Annotated[
-        int, Meta(ge=1, le=65535, description="How many channels a connection may have.")
+        int, Meta(ge=1, le=CHANNELS_MAX, description="How many channels a connection may have.")
     ] = 2047
     heartbeat_s: Annotated[
         int,

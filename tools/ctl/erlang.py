@@ -34,6 +34,13 @@ def _get_setting(call: Call, match: re.Match[str]) -> str:
     return f"{{ok,{as_term(found[match[1]])}}}" if match[1] in found else "undefined"
 
 
+def _get_value(call: Call, match: re.Match[str]) -> str:
+    found = call.get("qlog", "environment")
+    if match[2] not in found:
+        raise Failure("no match of right hand side value undefined", Status.UNAVAILABLE)
+    return as_term(found[match[2]])
+
+
 def _value(text: str) -> object:
     """A number, or a list of names."""
     if text.isdigit():
@@ -55,6 +62,7 @@ _FORMS: tuple[tuple[str, Callable[[Call, re.Match[str]], str]], ...] = (
     (rf"rabbit_alarm:clear_alarm\({_RESOURCE}\)", _alarm(False)),
     (r"application:set_env\(rabbit,(\w+),(.+)\)", _set_setting),
     (r"application:get_env\(rabbit,(\w+)\)", _get_setting),
+    (r"\{ok,(\w+)\}=application:get_env\(rabbit,(\w+)\),\1", _get_value),
     (r"vm_memory_monitor:get_vm_memory_high_watermark\(\)", _watermark),
     (r"node\(\)", lambda call, match: call.node if call.node.isalnum() else f"'{call.node}'"),
     (r"nodes\(\)", lambda call, match: "[]"),

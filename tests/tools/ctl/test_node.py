@@ -175,6 +175,8 @@ def test_publishers_are_blocked(
         ("rabbit_deprecated_features:is_permitted(amqp_address_v1).", "true"),
         ("application:get_env(rabbit, heartbeat_s).", "{ok,60}"),
         ("application:get_env(rabbit, nosuch).", "undefined"),
+        ("{ok, V} = application:get_env(rabbit, heartbeat_s), V.", "60"),
+        ("{ok, V} = application:get_env(rabbit, loopback_users), V.", '[<<"guest">>]'),
     ],
 )
 def test_expressions_that_suites_send(ctl: Any, expression: str, result: str) -> None:
@@ -186,6 +188,12 @@ def test_settings_that_suites_set_for_a_while(broker: BrokerProcess, ctl: Any) -
     connection = connect(broker)
     assert connection._impl.params.channel_max == 77
     connection.close()
+    ctl("eval", "application:set_env(rabbit, channel_max, 0).")
+    ctl("eval", "application:set_env(rabbit, frame_max, 0).")
+    connection = connect(broker)
+    assert connection._impl.params.channel_max == 65535
+    connection.close()
+    ctl("eval", "application:set_env(rabbit, frame_max, 131072).")
     ctl("eval", "application:set_env(rabbit, channel_max, 2047).")
     ctl("eval", 'application:set_env(rabbit, loopback_users, [<<"guest">>]).')
     assert "cannot be set" in ctl("eval", "application:set_env(rabbit, nosuch, 5).", status=69)
