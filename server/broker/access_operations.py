@@ -20,7 +20,6 @@ from qlog.server.broker.access.hashing import Busy
 from qlog.server.broker.access.logins import Login, Logins
 from qlog.server.broker.access.passwords import (
     PASSWORD_BYTES_MAX,
-    RABBITMQ_DEFAULT,
     BadHash,
     hash_password,
     parse_hash,
@@ -163,12 +162,13 @@ class AccessOperations:
         tags: Iterable[str],
         password: str | None = None,
         password_hash: str | None = None,
-        hashing_algorithm: str = RABBITMQ_DEFAULT,
+        hashing_algorithm: str | None = None,
     ) -> Outcome[User]:
         """Make a user, or change password and tags of one; rights and limits stay.
 
         Arguments: either `password`, or `password_hash` as definitions have it, or neither: then no
-        password lets the user in. Raises InvalidParameter.
+        password lets the user in. No `hashing_algorithm`: the length of the hash tells it. Raises
+        InvalidParameter.
         """
         if password is not None and password_hash is not None:
             raise InvalidParameter("both_password_and_password_hash_are_provided")
@@ -560,7 +560,7 @@ def checked_user_limits(limits: object) -> dict[str, int]:
     return limits
 
 
-def parsed_hash(text: str, algorithm: str) -> bytes:
+def parsed_hash(text: str, algorithm: str | None) -> bytes:
     """A hash as definitions have it. Raises InvalidParameter."""
     try:
         return parse_hash(text, algorithm)

@@ -26,7 +26,6 @@ from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.values import encode_table
 from qlog.server.broker.access.hashing import Busy, Hashing, InlineHashing
 from qlog.server.broker.access.passwords import (
-    RABBITMQ_DEFAULT,
     fingerprint,
     hash_password,
     hash_text,
@@ -254,7 +253,7 @@ class Import:
     def _password_hash(self, item: Item, user: User | None) -> Steps[bytes]:
         """What to keep of a user's password; what is kept already, if it is the same password."""
         if "password" not in item.fields:
-            algorithm = item.text("hashing_algorithm", RABBITMQ_DEFAULT)
+            algorithm = item.text("hashing_algorithm", None)
             given = parse_hash(item.text("password_hash", ""), algorithm)
             known = user is not None and bool(given) and fingerprint(given) == user.replaced
             return user.password_hash if user is not None and known else given

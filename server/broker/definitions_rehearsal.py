@@ -13,7 +13,7 @@ from typing import Any
 from qlog.routing.errors import InvalidArguments, InvalidBinding, UnknownExchangeType
 from qlog.routing.exchange import ALTERNATE, LOCAL_RANDOM, assert_type
 from qlog.routing.table import RoutingTable
-from qlog.server.broker.access.passwords import RABBITMQ_DEFAULT, parse_hash
+from qlog.server.broker.access.passwords import parse_hash
 from qlog.server.broker.access.permissions import check_pattern, check_topic_pattern
 from qlog.server.broker.access.users import User
 from qlog.server.broker.access_operations import check_user_name, checked_tags, checked_user_limits
@@ -103,7 +103,7 @@ class Rehearsal(Import):
         if "password" in item.fields:
             item.text("password").encode()
         else:
-            algorithm = item.text("hashing_algorithm", RABBITMQ_DEFAULT)
+            algorithm = item.text("hashing_algorithm", None)
             parse_hash(item.text("password_hash", ""), algorithm)
         checked_tags(as_tags(item.get("tags", (str, list), "")))
         checked_user_limits(item.table("limits"))

@@ -124,9 +124,13 @@ def hash_text(password_hash: bytes) -> str:
     return base64.b64encode(password_hash).decode("ascii")
 
 
-def parse_hash(text: str, algorithm: str = RABBITMQ_DEFAULT) -> bytes:
-    """What `hash_text` made. An empty text is a hash that lets nobody in. Raises BadHash."""
-    if algorithm != ARGON2ID and algorithm not in RABBITMQ_ALGORITHMS:
+def parse_hash(text: str, algorithm: str | None = None) -> bytes:
+    """What `hash_text` made. An empty text is a hash that lets nobody in. Raises BadHash.
+
+    Without an algorithm it is that of RabbitMQ's whose hashes have this length: RabbitMQ takes its
+    default, and clients that hash with another one do not always say so.
+    """
+    if algorithm not in (None, ARGON2ID) and algorithm not in RABBITMQ_ALGORITHMS:
         raise BadHash(f"the hashing algorithm '{algorithm}' is not known")
     if not text:
         return b""
@@ -136,8 +140,10 @@ def parse_hash(text: str, algorithm: str = RABBITMQ_DEFAULT) -> bytes:
         password_hash = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadHash(f"'password_hash' is no base64: {error}") from error
-    if len(password_hash) != SALT_BYTES + RABBITMQ_ALGORITHMS[algorithm]().digest_size:
-        raise BadHash(f"'password_hash' is no hash of {algorithm}")
+    possible = RABBITMQ_ALGORITHMS if algorithm is None else (algorithm,)
+    sizes = {SALT_BYTES + RABBITMQ_ALGORITHMS[name]().digest_size for name in possible}
+    if len(password_hash) not in sizes:
+        raise BadHash(f"'password_hash' is no hash of {algorithm or RABBITMQ_DEFAULT}")
     return password_hash
 
 

@@ -494,13 +494,22 @@ BAD = [
     ("AAAA", "rabbit_password_hashing_md5"),
     ("é", "rabbit_password_hashing_sha256"),
     ("", "bcrypt"),
+    ("AAAA", None),
 ]
 
 
 @pytest.mark.parametrize(("text", "algorithm"), BAD)
-def test_hashes_that_are_none(text: str, algorithm: str) -> None:
+def test_hashes_that_are_none(text: str, algorithm: str | None) -> None:
     with pytest.raises(BadHash):
         parse_hash(text, algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512", "md5"])
+def test_the_length_of_a_hash_tells_how_it_was_made(algorithm: str) -> None:
+    """rabbitmqadmin hashes with SHA-512 and does not say so; RabbitMQ lets nobody in then."""
+    made = hash_for_rabbitmq(b"secret", algorithm=f"rabbit_password_hashing_{algorithm}")
+    assert passwords.is_right(parse_hash(hash_text(made)), b"secret")
+    assert not passwords.is_right(parse_hash(hash_text(made)), b"other")
 
 
 def test_a_hash_of_argon2id_that_cannot_be_decoded_lets_nobody_in() -> None:
