@@ -232,7 +232,7 @@ class ListingOperations:
 
     def memory(self) -> dict[str, int]:
         """Octets that are taken in memory, by RabbitMQ's names of what they are for."""
-        return {"msg_store": self._services.store.cache_bytes}
+        return {"binary": self._services.store.cache_bytes}
 
     def storage(self) -> StoreFigures:
         """What the disk has done, and how much is on it."""

@@ -16,15 +16,57 @@ _NODE = "/nodes/{node}"
 # What RabbitMQ's tools ask whether it is on; everything here is.
 _FLAGS = {
     "classic_queue_type_delivery_support": "Deliveries from classic queues",
+    "detailed_queues_endpoint": "Queues are listed by /queues/detailed, too",
     "direct_exchange_routing_v2": "Routes of direct exchanges are remembered",
+    "drop_unroutable_metric": "What no queue takes is counted",
+    "empty_basic_get_metric": "A basic.get that finds nothing is counted",
     "feature_flags_v2": "Feature flags",
     "implicit_default_bindings": "The default exchange's bindings are not kept",
     "message_containers": "One form of messages for all protocols",
+    "message_containers_deaths_v2": "Cycles of dead letters end",
     "quorum_queue": "Queues of the type quorum",
+    "rabbit_exchange_type_local_random": "Exchanges of the type x-local-random",
+    "rabbitmq_4.0.0": "What RabbitMQ 4.0 does",
+    "stream_filtering": "Consumers of streams get what passes their filter",
     "stream_queue": "Queues of the type stream",
     "user_limits": "Limits of connections and channels by user",
     "virtual_host_metadata": "Vhosts have a description and tags",
 }
+# What RabbitMQ permits by default, for now; qlog keeps it.
+_DEPRECATED = {
+    "global_qos": "A limit of basic.qos for the whole channel",
+    "management_metrics_collection": "Rates and counts over the management API",
+    "transient_nonexcl_queues": "Queues that are neither durable nor exclusive",
+}
+# What RabbitMQ's memory is for. Clients expect every name; most is of Erlang, and 0 here.
+_MEMORY = (
+    "connection_readers",
+    "connection_writers",
+    "connection_channels",
+    "connection_other",
+    "queue_procs",
+    "quorum_queue_procs",
+    "quorum_queue_dlx_procs",
+    "stream_queue_procs",
+    "stream_queue_replica_reader_procs",
+    "stream_queue_coordinator_procs",
+    "plugins",
+    "metadata_store",
+    "other_proc",
+    "metrics",
+    "mgmt_db",
+    "mnesia",
+    "quorum_ets",
+    "metadata_store_ets",
+    "other_ets",
+    "binary",
+    "msg_index",
+    "code",
+    "atom",
+    "other_system",
+    "allocated_unused",
+    "reserved_unallocated",
+)
 
 
 def _node(ask: Ask) -> None:
@@ -122,6 +164,7 @@ def memory_facts(ask: Ask) -> dict[str, Any]:
     used = ask.context.resources()["memory_used"]
     parts = ask.operations.memory()
     return {
+        **dict.fromkeys(_MEMORY, 0),
         **parts,
         "other_system": max(0, used - sum(parts.values())),
         "strategy": "rss",
@@ -149,6 +192,20 @@ async def enable_feature_flag(ask: Ask) -> Answer:
     if ask.path["name"] not in _FLAGS:
         raise bad_request("unsupported")
     return Answer(204)
+
+
+async def deprecated_features(ask: Ask) -> list[dict[str, Any]]:
+    """What RabbitMQ will take away, and qlog keeps."""
+    return [
+        {
+            "name": name,
+            "desc": text,
+            "deprecation_phase": "permitted_by_default",
+            "doc_url": "",
+            "provided_by": "qlog",
+        }
+        for name, text in _DEPRECATED.items()
+    ]
 
 
 async def nothing(ask: Ask) -> list[Any]:
@@ -207,7 +264,13 @@ ENDPOINTS = [
         tag="administrator",
         status=204,
     ),
-    Endpoint("GET", "/deprecated-features", nothing, "None", tag="administrator"),
+    Endpoint(
+        "GET",
+        "/deprecated-features",
+        deprecated_features,
+        "What RabbitMQ will take away",
+        tag="administrator",
+    ),
     Endpoint("GET", "/deprecated-features/used", nothing, "None", tag="administrator"),
     Endpoint("GET", "/extensions", extensions, "Parts of the page"),
     Endpoint("GET", "/auth/attempts/{node}", auth_attempts, "Logins", tag="monitoring"),

@@ -71,10 +71,10 @@ async def show_queue(ask: Ask) -> dict[str, Any]:
 
 
 async def queue_bindings(ask: Ask) -> Listing[Any]:
-    """The bindings to one queue."""
-    vhost, queue = ask.vhost(), _queue(ask)
+    """The bindings to one queue; none to one that is not there, as in RabbitMQ."""
+    vhost = ask.vhost()
     return Listing(
-        ask.operations.bindings_to(vhost, "queue", queue.name),
+        ask.operations.bindings_to(vhost, "queue", ask.path["queue"]),
         lambda binding: ask.operations.binding_facts(vhost, binding),
     )
 

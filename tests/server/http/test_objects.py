@@ -28,6 +28,8 @@ TALKS: dict[str, list[tuple[str, str, Any, int, tuple[str, Any] | None]]] = {
         ("PUT", "queues/%2F/q", {"durable": "false"}, 204, None),
         ("PUT", "queues/%2F/a%2Fb", {}, 201, None),
         ("GET", "queues/%2F/a%2Fb", None, 200, None),
+        ("GET", "queues/%2F/none/bindings", None, 200, None),
+        ("GET", "queues/nosuch/none/bindings", None, 404, NOWHERE),
         ("PUT", "queues/%2F/amq.x", {}, 401, REFUSED),
         ("PUT", "queues/%2F/r", {"durable": "yes"}, 400, (BAD_REQUEST, ["not_boolean", "yes"])),
         (
