@@ -24,9 +24,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from qlog.server.amqp.envelope import Envelope, Record
-from qlog.server.amqp.frames import method_frame
+from qlog.server.amqp.frames import header_frame, method_frame
 from qlog.server.amqp.properties import Properties, encode_properties
-from qlog.server.amqp.spec import BasicAck, BasicNack, BasicReturn, ChannelClose
+from qlog.server.amqp.spec import (
+    BasicAck,
+    BasicNack,
+    BasicReturn,
+    ChannelClose,
+    ChannelOpenOk,
+    ConfirmSelectOk,
+    ConnectionCloseOk,
+)
 from qlog.server.amqp.values import Int8, LongStr, Timestamp
 from qlog.tools.cli import app
 from qlog.tools.transfer.exported import (
@@ -38,7 +46,8 @@ from qlog.tools.transfer.exported import (
     item_of,
     read_messages,
 )
-from qlog.tools.transfer.publisher import Address, Publisher, PublishFailed
+from qlog.tools.transfer.link import Address, Link, LinkFailed
+from qlog.tools.transfer.publisher import Publisher, PublishFailed
 from tests.live.server import BrokerProcess
 from tests.server.amqp.strategies import PROPERTIES
 from tests.tools.directories import body, fingerprint, flip, killed, segments_of, stopped
@@ -410,27 +419,27 @@ def test_what_was_refused_is_not_confirmed_by_what_came_after_it(
 ) -> None:
     ours, theirs = socket.socketpair()
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: ours)
-    monkeypatch.setattr(Publisher, "_open", lambda self, address: None)
-    with (
-        theirs,
-        pytest.raises(PublishFailed),
-        Publisher(Address.parse("amqp://"), "/") as publisher,
-    ):
+    monkeypatch.setattr(Link, "_begin", lambda *_: None)
+    replies = [(1, ChannelOpenOk()), (2, ChannelOpenOk()), (1, ConfirmSelectOk())]
+    theirs.sendall(b"".join(method_frame(*reply) for reply in replies))
+    with theirs, Publisher(Address.parse("amqp://"), "/") as publisher:
         for name, queue in enumerate(["a", "b", "c", "c", "a", "a"], 1):
             publisher.publish(queue, Envelope.pack("", "k", b"\0\0", 0), b"", str(name))
         close = method_frame(2, ChannelClose(404, "NOT_FOUND", 50, 10))
-        answers = [
-            *(BasicAck(2, True), BasicReturn(312, "NO_ROUTE", "", "a"), BasicAck(6, False)),
-            *(BasicNack(4, True, False), BasicAck(5, False)),
-        ]
-        theirs.sendall(close + b"".join(method_frame(1, method) for method in answers))
-        with pytest.raises(PublishFailed, match="the broker refused: NOT_FOUND"):
+        returned = method_frame(1, BasicReturn(312, "NO_ROUTE", "", "a"))
+        content = header_frame(1, Envelope.pack("", "a", b"\0\0", 0))
+        answers = [BasicAck(6, False), BasicNack(4, True, False), BasicAck(5, False)]
+        theirs.sendall(close + method_frame(1, BasicAck(2, True)) + returned + content)
+        theirs.sendall(b"".join(method_frame(1, method) for method in answers))
+        with pytest.raises(LinkFailed, match="the broker refused: NOT_FOUND"):
             publisher.wait()
         with pytest.raises(PublishFailed, match="^3: the broker could not keep it"):
             publisher.wait()
         assert publisher.confirmed == 2 and not publisher._waiting
         assert sorted(publisher._refused) == [3, 4, 5]
-        publisher.wait()
+        with pytest.raises(PublishFailed):
+            publisher.wait()
+        theirs.sendall(method_frame(0, ConnectionCloseOk()))
 
 
 def test_no_broker_is_one_line(tmp_path: Path) -> None:

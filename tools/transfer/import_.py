@@ -21,7 +21,8 @@ import typer
 from qlog.tools.inspect.command import AsJson, finish, stop
 from qlog.tools.inspect.rows import Report, counted, printable, progress
 from qlog.tools.transfer.exported import Malformed, Message, read_messages
-from qlog.tools.transfer.publisher import Address, Publisher, PublishFailed
+from qlog.tools.transfer.link import Address, LinkFailed
+from qlog.tools.transfer.publisher import Publisher, PublishFailed
 
 _COPIES_MAX = 10_000  # messages whose confirms are looked after
 
@@ -55,7 +56,7 @@ def import_(
             importing.run(stream, advance)
     except OSError as error:
         stop(f"{file} cannot be read: {error.strerror}")
-    except (PublishFailed, Malformed) as error:
+    except (LinkFailed, Malformed) as error:
         failure = str(error)
         status = 1
     except KeyboardInterrupt:
@@ -134,13 +135,13 @@ class _Import:
             self._done += 1
 
     def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
-        """Raises PublishFailed, Malformed, OSError, KeyboardInterrupt."""
+        """Raises LinkFailed, Malformed, OSError, KeyboardInterrupt."""
         with ExitStack() as connections, _patiently() as interrupted:
             try:
                 self._send(stream, advance, connections, interrupted)
             except BaseException:
                 for publisher in self._publishers.values():
-                    with suppress(PublishFailed):  # the first reason is the one to tell
+                    with suppress(LinkFailed):  # the first reason is the one to tell
                         publisher.wait()
                 raise
             for publisher in self._publishers.values():
@@ -165,7 +166,7 @@ class _Import:
                 for vhost, queue in self._queues_of(message) if number > self._skip else ():
                     targets.append((self._publisher(vhost, connections), queue))
                     targets[-1][0].find(queue)
-            except PublishFailed as error:
+            except LinkFailed as error:
                 raise PublishFailed(f"{name}: {error}") from error
             self.begun = number
             copies = []

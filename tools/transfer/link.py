@@ -1,0 +1,305 @@
+"""A connection to an AMQP 0-9-1 broker from a client's side: frames, replies, contents; no more.
+
+Its calls wait; a broker that says nothing for a minute counts as gone. What the broker sends of its
+own accord goes to `handle`. Knows nothing of what its channels are for.
+"""
+
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from qlog import __version__
+from qlog.server.amqp import spec
+from qlog.server.amqp.errors import HardError
+from qlog.server.amqp.frames import (
+    BODY,
+    CONTENT_FIXED,
+    CONTENT_FIXED_BYTES,
+    FRAME_END,
+    FRAME_HEAD,
+    HEADER,
+    METHOD,
+    PROTOCOL_HEADER,
+    Buffer,
+    method_frame,
+)
+from qlog.server.amqp.spec import Method, decode_method
+from qlog.server.amqp.values import Table
+
+SILENCE_S_MAX = 60.0
+_READ_BYTES = 1 << 18
+_PORTS = {"amqp": 5672, "amqps": 5671}
+M = TypeVar("M", bound=Method)
+
+
+class LinkFailed(Exception):
+    """The connection, or a channel, is over; `str()` is one line that says why.
+
+    `code` is the broker's, 0 if it gave none.
+    """
+
+    def __init__(self, why: str, code: int = 0) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where and as whom to connect. `vhost` is None when the URL names none."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    vhost: str | None
+    tls: bool = False
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """From `amqp://user:password@host:port/vhost`, or `amqps://`. Raises ValueError."""
+        wrong = f"{url!r} is not an address such as amqp://guest:guest@localhost:5672"
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            raise ValueError(wrong) from None
+        if parts.scheme not in _PORTS:
+            raise ValueError(wrong)
+        return cls(
+            parts.hostname or "localhost",
+            port or _PORTS[parts.scheme],
+            unquote(parts.username or "guest"),
+            unquote(parts.password or "guest"),
+            unquote(parts.path[1:]) if len(parts.path) > 1 else None,
+            parts.scheme == "amqps",
+        )
+
+
+class Content(NamedTuple):
+    """What follows a method: raw properties and the body."""
+
+    properties: bytes
+    body: bytes
+
+
+Handle = Callable[[int, Method, Content | None], bool]
+
+
+class _Open:
+    """A method whose content is not complete."""
+
+    __slots__ = ("left", "method", "parts", "properties")
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.properties: bytes | None = None
+        self.left = 0
+        self.parts: list[bytes] = []
+
+
+class Link:
+    """See the head of this file. All methods raise LinkFailed.
+
+    `product` is what the broker is told. `handle(channel, method, content)` is asked first for
+    everything that the broker sends; what it does not take (False) is the reply to what was asked.
+    """
+
+    def __init__(self, address: Address, vhost: str, product: str, handle: Handle) -> None:
+        self.blocked = False
+        self._handle = handle
+        self._data = bytearray()
+        self._replies: deque[tuple[Method, Content | None]] = deque()
+        self._open: dict[int, _Open] = {}  # by channel
+        self._closed: LinkFailed | None = None  # until that was raised
+        self.frame_max = 0
+        where = f"{address.host}:{address.port}"
+        try:
+            plain = socket.create_connection((address.host, address.port), timeout=SILENCE_S_MAX)
+        except OSError as error:
+            raise LinkFailed(f"no broker answers at {where}: {error.strerror or error}") from error
+        try:
+            self._socket = _secured(plain, address) if address.tls else plain
+            self._socket.setblocking(False)
+            self._poll = select.poll()
+            self._poll.register(self._socket)
+            self._begin(address, vhost, product)
+        except BaseException:
+            plain.close()
+            raise
+
+    def close(self, *, orderly: bool) -> None:
+        """End the connection; `orderly`: the broker is told, and has to agree."""
+        try:
+            if orderly:
+                self.ask(0, spec.ConnectionClose(200, "", 0, 0), spec.ConnectionCloseOk)
+        finally:
+            self._socket.close()
+
+    def open_channel(self, channel: int) -> None:
+        """Open a channel."""
+        self.ask(channel, spec.ChannelOpen(), spec.ChannelOpenOk)
+
+    def ask(self, channel: int, method: Method, kind: type[M]) -> M:
+        """Send a method, and wait for the reply of this kind."""
+        return self.expect(kind, method_frame(channel, method))
+
+    def expect(self, kind: type[M], *buffers: Buffer) -> M:
+        """Send this, and wait for the reply of this kind."""
+        self.send(*buffers)
+        reply, _ = self.reply()
+        if not isinstance(reply, kind):
+            raise LinkFailed(f"the broker answered with {reply.NAME}, and not {kind.NAME}")
+        return reply
+
+    def reply(self) -> tuple[Method, Content | None]:
+        """Wait for the next reply."""
+        while not self._replies:
+            self.receive()
+        return self._replies.popleft()
+
+    def send(self, *buffers: Buffer) -> None:
+        """Send everything. What the broker sends meanwhile is read, so that neither side blocks."""
+        rest = memoryview(b"".join(buffers))
+        while rest:
+            readable, writable = self._wait(select.POLLIN | select.POLLOUT, SILENCE_S_MAX)
+            if readable:
+                self._read()
+            if writable:
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    continue
+                except OSError as error:
+                    self._read()  # it may have said why
+                    raise LinkFailed(f"the connection broke: {error.strerror}") from error
+            if not readable and not writable and not self.blocked:
+                raise LinkFailed(f"the broker has taken nothing for {SILENCE_S_MAX:.0f} s")
+
+    def receive(self, wait_s: float | None = None) -> bool:
+        """Wait until the broker has sent something, and handle that; whether there was something.
+
+        Without `wait_s` (seconds) a silence of a minute is a failure, unless publishers are blocked.
+        """
+        if not self._wait(select.POLLIN, SILENCE_S_MAX if wait_s is None else wait_s)[0]:
+            if wait_s is None and not self.blocked:
+                raise LinkFailed(f"the broker has said nothing for {SILENCE_S_MAX:.0f} s")
+            return False
+        self._read()
+        return True
+
+    # -- inside
+
+    def _begin(self, address: Address, vhost: str, product: str) -> None:
+        self.expect(spec.ConnectionStart, PROTOCOL_HEADER)
+        told: Table = {
+            "product": product,
+            "version": __version__,
+            "capabilities": {
+                "publisher_confirms": True,
+                "connection.blocked": True,
+                "authentication_failure_close": True,
+                "consumer_cancel_notify": True,
+            },
+        }
+        response = f"\0{address.user}\0{address.password}".encode()
+        start = spec.ConnectionStartOk(told, "PLAIN", response, "en_US")
+        tune = self.ask(0, start, spec.ConnectionTune)
+        self.frame_max = tune.frame_max or 131072
+        self.send(method_frame(0, spec.ConnectionTuneOk(tune.channel_max, self.frame_max, 0)))
+        self.ask(0, spec.ConnectionOpen(vhost), spec.ConnectionOpenOk)
+
+    def _wait(self, events: int, wait_s: float) -> tuple[bool, bool]:
+        """Wait for one of these events, but not for ever: whether one can read, and can write.
+
+        A socket's number may be above what `select.select` takes.
+        """
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True, False
+        self._poll.modify(self._socket, events)
+        found = self._poll.poll(wait_s * 1000)
+        said = found[0][1] if found else 0
+        return bool(said & ~select.POLLOUT), bool(said & select.POLLOUT)
+
+    def _read(self) -> None:
+        """Take what the broker has sent."""
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            raise LinkFailed(f"the connection broke: {error.strerror}") from error
+        if not data:
+            raise LinkFailed("the broker closed the connection")
+        self._data += data
+        self._take_frames()
+        if self._closed is not None:
+            closed, self._closed = self._closed, None
+            raise closed
+
+    def _take_frames(self) -> None:
+        data, at = self._data, 0
+        try:
+            while len(data) - at >= FRAME_HEAD.size:
+                kind, channel, size = FRAME_HEAD.unpack_from(data, at)
+                end = at + FRAME_HEAD.size + size + 1
+                if len(data) < end:
+                    break
+                if data[end - 1] != FRAME_END:
+                    raise LinkFailed("this is no broker that speaks AMQP 0-9-1")
+                payload = bytes(data[at + FRAME_HEAD.size : end - 1])
+                at = end
+                self._take_frame(kind, channel, payload)
+        except HardError as error:
+            raise LinkFailed(f"what the broker sent cannot be read: {error.reply_text}") from error
+        finally:
+            del data[:at]
+
+    def _take_frame(self, kind: int, channel: int, payload: bytes) -> None:
+        if kind == METHOD:
+            method = decode_method(payload)
+            if method.HAS_CONTENT:
+                self._open[channel] = _Open(method)
+            else:
+                self._take(channel, method, None)
+        elif kind in (HEADER, BODY):
+            content = self._open.get(channel)
+            if content is None:
+                raise LinkFailed("the broker sent a content without its method")
+            if kind == HEADER:
+                content.left = CONTENT_FIXED.unpack_from(payload)[2]
+                content.properties = payload[CONTENT_FIXED_BYTES:]
+            else:
+                content.parts.append(payload)
+                content.left -= len(payload)
+            if content.properties is not None and content.left <= 0:
+                del self._open[channel]
+                body = b"".join(content.parts)
+                self._take(channel, content.method, Content(content.properties, body))
+
+    def _take(self, channel: int, method: Method, content: Content | None) -> None:
+        match method:
+            case spec.ConnectionBlocked():
+                self.blocked = True
+            case spec.ConnectionUnblocked():
+                self.blocked = False
+            case spec.ConnectionClose() | spec.ChannelClose():
+                self._handle(channel, method, None)
+                why = f"the broker refused: {method.reply_text}"
+                self._closed = self._closed or LinkFailed(why, method.reply_code)
+            case _:
+                if not self._handle(channel, method, content):
+                    self._replies.append((method, content))
+
+
+def _secured(plain: socket.socket, address: Address) -> ssl.SSLSocket:
+    """TLS, with the certificate authorities of the system (or of SSL_CERT_FILE)."""
+    try:
+        return ssl.create_default_context().wrap_socket(plain, server_hostname=address.host)
+    except OSError as error:  # ssl.SSLError among them
+        where = f"{address.host}:{address.port}"
+        raise LinkFailed(f"no TLS with {where}: {error.strerror or error}") from error
