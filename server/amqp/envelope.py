@@ -8,7 +8,7 @@ messages that differ in their bodies alone.
 from typing import NamedTuple
 
 import msgpack
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128
 
 from qlog.server.amqp.properties import (
     Properties,
@@ -47,7 +47,8 @@ class Record(NamedTuple):
 
 
 NO_RECORD = Record(False, [], [])
-_RECORDED = 0x94  # the first octet of an array of four, as msgpack has it
+# The first octets of arrays of four and of five, as msgpack has them.
+_RECORDED, _MARKED = 0x94, 0x95
 
 _new_tuple = tuple.__new__  # the same result as Envelope(…), at two thirds of the cost
 
@@ -60,7 +61,10 @@ class Envelope(NamedTuple):
     it needs an envelope of its own.
 
         packed: msgpack of [exchange, routing key, properties], and behind them for a message that
-        has one its record: [died, keys, hidden]
+        has one its record: [died, keys, hidden]; or for one that has a mark nil and the mark
+
+    A mark is a text that nobody is told: by it a migration finds what it has brought
+    (broker/features/adoption.py).
     """
 
     exchange: str
@@ -78,9 +82,16 @@ class Envelope(NamedTuple):
         properties: bytes,
         body_size: int,
         record: Record = NO_RECORD,
+        mark: str = "",
     ) -> "Envelope":
-        """The envelope of a message that the broker made or changed itself."""
-        if record is NO_RECORD:
+        """The envelope of a message that the broker made or changed itself.
+
+        It has a record, or a mark, or neither.
+        """
+        if mark:
+            assert record is NO_RECORD
+            packed = msgpack.packb((exchange, routing_key, properties, None, mark))
+        elif record is NO_RECORD:
             packed = msgpack.packb((exchange, routing_key, properties))
         else:
             packed = msgpack.packb((exchange, routing_key, properties, record))
@@ -107,6 +118,21 @@ class Envelope(NamedTuple):
             return NO_RECORD
         died, keys, hidden = msgpack.unpackb(self.packed)[3]
         return Record(died, keys, hidden)
+
+    @property
+    def mark(self) -> str:
+        """The mark of a message that was brought from elsewhere; empty: it has none."""
+        if self.packed[0] != _MARKED:
+            return ""
+        mark: str = msgpack.unpackb(self.packed)[4]
+        return mark
+
+    def digest(self, body: bytes) -> str:
+        """What is the same for two messages that are the same to all who get them."""
+        plain = msgpack.packb((self.exchange, self.routing_key, self.properties))
+        digest = xxh3_128(plain)
+        digest.update(body)
+        return digest.hexdigest()
 
     def headers(self) -> Table:
         """The headers, decoded; empty when there are none. Raises HardError when malformed."""

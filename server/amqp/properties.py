@@ -352,6 +352,26 @@ def without_header(raw: bytes, name: str) -> bytes:
     return raw[: span[0]] + table + raw[span[1] :]
 
 
+def stripped(raw: bytes, names: Collection[bytes]) -> bytes:
+    """Valid properties without the named headers, and without headers if none is left."""
+    span = _span_of(raw, "headers")
+    if span is None:
+        return raw
+    entries = raw_entries(raw, span[0])
+    left = {name: value for name, value in entries.items() if name not in names}
+    if len(left) == len(entries):
+        return raw
+    if left:
+        table = b"".join(_named(name) + value for name, value in left.items())
+        return raw[: span[0]] + len(table).to_bytes(4, "big") + table + raw[span[1] :]
+    flags = (raw[0] << 8 | raw[1]) & ~_FLAGS["headers"]
+    return flags.to_bytes(2, "big") + raw[2 : span[0]] + raw[span[1] :]
+
+
+def _named(name: bytes) -> bytes:
+    return bytes((len(name),)) + name
+
+
 def with_header(raw: bytes, name: str, value: Value) -> bytes:
     """Properties with one more header behind theirs. `raw` must be valid, and have headers."""
     span = _span_of(raw, "headers")

@@ -156,8 +156,11 @@ class Broker:
             exporting(self.operations, self.users, self.definitions, version, vhost)
         )
 
-    def check_definitions(self, document: dict[str, Any]) -> Outcome[None]:
-        """Whether a document can be loaded. Nothing is changed; fails with DefinitionsError."""
+    def check_definitions(self, document: dict[str, Any]) -> Outcome[list[str]]:
+        """What would be left out of a document, in words, if it can be loaded.
+
+        Nothing is changed; fails with DefinitionsError.
+        """
         return self.services.jobs.start(Rehearsal.of(self.operations, self.users, document))
 
     def load_definitions(self, document: dict[str, Any], asked: Operations) -> Outcome[None]:

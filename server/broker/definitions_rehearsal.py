@@ -80,10 +80,12 @@ class Rehearsal(Import):
     @classmethod
     def of(
         cls, operations: Operations, users: dict[str, User], document: dict[str, Any]
-    ) -> Steps[None]:
-        """Go through a document, in steps. Raises DefinitionsError."""
+    ) -> Steps[list[str]]:
+        """Go through a document, in steps; what would be left out. Raises DefinitionsError."""
         nothing: Any = None  # definitions: none are written
-        yield from cls(operations, users, nothing).loading(document)
+        rehearsal = cls(operations, users, nothing)
+        yield from rehearsal.loading(document)
+        return rehearsal.warnings
 
     def _scene(self, item: Item) -> Scene:
         name = item.text("vhost")

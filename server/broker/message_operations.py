@@ -1,15 +1,17 @@
-"""The part of operations.py about the messages in a queue (features/handling.py)."""
+"""The part of operations.py about the messages in a queue (features/handling.py, adoption.py)."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlog.server.amqp.envelope import NO_RECORD, Envelope
 from qlog.server.amqp.errors import precondition_failed
 from qlog.server.amqp.properties import Properties, encode_properties, examine
 from qlog.server.broker.access.actor import Actor
-from qlog.server.broker.features import handling
+from qlog.server.broker.features import adoption, handling
+from qlog.server.broker.features.adoption import Adopted, Found, Search
 from qlog.server.broker.features.handling import ALL, Ends, Match, Moved, Mover, Page, Place, Seen
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.classic import ClassicQueue
@@ -17,7 +19,20 @@ from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import VHost
 
-__all__ = ["ALL", "Ends", "Match", "MessageOperations", "Moved", "Page", "Place", "Seen", "Walk"]
+__all__ = [
+    "ALL",
+    "Adopted",
+    "Ends",
+    "Found",
+    "Match",
+    "MessageOperations",
+    "Moved",
+    "Page",
+    "Place",
+    "Search",
+    "Seen",
+    "Walk",
+]
 
 logger = logging.getLogger("qlog.broker")
 
@@ -123,10 +138,60 @@ class MessageOperations:
         logger.info("message changed place=%s %s %s", place, queue, self._actor)
         return self._lasting_moves(self._services.jobs.start(mover.moving_taken(taken)))
 
-    def _lasting(self, vhost: VHost, name: str) -> ClassicQueue:
-        """A queue whose messages lie in backlogs. Raises 404, 405 and 406."""
+    @property
+    def message_bytes_max(self) -> int:
+        """Larger messages are refused."""
+        return self._services.settings.message_bytes_max
+
+    def adopt_messages(
+        self,
+        vhost: VHost,
+        name: str,
+        envelopes: Sequence[Envelope],
+        bodies: Sequence[bytes],
+        start: int,
+    ) -> Outcome[Adopted]:
+        """Put messages of another broker, from an index on, into a queue. Raises 404, 405."""
+        queue = self._unowned(vhost, name)
+        return self._services.jobs.start(
+            adoption.adopting(self._services, queue, envelopes, bodies, start)
+        )
+
+    def adopted_last(self, lsn: int) -> Outcome[None]:
+        """Done when what was adopted up to this LSN is on the disk."""
+        return self._services.durability.sync(lsn)
+
+    def adoption_ends(self, vhost: VHost, name: str) -> Search:
+        """Where messages that come from now on will be. Raises 404, 405."""
+        return adoption.ends(self._unowned(vhost, name))
+
+    def adopted_messages(
+        self, vhost: VHost, name: str, mark: str, search: Search
+    ) -> Outcome[Found]:
+        """What was adopted with a mark and nobody has taken; it is on the disk when that is known.
+
+        Raises 404, 405; fails with CorruptLog.
+        """
+        queue = self._unowned(vhost, name)
+        end = queue.lane.next_qseq
+        answer: Outcome[Found] = Outcome()
+
+        def look(_: Outcome[None]) -> None:
+            steps = adoption.searching(queue, mark, search, end)
+            self._services.jobs.start(steps).then(answer.follow)
+
+        self._services.durability.sync().then(look)
+        return answer
+
+    def _unowned(self, vhost: VHost, name: str) -> QueueType:
+        """A queue of any type. Raises 404, 405."""
         queue: QueueType = vhost.queue(name)
         vhost.assert_access(queue, None)
+        return queue
+
+    def _lasting(self, vhost: VHost, name: str) -> ClassicQueue:
+        """A queue whose messages lie in backlogs. Raises 404, 405 and 406."""
+        queue = self._unowned(vhost, name)
         if not isinstance(queue, ClassicQueue):
             raise precondition_failed(f"{queue} is a stream: its messages are read by offset")
         return queue

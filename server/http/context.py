@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import trio
 
 from qlog.server.broker.operations import Operations, Outcome, VHost
 from qlog.server.http.lag import Lag
 
-# Each may have 20 MB in memory, and the same again while it is understood. The others wait.
+# Each may have 20 MB in memory (in a migration as much as a message), and the same again while it is
+# understood. The others wait.
 LARGE_BODIES_MAX = 4
 
 
@@ -68,8 +70,8 @@ class DefinitionsFile(Protocol):
     def export_definitions(self, vhost: VHost | None = None) -> Outcome[dict[str, Any]]:
         """All definitions, or those of a vhost."""
 
-    def check_definitions(self, document: dict[str, Any]) -> Outcome[None]:
-        """Whether they can be loaded; fails with an error whose text says why not."""
+    def check_definitions(self, document: dict[str, Any]) -> Outcome[list[str]]:
+        """What would be left out, in words; fails with an error if they cannot be loaded."""
 
     def load_definitions(self, document: dict[str, Any], asked: Operations) -> Outcome[None]:
         """Load what was checked; `asked` are the operations of who asks."""
@@ -113,3 +115,7 @@ class Context:
     node: Node | None = None
     large_bodies: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(LARGE_BODIES_MAX))
     log_file: str = "<stderr>"
+    # By vhost and queue: one at a time brings messages of another broker.
+    adoptions: WeakValueDictionary[tuple[str, str], trio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )

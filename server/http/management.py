@@ -11,6 +11,7 @@ from qlog.server.http.api import Api
 from qlog.server.http.ask import Ask
 from qlog.server.http.context import Context
 from qlog.server.http.endpoints import (
+    adoption,
     backups,
     connections,
     definitions,
@@ -55,6 +56,7 @@ TABLE = Table(
         *backups.ENDPOINTS,
         *qlog.ENDPOINTS,
         *messages.ENDPOINTS,
+        *adoption.ENDPOINTS,
     ]
 )
 

@@ -76,6 +76,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             "required": bool(endpoint.required),
             "content": {"application/json": {"schema": schema}},
         }
+    if endpoint.content_of_body:
+        content = {endpoint.content_of_body: {"schema": {"type": "string", "format": "binary"}}}
+        operation["requestBody"] = {"content": content}
     return operation
 
 

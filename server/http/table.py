@@ -25,8 +25,9 @@ class Endpoint:
     """One method of one path.
 
     `tag`: what a user needs. `query`: parameters behind the question mark with what they mean.
-    `body`: fields of the JSON object that is taken, as JSON schemas; None: no body. `status`: that
-    of success; `fails` further ones beside those that all have.
+    `body`: fields of the JSON object that is taken, as JSON schemas; None: no body. (`content_of_body`
+    is the type of a body that is no JSON.) `status`: that of success; `fails` further ones beside
+    those that all have.
     """
 
     method: Method
@@ -40,6 +41,7 @@ class Endpoint:
     status: int = 200
     fails: tuple[int, ...] = ()
     content_type: str = "application/json"
+    content_of_body: str = ""
 
     @property
     def parameters(self) -> list[str]:

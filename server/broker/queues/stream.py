@@ -321,6 +321,10 @@ class StreamQueue:
             self._ready_readers[reader] = None
             self._wake(self)
 
+    def cursor(self, offset: int) -> Cursor[Envelope]:
+        """A reader that is no consumer; it has to be closed."""
+        return Cursor(self._stream, offset)
+
     def _fail(self, taker: Taker, error: StorageError) -> None:
         """What one consumer reads is damaged: that consumer is told, and the others go on."""
         logger.error("cannot deliver from %s error=%s", self, error)

@@ -86,6 +86,15 @@ async def load(ask: Ask) -> Answer:
     return NO_CONTENT
 
 
+async def check(ask: Ask) -> dict[str, Any]:
+    """Whether definitions could be loaded, and what would be left out. Nothing is changed."""
+    try:
+        left_out = await ask.settled(_file(ask).check_definitions(await _document(ask)))
+    except DefinitionsError as error:
+        raise bad_request(str(error)) from None
+    return {"left_out": left_out}
+
+
 async def load_vhost(ask: Ask) -> Answer:
     """Load definitions into a vhost."""
     vhost = _vhost(ask, refusal(404, "not_found", "vhost_not_found"))
@@ -161,6 +170,14 @@ ENDPOINTS = [
         tag="administrator",
         body=_BODY,
         status=204,
+    ),
+    Endpoint(
+        "POST",
+        "/qlog/definitions/check",
+        check,
+        "What would be left out",
+        tag="administrator",
+        body=_BODY,
     ),
     Endpoint(
         "GET",
