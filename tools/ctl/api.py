@@ -66,21 +66,43 @@ class Api:
 
         Raises ApiError and Unreachable.
         """
+        data = None if body is None else json.dumps(body).encode()
+        return self._request(method, parts, data, "application/json", query, headers)
+
+    def send(
+        self,
+        method: str,
+        parts: Sequence[str],
+        content: bytes,
+        *,
+        query: Mapping[str, str] | None = None,
+    ) -> Any:
+        """The same for a body that is no JSON."""
+        return self._request(method, parts, content, "application/octet-stream", query, None)
+
+    def _request(
+        self,
+        method: str,
+        parts: Sequence[str],
+        content: bytes | None,
+        content_type: str,
+        query: Mapping[str, str] | None,
+        headers: Mapping[str, str] | None,
+    ) -> Any:
         path = "/api/" + "/".join(quote(part, safe="") for part in parts)
         if query:
             path += f"?{urlencode(query)}"
-        sent = {"content-type": "application/json", **self._login(), **(headers or {})}
-        data = None if body is None else json.dumps(body).encode()
+        sent = {"content-type": content_type, **self._login(), **(headers or {})}
         try:
             with closing(self._connection()) as connection:
-                connection.request(method, path, data, sent)
+                connection.request(method, path, content, sent)
                 response = connection.getresponse()
-                content = response.read()
+                answer = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(str(error)) from error
         if response.status >= 300:
-            raise _refusal(response.status, content)
-        return json.loads(content) if content.strip() else None
+            raise _refusal(response.status, answer)
+        return json.loads(answer) if answer.strip() else None
 
     def node(self) -> str:
         """The name of the broker's node."""

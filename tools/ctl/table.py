@@ -10,6 +10,7 @@ from qlog.tools.ctl.commands import (
     diagnostics,
     help,
     messages,
+    migrate,
     node,
     objects,
     plugins,
@@ -32,6 +33,7 @@ COMMANDS = (
     *messages.COMMANDS,
     *definitions.COMMANDS,
     *backups.COMMANDS,
+    *migrate.COMMANDS,
     *plugins.COMMANDS,
 )
 
