@@ -24,7 +24,8 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import connection_forced, internal_error
 from qlog.server.broker.access.hashing import ThreadedHashing
 from qlog.server.broker.broker import Broker
-from qlog.server.broker.definitions_file import NO_FILE, read_definitions
+from qlog.server.broker.definitions_file import read_definitions
+from qlog.server.broker.settings import NO_FILE
 from qlog.server.config import Settings
 from qlog.server.control import SHUTDOWN, Control, close_clients
 from qlog.server.listeners import HttpSockets, bind_http, load_http, owner_socket

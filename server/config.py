@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from qlog.server.broker.settings import BrokerSettings
+from qlog.server.broker.settings import NO_FILE, BrokerSettings
 from qlog.storage.settings import StoreSettings
 
 # A setting whose range ends here is shown without an upper end.
@@ -173,7 +173,7 @@ class LogSettings(Struct, frozen=True, kw_only=True):
     @property
     def path(self) -> str:
         """The absolute path of the log's file; empty: the log goes to stderr."""
-        return "" if self.log_file == "none" else os.path.abspath(self.log_file)
+        return "" if self.log_file == NO_FILE else os.path.abspath(self.log_file)
 
 
 class ResourceSettings(Struct, frozen=True, kw_only=True):

@@ -47,7 +47,6 @@ from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
 
 logger = logging.getLogger("qlog.broker")
 
-NO_FILE = "none"  # the value of `load_definitions` with which nothing is loaded
 # What RabbitMQ says about the file itself.
 _ABOUT = {
     "explanation",

@@ -22,6 +22,7 @@ from qlog.server.broker.listings import facts as listings
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.sampling import CHANNEL, CONNECTION, LENGTHS, SampledChannel, Sampler, Span
 from qlog.server.broker.services import Services
+from qlog.server.broker.settings import NOBODY
 from qlog.server.broker.stats import Stats, Traffic
 from qlog.server.broker.vhost import VHost
 from qlog.storage.figures import StoreFigures
@@ -224,7 +225,7 @@ class ListingOperations:
 
     def auth_mechanisms(self) -> Iterator[tuple[str, str, bool]]:
         """SASL mechanisms: name, description, and whether it is offered."""
-        offers_anonymous = self._services.settings.anonymous_login_user != "none"
+        offers_anonymous = self._services.settings.anonymous_login_user != NOBODY
         yield "PLAIN", "SASL PLAIN authentication mechanism", True
         yield "AMQPLAIN", "QPid AMQPLAIN mechanism", True
         yield "ANONYMOUS", "SASL ANONYMOUS authentication mechanism", offers_anonymous

@@ -14,6 +14,8 @@ from qlog import __version__
 # The most that the protocol can say: RabbitMQ's "no limit".
 CHANNELS_MAX = 65535
 FRAME_BYTES_MAX = 2**31 - 1
+NO_FILE = "none"  # the value of a setting that names a file, with which there is none
+NOBODY = "none"  # the value of `anonymous_login_user` with which ANONYMOUS is not offered
 
 
 class BrokerSettings(Struct, frozen=True, kw_only=True):

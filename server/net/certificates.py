@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlog.server.broker.definitions_file import NO_FILE
+from qlog.server.broker.settings import NO_FILE
 from qlog.server.config import TLSSettings
 from qlog.server.net.certificate_dates import ends_s
 from qlog.server.net.tls import TLSTransport

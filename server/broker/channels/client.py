@@ -44,6 +44,7 @@ from qlog.server.broker.channels.sink import Hold, Sink
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.outcome import Outcome, all_of
 from qlog.server.broker.queues.type import QueueType
+from qlog.server.broker.settings import NOBODY
 from qlog.server.broker.stats import Traffic
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import StorageError
@@ -55,7 +56,6 @@ SILENT_CLOSE_S = 3.0
 # How long a peer may take to answer connection.close before the socket is closed anyway; what it
 # sends meanwhile is read and dropped (rabbit_reader, CLOSING_TIMEOUT).
 CLOSE_OK_WAIT_S = 30.0
-NOBODY = "none"  # the value of `anonymous_login_user` with which ANONYMOUS is not offered
 
 
 class Client:
