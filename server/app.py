@@ -10,6 +10,7 @@ accepting, close connections with 320, write what is pending, checkpoint, unlock
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -286,7 +287,7 @@ async def _serve_http(
         listeners=listeners,
         resources=watch.facts,
         uptime_s=lambda: trio.current_time() - started_s,
-        data_dir=str(settings.data_dir),
+        data_dir=os.path.abspath(settings.data_dir),
         definitions=broker,
         certificates=lambda: _certificates(http, running.certificates),
         node=running.control,

@@ -8,6 +8,7 @@ file, and the table in docs/operations.md (tools/settings_table.py).
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -376,16 +377,24 @@ def of(**values: Any) -> Settings:
     return _composed({name: (value, "argument") for name, value in values.items()})
 
 
+def unreadable(path: Path, error: OSError | UnicodeDecodeError) -> ConfigError:
+    """A file of settings cannot be read."""
+    why = error.strerror if isinstance(error, OSError) else error
+    return ConfigError(f"cannot read the configuration {path}: {why}")
+
+
 def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        raise unreadable(path, error) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     if unknown := sorted(set(table) - set(definitions())):
+        near = difflib.get_close_matches(unknown[0], definitions(), n=1)
+        meant = f"; did you mean '{near[0]}'?" if near else ""
         raise ConfigError(
-            f"{path}: unknown setting '{unknown[0]}'; there are: {', '.join(sorted(definitions()))}"
+            f"{path}: unknown setting '{unknown[0]}'{meant} (`qlog serve --help` lists all settings)"
         )
     return {name: (value, str(path)) for name, value in table.items()}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qlog.server.broker.settings import CHANNELS_MAX, FRAME_BYTES_MAX
-from qlog.server.config import ConfigError
+from qlog.server.config import ConfigError, unreadable
 
 _LINE = re.compile(
     r"\s*(?P<key>[\w-]+(?:(?:\\)?\.[\w-]+)*)\s*=\s*(?:'(?P<quoted>[^']*)'|(?P<value>[^#]*?))\s*(?:#.*)?",
@@ -124,7 +124,7 @@ def read(path: Path, memory_bytes: Callable[[], int]) -> Conf:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        raise unreadable(path, error) from error
     translation = _Translation(parse(text, str(path)), memory_bytes)
     translation.run()
     return translation.conf

@@ -83,7 +83,11 @@ class ResourceWatch:
         except (OSError, psutil.Error) as error:  # out of file descriptors: as before, then
             logger.warning("cannot look at the memory error=%s", error)
         else:
-            self._set("low on memory", resident_bytes > self.memory_limit_bytes)
+            self._set(
+                "low on memory",
+                resident_bytes > self.memory_limit_bytes,
+                f"used_bytes={resident_bytes} limit_bytes={self.memory_limit_bytes}",
+            )
         try:
             free_bytes = shutil.disk_usage(self._directory).free
         except OSError as error:  # gone, unmounted: nothing can be kept there
@@ -91,13 +95,19 @@ class ResourceWatch:
             free_bytes = 0
         store = self._broker.store
         full = store.shortage is Shortage.SPACE
-        self._set("low on disk", full or free_bytes < self.disk_limit_bytes)
+        self._set(
+            "low on disk",
+            full or free_bytes < self.disk_limit_bytes,
+            f"directory={self._directory} free_bytes={free_bytes} "
+            f"limit_bytes={self.disk_limit_bytes}",
+        )
         self._set("low on file descriptors", store.shortage is Shortage.DESCRIPTORS)
 
-    def _set(self, name: str, on: bool) -> None:
+    def _set(self, name: str, on: bool, facts: str = "") -> None:
         on = on or name in self._pretended
         if self._broker.alarms[name] != on:
-            logger.warning("resource alarm %s: %s", "set" if on else "cleared", name)
+            what = f"set: {name}; publishers are blocked" if on else f"cleared: {name}"
+            logger.warning("resource alarm %s", f"{what} {facts}".rstrip())
             self._broker.set_alarm(name, on)
 
 

@@ -11,7 +11,8 @@ import signal
 import sys
 from typing import NoReturn
 
-# What `qlog help` knows beside the commands of `qlog ctl`.
+_CTL = "qlog ctl"
+# What `qlog help` knows beside its commands.
 _OWN_HELP: tuple[list[str], ...] = ([], ["serve"], ["restore"], ["inspect"])
 
 
@@ -19,24 +20,27 @@ def main() -> None:
     """Run the command of this process, and end it."""
     argv = sys.argv[1:]
     if argv[:1] == ["ctl"]:
-        run_tool("ctl", argv[1:])
+        run_tool("ctl", argv[1:], program=_CTL)
     if argv[:1] == ["top"]:
         from qlog.tools.ctl.top import main as top
 
         sys.exit(top(argv[1:]))
     if argv[:1] == ["help"]:
         if argv[1:] not in _OWN_HELP:
-            run_tool("ctl", argv)
+            run_tool("ctl", argv, program=_CTL)
         argv = [*argv[1:], "--help"]
     from qlog.tools.cli import app
 
     app(argv)
 
 
-def run_tool(tool: str, argv: list[str], data_dir: str | None = None) -> NoReturn:
+def run_tool(
+    tool: str, argv: list[str], data_dir: str | None = None, program: str = ""
+) -> NoReturn:
     """Run a tool (`ctl`, `diagnostics`, `queues`, `plugins`, `admin`), and end the process.
 
-    `data_dir` is where the broker is, unless options or the environment say otherwise.
+    `data_dir` is where the broker is, unless options or the environment say otherwise; `program`
+    is what help calls the tool.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as `qlog ctl list_queues | head` expects
     if data_dir is not None:
@@ -51,4 +55,4 @@ def run_tool(tool: str, argv: list[str], data_dir: str | None = None) -> NoRetur
         sys.exit(admin(argv))
     from qlog.tools.ctl.main import main as ctl
 
-    sys.exit(ctl(tool, argv))
+    sys.exit(ctl(tool, argv, program))

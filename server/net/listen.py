@@ -111,6 +111,8 @@ def _bound(family: socket.AddressFamily, address: Address) -> socket.socket:
 def _cannot(error: OSError, host: str, port: int) -> CannotListen:
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     why = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        why += "; perhaps another broker runs there"
     named = CannotListen(f"cannot listen on {where}: {why}")
     named.errno = error.errno
     return named

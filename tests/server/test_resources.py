@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 
 from qlog.server import resources
-from qlog.server.resources import usable_memory_bytes
+from qlog.server.config import ResourceSettings
+from qlog.server.resources import ResourceWatch, usable_memory_bytes
 
 MACHINE = 64 << 30
 UNLIMITED_V1 = "9223372036854771712"  # what version 1 says where there is no limit
@@ -59,3 +61,20 @@ def test_memory_that_may_be_used(
 def test_this_machine() -> None:
     assert 0 < usable_memory_bytes() <= psutil.virtual_memory().total
     assert 0 < resources._resident_bytes() < usable_memory_bytes()
+
+
+def test_an_alarm_says_how_much_there_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    alarms = dict.fromkeys(("low on memory", "low on disk", "low on file descriptors"), False)
+    broker = mock.Mock(alarms=alarms, set_alarm=alarms.__setitem__)
+    broker.store.take_findings.return_value = []
+    limits = ResourceSettings(disk_free_limit_bytes=1 << 60)
+    watch = ResourceWatch(broker, limits, tmp_path)
+    watch.check()
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"resource alarm set: low on disk; publishers are blocked directory={tmp_path} free_bytes="
+    )
+    assert line.endswith(f" limit_bytes={1 << 60}")
+    watch.disk_limit_bytes = 0
+    watch.check()
+    assert caplog.messages[-1].startswith("resource alarm cleared: low on disk directory=")

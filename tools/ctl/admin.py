@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from qlog.tools.ctl.api import Api, ApiError, Unreachable
+from qlog.tools.ctl.api import Api, ApiError, BadUrl, Unreachable
 from qlog.tools.ctl.command import Option, Status
 from qlog.tools.ctl.parse import parse
 from qlog.tools.ctl.values import printable, to_json
@@ -388,7 +388,7 @@ def main(argv: list[str]) -> int:
         return Status.USAGE
     try:
         Admin(_api(parsed.options), parsed.options).run(parsed.args[0], parsed.args[1:])
-    except WrongUsage as error:
+    except (WrongUsage, BadUrl) as error:
         print(f"ERROR: {error}\n{USAGE}", file=sys.stderr)
         return Status.USAGE
     except ApiError as error:

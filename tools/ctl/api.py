@@ -32,15 +32,22 @@ class Unreachable(Exception):
     """Nobody answers at the address."""
 
 
+class BadUrl(ValueError):
+    """The address is none; str() is one line that says how it has to look."""
+
+
 class Api:
     """One client. `url` is `http://USER:PASSWORD@HOST:PORT`; without it the socket is asked.
 
     Every request has its own connection: commands ask once or twice. `timeout_s` bounds each wait.
+    Raises BadUrl.
     """
 
     def __init__(
         self, data_dir: str, url: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
+        if url is not None:
+            _check(url)
         self.data_dir = data_dir
         self.url = url
         self.timeout_s = timeout_s
@@ -51,7 +58,8 @@ class Api:
         if self.url is None:
             return os.path.join(self.data_dir, SOCKET_NAME)
         parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.hostname}:{parts.port}"
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname}{port}"
 
     def ask(
         self,
@@ -99,7 +107,8 @@ class Api:
                 response = connection.getresponse()
                 answer = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(str(error)) from error
+            why = error.strerror if isinstance(error, OSError) else None
+            raise Unreachable(why or str(error)) from error
         if response.status >= 300:
             raise _refusal(response.status, answer)
         return json.loads(answer) if answer.strip() else None
@@ -145,6 +154,17 @@ class _OwnersConnection(http.client.HTTPConnection):
             self.sock.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
         finally:
             os.close(directory)
+
+
+def _check(url: str) -> None:
+    """Raises BadUrl."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        good = False
+    if not good:
+        raise BadUrl("the address of a broker looks like http://USER:PASSWORD@HOST:15672")
 
 
 def _refusal(status: int, content: bytes) -> ApiError:

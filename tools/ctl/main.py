@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlog.tools.ctl import help as texts
-from qlog.tools.ctl.api import DEFAULT_TIMEOUT_S, Api, Unreachable
+from qlog.tools.ctl.api import DEFAULT_TIMEOUT_S, Api, BadUrl, Unreachable
 from qlog.tools.ctl.command import BadUsage, Call, Command, Failure, Status
 from qlog.tools.ctl.formats import FOR_PROGRAMS, FORMATTERS, show
 from qlog.tools.ctl.parse import Parsed, parse
@@ -19,16 +19,21 @@ from qlog.tools.ctl.values import to_json
 DEFAULT_DATA_DIR = "qlog-data"
 
 
-def main(tool: str, argv: list[str]) -> int:
-    """Run one command of a tool (`ctl`, `diagnostics` …); the exit status."""
+def main(tool: str, argv: list[str], program: str = "") -> int:
+    """Run one command of a tool (`ctl`, `diagnostics` …); the exit status.
+
+    `program` is how it was called, for help and examples, if not by the name that RabbitMQ's has.
+    """
     try:
-        return _run(tool, argv)
+        return _run(tool, argv, program or texts.PROGRAMS[tool])
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BadUrl as error:
+        print(f"Error (argument validation): {error}", file=sys.stderr)
+        return Status.USAGE
 
 
-def _run(tool: str, argv: list[str]) -> int:
-    program = texts.PROGRAMS[tool]
+def _run(tool: str, argv: list[str], program: str) -> int:
     commands = commands_of(tool)
     name, rest = _command_name(argv, commands)
     if name is None or name == "help":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qlog.tools.ctl.api import Api, ApiError, Unreachable
+from qlog.tools.ctl.api import Api, ApiError, BadUrl, Unreachable
 from qlog.tools.ctl.command import Option, Status
 from qlog.tools.ctl.parse import parse
 from qlog.tools.ctl.values import printable
@@ -176,7 +176,11 @@ def main(argv: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return Status.USAGE
     data_dir = options.get("data_dir") or os.environ.get("QLOG_DATA_DIR") or "qlog-data"
-    api = Api(data_dir, options.get("url") or os.environ.get("QLOG_URL"))
+    try:
+        api = Api(data_dir, options.get("url") or os.environ.get("QLOG_URL"))
+    except BadUrl as error:
+        print(f"qlog: {error}", file=sys.stderr)
+        return Status.USAGE
     rows = max(1, options.get("rows", ROWS))
     try:
         if options.get("once"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from qlog.tools.ctl.help import PROGRAMS, nearest
 from qlog.tools.ctl.main import main
 from qlog.tools.ctl.parse import parse
 from qlog.tools.ctl.table import COMMANDS, commands_of
+from qlog.tools.ctl.top import main as top
 from qlog.tools.ctl.values import Address, Arguments, Atom, Definition, Numbers
 
 OPTIONS = (Option("priority", int), Option("if_empty", bool, ("-e",)), Option("apply_to"))
@@ -58,6 +60,31 @@ def test_the_list_of_commands(capsys: pytest.CaptureFixture[str], tool: str) -> 
     )
     assert say(capsys, tool=tool) == (status, out, "")
     assert say(capsys, "help", "--list-commands")[1].split() == sorted(commands_of("ctl"))
+
+
+def test_examples_run_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("ctl", ["help", "peek"], "qlog ctl") == 0
+    assert "\n  qlog ctl peek orders --count 5\n" in capsys.readouterr().out
+    assert "\n  rabbitmqctl peek orders --count 5\n" in say(capsys, "help", "peek")[1]
+
+
+@pytest.mark.parametrize(
+    "url", ["x", "localhost:15672", "http://", "http://host:port", "http://h:70000", "ftp://host"]
+)
+def test_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = say(capsys, "status", "--url", url)
+    assert status == 64
+    assert err == (
+        "Error (argument validation): the address of a broker looks like "
+        "http://USER:PASSWORD@HOST:15672\n"
+    )
+    assert top(["--url", url]) == 64 and "looks like http://" in capsys.readouterr().err
+
+
+def test_a_broker_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = say(capsys, "status", "--data-dir", str(tmp_path))
+    assert status == 69
+    assert f"\n{tmp_path}/ctl.sock does not answer: No such file or directory\n" in err
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

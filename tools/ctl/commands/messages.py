@@ -186,7 +186,8 @@ def _walking(what: str, done: str, body: Callable[[Call], Mapping[str, Any]]) ->
             asked["from"], asked["ends"] = answer["next"], answer["ends"]
         counts = {"moved": moved, "refused": refused}
         stayed = f", {refused} could not be taken and stayed" if refused else ""
-        return Message(f"{moved} messages {done}{stayed}", counts)
+        messages = "message" if moved == 1 else "messages"
+        return Message(f"{moved} {messages} {done}{stayed}", counts)
 
     return run
 

@@ -30,7 +30,7 @@ def repair(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what could be saved of a damaged directory, or with --accept-loss, do it.
+    """Say what could be saved of a damaged directory, or do it.
 
     Run it without first: it changes nothing then, and lists what would be lost, message by
     message. What is damaged is moved to quarantine/, never deleted. The broker must not run.

@@ -32,7 +32,7 @@ _COLUMNS = (text("what", "name"), number("checked"), number("damaged"))
 
 @command
 def verify(directory: Directory, report: Report) -> None:
-    """Look at every checksum, and compare all files with each other.
+    """Look at every checksum; compare the files with each other.
 
     Reads everything once. Exit status 1 when anything is not as it was written.
     """
