@@ -16,7 +16,7 @@ from qlog.routing.fanout import Fanout
 DEDUPLICATION = "x-message-deduplication"  # the type, and the argument
 HEADER = "x-deduplication-header"  # what a message is known by; and the argument that renames it
 TTL = "x-cache-ttl"
-_SIZE = "x-cache-size"
+SIZE = "x-cache-size"
 _SIZE_DEFAULT = 128  # LavinMQ's, where the size is no required argument
 _PERSISTENCE = "x-cache-persistence"
 
@@ -36,11 +36,11 @@ def window_of(type_: str, arguments: Mapping[str, object]) -> Window | None:
     """The window of an exchange, None if it passes duplicates. Raises InvalidArguments."""
     if type_ != DEDUPLICATION and arguments.get(DEDUPLICATION) is not True:
         return None
-    size = _positive(arguments.get(_SIZE))
+    size = _positive(arguments.get(SIZE))
     if size is None:
-        if type_ == DEDUPLICATION or _SIZE in arguments:
+        if type_ == DEDUPLICATION or SIZE in arguments:
             raise InvalidArguments(
-                f"Missing or invalid argument, '{_SIZE}' must be an integer greater than 0"
+                f"Missing or invalid argument, '{SIZE}' must be an integer greater than 0"
             )
         size = _SIZE_DEFAULT
     ttl_ms = _positive(arguments.get(TTL))

@@ -658,6 +658,7 @@ class VHost:
     def _apply_to_exchange(self, exchange: Exchange) -> None:
         applied = self.policies.for_exchange(exchange.name)
         self.routing.set_alternate(exchange.name, applied.definition.get("alternate-exchange"))
+        self.windows.go_by(exchange, applied.definition)
 
     def _effective(self, declared: Declaration) -> Effective:
         """What a queue goes by; queues without arguments of their own share it."""
@@ -802,10 +803,8 @@ class VHost:
         owner = LaneOwner("queue", queue.name, WAITS)
         return Waits(self._services, lambda: self.hidden_lanes.lane(owner, durable=True), ripe)
 
-    def once(
-        self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]
-    ) -> Once | None:
-        """What keeps messages from coming into a queue twice, if it is declared so."""
+    def once(self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]) -> Once:
+        """What keeps messages from coming into a queue twice."""
         return self.windows.of_queue(declared, lanes)
 
     def unused(self, queue: QueueType) -> None:

@@ -11,6 +11,8 @@ Promises:
   `x-message-deduplication`.
 - A queue with `x-message-deduplication` alone takes no message whose header one has that is in the
   queue: ready, or unacknowledged.
+- Policies: `x-cache-size` and `x-cache-ttl` count for exchanges instead of the arguments of these
+  names, and `x-message-deduplication` for queues, also for what is there already.
 - What a durable exchange or queue has seen is as durable as the message that it was seen with, and
   never more: nothing is remembered of a message that a crash, a rollback or a queue at its limit
   has taken back. Its publisher may send it again. (RabbitMQ's plugin remembers it.)
@@ -25,18 +27,19 @@ them, which a start waits for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from xxhash import xxh3_128_digest
 
-from qlog.routing.deduplication import HEADER, TTL, Window, window_of
+from qlog.routing.deduplication import HEADER, SIZE, TTL, Window, window_of
 from qlog.routing.exchange import Exchange
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties, headers_of, text_of
 from qlog.server.amqp.values import Int64, Table, Timestamp, Value, encode_value
 from qlog.server.broker.definitions import WINDOW
 from qlog.server.broker.hidden_lanes import HiddenLanes, Owner
+from qlog.server.broker.jobs import Steps
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.type import Declaration
 from qlog.storage.errors import StorageError
@@ -51,6 +54,8 @@ ENTRIES_MAX = 1_000_000
 FORGOTTEN_AT_ONCE = 1000
 # So many are looked at with each message that comes, to forget those that are over.
 LOOKS = 2
+# So many messages of a queue are looked at in one piece: some tenths of a millisecond.
+RECALLED_AT_ONCE = 64
 _READ_COUNT, _READ_BYTES = 1024, 1024 * 1024
 
 
@@ -158,8 +163,9 @@ class SeenWindow:
         return self.window.ttl_ms
 
     def _insert(self, key: bytes, entry: Entry) -> None:
-        if len(self._entries) >= self.window.size:
-            self.forget_oldest(len(self._entries) - self.window.size + 1)
+        excess = len(self._entries) - self.window.size + 1
+        if excess > 0:  # more than one after a policy, and then as many as take little time
+            self.forget_oldest(min(excess, FORGOTTEN_AT_ONCE))
         self._entries[key] = entry
         self._memory.remember()
 
@@ -225,6 +231,10 @@ class SeenWindow:
             if key is not None:
                 self._drop(key)
 
+    def recalling(self) -> Steps[None]:
+        """Nothing: the records say what was seen."""
+        yield from ()
+
     def recall(self) -> None:
         """After a start: what the records say. Raises nothing: what is damaged is not known."""
         if self._lane is None:
@@ -261,7 +271,10 @@ def _alive(lane: Lane[Envelope]) -> Iterator[tuple[int, int, Envelope]]:
     """The unsettled messages of a lane: place, time, envelope. What is damaged ends it, logged."""
     at = 0
     try:
-        while (slice_ := lane.read(at, _READ_COUNT, _READ_BYTES, passing=False)) is not None:
+        while not lane.dropped:
+            slice_ = lane.read(at, _READ_COUNT, _READ_BYTES, passing=False)
+            if slice_ is None:
+                return
             first = slice_.first_qseq
             yield from zip(
                 range(first, first + len(slice_.metas)), slice_.times_ms, slice_.metas, strict=True
@@ -280,8 +293,11 @@ class Once(Protocol):
         `admit` takes messages as far as the limits of the queue allow.
         """
 
+    def recalling(self) -> Steps[None]:
+        """Look at the messages that are in the queue."""
+
     def close(self) -> None:
-        """The queue is deleted."""
+        """The queue is deleted, or has another one."""
 
 
 class Present:
@@ -295,11 +311,18 @@ class Present:
         self._lanes = lanes
         self._entries: dict[bytes, tuple[Lane[Envelope], int]] = {}
         memory.holders[self] = None
-        for lane in lanes():
-            for qseq, _, envelope in _alive(lane):
+
+    def recalling(self) -> Steps[None]:
+        """Note the messages that are in the queue; what has come meanwhile is noted already."""
+        for lane in self._lanes():
+            for at, (qseq, _, envelope) in enumerate(_alive(lane)):
+                if self not in self._memory.holders:
+                    return
                 key = key_of(envelope)
-                if key is not None:
+                if key is not None and not self._is_there(key) and _unsettled(lane, qseq):
                     self._note(key, lane, qseq)
+                if at % RECALLED_AT_ONCE == RECALLED_AT_ONCE - 1:
+                    yield
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -355,7 +378,7 @@ class Present:
         """The queue is deleted."""
         self._memory.count -= len(self._entries)
         self._entries.clear()
-        del self._memory.holders[self]
+        self._memory.holders.pop(self, None)
 
 
 def _unsettled(lane: Lane[Envelope], qseq: int) -> bool:
@@ -404,21 +427,40 @@ class SeenWindows:
         self._hidden_lanes = hidden_lanes
         self._services = services
         self._windows: dict[Owner, SeenWindow] = {}
+        self._policies: dict[str, Mapping[str, Any]] = {}  # by exchange, where there is one
 
     def of_exchange(self, exchange: Exchange) -> SeenWindow | None:
         """What an exchange has seen; None if it passes duplicates."""
         owner = Owner("exchange", exchange.name, WINDOW)
         known = self._windows.get(owner)
-        if known is None and (window := window_of(exchange.type, exchange.arguments)) is not None:
+        if known is None and (window := self._window_of(exchange)) is not None:
             known = self._windows[owner] = self._make(owner, window, exchange.durable)
         return known
 
+    def _window_of(self, exchange: Exchange) -> Window | None:
+        window = window_of(exchange.type, exchange.arguments)
+        policy = self._policies.get(exchange.name)
+        if window is None or policy is None:
+            return window
+        return window._replace(
+            size=policy.get(SIZE, window.size), ttl_ms=policy.get(TTL, window.ttl_ms)
+        )
+
+    def go_by(self, exchange: Exchange, policy: Mapping[str, Any]) -> None:
+        """What policies say of an exchange counts from now on."""
+        if policy.keys() & {SIZE, TTL}:
+            self._policies[exchange.name] = policy
+        elif self._policies.pop(exchange.name, None) is None:
+            return
+        known = self._windows.get(Owner("exchange", exchange.name, WINDOW))
+        window = self._window_of(exchange)
+        if known is not None and window is not None:
+            known.window = window
+
     def of_queue(
         self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]
-    ) -> Once | None:
-        """What keeps messages from coming into a queue twice; None if nothing does."""
-        if not declared.arguments.deduplicates:
-            return None
+    ) -> Once:
+        """What keeps messages from coming into a queue twice."""
         window = queue_window(declared.arguments.table)
         if window is None:
             return Present(lanes, self._services.seen)
@@ -435,6 +477,7 @@ class SeenWindows:
 
     def forget_exchange(self, name: str) -> None:
         """The exchange is deleted."""
+        self._policies.pop(name, None)
         window = self._windows.pop(Owner("exchange", name, WINDOW), None)
         if window is not None:
             window.close()

@@ -376,7 +376,7 @@ def back_to_origin(queues: Mapping[str, QueueType]) -> Address:
         queue = queues.get(str(death.get("queue", "")))
         if queue is None or queue.deleted or queue.owner is not None:
             return None
-        if queue.declared.arguments.deduplicates:
+        if queue.effective.deduplicates:
             return None
         return redriven(envelope, death), queue
 
@@ -395,5 +395,5 @@ def redriven(envelope: Envelope, death: Mapping[str, Any]) -> Envelope:
 
 def assert_takes_copies(queue: QueueType) -> None:
     """Raises 406 for a queue that would drop copies as messages that it has seen."""
-    if queue.declared.arguments.deduplicates:
+    if queue.effective.deduplicates:
         raise precondition_failed(f"{queue} deduplicates: it would drop copies of what it has seen")

@@ -85,6 +85,13 @@ KEYS: Mapping[str, tuple[Valid, str]] = {
     "stream-max-segment-size-bytes": (_at_least(0, STREAM_SEGMENT_BYTES_MAX), "segment size"),
     "target-group-size": (_at_least(1), "qq target count value"),
 }
+# Those of the community's plugin rabbitmq_message_deduplication: what each value must be.
+DEDUPLICATION_KEYS: Mapping[str, tuple[Valid, str]] = {
+    "x-cache-persistence": (_one_of("disk", "memory"), 'must be either "disk" or "memory"'),
+    "x-cache-size": (_at_least(1), "must be an integer greater than 0"),
+    "x-cache-ttl": (_at_least(1), "must be an integer greater than 0"),
+    "x-message-deduplication": (lambda value: isinstance(value, bool), "must be a boolean"),
+}
 OPERATOR_KEYS = frozenset(
     {
         "delivery-limit",
@@ -141,12 +148,16 @@ def complaint(definition: object, *, operator: bool) -> str | None:
         )
     if not definition:
         return "no policy provided"
-    known = OPERATOR_KEYS if operator else KEYS.keys()
-    for key in sorted(definition):
-        if key in known:
+    known = OPERATOR_KEYS if operator else KEYS.keys() | DEDUPLICATION_KEYS.keys()
+    for key in sorted(known & definition.keys()):
+        if key in DEDUPLICATION_KEYS:
+            valid, words = DEDUPLICATION_KEYS[key]
+            text = f'"{key}" {words}, got {term(definition[key])}'
+        else:
             valid, words = KEYS[key]
-            if not valid(definition[key]):
-                return f"{term(definition[key])} is not a valid {words}"
+            text = f"{term(definition[key])} is not a valid {words}"
+        if not valid(definition[key]):
+            return text
     if unknown := {key: value for key, value in definition.items() if key not in known}:
         return f"{pairs_term(unknown)} are not recognised policy settings"
     return None

@@ -99,8 +99,11 @@ class Once(Protocol):
     def publish(self, mail: Mail, admit: Callable[[Mail], Receipt]) -> Receipt:
         """Have those messages taken that are new."""
 
+    def recalling(self) -> Generator[None, None, None]:
+        """Look at the messages that are in the queue."""
+
     def close(self) -> None:
-        """The queue is deleted."""
+        """The queue is deleted, or has another one."""
 
 
 class Dues(Protocol):
@@ -186,10 +189,8 @@ class Host(Protocol):
     def unused(self, queue: QueueType) -> None:
         """The last consumer of an auto-delete queue left."""
 
-    def once(
-        self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]
-    ) -> Once | None:
-        """What keeps messages from coming into a queue twice, if it is declared so."""
+    def once(self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]) -> Once:
+        """What keeps messages from coming into a queue twice."""
 
 
 class ClassicQueue:
@@ -236,7 +237,9 @@ class ClassicQueue:
             lanes, declared.arguments.level_max, self._new_level, self._new_backlog
         )
         self.backlogs = self._levels.backlogs  # in the order in which they are delivered from
-        self._once = host.once(declared, lambda: self.lanes)
+        self._once: Once | None = None
+        for _ in self._deduplicating():
+            pass  # a start waits for it
 
     def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
         return Backlog(lane)
@@ -315,9 +318,20 @@ class ClassicQueue:
 
     def reconfigure(self, effective: Effective) -> None:
         """Policies have changed: go by these settings from now on."""
-        self.effective = effective
+        before, self.effective = self.effective, effective
+        if effective.deduplicates != before.deduplicates:
+            self._host.in_slices(self._deduplicating())
         self._expiry.reconfigured(self)
         self._wake(self)
+
+    def _deduplicating(self) -> Generator[None, None, None]:
+        """Begin, or cease, to keep messages from coming twice."""
+        if self._once is not None:
+            self._once.close()
+            self._once = None
+        if self.effective.deduplicates:
+            self._once = self._host.once(self.declared, lambda: self.lanes)
+            yield from self._once.recalling()
 
     def _new_level(self, lane_ids: LaneIds, level: int) -> Lane[Envelope]:
         lane = self._host.new_level(self.declared, lane_ids, level)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qlog.routing.deduplication import DEDUPLICATION
 from qlog.server.amqp.properties import EXPIRY_MS_MAX
 from qlog.server.broker.queues.arguments import QueueArguments
 
@@ -122,7 +123,8 @@ class Effective:
     with `dead_letter_routing_key` if that is set; `dead_letter_strategy`: `at-most-once` or
     `at-least-once`. `keeps_dead`: what no queue takes of the dead letters stays, since that is
     asked for and possible. `backoff`: whether and for how long what comes back to a quorum queue
-    waits. `delivery_limit`: how often a message of a quorum queue may come back.
+    waits. `deduplicates`: no message comes in twice; a policy wins, as in the plugin.
+    `delivery_limit`: how often a message of a quorum queue may come back.
     `max_age`: of a stream, such as `7D`; `segment_bytes`: of its files.
     `consumer_timeout_s`: how long a delivery may stay
     unacknowledged, in seconds; 0: for ever. `timeout_requeues`: an overdue delivery is requeued,
@@ -138,6 +140,7 @@ class Effective:
         "dead_letter_exchange",
         "dead_letter_routing_key",
         "dead_letter_strategy",
+        "deduplicates",
         "delivery_limit",
         "expires_ms",
         "keeps_dead",
@@ -172,6 +175,9 @@ class Effective:
         self.dead_letter_strategy: str = found("dead-letter-strategy") or "at-most-once"
         self.max_age: str | None = found("max-age")
         self.segment_bytes: int | None = found("stream-max-segment-size-bytes")
+        self.deduplicates: bool = declared.type != "stream" and applied.definition.get(
+            DEDUPLICATION, declared.deduplicates
+        )
         self.delivery_limit: int | None = None
         self.backoff: Backoff | None = None
         if declared.type == "quorum":
@@ -192,7 +198,7 @@ class Effective:
             self.max_length is not None or self.max_length_bytes is not None
         )
         self.plain = declared.type == "stream" or not (
-            self.limited or declared.level_max or short or declared.deduplicates
+            self.limited or declared.level_max or short or self.deduplicates
         )
 
 

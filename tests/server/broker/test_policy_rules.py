@@ -18,7 +18,12 @@ from qlog.server.broker.features.patterns import (
     Pattern,
 )
 from qlog.server.broker.features.policy import Policies, Policy, PolicyKind, check_policy
-from qlog.server.broker.features.policy_keys import KEYS, OPERATOR_KEYS, merged
+from qlog.server.broker.features.policy_keys import (
+    DEDUPLICATION_KEYS,
+    KEYS,
+    OPERATOR_KEYS,
+    merged,
+)
 from qlog.server.broker.features.terms import term
 
 NOT = "is not a valid"
@@ -34,6 +39,13 @@ REFUSED: list[tuple[object, str]] = [
         '[{<<"bar">>,<<"x">>},{<<"foo">>,1}] are not recognised policy settings',
     ),
     ({"ha-mode": "all"}, '[{<<"ha-mode">>,<<"all">>}] are not recognised policy settings'),
+    ({"x-cache-size": 0}, '"x-cache-size" must be an integer greater than 0, got 0'),
+    ({"x-cache-ttl": "1"}, '"x-cache-ttl" must be an integer greater than 0, got <<"1">>'),
+    (
+        {"x-cache-persistence": "ram"},
+        '"x-cache-persistence" must be either "disk" or "memory", got <<"ram">>',
+    ),
+    ({"x-message-deduplication": 1}, '"x-message-deduplication" must be a boolean, got 1'),
     ({"message-ttl": -1}, f"-1 {NOT} message TTL"),
     ({"message-ttl": "a"}, f'<<"a">> {NOT} message TTL'),
     ({"message-ttl": 1.5}, f"1.5 {NOT} message TTL"),
@@ -189,11 +201,15 @@ GOOD: dict[str, list[object]] = {
     "stream-filter-size-bytes": [16, 255],
     "stream-max-segment-size-bytes": [0, 3_000_000_000],
     "target-group-size": [1],
+    "x-cache-persistence": ["disk", "memory"],
+    "x-cache-size": [1],
+    "x-cache-ttl": [1],
+    "x-message-deduplication": [True, False],
 }
 
 
 def test_every_key_takes_its_values() -> None:
-    assert GOOD.keys() == KEYS.keys()
+    assert GOOD.keys() == KEYS.keys() | DEDUPLICATION_KEYS.keys()
     for key, values in GOOD.items():
         for value in values:
             policy = check_policy("policy", "p", ".*", {key: value}, 0, "all")

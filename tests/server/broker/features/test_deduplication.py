@@ -397,6 +397,162 @@ class TestQueues:
         assert seen.count == 0 and not seen.holders
 
 
+def set_policy(bench: Bench, pattern: str, **definition: object) -> None:
+    bench.broker.operations.set_policy(
+        bench.broker.vhosts["/"],
+        "policy",
+        "once",
+        pattern=pattern,
+        definition={key.replace("_", "-"): value for key, value in definition.items()},
+    )
+    bench.settle()
+
+
+def clear_policy(bench: Bench) -> None:
+    bench.broker.operations.delete_policy(bench.broker.vhosts["/"], "policy", "once")
+    bench.settle()
+
+
+class TestPolicies:
+    """As with the plugin, whose keys they are."""
+
+    def test_the_size_of_a_window(self, bench: Bench, q: Peer) -> None:
+        declare(q)
+        bind(q, "q")
+        for key in "abc":
+            publish(q, key.encode(), key)
+        set_policy(bench, "^d$", x_cache_size=1)
+        publish(q, b"a is known", "a")
+        publish(q, b"d", "d")  # pushes all others out
+        publish(q, b"a again", "a")
+        clear_policy(bench)
+        publish(q, b"e", "e")
+        publish(q, b"a is known", "a")
+        assert got(q) == [b"a", b"b", b"c", b"d", b"a again", b"e"]
+
+    def test_a_window_that_shrinks_does_so_in_pieces(
+        self, bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(deduplication, "FORGOTTEN_AT_ONCE", 2)
+        declare(q)
+        bind(q, "q")
+        for number in range(6):
+            publish(q, b"x", number)
+        set_policy(bench, "^d$", x_cache_size=1)
+        lengths = []
+        for number in range(6, 11):
+            publish(q, b"x", number)
+            lengths.append(bench.broker.services.seen.count)
+        assert lengths == [5, 4, 3, 2, 1]
+
+    def test_the_time_of_a_window(self, bench: Bench, q: Peer) -> None:
+        declare(q)
+        bind(q, "q")
+        set_policy(bench, "^d$", x_cache_ttl=1000)
+        publish(q, b"first", "k")
+        bench.disk()
+        bench.restart()
+        again = Peer(bench)
+        publish(again, b"too soon", "k")
+        bench.pass_ms(1000)
+        publish(again, b"second", "k")
+        clear_policy(bench)
+        bench.pass_ms(1000)
+        publish(again, b"third", "k")
+        bench.pass_ms(10**9)
+        publish(again, b"known for ever", "k")
+        assert got(again) == [b"first", b"second", b"third"]
+
+    def test_an_exchange_that_passes_duplicates_goes_on_with_it(
+        self, bench: Bench, peer: Peer
+    ) -> None:
+        declare(peer, "plain", "fanout", x=1)
+        peer.declare("q")
+        bind(peer, "q", "plain")
+        set_policy(bench, "^plain$", x_cache_size=5, x_message_deduplication=True)
+        for body in (b"1", b"2"):
+            publish(peer, body, "k", exchange="plain")
+        assert got(peer) == [b"1", b"2"]
+
+    @pytest.mark.parametrize("kind", ["classic", "quorum"])
+    def test_a_queue_knows_what_is_there(self, bench: Bench, peer: Peer, kind: str) -> None:
+        peer.declare("q", arguments={"x-queue-type": kind})
+        for body in (b"1", b"2"):
+            publish(peer, body, "k", exchange="", to="q")
+        set_policy(bench, "^q$", x_message_deduplication=True)
+        publish(peer, b"3", "k", exchange="", to="q")
+        publish(peer, b"other", "l", exchange="", to="q")
+        bench.disk()
+        bench.restart()
+        peer = Peer(bench)
+        publish(peer, b"4", "l", exchange="", to="q")
+        bench.disk()
+        assert got(peer) == [b"1", b"2", b"other"]
+        publish(peer, b"5", "k", exchange="", to="q")
+        clear_policy(bench)
+        publish(peer, b"6", "k", exchange="", to="q")
+        bench.disk()
+        assert got(peer) == [b"5", b"6"]
+        assert bench.broker.services.seen.count == 0
+
+    def test_a_policy_wins_over_the_argument(self, bench: Bench, peer: Peer) -> None:
+        peer.declare("q", arguments={"x-message-deduplication": True})
+        publish(peer, b"1", "k", exchange="", to="q")
+        set_policy(bench, "^q$", x_message_deduplication=False)
+        publish(peer, b"2", "k", exchange="", to="q")
+        clear_policy(bench)
+        publish(peer, b"3", "k", exchange="", to="q")
+        assert got(peer) == [b"1", b"2"]
+
+    def test_many_messages_are_looked_at_in_slices(self, bench: Bench, peer: Peer) -> None:
+        queue = peer.declare("q")
+        peer.receive(
+            b"".join(
+                message(1, "q", b"x", properties=known_by(number % 500)) for number in range(1000)
+            )
+        )
+        steps = 0
+
+        def clock_s() -> float:
+            nonlocal steps
+            steps += 1
+            return float(steps)
+
+        bench.broker.services.jobs.clock_s = clock_s  # a slice for each step
+        operations = bench.broker.operations
+        operations.set_policy(
+            bench.broker.vhosts["/"],
+            "policy",
+            "once",
+            pattern="q",
+            definition={"x-message-deduplication": True},
+        )
+        bench.settle()
+        assert steps > 1000 / deduplication.RECALLED_AT_ONCE
+        publish(peer, b"y", 499, exchange="", to="q")
+        publish(peer, b"y", 500, exchange="", to="q")
+        assert queue.ready == 1001
+        clear_policy(bench)
+        peer.ask(1, make(spec.QueueDelete, queue="q"), spec.QueueDeleteOk)
+
+    def test_a_queue_that_is_deleted_meanwhile(self, bench: Bench, peer: Peer) -> None:
+        peer.declare("q")
+        for number in range(200):
+            publish(peer, b"x", number, exchange="", to="q")
+        ticks = iter(range(10**6))
+        bench.broker.services.jobs.clock_s = lambda: float(next(ticks))
+        bench.broker.operations.set_policy(
+            bench.broker.vhosts["/"],
+            "policy",
+            "once",
+            pattern="q",
+            definition={"x-message-deduplication": True},
+        )
+        peer.send(1, make(spec.QueueDelete, queue="q"))
+        bench.settle()
+        assert bench.broker.services.seen.count == 0
+
+
 class TestMemory:
     def test_the_largest_forgets(
         self, bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
