@@ -175,6 +175,18 @@ TARGETS = (
         )
     ),
     Target(
+        "a stream read by 10 consumers, messages/s in all", "stream-read-by-10", "drain_rate",
+        100_000, None, by_ratio=False,
+    ),
+    Target(
+        "1 million delayed messages, published a second", "memory-delayed", "fill_rate", 20_000,
+        None, by_ratio=False,
+    ),
+    Target(
+        "how late delayed messages come, p99", "delayed-paced", "late_p99_ms", 100, None,
+        by_ratio=False, higher=False,
+    ),
+    Target(
         "declare beside a flow, p99", "declares", "declare_p99_ms", 20, None,
         by_ratio=False, higher=False,
     ),
@@ -224,5 +236,16 @@ GOALS = (
     Goal("256 KiB", "large-256k", "rate", _ratios(1.3, 0.8, 3)),
     Goal("1 MiB", "large-1m", "rate", _ratios(1.3, 0.6, 3)),
     Goal("8 MiB", "large-8m", "rate", _ratios(1.5, 0.5, 3)),
+    *(
+        Goal(label, scenario, "rate", {RABBITMQ: least})
+        for label, scenario, least in (
+            ("priorities", "priorities", 5),
+            ("TTL of a queue", "ttl-queue", 5),
+            ("TTL of each message", "ttl-message", 5),
+            ("length limit", "limited", 5),
+            ("dead letters of rejected messages", "dead-letters", 4),
+            ("quorum queue", "quorum", 8),
+        )
+    ),
     Goal("one in flight beside a flood: confirm p99", "flood", "confirm_p99_ms", {PAST: 2}, False),
 )
