@@ -107,6 +107,14 @@ class TLSSettings(Struct, frozen=True, kw_only=True):
         str,
         Meta(description="Who signs the certificates of clients (PEM).", extra={"metavar": "FILE"}),
     ] = "none"
+    tls_revoked: Annotated[
+        str,
+        Meta(
+            description="Which of the certificates of clients are revoked: the current lists (CRL, "
+            "PEM) of all who sign them; none: it is not looked at.",
+            extra={"metavar": "FILE"},
+        ),
+    ] = "none"
     tls_version_min: Annotated[
         Literal["1.2", "1.3"], Meta(description="The oldest version of TLS that is spoken.")
     ] = "1.2"

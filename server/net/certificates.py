@@ -125,8 +125,23 @@ class Certificates:
                 context.load_verify_locations(settings.tls_ca)
             except OSError as error:
                 raise TLSUnusable(_why_not(Path(settings.tls_ca), None, error)) from error
+            _look_at_revoked(context, settings.tls_revoked)
             context.verify_mode = _CLIENTS[settings.tls_client_certificates]
         return context
+
+
+def _look_at_revoked(context: ssl.SSLContext, path: str) -> None:
+    """Refuse the certificates of clients that a list has. Raises TLSUnusable."""
+    if path == NO_FILE:
+        return
+    before = context.cert_store_stats()["crl"]
+    try:
+        context.load_verify_locations(path)
+    except OSError as error:
+        raise TLSUnusable(_why_not(Path(path), None, error)) from error
+    if context.cert_store_stats()["crl"] == before:
+        raise TLSUnusable(f"cannot use {path} for TLS: it has no list of revoked certificates")
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def _ends_s(certificate: Path) -> float:

@@ -6,11 +6,16 @@ They are made once for a run, by trustme; nothing outside trusts them.
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 NAME = "broker.example"
 ORGANISATION = 'Ex, "ample"'
@@ -40,10 +45,32 @@ def ca_file(directory: Path) -> str:
     return str(path)
 
 
+def revocations(path: Path, *serials: int, ca: trustme.CA | None = None, days: int = 1) -> Path:
+    """Write a CA's list of revoked certificates, which is valid for so many days from yesterday."""
+    ours = ca or authority()
+    issuer = x509.load_pem_x509_certificate(ours.cert_pem.bytes())
+    key = load_pem_private_key(ours.private_key_pem.bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    begun = datetime.now(UTC) - timedelta(days=1)
+    made = x509.CertificateRevocationListBuilder(issuer.subject, begun, begun + timedelta(days + 1))
+    for serial in serials:
+        revoked = x509.RevokedCertificateBuilder(serial, begun).build()
+        made = made.add_revoked_certificate(revoked)
+    path.write_bytes(made.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return path
+
+
 def client_context(
-    *, common_name: str = "", ca: trustme.CA | None = None, version: str = ""
+    *,
+    common_name: str = "",
+    ca: trustme.CA | None = None,
+    version: str = "",
+    serials: list[int] | None = None,
 ) -> ssl.SSLContext:
-    """What a client goes by: it trusts our CA. With a common name it shows a certificate of `ca`."""
+    """What a client goes by: it trusts our CA. With a common name it shows a certificate of `ca`.
+
+    The number of the certificate is added to `serials`.
+    """
     context = ssl.create_default_context()
     authority().configure_trust(context)
     if common_name:
@@ -55,6 +82,9 @@ def client_context(
             organization_name=ORGANISATION,
         )
         made.configure_cert(context)
+        if serials is not None:
+            shown = x509.load_pem_x509_certificate(made.cert_chain_pems[0].bytes())
+            serials.append(shown.serial_number)
     if version:
         context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
     return context

@@ -23,6 +23,7 @@ from tests.server.net.authority import (
     broker_files,
     ca_file,
     client_context,
+    revocations,
 )
 from tests.server.net.loop import LOGIN, Loop, Remote, running
 
@@ -356,6 +357,30 @@ def test_a_certificate_is_required(
     logged_in(TLSRemote(loop, required, context).shake_hands())
 
 
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_revoked_certificates(
+    tmp_path: Path, loop: Loop, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    serials: list[int] = []
+    bad = client_context(common_name="bad", version=version, serials=serials)
+    good = client_context(common_name="good", version=version)
+    path = revocations(tmp_path / "revoked.pem", *serials)
+    given = broker_files(tmp_path) | {"tls_ca": ca_file(tmp_path), "tls_revoked": str(path)}
+    certificates = Certificates(config.of(**given, tls_client_certificates="required").tls)
+    logged_in(TLSRemote(loop, certificates, good).shake_hands()).socket.close()
+    loop.settle()
+    assert refused(TLSRemote(loop, certificates, bad))
+    assert "the client's certificate is refused: certificate revoked" in caplog.text
+    revocations(path)  # it is taken back
+    certificates.read_again()
+    logged_in(TLSRemote(loop, certificates, bad).shake_hands()).socket.close()
+    loop.settle()
+    revocations(path, days=-1)
+    certificates.read_again()
+    assert refused(TLSRemote(loop, certificates, good))
+    assert "the client's certificate is refused: CRL has expired" in caplog.text
+
+
 def test_a_certificate_may_be_left_out_but_not_be_false(tmp_path: Path, loop: Loop) -> None:
     optional = asking(tmp_path, "optional")
     stranger = client_context(common_name="x", ca=authority("theirs"))
@@ -479,6 +504,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     given = broker_files(tmp_path)
     other = broker_files(tmp_path, stem="other")
     (tmp_path / "nothing.pem").write_text("")
+    asked = {"tls_client_certificates": "optional", "tls_ca": ca_file(tmp_path)}
     for wrong, said in (
         ({"tls_certificate": "missing.crt"}, "cannot use missing.crt with .*: No such file"),
         ({"tls_key": other["tls_key"]}, "the key is not that of the certificate"),
@@ -488,6 +514,8 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
             {"tls_client_certificates": "optional", "tls_ca": str(tmp_path / "nothing.pem")},
             "nothing.pem for TLS",
         ),
+        (asked | {"tls_revoked": str(tmp_path / "nothing.pem")}, "nothing.pem for TLS"),
+        (asked | {"tls_revoked": asked["tls_ca"]}, "ca.crt for TLS: it has no list of revoked"),
         ({"tls_ciphers": "NOTHING"}, "tls_ciphers"),
         ({"tls_names_directory": "missing"}, "cannot read missing"),
     ):
