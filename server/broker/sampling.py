@@ -130,6 +130,7 @@ class Sampler:
         self._round = 0
         self.started = False
         self.last_ms = self.before_ms = 0  # the times of the last two rounds
+        self._dated_ms = 0  # the date of the last one's samples
 
     def start(self) -> None:
         """Sample from now on."""
@@ -154,19 +155,22 @@ class Sampler:
         return self._services.jobs.start(self._sampling(self._services.now_ms()))
 
     def _sampling(self, now_ms: int) -> Steps[None]:
+        # Histories are asked for at whole multiples of seconds. Dated so, the newest sample is in
+        # them at once, as the rate is that it makes.
+        dated_ms = now_ms - now_ms % round(INTERVAL_S * 1000)
         self._round += 1
         first = self._round == 1
         lengths: dict[str, list[int]] = {}
         for looked, (key, names, values) in enumerate(self._things(lengths), 1):
-            self._add(key, names, values, now_ms, first)
+            self._add(key, names, values, dated_ms, first)
             if not looked % THINGS_AT_ONCE:
                 yield
         for name, sums in self._sums.items():
             numbers = array("q", [sums.get(field, 0) for field in VHOST[:-3]])
             numbers.extend(lengths.get(name, (0, 0, 0)))
-            self._add(("vhost", name), VHOST, numbers, now_ms, first)
-        self._add("total", TOTAL, self._total(lengths), now_ms, first)
-        self.before_ms, self.last_ms = self.last_ms, now_ms
+            self._add(("vhost", name), VHOST, numbers, dated_ms, first)
+        self._add("total", TOTAL, self._total(lengths), dated_ms, first)
+        self.before_ms, self.last_ms, self._dated_ms = self.last_ms, now_ms, dated_ms
         yield from self._forgetting()
 
     def _things(
@@ -221,7 +225,7 @@ class Sampler:
         return numbers
 
     def _add(
-        self, key: object, names: Sequence[str], numbers: array[int], now_ms: int, first: bool
+        self, key: object, names: Sequence[str], numbers: array[int], dated_ms: int, first: bool
     ) -> None:
         series = self._series.get(key)
         if series is None:
@@ -230,10 +234,10 @@ class Sampler:
                 return
             series = self._series[key] = Series(names, coarse=is_coarse)
             if not first:  # nothing of it was counted before
-                self._append(series, self.last_ms, _zeros(names))
+                self._append(series, self._dated_ms, _zeros(names))
         series.seen = self._round
         if not series.fine or series.fine[-1][1] != numbers:
-            self._append(series, now_ms, numbers)
+            self._append(series, dated_ms, numbers)
 
     def _append(self, series: Series, time_ms: int, numbers: array[int]) -> None:
         fine, coarse = series.fine, series.coarse
@@ -294,7 +298,7 @@ class Sampler:
         return {name: numbers[series.names.index(name)] for name in names}
 
     def _rate(self, series: Series, place: int) -> float:
-        if len(series.fine) < SAMPLES_MIN or series.fine[-1][0] != self.last_ms:
+        if len(series.fine) < SAMPLES_MIN or series.fine[-1][0] != self._dated_ms:
             return 0.0
         took_ms = self.last_ms - self.before_ms
         grown = series.fine[-1][1][place] - series.fine[-2][1][place]

@@ -78,6 +78,23 @@ async def test_what_is_idle_takes_no_memory_and_has_a_history_all_the_same(site:
     assert [each["sample"] for each in queue["messages_details"]["samples"]] == [5, 0, 0]
 
 
+@pytest.mark.parametrize("started_ms", [0, 1, 2500, 4999])
+async def test_a_rate_and_its_history_are_of_the_same_samples(site: Site, started_ms: int) -> None:
+    """Whenever the rounds are; hop asks for a queue's average as soon as there is a rate."""
+    site.bench.now_ms = 1_800_000_000_000 + started_ms
+    site.bench.broker.operations.sampler.start()
+    peer = site.peer()
+    peer.declare("q")
+    site.bench.pass_ms(ROUND_MS)
+    peer.publish(1, "q", *[b"x"] * 10)
+    site.bench.pass_ms(ROUND_MS)
+    queue = await site.get("queues/%2F/q?lengths_age=10&lengths_incr=5")
+    details = queue["messages_details"]
+    assert details["rate"] == 2.0
+    assert [each["sample"] for each in details["samples"]] == [10, 0, 0]
+    assert details["samples"][0]["timestamp"] == 1_800_000_010_000
+
+
 async def test_deliveries_are_counted_by_how_they_are_made(sampled: Site) -> None:
     site, peer = sampled, sampled.peer()
     peer.declare("q")
