@@ -9,7 +9,7 @@ from functools import partial
 from benchmarks import operations
 from benchmarks.beside import QUESTION_EVERY_NS, beside
 from benchmarks.brokers import Broker
-from benchmarks.bulk import bulk_client
+from benchmarks.bulk import BulkClient, bulk_client
 from benchmarks.flow import Figures
 from benchmarks.measure import Span
 from benchmarks.operations import Operation
@@ -18,6 +18,7 @@ from benchmarks.scenarios.scenario import Scenario, Settings
 # Before the operation, so that those beside are at it; and after, for what a broker does behind.
 SETTLE_S = 0.3
 RANDOM_ACKS = 100_000
+ALONE_MS = 3_000
 SEEN = ("confirm_p50_ms", "confirm_p99_ms", "confirm_max_ms", "turn_max_ms")
 
 
@@ -52,6 +53,12 @@ def run_random_acks(broker: Broker, settings: Settings) -> Figures:
     return figures | {
         f"ack_{name}_cpu_us": (after[name] - before[name]) / count * 1e6 for name in before
     }
+
+
+def nothing(client: BulkClient, count: int) -> Iterator[None]:
+    """Let so many milliseconds pass."""
+    yield
+    time.sleep(count / 1000)
 
 
 def _finish(steps: Iterator[None]) -> None:
@@ -110,6 +117,13 @@ SCENARIOS = (
         "64 B, persistent, manual acks, single, no prefetch limit",
         run_random_acks,
         ("ack_rate", "ack_broker_cpu_us", "ack_loop_cpu_us"),
+    ),
+    Scenario(
+        "bystander-alone",
+        f"a bystander beside {ALONE_MS:,} ms of nothing: what disk and machine are like",
+        STATE,
+        partial(run_operation, operation=nothing, count=ALONE_MS),
+        ("bulk_s", *SEEN),
     ),
     *(
         Scenario(

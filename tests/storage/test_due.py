@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qlog.storage.errors import CorruptLog
+from qlog.storage.index import checkpoints
 from qlog.storage.index import due as due_module
 from tests.storage.probe import probe
 from tests.storage.support import Bench, new_lane, publish
@@ -138,3 +139,25 @@ def test_a_damaged_row_is_doubt(bench: Bench) -> None:
     bench.restart()
     assert bench.store.report.index_rebuilt
     assert qseqs(bench, 10) == [0]
+
+
+def test_what_a_checkpoint_has_written_is_forgotten_in_pieces(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The more messages with due times it had, the more slices."""
+    monkeypatch.setattr(checkpoints, "_SLICE", 10)
+    lane = new_lane(bench.store)
+    under_way = probe(bench.store).checkpoints
+    slices = []
+    for dues_ms in (None, [HOUR_MS] * 200):
+        publish(bench.store, [lane], [b"x"] * 200, dues_ms=dues_ms)
+        under_way.begin()
+        steps = 0
+        while under_way.wanted or under_way.snapshot or under_way.stepping:
+            steps += under_way.stepping
+            bench.store.commit()
+            for worker in bench.workers:
+                worker.run_one()
+            bench.store.take()
+        slices.append(steps)
+    assert slices[1] >= slices[0] + 20
