@@ -177,8 +177,7 @@ class MethodReceived:
     method: Method
 
 
-@dataclass(frozen=True, slots=True)
-class Publishes:
+class Publishes(NamedTuple):
     """Messages of one channel that are complete now, in their order."""
 
     channel: int

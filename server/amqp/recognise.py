@@ -227,7 +227,7 @@ def take_publishes(
     Takes messages that begin before the position `until` and whose body is in at most one frame.
     """
     bytes_max = min(payload_bytes_max, body_bytes_max)
-    limits = _Limits(channel, payload_bytes_max, bytes_max)
+    limits = _limits(channel, payload_bytes_max, bytes_max)
     shapes = forms.shapes
     shapes_of, varying = shapes.by_head.get, shapes.varying.get(channel)
     end = len(data)
@@ -261,7 +261,8 @@ def take_publishes(
             and (body_at := header_at + shape.octets) < end
         ):
             at = header_at + SHAPE_HEAD_BYTES
-            body_size, *found, frame_size = shape.unpack_from(data, at)
+            fields = shape.unpack_from(data, at)
+            body_size, found, frame_size = fields[0], fields[1:-1], fields[-1]
             if found == shape.expected:
                 traits = shape.traits
             else:
@@ -302,6 +303,10 @@ class _Limits(NamedTuple):
     channel: int
     payload_bytes_max: int
     body_bytes_max: int
+
+
+# Kept: one message at a time comes from many clients, and to make a tuple costs more than to find it.
+_limits = lru_cache(1024)(_Limits)
 
 
 def _take_one(

@@ -4,7 +4,7 @@ Programs send headers of few shapes: the same properties and keys, ids of the sa
 is learnt from a header frame that was parsed. Two kinds of octets must be the same again: those
 that say what stands where (flags, lengths, keys, types, at every depth), and those that prove that
 a value is clean. All other octets may be anything. One `unpack_from` takes the octets of these two
-kinds out of the data, and one comparison of lists tells whether they are the same.
+kinds out of the data, and one comparison of tuples tells whether they are the same.
 
 Some programs send strings whose length is hardly ever the same again, as Celery does with the
 arguments of tasks. Headers that differ in nothing but the lengths of strings in their table have
@@ -78,25 +78,24 @@ class _Known:
 
     __slots__ = ("expected", "expiration_at", "priority_at", "tells", "traits")
 
-    def __init__(self, layout: _Layout, expected: list[bytes], traits: Traits) -> None:
+    def __init__(self, layout: _Layout, expected: tuple[bytes, ...], traits: Traits) -> None:
         self.expected = expected
         self.priority_at = layout.priority_at
         self.expiration_at = layout.expiration_at
         self.tells = self.priority_at >= 0 or self.expiration_at >= 0
         self.traits = traits
 
-    def traits_with(self, found: list[bytes]) -> Traits | None:
+    def traits_with(self, found: tuple[bytes, ...]) -> Traits | None:
         """The traits of a header in which priority or expiration differ; None if more does."""
-        expected = self.expected
+        expected = list(self.expected)
         priority: int | None = None
         expiration: bytes | None = None
         if self.priority_at >= 0:
+            expected[self.priority_at] = found[self.priority_at]
             priority = found[self.priority_at][0]
-            found[self.priority_at] = expected[self.priority_at]
         if self.expiration_at >= 0:
-            expiration = found[self.expiration_at]
-            found[self.expiration_at] = expected[self.expiration_at]
-        if found != expected:
+            expected[self.expiration_at] = expiration = found[self.expiration_at]
+        if found != tuple(expected):
             return None
         needs = self.traits.needs & ~BAD_EXPIRATION
         return traits_of(self.traits.persistent, priority, expiration, needs)
@@ -116,7 +115,7 @@ class Shape(_Known):
         self.channel = int.from_bytes(frame[1:3], "big")
         fields = struct.Struct(f">Q{_format(layout.spans.counts)}I")
         self.unpack_from: Callable[[bytes, int], tuple[Any, ...]] = fields.unpack_from
-        _, *expected, _ = fields.unpack_from(_with_body_head(frame), SHAPE_HEAD_BYTES)
+        expected = fields.unpack_from(_with_body_head(frame), SHAPE_HEAD_BYTES)[1:-1]
         self.octets = len(frame) + FRAME_HEAD.size
         super().__init__(layout, expected, traits)
 
@@ -139,12 +138,12 @@ class VaryingShape(_Known):
         data = _with_body_head(frame)
         at = 0
         varying_bytes = sum(layout.spans.strings[number][0] for number in varying)
-        segments: list[tuple[Callable[[bytes, int], tuple[Any, ...]], list[bytes], int]] = []
+        segments: list[tuple[Callable[[bytes, int], tuple[Any, ...]], tuple[Any, ...], int]] = []
         for counts in layout.spans.segments:
             head, size_at = ("", -1) if segments else (_FIRST, layout.table_size_at)
             fields = struct.Struct(f">{head}{_format(counts, size_at)}I")
-            *expected, length = fields.unpack_from(data, at)
-            segments.append((fields.unpack_from, expected, fields.size))
+            *found, length = fields.unpack_from(data, at)
+            segments.append((fields.unpack_from, tuple(found), fields.size))
             at += fields.size + length
         (unpack_first, fields_first, octets), *self.middle, self.last = segments
         self.table_size_at = _FIRST_FIELDS + layout.table_size_at
@@ -158,33 +157,34 @@ class VaryingShape(_Known):
 
     def find(self, data: bytes, at: int) -> "Found | None":
         """What is found if the frame at `at` has this shape. Raises struct.error at data's end."""
-        unpack_from, expected_first, octets = self.first
+        unpack_from, expected, octets = self.first
         fields = unpack_from(data, at)
-        left = (
-            fields[_SIZE_AT] - self.fixed_bytes
-        )  # the octets of the varying strings still to come
-        if (
-            fields[self.table_size_at] - self.table_bytes != left
-            or self.same(fields) != expected_first
-        ):
+        # The octets of the varying strings still to come.
+        left = fields[_SIZE_AT] - self.fixed_bytes
+        if fields[self.table_size_at] - self.table_bytes != left or self.same(fields) != expected:
             return None
         body_size, length = fields[_BODY_SIZE_AT], fields[-1]
         at += octets + length
         left -= length
         for unpack_from, expected, octets in self.middle:
-            *found, length = unpack_from(data, at)
-            if found != expected:
+            fields = unpack_from(data, at)
+            if fields[:-1] != expected:
                 return None
+            length = fields[-1]
             at += octets + length
             left -= length
         if left:
             return None
         unpack_from, expected, octets = self.last
-        *found, frame_size = unpack_from(data, at)
-        if found == expected:
-            return self.traits, body_size, frame_size, at + octets
-        traits = self.traits_with(found) if self.tells else None
-        return None if traits is None else (traits, body_size, frame_size, at + octets)
+        fields = unpack_from(data, at)
+        found = fields[:-1]
+        traits = self.traits
+        if found != expected:
+            others = self.traits_with(found) if self.tells else None
+            if others is None:
+                return None
+            traits = others
+        return traits, body_size, fields[-1], at + octets
 
 
 # What the first segment of a varying shape begins with: type and channel, size of the frame, class
@@ -208,7 +208,7 @@ def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
     is moved to the front.
     """
     for shape in alike:
-        _, *found, _ = shape.unpack_from(data, at)
+        found = shape.unpack_from(data, at)[1:-1]
         if found == shape.expected:
             traits: Traits | None = shape.traits
         else:
@@ -221,7 +221,9 @@ def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
     return None
 
 
-def other_traits(alike: list[Shape], found: list[bytes], data: bytes, at: int) -> Traits | None:
+def other_traits(
+    alike: list[Shape], found: tuple[bytes, ...], data: bytes, at: int
+) -> Traits | None:
     """As `find_traits`, when the first shape has taken `found`, which is not as expected."""
     first = alike[0]
     traits = first.traits_with(found) if first.tells else None
@@ -338,7 +340,7 @@ class Shapes:
 
 def _skeleton_of(shape: Shape, layout: _Layout) -> bytes:
     """The octets of a fixed shape without what may differ between headers of one skeleton."""
-    expected = shape.expected.copy()
+    expected = list(shape.expected)
     for at in (shape.priority_at, shape.expiration_at):
         if at >= 0:
             expected[at] = b""

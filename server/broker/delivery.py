@@ -53,7 +53,9 @@ class Delivery:
 
     def wake_all(self, queues: Iterable[QueueType]) -> None:
         """The same for several."""
-        self._awake.update(dict.fromkeys(queues))
+        awake = self._awake
+        for queue in queues:
+            awake[queue] = None
 
     def feed_later(self, channel: Feeding) -> None:
         """The channel's consumers are fed by the next `pump`: once, whatever is settled till then.

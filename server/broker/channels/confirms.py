@@ -75,13 +75,14 @@ class Confirms:
         """How many publishes wait for their answer."""
         return self.sequence - self._answered if self.selected else 0
 
-    def note(self, ticket: int, rejected: Sequence[int] = ()) -> None:
+    def note(self, ticket: int, rejected: Sequence[int] = ()) -> int:
         """The publishes counted since the last call are durable with the ticket (an LSN).
 
         `rejected`: the sequence numbers, ascending, of those that get a nack. Nothing is sent yet.
+        Returns the LSN that makes all durable that are counted.
         """
         if self.sequence == self._noted:
-            return
+            return self._ticket
         self._stats.published_confirm += self.sequence - self._noted
         ticket = self._ticket = max(self._ticket, ticket)
         waiting = self._waiting
@@ -94,6 +95,7 @@ class Confirms:
         if self._noted < self.sequence:
             waiting.append((ticket, self.sequence, False))
             self._noted = self.sequence
+        return ticket
 
     def confirm_through(self, durable_lsn: int) -> bool:
         """The log is durable up to `durable_lsn`: send what is due. True: no publish waits."""

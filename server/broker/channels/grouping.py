@@ -46,37 +46,29 @@ class Group:
 class Grouping:
     """The groups of one read: `groups`, in the order in which they are to be stored."""
 
-    __slots__ = ("_latest", "_open", "_special", "groups")
+    __slots__ = ("_latest", "groups", "open")
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
-        # The groups that may still grow: those that are plain, and the others. Each by persistence
-        # (False, True).
-        self._open: tuple[dict[Targets, Group], dict[Targets, Group]] = ({}, {})
-        self._special: tuple[dict[Targets, Group], dict[Targets, Group]] = ({}, {})
+        # The groups that may still grow.
+        self.open: dict[Targets, Group] = {}
         self._latest: dict[QueueType, Group] = {}
-
-    def open(self, persistent: bool) -> dict[Targets, Group]:
-        """The plain groups that may grow, until `group` is called. Do not change it."""
-        return self._open[persistent]
 
     def group(self, targets: Targets, persistent: bool, plain: bool) -> Group:
         """The group that the next message for these queues belongs to.
 
         `plain`: neither the queues nor the message ask for more than an append.
         """
-        kind = (self._open if plain else self._special)[persistent]
-        group = kind.get(targets)
-        if group is not None:
+        group = self.open.get(targets)
+        if group is not None and group.persistent is persistent and group.plain is plain:
             return group
         group = Group(targets, persistent, plain)
         latest = self._latest
         for queue in targets.queues:
             before = latest.get(queue)
             if before is not None:
-                others = self._open if before.plain else self._special
-                others[before.persistent].pop(before.targets, None)
+                self.open.pop(before.targets, None)
             latest[queue] = group
-        kind[targets] = group
+        self.open[targets] = group
         self.groups.append(group)
         return group

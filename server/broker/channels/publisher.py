@@ -204,13 +204,15 @@ class Publisher:
                 return False
             ways[identity] = targets
         self.confirms.sequence += len(methods)
-        open_group = grouping.open(persistent).get
+        open_group = grouping.open.get
         messages = zip(map(id, methods), run.envelopes, run.bodies, strict=True)
         for identity, envelope, body in messages:
             targets = ways[identity]
-            group = open_group(targets) or grouping.group(targets, persistent, True)
-            group.envelopes.append(envelope)
-            group.bodies.append(body)
+            opened = open_group(targets)
+            if opened is None or opened.persistent is not persistent or not opened.plain:
+                opened = grouping.group(targets, persistent, True)
+            opened.envelopes.append(envelope)
+            opened.bodies.append(body)
         return True
 
     def _one_by_one(self, run: PublishRun, grouping: Grouping) -> None:
@@ -362,9 +364,11 @@ class Publisher:
         ticket, rejected = self._enqueue(grouping.groups)
         confirms = self.confirms
         if confirms.selected:
-            confirms.note(ticket, rejected)
-            if not confirms.confirm_through(self._post.durable_lsn):
-                self._post.await_durability(confirms)
+            post = self._post
+            if confirms.note(ticket, rejected) > post.durable_lsn:
+                post.await_durability(confirms)
+            else:
+                confirms.confirm_through(post.durable_lsn)
 
     def _enqueue(self, groups: list[Group]) -> tuple[int, Sequence[int]]:
         """Hand the groups to their queues.

@@ -51,7 +51,7 @@ def grouped(messages: list[tuple[frozenset[str], bool, bool]]) -> Grouping:
     for number, (names, persistent, plain) in enumerate(messages):
         group = grouping.group(targets_of(known, names), persistent, plain)
         if plain:
-            assert grouping.open(persistent)[group.targets] is group
+            assert grouping.open[group.targets] is group
         group.envelopes.append(Envelope.pack("", "", b"\0\0", 1))
         group.bodies.append(b"%d" % number)
     return grouping
