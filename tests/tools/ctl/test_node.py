@@ -436,6 +436,7 @@ def test_a_reset(own: BrokerProcess, ctl: Any) -> None:
     connection = connect(own)
     connection.channel().queue_declare("q", durable=True)
     ctl(*where, "add_vhost", "v")
+    ctl(*where, "enable_vhost_deletion_protection", "v")
     ctl(*where, "add_user", "u", "p")
     assert "stop_app" in ctl(*where, "reset", status=69)
     ctl(*where, "stop_app")
