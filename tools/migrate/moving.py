@@ -93,9 +93,14 @@ class Move:
         state = State(secrets.token_hex(8))
         state.prefetch, state.started_s = self._setting.prefetch, self._setting.started_s
         state.ends = self._target.ends(state.mark)
+        state.ready = self._ready()
         self._state = state
         self._target.keep(state)
         return False
+
+    def _ready(self) -> int:
+        """How many messages RabbitMQ has; streams have no use for that."""
+        return 0
 
     def _open_next(self, ends: str, prefetch: int) -> None:
         """The window is done with, and qlog's queue ends there; the next has up to `prefetch`."""
@@ -209,27 +214,44 @@ class QueueMove(Move):
         if not got:  # a count may be late: the answer to basic.get is not
             yield from self._source.get(self._queue, prefetch if self._by_get else 1)
 
+    def _ready(self) -> int:
+        return self._source.look(self._queue)[0]
+
     def _open_next(self, ends: str, prefetch: int) -> None:
         self._state.suspects = self._suspects
+        self._state.ready = self._ready()
         super()._open_next(ends, prefetch)
 
     # -- after an interruption
 
     def _resume(self) -> None:
         state = self._state
-        restarted = abs(state.started_s - self._setting.started_s) > STARTED_S_APART
-        if restarted:
-            state.fresh = False  # what RabbitMQ flags after a restart is its own affair
+        if abs(state.started_s - self._setting.started_s) > STARTED_S_APART:
+            self._note_restart()
         if state.phase == OPEN:
             self._recall()
-            if restarted:  # it may have forgotten the acknowledgement of the window before
-                self._suspects = state.suspects + state.prefetch
             return
         arrived = self._window_to_decide()
         first = next(arrived, None)
         if first is not None:
             self._decide(first.redelivered)
             self._move_window(chain([first], arrived))
+
+    def _note_restart(self) -> None:
+        """RabbitMQ was restarted: what it flags is its own affair.
+
+        A killed one may bring back messages whose acknowledgement it had not written. They cannot
+        be told from new ones, which may be equal: they come twice, and are counted.
+        """
+        state = self._state
+        ready = self._ready()
+        came_back = max(ready - state.ready, 0)
+        state.fresh, state.ready, state.started_s = False, ready, self._setting.started_s
+        if state.phase == OPEN:
+            state.suspects += came_back
+        else:
+            state.suspects_after += came_back
+        self._target.keep(state)
 
     def _window_to_decide(self) -> Iterator[Arrived]:
         """The first window after a life that ended when the acknowledgement was due.

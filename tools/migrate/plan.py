@@ -15,6 +15,8 @@ from qlog.tools.ctl.command import Failure, Status
 MOVES = "moves"
 BY_GET = "moves, without a consumer (auto-delete)"
 READ = "read from the remembered offset; stays at RabbitMQ"
+# RabbitMQ has statistics some 5 s after its start.
+STATISTICS_LOOKS = 10
 _COLUMNS = (
     "name,vhost,type,auto_delete,exclusive,arguments,messages,messages_unacknowledged,consumers"
 )
@@ -175,6 +177,11 @@ def _note_delayed(management: Management, exchange: Mapping[str, Any], plan: Pla
 
 
 def _started_s(management: Management) -> int:
+    """When RabbitMQ was started; 0 if it does not say, which no two looks agree on."""
     node = management.ask("overview", columns="node")["node"]
-    uptime_ms = management.ask("nodes", node, columns="uptime").get("uptime") or 0
-    return int(time.time() - uptime_ms / 1000)
+    for _ in range(STATISTICS_LOOKS):
+        facts = management.ask("nodes", node, columns="uptime")
+        if facts:  # an empty list, while a RabbitMQ that has just started has no statistics
+            return int(time.time() - facts["uptime"] / 1000)
+        time.sleep(1)
+    return 0

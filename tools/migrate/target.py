@@ -24,10 +24,10 @@ class State:
     """The state of a move; see the head of the package.
 
     `run` and `window` make the mark; `prefetch` bounds the window. `fresh`: when the window opened,
-    or at its end, nothing behind it had been delivered before. `suspects`: so many of the
-    redelivered messages from the window on, and (`suspects_after`) behind it, may be in qlog, and
-    nobody can tell. `offset`: of a stream, all before it
-    has moved. `started_s`: about when that RabbitMQ was started, in seconds since 1970.
+    or at its end, nothing behind it had been delivered before. `ready`: so many messages RabbitMQ
+    had when the window opened. `suspects`: so many of the redelivered messages from the window on,
+    and (`suspects_after`) behind it, may be in qlog, and nobody can tell. `offset`: of a stream, all
+    before it has moved. `started_s`: about when RabbitMQ was started, in seconds since 1970.
     """
 
     run: str
@@ -36,6 +36,7 @@ class State:
     fresh: bool = False
     prefetch: int = 0
     ends: str = ""
+    ready: int = 0
     suspects: int = 0
     suspects_after: int = 0
     offset: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
@@ -88,6 +89,22 @@ def test_what_moves_and_what_does_not(rabbit: str) -> None:
     assert [one.in_order for one in plan.queues] == [False, True, True, True, True]
     (note,) = plan.notes
     assert note.startswith("5 messages wait in the delayed exchange 'late' in vhost 'v'")
+
+
+def test_a_rabbitmq_that_has_just_started_is_waited_for(
+    rabbit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Rabbit.answers["/api/nodes/rabbit%40x"] = (200, b"[]")
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            Rabbit.answers["/api/nodes/rabbit%40x"] = (200, b'{"uptime":5000}')
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert abs(plan_of(Management(rabbit, 5), None, None).started_s - time.time() + 5) < 60
+    assert len(waited) == 3
 
 
 def test_some_queues_of_one_vhost(rabbit: str) -> None:
