@@ -31,7 +31,7 @@ from qlog.server.config import Settings
 from qlog.server.control import SHUTDOWN, Control, close_clients
 from qlog.server.listeners import HttpSockets, bind_http, load_http, owner_socket
 from qlog.server.net.certificates import Certificates, TLSUnusable
-from qlog.server.net.listen import CannotListen, accept_clients, bind
+from qlog.server.net.listen import CannotListen, accept_clients, bind, place
 from qlog.server.net.network import Network, is_loopback
 from qlog.server.net.turns import Turns
 from qlog.server.resources import ResourceWatch
@@ -84,8 +84,8 @@ class RunningBroker:
     @property
     def urls(self) -> list[str]:
         """The addresses as AMQP URLs."""
-        plain = [f"amqp://{_where(address)}" for address in self.addresses]
-        return plain + [f"amqps://{_where(address)}" for address in self.tls_addresses]
+        plain = [f"amqp://{place(*address)}" for address in self.addresses]
+        return plain + [f"amqps://{place(*address)}" for address in self.tls_addresses]
 
     @property
     def url(self) -> str:
@@ -104,11 +104,6 @@ class RunningBroker:
             return []
         await trio.to_thread.run_sync(self.certificates.read_again)
         return ["the certificates of TLS"]
-
-
-def _where(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Entrances:
@@ -214,7 +209,13 @@ async def open_broker(
                     yield running
                 else:
                     async with serving_http(running, http_sockets, watch, settings):
-                        yield running
+                        try:
+                            yield running
+                        finally:
+                            # Health checks fail from now on, so that balancers send nobody here.
+                            with trio.CancelScope(shield=True):
+                                control.drain()
+                                await _close_clients(turns, settings.network.shutdown_s)
         finally:
             if broker is not None:
                 broker.services.backups.close()

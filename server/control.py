@@ -104,10 +104,14 @@ class Control:
         if self._closed is not None:
             return
         self._closed = _addresses(self._doors.plain), _addresses(self._doors.tls)
+        self.drain()
+        logger.warning("listeners closed")
+
+    def drain(self) -> None:
+        """Let nobody in any more: the broker ends, and health checks say so."""
         self._network.close()
         self._doors.close()
         self._doors.plain, self._doors.tls = [], []
-        logger.warning("listeners closed")
 
     def resume(self) -> None:
         """Open them again. Raises CannotListen if somebody has taken an address meanwhile."""

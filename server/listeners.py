@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from qlog.server.config import HttpSettings
-from qlog.server.net.listen import CannotListen, accept_clients, bind
+from qlog.server.net.listen import CannotListen, accept_clients, bind, place
 
 logger = logging.getLogger("qlog.http")
 
@@ -50,6 +50,18 @@ class HttpSockets:
         """Somebody listens on TCP: what serves them is to be there."""
         return bool(self.management or self.management_tls or self.metrics)
 
+    def __str__(self) -> str:
+        """Where clients find what."""
+        return ", ".join(
+            f"{what} {scheme}://{place(*each.getsockname()[:2])}"
+            for what, scheme, group in (
+                ("management", "http", self.management),
+                ("management", "https", self.management_tls),
+                ("metrics", "http", self.metrics),
+            )
+            for each in group
+        )
+
     def listen(self) -> None:
         """From now on clients can connect; they wait until somebody serves them.
 
@@ -66,6 +78,8 @@ class HttpSockets:
                 _refused(f"{name}_port", error, self.asked)
         if self.owner is not None:
             self.owner.listen(BACKLOG)
+        if self.eager:
+            logger.info("%s", str(self))  # the sockets are closed when it is read
 
     def close(self) -> None:
         """Close all."""

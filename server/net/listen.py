@@ -108,11 +108,15 @@ def _bound(family: socket.AddressFamily, address: Address) -> socket.socket:
     return listener
 
 
+def place(host: str, port: int) -> str:
+    """An address as it stands in URLs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _cannot(error: OSError, host: str, port: int) -> CannotListen:
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     why = error.strerror or str(error)
     if error.errno == errno.EADDRINUSE:
         why += "; perhaps another broker runs there"
-    named = CannotListen(f"cannot listen on {where}: {why}")
+    named = CannotListen(f"cannot listen on {place(host, port)}: {why}")
     named.errno = error.errno
     return named

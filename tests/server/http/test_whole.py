@@ -16,7 +16,10 @@ import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from qlog.server import app, config, listeners
+from qlog.server.amqp import spec
+from qlog.server.amqp.frames import PROTOCOL_HEADER, method_frame
 from qlog.server.app import RunningBroker, open_broker
+from qlog.server.control import SHUTDOWN
 from qlog.server.listeners import SOCKET_NAME
 from qlog.server.net.certificate_dates import ends_s
 from tests.server.net.authority import NAME, broker_files, client_context
@@ -94,6 +97,76 @@ async def test_management_and_metrics_with_and_without_tls(tmp_path: Path) -> No
         text = (await ask(await again("127.0.0.1", metrics), "/metrics", "")).decode()
         families = {family.name for family in text_string_to_metric_families(text)}
         assert {"rabbitmq_queues", "qlog_loop_lag_seconds"} <= families
+
+
+async def open_client(port: int) -> trio.abc.Stream:
+    """An AMQP client that is connected, and says nothing more."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    said = [
+        spec.ConnectionStartOk({}, "PLAIN", b"\0guest\0guest", "en_US"),
+        spec.ConnectionTuneOk(1, 131072, 0),
+        spec.ConnectionOpen("/"),
+    ]
+    frames = b"".join(method_frame(0, method) for method in said)
+    await stream.send_all(PROTOCOL_HEADER + frames)
+    await hear(stream, method_frame(0, spec.ConnectionOpenOk()))
+    return stream
+
+
+async def hear(stream: trio.abc.Stream, octets: bytes) -> None:
+    """Wait until the broker has said this."""
+    heard = b""
+    while octets not in heard:
+        part = await stream.receive_some()
+        assert part, heard
+        heard += part
+
+
+async def test_health_checks_fail_while_clients_are_waited_for(tmp_path: Path) -> None:
+    """Load balancers send nobody any more to a broker that has been told to end."""
+    (port,) = free_ports(1)
+    seen: dict[str, bytes] = {}
+
+    async def ask_while_it_ends(client: trio.abc.Stream) -> None:
+        await hear(client, SHUTDOWN.encode())  # connection.close: it has begun to end
+        for check in (
+            "ready-to-serve-clients",
+            "is-in-service",
+            "protocol-listener/amqp",
+            "alarms",
+        ):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            request = f"GET /api/health/checks/{check} HTTP/1.1\r\nhost: x\r\n{LOGIN}\r\n"
+            await stream.send_all(request.encode())
+            seen[check] = await stream.receive_some()
+        await client.aclose()
+
+    async with (
+        trio.open_nursery() as nursery,
+        running(tmp_path / "data", management_port=port, shutdown_s=30) as broker,
+    ):
+        client = await open_client(broker.port)
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        path = "/api/health/checks/ready-to-serve-clients"
+        assert json.loads(await ask(stream, path)) == {"status": "ok"}
+        nursery.start_soon(ask_while_it_ends, client)
+    assert {check: answer[9:12] for check, answer in seen.items()} == {
+        "ready-to-serve-clients": b"503",
+        "is-in-service": b"503",
+        "protocol-listener/amqp": b"503",
+        "alarms": b"200",
+    }
+
+
+async def test_the_log_says_who_listens_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    management, metrics = free_ports(2)
+    caplog.set_level("INFO", "qlog.http")
+    async with running(tmp_path / "data", management_port=management, metrics_port=metrics):
+        pass
+    expected = f"management http://127.0.0.1:{management}, metrics http://127.0.0.1:{metrics}"
+    assert expected in caplog.messages
 
 
 async def test_the_owner_asks_without_a_password(tmp_path: Path) -> None:
