@@ -898,6 +898,7 @@ class VHost:
         del self.queues[queue.name]
         if queue.owner is not None:
             queue.owner.exclusive_queues.pop(queue.name, None)
+            queue.owner = None
         self._services.delivery.gone(queue)
         for lane in queue.lanes:
             self.store.drop(lane)

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from qlog.server.amqp import spec
-from qlog.server.amqp.connection import Event, MethodReceived
+from qlog.server.amqp.connection import ChannelCore, Event, MethodReceived
 from qlog.server.amqp.errors import AMQPError
+from qlog.server.broker.channels.sink import Sink
 from qlog.server.broker.jobs import Jobs, Steps
 from qlog.server.broker.outcome import Outcome
 
@@ -47,6 +48,10 @@ class Asking(Protocol):
 
     answers_waiting: int  # how many outcomes all of its channels wait for
 
+    @property
+    def over(self) -> bool:
+        """Nothing may be sent to it any more."""
+
     def failed(self, event: Event, error: Exception) -> None:
         """What the client sent could not be obeyed."""
 
@@ -59,22 +64,16 @@ class Asking(Protocol):
     def may_resume(self, event: Event) -> bool:
         """Whether to go on with what a channel held. If not, `Answers.go_on` is called later."""
 
-    def resume(self, channel: Answering, event: Event) -> None:
-        """Obey what the channel has held back."""
+    def resume(self, answers: Answers, event: Event) -> None:
+        """Obey what a channel has held back."""
 
 
-class Answering(Protocol):
-    """The channel."""
+class Speaking(Protocol):
+    """The channel, as far as something is sent on it. `core.closed`: nothing may be."""
 
-    @property
-    def client(self) -> Asking: ...
-
-    @property
-    def over(self) -> bool:
-        """Nothing may be sent any more."""
-
-    def send(self, method: spec.Method) -> None:
-        """Send a method on this channel."""
+    number: int
+    sink: Sink
+    core: ChannelCore
 
 
 class Waiting(NamedTuple):
@@ -96,10 +95,11 @@ _NO_EVENTS: deque[Event] = deque(maxlen=0)
 
 
 class Answers:
-    """See the head of this file."""
+    """See the head of this file. It does not know the channel itself: they would hold each other."""
 
     __slots__ = (
         "_channel",
+        "_client",
         "_due",
         "_held",
         "_jobs",
@@ -109,7 +109,8 @@ class Answers:
         "_waiting",
     )
 
-    def __init__(self, channel: Answering, jobs: Jobs) -> None:
+    def __init__(self, client: Asking, channel: Speaking, jobs: Jobs) -> None:
+        self._client = client
         self._channel = channel
         self._jobs = jobs
         self._waiting = _NO_WAITING
@@ -128,7 +129,7 @@ class Answers:
         if self._held is _NO_EVENTS:
             self._held = deque()
         self._held.append(event)
-        self._channel.client.hold_event()
+        self._client.hold_event()
 
     def _blocks(self, event: Event) -> bool:
         if self._stopped or not self._due:
@@ -144,7 +145,7 @@ class Answers:
         if outcome.done and not self._waiting:
             method = reply(outcome.result())
             if method is not None:
-                self._channel.send(method)
+                self._send(method)
             return
         if not outcome.effect.succeeded:
             self._stopped = True
@@ -170,7 +171,7 @@ class Answers:
         self._wait(Waiting(event, Outcome.of(None), fail, due=True))
 
     def _wait(self, waiting: Waiting) -> None:
-        client = self._channel.client
+        client = self._client
         if self._waiting is _NO_WAITING:
             self._waiting = deque()
         self._waiting.append(waiting)
@@ -182,22 +183,25 @@ class Answers:
 
     def _known(self, _: Outcome[Any]) -> None:
         """Send the replies whose turn it is."""
-        waiting, channel = self._waiting, self._channel
+        waiting, client = self._waiting, self._client
         while waiting and waiting[0].outcome.done:
             event, outcome, reply, due = waiting.popleft()
-            channel.client.answers_waiting -= 1
+            client.answers_waiting -= 1
             self._due -= due
-            if channel.over:
+            if self._channel.core.closed or client.over:
                 continue
             try:
                 method = reply(outcome.result())
                 if method is not None:
-                    channel.send(method)
+                    self._send(method)
             except Exception as error:  # noqa: BLE001 - the client hears of it
-                channel.client.failed(event, error)
+                client.failed(event, error)
         if not waiting:
             self._stopped = False
         self.go_on()
+
+    def _send(self, method: spec.Method) -> None:
+        self._channel.sink.send(self._channel.number, method)
 
     def go_on(self) -> None:
         """Begin to obey what was held, if it need not wait any more."""
@@ -207,12 +211,12 @@ class Answers:
 
     def _resume(self) -> Steps[None]:
         """Obey what was held, up to what has to wait again."""
-        held, client = self._held, self._channel.client
+        held, client = self._held, self._client
         while held and not self._blocks(held[0]) and client.may_resume(held[0]):
             client.release_event()
             self._taken = True
             try:
-                client.resume(self._channel, held.popleft())
+                client.resume(self, held.popleft())
             finally:
                 self._taken = False
             yield

@@ -12,13 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.amqp.errors import SoftError, precondition_failed
+from qlog.server.amqp.errors import SoftError
 from qlog.server.amqp.properties import Properties, encode_properties, examine
 from qlog.server.amqp.recognise import PublishRun
 from qlog.server.broker.access.users import User
 from qlog.server.broker.channels.publisher import Exchanges, Post, Publisher
 from qlog.server.broker.channels.sink import READ, Hold
-from qlog.server.broker.features.firehose import Origin
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.listings.values import json_value
 from qlog.server.broker.numbers import Numbers
@@ -54,20 +53,13 @@ class _Hand:
 
     def __init__(self, user: User, peer: str) -> None:
         self.user = user
-        self.origin = Origin(peer, self.number, user.name)
+        self.peer = peer
         self.routed = True
         self.outcome: Outcome[bool] = Outcome()
 
     @property
-    def client(self) -> _Hand:
-        return self
-
-    @property
     def sink(self) -> _Hand:
         return self
-
-    def reply_address(self) -> str:
-        raise precondition_failed("fast reply consumer does not exist")
 
     def hold(self, reason: Hold) -> None:
         """It publishes once."""
@@ -119,7 +111,7 @@ def publish(
     method = spec.BasicPublish(exchange, key, True, False)
     run.add(method, Envelope.pack(exchange, key, raw, len(body)), body)
     hand = _Hand(user, peer)
-    publisher = Publisher(hand, vhost, post)
+    publisher = Publisher(hand, hand, vhost, post)
     publisher.confirms.select()
     publisher.publish([run])
     return hand.outcome

@@ -129,15 +129,14 @@ class Channel:
         self.vhost = vhost
         self._core = client.protocol.channel(number)
         self.sink = client.sink
-        self.publisher = Publisher(self, vhost, services.post)
-        self.consumers: dict[str, Consumer] = {}
         self.outstanding = Outstanding(number, self._core, client.sink, services.now_s)
+        self.publisher = Publisher(client, self.outstanding, vhost, services.post)
+        self.consumers: dict[str, Consumer] = {}
         self.last_queue = ""
         self._consumer_prefetch = 0  # for consumers yet to come
         self._reply_consumer: DeliveryEncoder | None = None
         self._reply_tag = ""
-        self._reply_address = ""
-        self.answers = Answers(self, services.jobs)
+        self.answers = Answers(client, self.outstanding, services.jobs)
         self.counts = Counts()
         services.stats.channels_opened += 1
         self._event: Event | None = None  # the method that is being obeyed
@@ -145,7 +144,7 @@ class Channel:
     @property
     def origin(self) -> Origin:
         """The channel as the firehose names it."""
-        return Origin(self.client.peer, self.number, self.client.user.name)
+        return self.publisher.origin
 
     def details(self) -> dict[str, Any]:
         """Which channel it is, as operators see it."""
@@ -177,12 +176,7 @@ class Channel:
     @property
     def closed(self) -> bool:
         """Nothing may be sent on the channel any more, but for close-ok."""
-        return self._core.closed or self.outstanding.ended
-
-    @property
-    def over(self) -> bool:
-        """Nothing may be sent any more, not even close-ok."""
-        return self._core.closed or self.client.protocol.ended
+        return self.outstanding.closed
 
     def send(self, method: spec.Method) -> None:
         """Send a method on this channel."""
@@ -244,6 +238,7 @@ class Channel:
             if self.consumers.pop(consumer.tag, None) is consumer:  # its queue is not deleted
                 consumer.queue.remove_taker(consumer)
             yield
+        self.outstanding.refused.clear()  # consumers, which hold the channel
         yield from self._requeueing(pieces, lost=True)
 
     # -- consuming ---------------------------------------------------------------------------
@@ -607,24 +602,16 @@ class Channel:
             raise precondition_failed("reply consumer cannot acknowledge")
         self._reply_consumer = DeliveryEncoder(self.number, tag, self.sink.frame_max)
         self._reply_tag = tag
-        self._reply_address = self.services.replies.register(self)
+        self.publisher.reply_address = self.services.replies.register(self)
         if not method.nowait:
             self.send(spec.BasicConsumeOk(tag))
 
     def _forget_reply_consumer(self) -> None:
         if self._reply_consumer is not None:
-            self.services.replies.forget(self._reply_address)
+            self.services.replies.forget(self.publisher.reply_address)
+            self.publisher.reply_address = ""
             self._reply_consumer = None
             self._reply_tag = ""
-
-    def reply_address(self) -> str:
-        """What `reply_to` becomes in this channel's requests.
-
-        Raises 406 without a reply consumer.
-        """
-        if self._reply_consumer is None:
-            raise precondition_failed("fast reply consumer does not exist")
-        return self._reply_address
 
     def deliver_replies(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
         """Send answers to this channel's requests. A client that does not read loses them."""

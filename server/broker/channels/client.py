@@ -37,7 +37,7 @@ from qlog.server.broker.access.certificate import Secured
 from qlog.server.broker.access.logins import Login, NotNow, Refused
 from qlog.server.broker.access.users import User
 from qlog.server.broker.broker import Broker
-from qlog.server.broker.channels.answers import Answering
+from qlog.server.broker.channels.answers import Answers
 from qlog.server.broker.channels.channel import Channel
 from qlog.server.broker.channels.facts import connection_facts
 from qlog.server.broker.channels.sink import Hold, Sink
@@ -155,6 +155,7 @@ class Client:
             elif method is not None and not error.class_id and self.authenticated:
                 error.class_id, error.method_id = method.CLASS_ID, method.METHOD_ID
             self.fail(error, getattr(event, "channel", 0))
+            error.__traceback__ = None  # frames that hold the error, and all that the client had
         elif isinstance(error, StorageError):
             logger.error("storage refused peer=%s error=%s", self.peer, error)
             self.fail(internal_error("the storage refused; see the broker's log"), 0)
@@ -261,11 +262,17 @@ class Client:
             self.block()
         return not self.blocked
 
-    def resume(self, channel: Answering, event: Event) -> None:
-        """Obey what the channel has held back. If it is closed, only its closing is obeyed."""
-        number = getattr(event, "channel", 0)
+    @property
+    def over(self) -> bool:
+        """Nothing may be sent to it any more."""
+        return self.protocol.ended
+
+    def resume(self, answers: Answers, event: Event) -> None:
+        """Obey what a channel has held back. If it is closed, only its closing is obeyed."""
+        channel = self.channels.get(getattr(event, "channel", 0))
+        is_open = channel is not None and channel.answers is answers
         closes = isinstance(event, MethodReceived) and isinstance(event.method, spec.ChannelClose)
-        if (self.channels.get(number) is channel or closes) and not self.protocol.ended:
+        if (is_open or closes) and not self.protocol.ended:
             self.handle(event)
 
     def _is_held(self, number: int, event: Event) -> bool:

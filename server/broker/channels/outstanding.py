@@ -58,6 +58,11 @@ class Outstanding:
         # Tags that were overdue and requeued: a late ack is ignored. Most channels have none.
         self._lapsed: Numbers | None = None
 
+    @property
+    def closed(self) -> bool:
+        """Nothing may be sent on the channel any more, but for close-ok."""
+        return self.core.closed or self.ended
+
     def take_tags(self, count: int) -> int:
         """Reserve delivery tags; returns the first."""
         first = self._next_tag

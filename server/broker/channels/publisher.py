@@ -56,24 +56,12 @@ _LOOK = CC | REPLY_TO | USER_ID | BAD_EXPIRATION | RECORD
 
 
 class Author(Protocol):
-    """Who publishes."""
+    """Who publishes. `peer`: the address, for the firehose."""
+
+    peer: str
 
     @property
     def user(self) -> User: ...
-
-
-class PublishingChannel(Publishing, Protocol):
-    """What a publisher needs of its channel."""
-
-    @property
-    def client(self) -> Author: ...
-
-    @property
-    def origin(self) -> Origin:
-        """The channel as the firehose names it."""
-
-    def reply_address(self) -> str:
-        """What `reply_to` becomes in a request. Raises 406 without a reply consumer."""
 
 
 class Exchanges(Protocol):
@@ -134,10 +122,18 @@ class Post(Protocol):
 
 
 class Publisher:
-    """The publishing half of one channel."""
+    """The publishing half of one channel.
 
-    def __init__(self, channel: PublishingChannel, exchanges: Exchanges, post: Post) -> None:
+    It does not know the channel itself: the two would hold each other. `reply_address` is what
+    `reply_to` becomes in a request, empty without a reply consumer.
+    """
+
+    def __init__(
+        self, author: Author, channel: Publishing, exchanges: Exchanges, post: Post
+    ) -> None:
+        self._author = author
         self._channel = channel
+        self.reply_address = ""
         self._exchanges = exchanges
         self._routes = exchanges.routes
         self._rights: Rights | None = None  # None: the user may publish everything
@@ -147,6 +143,12 @@ class Publisher:
         self.returned = 0  # messages without a queue that were mandatory
         self.dropped = 0  # those that were not
         self.transaction: Transaction | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """The channel as the firehose names it."""
+        author = self._author
+        return Origin(author.peer, self._channel.number, author.user.name)
 
     def publish(self, runs: list[PublishRun]) -> None:
         """Route and store what one read from the socket brought.
@@ -170,7 +172,7 @@ class Publisher:
         """Bindings, queues or rights have changed: forget what was remembered."""
         exchanges = self._exchanges
         self._version = version = exchanges.routes_version
-        self._routes, self._rights = exchanges.routes_of(self._channel.client.user)
+        self._routes, self._rights = exchanges.routes_of(self._author.user)
         self._routes.check(version)
 
     # -- routing -----------------------------------------------------------------------------
@@ -238,7 +240,7 @@ class Publisher:
                 if targets.replies_to is not None:
                     queues.append(method.routing_key)
                 keys = [method.routing_key, *more_keys]
-                firehose.published(self._channel.origin, envelope, body, keys, queues)
+                firehose.published(self.origin, envelope, body, keys, queues)
             self.confirms.sequence += 1
             if targets.plain and traits.expiration is None:
                 group = grouping.group(targets, traits.persistent, True)
@@ -308,7 +310,9 @@ class Publisher:
         """
         properties, needs = envelope.properties, traits.needs
         if needs & REPLY_TO:
-            properties = with_text(properties, "reply_to", self._channel.reply_address())
+            if not self.reply_address:
+                raise precondition_failed("fast reply consumer does not exist")
+            properties = with_text(properties, "reply_to", self.reply_address)
         if needs & BAD_EXPIRATION:
             text = str(traits.expiration)
             raise precondition_failed(f"invalid expiration '{text}': {expiration_complaint(text)}")
@@ -322,7 +326,7 @@ class Publisher:
                 properties = without_header(properties, "BCC")
                 record = Record(False, keys, hidden)
         if needs & USER_ID:
-            user, claimed = self._channel.client.user, text_of(properties, "user_id")
+            user, claimed = self._author.user, text_of(properties, "user_id")
             if claimed != user.name and "impersonator" not in user.tags:
                 raise precondition_failed(
                     f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
@@ -341,7 +345,7 @@ class Publisher:
 
         It is believed of whom the whole broker is entrusted to: it says what `x-death` is worth.
         """
-        if not {"administrator", "impersonator"}.intersection(self._channel.client.user.tags):
+        if not {"administrator", "impersonator"}.intersection(self._author.user.tags):
             raise access_refused(
                 f"header '{RECORD_HEADER}' needs the tag 'administrator' or 'impersonator'"
             )

@@ -24,6 +24,10 @@ class Progress(Protocol):
         """Call `confirm_through` when the log gets further, until that returns True."""
 
 
+def _nobody() -> None:
+    """Nobody is told."""
+
+
 class Arrivals:
     """See the head of this file. `arrived` is called when more of the lane is durable.
 
@@ -56,6 +60,10 @@ class Arrivals:
         # LSN and qseq: when the log is durable up to the one, the lane is up to the other.
         self._marks: deque[tuple[int, int]] = deque()
         self._awaited: Outcome[None] | None = None
+
+    def close(self) -> None:
+        """The queue is deleted: nobody is told any more."""
+        self._arrived = _nobody
 
     @property
     def bound(self) -> int:

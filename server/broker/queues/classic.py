@@ -541,6 +541,8 @@ class ClassicQueue:
         self._expiry.closed(self)
         if self._once is not None:
             self._once.close()
+            self._once = None
+        self._levels.close()
         for backlog in self.backlogs:
             self._host.dues.release(backlog.lane.id)
             backlog.close()

@@ -46,6 +46,11 @@ class Levels:
         self.backlogs: list[Backlog] = []
         self._sort()
 
+    def close(self) -> None:
+        """The queue is deleted: let go of it. There are no more levels from now on."""
+        self._level_max = 0
+        del self._new_lane, self._new_backlog
+
     def _sort(self) -> None:
         by_level = self._by_level
         self.backlogs[:] = [by_level[level] for level in sorted(by_level, reverse=True)]

@@ -190,8 +190,10 @@ class QuorumQueue(ClassicQueue):
     def close(self) -> None:
         """It is deleted; see `ClassicQueue.close`."""
         super().close()
+        self._arrivals.close()
         if self._waits is not None:
             self._waits.close()
+            self._waits = None
 
     def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
         host = self._host
@@ -199,8 +201,7 @@ class QuorumQueue(ClassicQueue):
         return QuorumBacklog(lane, self._arrivals)
 
     def _look_again(self) -> None:
-        if not self.deleted:
-            self._wake(self)
+        self._wake(self)
 
     @property
     def limit_count(self) -> int:

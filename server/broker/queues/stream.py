@@ -447,6 +447,7 @@ class StreamQueue:
         self._ready_readers.clear()
         self._at_end.clear()
         self._deliveries.close()
+        self._arrivals.close()
 
     def cancel_takers(self) -> bool:
         """Tell some of those who consume from it that it is gone; True: nobody is left."""

@@ -242,7 +242,7 @@ def request(peer: Peer) -> str:
     """Start to wait for replies; the address that a request carries."""
     consume(peer, 1, "amq.rabbitmq.reply-to", "r", no_ack=True)
     assert peer.hear() == [spec.BasicConsumeOk("r")]
-    return peer.client.channels[1].reply_address()
+    return peer.client.channels[1].publisher.reply_address
 
 
 def test_reply_goes_past_all_queues(bench: Bench, peer: Peer) -> None:

@@ -145,7 +145,7 @@ def outcome_of(reads: list[bytes], *, forgetful: bool) -> Outcome:
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
         peer = ready_peer(bench)
-        address = peer.client.channels[1].reply_address()
+        address = peer.client.channels[1].publisher.reply_address
         said = publish(peer, reads, forgetful)
         bench.disk()
         said += peer.take()
@@ -162,7 +162,7 @@ def outcome_of(reads: list[bytes], *, forgetful: bool) -> Outcome:
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
         peer = ready_peer(bench)
-        address = peer.client.channels[1].reply_address()
+        address = peer.client.channels[1].publisher.reply_address
         publish(peer, reads, forgetful)
         bench.disk()
         peer.take()
