@@ -27,8 +27,15 @@ logger = logging.getLogger("qlog.broker")
 class Feeding(Protocol):
     """A channel whose consumers share a prefetch."""
 
-    def feed_refused(self) -> None:
-        """There is room again: feed the consumers that had to wait, in their order."""
+    @property
+    def has_room(self) -> bool:
+        """More messages may be out with consumers."""
+
+    def feed_refused(self) -> bool:
+        """There is room again: feed the consumers that had to wait, in their order.
+
+        False: they are very many, and some are left.
+        """
 
 
 class Delivery:
@@ -40,6 +47,7 @@ class Delivery:
         self.cold_reads = cold_reads
         self.time = time
         self._feeding: dict[Feeding, None] = {}
+        self._unfed: list[Feeding] = []  # channels with consumers for the next tick
         self._awake: dict[QueueType, None] = {}
         self._waiting: dict[QueueType, None] = {}
         self._behind: dict[QueueType, None] = {}  # for the next tick: see ColdReads
@@ -116,7 +124,8 @@ class Delivery:
         feeding, self._feeding = self._feeding, {}
         woken, self._awake = self._awake, {}
         for channel in feeding:
-            channel.feed_refused()
+            if not channel.feed_refused():
+                self._unfed.append(channel)
         self._awake.update(woken)
 
     @property
@@ -126,8 +135,8 @@ class Delivery:
 
     @property
     def left(self) -> bool:
-        """Queues wait for `go_on`."""
-        return self.time.up or bool(self._behind)
+        """Queues, or consumers, wait for `go_on`."""
+        return self.time.up or bool(self._behind or self._unfed)
 
     def go_on(self) -> None:
         """A new tick: have `pump` ask the queues again that had read enough from disk.
@@ -136,6 +145,10 @@ class Delivery:
         """
         self.time.renew()
         self.cold_reads.renew()
+        unfed, self._unfed = self._unfed, []
+        for channel in unfed:
+            if channel.has_room:  # else they are fed when there is some
+                self.feed_later(channel)
         awake, self._behind = self._behind, {}
         awake.update(self._awake)
         self._awake = awake

@@ -121,10 +121,10 @@ def test_settling_much_feeds_a_channel_with_many_consumers_once(bench: Bench, pe
     channel = peer.client.channels[1]
     feed, fed = channel.feed_refused, 0
 
-    def count() -> None:
+    def count() -> bool:
         nonlocal fed
         fed += 1
-        feed()
+        return feed()
 
     channel.feed_refused = count  # type: ignore[method-assign]
     peer.send(1, *(spec.BasicAck(tag, False) for tag in range(40, 20, -1)))

@@ -16,6 +16,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.values import Table
+from qlog.server.broker.channels import channel as channel_module
 from qlog.server.broker.channels.consumer import Consumer
 from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps
 from qlog.server.broker.outcome import Outcome
@@ -758,6 +759,53 @@ def test_an_alarm_that_comes_back_ends_the_telling(sliced: Bench) -> None:
     while sliced.broker.jobs_left:
         sliced.broker.work()
     assert not any(peer.client.blocked for peer in peers)
+
+
+def test_thousands_of_consumers_that_share_a_prefetch_are_fed_in_slices(
+    sliced: Bench, peer: Peer
+) -> None:
+    """Each of them has its turn all the same."""
+    queue = peer.declare("q")
+    other = Peer(sliced)
+    other.send(1, make(spec.BasicQos, prefetch_count=1, global_=True))
+    consume_often(other, 40_000)
+    other.take()
+    fill(sliced, queue, 3)
+    sliced.broker.services.delivery.wake(queue)
+    seen = []
+    for number in range(1, 4):
+        longest_slice(sliced, nobody_looks)
+        seen += [tag for tag, *_ in other.deliveries()]
+        ack = request(other, 1, spec.BasicAck(number, False))
+        assert longest_slice(sliced, ack) < SLICE_MAX_S
+    assert len(set(seen)) == 3 and (queue.ready, queue.unacked) == (0, 0)
+
+
+def test_those_who_share_a_prefetch_are_asked_in_parts(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until there is no room, or nobody is left: the first ones may have nothing to take."""
+    monkeypatch.setattr(channel_module, "FED_AT_ONCE", 2)
+    names = [f"q{number}" for number in range(7)]
+    for name in names:
+        peer.declare(name)
+    other = Peer(bench)
+    other.send(1, make(spec.BasicQos, prefetch_count=2, global_=True))
+    for name in names:
+        other.send(1, make(spec.BasicConsume, queue=name, consumer_tag=name))
+    other.take()
+    for name in names:
+        peer.publish(1, name, b"a", persistent=False)
+    bench.end_tick()
+    assert [tag for tag, *_ in other.deliveries()] == ["q0", "q1"]
+    for name in names[2:6]:
+        peer.ask(1, make(spec.QueuePurge, queue=name), spec.QueuePurgeOk)
+    other.send(1, spec.BasicAck(1, False))
+    bench.end_tick()
+    while bench.broker.jobs_left:
+        bench.broker.work()
+        bench.broker.pump()
+    assert [tag for tag, *_ in other.deliveries()] == ["q6"]
 
 
 def test_who_leaves_hears_nothing_of_deleted_queues(sliced: Bench, peer: Peer) -> None:
