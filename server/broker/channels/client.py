@@ -578,14 +578,17 @@ class Client:
 def _leaving(channels: list[Channel]) -> Steps[None]:
     """Have the channels of a client give back what they held, one after the other.
 
-    An error of one is raised when all others have.
+    The first error is raised when all others have; more than one are logged.
     """
     failure: Exception | None = None
     for channel in channels:
         try:
             yield from channel.leaving()
-        except Exception as error:  # noqa: BLE001 - raised at the end
-            failure = failure or error
+        except Exception as error:
+            if failure is None:
+                failure = error
+            else:
+                logger.exception("internal error in the end of a channel %s", channel.name)
         yield
     if failure is not None:
         raise failure

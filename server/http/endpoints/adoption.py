@@ -33,6 +33,8 @@ LENGTHS = struct.Struct(">IQ")
 # A request may have so much beside the largest message.
 BESIDE_BYTES_MAX = 4 << 20
 MARK_BYTES_MAX = 100
+# What is around a body. Brokers send properties in one frame, which mostly has 128 KiB at most.
+HEAD_BYTES_MAX = 256 * 1024
 Messages = tuple[list[Envelope], list[bytes]]
 
 
@@ -56,6 +58,11 @@ async def _read(body: bytes, mark: str, message_bytes_max: int) -> Messages:
         at = start + body_bytes
         if at > len(view):
             raise bad_request(f"message {number} is cut off")
+        if head_bytes > HEAD_BYTES_MAX:
+            raise bad_request(
+                f"message {number} has properties of {head_bytes} bytes; "
+                f"{HEAD_BYTES_MAX} are taken at most"
+            )
         envelopes.append(_envelope(view[start - head_bytes : start], body_bytes, mark, number))
         bodies.append(bytes(view[start:at]))
         if not number % ITEMS_AT_ONCE:

@@ -141,9 +141,10 @@ async def test_nothing_is_taken_while_publishers_are_blocked(site: Site, peer: P
         (packed(b"1", encode_properties(Properties(expiration="x"))), "message 0 is none"),
         (LENGTHS.pack(4, 2**40) + b"", "message_bytes_max"),
         (LENGTHS.pack(2**31, 0), "message 0 is cut off"),
+        (LENGTHS.pack(300_000, 0) + bytes(300_000), "message 0 has properties of 300000 bytes"),
         (packed(b"1", exchange=5), "message 0 is none"),  # type: ignore[arg-type]
     ],
-    ids=range(8),
+    ids=range(9),
 )
 async def test_bad_bodies_bring_nothing(site: Site, peer: Peer, body: bytes, reason: str) -> None:
     assert reason in (await refused(site, body)).reason
