@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from qlog.tools.ctl.api import Api, ApiError, Unreachable
@@ -24,6 +23,7 @@ from qlog.tools.migrate.moving import (
 from qlog.tools.migrate.plan import Plan, QueuePlan
 from qlog.tools.migrate.source import InUse, Source
 from qlog.tools.migrate.target import Target
+from qlog.tools.transfer.interrupt import patiently
 from qlog.tools.transfer.link import Address, LinkFailed
 
 COLUMNS = ("vhost", "queue", "type", "moved", "seen", "twice", "state")
@@ -81,24 +81,6 @@ class Progress:
         self._clear()
 
 
-@contextmanager
-def patiently(progress: Progress) -> Iterator[Callable[[], bool]]:
-    """A function that tells whether there was a Ctrl-C. Only a second one interrupts."""
-    noted = False
-
-    def note(number: int, frame: object) -> None:
-        nonlocal noted
-        noted = True
-        signal.signal(signal.SIGINT, before)
-        progress.say("interrupted: this window is still moved")
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: noted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class Migration:
     """From one RabbitMQ, at `address`, into the qlog of `api`."""
 
@@ -112,28 +94,29 @@ class Migration:
 
     def check(self, plan: Plan) -> None:
         """Have qlog say what it would leave out of the definitions. Raises Failure."""
-        try:
-            answer = self._api.ask("POST", ("qlog", "definitions", "check"), body=plan.definitions)
-        except ApiError as error:
-            raise Failure(
-                f"qlog does not take RabbitMQ's definitions: {error.reason}", Status.UNAVAILABLE
-            ) from None
+        answer = self._give_definitions(plan, "qlog", "definitions", "check")
         plan.notes += [f"definitions: {text}" for text in answer["left_out"]]
 
     def define(self, plan: Plan) -> None:
         """Load the definitions. Raises Failure."""
+        self._give_definitions(plan, "definitions")
+        self._progress.say(f"definitions: {counted(plan.definitions)}")
+
+    def _give_definitions(self, plan: Plan, *path: str) -> Any:
         try:
-            self._api.ask("POST", ("definitions",), body=plan.definitions)
+            return self._api.ask("POST", path, body=plan.definitions)
         except ApiError as error:
             raise Failure(
                 f"qlog does not take RabbitMQ's definitions: {error.reason}", Status.UNAVAILABLE
             ) from None
-        self._progress.say(f"definitions: {counted(plan.definitions)}")
+
+    def _say_interrupted(self) -> None:
+        self._progress.say("interrupted: this window is still moved")
 
     def move(self, plan: Plan) -> list[dict[str, Any]]:
         """Move the messages; a row for each queue."""
         rows: list[dict[str, Any]] = []
-        with patiently(self._progress) as interrupted:
+        with patiently(self._say_interrupted) as interrupted:
             setting = Setting(self._prefetch, plan.started_s, interrupted, self._progress.advance)
             vhosts: dict[str, list[QueuePlan]] = {}
             for queue in plan.queues:

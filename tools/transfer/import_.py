@@ -10,8 +10,8 @@ on from there.
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ import typer
 from qlog.tools.inspect.command import AsJson, finish, stop
 from qlog.tools.inspect.rows import Report, counted, printable, progress
 from qlog.tools.transfer.exported import Malformed, Message, read_messages
+from qlog.tools.transfer.interrupt import patiently
 from qlog.tools.transfer.link import Address, LinkFailed
 from qlog.tools.transfer.publisher import Publisher, PublishFailed
 
@@ -92,23 +93,6 @@ def _where_to_go_on(file: Path, importing: "_Import") -> str:
     return f"{text}{confirmed}, which sends {behind} again: the broker may have taken some of that"
 
 
-@contextmanager
-def _patiently() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether there was a Ctrl-C. Only a second Ctrl-C interrupts."""
-    noted = False
-
-    def note(number: int, frame: object) -> None:
-        nonlocal noted
-        noted = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: noted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class _Import:
     """The messages of a file, on their way to one connection a vhost."""
 
@@ -136,7 +120,7 @@ class _Import:
 
     def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
         """Raises LinkFailed, Malformed, OSError, KeyboardInterrupt."""
-        with ExitStack() as connections, _patiently() as interrupted:
+        with ExitStack() as connections, patiently() as interrupted:
             try:
                 self._send(stream, advance, connections, interrupted)
             except BaseException:
