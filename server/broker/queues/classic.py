@@ -390,6 +390,8 @@ class ClassicQueue:
                     return False
                 turn = next_turn(ready)
                 if turn is None:
+                    if self._dispatch.hungry:
+                        return False
                     self._trim()
                     self._rest()
                     return True

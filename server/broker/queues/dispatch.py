@@ -17,6 +17,8 @@ from qlog.server.broker.queues.type import Taker
 # Hands are of HAND_MAX messages when more than HAND_FROM_READY are ready, else of one.
 HAND_MAX = 32
 HAND_FROM_READY = 512
+# So many takers without credit are passed over in one piece: less than a millisecond.
+PASSED_OVER_MAX = 1000
 
 # The first one is next. A taker may leave from anywhere, however many there are.
 Ring = OrderedDict[Taker, None]
@@ -78,11 +80,17 @@ class Dispatch:
                 self._top_priority = priority
         ring[taker] = None
 
+    @property
+    def hungry(self) -> bool:
+        """There are takers that may have credit."""
+        return bool(self._top) or len(self._rings) > 1
+
     def next(self, ready: int) -> tuple[Taker, int] | None:
         """The taker whose turn it is, and the size of its hand, when `ready` messages wait.
 
-        None: no taker has credit.
+        None: no taker has credit, or very many have none, and the others are `hungry` still.
         """
+        passed_over = 0
         while (ring := self._top) is not None:
             while ring:
                 taker = next(iter(ring))
@@ -90,6 +98,9 @@ class Dispatch:
                 if credit <= 0:
                     del ring[taker]
                     taker.hungry = False
+                    passed_over += 1
+                    if passed_over == PASSED_OVER_MAX:
+                        return None
                 elif len(ring) == 1:
                     return taker, credit
                 else:

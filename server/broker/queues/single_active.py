@@ -21,6 +21,7 @@ class SingleActive:
     """See the head of this file. `preemptive`: a taker of higher priority takes over."""
 
     __slots__ = ("_active", "_heir", "_preemptive", "_takers", "_waiting")
+    hungry = False  # `next` has asked the only one that counts
 
     def __init__(self, *, preemptive: bool) -> None:
         self._preemptive = preemptive

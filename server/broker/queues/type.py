@@ -182,7 +182,8 @@ class QueueType(Protocol):
         """Deliver until nothing is ready or nobody can take more.
 
         False: it stopped before, to be called again in another tick: the time for delivering is
-        up, or what is next has to be read from disk, and this tick has read enough of all queues.
+        up, very many takers were asked and could take nothing, or what is next has to be read from
+        disk, and this tick has read enough of all queues.
         Raises CorruptLog and OutOfDescriptors; what was taken until then is delivered.
         """
 
