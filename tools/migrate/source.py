@@ -115,9 +115,10 @@ class Source:
         while count > 0:
             at_once = min(count, GET_AT_ONCE)
             self._link.send(*[get] * at_once)
+            # All replies first: the caller may ask for something else between two messages.
+            replies = [self._link.reply() for _ in range(at_once)]
             empty = False
-            for _ in range(at_once):
-                method, content = self._link.reply()
+            for method, content in replies:
                 if isinstance(method, spec.BasicGetOk) and content is not None:
                     yield _arrived(method, content)
                 else:
