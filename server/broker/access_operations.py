@@ -33,7 +33,7 @@ from qlog.server.broker.access.permissions import (
 from qlog.server.broker.access.users import LIMITS, Permission, TopicPermission, User
 from qlog.server.broker.features.parameters import InvalidParameter, integer
 from qlog.server.broker.features.terms import pairs_term, term
-from qlog.server.broker.jobs import Steps
+from qlog.server.broker.jobs import Steps, letting_go
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.services import Services
 from qlog.server.broker.vhost import VHost
@@ -284,7 +284,7 @@ class AccessOperations:
         return self._durable(deleted)
 
     def _closing(self, user: User) -> Steps[None]:
-        for client in list(self._clients):
+        for client in letting_go(self._clients):
             if client.account is user:
                 client.fail(connection_forced(f"user '{user.name}' is deleted"), 0)
             yield

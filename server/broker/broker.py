@@ -24,7 +24,7 @@ from qlog.server.broker.definitions_file import Import, exporting, has_users_and
 from qlog.server.broker.definitions_rehearsal import Rehearsal
 from qlog.server.broker.features.policy import KINDS
 from qlog.server.broker.features.vhost_settings import VHostSettings
-from qlog.server.broker.jobs import Steps
+from qlog.server.broker.jobs import Steps, letting_go
 from qlog.server.broker.operations import Connected, Operations
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import QueueArguments
@@ -292,7 +292,7 @@ class Broker:
         return self.services.jobs.start(self._checking_consumers(self.now_s()))
 
     def _checking_consumers(self, now_s: float) -> Steps[None]:
-        for client in list(self.clients):
+        for client in letting_go(self.clients):
             yield from client.checking_consumers(now_s)
             yield
 
@@ -306,7 +306,7 @@ class Broker:
 
     def _unblocking(self) -> Steps[None]:
         """Tell all clients that the alarm is over, unless there is another one meanwhile."""
-        for client in list(self.clients):
+        for client in letting_go(self.clients):
             if self.blocked_reason:
                 return
             client.unblock()

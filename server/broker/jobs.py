@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from qlog.server.broker.outcome import Outcome
@@ -30,6 +30,21 @@ TURN_S = 0.005
 # The iterator of a job; its return value is the job's outcome. It yields nothing, or the Outcome that
 # it waits for (mypy allows a bare `yield` for None and Any alone).
 Steps = Generator[Any, None, T]
+
+
+def letting_go(things: Iterable[T]) -> Iterator[T]:
+    """What `things` are now, one by one; each is held only until the next one is asked for.
+
+    For jobs that end things, or at which they may end: freeing thousands at once, when the job is
+    done, would be one long piece of work.
+    """
+    left = deque(things)
+
+    def each() -> Iterator[T]:
+        while left:
+            yield left.popleft()
+
+    return each()
 
 
 class Job(Generic[T]):

@@ -18,6 +18,7 @@ from qlog.server.broker.access_operations import LoggedIn
 from qlog.server.broker.channels.outstanding import Outstanding
 from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.features.firehose import NODE
+from qlog.server.broker.jobs import letting_go
 from qlog.server.broker.listings import facts as listings
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.sampling import CHANNEL, CONNECTION, LENGTHS, SampledChannel, Sampler, Span
@@ -124,31 +125,31 @@ class ListingOperations:
 
     def vhosts(self) -> Iterator[VHost]:
         """All vhosts."""
-        yield from list(self._vhosts.values())
+        yield from letting_go(self._vhosts.values())
 
     def queues(self, vhost: VHost) -> Iterator[QueueType]:
         """The queues of a vhost, but for those that go while they are listed."""
-        for queue in list(vhost.queues.values()):
+        for queue in letting_go(vhost.queues.values()):
             if not queue.deleted:
                 yield queue
 
     def exchanges(self, vhost: VHost) -> Iterator[Exchange]:
         """The exchanges of a vhost, the default one and the predeclared included."""
-        for exchange in list(vhost.routing.exchanges()):
+        for exchange in letting_go(vhost.routing.exchanges()):
             if not vhost.leaving("exchange", exchange.name):
                 yield exchange
 
     def bindings(self, vhost: VHost) -> Iterator[Binding]:
         """The bindings of a vhost, the implicit ones (source "") included."""
-        yield from list(vhost.routing.bindings())
+        yield from letting_go(vhost.routing.bindings())
 
     def connections(self) -> Iterator[Connected]:
         """The clients."""
-        yield from list(self._clients)
+        yield from letting_go(self._clients)
 
     def channels(self, client: Connected) -> Iterator[ListedChannel]:
         """The channels of a client."""
-        yield from list(client.channels.values())
+        yield from letting_go(client.channels.values())
 
     def queue_facts(
         self, queue: QueueType, *, single: bool = False, spans: Spans = NO_SPANS

@@ -47,7 +47,7 @@ from qlog.server.broker.features.vhost_settings import (
     check_default_queue_type,
     checked_limits,
 )
-from qlog.server.broker.jobs import Steps
+from qlog.server.broker.jobs import Steps, letting_go
 from qlog.server.broker.listing_operations import (
     About,
     Connected,
@@ -231,7 +231,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
     def _deleting_vhost(self, vhost: VHost) -> Steps[None]:
         gone = self._vhosts_leaving[vhost.name] = Outcome()
         try:
-            for client in list(self._clients):
+            for client in letting_go(self._clients):
                 if client in vhost.clients:
                     client.fail(connection_forced(f"vhost '{vhost.name}' is deleted"), 0)
                 yield
@@ -378,8 +378,8 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
         return self._services.jobs.start(steps)
 
     def _channels(self) -> Iterator[ListedChannel]:
-        for client in list(self._clients):
-            yield from list(client.channels.values())
+        for client in letting_go(self._clients):
+            yield from letting_go(client.channels.values())
 
     # -- exchanges and bindings --------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
-from qlog.server.broker.jobs import Steps
+from qlog.server.broker.jobs import Steps, letting_go
 from qlog.server.broker.listings.facts import message_counts
 from qlog.server.broker.listings.values import COUNTED
 from qlog.server.broker.outcome import Outcome
@@ -177,10 +177,10 @@ class Sampler:
         self, lengths: dict[str, list[int]]
     ) -> Iterator[tuple[object, Sequence[str], array[int]]]:
         """All things with their numbers; adds to `lengths` what waits in each vhost."""
-        for vhost in list(self._vhosts.values()):
+        for vhost in letting_go(self._vhosts.values()):
             self._sums.setdefault(vhost.name, {})
             waiting = lengths.setdefault(vhost.name, [0, 0, 0])
-            for queue in list(vhost.queues.values()):
+            for queue in letting_go(vhost.queues.values()):
                 ready, unacked = queue.ready, queue.unacked
                 if ready or unacked:
                     waiting[0] += ready + unacked
@@ -189,14 +189,14 @@ class Sampler:
                 yield queue, QUEUE, _of_queue(queue, ready, unacked)
             for exchange in vhost.exchange_counts():
                 yield exchange, EXCHANGE, _passed(exchange)
-        for client in list(self._clients):
+        for client in letting_go(self._clients):
             vhost_of = client.vhost
             traffic = client.traffic
             sums = self._sums.setdefault(vhost_of.name, {}) if vhost_of is not None else {}
             octets = array("q", (traffic.recv_oct, traffic.send_oct))
             self._grow(sums, client, CONNECTION, octets)
             yield client, CONNECTION, octets
-            for channel in list(client.channels.values()):
+            for channel in letting_go(client.channels.values()):
                 counted = channel.message_stats()
                 numbers = array("q", [counted.get(name, 0) for name in CHANNEL])
                 self._grow(sums, channel, CHANNEL, numbers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from qlog.routing.binding import Binding, DestinationKind
@@ -45,7 +45,7 @@ from qlog.server.broker.features.recent_history import History, giving
 from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.hidden_lanes import HiddenLanes
 from qlog.server.broker.hidden_lanes import Owner as LaneOwner
-from qlog.server.broker.jobs import Steps
+from qlog.server.broker.jobs import Steps, letting_go
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import (
     QueueArguments,
@@ -590,12 +590,12 @@ class VHost:
         deleted, too, and a full disk may be why.
         """
         self.delayed.forget_all()
-        for queue in list(self.queues.values()):
+        for queue in letting_go(self.queues.values()):
             if not queue.deleted:
                 removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
                 yield from self._removing_queue(queue, removed)
             yield
-        for exchange in list(self.routing.exchanges()):
+        for exchange in letting_go(self.routing.exchanges()):
             name = exchange.name
             built_in = not name or name.startswith(RESERVED_PREFIX)
             if not built_in and self.find_exchange(name) is exchange:
@@ -604,7 +604,7 @@ class VHost:
             yield
         while self._leaving:
             yield next(iter(self._leaving.values()))  # deletions that others began before
-        for binding in list(self.routing.bindings()):  # between predeclared exchanges
+        for binding in letting_go(self.routing.bindings()):  # between predeclared exchanges
             self._definitions.delete_binding(self.name, binding)
             yield
         for kind in KINDS:
@@ -646,11 +646,11 @@ class VHost:
 
         So of two jobs that run at the same time the second leaves nothing that is out of date.
         """
-        for exchange in list(self.routing.exchanges()):
+        for exchange in letting_go(self.routing.exchanges()):
             if exchange.name in self.routing:
                 self._apply_to_exchange(exchange)
             yield
-        for queue in list(self.queues.values()):
+        for queue in letting_go(self.queues.values()):
             if not queue.deleted:
                 self._apply_to_queue(queue)
             yield
@@ -826,11 +826,11 @@ class VHost:
         finally:
             self._clearing = False
 
-    def delete_exclusive(self, queues: Iterable[QueueType]) -> Outcome[None]:
+    def delete_exclusive(self, queues: Iterator[QueueType]) -> Outcome[None]:
         """The owner of exclusive queues has left. Done when they are deleted."""
         return self._services.jobs.start_in_turn(self._deleting_exclusive(queues))
 
-    def _deleting_exclusive(self, queues: Iterable[QueueType]) -> Steps[None]:
+    def _deleting_exclusive(self, queues: Iterator[QueueType]) -> Steps[None]:
         for queue in queues:
             if not queue.deleted:
                 yield from self._deleting_queue(queue)

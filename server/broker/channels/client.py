@@ -7,8 +7,7 @@ ends; an error closes exactly what its kind says.
 """
 
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from qlog.server.amqp import spec
@@ -42,7 +41,7 @@ from qlog.server.broker.channels.answers import Answers
 from qlog.server.broker.channels.channel import Channel
 from qlog.server.broker.channels.facts import connection_facts
 from qlog.server.broker.channels.sink import Hold, Sink
-from qlog.server.broker.jobs import Steps
+from qlog.server.broker.jobs import Steps, letting_go
 from qlog.server.broker.outcome import Outcome, all_of
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.settings import NOBODY
@@ -478,7 +477,7 @@ class Client:
 
     def checking_consumers(self, now_s: float) -> Steps[None]:
         """Close the channels whose consumers hold a delivery longer than they may."""
-        for channel in list(self.channels.values()):
+        for channel in letting_go(self.channels.values()):
             overdue_s = yield from channel.lapsing(now_s)
             if overdue_s is not None and self.channels.get(channel.number) is channel:
                 self.fail(
@@ -545,19 +544,19 @@ class Client:
     def _end(self) -> Outcome[None]:
         """Give back what the client held. The protocol has ended, so that nothing is sent to it."""
         self._put_aside.clear()
-        channels = deque(self.channels.values())
-        self.channels.clear()
-        for channel in channels:
-            channel.stop()
         outcomes: list[Outcome[Any]] = []
-        if channels:
-            self.user.channels -= len(channels)
-            outcomes.append(self.services.jobs.start_in_turn(_leaving(channels)))
+        if self.channels:
+            self.user.channels -= len(self.channels)
+            for channel in self.channels.values():
+                channel.stop()
+            leaving = letting_go(self.channels.values())
+            self.channels.clear()
+            outcomes.append(self.services.jobs.start_in_turn(_leaving(leaving)))
         if self.vhost is not None:
             if self in self.vhost.clients:
                 self.vhost.clients.remove(self)
                 self.user.connections -= 1
-            queues = list(self.exclusive_queues.values())
+            queues = letting_go(self.exclusive_queues.values())
             outcomes.append(self.vhost.delete_exclusive(queues))
         ended = all_of(outcomes)
         ended.then(self._ended)
@@ -576,14 +575,13 @@ class Client:
             self.sink.finish()
 
 
-def _leaving(channels: deque[Channel]) -> Steps[None]:
+def _leaving(channels: Iterator[Channel]) -> Steps[None]:
     """Have the channels of a client give back what they held, one after the other.
 
     The first error is raised when all others have; more than one are logged.
     """
     failure: Exception | None = None
-    while channels:
-        channel = channels.popleft()  # each is let go of by itself: freeing thousands takes long
+    for channel in channels:
         try:
             yield from channel.leaving()
         except Exception as error:

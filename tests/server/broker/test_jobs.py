@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.values import Table
 from qlog.server.broker.channels import channel as channel_module
 from qlog.server.broker.channels.consumer import Consumer
-from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps
+from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps, letting_go
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.server.broker.queues.type import QueueType
@@ -141,6 +142,20 @@ def test_error_is_the_outcome() -> None:
         jobs.run()
     with pytest.raises(ValueError, match="no"):
         outcome.result()
+
+
+class Thing:
+    """Something that can be seen to be gone."""
+
+
+def test_what_a_job_ends_is_let_go_of_one_by_one() -> None:
+    """Thousands of things that are freed at its end would be one long piece of work."""
+    things = [Thing() for _ in range(3)]
+    seen = [weakref.ref(thing) for thing in things]
+    going = letting_go(things)
+    things.clear()
+    left = [sum(ref() is not None for ref in seen) for _ in going]
+    assert left == [3, 2, 1]
 
 
 # --- what is in bulk
