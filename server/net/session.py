@@ -304,15 +304,20 @@ class Session:
         size = 0
         events = self._events
         if events is None:
+            spared = False
             if self._turns.congested and (self.client.publishes or self._core.uploads):
-                self.hold(Hold.DISK)  # before the read: one turn can bring many large messages
-                self._turns.fall_behind(self)
+                spared = self._sends_little and self._turns.spares
+                if not spared:
+                    self.hold(Hold.DISK)  # before the read: one turn can bring many large messages
+                    self._turns.fall_behind(self)
             if self.why_not_read is not READ and not self._core.ended:
                 return 0
             data = self._receive()
             if not data:
                 return 0
             size = len(data)
+            if spared:
+                self._turns.note_little(size)
             if self._transport is not PLAIN:
                 data = self._opened(data)
             events = self._core.receive(data)
@@ -322,6 +327,11 @@ class Session:
         else:
             self._events = events
         return size
+
+    @property
+    def _sends_little(self) -> bool:
+        """The client's reads are small, and none of them ends a large message."""
+        return self._receive_bytes == RECEIVE_BYTES_MIN and not self._core.uploads
 
     def _opened(self, data: bytes) -> bytes:
         """What octets of a transport say."""

@@ -40,6 +40,8 @@ SHARE_S = 0.005
 TURN_S = 0.010
 # When so much was read in one turn, it ends: that is a batch for the disk.
 TURN_BYTES_MAX = 1024 * 1024
+# While the disk is behind, clients that send little are read on, all together for so many octets.
+LITTLE_BYTES_MAX = 1024 * 1024
 # Going back to trio costs some 20 us; a client that answers what it has got does it within 1 ms.
 STAY_S = 0.001
 # trio's timers and tasks (HTTP, signals) wait for this, plus the turn under way, at most.
@@ -116,6 +118,7 @@ class Turns:
         self._error: Exception | None = None
         self._behind: set[Member] = set()  # sessions that are not read since the disk is behind
         self._ended: list[Member] = []
+        self._little_bytes = 0  # see `note_little`; since the disk is behind
         self._store_due_s = self._now_s
         # This tick may have changed something that queues or the disk have to see. Heartbeats
         # alone, of which 5,000 idle clients always send some, change nothing.
@@ -189,6 +192,19 @@ class Turns:
     def congested(self) -> bool:
         """So much waits for the disk that publishers have to wait."""
         return self.broker.store.congested
+
+    @property
+    def spares(self) -> bool:
+        """Publishers that send little at a time need not wait yet while it is `congested`.
+
+        They would wait not only for what is ahead of them, but also for the large messages that
+        others end before their turn comes.
+        """
+        return self._little_bytes < LITTLE_BYTES_MAX
+
+    def note_little(self, size: int) -> None:
+        """So many octets were read of a publisher that was spared."""
+        self._little_bytes += size
 
     # -- the turn ----------------------------------------------------------------------------
 
@@ -369,7 +385,8 @@ class Turns:
             logger.exception(STORE_FAILED)
             self._stop(error)
             return
-        if self._behind and not store.congested:
+        if (self._behind or self._little_bytes) and not store.congested:
+            self._little_bytes = 0
             behind, self._behind = self._behind, set()
             for session in behind:
                 session.catch_up()

@@ -329,6 +329,55 @@ def test_uploads_of_many_clients_take_turns_at_the_disk(
         begun = queue.ready
 
 
+def test_who_sends_little_is_read_on_while_the_disk_is_behind(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message goes with the next commit, not behind large ones that others end meanwhile."""
+    small, flood, upload = loop.client(), loop.client(), loop.client()
+    queue = loop.broker.vhosts["/"].queues
+    declare(small)
+    for client in (small, flood):
+        client.write(message(1, "q", b"a"))
+    loop.settle()
+    flood.write(message(1, "q", bytes(session.RECEIVE_BYTES_MIN + 8000)))
+    large = message(1, "q", bytes(5000))
+    upload.write(large[:-10])
+    loop.settle()
+    before = queue["q"].ready
+    monkeypatch.setattr(Commits, "congested", True)
+    for client in (small, flood):
+        client.write(message(1, "q", b"b"))
+    upload.write(large[-10:])
+    loop.settle()
+    assert queue["q"].ready == before + 1
+    assert small.session.why_not_read is READ
+    assert Hold.DISK in flood.session.why_not_read and Hold.DISK in upload.session.why_not_read
+    monkeypatch.setattr(Commits, "congested", False)
+    loop.turns.say()
+    loop.settle()
+    assert queue["q"].ready == before + 3
+
+
+def test_who_sends_little_waits_when_the_disk_is_behind_for_long(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = loop.client()
+    declare(client)
+    client.write(message(1, "q", b"a"))
+    loop.settle()
+    monkeypatch.setattr(Commits, "congested", True)
+    monkeypatch.setattr(turns, "LITTLE_BYTES_MAX", 1000)
+    for _ in range(100):
+        client.write(message(1, "q", bytes(100)))
+        loop.settle()
+    queue = loop.broker.vhosts["/"].queues["q"]
+    assert 1 < queue.ready < 10 and Hold.DISK in client.session.why_not_read
+    monkeypatch.setattr(Commits, "congested", False)
+    loop.turns.say()
+    loop.settle()
+    assert queue.ready == 101
+
+
 # --- the end of a session
 
 
