@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
 from qlog.tools.ctl.api import Api, ApiError, Unreachable
-from tests.live.server import NO_HTTP, ROOT, BrokerProcess
+from tests.live.server import NO_HTTP, ROOT, BrokerProcess, free_ports
 
 MESSAGES = 1000
 PREFETCH = 100
@@ -35,17 +34,12 @@ QUEUES: dict[str, dict[str, Any]] = {
 KILLS = 4
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[BrokerProcess]:
     """The broker that is left, with its API on a port."""
-    settings = {**NO_HTTP, "QLOG_MANAGEMENT_PORT": str(free_port())}
-    broker = BrokerProcess(tmp_path / "source", port=free_port(), settings=settings).start()
+    port, management = free_ports(2)
+    settings = {**NO_HTTP, "QLOG_MANAGEMENT_PORT": str(management)}
+    broker = BrokerProcess(tmp_path / "source", port=port, settings=settings).start()
     yield broker
     end(broker)
 

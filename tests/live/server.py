@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 STARTUP_LINE = "Server startup complete"
@@ -30,6 +32,15 @@ NO_HTTP = {
     "QLOG_MANAGEMENT_TLS_PORT": "0",
     "QLOG_METRICS_PORT": "0",
 }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 class BrokerProcess:

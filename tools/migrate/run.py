@@ -151,7 +151,7 @@ class Migration:
     def _move_queue(self, source: Source, queue: QueuePlan, setting: Setting) -> tuple[Counts, str]:
         self._progress.begin(f"queue '{queue.name}' in vhost '{queue.vhost}'")
         where = f"amqp://{self._address.host}:{self._address.port}"
-        target = Target(self._api, where, queue.vhost, queue.name)
+        target = Target(self._api, where, queue.vhost, queue.name, self._progress.say)
         move: Move
         if queue.type == "stream":
             move = StreamMove(source, target, queue.name, setting)

@@ -67,12 +67,7 @@ class Source:
     def __init__(self, address: Address, vhost: str) -> None:
         self._arrived: deque[Arrived] = deque()
         self._cancelled = False
-        self._link = Link(address, vhost, "qlog ctl migrate", self._handle)
-        try:
-            self._link.open_channel(_CHANNEL)
-        except BaseException:
-            self._link.close(orderly=False)
-            raise
+        self._link = Link(address, vhost, "qlog ctl migrate", self._handle, {_CHANNEL: False})
 
     def __enter__(self) -> Self:
         return self

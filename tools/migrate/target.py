@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
@@ -56,11 +56,14 @@ class State:
 class Target:
     """One queue of qlog. All methods raise ApiError and Unreachable.
 
-    `source` names the RabbitMQ: a queue may get the messages of several.
+    `source` names the RabbitMQ: a queue may get the messages of several. `say` tells the user.
     """
 
-    def __init__(self, api: Api, source: str, vhost: str, queue: str) -> None:
+    def __init__(
+        self, api: Api, source: str, vhost: str, queue: str, say: Callable[[str], None]
+    ) -> None:
         self._api = api
+        self._say = say
         self._path = ("qlog", "queues", vhost, queue, "adopted")
         name = f"qlog.migration {source}/{quote(vhost, safe='')}/{quote(queue, safe='')}"
         self._parameter = ("global-parameters", name)
@@ -99,6 +102,7 @@ class Target:
             head = one.head
             parts += (_LENGTHS.pack(len(head), len(one.body)), head, one.body)
         content = b"".join(parts)
+        waited = False
         while True:
             try:
                 answer = self._api.send("POST", self._path, content, query={"mark": mark})
@@ -106,6 +110,9 @@ class Target:
                 document: Any = error.document
                 if not isinstance(document, dict) or document.get("error") != "blocked":
                     raise
+                if not waited:
+                    waited = True
+                    self._say(f"waiting for qlog, which takes nothing now: {error.reason}")
                 time.sleep(BLOCKED_S)  # memory or disk is short: nothing was taken
                 continue
             return answer["rejected"], answer["ends"]

@@ -1,14 +1,17 @@
 """A connection to an AMQP 0-9-1 broker from a client's side: frames, replies, contents; no more.
 
-Its calls wait; a broker that says nothing for a minute counts as gone. What the broker sends of its
-own accord goes to `handle`. Knows nothing of what its channels are for.
+Its calls wait; a broker that says nothing for a minute counts as gone. A thread sends heartbeats, so
+that a connection stays however long nobody calls. What the broker sends of its own accord goes to
+`handle`. Knows nothing of what its channels are for.
 """
 
 import select
 import socket
 import ssl
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -23,6 +26,7 @@ from qlog.server.amqp.frames import (
     FRAME_END,
     FRAME_HEAD,
     HEADER,
+    HEARTBEAT_FRAME,
     METHOD,
     PROTOCOL_HEADER,
     Buffer,
@@ -32,6 +36,8 @@ from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
 
 SILENCE_S_MAX = 60.0
+# A broker that is there says something within half of that.
+HEARTBEAT_S_MAX = 30
 _READ_BYTES = 1 << 18
 _PORTS = {"amqp": 5672, "amqps": 5671}
 M = TypeVar("M", bound=Method)
@@ -107,9 +113,17 @@ class Link:
 
     `product` is what the broker is told. `handle(channel, method, content)` is asked first for
     everything that the broker sends; what it does not take (False) is the reply to what was asked.
+    `channels` are opened; True: what is published there is confirmed.
     """
 
-    def __init__(self, address: Address, vhost: str, product: str, handle: Handle) -> None:
+    def __init__(
+        self,
+        address: Address,
+        vhost: str,
+        product: str,
+        handle: Handle,
+        channels: Mapping[int, bool],
+    ) -> None:
         self.blocked = False
         self._handle = handle
         self._data = bytearray()
@@ -117,6 +131,12 @@ class Link:
         self._open: dict[int, _Open] = {}  # by channel
         self._closed: LinkFailed | None = None  # until that was raised
         self.frame_max = 0
+        # The calls and the heartbeats share the socket: a send is made with this, frame by whole
+        # frame, and so is each read, since TLS has one state for both directions.
+        self._lock = threading.RLock()
+        self._unsent = memoryview(b"")
+        self._over = threading.Event()
+        self._pulse: threading.Thread | None = None
         where = f"{address.host}:{address.port}"
         try:
             plain = socket.create_connection((address.host, address.port), timeout=SILENCE_S_MAX)
@@ -128,7 +148,10 @@ class Link:
             self._poll = select.poll()
             self._poll.register(self._socket)
             self._begin(address, vhost, product)
+            for channel, confirms in channels.items():
+                self.open_channel(channel, confirms=confirms)
         except BaseException:
+            self._end()
             plain.close()
             raise
 
@@ -138,11 +161,14 @@ class Link:
             if orderly:
                 self.ask(0, spec.ConnectionClose(200, "", 0, 0), spec.ConnectionCloseOk)
         finally:
+            self._end()
             self._socket.close()
 
-    def open_channel(self, channel: int) -> None:
-        """Open a channel."""
+    def open_channel(self, channel: int, *, confirms: bool = False) -> None:
+        """Open a channel; `confirms`: the broker confirms what is published there."""
         self.ask(channel, spec.ChannelOpen(), spec.ChannelOpenOk)
+        if confirms:
+            self.ask(channel, spec.ConfirmSelect(False), spec.ConfirmSelectOk)
 
     def ask(self, channel: int, method: Method, kind: type[M]) -> M:
         """Send a method, and wait for the reply of this kind."""
@@ -164,29 +190,28 @@ class Link:
 
     def send(self, *buffers: Buffer) -> None:
         """Send everything. What the broker sends meanwhile is read, so that neither side blocks."""
-        rest = memoryview(b"".join(buffers))
-        while rest:
-            readable, writable = self._wait(select.POLLIN | select.POLLOUT, SILENCE_S_MAX)
-            if readable:
-                self._read()
-            if writable:
-                try:
-                    rest = rest[self._socket.send(rest) :]
-                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    continue
-                except OSError as error:
-                    self._read()  # it may have said why
-                    raise LinkFailed(f"the connection broke: {error.strerror}") from error
-            if not readable and not writable and not self.blocked:
-                raise LinkFailed(f"the broker has taken nothing for {SILENCE_S_MAX:.0f} s")
+        with self._lock:
+            self._unsent = memoryview(b"".join((self._unsent, *buffers)))
+            while self._unsent:
+                readable, writable = self._wait(select.POLLIN | select.POLLOUT, SILENCE_S_MAX)
+                if readable:
+                    self._read()
+                if writable:
+                    try:
+                        self._write()
+                    except OSError as error:
+                        self._read()  # it may have said why
+                        raise LinkFailed(f"the connection broke: {error.strerror}") from error
+                if not readable and not writable:
+                    raise LinkFailed(f"the broker has taken nothing for {SILENCE_S_MAX:.0f} s")
 
     def receive(self, wait_s: float | None = None) -> bool:
         """Wait until the broker has sent something, and handle that; whether there was something.
 
-        Without `wait_s` (seconds) a silence of a minute is a failure, unless publishers are blocked.
+        Without `wait_s` (seconds) a silence of a minute is a failure.
         """
         if not self._wait(select.POLLIN, SILENCE_S_MAX if wait_s is None else wait_s)[0]:
-            if wait_s is None and not self.blocked:
+            if wait_s is None:
                 raise LinkFailed(f"the broker has said nothing for {SILENCE_S_MAX:.0f} s")
             return False
         self._read()
@@ -210,7 +235,13 @@ class Link:
         start = spec.ConnectionStartOk(told, "PLAIN", response, "en_US")
         tune = self.ask(0, start, spec.ConnectionTune)
         self.frame_max = tune.frame_max or 131072
-        self.send(method_frame(0, spec.ConnectionTuneOk(tune.channel_max, self.frame_max, 0)))
+        heartbeat_s = min(tune.heartbeat or HEARTBEAT_S_MAX, HEARTBEAT_S_MAX)
+        tuned = spec.ConnectionTuneOk(tune.channel_max, self.frame_max, heartbeat_s)
+        self.send(method_frame(0, tuned))
+        self._pulse = threading.Thread(
+            target=self._beat, args=(heartbeat_s,), name="qlog-heartbeats", daemon=True
+        )
+        self._pulse.start()
         self.ask(0, spec.ConnectionOpen(vhost), spec.ConnectionOpenOk)
 
     def _wait(self, events: int, wait_s: float) -> tuple[bool, bool]:
@@ -218,17 +249,46 @@ class Link:
 
         A socket's number may be above what `select.select` takes.
         """
-        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-            return True, False
+        if isinstance(self._socket, ssl.SSLSocket):
+            with self._lock:
+                if self._socket.pending():
+                    return True, False
         self._poll.modify(self._socket, events)
         found = self._poll.poll(wait_s * 1000)
         said = found[0][1] if found else 0
         return bool(said & ~select.POLLOUT), bool(said & select.POLLOUT)
 
+    def _write(self) -> None:
+        """Send what the socket takes now of what is to be sent. Raises OSError."""
+        with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+
+    def _beat(self, heartbeat_s: int) -> None:
+        """Send heartbeats twice in so many seconds, on a thread of its own, until it is over."""
+        while not self._over.wait(heartbeat_s / 2):
+            # While something is being sent, the broker hears that.
+            if not self._lock.acquire(blocking=False):
+                continue
+            try:
+                if not self._unsent:
+                    self._unsent = memoryview(HEARTBEAT_FRAME)
+                self._write()
+            except OSError:
+                return  # the next call meets the same, and says it
+            finally:
+                self._lock.release()
+
+    def _end(self) -> None:
+        """No more heartbeats."""
+        self._over.set()
+        if self._pulse is not None:
+            self._pulse.join()
+
     def _read(self) -> None:
         """Take what the broker has sent."""
         try:
-            data = self._socket.recv(_READ_BYTES)
+            with self._lock:
+                data = self._socket.recv(_READ_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except OSError as error:

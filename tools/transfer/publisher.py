@@ -45,14 +45,8 @@ class Publisher:
         self._refused: dict[int, str] = {}  # delivery tag -> why
         self._over = False  # what publishes was closed
         self._queues: dict[str, str | None] = {}  # known queues, with an exchange of their own
-        self._link = Link(address, vhost, "qlog inspect import", self._handle)
-        try:
-            for channel in (_PUBLISHING, _ASKING):
-                self._link.open_channel(channel)
-            self._link.ask(_PUBLISHING, spec.ConfirmSelect(False), spec.ConfirmSelectOk)
-        except BaseException:
-            self._link.close(orderly=False)
-            raise
+        channels = {_ASKING: False, _PUBLISHING: True}
+        self._link = Link(address, vhost, "qlog inspect import", self._handle, channels)
 
     def __enter__(self) -> Self:
         return self

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import socket
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,10 @@ from qlog.server.app import RunningBroker, open_broker
 from qlog.server.control import SHUTDOWN
 from qlog.server.listeners import SOCKET_NAME
 from qlog.server.net.certificate_dates import ends_s
+from tests.live.server import free_ports
 from tests.server.net.authority import NAME, broker_files, client_context
 
 LOGIN = "authorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n"
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as opened:
-        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @asynccontextmanager
