@@ -129,9 +129,9 @@ def _stretches(dues: Sequence[Due]) -> Iterator[tuple[int, int, int]]:
     """Messages that follow one another, together: lane, first qseq, how many."""
     at = 0
     while at < len(dues):
-        _, lane_id, qseq = dues[at]
-        stop = at + 1
-        while stop < len(dues) and dues[stop][1:] == (lane_id, qseq + stop - at):
-            stop += 1
-        yield lane_id, qseq, stop - at
-        at = stop
+        _, lane_id, qseq, count = dues[at]
+        at += 1
+        while at < len(dues) and dues[at][1:3] == (lane_id, qseq + count):
+            count += dues[at].length
+            at += 1
+        yield lane_id, qseq, count

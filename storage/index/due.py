@@ -11,19 +11,18 @@ to another queue, when its time has come. It must not stand in front of all othe
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
-from itertools import count
 from typing import Any
 
 import lmdb
 
 from qlog.storage.errors import CorruptLog
-from qlog.storage.index.due_rows import Due
+from qlog.storage.index.due_rows import Due, together
 from qlog.storage.index.index import Index
 from qlog.storage.index.rows import IndexDoubt
 from qlog.storage.lanes.lane import Lane
 
 _PAGE_ROWS = 256
-_LOOKS_MAX = 4096  # one call passes over at most so many settled messages
+_LOOKS_MAX = 4096  # one call passes over at most so many stretches of settled messages
 
 
 class _Young:
@@ -35,8 +34,16 @@ class _Young:
 
     def add(self, lane_id: int, first: int, dues_ms: "array[int]") -> None:
         self.added.setdefault(lane_id, []).append((first, dues_ms))
-        for due_ms, qseq in zip(dues_ms, count(first), strict=False):
-            heappush(self.heap, Due(due_ms, lane_id, qseq))
+        for due in together(lane_id, first, dues_ms):
+            heappush(self.heap, due)
+
+    def given_out(self, due: Due, end: int) -> None:
+        """Messages of this time and lane were given out, up to before the qseq `end`."""
+        heap = self.heap
+        while heap and heap[0][:2] == due[:2] and heap[0].qseq < end:
+            known = heappop(heap)
+            if known.qseq + known.length > end:
+                heappush(heap, known.part(end, known.qseq + known.length))
 
 
 class DueTimes:
@@ -56,7 +63,7 @@ class DueTimes:
         self._lanes = lanes
         self._on_doubt = on_doubt
         self._position: Due | None = None  # all rows up to here were given out, or were settled
-        self._rows: list[Due] | None = None  # the rows that follow, the next one last
+        self._rows: list[Due] | None = None  # what the index has behind it, the next one last
         self._young = _Young()
         self._gathered = _Young()  # messages from before the checkpoint that is under way
 
@@ -100,10 +107,10 @@ class DueTimes:
         """Keep messages that the index lacks, but for those that were given out or are kept."""
         young = self._young
         young.added.setdefault(lane_id, []).insert(0, (first, dues_ms))
-        for due_ms, qseq in zip(dues_ms, count(first), strict=False):
-            due = Due(due_ms, lane_id, qseq)
-            if self._position is None or due > self._position:
-                heappush(young.heap, due)
+        for due in together(lane_id, first, dues_ms):
+            left = due.behind(self._position)
+            if left is not None:
+                heappush(young.heap, left)
 
     def take(self, until_ms: int, count_max: int) -> list[Due]:
         """The next messages whose time has come, `until_ms` included, in the order of the times.
@@ -112,22 +119,43 @@ class DueTimes:
         CorruptLog when the index is wrong.
         """
         found: list[Due] = []
+        left = count_max
         for _ in range(count_max + _LOOKS_MAX):
-            due = self._first()
-            if due is None or due.due_ms > until_ms or len(found) >= count_max:
+            if not left:
                 break
-            for heap in (self._young.heap, self._gathered.heap):
-                if heap and heap[0] == due:
-                    heappop(heap)
-            if self._rows and self._rows[-1] == due:
-                self._rows.pop()
-                if not self._rows:
-                    self._rows = None
-            if self._position is None or due > self._position:
-                self._position = due
-            if self._waits(due):
-                found.append(due)
+            due = self._first()
+            if due is None or due.due_ms > until_ms:
+                break
+            first, end = self._unsettled(due, left)
+            self._given_out(due, end)
+            if first < end:
+                found.append(due.part(first, end))
+                left -= end - first
         return found
+
+    def _unsettled(self, due: Due, count_max: int) -> tuple[int, int]:
+        """The first stretch of these messages that is not settled; empty at their end."""
+        end = due.qseq + due.length
+        lane = self._lanes.get(due.lane_id)
+        return (end, end) if lane is None else lane.settled.stretch(due.qseq, end, count_max)
+
+    def _given_out(self, due: Due, end: int) -> None:
+        """These messages, up to before the qseq `end`, were given out, or are settled.
+
+        While a checkpoint is taken over, memory and the index may both have them.
+        """
+        self._young.given_out(due, end)
+        self._gathered.given_out(due, end)
+        rows = self._rows
+        while rows and rows[-1][:2] == due[:2] and rows[-1].qseq < end:
+            known = rows.pop()
+            if known.qseq + known.length > end:
+                rows.append(known.part(end, known.qseq + known.length))
+            elif not rows:
+                self._rows = None  # the index may have more
+        last = due.part(end - 1, end)
+        if self._position is None or last > self._position:
+            self._position = last
 
     @property
     def next_ms(self) -> int | None:
@@ -148,7 +176,3 @@ class DueTimes:
         heaps = (self._young.heap, self._gathered.heap)
         tops = [heap[0] for heap in heaps if heap] + self._rows[-1:]
         return min(tops, default=None)
-
-    def _waits(self, due: Due) -> bool:
-        lane = self._lanes.get(due.lane_id)
-        return lane is not None and bool(lane.settled.unsettled(due.qseq, 1))

@@ -304,10 +304,10 @@ class Index:
         with self._transaction() as transaction:
             yield Settlements(transaction, self._lanes, self._acked)
 
-    def due_after(self, position: Due | None, count_max: int) -> list[Due]:
-        """Messages that wait to be due behind a position, or the first ones, in order."""
+    def due_after(self, position: Due | None, rows_max: int) -> list[Due]:
+        """What waits to be due behind the last message of a position, or the first, in order."""
         with self._transaction() as transaction:
-            return DueRows(transaction, self._due, self._due_times).after(position, count_max)
+            return DueRows(transaction, self._due, self._due_times).after(position, rows_max)
 
     def spilled(self, lane_id: int) -> list[int]:
         """The qseqs of a lane that point to spill/."""

@@ -34,6 +34,7 @@ from qlog.storage.bytes.datadir import Paths, mark_doubt
 from qlog.storage.errors import PositionGone, StorageError
 from qlog.storage.index import checkpoint, checkpoints, due
 from qlog.storage.index import index as index_module
+from qlog.storage.index.due_rows import Due
 from qlog.storage.index.index import SPILL, Live
 from qlog.storage.lanes import cache, reader, run
 from qlog.storage.lanes import lane as lane_module
@@ -413,9 +414,10 @@ class World:
         until_ms = self.now_ms + ahead_ms
         waiting = sorted(self._dues() - self.given_out)
         expected = [due for due in waiting if due[0] <= until_ms][:count]
-        found = store.due(until_ms, count)
+        found = one_by_one(store.due(until_ms, count))
         while len(found) < count and (store.next_due_ms or until_ms + 1) <= until_ms:
-            found += store.due(until_ms, count - len(found))  # many were settled before their time
+            # Many were settled before their time.
+            found += one_by_one(store.due(until_ms, count - len(found)))
         assert found == expected
         self.given_out.update(expected)
         self.counts["given out as due"] += len(expected)
@@ -844,8 +846,8 @@ class World:
         for model in self.models:
             self._check_lane(model, probe(store).lanes.get(model.lane_id), views, step)
         named = {model.lane_id for model in self.models}
-        rows = probe(store).index.due_after(None, 1 << 30)
-        assert {row for row in rows if row.lane_id in named} == self._dues(), "due times differ"
+        rows = one_by_one(probe(store).index.due_after(None, 1 << 30))
+        assert {row for row in rows if row[1] in named} == self._dues(), "due times differ"
         assert probe(store).lanes.keys() <= named | self.dropped, "a lane came from nowhere"
         store.retain(named)
         self.lsn_durable = store.lsn
@@ -1064,9 +1066,10 @@ class World:
             if (model.lane_id, qseq) in waiting
         }
         named = {model.lane_id for model in self.models}
-        rows_due = index.due_after(None, 1 << 30)
-        assert {row for row in rows_due if row.lane_id in named} == dues, "rows of due times differ"
-        assert {(row.lane_id, row.qseq) for row in rows_due} <= waiting
+        rows_due = one_by_one(index.due_after(None, 1 << 30))
+        assert len(rows_due) == len(set(rows_due)), "a message is in two rows of due times"
+        assert {row for row in rows_due if row[1] in named} == dues, "rows of due times differ"
+        assert {row[1:] for row in rows_due} <= waiting
         if strict:
             assert counted == _counted(store)
             for lane_id, lane in probe(store).lanes.items():
@@ -1083,6 +1086,11 @@ class World:
                 assert probe(store).paths.segment(segment_id).name in names, (
                     f"a pointer to segment {segment_id}, which is gone"
                 )
+
+
+def one_by_one(dues: Sequence[Due]) -> list[tuple[int, int, int]]:
+    """(due time, lane, qseq) of each message."""
+    return [(each.due_ms, each.lane_id, each.qseq) for some in dues for each in some.each()]
 
 
 def _attempts(lane: Lane[Envelope]) -> dict[int, int]:

@@ -8,6 +8,9 @@ import pytest
 from qlog.storage.errors import CorruptLog
 from qlog.storage.index import checkpoints
 from qlog.storage.index import due as due_module
+from qlog.storage.index.due_rows import DUE_KEY, Due
+from qlog.storage.index.rows import close_row
+from qlog.storage.lanes.settled import BLOCK
 from tests.storage.probe import probe
 from tests.storage.support import Bench, new_lane, publish
 
@@ -22,7 +25,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def qseqs(bench: Bench, until_ms: int, count_max: int = 1000) -> list[int]:
-    return [due.qseq for due in bench.store.due(until_ms, count_max)]
+    return [one.qseq for due in bench.store.due(until_ms, count_max) for one in due.each()]
 
 
 def test_they_come_in_the_order_of_their_times_and_once(bench: Bench) -> None:
@@ -44,7 +47,7 @@ def test_a_message_with_many_lanes_is_due_in_each(bench: Bench) -> None:
     lanes = [new_lane(bench.store), new_lane(bench.store)]
     publish(bench.store, lanes[1:], [b"before"])
     publish(bench.store, lanes, [b"both"], dues_ms=[5])
-    assert bench.store.due(5, 10) == [(5, lanes[0].id, 0), (5, lanes[1].id, 1)]
+    assert bench.store.due(5, 10) == [Due(5, lanes[0].id, 0), Due(5, lanes[1].id, 1)]
 
 
 @pytest.mark.parametrize("taken_first", [True, False])
@@ -149,7 +152,7 @@ def test_what_a_checkpoint_has_written_is_forgotten_in_pieces(
     lane = new_lane(bench.store)
     under_way = probe(bench.store).checkpoints
     slices = []
-    for dues_ms in (None, [HOUR_MS] * 200):
+    for dues_ms in (None, [HOUR_MS + at for at in range(200)]):
         publish(bench.store, [lane], [b"x"] * 200, dues_ms=dues_ms)
         under_way.begin()
         steps = 0
@@ -161,3 +164,88 @@ def test_what_a_checkpoint_has_written_is_forgotten_in_pieces(
             bench.store.take()
         slices.append(steps)
     assert slices[1] >= slices[0] + 20
+
+
+def due_rows(bench: Bench) -> list[Due]:
+    return probe(bench.store).index.due_after(None, 10_000)
+
+
+def test_messages_that_come_together_and_are_due_together_share_a_row(bench: Bench) -> None:
+    """A row costs the checkpoint thread as much as some hundred messages in it."""
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 600, dues_ms=[10] * 600)
+    assert bench.store.settle_down()
+    publish(bench.store, [lane], [b"x"] * 5, dues_ms=[10, 20, 20, 20, 10])
+    assert bench.store.checkpoint()
+    assert due_rows(bench) == [
+        Due(10, lane.id, 0, BLOCK),
+        Due(10, lane.id, BLOCK, BLOCK),
+        Due(10, lane.id, 2 * BLOCK, 601 - 2 * BLOCK),
+        Due(10, lane.id, 604),
+        Due(20, lane.id, 601, 3),
+    ]
+    lane.settle(100, 50)
+    lane.settle(BLOCK, BLOCK)
+    assert bench.store.settle_down()
+    assert bench.store.checkpoint()
+    assert due_rows(bench) == [
+        Due(10, lane.id, 0, 100),
+        Due(10, lane.id, 150, BLOCK - 150),
+        Due(10, lane.id, 2 * BLOCK, 601 - 2 * BLOCK),
+        Due(10, lane.id, 604),
+        Due(20, lane.id, 601, 3),
+    ]
+    lane.settle(0, 605)
+    assert bench.store.settle_down()
+    assert bench.store.checkpoint()
+    assert due_rows(bench) == []
+
+
+@pytest.mark.parametrize("when", ["in memory", "in both", "in the index", "after a start"])
+@pytest.mark.parametrize("at_once", [1, 7, 100, 1000])
+def test_those_of_a_row_may_be_given_out_bit_by_bit(bench: Bench, when: str, at_once: int) -> None:
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"before"] * 3)
+    publish(bench.store, [lane], [b"x"] * 700, dues_ms=[10] * 500 + [5] * 150 + [20] * 50)
+    lane.settle(3, 40)
+    lane.settle(300, 10)
+    expected = [*range(503, 653), *range(43, 300), *range(310, 503), *range(653, 703)]
+    if when == "after a start":
+        assert bench.store.checkpoint()
+        bench.restart()
+    elif when == "in the index":
+        assert bench.store.checkpoint()
+    found = qseqs(bench, 20, 2 * at_once)
+    if when == "in both":  # a checkpoint is taken over between two calls
+        probe(bench.store).due._rows = None
+        assert bench.store.checkpoint()
+    for _ in range(1000):
+        part = qseqs(bench, 20, at_once)
+        assert len(part) <= at_once
+        found += part
+        if len(found) == len(expected) // 2:
+            assert bench.store.checkpoint()
+    assert found == expected
+    assert bench.store.next_due_ms is None
+
+
+def test_rows_of_earlier_versions_are_read_and_go_with_their_messages(bench: Bench) -> None:
+    """They wrote a row for each message, without a count."""
+    lane = new_lane(bench.store)
+    publish(bench.store, [lane], [b"x"] * 10, dues_ms=[10] * 10)
+    assert bench.store.checkpoint()
+    index = probe(bench.store).index
+    with index._env.begin(write=True) as transaction:
+        for qseq in range(10):
+            key = DUE_KEY.pack(10, lane.id, qseq)
+            transaction.put(key, close_row(key, b""), db=index._due)
+    bench.restart()
+    assert not bench.store.report.index_rebuilt
+    lane = bench.store.lane(lane.id)
+    assert due_rows(bench) == [Due(10, lane.id, qseq) for qseq in range(10)]
+    assert qseqs(bench, 10, 4) == [0, 1, 2, 3]
+    lane.settle(5, 2)
+    assert bench.store.settle_down()
+    assert bench.store.checkpoint()
+    assert due_rows(bench) == [Due(10, lane.id, 0, 5), Due(10, lane.id, 7, 3)]
+    assert qseqs(bench, 10) == [4, 7, 8, 9]

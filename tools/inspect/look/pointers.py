@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 
 from qlog.storage.bytes.footer import PlacedRun
-from qlog.storage.index.due_rows import DUE_KEY, Due
+from qlog.storage.index.due_rows import DUE_KEY, Due, length_of
 from qlog.storage.index.index import SPILL, Checkpoint, LaneRow, Live, Usage, unpack_checkpoint
 from qlog.storage.lanes.settled import BLOCK, FULL, Settled
 from qlog.tools.inspect.look.decode import lane_text
@@ -85,7 +85,8 @@ def _take(contents: IndexContents, database: str, key: bytes, value: bytes) -> N
             lane = contents.settled.setdefault(lane_id, Settled())
             lane.bits[base // BLOCK] = int.from_bytes(value, "little")
         case "due":
-            contents.dues.add(Due(*DUE_KEY.unpack(key)))
+            due_ms, lane_id, qseq = DUE_KEY.unpack(key)
+            contents.dues.update(Due(due_ms, lane_id, qseq, length_of(value)).each())
         case "blocks":
             lane_id, base = _KEY.unpack(key)
             contents.blocks[lane_id, base // BLOCK] = value
@@ -264,7 +265,7 @@ class _Comparing:
         yield from self._wrong_dues()
 
     def _wrong_dues(self) -> Iterator[str]:
-        """Rows of due times that are wrong. Those without a message in the log go by pointers."""
+        """Due times that are wrong. Those without a message in the log go by pointers."""
         found = self.found
         known = {
             row
@@ -273,7 +274,7 @@ class _Comparing:
         }
         wrong = Counter(due.lane_id for due in known ^ self.dues)
         for lane_id, count in sorted(wrong.items()):
-            yield f"lane {lane_id} has {count} rows of due times that are not those of the log"
+            yield f"lane {lane_id} has {count} due times that are not those of the log"
 
     def _compare(self, segment_id: int, lane_id: int, first: int, run: PlacedRun, lsn: int) -> None:
         """Compare one run in one of its lanes, block by block; `lsn` is the first message's."""
