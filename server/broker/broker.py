@@ -24,7 +24,7 @@ from qlog.server.broker.definitions_file import Import, exporting, has_users_and
 from qlog.server.broker.definitions_rehearsal import Rehearsal
 from qlog.server.broker.features.policy import KINDS
 from qlog.server.broker.features.vhost_settings import VHostSettings
-from qlog.server.broker.jobs import Steps, letting_go
+from qlog.server.broker.jobs import TURN_S, Steps, letting_go
 from qlog.server.broker.operations import Connected, Operations
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arguments import QueueArguments
@@ -255,11 +255,11 @@ class Broker:
         services = self.services
         return bool(services.jobs) or services.delivery.left or services.durability.left
 
-    def work(self) -> None:
-        """Begin a new tick for queues that had read enough; go on with jobs, for some milliseconds."""
+    def work(self, most_s: float = TURN_S) -> None:
+        """Begin a new tick for queues that had read enough; go on with jobs, for `most_s` seconds."""
         if self.services.delivery.left:
             self.services.delivery.go_on()
-        self.services.jobs.run()
+        self.services.jobs.run(most_s)
 
     @property
     def awaits_pump(self) -> bool:

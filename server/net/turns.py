@@ -8,12 +8,13 @@ latest trio's timers and other tasks have their turn.
 Promises: a turn takes no longer than TURN_S, and a client's share of it no longer than SHARE_S,
 plus one event. What is left goes on in rotation, also when it is the rest of one long read, but
 behind those who have just come: what these brought is handed to the disk before anything that
-takes long, and they are confirmed as soon as it is done. An error of ours costs the client in whose
-turn it happened, and never ends the loop. The descriptor of a session that ends stays open until
-the turn is over: no other socket can have its number while the turn may still name it. Timers
-(`at`) are part of the turn: the next one is the poll's timeout. The broker's jobs are part of the
-turn, too: while some are left, the poll does not wait. So are handshakes of TLS, which have a line
-of their own (handshakes.py).
+takes long, and they are confirmed as soon as it is done. While publishers wait for a confirm, what
+takes long has less of a turn. An error of ours costs the client in whose turn it happened, and
+never ends the loop. The descriptor of a session that ends stays open until the turn is over: no
+other socket can have its number while the turn may still name it. Timers (`at`) are part of the
+turn: the next one is the poll's timeout. The broker's jobs are part of the turn, too: while some
+are left, the poll does not wait. So are handshakes of TLS, which have a line of their own
+(handshakes.py).
 
 `wake` is the only call for other threads.
 """
@@ -38,6 +39,9 @@ logger = logging.getLogger("qlog.network")
 # longer than TURN_S ends, and the clients that are left come first in the next one.
 SHARE_S = 0.005
 TURN_S = 0.010
+# While publishers wait for a confirm, what takes long has less of a turn: the rest of others, and
+# jobs, so much each. The disk's answer, and who comes next, wait for that.
+HURRIED_S = 0.002
 # When so much was read in one turn, it ends: that is a batch for the disk.
 TURN_BYTES_MAX = 1024 * 1024
 # While the disk is behind, clients that send little are read on, all together for so many octets.
@@ -272,7 +276,7 @@ class Turns:
             if self.broker.jobs_left:
                 self.touched = True
                 self._hand_over()
-                self._fence(self.broker.work)
+                self._fence(self._work)
                 self._hand_over()
             self.end_tick()
             return True
@@ -290,6 +294,8 @@ class Turns:
         self._serve(self._line, len(self._line), until_s - SHARE_S if rest else until_s)
         if rest:
             self._hand_over()
+            if self.broker.waiting:
+                until_s = min(until_s, self.clock_s() + HURRIED_S)
             self._serve(self._rest, rest, until_s)
 
     def _serve(self, line: deque[Participant], count: int, until_s: float) -> None:
@@ -308,6 +314,13 @@ class Turns:
             now_s = clock_s()
             if now_s >= until_s or read_bytes >= TURN_BYTES_MAX:
                 return
+
+    def _work(self) -> None:
+        """Have the broker's jobs go on."""
+        if self.broker.waiting:
+            self.broker.work(HURRIED_S)
+        else:
+            self.broker.work()
 
     def _feed(self) -> None:
         drained, self._drained = self._drained, []

@@ -184,6 +184,44 @@ def test_the_disk_has_what_comes_before_the_loop_is_busy_for_long(
     assert loop.turns.timeout_s() == 0.0  # there is more to do
 
 
+@pytest.mark.parametrize("busy", ["client", "job"])
+def test_what_takes_long_has_less_of_a_turn_while_a_publisher_waits(loop: Loop, busy: str) -> None:
+    flood, other = loop.client(), loop.client()
+    declare(other)
+    assert other.ask(1, make(spec.ConfirmSelect)) == [spec.ConfirmSelectOk()]
+    loop.pass_s(5)
+    loop.disk()
+    steps_done: list[None] = []
+
+    def steps() -> Steps[None]:
+        for _ in range(100):
+            steps_done.append(None)
+            yield
+
+    def went_on() -> int:
+        before = len(steps_done)
+        loop.turn()
+        return len(steps_done) - before + len(flood.hear())
+
+    if busy == "job":
+        loop.broker.services.jobs.clock_s = loop.turns.clock_s
+        for _ in range(5):
+            loop.broker.services.jobs.later(steps())
+    else:
+        flood.send(1, *[make(spec.BasicQos)] * 200)
+    loop.step_s = turns.HURRIED_S / 5
+    loop.turn()
+    alone = went_on()
+    other.write(message(1, "q", b"x"))
+    loop.turn()
+    assert loop.broker.waiting == 1
+    assert 0 < went_on() <= alone / 2
+    loop.step_s = 0.0
+    loop.settle()
+    loop.disk()
+    assert other.hear() == [spec.BasicAck(1, False)]
+
+
 def test_those_who_have_just_come_do_not_keep_others_from_their_rest(loop: Loop) -> None:
     """However many come in each turn, one long read of before goes on."""
     flood = loop.client()
