@@ -213,6 +213,17 @@ class VHost:
         counts = self.counts_of_exchange(exchange)
         return self.routes.targets(queues, self.queues, tuple(keepers), counts), cacheable
 
+    def waiting_at(self, exchange: str, envelopes: Iterable[Envelope]) -> Targets | None:
+        """Where messages wait, if `exchange` delays all of them; None: `route` has to be asked."""
+        found = self.find_exchange(exchange)
+        if found is None or found.type != DELAYED or self.windows.of_exchange(found) is not None:
+            return None
+        if not all(delay_of(envelope) > 0 for envelope in envelopes):
+            return None
+        self.routes.check(self.routes_version)
+        keepers = (self.delayed.at(found),)
+        return self.routes.targets((), self.queues, keepers, self.counts_of_exchange(exchange))
+
     def _passes(self, name: str, envelope: Envelope, keepers: list[Keeper]) -> bool:
         """Whether a message is routed further by an exchange that does not pass all.
 

@@ -11,7 +11,7 @@ that could not be stored.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import repeat
 from operator import is_
 from typing import Protocol
@@ -23,6 +23,7 @@ from qlog.server.amqp.errors import AMQPError, access_refused, not_implemented, 
 from qlog.server.amqp.properties import (
     BAD_EXPIRATION,
     CC,
+    DELAY,
     RECORD,
     RECORD_HEADER,
     REPLY_TO,
@@ -83,6 +84,9 @@ class Exchanges(Protocol):
 
     def route(self, exchange: str, keys: Sequence[str], envelope: Envelope) -> tuple[Targets, bool]:
         """The queues of a message, and whether exchange and keys alone decided it."""
+
+    def waiting_at(self, exchange: str, envelopes: Iterable[Envelope]) -> Targets | None:
+        """Where messages wait, if the exchange delays all of them."""
 
 
 class Post(Protocol):
@@ -161,7 +165,15 @@ class Publisher:
         traced = self._exchanges.firehose is not None
         try:
             for run in runs:
-                if traced or run.traits.needs & _LOOK or not self._as_a_whole(run, grouping):
+                needs = run.traits.needs
+                if (
+                    traced
+                    or needs & _LOOK
+                    or not (
+                        self._as_a_whole(run, grouping)
+                        or (needs & DELAY and self._wait(run, grouping))
+                    )
+                ):
                     self._one_by_one(run, grouping)
         except AMQPError:
             self._store(grouping)
@@ -215,6 +227,24 @@ class Publisher:
                 opened = grouping.group(targets, persistent, True)
             opened.envelopes.append(envelope)
             opened.bodies.append(body)
+        return True
+
+    def _wait(self, run: PublishRun, grouping: Grouping) -> bool:
+        """Add a run that waits at one exchange. False: not all of it does; nothing was done.
+
+        Raises the AMQPError of a message that may not be published; no other one of them may.
+        """
+        first = run.methods[0]
+        name = first.exchange
+        if any(method.exchange != name or method.immediate for method in run.methods):
+            return False
+        self._check(first)
+        envelopes = {id(envelope): envelope for envelope in run.envelopes}
+        targets = self._exchanges.waiting_at(name, envelopes.values())
+        if targets is None:
+            return False
+        self.confirms.sequence += len(run.methods)
+        self._special(grouping, targets, run.traits, run.envelopes, run.bodies)
         return True
 
     def _one_by_one(self, run: PublishRun, grouping: Grouping) -> None:

@@ -14,6 +14,7 @@ from qlog.server.amqp.values import Int64, LongStr, Table, Timestamp
 from qlog.server.broker import vhost as vhosts
 from qlog.server.broker.features.delayed import Delayed
 from qlog.server.broker.queues.backlog import Backlog
+from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import CorruptLog, OutOfDescriptors
 from tests.server.broker.support import Bench, Peer, make, message
 
@@ -83,6 +84,79 @@ def q(peer: Peer) -> Peer:
     peer.declare("q")
     bind(peer, "q")
     return peer
+
+
+def frames(body: bytes, value: object, exchange: str = "d", key: str = "k") -> bytes:
+    return message(1, key, body, exchange=exchange, properties=delay(value))
+
+
+class TestRead:
+    """What one read brings is sorted out before it waits."""
+
+    def test_messages_that_all_wait_are_not_routed_one_by_one(
+        self, bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        routed: list[str] = []
+        route = VHost.route
+
+        def counted(self: VHost, exchange: str, *args: Any, **named: Any) -> Any:
+            routed.append(exchange)
+            return route(self, exchange, *args, **named)
+
+        monkeypatch.setattr(VHost, "route", counted)
+        bodies = [b"%d" % number for number in range(50)]
+        q.send(1, *(frames(body, 1000) for body in bodies))
+        q.send(1, *(frames(body, 900 + at, key=f"k{at}") for at, body in enumerate(bodies)))
+        assert routed == [] and waiting(bench) == bodies * 2
+        bench.disk()
+        bench.pass_ms(1000)
+        bench.disk()
+        assert got(q) == bodies  # those with other keys have no queue
+
+    @pytest.mark.parametrize("odd", [0, -5, "text", True])
+    def test_one_that_does_not_wait_is_routed_at_once(
+        self, bench: Bench, q: Peer, odd: object
+    ) -> None:
+        q.send(1, frames(b"a", 1000), frames(b"b", odd), frames(b"c", 1000))
+        assert waiting(bench) == [b"a", b"c"] and got(q) == [b"b"]
+
+    def test_messages_for_several_exchanges(self, bench: Bench, q: Peer) -> None:
+        declare(q, "e")
+        q.send(1, frames(b"a", 1000), frames(b"b", 1000, "e"), frames(b"c", 1000, "amq.direct"))
+        assert waiting(bench) == [b"a"] and waiting(bench, "e") == [b"b"]
+
+    def test_one_to_an_exchange_that_is_missing_is_refused_and_those_before_it_wait(
+        self, bench: Bench, q: Peer
+    ) -> None:
+        q.send(1, frames(b"a", 1000), frames(b"b", 1000), frames(b"c", 1000, "missing"))
+        assert q.refused()[:2] == ("channel", 404)
+        assert waiting(bench) == [b"a", b"b"]
+
+    def test_who_may_not_publish_makes_no_place_to_wait(self, bench: Bench, q: Peer) -> None:
+        declare(q, "e")
+        bench.broker.operations.set_permissions("/", "guest", ".*", "^$", ".*")
+        bench.disk()
+        before = len(list(bench.broker.vhosts["/"].hidden_lanes))
+        q.send(1, frames(b"a", 1000, "e"), frames(b"b", 1000, "e"))
+        assert q.refused()[:2] == ("channel", 403)
+        assert len(list(bench.broker.vhosts["/"].hidden_lanes)) == before
+
+    def test_a_window_sees_each_of_them(self, bench: Bench, peer: Peer) -> None:
+        arguments: Table = {"x-delayed-type": "direct", "x-message-deduplication": True}
+        arguments["x-cache-size"] = 10
+        exchange = make(
+            spec.ExchangeDeclare,
+            exchange="d",
+            type="x-delayed-message",
+            durable=True,
+            arguments=arguments,
+        )
+        peer.ask(1, exchange, spec.ExchangeDeclareOk)
+        headers: Table = {"x-delay": 1000, "x-deduplication-header": "same"}
+        properties = Properties(headers=headers, delivery_mode=2)
+        one = message(1, "k", b"a", exchange="d", properties=properties)
+        peer.send(1, one, one)
+        assert waiting(bench) == [b"a"]
 
 
 UNBIND = make(spec.QueueUnbind, queue="q", exchange="d", routing_key="k")
