@@ -39,9 +39,10 @@ logger = logging.getLogger("qlog.network")
 # longer than TURN_S ends, and the clients that are left come first in the next one.
 SHARE_S = 0.005
 TURN_S = 0.010
-# While publishers wait for a confirm, what takes long has less of a turn: the rest of others, and
-# jobs, so much each. The disk's answer, and who comes next, wait for that.
+# While publishers wait for a confirm, and a moment later, when they publish again, what takes long
+# has less of a turn: the rest of others, and jobs, so much each.
 HURRIED_S = 0.002
+HURRY_FOR_S = 0.02
 # When so much was read in one turn, it ends: that is a batch for the disk.
 TURN_BYTES_MAX = 1024 * 1024
 # While the disk is behind, clients that send little are read on, all together for so many octets.
@@ -122,6 +123,7 @@ class Turns:
         self._error: Exception | None = None
         self._behind: set[Member] = set()  # sessions that are not read since the disk is behind
         self._ended: list[Member] = []
+        self._hurries_until_s = 0.0  # by the broker's clock
         self._little_bytes = 0  # see `note_little`; since the disk is behind
         self._store_due_s = self._now_s
         # This tick may have changed something that queues or the disk have to see. Heartbeats
@@ -294,7 +296,7 @@ class Turns:
         self._serve(self._line, len(self._line), until_s - SHARE_S if rest else until_s)
         if rest:
             self._hand_over()
-            if self.broker.waiting:
+            if self._hurries:
                 until_s = min(until_s, self.clock_s() + HURRIED_S)
             self._serve(self._rest, rest, until_s)
 
@@ -315,9 +317,16 @@ class Turns:
             if now_s >= until_s or read_bytes >= TURN_BYTES_MAX:
                 return
 
+    @property
+    def _hurries(self) -> bool:
+        """Publishers wait for a confirm, or have waited a moment ago."""
+        if self.broker.waiting:
+            self._hurries_until_s = self._now_s + HURRY_FOR_S
+        return self._now_s < self._hurries_until_s
+
     def _work(self) -> None:
         """Have the broker's jobs go on."""
-        if self.broker.waiting:
+        if self._hurries:
             self.broker.work(HURRIED_S)
         else:
             self.broker.work()
