@@ -10,6 +10,8 @@ import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from qlog.server.broker.access.hashing import Doubt
+
 # So many failures in a row cost nothing: of one user, and of all users of a peer.
 FREE_OF_USER = 3
 FREE_OF_PEER = 20
@@ -64,6 +66,19 @@ class Failures:
             if starts_s - now_s <= WAIT_S_MAX:  # else it is refused, and takes nobody's place
                 record.next_s = starts_s + _pause_s(record.failures - free)
         return wait_s
+
+    def doubt(self, peer: str, user: str, now_s: float) -> Doubt:
+        """What an attempt has against it: failures of the user from there, or very many from there.
+
+        A few of others from there count for nothing: many may come by one address.
+        """
+        of_user = self._of((peer, user[:NAME_MAX]), now_s)
+        of_peer = self._of((peer, None), now_s)
+        if of_peer is not None and of_peer.failures >= FREE_OF_PEER:
+            return Doubt.MUCH
+        if of_user is None:
+            return Doubt.NONE
+        return Doubt.SOME if of_user.failures < FREE_OF_USER else Doubt.MUCH
 
     def failed(self, peer: str, user: str, now_s: float) -> int:
         """An attempt has failed. Returns how many in a row did, of this user from this peer."""

@@ -2,8 +2,9 @@
 
 Promises that at most `at_once` hashes are made at the same time, that the next one is of another
 peer if one waits, and that the line is not longer than LINE_MAX: whoever comes from a peer of whom
-nothing waits takes the place of one of the peer of whom most does. Results come back when the loop
-calls `progress`. This file does not know what a job does.
+nothing waits takes the place of one of the peer of whom most does. Whoever has failed before waits
+for all who have not, and all of these together take a fifth of one processor. Results come back
+when the loop calls `progress`. This file does not know what a job does.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol, TypeVar
 
 from qlog.server.broker.outcome import Outcome
@@ -24,6 +27,16 @@ T = TypeVar("T")
 
 # Who waits holds a password and a connection; at 20 ms each this is longer than a client waits.
 LINE_MAX = 1000
+# Behind a hash for somebody in doubt there is none for so many times the time that it took.
+RESTS = 4
+
+
+class Doubt(IntEnum):
+    """What is known of who wants to log in. Those of whom least is held against them come first."""
+
+    NONE = 0
+    SOME = 1  # a wrong password or two: anybody may mistype
+    MUCH = 2
 
 
 class Busy(Exception):
@@ -33,7 +46,7 @@ class Busy(Exception):
 class Hashing(Protocol):
     """Makes hashes."""
 
-    def submit(self, job: Callable[[], T], peer: str) -> Outcome[T]:
+    def submit(self, job: Callable[[], T], peer: str, doubt: Doubt = Doubt.NONE) -> Outcome[T]:
         """Run a job some time from now, or at once; the outcome is set on the loop's thread.
 
         Jobs of different peers take turns. Fails with Busy when the line is full, perhaps later.
@@ -52,7 +65,7 @@ class Hashing(Protocol):
 class InlineHashing:
     """Hashes on the caller's thread: for tests, and where nobody waits."""
 
-    def submit(self, job: Callable[[], T], peer: str) -> Outcome[T]:
+    def submit(self, job: Callable[[], T], peer: str, doubt: Doubt = Doubt.NONE) -> Outcome[T]:
         outcome: Outcome[T] = Outcome()
         try:
             outcome.set(job())
@@ -73,15 +86,31 @@ class InlineHashing:
 
 @dataclass(slots=True, eq=False)
 class _Job:
+    """`took_s`: processor time, known when it has run."""
+
     run: Callable[[], Any]
     outcome: Outcome[Any]
+    doubt: Doubt
+    took_s: float = 0.0
+
+    def timed(self) -> Any:
+        """Run it."""
+        begun_s = time.thread_time()
+        try:
+            return self.run()
+        finally:
+            self.took_s = time.thread_time() - begun_s
+
+
+# By peer, whose turn it is first; of each in their order, by their outcomes.
+_Lines = OrderedDict[str, dict[Outcome[Any], _Job]]
 
 
 class ThreadedHashing:
     """Hashes on threads of its own, which begin with the first one.
 
     Arguments: `notify` is called on such a thread when there is something for `progress`; `at_once`
-    is the number of threads.
+    is the number of threads; `now_s` is a clock of seconds.
     """
 
     def __init__(
@@ -89,59 +118,94 @@ class ThreadedHashing:
         notify: Callable[[], None],
         at_once: int = 0,
         new_worker: Callable[[str, Callable[[], None]], Worker] = ThreadWorker,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._notify = notify
         self._at_once = at_once or hashes_at_once()
         self._new_worker = new_worker
+        self._now_s = now_s
         self._workers: list[Worker] = []
-        self._at_work: dict[Worker, _Job] = {}
-        # By peer, whose turn it is first; of each in their order, by their outcomes.
-        self._lines: OrderedDict[str, dict[Outcome[Any], _Job]] = OrderedDict()
+        self._at_work: dict[Worker, _Job | None] = {}  # None: it lets time pass
+        self._lines: dict[Doubt, _Lines] = {doubt: OrderedDict() for doubt in Doubt}
         self._waiting = 0
+        self._rests_until_s = 0.0  # nothing for anybody in doubt before
+        self._no_rest = threading.Event()
 
-    def submit(self, job: Callable[[], T], peer: str) -> Outcome[T]:
+    def submit(self, job: Callable[[], T], peer: str, doubt: Doubt = Doubt.NONE) -> Outcome[T]:
         """See `Hashing`."""
         outcome: Outcome[T] = Outcome()
-        if self._waiting >= LINE_MAX and not self._make_room(peer):
+        if self._waiting >= LINE_MAX and not self._make_room(peer, doubt):
             outcome.fail(Busy())
             return outcome
-        self._lines.setdefault(peer, {})[outcome] = _Job(job, outcome)
+        self._lines[doubt].setdefault(peer, {})[outcome] = _Job(job, outcome, doubt)
         self._waiting += 1
         self._begin()
         return outcome
 
     def withdraw(self, outcome: Outcome[T], peer: str) -> bool:
         """See `Hashing`."""
-        line = self._lines.get(peer)
-        if line is None or line.pop(outcome, None) is None:
-            return False
-        self._waiting -= 1
-        if not line:
-            del self._lines[peer]
-        return True
+        for lines in self._lines.values():
+            line = lines.get(peer)
+            if line is not None and line.pop(outcome, None) is not None:
+                self._waiting -= 1
+                if not line:
+                    del lines[peer]
+                return True
+        return False
 
-    def _make_room(self, peer: str) -> bool:
-        """Give up the last job of who has most, for one of a peer who has none."""
-        if peer in self._lines:
+    def _make_room(self, peer: str, doubt: Doubt) -> bool:
+        """Give up the last job of one who has more, or is more in doubt, for a peer who has none."""
+        every = [lines for lines in self._lines.values() if lines]
+        if any(peer in lines for lines in every):
             return False
-        line = max(self._lines.values(), key=len)
-        if len(line) == 1:
+        worst = max(which for which, lines in self._lines.items() if lines)
+        if worst > doubt:
+            every = [self._lines[worst]]
+        lines, crowd = max(
+            ((lines, each) for lines in every for each in lines),
+            key=lambda one: len(one[0][one[1]]),
+        )
+        if worst <= doubt and len(lines[crowd]) == 1:
             return False
-        _, job = line.popitem()
+        _, job = lines[crowd].popitem()
+        if not lines[crowd]:
+            del lines[crowd]
         self._waiting -= 1
         job.outcome.fail(Busy())
         return True
 
     def _begin(self) -> None:
         """Give idle workers something to do."""
-        while self._waiting and (worker := self._idle()) is not None:
-            peer, line = self._lines.popitem(last=False)
-            job = line.pop(next(iter(line)))
-            self._waiting -= 1
-            if line:
-                self._lines[peer] = line  # behind the others
-            self._at_work[worker] = job
-            worker.submit(job.run)
+        while self._waiting:
+            doubt = next(doubt for doubt, lines in self._lines.items() if lines)
+            if doubt and any(job is None or job.doubt for job in self._at_work.values()):
+                return  # one after the other
+            worker = self._idle()
+            if worker is None:
+                if not doubt:
+                    self._no_rest.set()
+                return
+            left_s = self._rests_until_s - self._now_s() if doubt else 0.0
+            if left_s > 0:
+                self._at_work[worker] = None
+                self._no_rest.clear()
+                worker.submit(lambda left_s=left_s: self._rest(left_s))  # type: ignore[misc]
+            else:
+                job = self._at_work[worker] = self._take(self._lines[doubt])
+                worker.submit(job.timed)
+
+    def _take(self, lines: _Lines) -> _Job:
+        """The next job."""
+        peer, line = lines.popitem(last=False)
+        job = line.pop(next(iter(line)))
+        self._waiting -= 1
+        if line:
+            lines[peer] = line  # behind the others
+        return job
+
+    def _rest(self, left_s: float) -> None:
+        """Let time pass, on a worker's thread, until somebody comes who is not in doubt."""
+        self._no_rest.wait(left_s)
 
     def _idle(self) -> Worker | None:
         for worker in self._workers:
@@ -159,11 +223,19 @@ class ThreadedHashing:
         if not self._at_work:
             return
         done: list[tuple[_Job, object]] = []
+        ended = False
         for worker in list(self._at_work):
             for result in worker.take():
-                if result is not _MODEST:
-                    done.append((self._at_work.pop(worker), result))
-        if not done:
+                if result is _MODEST:
+                    continue
+                ended = True
+                job = self._at_work.pop(worker)
+                if job is None:
+                    continue
+                done.append((job, result))
+                if job.doubt:
+                    self._rests_until_s = self._now_s() + RESTS * job.took_s
+        if not ended:
             return
         self._begin()
         for job, result in done:
@@ -174,8 +246,10 @@ class ThreadedHashing:
 
     def close(self) -> None:
         """See `Hashing`."""
-        self._lines.clear()
+        for lines in self._lines.values():
+            lines.clear()
         self._waiting = 0
+        self._no_rest.set()
         for worker in self._workers:
             worker.stop()
 

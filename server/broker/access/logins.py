@@ -263,7 +263,9 @@ class Logins:
                 return
             self._let_in(user, kept, digest, address, waiting)
 
-        attempt.look = self.hashing.submit(look, peer_of(address))
+        peer = peer_of(address)
+        doubt = self.failures.doubt(peer, name, self._now_s())
+        attempt.look = self.hashing.submit(look, peer, doubt)
         attempt.look.then(looked)
 
     def _let_in(

@@ -24,7 +24,7 @@ from qlog.server.amqp.frames import FRAME_HEAD, HEADER, METHOD, PROTOCOL_HEADER,
 from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
 from qlog.server.amqp.spec import Method, decode_method
 from qlog.server.amqp.values import Table
-from qlog.server.broker.access.hashing import Hashing
+from qlog.server.broker.access.hashing import Doubt, Hashing
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
@@ -400,10 +400,12 @@ class LateHashing(Hashing):
     def __init__(self) -> None:
         self.waiting: list[tuple[Callable[[], Any], Outcome[Any]]] = []
         self.made = 0
+        self.doubts: list[Doubt] = []
 
-    def submit(self, job: Callable[[], Any], peer: str) -> Outcome[Any]:
+    def submit(self, job: Callable[[], Any], peer: str, doubt: Doubt = Doubt.NONE) -> Outcome[Any]:
         outcome: Outcome[Any] = Outcome()
         self.waiting.append((job, outcome))
+        self.doubts.append(doubt)
         return outcome
 
     def withdraw(self, outcome: Outcome[Any], peer: str) -> bool:

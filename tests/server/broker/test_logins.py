@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -21,7 +24,7 @@ from qlog.server.broker.access.failures import (
     Failures,
     peer_of,
 )
-from qlog.server.broker.access.hashing import Busy, ThreadedHashing, hashes_at_once
+from qlog.server.broker.access.hashing import RESTS, Busy, Doubt, ThreadedHashing, hashes_at_once
 from qlog.server.broker.access.logins import ANSWERED_S, LOGGED_MAX, REMEMBERED_S, Refused
 from qlog.server.broker.access.passwords import BadHash, hash_for_rabbitmq, hash_text, parse_hash
 from qlog.server.broker.access.users import User
@@ -427,9 +430,124 @@ def test_an_error_of_a_hash_is_its_own(
         bad.result()
 
 
-def test_real_threads() -> None:
-    import threading
+# --- who has failed before
 
+
+def test_what_is_held_against_an_attempt() -> None:
+    failures = Failures()
+
+    def doubt(peer: str, user: str) -> Doubt:
+        return failures.doubt(peer, user, 0.0)
+
+    assert doubt("peer", "ann") is Doubt.NONE
+    for number in range(FREE_OF_USER):
+        assert doubt("peer", "ann") is (Doubt.SOME if number else Doubt.NONE)
+        failures.failed("peer", "ann", 0.0)
+    assert doubt("peer", "ann") is Doubt.MUCH
+    # Who comes by the same address (a proxy) pays for nobody else, unless there are very many.
+    assert doubt("peer", "bob") is doubt("other", "ann") is Doubt.NONE
+    for number in range(FREE_OF_PEER):
+        failures.failed("peer", f"user{number}", 0.0)
+    assert doubt("peer", "bob") is Doubt.MUCH
+    failures.failed("other", "bob", 0.0)
+    failures.succeeded("other", "bob")
+    assert doubt("other", "bob") is Doubt.NONE
+    assert failures.doubt("peer", "ann", FORGOTTEN_S) is Doubt.NONE
+
+
+def test_a_login_says_what_is_held_against_it(bench: Bench, late: LateHashing) -> None:
+    for _ in range(2):
+        log_in(bench, password=b"wrong")
+        late.make()
+    log_in(bench)
+    log_in(bench, password=b"another", address="10.0.0.2")
+    assert late.doubts == [Doubt.NONE, Doubt.SOME, Doubt.SOME, Doubt.NONE]
+
+
+def test_who_has_failed_waits_for_all_who_have_not(workers: list[ManualWorker]) -> None:
+    done: list[str] = []
+    worker = ManualWorker()
+    single = ThreadedHashing(lambda: None, at_once=1, new_worker=lambda *_: worker)
+
+    def submit(name: str, doubt: Doubt) -> None:
+        single.submit(lambda: done.append(name), name, doubt)
+
+    for number in range(5):
+        submit(f"attacker{number}", Doubt.MUCH)
+    submit("who mistyped", Doubt.SOME)
+    for name in ("ann", "bob"):
+        submit(name, Doubt.NONE)
+    while len(done) < 8:
+        work(single, [worker])
+    assert done[:4] == ["attacker0", "ann", "bob", "who mistyped"]  # the first had begun
+    single.close()
+
+
+def test_hashes_for_those_who_failed_take_a_fifth_of_a_processor() -> None:
+    """However many threads there are."""
+    now_s, workers, done = 0.0, [ManualWorker(), ManualWorker()], []
+    free = iter(workers)
+    hashing = ThreadedHashing(
+        lambda: None, at_once=2, new_worker=lambda *_: next(free), now_s=lambda: now_s
+    )
+
+    def job() -> None:
+        end_s = time.thread_time() + 0.005
+        while time.thread_time() < end_s:
+            pass
+        done.append(now_s)
+
+    for number in range(3):
+        hashing.submit(job, f"peer{number}", Doubt.MUCH)
+    assert sum(len(worker.jobs) for worker in workers) == 2  # a priority, and one job
+    while len(done) < 3:
+        work(hashing, workers)
+        now_s += 0.001
+    assert [later - before >= RESTS * 0.005 for before, later in pairwise(done)] == [True, True]
+    hashing.submit(lambda: done.append(-1.0), "other")  # for whom there is a thread
+    work(hashing, workers)
+    assert done[-1] == -1.0
+    hashing.close()
+
+
+def test_who_has_not_failed_ends_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing_module, "RESTS", 1e9)
+    ready = threading.Event()
+    real = ThreadedHashing(ready.set, at_once=1)
+
+    def wait_for(outcome: Outcome[None]) -> None:
+        while not outcome.done:
+            assert ready.wait(30)
+            ready.clear()
+            real.progress()
+
+    spun = real.submit(lambda: sum(range(100_000)), "peer", Doubt.MUCH)
+    rests = real.submit(lambda: None, "peer", Doubt.MUCH)
+    wait_for(spun)  # type: ignore[arg-type]
+    wait_for(real.submit(lambda: None, "ann"))
+    wait_for(real.submit(lambda: None, "bob"))
+    assert not rests.done
+    begun_s = time.monotonic()
+    real.close()
+    assert time.monotonic() - begun_s < 20
+
+
+def test_who_is_less_in_doubt_has_the_place_of_who_is_more(
+    threaded: ThreadedHashing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing_module, "LINE_MAX", 3)
+    crowd = [
+        threaded.submit(lambda: 1, f"attacker{number}", Doubt.MUCH) for number in range(4)
+    ]  # one is at work
+    assert isinstance(threaded.submit(lambda: 2, "late", Doubt.MUCH).error, Busy)
+    some = threaded.submit(lambda: 3, "who mistyped", Doubt.SOME)
+    ann, bob, cid, dan = (threaded.submit(lambda: 4, name) for name in ("ann", "bob", "cid", "dan"))
+    assert [one.done for one in crowd] == [False, True, True, True]
+    assert isinstance(some.error, Busy)
+    assert not any(one.done for one in (ann, bob, cid, dan))  # one of them has begun
+
+
+def test_real_threads() -> None:
     ready = threading.Event()
     real = ThreadedHashing(ready.set)
     outcome = real.submit(lambda: passwords.hash_password(b"x"), "peer")
