@@ -277,8 +277,16 @@ class Running:
         Raises:
             LoadFailed: not all was, or more was delivered.
         """
-        sources = self._flow.sources
         self._publishing.send(load.STOP)
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait until all is published that the plans say, and confirmed and delivered.
+
+        Raises:
+            LoadFailed: not all was, or more was delivered.
+        """
+        sources = self._flow.sources
         sent: load.Report[load.Published] = self._publishing.receive()
         expected = [source.of_count(sent.work[source.publisher].begun.count) for source in sources]
         self._consuming.send(expected)
@@ -296,6 +304,18 @@ class Running:
         """How many messages were published in all, once it is stopped."""
         assert self._sent is not None, "it is stopped"
         return sum(one.begun.count for one in self._sent.work)
+
+    @property
+    def spans(self) -> tuple[Span, Span]:
+        """From the first publish to the last, and from the first delivery to the last."""
+        assert self._sent is not None and self._taken is not None, "it is stopped"
+        begun = [one.begun.times_ns for one in self._sent.work]
+        done = [one.delivered.times_ns for one in self._taken.work]
+        published, delivered = (
+            Span(min(times[0] for times in columns), max(times[-1] for times in columns))
+            for columns in (begun, done)
+        )
+        return published, delivered
 
     def figures(self, span: Span) -> Figures:
         """Rates, latencies and the cost of the load within a span, once it is stopped."""
@@ -379,4 +399,5 @@ def flow_figures(
     if samples:
         figures["delivery_p50_ms"] = quantile_ms(samples, 0.5)
         figures["delivery_p99_ms"] = quantile_ms(samples, 0.99)
+        figures["delivery_max_ms"] = quantile_ms(samples, 1.0)
     return figures

@@ -187,6 +187,10 @@ TARGETS = (
         by_ratio=False, higher=False,
     ),
     Target(
+        "how late a million come that waited a minute, p99", "delayed-million", "late_p99_ms", 100,
+        None, by_ratio=False, higher=False,
+    ),
+    Target(
         "declare beside a flow, p99", "declares", "declare_p99_ms", 20, None,
         by_ratio=False, higher=False,
     ),

@@ -21,6 +21,7 @@ UNITS = {
     "delivery_p50_ms": ("end to end p50", " ms"),
     "late_p50_ms": ("late p50", " ms"),
     "late_p99_ms": ("late p99", " ms"),
+    "late_max_ms": ("latest", " ms"),
     "delivery_p99_ms": ("end to end p99", " ms"),
     "load_cpu_share": ("load CPUs", ""),
     "drain_load_cpu_share": ("load CPUs", ""),
