@@ -47,6 +47,13 @@ class CommitFigures:
         self.messages = Histogram(MESSAGE_BOUNDS)
         self.octets = Histogram(OCTET_BOUNDS)
 
+    def add(self, took_s: float, sync_s: float, messages: int, octets: int) -> None:
+        """One more commit."""
+        self.took_s.add(took_s)
+        self.sync_s.add(sync_s)
+        self.messages.add(messages)
+        self.octets.add(octets)
+
 
 class StoreFigures(NamedTuple):
     """A store as it is now. Octets, unless it says otherwise; `live_bytes` as of a checkpoint."""

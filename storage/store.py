@@ -80,6 +80,7 @@ class Store(Generic[M]):
         self._identity: Identity = recovered.identity
         self._lane_id_next = recovered.identity.lane_ids_reserved
         self._reader: Reader[M] = recovered.reader
+        self._cache = recovered.cache
         self._closed = False
         commit_worker = new_worker("qlog-commit", notify)
         self._upkeep = Upkeep(
@@ -225,7 +226,7 @@ class Store(Generic[M]):
         if lane is None:
             assert lane_id < self._identity.lane_ids_reserved
             lane = Lane(
-                lane_id, self._recovered.shelf, self._recovered.cache, self._recovered.changes
+                lane_id, self._recovered.shelf, self._cache, self._recovered.changes
             )
             self._lanes[lane_id] = lane
             self._settling.lane_made(lane)
@@ -432,13 +433,15 @@ class Store(Generic[M]):
 
         `waiting`: how many publishers wait for a confirm now.
         """
-        self._journal.take(waiting)
-        for result in self._upkeep.take():
-            try:
-                self._kept_up(result)
-            except Exception as error:  # noqa: BLE001 - latched: the result would be lost
-                self._journal.fail(error)
-        if self._recovered.cache.free():
+        if self._journal.commits.busy:
+            self._journal.take(waiting)
+        if self._upkeep.jobs:
+            for result in self._upkeep.take():
+                try:
+                    self._kept_up(result)
+                except Exception as error:  # noqa: BLE001 - latched: the result would be lost
+                    self._journal.fail(error)
+        if self._cache.garbage and self._cache.free():
             self._notify()  # the next turn goes on with it, though nothing else may happen
 
     def tick(self, now_s: float) -> float:
@@ -615,12 +618,12 @@ class Store(Generic[M]):
     @property
     def cold_bytes(self) -> int:
         """What was read back from disk for lanes, since the start."""
-        return self._recovered.cache.cold_bytes
+        return self._cache.cold_bytes
 
     @property
     def cache_bytes(self) -> int:
         """Bodies in memory."""
-        cache = self._recovered.cache
+        cache = self._cache
         return cache.bytes + cache.transient_bytes
 
     # -- inside

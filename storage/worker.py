@@ -42,14 +42,16 @@ class ThreadWorker:
         self._jobs.put(job)
 
     def take(self) -> list[object]:
-        self._something.clear()
         results = []
         while self._results:
             results.append(self._results.popleft())
         return results
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        return self._something.wait(timeout_s)
+        # Reset here and not by `take`, which is called in every turn: a result that comes in between
+        # is among the results already.
+        self._something.clear()
+        return bool(self._results) or self._something.wait(timeout_s)
 
     def stop(self) -> None:
         self._jobs.put(None)

@@ -36,7 +36,7 @@ class Cache(Generic[M]):
         self._queue: deque[Run[M]] = deque()  # in the order of their LSNs
         self._fresh: deque[Run[M]] = deque()  # runs that are not durable yet
         # Bodies and metas that were given up, and have yet to be freed.
-        self._garbage: deque[tuple[list[bytes], list[M] | None]] = deque()
+        self.garbage: deque[tuple[list[bytes], list[M] | None]] = deque()
 
     def add(self, run: Run[M]) -> None:
         """A new run, which may grow."""
@@ -98,7 +98,7 @@ class Cache(Generic[M]):
     def drop(self, run: Run[M]) -> None:
         """Give up the copy in memory."""
         if run.bodies is not None:
-            self._garbage.append((run.bodies, run.metas))
+            self.garbage.append((run.bodies, run.metas))
             run.bodies = None
             run.metas = None
             if run.lsn_end:
@@ -129,7 +129,7 @@ class Cache(Generic[M]):
 
         To free the million bodies of a deleted queue at once would take a hundred milliseconds.
         """
-        garbage = self._garbage
+        garbage = self.garbage
         left = _FREED_AT_ONCE
         while garbage and left > 0:
             left -= len(garbage.popleft()[0])

@@ -26,7 +26,8 @@ class Run(Generic[M]):
 
     A run is open while its batch is open: more messages are added to it. When the batch is handed
     over, the run is packed, and its positions are known. When runs of a lane are durable they are
-    joined, so that a lane has few runs however its messages came.
+    joined, so that a lane has few runs however its messages came. A run that is only in memory is
+    open until it is large, or a checkpoint has it.
     """
 
     __slots__ = (
@@ -55,7 +56,8 @@ class Run(Generic[M]):
     def __init__(self, segment_id: int, lsn_end: int, lane_count: int, *, has_dues: bool) -> None:
         self.segment_id = segment_id
         self.lsn_end = lsn_end  # 0: not in the log
-        self.batch: object | None = None  # where its records wait as long as it is open
+        # Where its records wait as long as it is open; the gathering's own, if only in memory.
+        self.batch: object | None = None
         self.lane_count = lane_count
         self.count = 0
         self.positions = _NONE  # in the segment; none until it is packed
@@ -112,6 +114,10 @@ class Run(Generic[M]):
             return array("Q", (self.now_ms,)) * (end - start)
         return self.times_ms[start:end]
 
+    def has_room(self, count: int, size: int) -> bool:
+        """Whether it stays small enough with so many more messages, which take `size` bytes."""
+        return self.count + count <= _COUNT_MAX and self.memory_bytes + size <= _BYTES_MAX
+
     def can_join(self, later: "Run[M]") -> bool:
         """Whether the next run of the lane can be made a part of this one."""
         return (
@@ -121,8 +127,7 @@ class Run(Generic[M]):
             and (self.dues_ms is None) is (later.dues_ms is None)
             and self.indexed is later.indexed
             and not (self.gathered or later.gathered)
-            and self.count + later.count <= _COUNT_MAX
-            and self.memory_bytes + later.memory_bytes <= _BYTES_MAX
+            and self.has_room(later.count, later.memory_bytes)
         )
 
     def join(self, later: "Run[M]") -> None:
@@ -134,7 +139,9 @@ class Run(Generic[M]):
         self.lengths += later.lengths
         self.sizes += later.sizes
         if self.times_ms is not None or later.times_ms is not None or self.now_ms != later.now_ms:
-            self.times_ms = self.times(0, self.count) + later.times(0, later.count)
+            if self.times_ms is None:
+                self.times_ms = self.times(0, self.count)
+            self.times_ms += later.times(0, later.count)
         if self.dues_ms is not None:
             assert later.dues_ms is not None
             self.dues_ms += later.dues_ms

@@ -111,27 +111,24 @@ class Commits(Generic[M]):
         job = result.job
         log = self.log
         if result.written:
-            self._count(result)
             last = job.batches[result.written - 1]
+            count = last.base_lsn + last.count - job.batches[0].base_lsn
+            size = last.size
+            for batch in job.batches[: result.written - 1]:
+                size += batch.size
+            self.figures.add(result.took_s, result.sync_s, count, size)
             self.durable_lsn = last.base_lsn + last.count
             self.durable_end = (last.segment.segment_id, last.end)
-            log.pending_bytes -= sum(batch.size for batch in job.batches[: result.written])
+            log.pending_bytes -= size
             self._cache.advance(self.durable_lsn)
-            self.seal_rolled()
+            if log.rolled:
+                self.seal_rolled()
             self._prepare_after(last)
-        if result.failure is not None:
+        if result.failure is not None or result.written == len(job.batches):
             return
-        left = job.batches[result.written :]
-        log.put_back(left)
-        if left and result.full is not None:
+        log.put_back(job.batches[result.written :])
+        if result.full is not None:
             self.held = shortage_of(result.full)
-
-    def _count(self, result: CommitResult) -> None:
-        figures, written = self.figures, result.job.batches[: result.written]
-        figures.took_s.add(result.took_s)
-        figures.sync_s.add(result.sync_s)
-        figures.messages.add(sum(batch.count for batch in written))
-        figures.octets.add(sum(batch.size for batch in written))
 
     def tick(self, now_s: float) -> float:
         """Have segments sealed. Returns the seconds until there may be more to seal."""

@@ -3,7 +3,7 @@
 A message goes to the open run of its lanes, if there is one, else to a new run. So a batch has one
 run for each set of lanes, and not one for each append. Promises that within a lane the order in the
 log is the order of appends: when a message goes to one of the lanes and to others, too, it begins a
-new run.
+new run. Messages that are only in memory are gathered in the same way, beyond a batch, too.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,18 @@ from qlog.storage.bytes.record import Lengths, record_lengths
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.lanes.run import IN_MEMORY, NOT_PACKED, M, Run
+from qlog.storage.settings import StoreSettings
 from qlog.storage.write.placement import Log, Piece
 
 
 class Gathering(Generic[M]):
     """See the head of this file."""
 
-    def __init__(self, log: Log, cache: Cache[M]) -> None:
+    def __init__(self, log: Log, cache: Cache[M], settings: StoreSettings) -> None:
         self._log = log
         self._cache = cache
+        self._settings = settings
+        self._memory = object()  # in place of a batch, for runs that are only in memory
 
     def persistent(
         self,
@@ -63,10 +66,26 @@ class Gathering(Generic[M]):
         """Keep the messages in memory, until a checkpoint spills them."""
         has_dues = dues_ms is not None
         measured = record_lengths(len(lanes), metas, bodies, has_dues=has_dues)
-        run: Run[M] = Run(IN_MEMORY, 0, len(lanes), has_dues=has_dues)
-        run.origin = [(lane.id, lane.next_qseq) for lane in lanes]
-        self._begin(run, lanes)
+        run = _open_run(lanes, self._memory, has_dues)
+        if run is None or not self._takes(run, len(bodies), measured.record_bytes):
+            run = Run(IN_MEMORY, 0, len(lanes), has_dues=has_dues)
+            run.batch = self._memory
+            run.origin = [(lane.id, lane.next_qseq) for lane in lanes]
+            self._begin(run, lanes)
         self._extend(run, lanes, metas, bodies, measured, now_ms, dues_ms)
+
+    def _takes(self, run: Run[M], count: int, size: int) -> bool:
+        """Whether a run that is only in memory can grow so much.
+
+        It grows no larger than a batch, since it is spilled as a whole, and not at all while a
+        checkpoint has it.
+        """
+        return not (
+            run.gathered
+            or run.indexed
+            or run.count + count > self._settings.batch_records_max
+            or run.memory_bytes + size > self._settings.batch_bytes_max
+        ) and run.has_room(count, size)
 
     def _begin(self, run: Run[M], lanes: Sequence[Lane[M]]) -> None:
         self._cache.add(run)
@@ -89,7 +108,7 @@ class Gathering(Generic[M]):
 
 
 def _open_run(lanes: Sequence[Lane[M]], batch: object, has_dues: bool) -> Run[M] | None:
-    """The open run of the batch for exactly these lanes; None: there is none."""
+    """The open run of the batch (or of memory) for exactly these lanes; None: there is none."""
     run = lanes[0].open_run
     if (
         run is None

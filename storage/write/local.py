@@ -11,7 +11,7 @@ way is `Snapshots`: a checkpoint decides what the ledger may have, and rides on 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol
+from typing import Generic, Protocol, TypeAlias
 
 from qlog.storage.errors import Shortage
 from qlog.storage.journal import Noted, Position, Replay, Ticket
@@ -21,6 +21,7 @@ from qlog.storage.worker import Worker
 from qlog.storage.write.commit import CommitJob, CommitResult, Committer
 from qlog.storage.write.commits import RETRY_S, Commits
 from qlog.storage.write.gathering import Gathering
+from qlog.storage.write.ledger import LedgerPosition
 from qlog.storage.write.placement import Segment
 from qlog.storage.write.replay import Places, Stream, Stretch
 from qlog.storage.write.rhythm import Rhythm
@@ -51,6 +52,10 @@ class Snapshots(Protocol):
 
     def committed(self, result: CommitResult) -> None:
         """Take the result of a job."""
+
+
+# The durable LSN, where the ledger ends, and where the log ends: (segment id, position).
+_End: TypeAlias = tuple[int, LedgerPosition, tuple[int, int]]
 
 
 class LocalJournal(Generic[M]):
@@ -89,7 +94,7 @@ class LocalJournal(Generic[M]):
         self.commits = Commits(
             self.log, self.committer, worker, upkeep, recovered.cache, settings, notify
         )
-        gathering = Gathering(self.log, recovered.cache)
+        gathering = Gathering(self.log, recovered.cache, settings)
         # Bound once: there is no call of the journal's between `Store.append` and the run.
         self.append = gathering.persistent
         self.append_transient = gathering.transient
@@ -103,8 +108,8 @@ class LocalJournal(Generic[M]):
         self._kept: Position | None = None  # what a follower has not taken yet begins here
         # The last sync of the ledger: (the log's LSN when that job began, where the ledger ended).
         self._ledger_synced = (self.log.lsn, recovered.ledger.position)
-        self._end = self._places()  # of what can be replayed
-        self._given = self._end  # of what was replayed last: the next replay begins there
+        self._end = self._places_now()  # of what can be replayed
+        self._given = _places(self._end)  # of what was replayed last: the next replay begins there
 
     # -- in
 
@@ -150,12 +155,10 @@ class LocalJournal(Generic[M]):
         if not waiting:
             settling.hurry()
         if (
-            self.awaited
+            self._requested > self.synced
             or snapshots.wanted
             or snapshots.wants_sync
-            or settling.due
-            or settling.urgent
-            or settling.before_log
+            or settling.pressing
         ):
             self.hand_over()
         elif commits.pending:
@@ -294,12 +297,11 @@ class LocalJournal(Generic[M]):
             assert result.ledger_position is not None
             self._ledger_synced = (result.job.lsn_end, result.ledger_position)
         if self.commits.durable_lsn >= self._ledger_synced[0]:
-            self._end = self._places()
+            self._end = self._places_now()
 
-    def _places(self) -> Places:
-        _, ledger = self._ledger_synced
-        position = Position(self.commits.durable_lsn, ledger.number)
-        return Places(position, ledger, *self.commits.durable_end)
+    def _places_now(self) -> _End:
+        """Where what is synced ends. Asked for by each commit: the rest is made of it when needed."""
+        return self.commits.durable_lsn, self._ledger_synced[1], self.commits.durable_end
 
     @property
     def synced_places(self) -> Places:
@@ -307,12 +309,12 @@ class LocalJournal(Generic[M]):
 
         While nothing is held back on a full disk, `position` is theirs.
         """
-        return self._places()
+        return _places(self._places_now())
 
     @property
     def position(self) -> Position:
         """How far the stream is that can be replayed."""
-        return self._end.position
+        return _places(self._end).position
 
     def replay(self, after: Position | None) -> Replay:
         """See `Journal.replay`. The entries may be taken on any thread.
@@ -325,7 +327,7 @@ class LocalJournal(Generic[M]):
             for segment in self.log.segments.values()
             if self.snapshots.stands(segment.segment_id)
         ]
-        end = self._end
+        end = _places(self._end)
         stream = Stream(
             recovered.disk,
             recovered.paths,
@@ -346,3 +348,8 @@ class LocalJournal(Generic[M]):
     def keeps(self, segment: Segment) -> bool:
         """Whether a follower has not taken all of a segment yet."""
         return self._kept is not None and segment.end_lsn > self._kept.lsn
+
+
+def _places(end: _End) -> Places:
+    durable_lsn, ledger, durable_end = end
+    return Places(Position(durable_lsn, ledger.number), ledger, *durable_end)

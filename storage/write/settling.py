@@ -121,9 +121,13 @@ class Settling(Generic[M]):
         return self._flush_due or self.changes.acked_count >= self._settings.ack_flush_count
 
     @property
-    def urgent(self) -> bool:
-        """There are settlements that wait for the log: somebody waits for them."""
-        return bool(self.changes.waiting)
+    def pressing(self) -> bool:
+        """Something goes with the next job, and that is to be soon.
+
+        Settlements are due, or wait for the log, which somebody waits for; or messages wait for
+        definitions.
+        """
+        return self.due or bool(self.changes.waiting) or self.before_log
 
     @property
     def unwritten(self) -> bool:

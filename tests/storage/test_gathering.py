@@ -77,6 +77,43 @@ def test_a_run_is_not_joined_while_a_checkpoint_has_it(bench: Bench) -> None:
     assert list(contents(bench.store.lane(lane.id)).values()) == [b"%d" % at for at in range(8)]
 
 
+def test_transient_messages_that_come_one_by_one_are_one_run(bench: Bench) -> None:
+    lanes = [new_lane(bench.store) for _ in range(2)]
+    for at in range(8):
+        for lane in lanes:
+            publish(bench.store, [lane], [b"%d" % at], persistent=False)
+        assert bench.store.settle_down()
+    assert [runs_in(lane) for lane in lanes] == [1, 1]
+    for at in range(8, 12):
+        publish(bench.store, lanes, [b"%d" % at], persistent=False)
+    assert [runs_in(lane) for lane in lanes] == [2, 2]
+    publish(bench.store, lanes[:1], [b"12"], persistent=False)
+    publish(bench.store, lanes, [b"13"], persistent=False)
+    for lane in lanes:
+        expected = [b"%d" % at for at in range(14) if at != 12 or lane is lanes[0]]
+        assert list(contents(lane).values()) == expected
+
+
+def test_a_transient_run_does_not_grow_while_a_checkpoint_has_it(bench: Bench) -> None:
+    """What came later would count as being on disk, and be forgotten."""
+    lane = new_lane(bench.store)
+    for at in range(4):
+        publish(bench.store, [lane], [b"%d" % at], persistent=False)
+    probe(bench.store).checkpoints.begin()
+    bench.store.commit()
+    bench.commits.run_one()
+    bench.store.advance()  # the snapshot is on its way to the index
+    for at in range(4, 8):
+        publish(bench.store, [lane], [b"%d" % at], persistent=False)
+    assert runs_in(lane) == 2
+    bench.maintenance.run_one()
+    bench.store.advance()
+    publish(bench.store, [lane], [b"8"], persistent=False)
+    assert bench.store.checkpoint()
+    publish(bench.store, [lane], [b"9"], persistent=False)
+    assert list(contents(lane).values()) == [b"%d" % at for at in range(10)]
+
+
 def test_what_goes_to_other_lanes_beside_it_keeps_its_place(bench: Bench) -> None:
     one, two = new_lane(bench.store), new_lane(bench.store)
     publish(bench.store, [one], [b"a"])
@@ -115,9 +152,9 @@ def test_a_run_all_of_which_is_settled_is_written_all_the_same(bench: Bench) -> 
     assert list(contents(bench.store.lane(other.id)).values()) == [b"kept"]
 
 
-@given(st.lists(st.tuples(st.sampled_from("pstcf"), st.integers(0, 6)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from("pstTcf"), st.integers(0, 6)), max_size=60))
 def test_lanes_hold_what_was_appended_however_it_gathers(steps: list[tuple[str, int]]) -> None:
-    """p: publish to one lane, f: to two, t: transient, s: settle the oldest, c: commit."""
+    """p: publish to one lane, f: to two, t, T: transient, s: settle the oldest, c: commit."""
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory) / "data")
         lanes = [new_lane(bench.store) for _ in range(3)]
@@ -125,11 +162,11 @@ def test_lanes_hold_what_was_appended_however_it_gathers(steps: list[tuple[str, 
         for serial, (step, number) in enumerate(steps):
             at = number % 3
             body = b"%d" % serial + b"x" * number
-            if step in "pft":
-                chosen = [at, (at + 1) % 3] if step == "f" else [at]
+            if step in "pftT":
+                chosen = [at, (at + 1) % 3] if step in "fT" else [at]
                 for lane_at in chosen:
                     models[lane_at][lanes[lane_at].next_qseq] = body
-                publish(bench.store, [lanes[at] for at in chosen], [body], persistent=step != "t")
+                publish(bench.store, [lanes[at] for at in chosen], [body], persistent=step in "pf")
             elif step == "s" and models[at]:
                 qseq = min(models[at])
                 assert lanes[at].settle(qseq, 1, len(models[at].pop(qseq))) == 1
