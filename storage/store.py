@@ -225,9 +225,7 @@ class Store(Generic[M]):
         lane = self._lanes.get(lane_id)
         if lane is None:
             assert lane_id < self._identity.lane_ids_reserved
-            lane = Lane(
-                lane_id, self._recovered.shelf, self._cache, self._recovered.changes
-            )
+            lane = Lane(lane_id, self._recovered.shelf, self._cache, self._recovered.changes)
             self._lanes[lane_id] = lane
             self._settling.lane_made(lane)
         return lane

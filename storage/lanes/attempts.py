@@ -13,17 +13,20 @@ from collections.abc import Iterable, Iterator
 
 
 class Attempts:
-    """See the head of this file. Ranges are in order, and two never touch with the same number."""
+    """See the head of this file. Ranges are in order, and two never touch with the same number.
 
-    __slots__ = ("_ends", "_firsts", "_numbers")
+    `firsts` is empty when no message has come back, as it mostly is.
+    """
+
+    __slots__ = ("_ends", "_numbers", "firsts")
 
     def __init__(self) -> None:
-        self._firsts: list[int] = []
+        self.firsts: list[int] = []
         self._ends: list[int] = []
         self._numbers: list[int] = []  # above 0
 
     def __bool__(self) -> bool:
-        return bool(self._firsts)
+        return bool(self.firsts)
 
     def note(self, first: int, end: int, number: int) -> None:
         """The messages [first, end) have come back `number` times by now."""
@@ -31,7 +34,7 @@ class Attempts:
         at = self._cut(first, end)
         if not number:
             return
-        firsts, ends, numbers = self._firsts, self._ends, self._numbers
+        firsts, ends, numbers = self.firsts, self._ends, self._numbers
         if at < len(firsts) and firsts[at] == end and numbers[at] == number:
             end = ends[at]
             del firsts[at], ends[at], numbers[at]
@@ -45,7 +48,7 @@ class Attempts:
     def settle(self, first: int, end: int) -> None:
         """The messages [first, end) are settled: nobody will ask for them again."""
         low = self._remove_whole(first, end)
-        firsts, ends = self._firsts, self._ends
+        firsts, ends = self.firsts, self._ends
         if low and first < ends[low - 1] <= end:
             ends[low - 1] = first
         if low < len(firsts) and firsts[low] < end:
@@ -53,7 +56,7 @@ class Attempts:
 
     def forget(self) -> None:
         """Forget everything."""
-        self._firsts.clear()
+        self.firsts.clear()
         self._ends.clear()
         self._numbers.clear()
 
@@ -62,8 +65,8 @@ class Attempts:
         found = [0] * count
         end = first + count
         place = bisect_right(self._ends, first)
-        while place < len(self._firsts) and self._firsts[place] < end:
-            low = max(self._firsts[place], first) - first
+        while place < len(self.firsts) and self.firsts[place] < end:
+            low = max(self.firsts[place], first) - first
             high = min(self._ends[place], end) - first
             found[low:high] = [self._numbers[place]] * (high - low)
             place += 1
@@ -71,7 +74,7 @@ class Attempts:
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """(first, end, number) of each range, in order."""
-        return zip(self._firsts, self._ends, self._numbers, strict=True)
+        return zip(self.firsts, self._ends, self._numbers, strict=True)
 
     def flat(self) -> list[int]:
         """First, end, number, first, end, number, …: for `load`."""
@@ -80,19 +83,19 @@ class Attempts:
     def load(self, flat: Iterable[int]) -> None:
         """Take over what `flat` has returned."""
         parts = list(flat)
-        self._firsts, self._ends, self._numbers = parts[0::3], parts[1::3], parts[2::3]
+        self.firsts, self._ends, self._numbers = parts[0::3], parts[1::3], parts[2::3]
 
     def _remove_whole(self, first: int, end: int) -> int:
         """Remove the ranges that lie in [first, end). Returns the place where they were."""
-        low = bisect_left(self._firsts, first)
+        low = bisect_left(self.firsts, first)
         high = max(bisect_right(self._ends, end), low)
-        del self._firsts[low:high], self._ends[low:high], self._numbers[low:high]
+        del self.firsts[low:high], self._ends[low:high], self._numbers[low:high]
         return low
 
     def _cut(self, first: int, end: int) -> int:
         """Cut ranges so that none reaches into [first, end). Returns the place for a new range."""
         low = self._remove_whole(first, end)
-        firsts, ends, numbers = self._firsts, self._ends, self._numbers
+        firsts, ends, numbers = self.firsts, self._ends, self._numbers
         if low and ends[low - 1] > end:  # what is cut lies within this one
             firsts.insert(low, end)
             ends.insert(low, ends[low - 1])

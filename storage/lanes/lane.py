@@ -335,7 +335,7 @@ class Lane(Generic[M]):
         if first <= settled.floor and not (settled.bits or settled.full):
             fresh = max(end - settled.floor, 0)
             settled.floor += fresh
-            if settled.attempts:
+            if settled.attempts.firsts:
                 settled.attempts.settle(first, end)
         else:
             fresh = settled.mark(first, end)

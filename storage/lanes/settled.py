@@ -45,7 +45,7 @@ class Settled:
             fresh = end - self.floor - self.between(self.floor, end)
             self._raise(end)
         self._settle_floor()
-        if self.attempts:
+        if self.attempts.firsts:
             self.attempts.settle(first, end)
         return fresh
 

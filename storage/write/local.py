@@ -108,8 +108,10 @@ class LocalJournal(Generic[M]):
         self._kept: Position | None = None  # what a follower has not taken yet begins here
         # The last sync of the ledger: (the log's LSN when that job began, where the ledger ended).
         self._ledger_synced = (self.log.lsn, recovered.ledger.position)
-        self._end = self._places_now()  # of what can be replayed
-        self._given = _places(self._end)  # of what was replayed last: the next replay begins there
+        self._end = self._places()  # of what can be replayed
+        self._given = _places_of(
+            self._end
+        )  # of what was replayed last: the next replay begins there
 
     # -- in
 
@@ -297,9 +299,9 @@ class LocalJournal(Generic[M]):
             assert result.ledger_position is not None
             self._ledger_synced = (result.job.lsn_end, result.ledger_position)
         if self.commits.durable_lsn >= self._ledger_synced[0]:
-            self._end = self._places_now()
+            self._end = self._places()
 
-    def _places_now(self) -> _End:
+    def _places(self) -> _End:
         """Where what is synced ends. Asked for by each commit: the rest is made of it when needed."""
         return self.commits.durable_lsn, self._ledger_synced[1], self.commits.durable_end
 
@@ -309,12 +311,12 @@ class LocalJournal(Generic[M]):
 
         While nothing is held back on a full disk, `position` is theirs.
         """
-        return _places(self._places_now())
+        return _places_of(self._places())
 
     @property
     def position(self) -> Position:
         """How far the stream is that can be replayed."""
-        return _places(self._end).position
+        return _places_of(self._end).position
 
     def replay(self, after: Position | None) -> Replay:
         """See `Journal.replay`. The entries may be taken on any thread.
@@ -327,7 +329,7 @@ class LocalJournal(Generic[M]):
             for segment in self.log.segments.values()
             if self.snapshots.stands(segment.segment_id)
         ]
-        end = _places(self._end)
+        end = _places_of(self._end)
         stream = Stream(
             recovered.disk,
             recovered.paths,
@@ -350,6 +352,6 @@ class LocalJournal(Generic[M]):
         return self._kept is not None and segment.end_lsn > self._kept.lsn
 
 
-def _places(end: _End) -> Places:
+def _places_of(end: _End) -> Places:
     durable_lsn, ledger, durable_end = end
     return Places(Position(durable_lsn, ledger.number), ledger, *durable_end)

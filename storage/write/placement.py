@@ -173,13 +173,16 @@ class Log:
         if batch is not None and (
             batch.count + count > self._batch_records_max
             or batch.size + size > self._batch_bytes_max
-            or not self._fits(self.active.log_end + size, footer_bytes)  # where the batch ends
+            # The batch ends where the segment does.
+            or self.active.log_end + size + self.active.footer_bytes + footer_bytes
+            > self.active.capacity
         ):
             self._close_batch()
             batch = None
         if batch is None:
-            end = self.active.log_end + BATCH_HEADER_BYTES + size
-            if not self._fits(end, footer_bytes):
+            active = self.active
+            end = active.log_end + BATCH_HEADER_BYTES + size
+            if end + active.footer_bytes + footer_bytes > active.capacity:
                 self.roll(size + footer_bytes)
             batch = self._open = PendingBatch(self.active, self.active.log_end, self.lsn)
         return batch
@@ -191,7 +194,7 @@ class Log:
         self.lsn += count
         self.pending_bytes += size
         segment = batch.segment
-        segment.log_end = batch.end
+        segment.log_end = batch.position + BATCH_HEADER_BYTES + batch.size
         segment.end_lsn = self.lsn
         segment.footer_bytes += footer_bytes
 
@@ -224,9 +227,6 @@ class Log:
             return
         self.rolled.append(old)
         self.active = self._new_segment(old.segment_id + 1, needed)
-
-    def _fits(self, end: int, footer_bytes: int) -> bool:
-        return end + self.active.footer_bytes + footer_bytes <= self.active.capacity
 
     def _close_batch(self) -> None:
         if self._open is not None:
