@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -24,6 +25,10 @@ BODY_BYTES_MAX = 20_000_000
 DOCUMENT_BYTES_MAX = 256 * 1024
 # A client that sends its body more slowly than this is cut off.
 BODY_S_MAX = 30.0
+# A large body waits for a place for so long, less than clients wait for an answer; and then it is
+# to come again after RETRY_S, when those that have the places now may be done.
+PLACE_S_MAX = 20.0
+RETRY_S = 5
 
 Receive = Callable[[], Any]
 
@@ -87,7 +92,10 @@ class Ask:
     # -- its body ----------------------------------------------------------------------------
 
     async def body(self, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-        """The body, whatever its content type. Raises 400 (too large), 408 (too slow)."""
+        """The body, whatever its content type.
+
+        Raises 400 (too large), 408 (too slow), 503 (no place for a large one).
+        """
         parts: list[bytes] = []
         size = 0
         # A larger body than is usual may take accordingly longer.
@@ -101,13 +109,27 @@ class Ask:
                 if size > bytes_max:
                     raise _too_large(bytes_max)
                 if size > DOCUMENT_BYTES_MAX and not self._large:
-                    await self.context.large_bodies.acquire()
-                    self._large = True
+                    begun_s = trio.current_time()
+                    deadline_s, scope.deadline = scope.deadline, math.inf
+                    await self._take_place()
+                    scope.deadline = deadline_s + trio.current_time() - begun_s
                 if not message.get("more_body"):
                     break
         if scope.cancelled_caught:
             raise refusal(408, "request_timeout", "the body came too slowly")
         return b"".join(parts)
+
+    async def _take_place(self) -> None:
+        """Wait until there is a place for a large body. Raises 503."""
+        with trio.move_on_after(PLACE_S_MAX):
+            await self.context.large_bodies.acquire()
+            self._large = True
+        if not self._large:
+            raise Refusal(
+                503,
+                {"error": "busy", "reason": "too many large requests are under way: try again"},
+                {"retry-after": str(RETRY_S)},
+            )
 
     def done(self) -> None:
         """It is answered: somebody else may send a large body."""

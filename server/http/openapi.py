@@ -13,7 +13,7 @@ _WHY = {
     400: "The request makes no sense",
     401: "Nobody, or somebody who may not do that",
     404: "There is no such thing",
-    503: "The check has failed",
+    503: "The check has failed, or too many large requests are under way",
 }
 _TEXT = {"type": "string"}
 

@@ -15,9 +15,9 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
-import hypercorn.protocol
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -54,8 +54,29 @@ class ReasonedProtocol(H11Protocol):
         await super()._send_h11_event(event)
 
 
-# Hypercorn has no setting for the class of its protocol.
-hypercorn.protocol.H11Protocol = ReasonedProtocol  # type: ignore[attr-defined]
+class ReasonedServer(TCPServer):
+    """A client's connection, with the protocol from above: Hypercorn has no setting for that."""
+
+    @property
+    def protocol(self) -> ProtocolWrapper:
+        """What the server talks to."""
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, made: ProtocolWrapper) -> None:
+        """Hypercorn has made it, for HTTP/1.1, and nothing was said yet."""
+        made.protocol = ReasonedProtocol(
+            made.app,
+            made.config,
+            made.context,
+            made.task_group,
+            made.state,
+            made.ssl,
+            made.client,
+            made.server,
+            made.send,
+        )
+        self._protocol = made
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +204,8 @@ class Door:
             tls = self._served.tls
             patient: Any = PatientStream(stream) if tls is None else _encrypted(stream, tls())
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(TCPServer(app, self._config, self._context, state, patient).run)
+                server = ReasonedServer(app, self._config, self._context, state, patient)
+                nursery.start_soon(server.run)
                 # Hypercorn would keep the tasks of a client that has gone for another HEAD_S_MAX.
                 await patient.over.wait()
                 nursery.cancel_scope.cancel()

@@ -16,6 +16,8 @@ from qlog.tools.migrate.source import Arrived
 _LENGTHS = struct.Struct(">IQ")  # as server/http/endpoints/adoption.py has them
 # While publishers are blocked, qlog is asked again after this.
 BLOCKED_S = 1.0
+# What the API answers then, and while too many others send it as much.
+_LATER = ("blocked", "busy")
 OPEN, ACKING = "open", "acking"
 
 
@@ -108,7 +110,7 @@ class Target:
                 answer = self._api.send("POST", self._path, content, query={"mark": mark})
             except ApiError as error:
                 document: Any = error.document
-                if not isinstance(document, dict) or document.get("error") != "blocked":
+                if not isinstance(document, dict) or document.get("error") not in _LATER:
                     raise
                 if not waited:
                     waited = True

@@ -163,6 +163,7 @@ ENDPOINTS = [
         "administrator",
         query=_MARK,
         content_of_body="application/octet-stream",
+        fails=(503,),
     ),
     Endpoint(
         "GET",

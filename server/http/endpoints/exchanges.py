@@ -304,6 +304,7 @@ ENDPOINTS = [
         "Publish a message",
         body=_PUBLISHED,
         required=tuple(_PUBLISHED),
+        fails=(503,),
     ),
     Endpoint("GET", "/bindings", list_bindings, "All bindings"),
     Endpoint("GET", "/bindings/{vhost}", list_bindings, "The bindings of a vhost"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from qlog.server import listeners
 from qlog.server.config import HttpSettings
@@ -110,6 +112,53 @@ async def test_a_body_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatc
         head = f"PUT /api/vhosts/v HTTP/1.1\r\nhost: x\r\n{LOGIN}content-length: 100\r\n\r\n"
         slow = await connected(port, head + "{")
         assert (await slow.receive_some()).startswith(b"HTTP/1.1 408")
+
+
+LARGE_BYTES = ask.DOCUMENT_BYTES_MAX + 2
+PUBLISH = "/api/exchanges/%2F/amq.default/publish"
+
+
+async def crowded(site: Site) -> None:
+    """Others have all places for large bodies."""
+    while site.context.large_bodies.value:
+        await site.context.large_bodies.acquire()
+
+
+async def large_request(port: int) -> trio.SocketStream:
+    document = {"properties": {}, "routing_key": "nobody", "payload_encoding": "string"}
+    body = json.dumps({**document, "payload": "x" * LARGE_BYTES})
+    head = f"POST {PUBLISH} HTTP/1.1\r\nhost: x\r\n{LOGIN}connection: close\r\n"
+    return await connected(port, f"{head}content-length: {len(body)}\r\n\r\n{body}")
+
+
+async def test_a_large_body_for_which_there_is_no_place(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come again; the client was not slow."""
+    monkeypatch.setattr(ask, "PLACE_S_MAX", 0.05)
+    async with served(site) as port:
+        await crowded(site)
+        answer = await everything(await large_request(port))
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable")
+        assert b"\r\nretry-after: 5\r\n" in answer and b'"error":"busy"' in answer
+        site.context.large_bodies.release()
+        answer = await everything(await large_request(port))
+        assert answer.startswith(b"HTTP/1.1 200") and b'"routed":false' in answer
+        assert site.context.large_bodies.value == 1
+
+
+async def test_to_wait_for_a_place_is_not_to_be_slow(
+    site: Site, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(ask, "BODY_S_MAX", ask.PLACE_S_MAX / 4)
+    async with served(site) as port:
+        await crowded(site)
+        stream = await large_request(port)
+        while not site.context.large_bodies.statistics().tasks_waiting:
+            await trio.lowlevel.checkpoint()
+        mock_clock.jump(ask.PLACE_S_MAX / 2)
+        site.context.large_bodies.release()
+        assert (await everything(stream)).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_head_that_is_too_large(site: Site) -> None:

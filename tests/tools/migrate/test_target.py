@@ -16,6 +16,7 @@ def test_while_publishers_are_blocked_it_waits_and_says_so_once(
 ) -> None:
     answers: list[Any] = [
         *[ApiError(400, "publishers are blocked: low on disk", {"error": "blocked"})] * 3,
+        ApiError(503, "too many large requests", {"error": "busy"}),
         {"rejected": [], "ends": "1-0"},
         ApiError(404, "Not Found", {"error": "Object Not Found"}),
     ]
