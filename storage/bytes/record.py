@@ -233,37 +233,37 @@ def unpack_alike(data: bytes, count: int, length: int) -> Alike | None:
     """
     if len(data) < count * length or length < _ALIKE_HEAD.size:
         return None
-    _, meta_bytes, _, flags, *_ = RECORD_HEADER.unpack_from(data)
+    actual, meta_bytes, kind, flags, _, target_count, time, _ = RECORD_HEADER.unpack_from(data)
     head = _ALIKE_DUE_HEAD if flags & DUE else _ALIKE_HEAD
     body_bytes = length - head.size - meta_bytes
-    if body_bytes < 0:
+    if body_bytes < 0 or (actual, kind, target_count) != (length, MESSAGE, 1):
         return None
     layout = struct.Struct(f"{head.format}{meta_bytes}s{body_bytes}s")
     records = layout.iter_unpack(memoryview(data)[: count * length])
-    columns = list(zip(*records, strict=True))
-    *same, times, digests = columns[:8]
-    dues = columns[8] if flags & DUE else None
-    lanes, qseqs, packed, bodies = columns[-4:]
-    expected = (length, meta_bytes, MESSAGE, flags, same[4][0], 1)
+    fronts, times, digests, *dues, lanes, qseqs, packed, bodies = zip(*records, strict=True)
     if (
-        any(column.count(value) < count for column, value in zip(same, expected, strict=True))
+        fronts.count(fronts[0]) < count
         or lanes.count(lanes[0]) < count
         or qseqs != tuple(range(qseqs[0], qseqs[0] + count))
         or packed.count(packed[0]) < count
     ):
         return None
     packed_hash = xxh3_64_intdigest(packed[0])
-    by_time = {time: record_seed(packed_hash, time, MESSAGE, flags) for time in set(times)}
-    seeds = map(by_time.__getitem__, times)
-    if dues is not None:
-        seeds = map(xxh3_64_intdigest, map(DUE_TIME.pack, dues), seeds)
+    seeds: Iterable[int]
+    if times.count(time) == count:
+        seeds = repeat(record_seed(packed_hash, time, MESSAGE, flags))
+    else:
+        seeds = [record_seed(packed_hash, time, MESSAGE, flags) for time in times]
+    if dues:
+        seeds = map(xxh3_64_intdigest, map(DUE_TIME.pack, dues[0]), seeds)
     if tuple(map(xxh3_64_intdigest, bodies, seeds)) != digests:
         return None
-    return Alike(lanes[0], qseqs[0], packed[0], bodies, times, dues)
+    return Alike(lanes[0], qseqs[0], packed[0], bodies, times, dues[0] if dues else None)
 
 
-_ALIKE_HEAD = struct.Struct("<IIBBHIQQIQ")  # a record's header and one target
-_ALIKE_DUE_HEAD = struct.Struct("<IIBBHIQQQIQ")  # and a due time between them
+# A record's header, the fields that messages like each other share as one, and one target.
+_ALIKE_HEAD = struct.Struct("<16sQQIQ")
+_ALIKE_DUE_HEAD = struct.Struct("<16sQQQIQ")  # and a due time between them
 
 
 @dataclass(frozen=True, slots=True)
