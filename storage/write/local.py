@@ -109,9 +109,8 @@ class LocalJournal(Generic[M]):
         # The last sync of the ledger: (the log's LSN when that job began, where the ledger ended).
         self._ledger_synced = (self.log.lsn, recovered.ledger.position)
         self._end = self._places()  # of what can be replayed
-        self._given = _places_of(
-            self._end
-        )  # of what was replayed last: the next replay begins there
+        # Of what was replayed last: the next replay begins there.
+        self._given = _places_of(self._end)
 
     # -- in
 
