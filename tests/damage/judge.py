@@ -177,8 +177,8 @@ def _mistake_of_repair(facts: Facts, done: Strike, directory: Path) -> str | Non
         return f"some cannot be read: {outcome.unread}"
     if outcome.queues != _DEFINED:
         return f"the queues are {outcome.queues}"
-    named = {target for loss in plan.losses for target in loss.targets}
-    unnamed = sum(loss.messages or MESSAGES for loss in plan.losses if not loss.targets)
+    named = {target for loss in plan.log.losses for target in loss.targets}
+    unnamed = sum(loss.messages or MESSAGES for loss in plan.log.losses if not loss.targets)
     durable = durable_upto(facts, done)
     for place in sorted(facts.waiting):
         lsn, body = facts.messages[place]

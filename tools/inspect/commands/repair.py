@@ -17,7 +17,8 @@ from qlog.tools.inspect.commands.verify import verified
 from qlog.tools.inspect.look.decode import target_lines
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.repair.act import act
-from qlog.tools.inspect.repair.plan import Loss, Plan, make_plan
+from qlog.tools.inspect.repair.pieces import Loss
+from qlog.tools.inspect.repair.plan import Plan, make_plan
 from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size
 
 _ACTION_COLUMNS = (number("step", 0), name("what", 1))
@@ -79,8 +80,8 @@ def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report
     report.notes, report.damage = list(plan.notes), plan.damage
     report.content = {
         "actions": plan.actions,
-        "losses": [loss.document(directory) for loss in plan.losses],
-        "settled_losses": plan.settled_losses,
+        "losses": [loss.document(directory) for loss in plan.log.losses],
+        "settled_losses": plan.log.settled_losses,
         "done": False,
         "quarantine": None,
     }
@@ -92,12 +93,12 @@ def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report
         name("queue #offset", lambda loss: _queues(directory, loss)),
     )
     report.table(_ACTION_COLUMNS, enumerate(plan.actions, 1), title=title)
-    report.table(columns, plan.losses, title="lost")
+    report.table(columns, plan.log.losses, title="lost")
     if directory.in_use and plan.needed:
         report.notes.append("a broker runs on it: it must be stopped before --accept-loss")
-    if plan.settled_losses:
+    if plan.log.settled_losses:
         report.notes.append(
-            f"{plan.settled_losses} more messages cannot be read, for which nobody waits any more"
+            f"{plan.log.settled_losses} more messages cannot be read, for which nobody waits any more"
         )
     report.summary = f"{directory.root}: there is nothing to repair"
     if plan.needed:
@@ -108,8 +109,8 @@ def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report
 
 
 def _cost(plan: Plan) -> str:
-    known = sum(loss.messages or 0 for loss in plan.losses)
-    if any(loss.messages is None for loss in plan.losses):
+    known = sum(loss.messages or 0 for loss in plan.log.losses)
+    if any(loss.messages is None for loss in plan.log.losses):
         return f"{counted(known, 'message')} lost that can be named, and perhaps more"
     return f"{counted(known, 'message')} lost"
 

@@ -11,7 +11,7 @@ from qlog.storage.start.examine import FileView
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Unreadable
 from qlog.tools.inspect.look.pointers import read_contents
-from qlog.tools.inspect.look.reader import Gap, base_lsn, casualties_in, walk
+from qlog.tools.inspect.look.reader import Gap, base_lsn, casualties_in, is_sparse, walk
 from qlog.tools.inspect.look.salvage import Casualty, Known
 from qlog.tools.inspect.rows import Concern, Damage
 
@@ -48,7 +48,7 @@ def known_of(directory: Directory, view: FileView, pointers: dict[int, Known]) -
         return pointers
     known: dict[int, Known] = {}
     lsn: int | None = view.trailer.base_lsn
-    sparse = view.header is not None and view.header.sparse
+    sparse = is_sparse(view)
     end = 0
     with directory.opened(view) as file:
         for lanes, firsts, positions, lengths, *_ in footer.runs():

@@ -87,15 +87,13 @@ def walk(
     lsn: int | None,
     *,
     due: int | None = None,
-    sparse: bool | None = None,
 ) -> Iterator[Batch | Gap]:
     """Batches and gaps in order, from the beginning of the file.
 
     `lsn` is that of the first message, None when nothing says it; `due` is what it should be then.
-    `sparse`: as `is_sparse` says, or the caller knows better. A batch whose LSNs an earlier batch
-    has had is left out.
+    A batch whose LSNs an earlier batch has had is left out.
     """
-    sparse = is_sparse(view) if sparse is None else sparse
+    sparse = is_sparse(view)
     bad: tuple[int, int] | None = None
     for stretch in directory.stretches(view):
         if stretch.verdict is Verdict.DAMAGED:

@@ -29,7 +29,8 @@ from qlog.storage.settings import StoreSettings
 from qlog.storage.space.sparse import SparseWriter
 from qlog.storage.write.ledger import LedgerWriter, Record, Segments
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.repair.plan import Kept, Plan, Rewrite
+from qlog.tools.inspect.repair.pieces import Kept, Rewrite
+from qlog.tools.inspect.repair.plan import Plan
 from qlog.tools.inspect.rows import packed
 
 _COPY_BYTES = 1 << 20
@@ -45,18 +46,18 @@ def act(plan: Plan, directory: Directory, disk: Disk, account: dict[str, Any]) -
     quarantine = _Quarantine(disk, directory, paths.root / "quarantine" / name)
     account = account | {"quarantine": str(quarantine.place)}
     quarantine.write("repair.json", [packed(account).encode()])
-    discarded = [view.path for view in plan.discarded]
+    discarded = [view.path for view in plan.log.discarded]
     ledger = []
     if plan.mends_log:
         ledger = [paths.ledger_file(file_id) for file_id in directory.ledger_ids()]
-    rewritten = [rewrite.view.path for rewrite in plan.rewrites]
+    rewritten = [rewrite.view.path for rewrite in plan.log.rewrites]
     moved = [environment / "data.mdb" for environment in plan.moved]
     for path in rewritten + discarded + ledger + moved:
         quarantine.keep(path, can_link=path.parent in (paths.log, paths.index))
     quarantine.sync()
     if paths.index in plan.moved:
         mark_doubt(disk, paths)
-    for rewrite in plan.rewrites:
+    for rewrite in plan.log.rewrites:
         _rewrite(plan, rewrite, disk)
     if plan.mends_log:
         _write_ledger(plan, directory, disk)
@@ -145,7 +146,7 @@ def _rewrite(plan: Plan, rewrite: Rewrite, disk: Disk) -> None:
         durable_lsn=rewrite.base_lsn,
     )
     try:
-        for part in rewrite.parts():
+        for part in rewrite.pieces():
             if isinstance(part, Kept):
                 writer.add(part.lsn, part.lanes, part.firsts, part.lengths, part.data)
         writer.finish(rewrite.end_lsn)
@@ -169,7 +170,9 @@ def _write_ledger(plan: Plan, directory: Directory, disk: Disk) -> None:
 
     Segments that are not listed here are given up: neither missing files nor gaps are damage.
     """
-    records: list[Record] = [Segments(plan.next_segment_id, plan.end_lsn, [*plan.segment_ids])]
+    records: list[Record] = [
+        Segments(plan.log.next_segment_id, plan.end_lsn, [*plan.log.segment_ids])
+    ]
     for lane_id, (next_qseq, settled) in plan.lanes.items():
         records += lane_entries(lane_id, next_qseq, settled)
     identity = Identity(plan.uuid, plan.epoch, plan.lane_ids_reserved)
