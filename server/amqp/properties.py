@@ -12,7 +12,7 @@ id. What is not UTF-8 is decoded to surrogates (PEP 383), which encoding turns b
 """
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -302,19 +302,22 @@ def _end_of(raw: bytes, offset: int, kind: int) -> int:
     return offset + (1 if kind == _OCTET else 8)
 
 
-def _span_of(raw: bytes, name: str) -> tuple[int, int] | None:
-    """Where the value of a property begins and ends, its length included; None when absent."""
+def spans_of(raw: bytes) -> Iterator[tuple[str, int, int]]:
+    """(name, begin, end) of each property that is set, its length included."""
     flags = raw[0] << 8 | raw[1]
-    if not flags & _FLAGS[name]:
-        return None
     offset = 2
     for field, kind, bit in _FIELDS:
         if flags & bit:
             end = _end_of(raw, offset, kind)
-            if field == name:
-                return offset, end
+            yield field, offset, end
             offset = end
-    raise AssertionError(name)
+
+
+def _span_of(raw: bytes, name: str) -> tuple[int, int] | None:
+    """Where the value of a property begins and ends; None when absent."""
+    if not (raw[0] << 8 | raw[1]) & _FLAGS[name]:
+        return None
+    return next((begin, end) for field, begin, end in spans_of(raw) if field == name)
 
 
 def text_of(raw: bytes, name: str) -> str | None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from qlog.routing.binding import Binding
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties, encode_properties
+from qlog.server.amqp.values import Timestamp
 from qlog.server.broker.access.passwords import hash_for_rabbitmq
 from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions import Definitions
@@ -260,6 +261,31 @@ def test_a_message_is_taken_apart(make: Any, which: list[str], tmp_path: Path) -
     assert values["meta", "routing key"] == "'orders.new'"
     assert values["properties", "content_type"] == "text/plain"
     assert values["batch header", "first LSN"] == str(lsn // 10 * 10)
+
+
+def test_every_property_of_a_message_is_taken_apart(tmp_path: Path) -> None:
+    """Fields of every size, one behind the other."""
+    texts = ("content_encoding", "correlation_id", "reply_to", "expiration", "message_id", "type")
+    properties = Properties(
+        content_type="text/plain",
+        headers={"n": 1},
+        delivery_mode=2,
+        priority=7,
+        timestamp=Timestamp(1_700_000_000),
+        **{name: str(number) for number, name in enumerate(texts, 60)},
+    )
+    directory = tmp_path / "data"
+    with opened(directory) as store:
+        fill(store, 10)
+        meta = Envelope.pack("", "orders", encode_properties(properties), 4)
+        store.append([store.lane(1)], [meta], [b"text"], persistent=True, now_ms=NOW_MS)
+    document = inspect(directory, "message", "10")
+    found = [field for field in document["fields"] if field["part"] == "properties"]
+    for before, after in pairwise(found):
+        assert before["position"] + len(before["hex"]) // 2 == after["position"]
+    shown = {field["name"]: field["value"] for field in found[1:]}
+    plain = document["message"]["properties"] | {"headers": '{"n": 1}'}
+    assert shown == {name: str(value) for name, value in plain.items()}
 
 
 def test_a_damaged_message_is_taken_apart(tmp_path: Path) -> None:

@@ -250,6 +250,12 @@ class Report:
             say(f"damaged: {printable(str(item))}", "red")
 
 
+def picked(thing: Any, names: str) -> dict[str, Any]:
+    """Some of a thing's attributes as a row: `name name key=name …`."""
+    pairs = (pair.rpartition("=") for pair in names.split())
+    return {key or name: getattr(thing, name) for key, _, name in pairs}
+
+
 def packed(document: dict[str, Any]) -> str:
     """A document as JSON. A dataclass in it is an object of all fields that do not begin with _."""
     return json.dumps(document, indent=2, default=_object)

@@ -13,7 +13,7 @@ from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import survey, views_of
 from qlog.tools.inspect.look.reader import Entry, messages
 from qlog.tools.inspect.look.selection import Selection, chosen
-from qlog.tools.inspect.rows import Damage, Report, name, number, text
+from qlog.tools.inspect.rows import Damage, Report, name, number, picked, text
 
 _HEX_OCTETS = 8  # a line
 _FIELD_OCTETS_MAX = 64  # of a field in a table; JSON has all of it
@@ -118,7 +118,7 @@ def _show(directory: Directory, report: Report, entry: Entry, body_limit: int) -
         add_body(item, entry.record)
     batch_at = batch_position(directory, entry)
     fields, checks = fields_of(directory, entry, batch_at)
-    documents = [field.document() for field in fields]
+    documents = [picked(field, "part name position hex value") for field in fields]
     report.content = {"message": item, "batch_position": batch_at, "fields": documents}
     report.table(MESSAGE_COLUMNS, [(item, [])])
     for part, of_part in groupby(fields, attrgetter("part")):

@@ -7,7 +7,7 @@ that the fields of a record cover all of its bytes, in order.
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -15,7 +15,6 @@ from xxhash import xxh3_64_intdigest
 
 from qlog.server.amqp import properties as amqp
 from qlog.server.amqp.errors import AMQPError
-from qlog.server.amqp.values import skip_table
 from qlog.storage.bytes import batch, record
 from qlog.storage.bytes.checks import place_seed
 from qlog.storage.start.examine import Verdict
@@ -34,14 +33,9 @@ class Field:
     name: str
     value: str
 
-    def document(self) -> dict[str, Any]:
-        return {
-            "part": self.part,
-            "name": self.name,
-            "position": self.position,
-            "hex": self.data.hex(),
-            "value": self.value,
-        }
+    @property
+    def hex(self) -> str:
+        return self.data.hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +85,32 @@ _SHOWN_OF_RECORD: _Shown = _SHOWN | {
 }
 
 
+_Piece = tuple[int, str, str]  # where a field ends, its name and its value
+_UNDECODABLE = (
+    *(AMQPError, IndexError, ValueError, struct.error),
+    *(msgpack.UnpackException, msgpack.exceptions.ExtraData),
+)
+
+
+def _cut(part: str, data: bytes, position: int, pieces: Iterator[_Piece]) -> Iterator[Field]:
+    """The fields of a part, of which each begins where the one before it ends."""
+    at = 0
+    try:
+        for end, name, value in pieces:
+            yield Field(part, position + at, data[at:end], name, value)
+            at = end
+    except _UNDECODABLE:
+        yield Field(part, position + at, data[at:], "?", "does not decode")
+
+
 def _split(
-    part: str,
-    layout: struct.Struct,
-    names: str,
-    data: bytes,
-    position: int,
-    shown: _Shown = _SHOWN,
-) -> Iterator[Field]:
-    offset = 0
+    layout: struct.Struct, names: str, data: bytes, shown: _Shown = _SHOWN
+) -> Iterator[_Piece]:
+    end = 0
     codes = re.findall(r"\d*[a-zA-Z]", layout.format)
     for code, name, value in zip(codes, names.split(", "), layout.unpack(data), strict=True):
-        end = offset + struct.calcsize("<" + code)
-        text = shown.get(name, _plain)(value)
-        yield Field(part, position + offset, data[offset:end], name, text)
-        offset = end
+        end += struct.calcsize("<" + code)
+        yield end, name, shown.get(name, _plain)(value)
 
 
 def fields_of(
@@ -120,7 +125,8 @@ def fields_of(
     checks: list[Checksum] = []
     head = directory.read(view, batch.FILE_HEADER_BYTES, 0)
     if len(head) == batch.FILE_HEADER_BYTES:
-        found += _split("file header", batch.FILE_HEADER, _FILE_HEADER_NAMES, head, 0)
+        pieces = _split(batch.FILE_HEADER, _FILE_HEADER_NAMES, head)
+        found += _cut("file header", head, 0, pieces)
         *_, file_id, _, _, _, digest = batch.FILE_HEADER.unpack(head)
         right = xxh3_64_intdigest(head[:-8], file_id) == digest
         note = ""
@@ -176,7 +182,8 @@ def _batch(
     checks.append(Checksum("batch header", batch.batch_header_is_whole(seed, data), covers))
     covers = f"bytes {position} to {body_at + header.body_bytes - 1}"
     checks.append(Checksum("batch", right, covers))
-    yield from _split("batch header", batch.BATCH_HEADER, _BATCH_HEADER_NAMES, data, position)
+    pieces = _split(batch.BATCH_HEADER, _BATCH_HEADER_NAMES, data)
+    yield from _cut("batch header", data, position, pieces)
 
 
 def _record(
@@ -185,10 +192,9 @@ def _record(
     if len(data) < record.RECORD_HEADER_BYTES:
         yield Field("record", position, data, "?", "too short for a record's header")
         return
-    head, names = data[: record.RECORD_HEADER_BYTES], _RECORD_HEADER_NAMES
-    yield from _split(
-        "record header", record.RECORD_HEADER, names, head, position, _SHOWN_OF_RECORD
-    )
+    head = data[: record.RECORD_HEADER_BYTES]
+    pieces = _split(record.RECORD_HEADER, _RECORD_HEADER_NAMES, head, _SHOWN_OF_RECORD)
+    yield from _cut("record header", head, position, pieces)
     length, meta_bytes, kind, flags, _, target_count, timestamp, digest = (
         record.RECORD_HEADER.unpack(head)
     )
@@ -212,7 +218,14 @@ def _record(
         name = f"lane {lane_id}" if queue is None else f"queue '{queue.name}'"
         yield Field("targets", position + at, data[at : at + 4], "lane", f"{lane_id} ({name})")
         yield Field("targets", position + at + 4, data[at + 4 : at + 12], "offset", str(qseq))
-    yield from _meta(data[meta_at:body_at], position + meta_at)
+    meta = list(
+        _cut("meta", data[meta_at:body_at], position + meta_at, _meta(data[meta_at:body_at]))
+    )
+    yield from meta
+    if meta and meta[-1].name == "properties":
+        raw_at = meta[-1].position + len(meta[-1].data) - position
+        raw = data[raw_at:body_at]
+        yield from _cut("properties", raw, position + raw_at, _properties(raw))
     body = data[body_at:length]
     yield Field("body", position + body_at, body, "body", "")
     seed = record.record_seed(
@@ -223,55 +236,25 @@ def _record(
     checks.append(Checksum("record", right, covers))
 
 
-def _meta(meta: bytes, position: int) -> Iterator[Field]:
-    """An array of exchange, routing key and properties, in msgpack."""
+def _meta(meta: bytes) -> Iterator[_Piece]:
+    """An array of exchange, routing key and properties, in msgpack; the properties are left out."""
     unpacker = msgpack.Unpacker(strict_map_key=False)
     unpacker.feed(meta)
-    at = 0
-    try:
-        if unpacker.read_array_header() != 3:
-            raise ValueError("not three values")
-        end = unpacker.tell()
-        yield Field("meta", position, meta[:end], "msgpack", "an array of 3")
-        at = end
-        for name in ("exchange", "routing key"):
-            value = unpacker.unpack()
-            end = unpacker.tell()
-            yield Field("meta", position + at, meta[at:end], name, repr(value))
-            at = end
-        raw = unpacker.unpack()
-        if not isinstance(raw, bytes) or unpacker.tell() != len(meta):
-            raise ValueError("no properties")
-    except (ValueError, msgpack.UnpackException, msgpack.exceptions.ExtraData):
-        yield Field("meta", position + at, meta[at:], "?", "does not decode")
-        return
-    end = len(meta) - len(raw)
-    yield Field("meta", position + at, meta[at:end], "properties", f"{len(raw)} B")
-    yield from _properties(raw, position + end)
+    if unpacker.read_array_header() != 3:
+        raise ValueError("not three values")
+    yield unpacker.tell(), "msgpack", "an array of 3"
+    for name in ("exchange", "routing key"):
+        value = unpacker.unpack()
+        yield unpacker.tell(), name, repr(value)
+    raw = unpacker.unpack()
+    if not isinstance(raw, bytes) or unpacker.tell() != len(meta):
+        raise ValueError("no properties")
+    yield len(meta) - len(raw), "properties", f"{len(raw)} B"
 
 
-def _properties(raw: bytes, position: int) -> Iterator[Field]:
-    at = 0
-    try:
-        flags = int.from_bytes(raw[:2], "big")
-        names = [
-            field.name
-            for bit, field in enumerate(fields(amqp.Properties))
-            if flags & 1 << (15 - bit)
-        ]
-        decoded = amqp.decode_properties(raw)
-        yield Field("properties", position, raw[:2], "flags", ", ".join(names) or "none is set")
-        at = 2
-        for name, step in zip(names, amqp.steps_of(raw[:2]), strict=True):
-            end = at + step
-            if step == amqp.STEP_SHORTSTR:
-                end = at + 1 + raw[at]
-            elif step == amqp.STEP_TABLE:
-                end = skip_table(raw, at)
-            elif step == amqp.STEP_MODE:
-                end = at + 1
-            value = brief(json_value(getattr(decoded, name)))
-            yield Field("properties", position + at, raw[at:end], name, value)
-            at = end
-    except (AMQPError, IndexError, ValueError, struct.error):
-        yield Field("properties", position + at, raw[at:], "?", "does not decode")
+def _properties(raw: bytes) -> Iterator[_Piece]:
+    decoded = amqp.decode_properties(raw)
+    spans = list(amqp.spans_of(raw))
+    yield 2, "flags", ", ".join(name for name, *_ in spans) or "none is set"
+    for name, _, end in spans:
+        yield end, name, brief(json_value(getattr(decoded, name)))
