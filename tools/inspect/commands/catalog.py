@@ -13,7 +13,7 @@ from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import brief, json_value
 from qlog.tools.inspect.look.definitions import Defined, counted_kind
 from qlog.tools.inspect.look.directory import Directory
-from qlog.tools.inspect.rows import Report, name, number, text
+from qlog.tools.inspect.rows import Report, name, number, picked, text
 
 
 class Kind(StrEnum):
@@ -129,8 +129,7 @@ def _rows(defined: Defined, kind: Kind) -> Iterator[dict[str, Any]]:
     """All of a kind that decode, for JSON."""
     for item in getattr(defined, kind):
         vhost, one = item if isinstance(item, tuple) else (None, item)
-        row = {} if vhost is None else {"vhost": vhost}
-        for field in _FIELDS[kind].split():
-            key, _, attribute = field.partition("=")
-            row[key] = json_value(getattr(one, attribute or key))
-        yield row
+        row = picked(one, _FIELDS[kind])
+        if vhost is not None:
+            row = {"vhost": vhost, **row}
+        yield {key: json_value(value) for key, value in row.items()}

@@ -7,7 +7,6 @@ not say is shown as unknown, never guessed.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any
 
@@ -27,17 +26,8 @@ _ROUTED = ("vhost", "queue", "lane", "offset")
 _Story = dict[str, Any]  # of one message in one queue, as JSON has it
 
 
-@dataclass(slots=True)
-class _Event:
-    """A record of the ledger about these offsets. Times are in ms; None: not known."""
-
-    first: int
-    end: int
-    batch: int | None  # None: the snapshot
-    after_ms: int | None = None
-    before_ms: int | None = None
-
-
+# The first and the end of some offsets, and when and where the ledger tells of them, as JSON has it.
+_Event = tuple[int, int, dict[str, Any]]
 _Events = dict[str, list[_Event]]  # `delivered` and `settled` of a lane, in the ledger's order
 
 
@@ -144,36 +134,32 @@ def history(
 def _events(directory: Directory, lane_ids: frozenset[int]) -> dict[int, _Events]:
     """The events of each lane. Those in the snapshot came before the first time in the file."""
     found: dict[int, _Events] = {lane_id: {"delivered": [], "settled": []} for lane_id in lane_ids}
-    timeless: list[_Event] = []
     ids = directory.ledger_ids()
-    for batch in batches_of(directory, directory.ledger_file(ids[-1])) if ids else ():
-        batch_number = None if batch.is_snapshot else batch.number
-        after_ms = before_ms = None if batch.is_snapshot else batch.time_ms
-        if before_ms is not None:
-            for event in timeless:
-                event.before_ms = before_ms
-            timeless.clear()
-            if not any(isinstance(record, journal.Time) for record in batch.records):
-                before_ms += _WITHIN_MS
+    if not ids:
+        return found
+    view = directory.ledger_file(ids[-1])
+    times = (one.time_ms for one in batches_of(directory, view) if not one.is_snapshot)
+    first_ms = next((time_ms for time_ms in times if time_ms is not None), None)
+    for batch in batches_of(directory, view):
+        after_ms = None if batch.is_snapshot else batch.time_ms
+        before_ms = first_ms
+        if after_ms is not None:
+            has_time = any(isinstance(record, journal.Time) for record in batch.records)
+            before_ms = after_ms if has_time else after_ms + _WITHIN_MS
+        when = {
+            "after": time_text(after_ms),
+            "before": time_text(before_ms),
+            "ledger_batch": None if batch.is_snapshot else batch.number,
+        }
         for record in batch.records:
             lane = found.get(lane_of(record) or -1)
             if lane is None:
                 continue
-            events = [
-                _Event(*ends, batch_number, after_ms, before_ms) for ends in settled_ranges(record)
-            ]
-            lane["settled"] += events
-            below = None
+            lane["settled"] += [(first, end, when) for first, end in settled_ranges(record)]
             if isinstance(record, journal.Delivered):
-                below = record.upto
+                lane["delivered"].append((0, record.upto, when))
             elif isinstance(record, journal.LaneState):
-                below = record.delivered
-            if below is not None:
-                delivered = _Event(0, below, batch_number, after_ms, before_ms)
-                lane["delivered"].append(delivered)
-                events.append(delivered)
-            if after_ms is None:
-                timeless += events
+                lane["delivered"].append((0, record.delivered, when))
     return found
 
 
@@ -200,15 +186,8 @@ def _story(
 
 
 def _first(events: list[_Event], offset: int) -> dict[str, Any] | None:
-    """The first event that is about this message, for JSON."""
-    for event in events:
-        if event.first <= offset < event.end:
-            return {
-                "after": time_text(event.after_ms),
-                "before": time_text(event.before_ms),
-                "ledger_batch": event.batch,
-            }
-    return None
+    """What is told first of this message."""
+    return next((when for first, end, when in events if first <= offset < end), None)
 
 
 def _life(story: _Story) -> Iterator[tuple[str, Cell]]:

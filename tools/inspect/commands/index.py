@@ -17,7 +17,17 @@ from qlog.tools.inspect.look.pointers import (
     look_at_index,
     read_contents,
 )
-from qlog.tools.inspect.rows import Bytes, Cell, Damage, Report, counted, name, number, size
+from qlog.tools.inspect.rows import (
+    Bytes,
+    Cell,
+    Damage,
+    Report,
+    counted,
+    name,
+    number,
+    picked,
+    size,
+)
 
 _DIFFERENCES_SHOWN_MAX = 50
 _LANE_COLUMNS = (
@@ -30,6 +40,7 @@ _LANE_COLUMNS = (
     number("complete\nbelow", "complete_below"),
     number("next", "next_offset"),
 )
+_LANE_FIELDS = "next_offset=next_qseq complete_below=placed_upto floor delivered_below=delivered"
 _SEGMENT_COLUMNS = (
     number("segment", "id"),
     number("pointers", "unsettled"),
@@ -79,24 +90,13 @@ def index(
 
 
 def _show(directory: Directory, report: Report, contents: IndexContents) -> None:
-    usage, checkpoint = contents.usage, contents.checkpoint
     at = None
-    if checkpoint is not None:
-        at = {
-            "lsn": checkpoint.lsn,
-            "epoch": checkpoint.epoch,
-            "segment": checkpoint.segment_id,
-            "position": checkpoint.position,
-            "ledger": checkpoint.ledger,
-            "spill_next": checkpoint.spill_next,
-        }
+    if contents.checkpoint is not None:
+        at = picked(contents.checkpoint, "lsn epoch segment=segment_id position ledger spill_next")
     report.content["index"] = {
         "checkpoint": at,
         "file_bytes": contents.file_bytes,
-        "map_bytes": usage.map_bytes,
-        "page_bytes": usage.page_bytes,
-        "pages": usage.pages,
-        "pages_used": usage.used,
+        **picked(contents.usage, "map_bytes page_bytes pages pages_used=used"),
     }
     report.facts(_facts(contents))
     blocks = Counter(lane_id for lane_id, _ in contents.blocks)
@@ -104,27 +104,21 @@ def _show(directory: Directory, report: Report, contents: IndexContents) -> None
         {
             "lane": lane_id,
             **directory.named(lane_id),
-            "pointers": row.alive,
-            "spilled": row.spilled,
+            **picked(row, "pointers=alive spilled"),
             "blocks": blocks[lane_id],
-            "next_offset": row.next_qseq,
-            "complete_below": row.placed_upto,
-            "floor": row.floor,
-            "delivered_below": row.delivered,
+            **picked(row, _LANE_FIELDS),
         }
         for lane_id, row in sorted(contents.lanes.items())
     ]
     report.table(_LANE_COLUMNS, lanes, key="lanes")
-    rows = []
-    spill = {"files": 0, "unsettled": 0, "unsettled_bytes": 0}
-    for segment_id, live in sorted(contents.live.items()):
-        if segment_id < SPILL:
-            row = {"id": segment_id, "unsettled": live.count, "unsettled_bytes": live.size}
-            rows.append(row)
-        else:
-            spill["files"] += 1
-            spill["unsettled"] += live.count
-            spill["unsettled_bytes"] += live.size
+    every = [
+        {"id": segment_id, **picked(live, "unsettled=count unsettled_bytes=size")}
+        for segment_id, live in sorted(contents.live.items())
+    ]
+    rows = [row for row in every if row["id"] < SPILL]
+    spilled = every[len(rows) :]
+    spill = {"files": len(spilled)}
+    spill |= {key: sum(row[key] for row in spilled) for key in ("unsettled", "unsettled_bytes")}
     report.content |= {"segments": rows, "spill": spill}
     last = {"id": f"spill/ ({counted(spill['files'], 'file')})", **spill}
     report.table(_SEGMENT_COLUMNS, [*rows, last] if spill["unsettled"] else rows)

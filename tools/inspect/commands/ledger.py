@@ -10,7 +10,7 @@ import typer
 
 from qlog.storage.journal import Defined
 from qlog.tools.inspect.command import OfVhost, command, find_lanes
-from qlog.tools.inspect.look.decode import lane_text, time_text
+from qlog.tools.inspect.look.decode import lane_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.settlements import (
     LedgerBatch,
@@ -19,7 +19,7 @@ from qlog.tools.inspect.look.settlements import (
     lane_of,
     told,
 )
-from qlog.tools.inspect.rows import Cell, Report, counted, name, number, size, text
+from qlog.tools.inspect.rows import Cell, Report, counted, name, number, picked, size, text
 
 
 @dataclass(slots=True)
@@ -42,6 +42,10 @@ _FILE_COLUMNS = (
     size("used", "used_bytes"),
     number("batches"),
     number("records"),
+)
+_FIELDS = (
+    "number file position end epoch time log_durable_lsn ledger_durable_batch=synced_number "
+    "snapshot=is_snapshot record_count"
 )
 _LINE_COLUMNS = (number("batch", 0), text("time (UTC)", 1), name("queue", 2), name("what", 3))
 
@@ -74,18 +78,16 @@ def ledger(
     files: list[_File] = []
     batches = _read(directory, lane_ids, files)
     next_batch = None
-    chosen: deque[tuple[str, LedgerBatch]] | list[tuple[str, LedgerBatch]]
     if from_batch is None:
-        chosen = deque(batches, maxlen=limit)
+        chosen = list(deque(batches, maxlen=limit))
     else:
-        batches = (one for one in batches if one[1].number is None or one[1].number >= from_batch)
+        batches = (one for one in batches if one.number is None or one.number >= from_batch)
         chosen = list(islice(batches, limit))
-        for _, batch in batches:  # to the end: the files are counted
+        for batch in batches:  # to the end: the files are counted
             next_batch = batch.number if next_batch is None else next_batch
     report.table(_FILE_COLUMNS, files, key="files")
-    rows = [row for _, batch in chosen for row in _rows(directory, batch, full)]
-    report.table(_LINE_COLUMNS, rows)
-    report.content["batches"] = [_document(directory, file, batch, full) for file, batch in chosen]
+    report.table(_LINE_COLUMNS, [row for one in chosen for row in _rows(directory, one, full)])
+    report.content["batches"] = [_document(directory, batch, full) for batch in chosen]
     report.content["next_batch"] = next_batch
     total = sum(file.batches for file in files)
     more = ""
@@ -99,7 +101,7 @@ def ledger(
 
 def _read(
     directory: Directory, lane_ids: frozenset[int] | None, files: list[_File]
-) -> Iterator[tuple[str, LedgerBatch]]:
+) -> Iterator[LedgerBatch]:
     """The batches that concern these lanes, or all; `files` is filled in."""
     ids = directory.ledger_ids()
     for file_id in ids:
@@ -115,39 +117,25 @@ def _read(
                 if lane_ids is not None:
                     batch.records = [one for one in batch.records if lane_of(one) in lane_ids]
                 if lane_ids is None or batch.records or batch.damage is not None:
-                    yield file.file, batch
+                    yield batch
         except FileNotFoundError:  # the next file took over
             continue
         files.append(file)
 
 
-def _document(directory: Directory, file: str, batch: LedgerBatch, full: bool) -> dict[str, Any]:
+def _document(directory: Directory, batch: LedgerBatch, full: bool) -> dict[str, Any]:
     records = []
     for record in batch.records if full or not batch.is_snapshot else ():
         item = described(record)
         if "lane" in item:
             item |= directory.named(item["lane"])
         records.append(item)
-    return {
-        "number": batch.number,
-        "file": file,
-        "position": batch.position,
-        "end": batch.end,
-        "epoch": batch.epoch,
-        "time": time_text(batch.time_ms),
-        "log_durable_lsn": batch.log_durable_lsn,
-        "ledger_durable_batch": batch.synced_number,
-        "snapshot": batch.is_snapshot,
-        "record_count": len(batch.records),
-        "records": records,
-        "damage": batch.damage,
-    }
+    return picked(batch, _FIELDS) | {"records": records, "damage": batch.damage}
 
 
 def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tuple[Cell, ...]]:
     """A batch for people: a row for each queue."""
     number = "?" if batch.number is None else str(batch.number)
-    time = time_text(batch.time_ms)
     if batch.damage is not None:
         bytes_ = batch.end - batch.position
         yield number, None, None, f"DAMAGED: {bytes_} bytes from {batch.position}: {batch.damage}"
@@ -164,4 +152,4 @@ def _rows(directory: Directory, batch: LedgerBatch, full: bool) -> Iterator[tupl
         of = f"{counted(counts['lane'], 'lane')} and {counted(counts['definition'], 'definition')}"
         lines = {None: [f"snapshot of {of} (--full shows them)", *lines.get(None, [])]}
     for lane_id, texts in lines.items():
-        yield number, time, None if lane_id is None else lane_text(directory, lane_id), texts
+        yield number, batch.time, None if lane_id is None else lane_text(directory, lane_id), texts

@@ -7,18 +7,19 @@ import typer
 from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import Segment, survey, tally
-from qlog.tools.inspect.rows import Bytes, Report, counted, number, size, text
+from qlog.tools.inspect.rows import Bytes, Report, counted, number, picked, size, text
 
 _COLUMNS = (
     number("segment", "id"),
     text("state"),
-    text("LSNs", lambda row: _lsns(row["base_lsn"], row["end_lsn"])),
+    text("LSNs", lambda row: _lsns(**row)),
     size("size", "size_bytes"),
     number("records"),
     number("live"),
     number("dead"),
     text("checks", lambda row: _checks(**row)),
 )
+_FIELDS = "id=segment_id file state base_lsn end_lsn size_bytes used_bytes records"
 _TOTALS = ("size_bytes", "records", "live", "dead", "live_bytes")
 
 
@@ -50,14 +51,7 @@ def segments(
 def _row(directory: Directory, segment: Segment) -> dict[str, Any]:
     live, live_bytes = tally(directory, segment)
     return {
-        "id": segment.segment_id,
-        "file": segment.file,
-        "state": segment.state,
-        "base_lsn": segment.base_lsn,
-        "end_lsn": segment.end_lsn,
-        "size_bytes": segment.size_bytes,
-        "used_bytes": segment.used_bytes,
-        "records": segment.records,
+        **picked(segment, _FIELDS),
         "live": live,
         "dead": segment.records - live,
         "live_bytes": live_bytes,
@@ -66,8 +60,10 @@ def _row(directory: Directory, segment: Segment) -> dict[str, Any]:
     }
 
 
-def _lsns(base: int | None, end: int | None) -> str | None:
-    return None if base is None or end is None or end <= base else f"{base}-{end - 1}"
+def _lsns(*, base_lsn: int | None, end_lsn: int | None, **_: object) -> str | None:
+    if base_lsn is None or end_lsn is None or end_lsn <= base_lsn:
+        return None
+    return f"{base_lsn}-{end_lsn - 1}"
 
 
 def _checks(*, state: str, damaged: bool, verified: bool, **_: object) -> str:

@@ -10,7 +10,7 @@ from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import time_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.streams import StreamLook, look_at_streams
-from qlog.tools.inspect.rows import Bytes, Report, counted, name, number, size, text
+from qlog.tools.inspect.rows import Bytes, Report, counted, name, number, picked, size, text
 
 _COLUMNS = (
     name("vhost", lambda row: "?" if row["vhost"] is None else row["vhost"]),
@@ -32,7 +32,7 @@ def streams(directory: Directory, report: Report) -> None:
     moved are in segments, and the others in the log. `verify` reads every message.
     """
     looks = look_at_streams(directory)
-    rows = [_row(look) for look in looks]
+    rows = [_row(directory, look) for look in looks]
     report.table(_COLUMNS, rows, key="streams")
     report.damage += [damage for look in looks for damage in look.damage]
     messages = sum(look.moved - look.first for look in looks)
@@ -40,24 +40,17 @@ def streams(directory: Directory, report: Report) -> None:
     report.say(f"{counted(len(rows), 'stream')}, {messages:,} messages in segments, {total}")
 
 
-def _row(look: StreamLook) -> dict[str, Any]:
-    queue = look.queue
+def _row(directory: Directory, look: StreamLook) -> dict[str, Any]:
+    segments = [
+        {
+            **picked(segment, "first_offset=base end_offset=end size_bytes=size sealed"),
+            "newest": time_text(segment.latest_ms),
+        }
+        for segment in look.segments
+    ]
     return {
-        "vhost": None if queue is None else queue.vhost,
-        "queue": None if queue is None else queue.name,
-        "lane": look.lane_id,
-        "first_offset": look.first,
-        "moved_below": look.moved,
-        "size_bytes": look.size_bytes,
-        "newest": time_text(look.segments[-1].latest_ms) if look.segments else None,
-        "segments": [
-            {
-                "first_offset": segment.base,
-                "end_offset": segment.end,
-                "size_bytes": segment.size,
-                "sealed": segment.sealed,
-                "newest": time_text(segment.latest_ms),
-            }
-            for segment in look.segments
-        ],
+        **directory.named(look.lane_id),
+        **picked(look, "first_offset=first moved_below=moved size_bytes"),
+        "newest": segments[-1]["newest"] if segments else None,
+        "segments": segments,
     }

@@ -27,7 +27,7 @@ from qlog.tools.inspect.look.decode import lane_text
 from qlog.tools.inspect.look.directory import Directory, look_again
 from qlog.tools.inspect.look.environment import open_index, read
 from qlog.tools.inspect.look.log import Segment, Survey, selected_bytes, survey
-from qlog.tools.inspect.rows import progress
+from qlog.tools.inspect.rows import picked, progress
 
 _KEY = struct.Struct(">IQ")
 _NO_POINTERS = array("I")
@@ -120,12 +120,9 @@ class Difference:
             where = f"LSN {self.lsn}, {where}"
         return {
             **directory.named(self.lane_id),
-            "offset_first": self.first,
-            "offset_end": self.end,
-            "what": self.what,
-            "lsn": self.lsn,
-            "segment": self.segment_id,
-            "position": self.position,
+            **picked(
+                self, "offset_first=first offset_end=end what lsn segment=segment_id position"
+            ),
             "text": f"{lane_text(directory, self.lane_id)} {which}: {self.what} ({where})",
         }
 

@@ -20,6 +20,7 @@ from qlog.storage.write.ledger import (
     Unknown,
     unpack_body,
 )
+from qlog.tools.inspect.look.decode import time_text
 from qlog.tools.inspect.look.definitions import entry_text
 from qlog.tools.inspect.look.directory import Directory
 
@@ -28,6 +29,7 @@ from qlog.tools.inspect.look.directory import Directory
 class LedgerBatch:
     """A batch; or, with `damage`, the bytes where batches should be."""
 
+    file: str
     position: int
     end: int
     number: int | None = None
@@ -39,6 +41,14 @@ class LedgerBatch:
     records: list[Record] = field(default_factory=list)
     damage: str | None = None
 
+    @property
+    def time(self) -> str | None:
+        return time_text(self.time_ms)
+
+    @property
+    def record_count(self) -> int:
+        return len(self.records)
+
 
 def batches_of(directory: Directory, view: FileView) -> Iterator[LedgerBatch]:
     """All of a ledger file, in order."""
@@ -47,7 +57,7 @@ def batches_of(directory: Directory, view: FileView) -> Iterator[LedgerBatch]:
     for stretch in directory.stretches(view):
         if stretch.verdict is Verdict.BLANK:
             continue
-        item = LedgerBatch(stretch.position, stretch.end)
+        item = LedgerBatch(directory.relative(view.path), stretch.position, stretch.end)
         batch = stretch.batch
         if batch is None:
             item.damage = "the checksum is wrong, or it is torn"

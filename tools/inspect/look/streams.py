@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qlog.server.amqp.envelope import Envelope
-from qlog.server.broker.definitions import QueueDefinition
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.errors import CorruptLog
 from qlog.storage.streams.definition import STREAM, stream_lanes, unpack_first
@@ -24,13 +23,9 @@ _READ_BYTES = 1 << 20  # at once
 
 @dataclass(slots=True)
 class StreamLook:
-    """One stream. `first` and `moved` are offsets: what is between is in `segments`.
-
-    `queue`: whose it is, None if that is lost.
-    """
+    """One stream. `first` and `moved` are offsets: what is between is in `segments`."""
 
     lane_id: int
-    queue: QueueDefinition | None
     first: int
     moved: int
     segments: list[Segment] = field(default_factory=list)
@@ -104,7 +99,7 @@ def _look(directory: Directory, *, all_hashes: bool) -> list[StreamLook]:
 def _looked_at(
     directory: Directory, lane_id: int, first: int, moved: int, found: Found, *, all_hashes: bool
 ) -> StreamLook:
-    look = StreamLook(lane_id, directory.owners.get(lane_id), first, moved, found.segments)
+    look = StreamLook(lane_id, first, moved, found.segments)
     look.damage += [Damage("streams", finding) for finding in found.findings]
     source = directory.stream_source(lane_id)
     for segment in found.segments if all_hashes else ():
