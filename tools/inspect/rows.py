@@ -8,6 +8,7 @@ row is one line of aligned columns with plain numbers. A JSON document always ha
 terminal. Knows nothing of what is inspected.
 """
 
+import base64
 import json
 import os
 import sys
@@ -355,6 +356,19 @@ def _text(cell: str | int | Sequence[str] | None, between: str) -> str:
 def counted(count: int, noun: str) -> str:
     """The number with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def octets_in_json(octets: Any) -> dict[str, str]:
+    """Octets, for which JSON has no type; as a `default` of `json.dumps` too."""
+    return {"base64": base64.b64encode(octets).decode()}
+
+
+def body_in_json(body: bytes) -> dict[str, str]:
+    """A body as JSON has it: text, if it is any."""
+    try:
+        return {"body": body.decode(), "body_encoding": "utf-8"}
+    except UnicodeDecodeError:
+        return {"body": base64.b64encode(body).decode(), "body_encoding": "base64"}
 
 
 def well_formed(text: str) -> str:

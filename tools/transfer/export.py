@@ -8,8 +8,9 @@ directory.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -118,33 +119,16 @@ def _write(
 ) -> int:
     """How many messages were written; what could not be is in the report."""
     pack = packed_json if format is Format.JSONL else as_msgpack
+    doing = "" if stream.isatty() else "exporting"
     count = 0
-    for found in _of_streams(directory, lane_ids):
+    for found in chain(
+        _of_streams(directory, lane_ids), _of_log(directory, lane_ids, settled, doing)
+    ):
         if isinstance(found, Damage):
             report.damage.append(found)
         else:
             stream.write(pack(found))
             count += 1
-    moved_away = stream_lanes(directory.definitions)
-    doing = "" if stream.isatty() else "exporting"
-    for entry in chosen(directory, Selection(lane_ids=lane_ids), doing=doing):
-        record = entry.record
-        why = entry.damage
-        if record is not None and why is None:
-            targets = [
-                target
-                for target in _targets(directory, record, lane_ids, settled)
-                if target["state"] == "unsettled" or target["lane"] not in moved_away
-            ]
-            if not targets:
-                continue
-            item = _decoded(entry.lsn, record, targets)
-            if item is not None:
-                stream.write(pack(item))
-                count += 1
-                continue
-            why = "its exchange, routing key and properties do not decode"
-        report.damage.append(entry.as_damage(f" is not exported: {why}"))
     report.damage += untold(survey(directory), report.all_damage)
     return count
 
@@ -180,12 +164,30 @@ def _targets(
     return targets
 
 
-def _decoded(lsn: int, record: Record, targets: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """A message of the log for the file; None when what surrounds its body does not decode."""
-    with suppress(ValueError, TypeError):
-        envelope = Envelope.unpack(record.meta, len(record.body))
-        return _item(lsn, record.timestamp_ms, targets, envelope, record.body)
-    return None
+def _of_log(
+    directory: Directory, lane_ids: frozenset[int] | None, settled: bool, doing: str
+) -> Iterator[dict[str, Any] | Damage]:
+    """The messages of the log; what cannot be read is damage."""
+    moved_away = stream_lanes(directory.definitions)
+    for entry in chosen(directory, Selection(lane_ids=lane_ids), doing=doing):
+        record, why = entry.record, entry.damage
+        if record is not None and why is None:
+            targets = [
+                target
+                for target in _targets(directory, record, lane_ids, settled)
+                if target["state"] == "unsettled" or target["lane"] not in moved_away
+            ]
+            if not targets:
+                continue
+            try:
+                envelope = Envelope.unpack(record.meta, len(record.body))
+                item = _item(entry.lsn, record.timestamp_ms, targets, envelope, record.body)
+            except (ValueError, TypeError):
+                why = "its exchange, routing key and properties do not decode"
+            else:
+                yield item
+                continue
+        yield entry.as_damage(f" is not exported: {why}")
 
 
 def _item(

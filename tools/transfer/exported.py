@@ -24,9 +24,9 @@ from qlog.server.amqp import values
 from qlog.server.amqp.envelope import NO_RECORD, Envelope, Record
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.properties import Properties, decode_properties, encode_properties
+from qlog.tools.inspect.rows import body_in_json, octets_in_json
 
 SCHEMA = "qlog.message/1"
-_WITH_OCTETS = ("properties", "properties_raw")
 _NAME_BYTES_MAX = 255  # a shortstr
 _PROPERTIES_MAX = 1024  # so many are remembered: those of many messages are the same
 
@@ -90,20 +90,16 @@ def _described(raw: bytes) -> tuple[dict[str, Any] | None, bool]:
     properties = None
     try:
         properties = _plain_properties(decode_properties(raw))
-        back = _properties_of(_from_json(json.loads(json.dumps(_for_json(properties)))))
+        told = json.dumps(properties, default=octets_in_json)
+        back = _properties_of(json.loads(told, object_hook=_octets))
         return properties, encode_properties(back) == raw
     except (AMQPError, ValueError):
         return properties, False
 
 
 def as_json(item: dict[str, Any]) -> bytes:
-    plain = item | {name: _for_json(item[name]) for name in _WITH_OCTETS if name in item}
-    body: bytes = item["body"]
-    try:
-        plain |= {"body": body.decode(), "body_encoding": "utf-8"}
-    except UnicodeDecodeError:
-        plain |= {"body": base64.b64encode(body).decode(), "body_encoding": "base64"}
-    return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
+    plain = item | body_in_json(item["body"])
+    return json.dumps(plain, separators=(",", ":"), default=octets_in_json).encode() + b"\n"
 
 
 def as_msgpack(item: dict[str, Any]) -> bytes:
@@ -131,7 +127,7 @@ def _json_items(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         position += len(line)
         if line.strip():
             try:
-                yield position, _from_json(json.loads(line))
+                yield position, json.loads(line, object_hook=_octets)
             except (ValueError, RecursionError) as error:
                 raise Malformed(f"before byte {position} there is no JSON: {error}") from error
 
@@ -245,25 +241,9 @@ def _value(plain: list[Any]) -> values.Value:
     return _PLAIN[letter](value)
 
 
-def _for_json(value: Any) -> Any:
-    match value:
-        case bytes():
-            return {"base64": base64.b64encode(value).decode()}
-        case dict():
-            return {key: _for_json(one) for key, one in value.items()}
-        case list():
-            return [_for_json(one) for one in value]
-        case _:
-            return value
-
-
-def _from_json(value: Any) -> Any:
+def _octets(value: dict[str, Any]) -> Any:
+    """The octets that an object of JSON stands for, or the object."""
     match value:
         case {"base64": str(text), **rest} if not rest:
             return base64.b64decode(text, validate=True)
-        case dict():
-            return {key: _from_json(one) for key, one in value.items()}
-        case list():
-            return [_from_json(one) for one in value]
-        case _:
-            return value
+    return value

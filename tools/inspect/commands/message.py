@@ -8,12 +8,12 @@ import typer
 
 from qlog.tools.inspect.command import OfVhost, command, find_lanes, stop
 from qlog.tools.inspect.look.anatomy import Checksum, Field, batch_position, fields_of
-from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, add_body, decoded, dump
+from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, decoded, dump
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.log import survey, views_of
 from qlog.tools.inspect.look.reader import Entry, messages
 from qlog.tools.inspect.look.selection import Selection, chosen
-from qlog.tools.inspect.rows import Damage, Report, name, number, picked, text
+from qlog.tools.inspect.rows import Damage, Report, body_in_json, name, number, picked, text
 
 _HEX_OCTETS = 8  # a line
 _FIELD_OCTETS_MAX = 64  # of a field in a table; JSON has all of it
@@ -115,7 +115,7 @@ def _no_offset(directory: Directory, queue: str, lane_ids: frozenset[int], offse
 def _show(directory: Directory, report: Report, entry: Entry, body_limit: int) -> None:
     item = decoded(directory, entry)
     if entry.record is not None:
-        add_body(item, entry.record)
+        item |= body_in_json(entry.record.body)
     batch_at = batch_position(directory, entry)
     fields, checks = fields_of(directory, entry, batch_at)
     documents = [picked(field, "part name position hex value") for field in fields]

@@ -1,6 +1,5 @@
 """Which messages a damage of the log concerns: one by one, and summed up by queue."""
 
-from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -27,9 +26,7 @@ def pointers_into(directory: Directory, segment_ids: Collection[int]) -> Pointer
         contents = read_contents(directory.paths.index)
     except Unreadable:
         return found
-    for (lane_id, block), value in contents.blocks.items():
-        columns = array("I")
-        columns.frombytes(value)
+    for (lane_id, block), columns in contents.blocks.items():
         if found.keys().isdisjoint(columns[0::4]):
             continue
         for slot in range(len(columns) // 4):

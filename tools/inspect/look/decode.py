@@ -4,7 +4,6 @@ What does not decode is called damaged, and the rest is shown. In JSON, octets t
 `{"base64": …}`, and values for which JSON has no type are text.
 """
 
-import base64
 import json
 import math
 from collections.abc import Iterable
@@ -19,7 +18,17 @@ from qlog.storage.bytes.record import Record
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.reader import Entry
 from qlog.tools.inspect.look.salvage import pairs
-from qlog.tools.inspect.rows import Bytes, Cell, Time, name, number, text, well_formed
+from qlog.tools.inspect.rows import (
+    Bytes,
+    Cell,
+    Time,
+    body_in_json,
+    name,
+    number,
+    octets_in_json,
+    text,
+    well_formed,
+)
 
 DUMP_OCTETS = 16  # a line
 _DUMP_OCTETS_NARROW = 8  # in a column of a table
@@ -57,16 +66,6 @@ def decoded(directory: Directory, entry: Entry) -> dict[str, Any]:
     return item
 
 
-def add_body(item: dict[str, Any], record: Record) -> None:
-    """Add the body to a message for JSON."""
-    try:
-        item["body"] = record.body.decode()
-        item["body_encoding"] = "utf-8"
-    except UnicodeDecodeError:
-        item["body"] = base64.b64encode(record.body).decode()
-        item["body_encoding"] = "base64"
-
-
 def properties_of(envelope: Envelope) -> dict[str, Any]:
     """The properties that are set, for JSON. Raises HardError when they are malformed."""
     properties = envelope.decoded_properties()
@@ -86,7 +85,7 @@ def json_value(value: Any) -> Any:
         case str():
             return well_formed(value)
         case bytes() | bytearray() | memoryview():
-            return {"base64": base64.b64encode(value).decode()}
+            return octets_in_json(value)
         case dict():
             return {well_formed(key): json_value(item) for key, item in value.items()}
         case list() | tuple():
@@ -170,10 +169,8 @@ class Bodies:
 
     def add(self, item: dict[str, Any], record: Record) -> list[str]:
         """Add the whole body to a message for JSON; the lines of it for people."""
-        add_body(item, record)
-        return self._lines(record.body)
-
-    def _lines(self, body: bytes) -> list[str]:
+        body = record.body
+        item |= body_in_json(body)
         decoded = "\0"
         with suppress(UnicodeDecodeError):
             decoded = body.decode()

@@ -5,7 +5,7 @@ decode is named and left out.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from qlog.routing.binding import Binding
@@ -44,6 +44,7 @@ class Defined:
     queues: list[QueueDefinition] = field(default_factory=list)
     bindings: list[tuple[str, Binding]] = field(default_factory=list)
     hidden_lanes: list[HiddenLane] = field(default_factory=list)
+    keys: list[Definition] = field(default_factory=list)
     undecodable: dict[Definition, str] = field(default_factory=dict)
 
     @property
@@ -69,49 +70,51 @@ def decode(entries: Mapping[Definition, bytes]) -> Defined:
             getattr(found, kind).extend(getattr(definitions, kind)())
         except (ValueError, TypeError, KeyError, AttributeError, AMQPError) as error:
             found.undecodable[key] = str(error)
+        else:
+            found.keys.append(key)
     return found
+
+
+def loose_ends(keys: Collection[Definition]) -> Iterator[tuple[Definition, str, str]]:
+    """Definitions that belong, or lead, to what is not defined: each with kind and name of that."""
+    known = set(keys)
+    for kind, name in keys:
+        ends: list[tuple[str, str]] = []
+        match kind, json.loads(name):
+            case "hidden_lane", [vhost, owner_kind, owner, _]:
+                ends = [(owner_kind, owner)]
+            case "binding", [vhost, source, to, destination, *_]:
+                ends = [("exchange", source), (to, destination)]
+        for end_kind, end in ends:
+            is_built_in = end_kind == "exchange" and (not end or end.startswith(_BUILT_IN))
+            if not is_built_in and (end_kind, json.dumps((vhost, end))) not in known:
+                yield (kind, name), end_kind, end
 
 
 def problems(defined: Defined) -> Iterator[str]:
     """What does not decode, or names what there is not."""
     for key, why in defined.undecodable.items():
         yield f"the definition of {entry_text(*key)} does not decode: {why}"
-    known = {(vhost, "exchange", exchange.name) for vhost, exchange in defined.exchanges}
-    known |= {(queue.vhost, "queue", queue.name) for queue in defined.queues}
-    bindings = defined.bindings
     policies = defined.policies + defined.operator_policies
     vhosts = {name for name, _ in defined.vhosts}
     for what, vhost in (
         *((f"exchange '{exchange.name}'", vhost) for vhost, exchange in defined.exchanges),
         *((f"queue '{queue.name}'", queue.vhost) for queue in defined.queues),
         *((f"'{lane.queue_name}'", lane.vhost) for lane in defined.hidden_lanes),
-        *((f"a binding of '{binding.destination}'", vhost) for vhost, binding in bindings),
+        *((f"a binding of '{one.destination}'", vhost) for vhost, one in defined.bindings),
         *((f"policy '{policy.name}'", vhost) for vhost, policy in policies),
         *((f"user '{user.name}'", vhost) for user in defined.users for vhost in user.permissions),
     ):
         if vhost not in vhosts:
             yield f"{what} is in vhost '{vhost}', which is not defined"
-    for lane in defined.hidden_lanes:
-        if (lane.vhost, lane.kind, lane.name) not in known:
-            yield f"'{lane.queue_name}' in vhost '{lane.vhost}' belongs to nothing that is defined"
-    for vhost, binding in bindings:
-        for kind, name in (("exchange", binding.source), (binding.kind, binding.destination)):
-            if (vhost, kind, name) not in known and not is_built_in(kind, name):
-                yield (
-                    f"a binding of '{binding.destination}' to '{binding.source}' in vhost "
-                    f"'{vhost}' names the {kind} '{name}', which is not defined"
-                )
+    for key, kind, name in loose_ends(defined.keys):
+        yield f"the {entry_text(*key)} names the {kind} '{name}', which is not defined"
 
 
 def counted_kind(kind: str, count: int) -> str:
     """So many definitions of a kind, which is a field of `Defined`, in words."""
     one = {"policies": "policy", "operator_policies": "operator policy"}.get(kind, kind[:-1])
     return f"{count:,} {one if count == 1 else kind.replace('_', ' ')}"
-
-
-def is_built_in(kind: str, name: str) -> bool:
-    """An exchange that every vhost has without a definition."""
-    return kind == "exchange" and (not name or name.startswith(_BUILT_IN))
 
 
 def entry_text(kind: str, name: str) -> str:

@@ -43,7 +43,8 @@ class IndexContents:
     lanes: dict[int, LaneRow] = field(default_factory=dict)
     live: dict[int, Live] = field(default_factory=dict)
     settled: dict[int, Settled] = field(default_factory=dict)  # by lane
-    blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (lane, block) -> columns
+    # (lane, block) -> segment, position, length, body size of each message, one behind the other
+    blocks: dict[tuple[int, int], "array[int]"] = field(default_factory=dict)
     dues: set[Due] = field(default_factory=set)  # of messages that wait
     damaged: list[str] = field(default_factory=list)  # rows
 
@@ -89,7 +90,7 @@ def _take(contents: IndexContents, database: str, key: bytes, value: bytes) -> N
             contents.dues.update(Due(due_ms, lane_id, qseq, length_of(value)).each())
         case "blocks":
             lane_id, base = _KEY.unpack(key)
-            contents.blocks[lane_id, base // BLOCK] = value
+            contents.blocks[lane_id, base // BLOCK] = array("I", value)
 
 
 def _row_text(database: str, key: bytes) -> str:
@@ -166,7 +167,7 @@ def compare(
         if segment.state != "missing":
             comparing.take(segment)
             advance(segment.size_bytes)
-    for key, columns in comparing.blocks.items():
+    for key, columns in contents.blocks.items():
         comparing.count(*key, columns)
     result = comparing.result
     result.spilled = sum(comparing.spilled.values())
@@ -185,7 +186,6 @@ class _Comparing:
         self.contents = contents
         self.end_lsn = end_lsn
         self.result = Comparison()
-        self.blocks = {key: _columns(value) for key, value in contents.blocks.items()}
         self.found: dict[tuple[int, int], int] = {}  # (lane, block) -> bits of those with a record
         self.ids: set[int] = set()  # of the segments
         self.damaged: set[int] = set()
@@ -238,20 +238,17 @@ class _Comparing:
     def wrong_counts(self) -> Iterator[str]:
         """Counts of the index that differ from what was found."""
         for lane_id, row in self.contents.lanes.items():
-            alive, spilled = self.alive[lane_id], self.spilled[lane_id]
-            if row.alive != alive:
-                what = f"counts {row.alive} unsettled messages"
-                yield f"lane {lane_id} {what}, and has {alive} pointers"
-            if row.spilled != spilled:
-                yield (
-                    f"lane {lane_id} counts {row.spilled} unsettled spilled messages, and has "
-                    f"{spilled} pointers"
-                )
-            if row.alive_bytes != self.alive_bytes[lane_id]:
-                yield (
-                    f"lane {lane_id} counts {row.alive_bytes} bytes of unsettled messages, and the "
-                    f"pointers say {self.alive_bytes[lane_id]}"
-                )
+            for counted, found, text in (
+                (row.alive, self.alive, "unsettled messages, and has {} pointers"),
+                (row.spilled, self.spilled, "unsettled spilled messages, and has {} pointers"),
+                (
+                    row.alive_bytes,
+                    self.alive_bytes,
+                    "bytes of unsettled messages, and the pointers say {}",
+                ),
+            ):
+                if counted != found[lane_id]:
+                    yield f"lane {lane_id} counts {counted} {text.format(found[lane_id])}"
         for segment_id in sorted(self.contents.live.keys() | self.live.keys()):
             said, is_ = self.contents.live.get(segment_id, Live()), self.live[segment_id]
             if said != is_:
@@ -281,7 +278,7 @@ class _Comparing:
         while at < len(run.positions):
             block, slot = divmod(first + at, BLOCK)
             count = min(len(run.positions) - at, BLOCK - slot)
-            columns = self.blocks.get((lane_id, block), _NO_POINTERS)
+            columns = self.contents.blocks.get((lane_id, block), _NO_POINTERS)
             matched = _matched(columns, slot, segment_id, run, at, count)
             if matched:
                 before = self.found.get((lane_id, block), 0)
@@ -329,12 +326,6 @@ def _slots(bits: int) -> Iterator[int]:
     while bits:
         yield (bits & -bits).bit_length() - 1
         bits &= bits - 1
-
-
-def _columns(value: bytes) -> "array[int]":
-    columns = array("I")
-    columns.frombytes(value)
-    return columns
 
 
 # -- with the log

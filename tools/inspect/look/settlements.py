@@ -176,16 +176,16 @@ def told(item: dict[str, Any]) -> str:
     match item["kind"]:
         case "attempts":
             return "; ".join(
-                f"came back {number} times: {ranges_text([(first, last + 1)])}"
+                f"came back {number} times: {ranges_text([[first, last]])}"
                 for first, last, number in item["ranges"]
             )
         case "defined":
             done = "deleted" if item["deleted"] else "defined"
             return f"{entry_text(item['what'], item['name'])} was {done}"
         case kind:
-            ranges = [(first, last + 1) for first, last in item.get("ranges", ())]
-            ids = _joined((id_, id_ + 1) for id_ in sorted(item.get("ids", ())))
-            texts = {"ranges": ranges_text(ranges) or "none", "ids": ranges_text(ids) or "none"}
+            ids = _ranges_of(sorted(item.get("ids", ())))
+            ranges = {"ranges": item.get("ranges", ()), "ids": ids}
+            texts = {key: ranges_text(value) or "none" for key, value in ranges.items()}
             return _TEXTS[kind].format(**item | texts)
 
 
@@ -193,18 +193,19 @@ def _inclusive(ranges: Iterable[tuple[int, int]]) -> list[list[int]]:
     return [[first, end - 1] for first, end in ranges]
 
 
-def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Neighbours as one range."""
-    joined: list[tuple[int, int]] = []
-    for first, end in ranges:
-        if joined and joined[-1][1] == first:
-            first, _ = joined.pop()
-        joined.append((first, end))
-    return joined
+def _ranges_of(ids: Iterable[int]) -> list[list[int]]:
+    """Ids in order as ranges."""
+    ranges: list[list[int]] = []
+    for id_ in ids:
+        if ranges and ranges[-1][1] == id_ - 1:
+            ranges[-1][1] = id_
+        else:
+            ranges.append([id_, id_])
+    return ranges
 
 
-def ranges_text(ranges: list[tuple[int, int]], shown_max: int = 8) -> str:
-    """Ranges for people, both ends counting."""
-    texts = [str(first) if end == first + 1 else f"{first}-{end - 1}" for first, end in ranges]
+def ranges_text(ranges: Sequence[Sequence[int]], shown_max: int = 8) -> str:
+    """Ranges of which both ends count, for people."""
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
     more = len(texts) - shown_max
     return ", ".join(texts[:shown_max]) + (f" and {more} more ranges" if more > 0 else "")

@@ -20,7 +20,7 @@ from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
 from qlog.storage.journal import Defined
 from qlog.storage.streams.definition import STREAM, pack_first, stream_lanes
-from qlog.tools.inspect.look.definitions import entry_text, is_built_in
+from qlog.tools.inspect.look.definitions import entry_text, loose_ends
 from qlog.tools.inspect.look.directory import Directory
 
 RECOVERED = "qlog.recovered."  # and the lane: the name of a queue whose own name is lost
@@ -107,37 +107,21 @@ def _name_sources(mend: Mend, directory: Directory) -> None:
 
 
 def _close_gaps(mend: Mend, *, lost: bool) -> None:
-    """Vhosts that are named but not there are made; bindings that lead nowhere go.
+    """What leads nowhere goes; vhosts that are named but not there are made.
 
     `lost`: some vhosts may be; else a directory without any is nobody's.
     """
-    vhosts = {name for kind, name in mend.entries if kind == "vhost"}
-    named: dict[str, None] = {}
-    known = set()
-    for kind, name in mend.entries:
-        if kind in ("exchange", "queue", *KINDS):
-            vhost, one = json.loads(name)
-            named[vhost] = None
-            known.add((vhost, kind, one))
-    for kind, name in list(mend.entries):
-        if kind == "hidden_lane":
-            vhost, owner_kind, owner, _ = json.loads(name)
-            if (vhost, owner_kind, owner) not in known:
-                mend.leave_out((kind, name), f"there is no such {owner_kind}")
-        if kind != "binding":
-            continue
-        vhost, source, destination_kind, destination, *_ = json.loads(name)
-        for end_kind, end in (("exchange", source), (destination_kind, destination)):
-            if (vhost, end_kind, end) not in known and not is_built_in(end_kind, end):
-                mend.leave_out((kind, name), f"there is no such {end_kind}")
-                break
-        else:
-            named[vhost] = None
-    if not (lost or vhosts):
+    for key, kind, _ in list(loose_ends(mend.entries)):
+        if key in mend.entries:
+            mend.leave_out(key, f"there is no such {kind}")
+    if not (lost or any(kind == "vhost" for kind, _ in mend.entries)):
         return
-    for vhost in {_VHOST: None, **named}:
+    vhosts = {_VHOST: None}
+    for kinds in (("exchange", "queue", *KINDS), ("binding",)):
+        vhosts |= {json.loads(name)[0]: None for kind, name in mend.entries if kind in kinds}
+    for vhost in vhosts:
         name = json.dumps((vhost,))
-        if name not in vhosts:
+        if ("vhost", name) not in mend.entries:
             mend.entries["vhost", name] = msgpack.packb({})
             mend.actions.append(f"define the {entry_text('vhost', name)} again")
 
