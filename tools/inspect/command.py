@@ -30,6 +30,9 @@ DataDir = Annotated[
         help="The data directory of a running or stopped broker, or a copy of one.",
     ),
 ]
+OfQueue = Annotated[
+    str | None, typer.Option("--queue", metavar="NAME", help="Only what concerns this queue.")
+]
 OfVhost = Annotated[str, typer.Option("--vhost", help="The vhost of the queue.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DATA_DIR_DEFAULT = Path("qlog-data")

@@ -21,6 +21,7 @@ from qlog.storage.bytes.record import Record
 from qlog.storage.streams.definition import stream_lanes
 from qlog.tools.inspect.command import (
     AsJson,
+    OfQueue,
     OfVhost,
     command,
     find_lanes,
@@ -48,9 +49,7 @@ class Format(StrEnum):
 def export(
     directory: Directory,
     report: Report,
-    queue: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only the messages of this queue.")
-    ] = None,
+    queue: OfQueue = None,
     vhost: OfVhost = "/",
     settled: Annotated[
         bool,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qlog.storage.journal import Defined
-from qlog.tools.inspect.command import OfVhost, command, find_lanes
+from qlog.tools.inspect.command import OfQueue, OfVhost, command, find_lanes
 from qlog.tools.inspect.look.decode import lane_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.settlements import (
@@ -60,9 +60,7 @@ def ledger(
             "--from", metavar="BATCH", min=0, help="Begin with this batch. [default: the last ones]"
         ),
     ] = None,
-    queue: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only what concerns this queue.")
-    ] = None,
+    queue: OfQueue = None,
     vhost: OfVhost = "/",
     limit: Annotated[int, typer.Option(min=1, help="Show so many batches at most.")] = 20,
     full: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qlog.tools.inspect.command import AsJson, OfVhost, command, find_lanes, stop
+from qlog.tools.inspect.command import AsJson, OfQueue, OfVhost, command, find_lanes, stop
 from qlog.tools.inspect.commands.follow import follow_log
 from qlog.tools.inspect.look.decode import MESSAGE_COLUMNS, Bodies, decoded
 from qlog.tools.inspect.look.directory import Directory
@@ -48,9 +48,7 @@ def messages(
         int | None,
         typer.Option("--from", metavar="LSN", min=0, help="Begin with this record of the log."),
     ] = None,
-    queue: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only what went to this queue.")
-    ] = None,
+    queue: OfQueue = None,
     vhost: OfVhost = "/",
     offset: Annotated[
         str | None,

@@ -50,7 +50,7 @@ def queues(
     queue has a row, with offsets of its own, for each priority that was used.
     """
     found = survey(directory)
-    lanes = tallied(directory, found.segments)
+    lanes, _ = tallied(directory, found.segments)
     rows = []
     nameless = 0
     for lane_id in directory.lanes():

@@ -5,11 +5,10 @@ the newest message. So it finds what would keep a broker from starting, but not 
 `verify` finds those.
 """
 
-import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +40,6 @@ _QUEUE_COLUMNS = (
 )
 
 
-@dataclass(slots=True)
-class _Start:
-    """What the next start would do; for a running broker, if it were killed now."""
-
-    refused: bool
-    rebuilds_index: str | None
-    rebuilds_catalog: str | None
-    messages_replayed: int = 0
-    bytes_replayed: int = 0
-    text: str = ""
-
-
 @command
 def summary(directory: Directory, report: Report) -> None:
     """Show a directory at a glance, and what to do.
@@ -62,24 +49,18 @@ def summary(directory: Directory, report: Report) -> None:
     """
     found = survey(directory)
     segments = [segment for segment in found.segments if segment.counts]
+    lanes, live = tallied(directory, found.segments)
     states: dict[str, dict[str, int]] = {}
     for segment in found.segments:
         state = states.setdefault(segment.state, dict.fromkeys(_COUNTS, 0))
-        state["segments"] += 1
-        state["size_bytes"] += segment.size_bytes
-        state["records"] += segment.records
-    waits: list[Segment] = []
-
-    def count(segment: Segment, live: int) -> None:
-        states[segment.state]["unsettled"] += live
-        if live:
-            waits.append(segment)
-
-    lanes = tallied(directory, found.segments, count)
+        counts = (1, segment.size_bytes, segment.records, live[segment.segment_id])
+        for key, count in zip(_COUNTS, counts, strict=True):
+            state[key] += count
+    waits = [segment for segment in found.segments if live[segment.segment_id]]
     report.take(found)
     end_lsn = max((segment.end_lsn or 0 for segment in segments), default=0)
     in_log = sum(segment.records for segment in segments)
-    waiting = sum(state["unsettled"] for state in states.values())
+    waiting = sum(live.values())
     columns = [segment.columns for segment in segments if segment.columns.latest_ms]
     times = {
         "oldest": min((one.earliest_ms for one in columns), default=None),
@@ -137,7 +118,7 @@ def _facts(
     yield "newest message", _ago(times["newest"])
     yield "oldest message", _ago(times["oldest"])
     yield "oldest that waits", _ago(times["oldest_unsettled"])
-    yield "the next start", content["next_start"].text
+    yield "the next start", content["next_start"]["text"]
     yield "free on the disk", "?" if free_bytes is None else Bytes(free_bytes)
 
 
@@ -171,11 +152,9 @@ def _usage(path: Path) -> dict[str, Any]:
 
 
 def _free_bytes(path: Path) -> int | None:
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return None
-    return status.f_bavail * status.f_frsize
+    with suppress(OSError):
+        return shutil.disk_usage(path).free
+    return None
 
 
 def _first_waiting_ms(directory: Directory, segment: Segment) -> int | None:
@@ -195,35 +174,39 @@ def _first_waiting_ms(directory: Directory, segment: Segment) -> int | None:
     return None
 
 
-def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> _Start:
-    rebuild = directory.index_facts.doubt or None
+def _next_start(directory: Directory, segments: list[Segment], end_lsn: int) -> dict[str, Any]:
+    """What the next start would do; for a running broker, if it were killed now."""
+    rebuild, catalog = directory.index_facts.doubt, directory.catalog_facts.doubt
     refusals = directory.refusals()
-    start = _Start(bool(refusals), rebuild, directory.catalog_facts.doubt or None)
     checkpoint = directory.evidence.checkpoint
+    messages = size = 0
     if checkpoint is not None:
-        start.messages_replayed = max(end_lsn - checkpoint.lsn, 0)
+        messages = max(end_lsn - checkpoint.lsn, 0)
         for segment in segments:
             if segment.counts and (segment.end_lsn or 0) > checkpoint.lsn:
                 ours = segment.segment_id == checkpoint.segment_id
-                begun = checkpoint.position if ours else 0
-                start.bytes_replayed += max(segment.used_bytes - begun, 0)
+                size += max(segment.used_bytes - (checkpoint.position if ours else 0), 0)
     if refusals:
-        start.text = f"is refused: {refusals[0].error()}"
-    elif rebuild is not None and (segments or directory.ledger_ids()):
-        start.text = f"rebuilds the index, since {rebuild}"
-    elif rebuild is not None:
-        start.text = "begins with nothing"
-    elif start.messages_replayed:
-        how_many = counted(start.messages_replayed, "message")
-        much = Bytes(start.bytes_replayed).human()
-        start.text = f"replays {how_many} ({much}) behind the checkpoint"
+        text = f"is refused: {refusals[0].error()}"
+    elif rebuild and (segments or directory.ledger_ids()):
+        text = f"rebuilds the index, since {rebuild}"
+    elif rebuild:
+        text = "begins with nothing"
+    elif messages:
+        much = Bytes(size).human()
+        text = f"replays {counted(messages, 'message')} ({much}) behind the checkpoint"
     else:
-        start.text = "has nothing to replay"
-    if start.rebuilds_catalog is not None and not refusals and directory.ledger_ids():
-        start.text += f"; makes the catalog anew, since {start.rebuilds_catalog}"
-    if directory.in_use:
-        start.text = f"were the broker killed now: {start.text}"
-    return start
+        text = "has nothing to replay"
+    if catalog and not refusals and directory.ledger_ids():
+        text += f"; makes the catalog anew, since {catalog}"
+    return {
+        "refused": bool(refusals),
+        "rebuilds_index": rebuild or None,
+        "rebuilds_catalog": catalog or None,
+        "messages_replayed": messages,
+        "bytes_replayed": size,
+        "text": f"were the broker killed now: {text}" if directory.in_use else text,
+    }
 
 
 def _commands(report: Report, waiting: int, end_lsn: int) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ for a while, but do not count; nor do segments that were given up.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import compress
@@ -401,17 +402,16 @@ def tally(
 
 
 def tallied(
-    directory: Directory,
-    segments: list[Segment],
-    each: Callable[[Segment, int], None] = lambda segment, live: None,
-) -> dict[int, LaneTally]:
-    """The messages that wait, by lane; `each` is told how many there are in each segment."""
+    directory: Directory, segments: list[Segment]
+) -> tuple[dict[int, LaneTally], Counter[int]]:
+    """The messages that wait, by lane; and how many there are in each segment."""
     lanes: dict[int, LaneTally] = {}
+    live: Counter[int] = Counter()
     with progress("counting", sum(segment.size_bytes for segment in segments)) as advance:
         for segment in segments:
-            each(segment, tally(directory, segment, lanes)[0])
+            live[segment.segment_id] += tally(directory, segment, lanes)[0]
             advance(segment.size_bytes)
-    return lanes
+    return lanes, live
 
 
 def selected_bytes(lengths: "array[int]", bits: int) -> int:
