@@ -136,7 +136,7 @@ class Broker:
         for vhost_name, binding in bindings:
             self.vhosts[vhost_name].add_binding(binding)
         for vhost in self.vhosts.values():
-            vhost.finish_deletions()
+            vhost.removals.finish()
         self.store.retain(lane_ids)
         for vhost in self.vhosts.values():
             vhost.take_up_hidden_lanes()

@@ -43,7 +43,8 @@ from qlog.server.broker.jobs import Steps
 from qlog.server.broker.listings.values import json_value
 from qlog.server.broker.operations import DefinitionsError, Operations
 from qlog.server.broker.queues.type import Declaration
-from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+from qlog.server.broker.removals import RESERVED_PREFIX
+from qlog.server.broker.vhost import VHost
 
 logger = logging.getLogger("qlog.broker")
 

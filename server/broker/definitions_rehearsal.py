@@ -27,7 +27,8 @@ from qlog.server.broker.features.vhost_settings import (
 from qlog.server.broker.jobs import Steps
 from qlog.server.broker.operations import Operations
 from qlog.server.broker.queues.arguments import QueueArguments, exchange_named
-from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+from qlog.server.broker.removals import RESERVED_PREFIX
+from qlog.server.broker.vhost import VHost
 
 
 class Scene:

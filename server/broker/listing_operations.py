@@ -136,7 +136,7 @@ class ListingOperations:
     def exchanges(self, vhost: VHost) -> Iterator[Exchange]:
         """The exchanges of a vhost, the default one and the predeclared included."""
         for exchange in letting_go(vhost.routing.exchanges()):
-            if not vhost.leaving("exchange", exchange.name):
+            if not vhost.removals.leaving("exchange", exchange.name):
                 yield exchange
 
     def bindings(self, vhost: VHost) -> Iterator[Binding]:

@@ -61,10 +61,11 @@ from qlog.server.broker.message_operations import MessageOperations
 from qlog.server.broker.outcome import Durable, Outcome
 from qlog.server.broker.queues.effective import Applied
 from qlog.server.broker.queues.type import Owner, QueueType
+from qlog.server.broker.removals import RESERVED_PREFIX
 from qlog.server.broker.sampling import Sampler, Span
 from qlog.server.broker.services import Services
 from qlog.server.broker.stats import Counts, Stats
-from qlog.server.broker.vhost import RESERVED_PREFIX, VHost
+from qlog.server.broker.vhost import VHost
 from qlog.storage.bytes.manifest import BackupError
 from qlog.storage.figures import Histogram, StoreFigures
 from qlog.storage.space.backup import Done as BackedUp
@@ -235,7 +236,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
                 if client in vhost.clients:
                     client.fail(connection_forced(f"vhost '{vhost.name}' is deleted"), 0)
                 yield
-            yield from vhost.deleting_all()
+            yield from vhost.removals.deleting_all()
         finally:
             del self._vhosts_leaving[vhost.name]
             gone.set(None)
@@ -284,7 +285,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
                 arguments=arguments,
             )
 
-        return self._durable(when_free(vhost.leaving("queue", name), declare))
+        return self._durable(when_free(vhost.removals.leaving("queue", name), declare))
 
     def delete_queue(
         self, vhost: VHost, owner: Owner | None, name: str, *, if_unused: bool, if_empty: bool
@@ -314,7 +315,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
                 raise precondition_failed(f"{queue} not empty")
 
         check()
-        return self._durable(vhost.delete_queue(queue, check))
+        return self._durable(vhost.removals.delete_queue(queue, check))
 
     def purge_queue(self, vhost: VHost, owner: Owner | None, name: str) -> Outcome[int]:
         """queue.purge; how many messages went. Raises 403, 404, 405, fails with CorruptLog."""
@@ -408,7 +409,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
                 arguments=arguments,
             )
 
-        return self._durable(when_free(vhost.leaving("exchange", name), declare))
+        return self._durable(when_free(vhost.removals.leaving("exchange", name), declare))
 
     def assert_exchange(self, vhost: VHost, name: str) -> Outcome[None]:
         """exchange.declare with `passive`. Raises 403 and 404."""
@@ -422,7 +423,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
         if name.startswith(RESERVED_PREFIX):
             raise access_refused(f"deletion of system {vhost.rs_exchange(name)} not allowed")
         self.check(vhost, "configure", "exchange", name)
-        if vhost.routing.exchange(name) is None or vhost.leaving("exchange", name):
+        if vhost.routing.exchange(name) is None or vhost.removals.leaving("exchange", name):
             return self._durable(Outcome.of(None))
 
         def check() -> None:
@@ -430,7 +431,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
                 raise precondition_failed(f"{vhost.rs_exchange(name)} in use")
 
         check()
-        return self._durable(vhost.delete_exchange(name, check))
+        return self._durable(vhost.removals.delete_exchange(name, check))
 
     def bind(
         self,
@@ -464,7 +465,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
         self._check_binding(vhost, source, kind, destination, key)
         if vhost.routing.bound(Binding(source, kind, destination, key, arguments)):
             _assert_access(vhost, owner, kind, destination)
-        return self._durable(vhost.unbind(source, kind, destination, key, arguments))
+        return self._durable(vhost.removals.unbind(source, kind, destination, key, arguments))
 
     def unbind_it(self, vhost: VHost, binding: Binding) -> Outcome[None]:
         """Take a binding away that a listing gave. Raises 403 for one of the default exchange."""
@@ -472,7 +473,7 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
         self._check_binding(vhost, source, kind, destination, binding.routing_key)
         arguments: Any = dict(binding.arguments)
         return self._durable(
-            vhost.unbind(source, kind, destination, binding.routing_key, arguments)
+            vhost.removals.unbind(source, kind, destination, binding.routing_key, arguments)
         )
 
     def _check_binding(

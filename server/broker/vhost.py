@@ -1,4 +1,4 @@
-"""One vhost: its exchanges, bindings and queues, and the rules for declaring and deleting them.
+"""One vhost: its exchanges, bindings and queues, and the rules for declaring them.
 
 What these methods change counts at once, and is durable when the ledger is synced behind it.
 Texts and the order of checks are RabbitMQ's (rabbit_channel, rabbit_exchange, rabbit_amqqueue).
@@ -7,9 +7,7 @@ Texts and the order of checks are RabbitMQ's (rabbit_channel, rabbit_exchange, r
 from __future__ import annotations
 
 import secrets
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from qlog.routing.binding import Binding, DestinationKind
 from qlog.routing.delayed import DELAYED
@@ -21,7 +19,7 @@ from qlog.routing.errors import (
 )
 from qlog.routing.exchange import ALTERNATE, LOCAL_RANDOM, Exchange, assert_type
 from qlog.routing.recent_history import history_length
-from qlog.routing.table import End, Removed, RoutingTable
+from qlog.routing.table import RoutingTable
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import (
     access_refused,
@@ -40,7 +38,7 @@ from qlog.server.broker.features.delayed import DelayedMessages, delay_of
 from qlog.server.broker.features.expiry import Expiry
 from qlog.server.broker.features.firehose import Firehose
 from qlog.server.broker.features.overflow import Overflow
-from qlog.server.broker.features.policy import KINDS, Policies, Policy, PolicyKind
+from qlog.server.broker.features.policy import Policies, Policy, PolicyKind
 from qlog.server.broker.features.recent_history import History, giving
 from qlog.server.broker.features.vhost_settings import VHostSettings
 from qlog.server.broker.hidden_lanes import HiddenLanes
@@ -59,24 +57,12 @@ from qlog.server.broker.queues.levels import LaneIds
 from qlog.server.broker.queues.quorum import QuorumQueue
 from qlog.server.broker.queues.targets import Keeper, Routes, Targets
 from qlog.server.broker.queues.type import Declaration, Owner, QueueType
+from qlog.server.broker.removals import RESERVED_PREFIX, Removals
 from qlog.server.broker.services import Services
 from qlog.server.broker.stats import ExchangeCounts
 from qlog.storage.lanes.lane import Lane
 
-RESERVED_PREFIX = "amq."
 DEAD_LETTER_EXCHANGE = "x-dead-letter-exchange"
-# So many bindings are taken away in one piece: some milliseconds, most of them for the catalog.
-BINDINGS_AT_ONCE = 200
-
-
-class _InUse(Exception):
-    """A queue that was to be deleted because nobody used it is used again."""
-
-
-def _has_no_takers(queue: QueueType) -> bool:
-    return not queue.takers
-
-
 Permit = Callable[[Right, Kind, str], None]  # raises 403 without the right to what is named
 
 
@@ -98,10 +84,6 @@ class VHost:
         self.durability = services.durability
         self.now_ms = services.now_ms
         self._services = services
-        self._orphans: list[Binding] = []
-        self._unused: deque[QueueType] = deque()  # auto-delete queues to be looked at
-        self._clearing = False  # a job looks at them
-        self._leaving: dict[End, Outcome[None]] = {}
         self._definitions = services.definitions
         self.routing = RoutingTable()
         self.queues: dict[str, QueueType] = {}
@@ -119,7 +101,8 @@ class VHost:
         self.delayed = DelayedMessages(self, services)
         self.windows = SeenWindows(self.hidden_lanes, services)
         self.firehose: Firehose | None = None
-        self.expiry = Expiry(self.dead_letters, services, self.delete_if)
+        self.removals = Removals(self, services)
+        self.expiry = Expiry(self.dead_letters, services, self.removals.delete_if)
         self.dues = services.dues
 
     def in_slices(self, steps: Steps[None]) -> Outcome[None]:
@@ -153,14 +136,7 @@ class VHost:
     def find_exchange(self, name: str) -> Exchange | None:
         """The exchange of that name, None if there is none."""
         exchange = self.routing.exchange(name)
-        return None if exchange is None or self.leaving("exchange", name) else exchange
-
-    def leaving(self, kind: DestinationKind, name: str) -> Outcome[None] | None:
-        """Done when what was deleted under this name has lost all its bindings; None: nothing was.
-
-        Nobody sees it any more, but its name is not free before.
-        """
-        return self._leaving.get((kind, name)) if self._leaving else None
+        return None if exchange is None or self.removals.leaving("exchange", name) else exchange
 
     # -- routing -----------------------------------------------------------------------------
 
@@ -288,7 +264,7 @@ class VHost:
 
         Raises 403 for reserved names, 406 for unknown types, bad arguments and differences.
         """
-        self._finish_losing("exchange", name)
+        self.removals.finish_losing("exchange", name)
         asked = Exchange(name, type_, durable, auto_delete, internal, arguments)
         existing = self.routing.exchange(name)
         try:
@@ -350,83 +326,6 @@ class VHost:
             internal=exchange.internal,
             arguments=exchange.arguments,
         )
-
-    def delete_exchange(self, name: str, check: Callable[[], None] = lambda: None) -> Outcome[None]:
-        """Delete an exchange with its bindings.
-
-        `check` raises if it may not be deleted; it is called in the moment of the deletion.
-        """
-        return self._services.jobs.start(self._deleting_exchange(name, check))
-
-    def _deleting_exchange(
-        self, name: str, check: Callable[[], None] = lambda: None
-    ) -> Steps[None]:
-        exchange = self.routing.exchange(name)
-
-        def find() -> Removed:
-            if self.find_exchange(name) is not exchange:
-                return Removed()  # deleted by somebody else, meanwhile
-            check()
-            return self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
-
-        removed = yield from self.delayed.removal(find)
-        if removed.exchange is not None:
-            yield from self._removing_exchange(name, removed)
-
-    def _removing_exchange(self, name: str, removed: Removed) -> Steps[None]:
-        with self._definitions.transaction():
-            self._definitions.delete_exchange(self.name, name)
-            self._forget(removed)
-        self._remove(removed)
-        yield from self._losing_bindings(removed.going)
-
-    def _losing_bindings(self, going: Iterable[End]) -> Steps[None]:
-        """What was deleted loses its many bindings, some in each step, and then its name is free.
-
-        An auto-delete exchange that loses its last binding so follows, however many there are one
-        behind the other. A crash, or a full disk, leaves bindings to nothing, which the next start
-        takes away.
-        """
-        left: deque[End] = deque()
-        self._leave(left, going)
-        try:
-            while left:
-                yield
-                kind, name = left[0]
-                find = (
-                    self.routing.removal_of_queue
-                    if kind == "queue"
-                    else self.routing.removal_of_exchange
-                )
-                removed = yield from self.delayed.removal(partial(find, name, BINDINGS_AT_ONCE))
-                with self._definitions.transaction():
-                    self._forget(removed)
-                self._remove(removed)
-                self._leave(left, removed.going)
-                if removed.complete:
-                    self._leaving.pop(left.popleft()).set(None)
-        finally:
-            for end in left:
-                self._leaving.pop(end).set(None)
-
-    def _finish_losing(self, kind: DestinationKind, name: str) -> None:
-        """Take away the bindings that a failing disk left to what was deleted: a new one has none."""
-        if not self.routing.is_going(kind, name):
-            return
-        if kind == "queue":
-            removed = self.routing.removal_of_queue(name)
-        else:
-            removed = self.routing.removal_of_exchange(name)
-        with self._definitions.transaction():
-            self._forget(removed)
-        self._remove(removed)
-
-    def _leave(self, left: deque[End], going: Iterable[End]) -> None:
-        """Nobody sees any more what is going, but for the job that has it in `left`."""
-        for end in going:
-            if end not in self._leaving:
-                self._leaving[end] = Outcome()
-                left.append(end)
 
     # -- bindings ----------------------------------------------------------------------------
 
@@ -494,7 +393,7 @@ class VHost:
                 binding.place,
             )
         else:
-            self._orphans.append(binding)
+            self.removals.orphans.append(binding)
 
     def take_up_hidden_lanes(self) -> None:
         """Go on with what was delayed, and with what was seen, before a start.
@@ -512,48 +411,6 @@ class VHost:
                     self.hidden_lanes.forget(owner.kind, owner.name)
         self.hidden_lanes.drop()
 
-    def finish_deletions(self) -> None:
-        """Take away the bindings that deletions left when the broker was stopped in their middle.
-
-        An auto-delete exchange that has lost its last binding so goes, too.
-        """
-        orphans, self._orphans = self._orphans, []
-        with self._definitions.transaction():
-            for binding in orphans:
-                self._definitions.delete_binding(self.name, binding)
-            for source in dict.fromkeys(binding.source for binding in orphans):
-                exchange = self.routing.exchange(source)
-                if exchange and exchange.auto_delete and not self.routing.in_use(source):
-                    removed = self.routing.removal_of_exchange(source)
-                    self._definitions.delete_exchange(self.name, source)
-                    self._forget(removed)
-                    self._remove(removed)
-
-    def unbind(
-        self, source: str, kind: DestinationKind, destination: str, key: str, arguments: Table
-    ) -> Outcome[None]:
-        """queue.unbind, exchange.unbind: unknown names and bindings are no error.
-
-        Done when the auto-delete exchanges have gone that go with their last binding.
-        """
-        find = partial(
-            self.routing.removal_of_binding,
-            source,
-            kind,
-            destination,
-            key,
-            arguments,
-            BINDINGS_AT_ONCE,
-        )
-        return self._services.jobs.start(self._unbinding(find))
-
-    def _unbinding(self, find: Callable[[], Removed]) -> Steps[None]:
-        removed = yield from self.delayed.removal(find)
-        with self._definitions.transaction():
-            self._forget(removed)
-        self._remove(removed)
-        yield from self._losing_bindings(removed.going)
-
     def _durable(self, binding: Binding) -> bool:
         if binding.kind == "queue":
             destination_durable = self.queues[binding.destination].declared.durable
@@ -561,29 +418,13 @@ class VHost:
             destination_durable = self.exchange(binding.destination).durable
         return destination_durable and self.exchange(binding.source).durable
 
-    def _forget(self, removed: Removed) -> None:
-        """Take from the catalog what a removal takes from the table, and what is kept of it."""
-        for name in removed.exchanges:
-            self._forget_kept(name)
-        for name in (*removed, *removed.emptied):
-            self._definitions.delete_exchange(self.name, name)
-        for binding in removed.bindings:
-            if not binding.source:
-                continue  # the default exchange's are implied by the queue
-            self._definitions.delete_binding(self.name, binding)
-
-    def _forget_kept(self, exchange: str) -> None:
+    def forget_kept(self, exchange: str) -> None:
         """Nothing is kept of a deleted exchange: no history, and nothing that is delayed."""
         self._exchange_counts.pop(exchange, None)
         self._histories.pop(exchange, None)
         self.delayed.forget(exchange)
         self.windows.forget_exchange(exchange)
         self.hidden_lanes.forget("exchange", exchange)
-
-    def _remove(self, removed: Removed) -> None:
-        """Take a removal from the table, after the catalog: it counts from now on."""
-        self.routing.remove(removed)
-        self.hidden_lanes.drop()
 
     # -- the vhost itself --------------------------------------------------------------------
 
@@ -592,36 +433,6 @@ class VHost:
         if settings != self.settings:
             self._definitions.save_vhost(self.name, settings)
             self.settings = settings
-
-    def deleting_all(self) -> Steps[None]:
-        """Delete all that is in the vhost, which nobody can find any more.
-
-        The definition of the vhost is deleted already, so that a start finishes what a crash cuts
-        off (`Definitions.drop_orphans`). Nothing waits for what is handed on: where that goes is
-        deleted, too, and a full disk may be why.
-        """
-        self.delayed.forget_all()
-        for queue in letting_go(self.queues.values()):
-            if not queue.deleted:
-                removed = self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
-                yield from self._removing_queue(queue, removed)
-            yield
-        for exchange in letting_go(self.routing.exchanges()):
-            name = exchange.name
-            built_in = not name or name.startswith(RESERVED_PREFIX)
-            if not built_in and self.find_exchange(name) is exchange:
-                removed = self.routing.removal_of_exchange(name, BINDINGS_AT_ONCE)
-                yield from self._removing_exchange(name, removed)
-            yield
-        while self._leaving:
-            yield next(iter(self._leaving.values()))  # deletions that others began before
-        for binding in letting_go(self.routing.bindings()):  # between predeclared exchanges
-            self._definitions.delete_binding(self.name, binding)
-            yield
-        for kind in KINDS:
-            for policy in list(self.policies.all(kind)):
-                self._definitions.delete_policy(self.name, kind, policy.name)
-                yield
 
     # -- policies ----------------------------------------------------------------------------
 
@@ -738,7 +549,7 @@ class VHost:
         )
         self._assert_room(name)
         declared = Declaration(self.name, name, durable, auto_delete, exclusive, checked)
-        self._finish_losing("queue", name)
+        self.removals.finish_losing("queue", name)
         lane_id = self.store.new_lane_id()
         if durable:
             with self._definitions.transaction():
@@ -814,117 +625,13 @@ class VHost:
         owner = LaneOwner("queue", queue.name, WAITS)
         return Waits(self._services, lambda: self.hidden_lanes.lane(owner, durable=True), ripe)
 
+    def unused(self, queue: QueueType) -> None:
+        """The last consumer of an auto-delete queue left."""
+        self.removals.unused(queue)
+
     def once(self, declared: Declaration, lanes: Callable[[], Collection[Lane[Envelope]]]) -> Once:
         """What keeps messages from coming into a queue twice."""
         return self.windows.of_queue(declared, lanes)
-
-    def unused(self, queue: QueueType) -> None:
-        """The last consumer of an auto-delete queue left: it is deleted, unless one comes soon.
-
-        That is at once, unless very many are left in this moment.
-        """
-        self._unused.append(queue)
-        if not self._clearing:
-            self._clearing = True
-            self._services.jobs.start_in_turn(self._deleting_unused())
-
-    def _deleting_unused(self) -> Steps[None]:
-        try:
-            while self._unused:
-                queue = self._unused.popleft()
-                yield from self._deleting_if(queue, partial(_has_no_takers, queue))
-                yield
-        finally:
-            self._clearing = False
-
-    def delete_exclusive(self, queues: Iterator[QueueType]) -> Outcome[None]:
-        """The owner of exclusive queues has left. Done when they are deleted."""
-        return self._services.jobs.start_in_turn(self._deleting_exclusive(queues))
-
-    def _deleting_exclusive(self, queues: Iterator[QueueType]) -> Steps[None]:
-        for queue in queues:
-            if not queue.deleted:
-                yield from self._deleting_queue(queue)
-            yield
-
-    def delete_queue(
-        self, queue: QueueType, check: Callable[[], None] = lambda: None
-    ) -> Outcome[int]:
-        """Delete a queue with its bindings and messages; how many messages were ready.
-
-        `check` raises if the queue may not be deleted; it is called in the moment of the deletion.
-        Its consumers are told at the end of the tick: a client that deletes hears of its success
-        first.
-        """
-        return self._services.jobs.start(self._deleting_queue(queue, check))
-
-    def delete_if(self, queue: QueueType, unused: Callable[[], bool]) -> Outcome[bool]:
-        """Delete a queue, unless it is used by then; whether it was. See `delete_queue`.
-
-        `unused` is asked now, and again in the moment of the deletion: what has left the queue goes
-        first, and waits for the disk.
-        """
-        return self._services.jobs.start_in_turn(self._deleting_if(queue, unused))
-
-    def _deleting_if(self, queue: QueueType, unused: Callable[[], bool]) -> Steps[bool]:
-        def check() -> None:
-            if not unused():
-                raise _InUse
-
-        try:
-            if queue.deleted:
-                return False
-            check()
-            yield from self._deleting_queue(queue, check)
-        except _InUse:
-            return False
-        return True
-
-    def _deleting_queue(
-        self, queue: QueueType, check: Callable[[], None] = lambda: None
-    ) -> Steps[int]:
-        def find() -> Removed:
-            if queue.deleted:
-                return Removed()  # by somebody else, meanwhile
-            check()
-            return self.routing.removal_of_queue(queue.name, BINDINGS_AT_ONCE)
-
-        with self.dead_letters.ending(queue):
-            removed = yield from self.delayed.removal(find, partial(self._handing_on, queue))
-            if removed.queue is None:
-                return 0
-            ready = queue.ready
-            yield from self._removing_queue(queue, removed)
-        return ready
-
-    def _removing_queue(self, queue: QueueType, removed: Removed) -> Steps[None]:
-        with self._definitions.transaction():
-            if queue.declared.durable:
-                self._definitions.delete_queue(queue.declared)
-            self.hidden_lanes.forget("queue", queue.name)
-            self._forget(removed)
-        self._remove(removed)
-        queue.close()
-        self._services.stats.queues_deleted += 1
-        del self.queues[queue.name]
-        if queue.owner is not None:
-            queue.owner.exclusive_queues.pop(queue.name, None)
-            queue.owner = None
-        self._services.delivery.gone(queue)
-        for lane in queue.lanes:
-            self.store.drop(lane)
-        yield from self._losing_bindings(removed.going)
-
-    def _handing_on(self, queue: QueueType) -> Steps[None]:
-        """Wait until what was handed on from a queue is elsewhere, and on the disk there.
-
-        The deletion may get to the disk before the copies do: a full disk takes it in reserved
-        space, and then a crash would leave such messages nowhere.
-        """
-        yield from self.dead_letters.finishing(queue)
-        while not queue.deleted and queue.after_lsn > self.store.durable_lsn:
-            yield self._services.durability.sync(queue.after_lsn)
-            yield from self.dead_letters.finishing(queue)
 
     def assert_access(self, queue: QueueType, owner: Owner | None) -> None:
         """Raises 405 if the queue is exclusive to another connection."""

@@ -32,7 +32,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Table
-from qlog.server.broker import due, vhost
+from qlog.server.broker import due, removals
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels import channel as channel_module
 from qlog.server.broker.channels import unacked
@@ -81,9 +81,9 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (expiry, "PLACES_AT_ONCE", 2),
     (expiry, "_STALE", 2),
     (overflow, "HEADS_AT_ONCE", 2),
+    (removals, "BINDINGS_AT_ONCE", 1),
     (returns, "WINDOW", 2),
     (unacked, "CHUNK_RUNS", 3),
-    (vhost, "BINDINGS_AT_ONCE", 1),
 ]
 TARGETS: dict[str, Table] = {
     "dead": {},

@@ -557,7 +557,7 @@ class Client:
                 self.vhost.clients.remove(self)
                 self.user.connections -= 1
             queues = letting_go(self.exclusive_queues.values())
-            outcomes.append(self.vhost.delete_exclusive(queues))
+            outcomes.append(self.vhost.removals.delete_exclusive(queues))
         ended = all_of(outcomes)
         ended.then(self._ended)
         return ended

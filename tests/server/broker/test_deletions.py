@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qlog.routing.binding import DestinationKind
 from qlog.routing.table import End
-from qlog.server.broker import vhost as vhosts
+from qlog.server.broker import removals
 from qlog.server.broker.outcome import Outcome
 from tests.server.broker.support import Bench
 
@@ -83,7 +83,7 @@ def test_deletions_beside_each_other(
 ) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
-        mock.patch.object(vhosts, "BINDINGS_AT_ONCE", 2),
+        mock.patch.object(removals, "BINDINGS_AT_ONCE", 2),
     ):
         bench = Bench(Path(directory) / "data")
         try:
@@ -102,7 +102,7 @@ def test_deletions_beside_each_other(
                 assert len(list(bench.broker.definitions.bindings())) == len(kept)
                 assert not any(routing.is_going("queue", name) for name in QUEUES)
                 assert not any(routing.is_going("exchange", name) for name in EXCHANGES)
-                assert not any(vhost.leaving("exchange", name) for name in EXCHANGES)
+                assert not any(vhost.removals.leaving("exchange", name) for name in EXCHANGES)
                 bench.restart()
         finally:
             bench.close()

@@ -370,8 +370,8 @@ def test_queues_that_go_while_policies_are_applied_are_left_alone(bench: Bench) 
     )
     job = vhost._applying_policies()
     next(job)
-    vhost.delete_queue(vhost.queues["q5"])
-    vhost.delete_exchange("x")
+    vhost.removals.delete_queue(vhost.queues["q5"])
+    vhost.removals.delete_exchange("x")
     for _ in job:
         pass
     assert len(vhost.queues) == 9

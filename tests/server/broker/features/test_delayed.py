@@ -11,7 +11,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Int64, LongStr, Table, Timestamp
-from qlog.server.broker import vhost as vhosts
+from qlog.server.broker import removals
 from qlog.server.broker.features.delayed import Delayed
 from qlog.server.broker.queues.backlog import Backlog
 from qlog.server.broker.vhost import VHost
@@ -179,7 +179,7 @@ class TestDeletion:
     def test_the_copies_come_first(
         self, bench: Bench, peer: Peer, way: str, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(vhosts, "BINDINGS_AT_ONCE", at_once)
+        monkeypatch.setattr(removals, "BINDINGS_AT_ONCE", at_once)
         deletion, auto_delete = DELETIONS[way]
         self._declare(peer, way, auto_delete=auto_delete)
         publish(peer, b"x", 1000)
