@@ -20,7 +20,8 @@ from qlog.server.broker.access.hashing import Hashing, InlineHashing
 from qlog.server.broker.access.logins import Logins
 from qlog.server.broker.access.passwords import hash_password
 from qlog.server.broker.access.users import User
-from qlog.server.broker.definitions_file import Import, exporting, has_users_and_vhosts
+from qlog.server.broker.definitions_export import exporting
+from qlog.server.broker.definitions_file import Import, has_users_and_vhosts
 from qlog.server.broker.definitions_rehearsal import Rehearsal
 from qlog.server.broker.features.policy import KINDS
 from qlog.server.broker.features.vhost_settings import VHostSettings
