@@ -76,6 +76,13 @@ def charts(
     cases: Sequence[CaseResult], latencies: Sequence[LatencyResult]
 ) -> Iterator[tuple[str, Chart]]:
     """File names without ending, and what is in them; some may have nothing to draw."""
+    yield from _over_messages(cases)
+    yield from _over_queues(cases)
+    yield from _of_latencies(latencies)
+
+
+def _over_messages(cases: Sequence[CaseResult]) -> Iterator[tuple[str, Chart]]:
+    """What grows with the backlog."""
     sizes = over_messages(cases)
 
     def grows(label: str, color: str, part: str, figure: str, dashed: bool = False) -> Line:
@@ -139,6 +146,9 @@ def charts(
         ),
     )
 
+
+def _over_queues(cases: Sequence[CaseResult]) -> Iterator[tuple[str, Chart]]:
+    """One backlog in many queues, or acknowledged in many ways."""
     spread = over_queues(cases)
 
     def by_queues(label: str, color: str, part: str, figure: str, dashed: bool = False) -> Line:
@@ -185,6 +195,10 @@ def charts(
             ],
         ),
     )
+
+
+def _of_latencies(latencies: Sequence[LatencyResult]) -> Iterator[tuple[str, Chart]]:
+    """Confirms, by how many messages are in flight."""
 
     def flying(label: str, color: str, part: str, figure: str, dashed: bool = False) -> Line:
         return _line(label, color, latencies, part, figure, _in_flight, dashed)

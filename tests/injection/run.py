@@ -105,25 +105,7 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
     if fault is not None:
         tracer += ("-e", fault.option)
     broker = TracedBroker(data_dir, tracer, {} if threads else {ONE_THREAD: "1"})
-    outcome = Outcome()
-    try:
-        try:
-            broker.start()
-            outcome.started = True
-            outcome.started_at_s = time.time()
-        except RuntimeError:  # it ended, or took too long and was killed
-            assert broker.process is not None
-            outcome.code = broker.process.returncode
-            # It may have failed as soon as it had started, before anybody could connect.
-            outcome.started = outcome.stopped_itself = any(STARTUP_LINE in x for x in broker.lines)
-        else:
-            outcome.notes = Script(broker.url, lambda: broker.broker is not None).run()
-            outcome.stopped_itself = broker.broker is None
-            with suppress(subprocess.TimeoutExpired):
-                outcome.code, _ = broker.terminate()
-    finally:
-        broker.kill()
-    outcome.said = broker.lines
+    outcome = _played(broker)
     result = Result(fault)
     directory = Directory(data_dir)
     reached = at_start = False
@@ -163,6 +145,30 @@ def run(fault: Fault | None, workspace: Path, *, threads: bool = False) -> Resul
         shutil.rmtree(workspace)
     result.seconds = time.monotonic() - begin
     return result
+
+
+def _played(broker: TracedBroker) -> Outcome:
+    """What became of a broker under the script; it has ended."""
+    outcome = Outcome()
+    try:
+        try:
+            broker.start()
+            outcome.started = True
+            outcome.started_at_s = time.time()
+        except RuntimeError:  # it ended, or took too long and was killed
+            assert broker.process is not None
+            outcome.code = broker.process.returncode
+            # It may have failed as soon as it had started, before anybody could connect.
+            outcome.started = outcome.stopped_itself = any(STARTUP_LINE in x for x in broker.lines)
+        else:
+            outcome.notes = Script(broker.url, lambda: broker.broker is not None).run()
+            outcome.stopped_itself = broker.broker is None
+            with suppress(subprocess.TimeoutExpired):
+                outcome.code, _ = broker.terminate()
+    finally:
+        broker.kill()
+    outcome.said = broker.lines
+    return outcome
 
 
 def undocumented(fault: Fault, where: str, at_start: bool, outcome: Outcome) -> list[str]:
