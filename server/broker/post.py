@@ -65,6 +65,13 @@ class PostOffice:
     ) -> int:
         """Append messages to plain queues; returns the LSN that makes them durable, or 0."""
         self._count(targets, len(bodies))
+        queue = targets.sole
+        if (
+            queue is not None
+            and not (persistent and targets.durable)
+            and queue.pass_on(envelopes, bodies)
+        ):
+            return 0
         lsn = self._append(targets, persistent, envelopes, bodies, self._clock_ms())
         self._delivery.wake_all(targets.queues)
         return lsn

@@ -40,14 +40,16 @@ class Counts:
 class QueueCounts(Counts):
     """Those of one queue; `of_type` are those of all queues of its type.
 
-    `published_before` is how many messages its lanes had been given before it began to count.
+    `published_before` is how many messages its lanes had been given before it began to count;
+    `passed_on` how many went past the lanes.
     """
 
-    __slots__ = ("of_type", "published_before")
+    __slots__ = ("of_type", "passed_on", "published_before")
 
     def __init__(self, of_type: Counts) -> None:
         super().__init__()
         self.of_type = of_type
+        self.passed_on = 0
         self.published_before = 0
 
 

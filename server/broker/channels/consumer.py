@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from qlog.server.amqp.deliver import DeliveryEncoder
+from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import HardError
 from qlog.server.amqp.values import Table
 from qlog.server.broker.channels.facts import consumer_facts
@@ -99,10 +101,14 @@ class Consumer:
         While the channel's limit is reached a no-ack consumer gets nothing either, although what it
         gets does not count towards the limit (rabbit_limiter, can_send).
         """
+        credit = UNLIMITED
+        if self.prefetch and not self.no_ack:
+            credit = self.prefetch - self.unacked
+            if credit <= 0:  # as it mostly is after a delivery, if it takes one at a time
+                return 0
         outstanding = self._outstanding
         if outstanding.sink.full or outstanding.ended or outstanding.core.closed:
             return 0
-        credit = self.prefetch - self.unacked if self.prefetch and not self.no_ack else UNLIMITED
         if outstanding.prefetch:
             left = outstanding.prefetch - outstanding.by_consumers
             if left <= 0:
@@ -122,22 +128,38 @@ class Consumer:
         if owner.vhost.firehose is not None:
             owner.vhost.firehose.delivered(owner.origin, self.queue.name, taken)
 
+    def receive(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> bool:
+        """Send messages that were never in the queue; see `Taker`. They are not traced."""
+        if not self.no_ack or self._owner.vhost.firehose is not None or self.credit() < len(bodies):
+            return False
+        self._write(False, envelopes, bodies)
+        self._count_no_ack(len(bodies))
+        return True
+
+    def _write(
+        self, redelivered: bool, envelopes: Sequence[Envelope], bodies: Sequence[bytes]
+    ) -> None:
+        """Write messages, with the next tags; `last_tag` is the first of them."""
+        outstanding = self._outstanding
+        self.last_tag = outstanding.take_tags(len(bodies))
+        outstanding.sink.write(self._encoder.encode(self.last_tag, redelivered, envelopes, bodies))
+
+    def _count_no_ack(self, count: int) -> None:
+        counts = self.queue.counts
+        self._counts.deliver_no_ack += count
+        counts.deliver_no_ack += count
+        counts.of_type.deliver_no_ack += count
+
     def _send(self, taken: Taken) -> None:
-        outstanding, bodies = self._outstanding, taken.bodies
-        count = len(bodies)
-        first_tag = self.last_tag = outstanding.take_tags(count)
-        outstanding.sink.write(
-            self._encoder.encode(first_tag, taken.redelivered, taken.envelopes, bodies)
-        )
-        counts, mine = self.queue.counts, self._counts
+        count = len(taken.bodies)
+        self._write(taken.redelivered, taken.envelopes, taken.bodies)
+        outstanding, counts, mine = self._outstanding, self.queue.counts, self._counts
         if taken.redelivered:
             mine.redeliver += count
             counts.redeliver += count
             counts.of_type.redeliver += count
         if self.no_ack:
-            mine.deliver_no_ack += count
-            counts.deliver_no_ack += count
-            counts.of_type.deliver_no_ack += count
+            self._count_no_ack(count)
             taken.backlog.settle(taken.first_qseq, count, sum(taken.sizes))
             return
         mine.deliver += count
@@ -147,7 +169,7 @@ class Consumer:
         outstanding.by_consumers += count
         outstanding.unacked.add(
             UnackedRun(
-                first_tag,
+                self.last_tag,
                 count,
                 self.queue,
                 taken.backlog,

@@ -16,7 +16,7 @@ from qlog.server.amqp.errors import access_refused
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arrivals import Progress
-from qlog.server.broker.queues.backlog import Backlog, Taken
+from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import SHORT_MS, Backoff, Effective
@@ -309,7 +309,7 @@ class ClassicQueue:
     def published(self) -> int:
         """How many messages came to it since it is counted."""
         came = sum(backlog.lane.next_qseq for backlog in self.backlogs)
-        return came - self.counts.published_before
+        return came + self.counts.passed_on - self.counts.published_before
 
     def count_for(self, of_type: Counts) -> None:
         """Begin to count, for all queues of its type as well."""
@@ -421,6 +421,22 @@ class ClassicQueue:
         return None
 
     # -- messages ----------------------------------------------------------------------------
+
+    def pass_on(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> bool:
+        """Give messages straight to a taker that acknowledges nothing; see `QueueType`."""
+        count = len(bodies)
+        taker = self._dispatch.first(count)
+        if (
+            taker is None
+            or not taker.no_ack
+            or self.ready
+            or (count > 1 and sum(map(len, bodies)) > TAKE_BYTES_MAX)  # more than one hand
+            or not taker.receive(envelopes, bodies)
+        ):
+            return False
+        self._dispatch.served(taker)
+        self.counts.passed_on += count
+        return True
 
     def publish(self, mail: Mail) -> Receipt:
         """Take messages for which an append to `lane` is not all; see `QueueType`."""

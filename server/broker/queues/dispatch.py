@@ -80,6 +80,23 @@ class Dispatch:
                 self._top_priority = priority
         ring[taker] = None
 
+    def first(self, count: int) -> Taker | None:
+        """Who would get so many messages, if they all go to one; nothing changes.
+
+        None: nobody, or several would share them.
+        """
+        ring = self._top
+        if not ring or (count > 1 and len(ring) > 1):
+            return None
+        return next(iter(ring))
+
+    def served(self, taker: Taker) -> None:
+        """The first one has had its turn."""
+        ring = self._top
+        assert ring is not None
+        if len(ring) > 1:
+            ring.move_to_end(taker)
+
     @property
     def hungry(self) -> bool:
         """There are takers that may have credit."""

@@ -79,6 +79,13 @@ class SingleActive:
     def feed(self, taker: Taker) -> None:
         """A taker may have credit: nothing is to be done, since `next` asks the active one."""
 
+    def first(self, count: int) -> Taker | None:
+        """Who would get these messages; None: that is not sure."""
+        return None if self._preemptive else self._active
+
+    def served(self, taker: Taker) -> None:
+        """The first one has had its turn: it has the next one, too."""
+
     def next(self, ready: int) -> tuple[Taker, int] | None:
         """The active taker, and how many messages it can take. None: it can take none."""
         active, heir = self._active, self._heir

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 
 from qlog.server.amqp.envelope import Envelope
@@ -405,6 +405,10 @@ class StreamQueue:
                 [self.lane], mail.envelopes, mail.bodies, persistent=True, now_ms=mail.now_ms
             )
         )
+
+    def pass_on(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> bool:
+        """A stream keeps all."""
+        return False
 
     def get(self) -> Taken | None:
         """Raises 540."""

@@ -64,8 +64,9 @@ class Targets:
     not plain, nor is one with a queue whose settings ask for more (`Effective.plain`). `special`
     are these queues; `durable`, `transient` and `all` are the lanes of the others, which share an
     append. Of messages that are not persistent `lasting` are the lanes that keep them all the same,
-    and `fleeting` the others. For every run only `plain` is looked at. `keepers` are told of the
-    messages, too. `unrouted`: nobody takes the messages. `counts` are those of the exchange that
+    and `fleeting` the others. For every run only `plain` is looked at. `sole` is the queue of a
+    plain set of one that keeps only what asks for it: who waits there may get the other messages at
+    once. `keepers` are told of the messages, too. `unrouted`: nobody takes the messages. `counts` are those of the exchange that
     the messages were published to.
     """
 
@@ -79,6 +80,7 @@ class Targets:
         "plain",
         "queues",
         "replies_to",
+        "sole",
         "special",
         "transient",
         "unrouted",
@@ -97,6 +99,8 @@ class Targets:
         self.special = [queue for queue in queues if not queue.effective.plain]
         self.keepers = keepers
         self.plain = bool(queues) and not self.special and not keepers
+        alone = self.plain and len(queues) == 1 and not queues[0].declared.keeps_all
+        self.sole = queues[0] if alone else None
         self.unrouted = not queues and not self.takers
         plain = [queue for queue in queues if queue.effective.plain]
         self.durable: list[Lane[Envelope]] = [

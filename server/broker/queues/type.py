@@ -6,7 +6,7 @@ handed to it and knows nothing of how a queue keeps its messages.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +77,12 @@ class Taker(Protocol):
         """Deliver messages, at most as many as `credit` said.
 
         They are out until they are settled.
+        """
+
+    def receive(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> bool:
+        """Deliver messages that were never in the queue, all or none.
+
+        False: none, since the taker may have to give them back, or cannot take so many.
         """
 
     def queue_deleted(self) -> None:
@@ -194,6 +200,12 @@ class QueueType(Protocol):
 
         So it is if the queue's settings ask for more (`Effective.plain`), or if a message has an
         expiration. The caller wakes the queue.
+        """
+
+    def pass_on(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> bool:
+        """Give messages that need not be kept straight to a taker, past the queue, if it is empty.
+
+        Only a plain queue is asked. False: nothing has happened; they are to be appended.
         """
 
     def get(self) -> Taken | None:
