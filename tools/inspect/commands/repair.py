@@ -6,7 +6,7 @@ lost. No original is lost: what is replaced or given up is in quarantine/ before
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,11 +17,39 @@ from qlog.tools.inspect.commands.verify import verified
 from qlog.tools.inspect.look.decode import target_lines
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.repair.act import act
-from qlog.tools.inspect.repair.pieces import Loss
 from qlog.tools.inspect.repair.plan import Plan, make_plan
 from qlog.tools.inspect.rows import Bytes, Cell, Report, counted, name, number, size
 
+
+def _where(loss: dict[str, Any]) -> str:
+    file, position = loss["file"], loss["position"]
+    return file if position is None else f"{file} byte {position}"
+
+
+def _what(loss: dict[str, Any]) -> str:
+    if loss["routing_key"] is not None:
+        return f"{loss['exchange'] or '(default)'} / {loss['routing_key']}"
+    if loss["queues"] or loss["body_bytes"] is not None:
+        return "?"
+    many = loss["messages"]
+    many = "an unknown number of messages" if many is None else f"{many} messages"
+    return f"{many} of which nothing is known"
+
+
+def _queues(loss: dict[str, Any]) -> Cell:
+    if loss["queues"]:
+        return target_lines(loss["queues"])
+    return None if loss["body_bytes"] is None else "where it went is lost"
+
+
 _ACTION_COLUMNS = (number("step", 0), name("what", 1))
+_LOSS_COLUMNS = (
+    number("LSN", "lsn"),
+    name("where", _where),
+    size("size", "body_bytes"),
+    name("message", _what),
+    name("queue #offset", _queues),
+)
 
 
 def repair(
@@ -78,22 +106,16 @@ def _show(directory: Directory, plan: Plan, title: str = "to be done") -> Report
     report = Report("repair", data_dir=str(directory.root))  # the plan says what it is for
     report.in_use = directory.in_use
     report.notes, report.damage = list(plan.notes), plan.damage
+    losses = [loss.document(directory) for loss in plan.log.losses]
     report.content = {
         "actions": plan.actions,
-        "losses": [loss.document(directory) for loss in plan.log.losses],
+        "losses": losses,
         "settled_losses": plan.log.settled_losses,
         "done": False,
         "quarantine": None,
     }
-    columns = (
-        number("LSN", "lsn"),
-        name("where", _where),
-        size("size", "body_bytes"),
-        name("message", _what),
-        name("queue #offset", lambda loss: _queues(directory, loss)),
-    )
     report.table(_ACTION_COLUMNS, enumerate(plan.actions, 1), title=title)
-    report.table(columns, plan.log.losses, title="lost")
+    report.table(_LOSS_COLUMNS, losses, title="lost")
     if directory.in_use and plan.needed:
         report.notes.append("a broker runs on it: it must be stopped before --accept-loss")
     if plan.log.settled_losses:
@@ -113,22 +135,3 @@ def _cost(plan: Plan) -> str:
     if any(loss.messages is None for loss in plan.log.losses):
         return f"{counted(known, 'message')} lost that can be named, and perhaps more"
     return f"{counted(known, 'message')} lost"
-
-
-def _where(loss: Loss) -> str:
-    return loss.file if loss.position is None else f"{loss.file} byte {loss.position}"
-
-
-def _what(loss: Loss) -> str:
-    if loss.routing_key is not None:
-        return f"{loss.exchange or '(default)'} / {loss.routing_key}"
-    if loss.targets or loss.body_bytes is not None:
-        return "?"
-    many = "an unknown number of messages" if loss.messages is None else f"{loss.messages} messages"
-    return f"{many} of which nothing is known"
-
-
-def _queues(directory: Directory, loss: Loss) -> Cell:
-    if loss.targets:
-        return target_lines([directory.target(*target) for target in loss.targets])
-    return None if loss.body_bytes is None else "where it went is lost"

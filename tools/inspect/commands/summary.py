@@ -144,7 +144,7 @@ def _ago(time_ms: int | None) -> str:
 def _usage(path: Path) -> dict[str, Any]:
     """How many files are in a directory, and their bytes."""
     sizes = []
-    for found in path.rglob("*") if path.is_dir() else ():
+    for found in path.rglob("*"):
         with suppress(FileNotFoundError):  # of a running broker
             if found.is_file():
                 sizes.append(found.stat().st_size)

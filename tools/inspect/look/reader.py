@@ -8,13 +8,13 @@ here.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count, zip_longest
+from itertools import zip_longest
 
 from qlog.storage.bytes.footer import Columns
 from qlog.storage.bytes.record import Record, unpack_record
-from qlog.storage.start.examine import FileView, Verdict
+from qlog.storage.start.examine import Examination, FileView, Verdict
 from qlog.storage.start.fold import COMPACTED
-from qlog.storage.write.segment import Batch, BatchFile, columns_of
+from qlog.storage.write.segment import Batch, BatchFile
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.salvage import Casualty, Known, salvage
 from qlog.tools.inspect.rows import Damage
@@ -152,12 +152,8 @@ def entries_in(directory: Directory, view: FileView, gap: Gap) -> list[Entry]:
 
 def entries_of(view: FileView, batch: Batch) -> Iterator[Entry]:
     """The messages of a whole batch."""
-    columns = columns_of(batch)
-    start = batch.end - len(batch.body)
-    for lsn, position, length in zip(count(batch.header.base), columns.positions, columns.lengths):
-        record = unpack_record(batch.body, position - start)
-        assert record is not None  # the batch was whole
-        yield Entry(view, lsn, lsn + 1, position, length, record)
+    for lsn, position, record in Examination.records(batch):
+        yield Entry(view, lsn, lsn + 1, position, record.length, record)
 
 
 # -- messages one by one

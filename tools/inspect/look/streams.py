@@ -1,20 +1,13 @@
 """The streams of a directory: which there are, and what is in their segments."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.errors import CorruptLog
 from qlog.storage.streams.definition import STREAM, stream_lanes, unpack_first
-from qlog.storage.streams.files import (
-    Found,
-    Segment,
-    examine,
-    read_messages,
-    stream_files,
-    verify,
-)
+from qlog.storage.streams.files import Segment, examine, read_messages, verify
 from qlog.tools.inspect.look.directory import Directory, look_again
 from qlog.tools.inspect.rows import Damage
 
@@ -28,8 +21,8 @@ class StreamLook:
     lane_id: int
     first: int
     moved: int
-    segments: list[Segment] = field(default_factory=list)
-    damage: list[Damage] = field(default_factory=list)
+    segments: list[Segment]
+    damage: list[Damage]
 
     @property
     def size_bytes(self) -> int:
@@ -80,31 +73,19 @@ def messages_of(directory: Directory, look: StreamLook) -> Iterator[StreamMessag
 
 
 def _look(directory: Directory, *, all_hashes: bool) -> list[StreamLook]:
-    lane_ids = sorted(stream_lanes(directory.definitions))
-    if not lane_ids:
-        return []
-    source = directory.stream_source(0)
-    bases = stream_files(source.disk, source.paths)
+    bases = directory.stream_files()
     looks = []
-    for lane_id in lane_ids:
+    for lane_id in sorted(stream_lanes(directory.definitions)):
         first = unpack_first(directory.definitions[STREAM, str(lane_id)])
         lane = directory.ledger.lanes.get(lane_id)
         moved = max(0 if lane is None else lane.floor, first)
         source = directory.stream_source(lane_id)
         found = examine(source, bases.get(lane_id, []), first, moved)
-        looks.append(_looked_at(directory, lane_id, first, moved, found, all_hashes=all_hashes))
+        damage = [Damage("streams", finding) for finding in found.findings]
+        for segment in found.segments if all_hashes else ():
+            path = source.path(segment.base)
+            name = directory.relative(path)
+            damage += (Damage(name, what, position) for position, what in verify(source, segment))
+            damage += directory.unreadable(path)
+        looks.append(StreamLook(lane_id, first, moved, found.segments, damage))
     return looks
-
-
-def _looked_at(
-    directory: Directory, lane_id: int, first: int, moved: int, found: Found, *, all_hashes: bool
-) -> StreamLook:
-    look = StreamLook(lane_id, first, moved, found.segments)
-    look.damage += [Damage("streams", finding) for finding in found.findings]
-    source = directory.stream_source(lane_id)
-    for segment in found.segments if all_hashes else ():
-        path = source.path(segment.base)
-        name = directory.relative(path)
-        look.damage += [Damage(name, what, position) for position, what in verify(source, segment)]
-        look.damage += directory.unreadable(path)
-    return look
