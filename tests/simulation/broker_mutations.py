@@ -15,7 +15,7 @@ from qlog.server.broker.jobs import Steps
 from qlog.server.broker.queues.backlog import Taken
 from qlog.server.broker.queues.mail import Mail
 from qlog.server.broker.queues.type import QueueType
-from qlog.server.broker.vhost import VHost
+from qlog.server.broker.removals import Removals
 from qlog.storage.lanes.lane import Lane
 from qlog.storage.write.settling import Settling
 from tests.simulation.broker_lives import live
@@ -40,14 +40,14 @@ def _settled_at_once() -> list[AbstractContextManager[Any]]:
 
 
 def _deleted_before_copies() -> list[AbstractContextManager[Any]]:
-    def handing_on(self: VHost, queue: QueueType) -> Steps[None]:
-        yield from self.dead_letters.finishing(queue)
+    def handing_on(self: Removals, queue: QueueType) -> Steps[None]:
+        yield from self._vhost.dead_letters.finishing(queue)
 
-    return [patch.object(VHost, "_handing_on", handing_on)]
+    return [patch.object(Removals, "_handing_on", handing_on)]
 
 
 def _deleted_at_once() -> list[AbstractContextManager[Any]]:
-    return [patch.object(VHost, "_handing_on", lambda *arguments: iter(()))]
+    return [patch.object(Removals, "_handing_on", lambda *arguments: iter(()))]
 
 
 def _transient_copies() -> list[AbstractContextManager[Any]]:
