@@ -29,6 +29,7 @@ from typing import Any
 
 import lmdb
 import msgpack
+from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from qlog.storage.bytes.batch import FORMAT_VERSION
@@ -78,9 +79,12 @@ class LaneRow:
     due_blocks: int = 0  # blocks that have, or had, messages with due times
 
 
-@dataclass(slots=True)
-class Placed:
-    """Consecutive messages of a lane, and where they are."""
+class Placed(Struct, gc=False):
+    """Consecutive messages of a lane, and where they are.
+
+    A checkpoint of thousands of lanes has a hundred thousand of them, and they form no cycles: the
+    collector does not count them, nor look at them.
+    """
 
     first: int
     segment_id: int
@@ -101,8 +105,7 @@ class Placed:
         )
 
 
-@dataclass(slots=True)
-class LaneUpdate:
+class LaneUpdate(Struct, gc=False):
     """What became of a lane since the last checkpoint."""
 
     lane_id: int
@@ -110,10 +113,10 @@ class LaneUpdate:
     placed_upto: int
     floor: int
     delivered: int
-    bitmaps: dict[int, int] = field(default_factory=dict)  # block -> bits, of those that changed
-    full: list[int] = field(default_factory=list)  # ranges of blocks that are settled
-    attempts: list[int] = field(default_factory=list)  # first, end, number, … of what came back
-    placed: list[Placed] = field(default_factory=list)
+    bitmaps: dict[int, int] = {}  # block -> bits, of those that changed
+    full: list[int] = []  # ranges of blocks that are settled
+    attempts: list[int] = []  # first, end, number, … of what came back
+    placed: list[Placed] = []
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from qlog.storage.index.checkpoint import Snapshot, gather
 from qlog.storage.settings import StoreSettings
 from qlog.storage.store import Store
 from tests.costs import bytecodes
@@ -44,6 +45,28 @@ def test_a_run_to_thousands_of_lanes_is_written(tmp_path: Path) -> None:
         assert found is not None
         assert list(found.bodies) == bodies
     store.close()
+
+
+def test_a_checkpoint_of_many_runs_is_little_to_the_collector(tmp_path: Path) -> None:
+    """It would look at all of them, again and again, for up to 80 ms."""
+    bench = Bench(tmp_path, replace(SMALL, cache_bytes_max=1 << 30))
+    lanes = [new_lane(bench.store) for _ in range(50)]
+    for number in range(40):
+        publish(bench.store, lanes, [b"%d" % number])
+        assert bench.store.settle_down()
+    snapshot: Snapshot[Envelope] = Snapshot(bench.store.durable_lsn, 1, 0)
+    gc.disable()
+    try:
+        gc.collect()
+        before = gc.get_count()[0]
+        for lane in lanes:
+            for _ in gather(snapshot, lane):
+                pass
+        counted = gc.get_count()[0] - before
+    finally:
+        gc.enable()
+    placed = sum(len(update.placed) for update in snapshot.updates)
+    assert placed >= 50 * 20 and counted < placed / 2
 
 
 def test_a_checkpoint_costs_the_same_however_many_messages_wait_in_memory(tmp_path: Path) -> None:
