@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Generic
 
 import lmdb
+from msgspec import structs
 
 from qlog.storage.bytes.batch import FILE_HEADER_BYTES
 from qlog.storage.bytes.datadir import Paths, mark_doubt, numbered, prepare
@@ -629,7 +630,7 @@ class _Recovery(Generic[M]):
                 if pointers + len(placed.positions) > REBUILD_POINTERS:
                     yield part
                     pointers = 0
-                    update = replace(update, bitmaps={}, placed=[])
+                    update = structs.replace(update, bitmaps={}, placed=[])
                     part = [update]
                 update.placed.append(placed)
                 pointers += len(placed.positions) + _STRETCH_WEIGHT
