@@ -77,6 +77,10 @@ _SURE_DIGITS = 11  # no number of so many digits is above it
 assert 10**_SURE_DIGITS <= EXPIRY_MS_MAX
 
 
+# A quorum queue has two priorities: messages above this one, and all others.
+HIGH_ABOVE = 4
+
+
 class Traits(NamedTuple):
     """What the broker must know of a message before it is routed and stored.
 
@@ -91,6 +95,11 @@ class Traits(NamedTuple):
     priority: int | None
     expiration: int | str | None
     needs: int
+
+    @property
+    def is_high(self) -> bool:
+        """One of the messages that a quorum queue prefers, as RabbitMQ 4.0 does."""
+        return (self.priority or 0) > HIGH_ABOVE
 
 
 NO_TRAITS = Traits(persistent=False, priority=None, expiration=None, needs=0)

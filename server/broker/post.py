@@ -96,7 +96,9 @@ class PostOffice:
         """
         lsn = 0
         queues: Sequence[QueueType] = targets.queues
-        if all(traits.expiration is None for traits in mail.traits):
+        if all(traits.expiration is None for traits in mail.traits) and not (
+            targets.ranks and any(traits.is_high for traits in mail.traits)
+        ):
             queues = targets.special
             if targets.all:
                 lsn = self._append(

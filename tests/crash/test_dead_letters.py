@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import pika
@@ -39,14 +40,18 @@ def drain(channel: BlockingChannel, queue: str) -> list[bytes]:
 
 
 def fill(
-    channel: BlockingChannel, queue: str, prefix: bytes, expiration: str | None = None
+    channel: BlockingChannel,
+    queue: str,
+    prefix: bytes,
+    expiration: str | None = None,
+    priorities: Sequence[int | None] = (None,),
 ) -> set[bytes]:
-    """Confirmed messages, each with other properties."""
+    """Confirmed messages, each with other properties, and with the priorities in turn."""
     bodies = {prefix + b"%d" % number for number in range(MESSAGES)}
     channel.confirm_delivery()
-    for body in sorted(bodies):
+    for body, priority in zip(sorted(bodies), cycle(priorities), strict=False):
         properties = pika.BasicProperties(
-            delivery_mode=2, message_id=body.decode(), expiration=expiration
+            delivery_mode=2, message_id=body.decode(), expiration=expiration, priority=priority
         )
         channel.basic_publish("", queue, body, properties)
     return bodies

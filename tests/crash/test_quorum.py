@@ -53,7 +53,7 @@ def test_counts_survive_a_kill(broker: BrokerProcess) -> None:
     }
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.queue_declare("dead", durable=True)
-    bodies = fill(channel, "q", b"")
+    bodies = fill(channel, "q", b"", priorities=(None, 9))
     counts = dict.fromkeys(bodies, 0)
     dead: set[bytes] = set()
     for number in range(ROUNDS):

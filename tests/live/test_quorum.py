@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -487,3 +488,124 @@ def test_what_is_confirmed_is_there(talk: Talk) -> None:
     talk.confirmed(1)
     message = talk.get(queue)
     assert message is not None and message.body == b"a"
+
+
+# --- two priorities
+
+
+def ranked(yard: Yard, *priorities: int | None, start: int = 0, **arguments: Any) -> None:
+    """Messages with these priorities, which their bodies tell with their numbers."""
+    if not start:
+        quorum(yard, **arguments)
+    for number, priority in enumerate(priorities, start):
+        assert yard.publish("q", ranks(priority, number), priority=priority)
+
+
+def ranks(priority: int | None, number: int) -> bytes:
+    return b"%s.%d" % (b"-" if priority is None else b"%d" % priority, number)
+
+
+def taken(yard: Yard, count: int) -> str:
+    """The bodies of the next messages, all of which there are."""
+    found = [yard.take("q").body.decode() for _ in range(count)]
+    assert yard.nothing("q")
+    return " ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("priorities", "expected"),
+    [
+        # Those above 4 are high.
+        ((None, 0, 4, 5, 9, 255, 1), "5.3 9.4 -.0 255.5 0.1 4.2 1.6"),
+        # Two high ones for each low one,
+        ([0] * 3 + [9] * 7, "9.3 9.4 0.0 9.5 9.6 0.1 9.7 9.8 0.2 9.9"),
+        ([0, 9] * 4, "9.1 9.3 0.0 9.5 9.7 0.2 0.4 0.6"),
+        # but all high ones that came before all low ones.
+        ([9] * 5 + [0] * 3, "9.0 9.1 9.2 9.3 9.4 0.5 0.6 0.7"),
+        ([0] + [9] * 5 + [0] * 2, "9.1 9.2 0.0 9.3 9.4 9.5 0.6 0.7"),
+    ],
+)
+def test_high_messages_go_first_two_for_each_low_one(
+    yard: Yard, priorities: list[int | None], expected: str
+) -> None:
+    ranked(yard, *priorities)
+    assert taken(yard, len(priorities)) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"), [(1, "9 0 9 9 0"), (2, "0 9 9 0 9"), (3, "9 9 0 9 0")]
+)
+def test_low_messages_that_were_taken_before_count(yard: Yard, before: int, expected: str) -> None:
+    ranked(yard, *[0] * before)
+    for _ in range(before):
+        yard.take("q")
+    ranked(yard, 0, 0, 9, 9, 9, start=before)
+    assert " ".join(each.split(".")[0] for each in taken(yard, 5).split()) == expected
+
+
+def test_a_consumer_gets_them_in_the_same_order(yard: Yard) -> None:
+    ranked(yard, *[0] * 3, *[9] * 5)
+    yard.channel.basic_qos(prefetch_count=3)
+    found = []
+    for method, _, body in yard.channel.consume(yard.name("q"), inactivity_timeout=5):
+        assert method is not None
+        found.append(body.decode())
+        yard.channel.basic_ack(method.delivery_tag)
+        if len(found) == 8:
+            break
+    yard.channel.cancel()
+    assert " ".join(found) == "9.3 9.4 0.0 9.5 9.6 0.1 9.7 0.2"
+
+
+def test_what_came_back_goes_before_all_whatever_its_priority(yard: Yard) -> None:
+    ranked(yard, 0, 0, 0, 9, 9, 9)
+    got = [yard.take("q") for _ in range(4)]
+    assert [each.body for each in got] == [b"9.3", b"9.4", b"0.0", b"9.5"]
+    for index in (2, 0, 1, 3):
+        nack(yard, got[index])
+    assert shown(yard, 6) == [
+        (b"0.0", 1),
+        (b"9.3", 1),
+        (b"9.4", 1),
+        (b"9.5", 1),
+        (b"0.1", None),
+        (b"0.2", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("priorities", "left"),
+    [([0, 0, 0, 9, 9, 9, 0, 9], "9.7 0.1 0.2 0.6"), ([9, 0] * 4, "9.6 0.3 0.5 0.7")],
+)
+def test_a_limit_drops_what_is_next(yard: Yard, priorities: list[int], left: str) -> None:
+    ranked(yard, *priorities, x_max_length=4)
+    assert taken(yard, 4) == left
+
+
+def test_counts_and_purges_are_of_both(yard: Yard) -> None:
+    ranked(yard, 9, 0, 9, 0, 0)
+    name = yard.name("q")
+    assert yard.channel.queue_declare(name, passive=True).method.message_count == 5
+    yard.take("q")
+    assert yard.channel.queue_purge(name).method.message_count == 4
+    assert yard.nothing("q")
+
+
+def test_dead_letters_of_both_keep_their_priorities(yard: Yard) -> None:
+    yard.queue("dead", x_queue_type="quorum")
+    ranked(yard, 0, 9, 0, 9, x_dead_letter_exchange="", x_dead_letter_routing_key=yard.name("dead"))
+    for _ in range(4):
+        yard.reject("q")
+    found = [yard.take("dead") for _ in range(4)]
+    assert {(each.body, each.properties.priority) for each in found} == {
+        (b"0.0", 0),
+        (b"9.1", 9),
+        (b"0.2", 0),
+        (b"9.3", 9),
+    }
+
+
+def test_those_that_expire_do_so_whatever_their_priority(yard: Yard) -> None:
+    ranked(yard, 0, 9, 0, 9, x_message_ttl=100)
+    time.sleep(0.3)
+    assert yard.nothing("q")

@@ -43,7 +43,7 @@ from qlog.server.broker.queues import classic, dispatch, returns
 from qlog.server.broker.queues.type import QueueType
 from qlog.storage.errors import StorageError
 from qlog.storage.store import Store
-from tests.server.broker.support import Bench, Peer, make
+from tests.server.broker.support import Bench, Peer, make, message
 from tests.simulation.disk import Crash, SimulatedDisk
 from tests.simulation.world import Fate, Worker, hooked
 from tests.storage.support import SMALL, abandon, ignore
@@ -53,6 +53,7 @@ TTL_MS = 2000
 DELIVERY_LIMIT = 2
 NARROW_MAX = 3
 PREFETCH = 4
+HIGH_EVERY = 3  # every so-manieth message has a high priority
 _TO_DEAD: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
 SOURCES: dict[str, Table] = {
     "limited": {**_TO_DEAD, "x-max-length": LENGTH_MAX},
@@ -246,8 +247,12 @@ class BrokerWorld(Bench):
             bodies.append(b"%d" % number)
         self.counts["messages"] += count
         expiration = None if own_ms is None else str(own_ms)
-        properties = Properties(delivery_mode=2, expiration=expiration)
-        self.publisher.publish(1, name, *bodies, properties=properties)
+        frames = []
+        for body in bodies:
+            priority = 9 if int(body) % HIGH_EVERY == 0 else None
+            properties = Properties(delivery_mode=2, expiration=expiration, priority=priority)
+            frames.append(message(1, name, body, properties=properties))
+        self.publisher.send(1, *frames)
 
     def consume(self, name: str) -> None:
         """A consumer comes, or goes: messages are out until they are settled."""

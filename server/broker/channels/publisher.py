@@ -200,7 +200,11 @@ class Publisher:
             if targets is None or first.immediate:
                 return False
             self.confirms.sequence += len(methods)
-            if targets.plain and run.traits.expiration is None:
+            if (
+                targets.plain
+                and run.traits.expiration is None
+                and not (targets.ranks and run.traits.is_high)
+            ):
                 group = grouping.group(targets, persistent, True)
                 group.envelopes += run.envelopes
                 group.bodies += run.bodies
@@ -215,6 +219,8 @@ class Publisher:
         for identity, method in dict(zip(map(id, methods), methods, strict=True)).items():
             targets = known((method.exchange, method.routing_key))
             if targets is None or not targets.plain or method.immediate:
+                return False
+            if targets.ranks and run.traits.is_high:
                 return False
             ways[identity] = targets
         self.confirms.sequence += len(methods)
@@ -272,7 +278,11 @@ class Publisher:
                 keys = [method.routing_key, *more_keys]
                 firehose.published(self.origin, envelope, body, keys, queues)
             self.confirms.sequence += 1
-            if targets.plain and traits.expiration is None:
+            if (
+                targets.plain
+                and traits.expiration is None
+                and not (targets.ranks and traits.is_high)
+            ):
                 group = grouping.group(targets, traits.persistent, True)
                 group.envelopes.append(envelope)
                 group.bodies.append(body)

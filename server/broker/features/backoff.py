@@ -15,7 +15,7 @@ lane of the queue says it for the messages that came back together. After a star
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -53,6 +53,7 @@ class Record(NamedTuple):
     first: int
     length: int
     due_ms: int
+    lane_id: int = 0  # 0: the queue has one lane only, as earlier versions had
 
     def pack(self) -> Envelope:
         """As an envelope without a body: the numbers are its routing key."""
@@ -67,15 +68,17 @@ class Record(NamedTuple):
 class Ripe(NamedTuple):
     """Messages whose time has come, `size` octets in all, and the order in which they came back."""
 
+    backlog: Backlog
     numbers: Numbers
     size: int
     order: Returns
 
 
 class _Waiting:
-    __slots__ = ("numbers", "order", "records", "size", "timer")
+    __slots__ = ("backlog", "numbers", "order", "records", "size", "timer")
 
-    def __init__(self) -> None:
+    def __init__(self, backlog: Backlog) -> None:
+        self.backlog = backlog
         self.numbers = Numbers()
         self.records = Numbers()  # their qseqs
         self.order = Returns()
@@ -95,7 +98,8 @@ class Waits:
         self._services = services
         self._lane = lane
         self._ripe = ripe
-        self._waiting: dict[float, _Waiting] = {}  # by the time when it is over
+        # By the time when it is over, and the lane.
+        self._waiting: dict[tuple[float, int], _Waiting] = {}
 
     def add(
         self, backlog: Backlog, first: int, count: int, backoff: Backoff
@@ -110,8 +114,9 @@ class Waits:
             length = sum(1 for _ in group)
             size = backlog.lane.bytes_of(first, length)
             delay_ms = backoff.delay_ms(attempts)
-            waiting = self._at(delay_ms / 1000)
-            lane, record = self._lane(), Record(first, length, now_ms + delay_ms)
+            waiting = self._at(delay_ms / 1000, backlog)
+            lane = self._lane()
+            record = Record(first, length, now_ms + delay_ms, backlog.lane.id)
             waiting.records.add(lane.next_qseq, 1)
             self._services.store.append(
                 [lane], [record.pack()], [b""], persistent=True, now_ms=now_ms
@@ -120,11 +125,13 @@ class Waits:
             yield first, length, size
             first += length
 
-    def recall(self, backlog: Backlog) -> None:
+    def recall(self, backlogs: Sequence[Backlog]) -> None:
         """After a start: what waited then waits on. Raises nothing.
 
         What is damaged is logged, and does not wait.
         """
+        by_lane = {backlog.lane.id: backlog for backlog in backlogs}
+        by_lane[0] = backlogs[-1]
         lane, now_ms = self._lane(), self._services.now_ms()
         at = 0
         try:
@@ -135,32 +142,34 @@ class Waits:
                     if record.due_ms <= now_ms:
                         lane.settle(qseq, 1, 0)
                         continue
-                    waiting = self._at((record.due_ms - now_ms) / 1000)
+                    backlog = by_lane[record.lane_id]
+                    waiting = self._at((record.due_ms - now_ms) / 1000, backlog)
                     waiting.records.add(qseq, 1)
                     for first, count, size in backlog.withdraw_at(record.first, record.length):
                         self._put(waiting, first, count, size)
         except (CorruptLog, OutOfDescriptors) as error:
-            logger.error("cannot read what waited in lane=%d error=%s", backlog.lane.id, error)
+            logger.error("cannot read what waited in lane=%d error=%s", lane.id, error)
 
     def _put(self, waiting: _Waiting, first: int, count: int, size: int) -> None:
         waiting.numbers.add(first, count)
         waiting.order.add(first, count)
         waiting.size += size
 
-    def _at(self, delay_s: float) -> _Waiting:
+    def _at(self, delay_s: float, backlog: Backlog) -> _Waiting:
         grain_s = max(GRAIN_S, delay_s / GRAINS)
         due_s = -(-(self._services.now_s() + delay_s) // grain_s) * grain_s
-        waiting = self._waiting.get(due_s)
+        key = due_s, backlog.lane.id
+        waiting = self._waiting.get(key)
         if waiting is None:
-            waiting = self._waiting[due_s] = _Waiting()
-            waiting.timer = self._services.timers.at(due_s, lambda: self._over(due_s))
+            waiting = self._waiting[key] = _Waiting(backlog)
+            waiting.timer = self._services.timers.at(due_s, lambda: self._over(key))
         return waiting
 
-    def _over(self, due_s: float) -> None:
-        waiting, lane = self._waiting.pop(due_s), self._lane()
+    def _over(self, key: tuple[float, int]) -> None:
+        waiting, lane = self._waiting.pop(key), self._lane()
         for first, count in waiting.records:
             lane.settle(first, count, 0)
-        self._ripe(Ripe(waiting.numbers, waiting.size, waiting.order))
+        self._ripe(Ripe(waiting.backlog, waiting.numbers, waiting.size, waiting.order))
 
     def close(self) -> None:
         """The queue is deleted."""

@@ -35,7 +35,8 @@ HEADS_AT_ONCE = 512
 class Limited(QueueType, Protocol):
     """What this file needs of a queue beside what all need."""
 
-    backlogs: list[Backlog]
+    def head(self, count_max: int) -> tuple[Backlog, int] | None:
+        """What is first of what is ready: its backlog, how many go on in it; None: nothing is."""
 
     @property
     def limit_count(self) -> int:
@@ -104,9 +105,9 @@ class Overflow:
 
     def _drop_some(self, queue: Limited) -> None:
         left = HEADS_AT_ONCE
-        for backlog in queue.backlogs:
-            while left and backlog.ready and (count := _excess(queue)):
-                left -= self._dead_letters.drop(queue, backlog, min(count, left), MAXLEN)
+        while left and (count := _excess(queue)) and (head := queue.head(min(count, left))):
+            backlog, many = head
+            left -= self._dead_letters.drop(queue, backlog, many, MAXLEN)
 
 
 def _deliver(queue: Limited) -> None:

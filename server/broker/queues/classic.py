@@ -13,6 +13,7 @@ from typing import Protocol
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import access_refused
+from qlog.server.amqp.properties import Traits
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arrivals import Progress
@@ -20,7 +21,7 @@ from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken
 from qlog.server.broker.queues.cold_reads import ColdReads
 from qlog.server.broker.queues.dispatch import Dispatch
 from qlog.server.broker.queues.effective import SHORT_MS, Backoff, Effective
-from qlog.server.broker.queues.levels import LaneIds, Levels
+from qlog.server.broker.queues.levels import LaneIds, Levels, capped
 from qlog.server.broker.queues.mail import Mail, Receipt
 from qlog.server.broker.queues.pump_time import PumpTime
 from qlog.server.broker.queues.single_active import SingleActive
@@ -37,6 +38,18 @@ SWEEP_STRETCHES = 64
 # A basic.get that meets so many messages that have expired and are about to leave finds nothing:
 # some milliseconds.
 EXPIRED_MAX = 256
+
+
+class Source(Protocol):
+    """What a queue delivers from: a backlog, or several as one; see backlog.py."""
+
+    @property
+    def takeable(self) -> int: ...
+
+    @property
+    def cold(self) -> bool: ...
+
+    def take(self, count_max: int) -> Taken: ...
 
 
 class Undertaker(Protocol):
@@ -127,7 +140,7 @@ class Backoffs(Protocol):
     ) -> Iterator[tuple[int, int, int]]:
         """Messages that are out wait; gives those that do: first, count, octets."""
 
-    def recall(self, backlog: Backlog) -> None:
+    def recall(self, backlogs: Sequence[Backlog]) -> None:
         """After a start: what waited then waits on."""
 
     def close(self) -> None:
@@ -233,16 +246,18 @@ class ClassicQueue:
             self._dispatch = SingleActive(preemptive=self.preemptive)
         else:
             self._dispatch = Dispatch()
-        self._levels = Levels(
-            lanes, declared.arguments.level_max, self._new_level, self._new_backlog
-        )
-        self.backlogs = self._levels.backlogs  # in the order in which they are delivered from
+        self._levels = Levels(lanes, self._level_of(), self._new_level, self._new_backlog)
+        self.backlogs = self._levels.backlogs  # those of the highest level first
+        self._sources: Sequence[Source] = self.backlogs  # in the order in which they are taken from
         self._once: Once | None = None
         for _ in self._deduplicating():
             pass  # a start waits for it
 
     def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
         return Backlog(lane)
+
+    def _level_of(self) -> Callable[[Traits], int] | None:
+        return capped(self.declared.arguments.level_max)
 
     def __str__(self) -> str:
         return str(self.declared)
@@ -384,9 +399,9 @@ class ClassicQueue:
         """
         next_turn, cold_reads, time = self._dispatch.next, self._cold_reads, self._pump_time
         ttl_ms = self.effective.message_ttl_ms
-        for backlog in self.backlogs:
-            while (ready := backlog.takeable) > 0:
-                if time.up or (cold_reads.spent and backlog.cold):
+        for source in self._sources:
+            while (ready := source.takeable) > 0:
+                if time.up or (cold_reads.spent and source.cold):
                     return False
                 turn = next_turn(ready)
                 if turn is None:
@@ -396,7 +411,7 @@ class ClassicQueue:
                     self._rest()
                     return True
                 taker, count = turn
-                taken = backlog.take(count)
+                taken = source.take(count)
                 if ttl_ms is None and taken.dues_ms is None:
                     taker.deliver(taken)
                 else:
@@ -415,9 +430,16 @@ class ClassicQueue:
             self._overflow.trim(self)
 
     def _take(self, count_max: int) -> Taken | None:
+        for source in self._sources:
+            if source.takeable > 0:
+                return source.take(count_max)
+        return None
+
+    def head(self, count_max: int) -> tuple[Backlog, int] | None:
+        """What is first of what is ready, and would be dropped first; see `overflow.Limited`."""
         for backlog in self.backlogs:
-            if backlog.takeable > 0:
-                return backlog.take(count_max)
+            if backlog.ready > 0:
+                return backlog, count_max
         return None
 
     # -- messages ----------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""Message priorities (`x-max-priority`): one backlog for each level that was used.
+"""Message priorities: one backlog for each level that was used.
 
-A priority queue is classic (rabbit_priority_queue): its levels are 0 to its maximum, which is 1 at
-least. A message goes to the level of its priority: 0 if it has none, the maximum if its priority is
-higher. Promises that messages of a level keep their order, and that a level's lane is made with its
-first message and named by the queue's definition before. Without priorities there is level 0 only.
-Knows no takers: the queue delivers from the first backlog that has something ready.
+A classic queue with `x-max-priority` (rabbit_priority_queue) has the levels 0 to its maximum, which
+is 1 at least: a message goes to the level of its priority, 0 if it has none, the maximum if its
+priority is higher. Without the argument there is level 0 only. A quorum queue has levels 0 and 1
+(two_priorities.py). Promises that messages of a level keep their order, and that a level's lane is
+made with its first message and named by the queue's definition before. Knows no takers.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ LaneIds: TypeAlias = Mapping[int, int]
 class Levels:
     """See the head of this file. `backlogs` has those of the highest level first.
 
-    Arguments: `lanes` are those that the queue has, by level; `level_max` is 0 without priorities;
-    `new_lane` makes a lane for a level, and gets the ids of the others; `new_backlog` makes a
+    Arguments: `lanes` are those that the queue has, by level; `level_of` is the level of a message,
+    None without priorities; `new_lane` makes a lane for a level, and gets the ids of the others; `new_backlog` makes a
     lane's ready set.
     """
 
-    __slots__ = ("_by_level", "_level_max", "_new_backlog", "_new_lane", "backlogs")
+    __slots__ = ("_by_level", "_level_of", "_new_backlog", "_new_lane", "backlogs")
 
     def __init__(
         self,
         lanes: Mapping[int, Lane[Envelope]],
-        level_max: int,
+        level_of: Callable[[Traits], int] | None,
         new_lane: Callable[[LaneIds, int], Lane[Envelope]],
         new_backlog: Callable[[Lane[Envelope]], Backlog] = Backlog,
     ) -> None:
         self._by_level = {level: new_backlog(lane) for level, lane in lanes.items()}
-        self._level_max = level_max
+        self._level_of = level_of
         self._new_backlog = new_backlog
         self._new_lane = new_lane
         self.backlogs: list[Backlog] = []
@@ -48,7 +48,7 @@ class Levels:
 
     def close(self) -> None:
         """The queue is deleted: let go of it. There are no more levels from now on."""
-        self._level_max = 0
+        self._level_of = None
         del self._new_lane, self._new_backlog
 
     def _sort(self) -> None:
@@ -57,17 +57,15 @@ class Levels:
 
     def sorted(self, mail: Mail) -> Iterator[tuple[Lane[Envelope], Mail]]:
         """The lanes that messages go to, each with its messages, in their order."""
-        if not self._level_max:
+        level_of = self._level_of
+        if level_of is None:
             yield self._lane(0), mail
             return
         indices: dict[int, list[int]] = {}
         for index, traits in enumerate(mail.traits):
-            indices.setdefault(self._level_of(traits), []).append(index)
+            indices.setdefault(level_of(traits), []).append(index)
         for level, chosen in indices.items():
             yield self._lane(level), mail.chosen(chosen)
-
-    def _level_of(self, traits: Traits) -> int:
-        return min(traits.priority or 0, self._level_max)
 
     def _lane(self, level: int) -> Lane[Envelope]:
         backlog = self._by_level.get(level)
@@ -76,3 +74,10 @@ class Levels:
             backlog = self._by_level[level] = self._new_backlog(self._new_lane(lane_ids, level))
             self._sort()
         return backlog.lane
+
+
+def capped(level_max: int) -> Callable[[Traits], int] | None:
+    """The levels of a classic queue with this maximum; None: 0, without priorities."""
+    if not level_max:
+        return None
+    return lambda traits: min(traits.priority or 0, level_max)

@@ -8,6 +8,7 @@ It is a classic queue (classic.py) but for what RabbitMQ 4.0 does otherwise in t
   back (returns.py). Each message's count survives a crash; deliveries that a crash of the broker
   itself ends are not counted.
 - Any consumer is let in, nobody is exclusive, and a prefetch for a whole channel is refused.
+- There are two priorities, and nobody has to ask for them (two_priorities.py).
 - With a single active consumer that one alone counts, basic.get is refused, and a consumer of
   higher priority takes over.
 
@@ -17,17 +18,22 @@ Which arguments and properties are refused says arguments.py.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.errors import not_implemented, resource_locked
+from qlog.server.amqp.properties import Traits
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arrivals import Arrivals
 from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken, Withdrawn
-from qlog.server.broker.queues.classic import Backoffs, ClassicQueue
-from qlog.server.broker.queues.returns import Returns, counted, note_return
+from qlog.server.broker.queues.classic import Backoffs, ClassicQueue, Host
+from qlog.server.broker.queues.effective import Effective
+from qlog.server.broker.queues.mail import Mail
+from qlog.server.broker.queues.returns import Returns, Turns, counted, note_return
+from qlog.server.broker.queues.two_priorities import Arrival, TwoPriorities
+from qlog.server.broker.queues.type import Declaration, Owner
 from qlog.storage.errors import CorruptLog
 from qlog.storage.lanes.lane import Lane
 
@@ -41,11 +47,14 @@ class QuorumBacklog(Backlog):
     it; what is at the cursor, and above it. `_behind` has what comes before a qseq of these.
     """
 
-    __slots__ = ("_arrivals", "_behind", "_passed", "_returns")
+    __slots__ = ("_behind", "_passed", "_returns", "_turns", "arrivals")
 
-    def __init__(self, lane: Lane[Envelope], arrivals: Arrivals) -> None:
+    def __init__(
+        self, lane: Lane[Envelope], arrivals: Arrivals, turns: Turns | None = None
+    ) -> None:
         super().__init__(lane)
-        self._arrivals = arrivals
+        self.arrivals = arrivals
+        self._turns = Turns() if turns is None else turns
         self._returns = Returns()
         self._passed = Returns()
         self._behind: deque[tuple[int, Returns]] = deque()  # by qseqs
@@ -53,7 +62,7 @@ class QuorumBacklog(Backlog):
     @property
     def bound(self) -> int:
         """Messages from this qseq on are not on the disk yet."""
-        return self._arrivals.bound
+        return self.arrivals.bound
 
     @property
     def takeable(self) -> int:
@@ -92,12 +101,18 @@ class QuorumBacklog(Backlog):
 
         The list is None for messages at the cursor.
         """
-        present, end = self._returned, self.bound
-        behind: Returns | None = None
+        present = self._returned
         if present.count:
             found = self._returns.next(present, count_max)
             if found is not None:
                 return self._returns, *found
+        return self._choose_fresh(count_max)
+
+    def _choose_fresh(self, count_max: int) -> tuple[Returns | None, int, int]:
+        """The same without what came back, which is there no more, or goes before."""
+        present, end = self._returned, self.bound
+        behind: Returns | None = None
+        if present.count:
             found = self._passed.next(present, count_max)
             if found is not None and found[0] < end:
                 return self._passed, found[0], min(found[1], end - found[0])
@@ -114,10 +129,25 @@ class QuorumBacklog(Backlog):
             return behind, *found
         return None, start, stop - start
 
+    @property
+    def passed(self) -> int:
+        """How many messages were taken, or left from the front, not counting what came back."""
+        return self._cursor
+
+    @property
+    def turn(self) -> int | None:
+        """Which turn of what came back is first here (`Turns`); None: nothing came back."""
+        return self._returns.turn(self._returned) if self._returned.count else None
+
+    def fresh(self, count_max: int) -> tuple[int, int]:
+        """The first stretch that did not come back: qseq and length, which may be 0."""
+        _, first, count = self._choose_fresh(count_max)
+        return first, count
+
     def give_back(self, qseq: int, count: int, size: int) -> None:
         """Messages that are out, `size` octets in all, are ready again, behind other returns."""
         super().give_back(qseq, count, size)
-        self._returns.add(qseq, count)
+        self._returns.add(qseq, count, self._turns.of(self))
 
     def give_all_back(self, numbers: Numbers, size: int, order: Returns | None = None) -> None:
         """The same for messages anywhere, all at once, in the order of the queue.
@@ -125,7 +155,7 @@ class QuorumBacklog(Backlog):
         `order` has them already, and may have others, which are not in the queue any more.
         """
         super().give_all_back(numbers, size)
-        self._returns.join(in_order(numbers) if order is None else order)
+        self._returns.join(in_order(numbers) if order is None else order, self._turns.of(self))
 
     def put_behind(self, numbers: Numbers, size: int, order: Returns) -> None:
         """The same, but all messages that are in the queue now are taken before these."""
@@ -173,16 +203,44 @@ class QuorumQueue(ClassicQueue):
 
     preemptive = True
     _waits: Backoffs | None = None
+    _pair: TwoPriorities | None = None  # once a message of high priority came
+
+    def __init__(
+        self,
+        host: Host,
+        declared: Declaration,
+        effective: Effective,
+        lanes: Mapping[int, Lane[Envelope]],
+        owner: Owner | None,
+    ) -> None:
+        self._turns = Turns()
+        self._arrival = Arrival()
+        super().__init__(host, declared, effective, lanes, owner)
+        self._see_levels()
+
+    def _level_of(self) -> Callable[[Traits], int] | None:
+        return lambda traits: int(traits.is_high)
+
+    def _see_levels(self) -> None:
+        """From the first message of high priority on there are two backlogs."""
+        if len(self.backlogs) > 1 and self._pair is None:
+            high, low = self._quorum_backlogs
+            self._pair = TwoPriorities(high, low, self._arrival, low.passed)
+            self._sources = [self._pair]
+
+    @property
+    def _quorum_backlogs(self) -> Iterator[QuorumBacklog]:
+        for backlog in self.backlogs:
+            assert isinstance(backlog, QuorumBacklog)
+            yield backlog
 
     def wait_on(self) -> None:
         """After a start: what came back and waited is out, as it was."""
-        (backlog,) = self.backlogs
         self._waits = self._host.waits(self)
-        self._waits.recall(backlog)
+        self._waits.recall(self.backlogs)
 
-    def ripened(self, numbers: Numbers, size: int, order: Returns) -> None:
+    def ripened(self, backlog: Backlog, numbers: Numbers, size: int, order: Returns) -> None:
         """Messages have waited long enough, and are ready again in this order."""
-        (backlog,) = self.backlogs
         assert isinstance(backlog, QuorumBacklog)
         backlog.give_all_back(numbers, size, order)
         self._came_back()
@@ -190,15 +248,31 @@ class QuorumQueue(ClassicQueue):
     def close(self) -> None:
         """It is deleted; see `ClassicQueue.close`."""
         super().close()
-        self._arrivals.close()
+        for backlog in self._quorum_backlogs:
+            backlog.arrivals.close()
         if self._waits is not None:
             self._waits.close()
             self._waits = None
 
     def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
         host = self._host
-        self._arrivals = Arrivals(lane, host.store, host.durability, self._look_again)
-        return QuorumBacklog(lane, self._arrivals)
+        arrivals = Arrivals(lane, host.store, host.durability, self._look_again)
+        return QuorumBacklog(lane, arrivals, self._turns)
+
+    def _append_to(
+        self, lane: Lane[Envelope], mail: Mail, dues_ms: Sequence[int] | None, persistent: bool
+    ) -> int:
+        self._see_levels()
+        if lane is not self.lane:
+            self._arrival.high(lane.next_qseq, self.lane.next_qseq)
+        return super()._append_to(lane, mail, dues_ms, persistent)
+
+    def head(self, count_max: int) -> tuple[Backlog, int] | None:
+        """What is first of what is ready, and would be dropped first."""
+        if self._pair is None:
+            return super().head(count_max)
+        high, low = self.backlogs
+        return self._pair.head(high, low, count_max)
 
     def _look_again(self) -> None:
         self._wake(self)
@@ -215,8 +289,11 @@ class QuorumQueue(ClassicQueue):
         """The octets of what counts. Raises CorruptLog."""
         if not self.takers:
             return super().limit_bytes
-        lane, bound = self.lane, self._arrivals.bound
-        return super().limit_bytes - lane.bytes_of(bound, lane.next_qseq - bound)
+        coming = 0
+        for backlog in self.backlogs:
+            lane, bound = backlog.lane, backlog.bound
+            coming += lane.bytes_of(bound, lane.next_qseq - bound)
+        return super().limit_bytes - coming
 
     # -- takers ------------------------------------------------------------------------------
 
@@ -244,9 +321,12 @@ class QuorumQueue(ClassicQueue):
 
     def arriving(self) -> Outcome[None] | None:
         """Done when more is on the disk, if nothing of what is ready is there yet; else None."""
-        if self.ready <= 0 or self.backlogs[0].takeable or self.declared.arguments.single_active:
+        if self.declared.arguments.single_active:
             return None
-        return self._arrivals.next
+        waiting = [each for each in self._quorum_backlogs if each.ready > 0]
+        if not waiting or any(each.takeable for each in waiting):
+            return None
+        return waiting[0].arrivals.next
 
     def requeue(
         self, backlog: Backlog, qseq: int, count: int, size: int, *, failed: bool = False

@@ -34,20 +34,23 @@ class Returns:
 
     A stretch is some 130 octets: less than each of its deliveries took while it was unacknowledged.
     Messages may leave otherwise than by `advance`: who asks says which of them are still there.
+    `turn` numbers what came back to the backlogs of a queue that has several (`Turns`).
     """
 
     __slots__ = ("_stretches",)
 
     def __init__(self) -> None:
-        self._stretches: deque[tuple[int, int]] = deque()
+        self._stretches: deque[tuple[int, int, int]] = deque()  # first, count, turn
 
-    def add(self, first: int, count: int) -> None:
+    def add(self, first: int, count: int, turn: int = 0) -> None:
         """So many messages from `first` on came back, and are the last ones."""
         stretches = self._stretches
-        if stretches and sum(stretches[-1]) == first:
-            before = stretches.pop()
-            first, count = before[0], before[1] + count
-        stretches.append((first, count))
+        if stretches:
+            before, length, its_turn = stretches[-1]
+            if before + length == first and its_turn == turn:
+                del stretches[-1]
+                first, count = before, length + count
+        stretches.append((first, count, turn))
 
     def next(self, present: Numbers, count_max: int) -> tuple[int, int] | None:
         """The first message that is present, and how many follow it, at most `count_max`.
@@ -56,7 +59,7 @@ class Returns:
         """
         stretches = self._stretches
         while stretches:
-            first, count = stretches[0]
+            first, count, _ = stretches[0]
             window = min(count, WINDOW)
             found = next(present.within(first, first + window), None)
             if found is not None:
@@ -66,17 +69,38 @@ class Returns:
 
     def advance(self, to: int) -> None:
         """All messages before `to` are gone from the first stretch."""
-        first, count = self._stretches.popleft()
+        first, count, turn = self._stretches.popleft()
         if first + count > to:
-            self._stretches.appendleft((to, first + count - to))
+            self._stretches.appendleft((to, first + count - to, turn))
 
-    def join(self, later: Returns) -> None:
+    def turn(self, present: Numbers) -> int | None:
+        """The turn of the first message that is present; None: none of all is."""
+        return None if self.next(present, 1) is None else self._stretches[0][2]
+
+    def join(self, later: Returns, turn: int = 0) -> None:
         """All of these came back after all of those that are here."""
-        self._stretches.extend(later._stretches)
+        self._stretches.extend((first, count, turn) for first, count, _ in later._stretches)
 
     def clear(self) -> None:
         """Forget all."""
         self._stretches.clear()
+
+
+class Turns:
+    """Numbers what comes back to several backlogs, so that all know what came back before what."""
+
+    __slots__ = ("_last", "_number")
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._last: object = None
+
+    def of(self, backlog: object) -> int:
+        """The turn of what comes back to this backlog now; the same until another one has some."""
+        if backlog is not self._last:
+            self._last = backlog
+            self._number += 1
+        return self._number
 
 
 def note_return(

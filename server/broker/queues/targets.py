@@ -79,6 +79,7 @@ class Targets:
         "lasting",
         "plain",
         "queues",
+        "ranks",
         "replies_to",
         "sole",
         "special",
@@ -101,6 +102,7 @@ class Targets:
         self.plain = bool(queues) and not self.special and not keepers
         alone = self.plain and len(queues) == 1 and not queues[0].declared.keeps_all
         self.sole = queues[0] if alone else None
+        self.ranks = any(queue.declared.arguments.type == "quorum" for queue in queues)
         self.unrouted = not queues and not self.takers
         plain = [queue for queue in queues if queue.effective.plain]
         self.durable: list[Lane[Envelope]] = [

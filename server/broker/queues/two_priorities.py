@@ -1,0 +1,156 @@
+"""The two priorities of a quorum queue: which message is next, of high ones and of all others.
+
+Messages with a priority above 4 are high (`Traits.is_high`), all others are low. Promises what
+RabbitMQ 4.0 does (rabbit_fifo_q), which was asked:
+
+- What came back goes first, of whatever priority, in the order in which it came back.
+- Of all else two high messages go, and then a low one, if there is one, and so on. Whatever is taken
+  counts, low messages too, and what a limit drops.
+- The turn of a low message is passed over if the next high message came before it: then it has not
+  overtaken anybody.
+
+Which high message came before which low one is kept in memory, for the first MARKS_MAX times that
+they take turns in coming, and not across a start. Of all others it is taken that the low ones came
+before. Knows no takers, and nothing of settlements.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from qlog.server.broker.queues.backlog import Backlog, Taken
+
+# So many high messages go for each low one.
+WEIGHT = 2
+# A mark is some 150 octets.
+MARKS_MAX = 4096
+_UNKNOWN = 1 << 63
+
+
+class Half(Protocol):
+    """One of the two backlogs, as this file needs it; see `QuorumBacklog`."""
+
+    @property
+    def takeable(self) -> int: ...
+
+    @property
+    def cold(self) -> bool: ...
+
+    def take(self, count_max: int) -> Taken: ...
+
+    @property
+    def turn(self) -> int | None:
+        """Which turn of what came back is first here; None: nothing that came back is here."""
+
+    def fresh(self, count_max: int) -> tuple[int, int]:
+        """The first stretch that did not come back: qseq and length, which may be 0."""
+
+
+class Arrival:
+    """Which high messages came before which low ones, by qseqs of the two lanes."""
+
+    __slots__ = ("_marks",)
+
+    def __init__(self) -> None:
+        # High messages from the first qseq on came when the low lane had all below the second.
+        self._marks: deque[tuple[int, int]] = deque()
+
+    def high(self, qseq: int, low_next: int) -> None:
+        """High messages from this qseq on are about to come; the low lane ends at `low_next`."""
+        marks = self._marks
+        if len(marks) >= MARKS_MAX:
+            if marks[-1][1] != _UNKNOWN:
+                marks.append((qseq, _UNKNOWN))
+        elif not marks or marks[-1][1] != low_next:
+            marks.append((qseq, low_next))
+
+    def before(self, low: int, high: int, count_max: int) -> int:
+        """How many of the high messages from qseq `high` on came before the low message `low`.
+
+        At most `count_max`. What is below `high` is forgotten.
+        """
+        marks = self._marks
+        while len(marks) > 1 and marks[1][0] <= high:
+            marks.popleft()
+        if not marks or marks[0][0] > high:
+            return 0
+        for first, low_next in marks:
+            if low_next > low:
+                return max(first - high, 0)
+            if first - high >= count_max:
+                break
+        return count_max
+
+
+class TwoPriorities:
+    """Two backlogs that are delivered from as if they were one. See the head of this file.
+
+    `taken`: how many messages the queue has given before.
+    """
+
+    def __init__(self, high: Half, low: Half, arrival: Arrival, taken: int) -> None:
+        self._high = high
+        self._low = low
+        self._arrival = arrival
+        self._taken = 0  # since the last turn of a low message
+        self._count(taken)
+
+    @property
+    def takeable(self) -> int:
+        """How many messages may be taken."""
+        return max(self._high.takeable, 0) + max(self._low.takeable, 0)
+
+    @property
+    def cold(self) -> bool:
+        """What is taken next has to be read from disk. There must be something."""
+        return self._choose(1)[0].cold
+
+    def take(self, count_max: int) -> Taken:
+        """Take the next messages, which are all of one backlog; one must be there."""
+        half, count, counts = self._choose(count_max)
+        taken = half.take(count)
+        if counts:
+            self._count(len(taken.bodies))
+        return taken
+
+    def _choose(self, count_max: int) -> tuple[Half, int, bool]:
+        """Who is next, how many messages of it, and whether they count for the turns."""
+        high, low = self._high, self._low
+        turns = high.turn, low.turn
+        if turns != (None, None):
+            first = turns[1] is None or (turns[0] is not None and turns[0] < turns[1])
+            return high if first else low, count_max, False
+        high_first, high_count = high.fresh(count_max)
+        low_first, low_count = low.fresh(count_max)
+        if not high_count:
+            return low, low_count, True
+        if not low_count:
+            return high, high_count, True
+        early = self._arrival.before(low_first, high_first, high_count)
+        count = max(WEIGHT - self._taken, early)
+        if count:
+            return high, min(count, high_count), True
+        return low, 1, True
+
+    def _count(self, count: int) -> None:
+        self._taken = (self._taken + count) % (WEIGHT + 1)
+
+    def head(self, high: Backlog, low: Backlog, count_max: int) -> tuple[Backlog, int] | None:
+        """Who loses the first messages of those that are ready, and how many; they are counted."""
+        turns = self._high.turn, self._low.turn
+        if turns != (None, None):
+            first = turns[1] is None or (turns[0] is not None and turns[0] < turns[1])
+            return high if first else low, 1
+        if high.ready > 0 and low.ready > 0:
+            high_first, high_count = self._high.fresh(count_max)
+            low_first, _ = self._low.fresh(1)
+            early = self._arrival.before(low_first, high_first, high_count)
+            many = min(max(WEIGHT - self._taken, early), count_max)
+            half, count = (high, many) if many else (low, 1)
+        elif high.ready > 0 or low.ready > 0:
+            half, count = (high if high.ready > 0 else low), count_max
+        else:
+            return None
+        self._count(count)
+        return half, count
