@@ -227,16 +227,17 @@ class ChannelCore:
     object of a channel that has ended stays closed, whatever channel has the number now.
     """
 
-    __slots__ = ("body", "envelope", "form", "state", "traits")
+    __slots__ = ("body", "closed", "envelope", "form", "state", "traits")
 
     def __init__(self) -> None:
-        self.state = ChannelState.OPEN
-        self.expect_method()
+        self.enter(ChannelState.OPEN)
 
-    @property
-    def closed(self) -> bool:
-        """Nothing is to be sent on it any more, but for the answer to a close."""
-        return self.state is ChannelState.CLOSING or self.state is ChannelState.CLOSED
+    def enter(self, state: ChannelState) -> None:
+        """The channel stands somewhere else from now on; an unfinished message is forgotten."""
+        self.state = state
+        # Nothing is to be sent on it any more, but for the answer to a close.
+        self.closed = state is ChannelState.CLOSING or state is ChannelState.CLOSED
+        self.expect_method()
 
     def expect_method(self) -> None:
         """The next frame begins something new; an unfinished message is forgotten."""
@@ -312,8 +313,7 @@ class Connection:
             self._deaf = True
         if state in _ENDED:
             for channel in self._channels.values():
-                channel.state = ChannelState.CLOSED
-                channel.expect_method()
+                channel.enter(ChannelState.CLOSED)
             self._channels.clear()
             # The memory of the peer's traffic is given back now: this object may live on for long.
             self._forms.close()
@@ -574,8 +574,7 @@ class Connection:
 
     def _enter_channel(self, number: int, state: ChannelState) -> None:
         channel = self._channels[number]
-        channel.state = state
-        channel.expect_method()
+        channel.enter(state)
         if state is ChannelState.CLOSED:
             if self._data:
                 self._freed.append(number)
@@ -593,7 +592,7 @@ class Connection:
                 method = decode_method(payload)
                 raise channel_error(_SECOND_OPEN, method.CLASS_ID, method.METHOD_ID)
             if payload == _CHANNEL_CLOSE_OK:
-                self._channels.pop(number).state = ChannelState.CLOSED
+                self._channels.pop(number).enter(ChannelState.CLOSED)
                 return MethodReceived(number, spec.ChannelCloseOk())
             if payload.startswith(_CHANNEL_CLOSE_IDS):
                 # Both sides close at once. The client wants an answer; its arguments do not matter.
@@ -708,13 +707,14 @@ class Connection:
 
     def _take_publishes(self, number: int, runs: list[PublishRun]) -> None:
         """Append the channel's messages that stand whole at `_position`, and move behind them."""
+        data, position = self._data, self._position
         self._position = take_publishes(
-            self._data,
-            self._position,
+            data,
+            position,
             number,
             self._forms,
             runs,
-            until=self._position + self.event_bytes_max,
+            until=min(position + self.event_bytes_max, len(data)),
             payload_bytes_max=self._payload_bytes_max or BODY_BYTES_LIMIT,
             body_bytes_max=self._message_bytes_max,
         )

@@ -75,6 +75,8 @@ class Broker:
         self.settings = settings
         self.now_s = now_s
         self.services = Services(store, settings, now_s, now_ms)
+        # Deliver from all queues that were touched. Bound once: a turn asks for it two or three times.
+        self.pump = self.services.delivery.pump
         self.definitions = self.services.definitions
         self.timers = self.services.timers
         self.clients: set[Member] = set()
@@ -240,10 +242,6 @@ class Broker:
         }
 
     # -- the tick ----------------------------------------------------------------------------
-
-    def pump(self) -> None:
-        """Deliver from all queues that were touched."""
-        self.services.delivery.pump()
 
     def progress(self) -> None:
         """More is durable than before: confirm it, and answer those who waited for it."""

@@ -91,6 +91,8 @@ class Durability:
             self._confirm(store.durable_lsn)
         while self._syncing and store.synced >= self._syncing[0][0]:
             self._syncing.popleft()[1].set(None)
+        if not self._defining:
+            return
         for _ in range(ANSWERS_AT_ONCE):
             if not self.left:
                 break

@@ -85,6 +85,8 @@ class Timers:
 
         Returns whether there were any.
         """
+        if not self._heap or self._heap[0][0] > now_s:
+            return False
         ripe: list[Timer] = []
         while self._heap and self._heap[0][0] <= now_s and len(ripe) < AT_ONCE:
             ripe.append(heappop(self._heap)[2])

@@ -59,8 +59,10 @@ class Outbox:
 
     def extend(self, buffers: Iterable[Buffer]) -> None:
         """Append several."""
+        written = self._written
         for buffer in buffers:
-            self.add(buffer)
+            written.append(buffer)
+            self.bytes += len(buffer)
 
     def clear(self) -> None:
         """Forget everything: the client is gone."""

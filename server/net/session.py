@@ -163,7 +163,8 @@ class Session:
     def write(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Queue encoded frames."""
         self._outbox.extend(buffers)
-        self._mark()
+        if not self._marked:
+            self._mark()
 
     def hold(self, reason: Hold) -> None:
         """Read nothing until the reason is released."""
@@ -377,7 +378,7 @@ class Session:
 
     def _obey(self, events: Iterator[Event], until_s: float) -> bool:
         """Obey events. False: some are left, for the next turn, or for the end of a hold."""
-        client, turns, outbox = self.client, self._turns, self._outbox
+        client, core, turns, outbox = self.client, self._core, self._turns, self._outbox
         clock_s = turns.clock_s
         now_s = clock_s()
         for event in events:
@@ -387,17 +388,18 @@ class Session:
             if outbox.overfull:  # one read may bring hundreds of basic.get
                 self.hold(Hold.ANSWERS)
             held = self.why_not_read
-            if held is not READ and held & _STOPS and not self._core.ended:
+            if held is not READ and held & _STOPS and not core.ended:
                 return False
             began_s, now_s = now_s, clock_s()
-            self._adapt(now_s - began_s)
+            if core.event_bytes >= core.event_bytes_max // 2 or now_s - began_s > EVENT_S:
+                self._adapt(now_s - began_s)
             if now_s >= until_s:
                 turns.go_on(self)
                 return False
         return True
 
     def _adapt(self, took_s: float) -> None:
-        """Adapt the size of events to the time that the last one took.
+        """Adapt the size of events to the time that the last one took, which was long, or large.
 
         So one event takes only a part of the client's share, whatever its messages cost.
         """
@@ -405,7 +407,7 @@ class Session:
         size = min(core.event_bytes, core.event_bytes_max)
         if took_s > EVENT_S:
             core.event_bytes_max = max(int(size * EVENT_S / took_s), EVENT_BYTES_MIN)
-        elif took_s < EVENT_S / 4 and size >= core.event_bytes_max // 2:
+        elif took_s < EVENT_S / 4:
             core.event_bytes_max = min(core.event_bytes_max * 2, RECEIVE_LARGE_BYTES)
 
     def _after_read(self) -> None:

@@ -274,7 +274,8 @@ class Turns:
             self._go_round()
             if self.handshakes.line:
                 self.handshakes.step()
-            self._feed()
+            if self._drained:
+                self._feed()
             if self.broker.jobs_left:
                 self.touched = True
                 self._hand_over()
@@ -357,7 +358,8 @@ class Turns:
     def end_tick(self) -> None:
         """Bury who has ended, deliver, hand this tick's messages to the disk, confirm, send."""
         while True:
-            self._bury()
+            if self._ended:
+                self._bury()
             if self.touched and self._error is None:
                 self.touched = False
                 self._lively = True

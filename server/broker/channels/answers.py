@@ -122,6 +122,8 @@ class Answers:
 
     def holds(self, event: Event) -> bool:
         """Whether an event that the client sent has to wait: it is to be given to `hold`."""
+        if not (self._due or self._stopped or self._held):
+            return False  # as it mostly is
         return not self._taken and (bool(self._held) or self._blocks(event))
 
     def hold(self, event: Event) -> None:

@@ -31,6 +31,15 @@ class Group:
         self.traits: list[Traits] = []
         self.sequences: list[int] = []
 
+    def add(self, envelopes: list[Envelope], bodies: list[bytes]) -> None:
+        """Add messages; the lists may become the group's own."""
+        if self.bodies:
+            self.envelopes += envelopes
+            self.bodies += bodies
+        else:
+            self.envelopes = envelopes
+            self.bodies = bodies
+
     def renew(self) -> None:
         """Time has passed: forget queues that were deleted, and heed what the others ask for now.
 
@@ -52,6 +61,7 @@ class Grouping:
         self.groups: list[Group] = []
         # The groups that may still grow.
         self.open: dict[Targets, Group] = {}
+        # Of each queue the newest group; nothing is noted of the first group before there is a second.
         self._latest: dict[QueueType, Group] = {}
 
     def group(self, targets: Targets, persistent: bool, plain: bool) -> Group:
@@ -63,12 +73,20 @@ class Grouping:
         if group is not None and group.persistent is persistent and group.plain is plain:
             return group
         group = Group(targets, persistent, plain)
+        groups = self.groups
+        if groups:
+            if len(groups) == 1:
+                self._note(groups[0])
+            self._note(group)
+        self.open[targets] = group
+        groups.append(group)
+        return group
+
+    def _note(self, group: Group) -> None:
+        """A group has a message for its queues: the groups before it that had one grow no more."""
         latest = self._latest
-        for queue in targets.queues:
+        for queue in group.targets.queues:
             before = latest.get(queue)
             if before is not None:
                 self.open.pop(before.targets, None)
             latest[queue] = group
-        self.open[targets] = group
-        self.groups.append(group)
-        return group

@@ -205,9 +205,7 @@ class Publisher:
                 and run.traits.expiration is None
                 and not (targets.ranks and run.traits.is_high)
             ):
-                group = grouping.group(targets, persistent, True)
-                group.envelopes += run.envelopes
-                group.bodies += run.bodies
+                grouping.group(targets, persistent, True).add(run.envelopes, run.bodies)
             elif not targets.unrouted:
                 self._special(grouping, targets, run.traits, run.envelopes, run.bodies)
             else:
@@ -337,7 +335,7 @@ class Publisher:
         """Find the queues of a message, and remember them for its exchange and routing key."""
         name, key = method.exchange, method.routing_key
         if not name and key.startswith(REPLY_PREFIX):
-            return Targets((), self._post.replies.find(key))
+            return self._post.replies.find(key)
         targets, cacheable = self._exchanges.route(name, [key, *more_keys], envelope)
         if cacheable and not more_keys:
             self._routes.remember(name, key, targets)

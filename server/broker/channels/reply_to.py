@@ -11,28 +11,31 @@ from __future__ import annotations
 import secrets
 
 from qlog.server.amqp.properties import PSEUDO_QUEUE
-from qlog.server.broker.queues.targets import ReplyChannel
+from qlog.server.broker.queues.targets import ReplyChannel, Targets
 
 REPLY_TO = PSEUDO_QUEUE
 REPLY_PREFIX = REPLY_TO + "."
+
+
+_NOBODY = Targets(())
 
 
 class Replies:
     """The channels that wait for direct replies, by address."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, ReplyChannel] = {}
+        self._targets: dict[str, Targets] = {}
 
     def register(self, channel: ReplyChannel) -> str:
         """A new address for the channel."""
         address = REPLY_PREFIX + secrets.token_urlsafe(24)
-        self._channels[address] = channel
+        self._targets[address] = Targets((), channel)
         return address
 
     def forget(self, address: str) -> None:
         """The channel is gone or cancelled its consumer."""
-        self._channels.pop(address, None)
+        self._targets.pop(address, None)
 
-    def find(self, address: str) -> ReplyChannel | None:
-        """The channel behind an address, if it still waits."""
-        return self._channels.get(address)
+    def find(self, address: str) -> Targets:
+        """Where a reply to an address goes: to the channel that waits there, or to nobody."""
+        return self._targets.get(address, _NOBODY)

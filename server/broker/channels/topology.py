@@ -148,7 +148,7 @@ def queue_declare(channel: Channel, method: spec.QueueDeclare) -> None:
 
 def _declare_reply_to(channel: Channel, name: str, nowait: bool) -> None:
     """The pseudo-queue is always there; an address only while its channel is."""
-    if name != REPLY_TO and channel.services.replies.find(name) is None:
+    if name != REPLY_TO and channel.services.replies.find(name).replies_to is None:
         raise not_found(f"no {channel.vhost.rs_queue(name)}")
     _reply(channel, Outcome.of(None), spec.QueueDeclareOk(name, 0, 1), nowait)
 
