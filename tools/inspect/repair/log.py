@@ -24,6 +24,7 @@ class LogMend:
     """What is done with the log. `actions` are for people, in the order in which it is done."""
 
     actions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     settled_losses: int = 0  # messages that nobody waited for any more
     untraced: int = 0  # lost messages of which nothing says where they went
@@ -31,74 +32,6 @@ class LogMend:
     discarded: list[FileView] = field(default_factory=list)
     segment_ids: list[int] = field(default_factory=list)  # that count afterwards
     next_segment_id: int = 1
-
-
-def counting_views(directory: Directory, found: Survey, notes: list[str]) -> list[FileView]:
-    """The segments whose messages count. A message that is in two segments counts in one."""
-    segments = {segment.segment_id: segment for segment in found.segments}
-    standings = directory.standings([view.file_id for view in found.views])
-    _count_sources(directory, found, segments, standings, notes)
-    if directory.ledger.damaged:  # that one of them came to count may be what is lost
-        for segment_id in [id_ for id_, why in standings.items() if why == "unfinished"]:
-            del standings[segment_id]
-            segment = segments[segment_id]
-            if not segment.whole:  # which the survey tells in a note
-                segment.damage.append(Damage(segment.file, "it is damaged"))
-    counting = [view for view in found.views if view.file_id not in standings]
-    for view in [one for one in counting if one.file_id >= COMPACTED]:
-        segment = segments[view.file_id]
-        lsn, end = segment.base_lsn or 0, segment.end_lsn or 0
-        made_of = [
-            other
-            for other in counting
-            if other.file_id < view.file_id
-            and other.header is not None
-            and lsn <= other.header.base < end
-        ]
-        if segment.whole:  # what it is made of does not count beside it
-            counting = [other for other in counting if other not in made_of]
-            continue
-        for other in made_of:  # in the order of their LSNs
-            one = segments[other.file_id]
-            if one.whole and (one.base_lsn or 0) <= lsn:
-                lsn = max(lsn, one.end_lsn or 0)
-        if made_of and lsn >= end:  # all that was in it is still there
-            counting = [other for other in counting if other is not view]
-    return counting
-
-
-def _count_sources(
-    directory: Directory,
-    found: Survey,
-    segments: dict[int, Segment],
-    standings: dict[int, str],
-    notes: list[str],
-) -> None:
-    """Where a compacted segment is lost, and all that it was made of is whole, that counts."""
-    replaced = directory.ledger.segments.replaced
-    present = {view.file_id for view in found.views}
-    for segment_id in sorted(set(replaced.values())):
-        sources = {one for one, into in replaced.items() if into == segment_id}
-        lost = segment_id not in present or segments[segment_id].damage
-        if lost and all(one in present and segments[one].whole for one in sources):
-            notes.append(
-                f"what had been put together in segment {segment_id} is still there in those "
-                "that it was made of"
-            )
-            standings[segment_id] = "damaged"
-            for source in sources:
-                standings.pop(source, None)
-
-
-def mend_log(
-    directory: Directory,
-    found: Survey,
-    counting: list[FileView],
-    lanes: KnownLanes,
-    end_lsn: int,
-) -> LogMend:
-    """What is done with the segments; `end_lsn` is that of the next message."""
-    return _Mending(directory, found, lanes, end_lsn).run(counting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +44,93 @@ class _Placed:
     sealed: bool
 
 
-class _Mending:
-    def __init__(
-        self, directory: Directory, found: Survey, lanes: KnownLanes, end_lsn: int
-    ) -> None:
+class LogMending:
+    """See the head of this file. Segments that do not count are given up."""
+
+    def __init__(self, directory: Directory, found: Survey) -> None:
         self.directory = directory
-        self.lanes = lanes
-        self.end_lsn = end_lsn
-        self.mend = LogMend()
+        self.views = found.views
         self.segments = {segment.segment_id: segment for segment in found.segments}
+        self.mend = LogMend()
+        self.counting = self._counting()
+        self.mend.discarded += [view for view in found.views if view not in self.counting]
         damaged = [segment.segment_id for segment in found.segments if segment.damage]
         self.pointers = pointers_into(directory, damaged)
         self.kept: list[_Placed] = []
 
-    def run(self, counting: list[FileView]) -> LogMend:
+    # -- which segments count
+
+    def _counting(self) -> list[FileView]:
+        """The segments whose messages count. A message that is in two segments counts in one."""
+        segments = self.segments
+        standings = self.directory.standings([view.file_id for view in self.views])
+        self._count_sources(standings)
+        if self.directory.ledger.damaged:  # that one of them came to count may be what is lost
+            for segment_id in [id_ for id_, why in standings.items() if why == "unfinished"]:
+                del standings[segment_id]
+                segment = segments[segment_id]
+                if not segment.whole:  # which the survey tells in a note
+                    segment.damage.append(Damage(segment.file, "it is damaged"))
+        counting = [view for view in self.views if view.file_id not in standings]
+        for view in [one for one in counting if one.file_id >= COMPACTED]:
+            segment = segments[view.file_id]
+            lsn, end = segment.base_lsn or 0, segment.end_lsn or 0
+            made_of = [
+                other
+                for other in counting
+                if other.file_id < view.file_id
+                and other.header is not None
+                and lsn <= other.header.base < end
+            ]
+            if segment.whole:  # what it is made of does not count beside it
+                counting = [other for other in counting if other not in made_of]
+                continue
+            for other in made_of:  # in the order of their LSNs
+                one = segments[other.file_id]
+                if one.whole and (one.base_lsn or 0) <= lsn:
+                    lsn = max(lsn, one.end_lsn or 0)
+            if made_of and lsn >= end:  # all that was in it is still there
+                counting = [other for other in counting if other is not view]
+        return counting
+
+    def _count_sources(self, standings: dict[int, str]) -> None:
+        """Where a compacted segment is lost, and all that it was made of is whole, that counts."""
+        replaced = self.directory.ledger.segments.replaced
+        present = {view.file_id for view in self.views}
+        for segment_id in sorted(set(replaced.values())):
+            sources = {one for one, into in replaced.items() if into == segment_id}
+            lost = segment_id not in present or self.segments[segment_id].damage
+            if lost and all(one in present and self.segments[one].whole for one in sources):
+                self.mend.notes.append(
+                    f"what had been put together in segment {segment_id} is still there in those "
+                    "that it was made of"
+                )
+                standings[segment_id] = "damaged"
+                for source in sources:
+                    standings.pop(source, None)
+
+    def note_runs(self, lanes: KnownLanes) -> None:
+        """Note what footers and batches say; what decodes of damaged messages is no evidence."""
+        views = {view.file_id: view for view in self.views}
+        counting = {view.file_id for view in self.counting}
+        for segment_id, segment in self.segments.items():
+            view = views.get(segment_id)
+            if segment.damage and (view is None or view.footer_verdict is not Verdict.WHOLE):
+                continue
+            lsns = (segment.base_lsn or 0, segment.end_lsn or 0)
+            for lane_ids, firsts, positions, *_ in segment.columns.runs():
+                lanes.note(
+                    lane_ids, firsts, len(positions), lsns if segment_id in counting else None
+                )
+
+    # -- what becomes of them
+
+    def run(self, lanes: KnownLanes, end_lsn: int) -> LogMend:
+        """What is done with the segments; `end_lsn` is that of the next message."""
+        self.lanes, self.end_lsn = lanes, end_lsn
         mend, segments, named = self.mend, self.segments, self.directory.ledger.segments
-        bases = self._bases(counting)
-        counting = sorted(counting, key=lambda view: (bases[view.file_id], view.file_id))
+        bases = self._bases()
+        counting = sorted(self.counting, key=lambda view: (bases[view.file_id], view.file_id))
         lsn = 0
         for view, following in zip_longest(counting, counting[1:]):
             segment = segments[view.file_id]
@@ -142,20 +145,20 @@ class _Mending:
         self._give_up_missing()
         self._seal()
         sealed_ends = [rewrite.end_lsn for rewrite in mend.rewrites]
-        gone = self.end_lsn - max([lsn, *sealed_ends, named.end_lsn])
+        gone = end_lsn - max([lsn, *sealed_ends, named.end_lsn])
         if gone > 0 and not any(one.state == "missing" for one in segments.values()):
-            self._lose(Loss("log", messages=gone, lsn=self.end_lsn - gone))
+            self._lose(Loss("log", messages=gone, lsn=end_lsn - gone))
         mend.segment_ids = sorted(one.view.file_id for one in self.kept)
         plain = [id_ for id_ in segments if id_ < COMPACTED]
         # One id is left out, so that `following_lsn` says where the log goes on: see act.py.
         mend.next_segment_id = 2 + max([*plain, named.next_id])
         return mend
 
-    def _bases(self, counting: list[FileView]) -> dict[int, int]:
+    def _bases(self) -> dict[int, int]:
         """Where each segment begins, as the survey has found it."""
         bases: dict[int, int] = {}
         before = 0  # where the last one ended whose place is known
-        for view in counting:
+        for view in self.counting:
             segment = self.segments[view.file_id]
             bases[view.file_id] = before if segment.base_lsn is None else segment.base_lsn
             before = segment.end_lsn or before

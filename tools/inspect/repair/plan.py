@@ -17,7 +17,7 @@ from qlog.tools.inspect.look.log import Survey, survey
 from qlog.tools.inspect.look.pointers import IndexContents, compare, read_contents
 from qlog.tools.inspect.repair.definitions import Mend, collect
 from qlog.tools.inspect.repair.lanes import KnownLanes
-from qlog.tools.inspect.repair.log import LogMend, counting_views, mend_log
+from qlog.tools.inspect.repair.log import LogMend, LogMending
 from qlog.tools.inspect.rows import Damage
 
 _LANE_IDS_MARGIN = 1024
@@ -73,29 +73,16 @@ def make_plan(directory: Directory) -> Plan:
 def _mend_log_and_ledger(
     plan: Plan, directory: Directory, found: Survey, contents: IndexContents | None
 ) -> None:
-    counting = counting_views(directory, found, plan.notes)
+    mending = LogMending(directory, found)
     lanes = KnownLanes(directory, contents)
-    _note_runs(lanes, found, {view.file_id for view in counting})
+    mending.note_runs(lanes)
     _note_highest(plan, directory, found, contents)
-    plan.log = mend_log(directory, found, counting, lanes, plan.end_lsn)
-    plan.log.discarded[:0] = [view for view in found.views if view not in counting]
+    plan.log = mending.run(lanes, plan.end_lsn)
     plan.actions += plan.log.actions
+    plan.notes += plan.log.notes
     _plan_ledger(plan, directory, contents)
     _fold_lanes(plan, directory, lanes)
     _plan_definitions(plan, directory, lanes)
-
-
-def _note_runs(lanes: KnownLanes, found: Survey, counting: set[int]) -> None:
-    """Note what footers and whole batches say; what decodes of damaged messages is no evidence."""
-    views = {view.file_id: view for view in found.views}
-    for segment in found.segments:
-        view = views.get(segment.segment_id)
-        if segment.damage and (view is None or view.footer_verdict is not Verdict.WHOLE):
-            continue
-        counts = segment.segment_id in counting
-        lsns = (segment.base_lsn or 0, segment.end_lsn or 0) if counts else None
-        for lane_ids, firsts, positions, *_ in segment.columns.runs():
-            lanes.note(lane_ids, firsts, len(positions), lsns)
 
 
 def _note_highest(
