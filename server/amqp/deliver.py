@@ -85,9 +85,21 @@ class DeliveryEncoder:
         if not 0 < size <= self._joined_bytes_max:
             return self._one_by_one(tag, redelivered, (envelope,), (body,))
         if envelope is not self._envelope or redelivered is not self._redelivered:
-            before, after = self._around_tag(envelope, redelivered)
-            self._before = before
-            self._between = after + self._header(envelope) + self._body_head(size)
+            properties = envelope.properties
+            self._before, after = self._around(
+                (envelope.exchange, envelope.routing_key, redelivered)
+            )
+            header_size = CONTENT_FIXED_BYTES + len(properties)
+            self._between = b"".join(
+                (
+                    after,
+                    CONTENT_HEAD.pack(
+                        HEADER, self._channel, header_size, BASIC, 0, envelope.body_size
+                    ),
+                    properties,
+                    _END_AND_BODY_HEAD.pack(FRAME_END, BODY, self._channel, size),
+                )
+            )
             self._envelope = envelope
             self._redelivered = redelivered
         return [b"".join((self._before, _TAG.pack(tag), self._between, body, END))]

@@ -122,7 +122,18 @@ class Consumer:
 
     def deliver(self, taken: Taken) -> None:
         """Send the messages; they are unacked from now on, or settled at once with no_ack."""
-        self._send(taken)
+        count = len(taken.bodies)
+        self._write(taken.redelivered, taken.envelopes, taken.bodies)
+        if taken.redelivered:
+            counts = self.queue.counts
+            self._counts.redeliver += count
+            counts.redeliver += count
+            counts.of_type.redeliver += count
+        if self.no_ack:
+            self._count_no_ack(count)
+            taken.backlog.settle(taken.first_qseq, count, sum(taken.sizes))
+        else:
+            self._hold(taken, count)
         # Last: a copy may go to the same queue, which then delivers more.
         owner = self._owner
         if owner.vhost.firehose is not None:
@@ -150,19 +161,10 @@ class Consumer:
         counts.deliver_no_ack += count
         counts.of_type.deliver_no_ack += count
 
-    def _send(self, taken: Taken) -> None:
-        count = len(taken.bodies)
-        self._write(taken.redelivered, taken.envelopes, taken.bodies)
-        outstanding, counts, mine = self._outstanding, self.queue.counts, self._counts
-        if taken.redelivered:
-            mine.redeliver += count
-            counts.redeliver += count
-            counts.of_type.redeliver += count
-        if self.no_ack:
-            self._count_no_ack(count)
-            taken.backlog.settle(taken.first_qseq, count, sum(taken.sizes))
-            return
-        mine.deliver += count
+    def _hold(self, taken: Taken, count: int) -> None:
+        """Messages were sent that are to be acknowledged."""
+        outstanding, counts = self._outstanding, self.queue.counts
+        self._counts.deliver += count
         counts.deliver += count
         counts.of_type.deliver += count
         self.unacked += count

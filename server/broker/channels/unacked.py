@@ -114,10 +114,17 @@ class _Chunk:
 
     __slots__ = ("holders", "runs", "tags")
 
-    def __init__(self, runs: list[UnackedRun]) -> None:
+    def __init__(
+        self, runs: list[UnackedRun], tags: list[int], holders: set[Taker | QueueType]
+    ) -> None:
         self.runs = runs
-        self.tags = list(map(_tag, runs))
-        self.holders = {_holder(run) for run in runs}
+        self.tags = tags
+        self.holders = holders
+
+    @classmethod
+    def of(cls, runs: list[UnackedRun]) -> _Chunk:
+        """The chunk with these runs."""
+        return cls(runs, list(map(_tag, runs)), set(map(_holder, runs)))
 
 
 _tag = attrgetter("tag")
@@ -159,13 +166,15 @@ class Unacked:
     def add(self, run: UnackedRun) -> None:
         """Append a delivery; its tags are higher than all before it."""
         chunks = self._chunks
-        if not chunks or len(chunks[-1].runs) >= CHUNK_RUNS:
-            chunks.append(_Chunk([]))
+        holder = run.queue if run.taker is None else run.taker
+        if chunks and len(chunks[-1].runs) < CHUNK_RUNS:
+            chunk = chunks[-1]
+            chunk.runs.append(run)
+            chunk.tags.append(run.tag)
+            chunk.holders.add(holder)
+        else:
+            chunks.append(_Chunk([run], [run.tag], {holder}))
             self._firsts.append(run.tag)
-        chunk = chunks[-1]
-        chunk.runs.append(run)
-        chunk.tags.append(run.tag)
-        chunk.holders.add(run.queue if run.taker is None else run.taker)
 
     def take_range(self, first: int, last: int) -> tuple[list[UnackedRun], int]:
         """Take the tags `first`…`last` one after the other.
@@ -239,8 +248,8 @@ class Unacked:
     def _halve(self, place: int) -> None:
         chunk = self._chunks[place]
         half = len(chunk.runs) // 2
-        upper = _Chunk(chunk.runs[half:])
-        self._chunks[place] = _Chunk(chunk.runs[:half])
+        upper = _Chunk.of(chunk.runs[half:])
+        self._chunks[place] = _Chunk.of(chunk.runs[:half])
         self._chunks.insert(place + 1, upper)
         self._firsts.insert(place + 1, upper.tags[0])
 
