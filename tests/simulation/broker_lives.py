@@ -20,6 +20,7 @@ from tests.simulation.world import Fate
 ROUNDS_A_LIFE = 10
 _STEPS = {  # and how often, before taste
     "publish": 14,
+    "publish_later": 4,
     "consume": 6,
     "settle_some": 20,
     "lose_client": 1,
@@ -65,6 +66,9 @@ class BrokerLife:
         choice = self.choice
         own_ms = choice.choice((None, None, None, 500, 3000))
         return choice.choice(list(SOURCES)), choice.choice((1, 1, 2, 5)), own_ms
+
+    def _publish_later(self) -> tuple[Any, ...]:
+        return self.choice.choice((1, 1, 2, 5)), self.choice.choice((1, 20, 300, 2000, 20_000))
 
     def _consume(self) -> tuple[Any, ...]:
         return (self.choice.choice(NAMES),)

@@ -9,14 +9,19 @@ from typing import Any
 from unittest.mock import patch
 
 from qlog.server.broker.features.dead_letter import Addressed, DeadLetters, Letters
+from qlog.server.broker.features.delayed import Delayed
 from qlog.server.broker.features.expiry import Expiry
 from qlog.server.broker.features.overflow import Overflow
 from qlog.server.broker.jobs import Steps
-from qlog.server.broker.queues.backlog import Taken
-from qlog.server.broker.queues.mail import Mail
+from qlog.server.broker.post import PostOffice
+from qlog.server.broker.queues.backlog import Backlog, Taken
+from qlog.server.broker.queues.mail import Mail, Receipt
+from qlog.server.broker.queues.targets import Targets
 from qlog.server.broker.queues.type import QueueType
 from qlog.server.broker.removals import Removals
+from qlog.storage.index.due_rows import Due
 from qlog.storage.lanes.lane import Lane
+from qlog.storage.store import Store
 from qlog.storage.write.settling import Settling
 from tests.simulation.broker_lives import live
 from tests.simulation.lives import Violation
@@ -93,6 +98,47 @@ def _no_limit() -> list[AbstractContextManager[Any]]:
     return [patch.object(Overflow, "trim", lambda *arguments: None)]
 
 
+def _released_before_copies() -> list[AbstractContextManager[Any]]:
+    hand_over, settle = Delayed._hand_over, Backlog.settle
+
+    def settled(self: Backlog, qseq: int, count: int, size: int, after_lsn: int = 0) -> None:
+        settle(self, qseq, count, size)
+
+    def handed_over(self: Delayed, taken: Taken) -> None:
+        with patch.object(Backlog, "settle", settled):
+            hand_over(self, taken)
+
+    return [patch.object(Delayed, "_hand_over", handed_over)]
+
+
+def _released_early() -> list[AbstractContextManager[Any]]:
+    due = Store.due
+
+    def earlier(self: Store[Any], until_ms: int, count_max: int) -> list[Due]:
+        return due(self, until_ms + 15, count_max)
+
+    return [patch.object(Store, "due", earlier)]
+
+
+def _never_released() -> list[AbstractContextManager[Any]]:
+    return [patch.object(Delayed, "due", lambda *arguments: None)]
+
+
+def _released_twice() -> list[AbstractContextManager[Any]]:
+    pass_on = PostOffice.pass_on
+
+    def twice(self: PostOffice, targets: Targets, mail: Mail) -> Receipt:
+        pass_on(self, targets, mail)
+        return pass_on(self, targets, mail)
+
+    def handed_over(self: Delayed, taken: Taken) -> None:
+        with patch.object(PostOffice, "pass_on", twice):
+            hand_over(self, taken)
+
+    hand_over = Delayed._hand_over
+    return [patch.object(Delayed, "_hand_over", handed_over)]
+
+
 MUTATIONS = [
     BrokerMutation(
         "a dead letter is settled before its copy is on the disk",
@@ -130,6 +176,25 @@ MUTATIONS = [
         {"sync": 3, "consume": 2, "crash": 2},
     ),
     BrokerMutation("nothing is dropped at a limit", "the limit is not kept", _no_limit),
+    BrokerMutation(
+        "a delayed message is settled before its copy is on the disk",
+        "on a full disk settlements go on, and the copy is lost",
+        _released_before_copies,
+        {"publish_later": 5, "fill_disk": 6, "free_disk": 0.3, "sync": 0.3, "crash": 2},
+    ),
+    BrokerMutation(
+        "delayed messages are released before their time",
+        "they come too early",
+        _released_early,
+        {"publish_later": 5},
+    ),
+    BrokerMutation("delayed messages are not released", "they stay", _never_released),
+    BrokerMutation(
+        "delayed messages are released twice",
+        "they are in the queue twice, or come twice",
+        _released_twice,
+        {"publish_later": 3},
+    ),
 ]
 
 

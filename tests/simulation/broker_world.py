@@ -12,7 +12,9 @@ on the disk:
 - nobody gets a message whose time is over, however late the broker is, and it leaves;
 - a message of a quorum queue came back at least as often as is on the disk, and at most as often as
   it did; none is delivered again that came back too often;
-- a queue with a limit has no more ready messages than that.
+- a queue with a limit has no more ready messages than that;
+- a message that is delayed waits until its time has come, and then comes: once, but for deliveries
+  that are marked as repeated, and for those that a crash left both waiting and released.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from qlog.server.broker import due, removals
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels import channel as channel_module
 from qlog.server.broker.channels import unacked
-from qlog.server.broker.features import dead_letter, expiry, overflow
+from qlog.server.broker.features import dead_letter, delayed, expiry, overflow
 from qlog.server.broker.features.dead_letter import PAUSE_S
 from qlog.server.broker.features.expiry import OFFER_MS
 from qlog.server.broker.queues import classic, dispatch, returns
@@ -71,6 +73,7 @@ SOURCES: dict[str, Table] = {
 # What a broker does in steps of many it does in several steps in here.
 _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (channel_module, "RUNS_AT_ONCE", 2),
+    (delayed, "AT_ONCE", 2),
     (channel_module, "ACKS_AT_ONCE", 1),
     (classic, "SWEEP_STRETCHES", 2),
     (classic, "EXPIRED_MAX", 3),
@@ -86,12 +89,17 @@ _SMALL_STEPS: list[tuple[ModuleType, str, int]] = [
     (returns, "WINDOW", 2),
     (unacked, "CHUNK_RUNS", 3),
 ]
+# The exchange that delays, and the queue behind it.
+LATER = "later"
+LATE = "late"
 TARGETS: dict[str, Table] = {
+    LATE: {},
     "dead": {},
     "narrow": {"x-max-length": NARROW_MAX, "x-overflow": "reject-publish"},
 }
 QUEUES = {**SOURCES, **TARGETS}
 NAMES = list(QUEUES)
+PLACES = [*NAMES, LATER]
 
 
 @dataclass(slots=True)
@@ -111,6 +119,8 @@ class Sent:
     safe: int = 0
     low: int = 0
     high: int = 0
+    due_ms: float = 0  # when it is released, if it is delayed
+    came: bool = False  # it was delivered since this process began
     too_often: bool = False  # it may have come back more often than the limit allows
     deleted: bool = False  # its queue was: the message is gone, unless it had left before
 
@@ -122,6 +132,8 @@ class Sent:
 
     @property
     def target(self) -> str:
+        if self.queue == LATER:
+            return LATE
         return str(QUEUES[self.queue]["x-dead-letter-routing-key"])
 
 
@@ -204,6 +216,18 @@ class BrokerWorld(Bench):
         for name, arguments in QUEUES.items():
             if name not in self.broker.vhosts["/"].queues:  # it was about to be declared again
                 self.chief.declare(name, arguments=arguments)
+        if LATER not in self.broker.vhosts["/"].routing:
+            delaying: Table = {"x-delayed-type": "direct"}
+            declare = make(
+                spec.ExchangeDeclare,
+                exchange=LATER,
+                type="x-delayed-message",
+                durable=True,
+                arguments=delaying,
+            )
+            self.chief.ask(1, declare, spec.ExchangeDeclareOk)
+        bind = make(spec.QueueBind, queue=LATE, exchange=LATER, routing_key=LATE)
+        self.chief.ask(1, bind, spec.QueueBindOk)
         self._connect_taker()
 
     def _connect_taker(self) -> None:
@@ -252,6 +276,20 @@ class BrokerWorld(Bench):
             priority = 9 if int(body) % HIGH_EVERY == 0 else None
             properties = Properties(delivery_mode=2, expiration=expiration, priority=priority)
             frames.append(message(1, name, body, properties=properties))
+        self.publisher.send(1, *frames)
+
+    def publish_later(self, count: int, delay_ms: int) -> None:
+        """Messages that are to come when so much time has passed."""
+        frames = []
+        for _ in range(count):
+            number = len(self.sent)
+            self.sent[number] = Sent(number, LATER, math.inf, due_ms=self.now_ms + delay_ms)
+            self.last_tag += 1
+            self.tags[self.last_tag] = number
+            properties = Properties(headers={"x-delay": delay_ms}, delivery_mode=2)
+            body = b"%d" % number
+            frames.append(message(1, LATE, body, exchange=LATER, properties=properties))
+        self.counts["delayed messages"] += count
         self.publisher.send(1, *frames)
 
     def consume(self, name: str) -> None:
@@ -351,6 +389,7 @@ class BrokerWorld(Bench):
 
     def sync(self) -> None:
         """All is done, and on the disk: what a model can know, it knows."""
+        began_ms = self.now_ms
         for _ in range(4):
             self.pass_time(math.ceil(PAUSE_S * 1000))  # what was put off goes on
             self.settle()
@@ -367,6 +406,8 @@ class BrokerWorld(Bench):
         assert not self.tags, "something is durable, and not confirmed"
         self._check("nothing happened")
         assert self.queue("limited").ready <= LENGTH_MAX, "the limit is not kept"
+        for number, _ in self._messages(LATER):
+            assert self.sent[number].due_ms > began_ms, f"{number} is not released"
         held = {one.number for one in self.held}
         for name in ("limited", "timed", "quorum"):
             for number, _ in self._messages(name):
@@ -417,6 +458,9 @@ class BrokerWorld(Bench):
         self.open()
         for one in self.sent.values():
             one.low = one.safe
+            one.came = False
+            if fate.inside and one.queue == LATER and one.due_ms <= self.now_ms:
+                one.twice = True  # one of these starts may have released it
         self._check("a restart", forget=True)
         self.fate = Fate(seed=fate.seed + 1)
         self.disk()
@@ -459,6 +503,11 @@ class BrokerWorld(Bench):
         one = self.sent[number]
         name = NAMES[channel - 1]
         self.held.append(Held(channel, method.delivery_tag, name, number))
+        if name == LATE:
+            assert self.now_ms >= one.due_ms, f"{number} comes too early"
+            first = method.redelivered or not one.came or one.twice
+            assert first, f"{number} comes again, and is not marked as redelivered"
+            one.came = True
         if name in TARGETS:
             return
         assert name == one.queue
@@ -475,7 +524,7 @@ class BrokerWorld(Bench):
     def _check(self, when: str, *, forget: bool = False) -> None:
         """Everything is where it should be. `forget`: what may be gone counts as gone."""
         found: dict[int, list[str]] = {}
-        for name in NAMES:
+        for name in PLACES:
             for number, envelope in self._messages(name):
                 places = found.setdefault(number, [])
                 one = self.sent.get(number)
@@ -488,7 +537,9 @@ class BrokerWorld(Bench):
         for number in list(self.sent):
             one = self.sent[number]
             places = found.get(number, [])
-            one.twice |= len(places) > 1
+            one.twice |= len(set(places)) > 1
+            again = places.count(LATE) > 1 and not one.twice
+            assert not again, f"{number} was released twice when {when}"
             lost = one.confirmed and not one.acked and not places and not one.deleted
             assert not lost, f"{number} of {one.queue} is lost when {when}"
             back = one.acked_safe and not one.twice and places
@@ -503,6 +554,9 @@ class BrokerWorld(Bench):
                     one.acked = one.acked_safe = True  # it never came
 
     def _check_reason(self, one: Sent, envelope: Envelope) -> None:
+        if one.queue == LATER:
+            assert self.now_ms >= one.due_ms, f"{one.number} is released too early"
+            return
         deaths: Any = envelope.headers()["x-death"]
         reason = deaths[0]["reason"]
         assert deaths[0]["queue"] == one.queue
@@ -515,9 +569,13 @@ class BrokerWorld(Bench):
         assert possible[reason], f"{one.number} of {one.queue} did not leave it: {reason}"
 
     def _messages(self, name: str) -> Iterator[tuple[int, Envelope]]:
-        """All that is not settled in a queue."""
-        queue = self.broker.vhosts["/"].queues.get(name)
-        for lane in [] if queue is None else queue.lanes:
+        """All that is not settled in a queue, or waits at the exchange."""
+        vhost = self.broker.vhosts["/"]
+        queue = vhost.queues.get(name)
+        lanes = [] if queue is None else queue.lanes
+        if name == LATER:
+            lanes = [lane for owner, lane in vhost.hidden_lanes if owner.name == LATER]
+        for lane in lanes:
             qseq = 0
             while (part := lane.read(qseq, 50, 1 << 20)) is not None:
                 for envelope, body in zip(part.metas, part.bodies, strict=True):
