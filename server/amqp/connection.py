@@ -55,6 +55,7 @@ from qlog.server.amqp.recognise import (
     PublishForm,
     PublishForms,
     PublishRun,
+    limits_of,
     run_with,
     take_acks,
     take_publishes,
@@ -708,15 +709,15 @@ class Connection:
     def _take_publishes(self, number: int, runs: list[PublishRun]) -> None:
         """Append the channel's messages that stand whole at `_position`, and move behind them."""
         data, position = self._data, self._position
+        payload_bytes_max = self._payload_bytes_max or BODY_BYTES_LIMIT
+        body_bytes_max = min(payload_bytes_max, self._message_bytes_max)
         self._position = take_publishes(
             data,
             position,
-            number,
             self._forms,
             runs,
             until=min(position + self.event_bytes_max, len(data)),
-            payload_bytes_max=self._payload_bytes_max or BODY_BYTES_LIMIT,
-            body_bytes_max=self._message_bytes_max,
+            limits=limits_of(number, payload_bytes_max, body_bytes_max),
         )
 
 

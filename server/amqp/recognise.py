@@ -32,12 +32,7 @@ from qlog.server.amqp.frames import (
     OVERHEAD_BYTES,
 )
 from qlog.server.amqp.properties import NO_TRAITS, Traits, examine
-from qlog.server.amqp.shapes import (
-    SHAPE_HEAD_BYTES,
-    Shapes,
-    find_varying,
-    other_traits,
-)
+from qlog.server.amqp.shapes import Shapes
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
 # Different basic.publish frames remembered by a connection; forgotten all at once when full.
@@ -80,6 +75,17 @@ class PublishRun:
         self.bodies.append(body)
 
 
+def _envelope(method: BasicPublish, properties: bytes, body_size: int) -> Envelope:
+    """The envelope of a message with these clean properties."""
+    exchange, routing_key = method.exchange, method.routing_key
+    packed = _pack((exchange, routing_key, properties))
+    # The same result as Envelope(…), at half the cost.
+    return _new_tuple(
+        Envelope,
+        (exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed)),
+    )
+
+
 class AckRange(NamedTuple):
     """The delivery tags from `first` to `last`; with `multiple` (first is last) all up to it.
 
@@ -94,58 +100,45 @@ class AckRange(NamedTuple):
 class PublishForm:
     """One basic.publish frame, and what the last message under it was like.
 
-    `prefix` are the octets of a message from its method frame up to its body. It is known once a
-    message repeats the header of the one before, and empty until then.
+    `properties` are those of the last message, unless they were long, and `body_size` its size.
+    `envelope` and `traits` are of the last one that was walked. `prefix` are the octets of a message
+    from its method frame up to its body. It is known once a message repeats the header of the one
+    before, and empty until then.
     """
 
-    __slots__ = ("_packed_route", "envelope", "frame", "method", "prefix", "traits")
+    __slots__ = ("body_size", "envelope", "frame", "method", "prefix", "properties", "traits")
 
     def __init__(self, method: BasicPublish, frame: bytes) -> None:
         self.method = method
         self.frame = frame
+        self.properties = b""
+        self.body_size = 0
         self.envelope: Envelope | None = None
         self.traits = NO_TRAITS
         self.prefix = b""
-        # The front of Envelope.packed: an array of three, the first two of them. It is made when a
-        # second message comes under this frame: many routing keys come once.
-        self._packed_route = b""
 
-    def envelope_of(
-        self, properties: bytes, body_size: int, traits: Traits | None = None
-    ) -> Envelope:
+    def envelope_of(self, properties: bytes, body_size: int) -> Envelope:
         """The envelope of a message with these properties, which are made clean.
 
-        `traits` are given if the properties are known to be clean already. Raises HardError when
-        the properties are malformed.
+        Raises HardError when they are malformed.
         """
         last, method = self.envelope, self.method
+        self.properties = properties if len(properties) <= PROPERTIES_BYTES_MAX else b""
+        self.body_size = body_size
         if last is not None and last.properties == properties:
             if last.body_size == body_size:
                 return last
             packed, packed_hash = last.packed, last.packed_hash
         else:
-            if traits is None:
-                traits, properties = examine(properties)
-            self.traits = traits
-            if last is None:
-                packed = _pack((method.exchange, method.routing_key, properties))
-            else:
-                route = self._packed_route or self._pack_route()
-                packed = route + _pack(properties)
+            self.traits, properties = examine(properties)
+            packed = _pack((method.exchange, method.routing_key, properties))
             packed_hash = xxh3_64_intdigest(packed)
-        # The same result as Envelope(…), at half the cost.
-        envelope = _new_tuple(
-            Envelope,
-            (method.exchange, method.routing_key, properties, body_size, packed, packed_hash),
+        envelope = Envelope(
+            method.exchange, method.routing_key, properties, body_size, packed, packed_hash
         )
         self.envelope = envelope if len(properties) <= PROPERTIES_BYTES_MAX else None
         self.prefix = b""
         return envelope
-
-    def _pack_route(self) -> bytes:
-        method = self.method
-        self._packed_route = b"\x93" + _pack(method.exchange) + _pack(method.routing_key)
-        return self._packed_route
 
 
 class PublishForms:
@@ -211,25 +204,37 @@ def run_with(runs: list[PublishRun], traits: Traits) -> PublishRun:
     return runs[-1]
 
 
+class Limits(NamedTuple):
+    """What a message must comply with: its channel, and the octets of a payload, and of a body that
+    is in one frame.
+    """
+
+    channel: int
+    payload_bytes_max: int
+    body_bytes_max: int
+
+
+# Kept: one message at a time comes from many clients, and to make a tuple costs more than to find it.
+limits_of = lru_cache(1024)(Limits)
+
+
 def take_publishes(
     data: bytes,
     position: int,
-    channel: int,
     forms: PublishForms,
     runs: list[PublishRun],
     *,
     until: int,
-    payload_bytes_max: int,
-    body_bytes_max: int,
+    limits: Limits,
 ) -> int:
     """Append the whole messages of one channel at `position` to `runs`; returns where they end.
 
     Takes messages that begin before the position `until` and whose body is in at most one frame.
     """
-    bytes_max = min(payload_bytes_max, body_bytes_max)
-    limits = _limits(channel, payload_bytes_max, bytes_max)
+    channel, payload_bytes_max, body_bytes_max = limits
+    header_bytes_max = payload_bytes_max + FRAME_HEAD.size
     shapes = forms.shapes
-    shapes_of, varying = shapes.by_head.get, shapes.varying.get(channel)
+    family = shapes.of(channel)
     end = len(data)
     startswith = data.startswith
     form: PublishForm | None = None
@@ -240,73 +245,47 @@ def take_publishes(
         if form is None or not startswith(frame, position):
             form = _form_at(data, position, forms, limits)
             if form is None:
-                return position
+                break
             frame = form.frame
             frame_bytes = len(frame)
         if form.prefix and startswith(form.prefix, position):
             # The header is also like the one before: only the body is new.
             behind = _take_repeats(data, position, form, runs, until)
-            if behind == position:
-                return position
-            position = behind
             run = None
-            continue
-        # Or the header is of a known shape, or of one that varies: that says where the body is.
-        header_at = position + frame_bytes
-        alike = shapes_of(data[header_at : header_at + SHAPE_HEAD_BYTES])
-        traits: Traits | None = None
-        if (
-            alike is not None
-            and (shape := alike[0]).channel == channel
-            and (body_at := header_at + shape.octets) < end
-        ):
-            at = header_at + SHAPE_HEAD_BYTES
-            fields = shape.unpack_from(data, at)
-            body_size, found, frame_size = fields[0], fields[1:-1], fields[-1]
-            if found == shape.expected:
-                traits = shape.traits
+        else:
+            # Or the header is of a known shape: that says where the body is.
+            header_at = position + frame_bytes
+            found = family.find(data, header_at)
+            if found is not None:
+                traits, body_size, body_at = found
+                properties_end = body_at - OVERHEAD_BYTES
+                properties = data[header_at + CONTENT_HEAD.size : properties_end]
+                body_end = body_at + body_size
+            if (
+                found is None
+                or not 0 < body_size <= body_bytes_max
+                or body_end >= end
+                or data[body_end] != FRAME_END
+                or properties_end - header_at > header_bytes_max
+                or (properties == form.properties and body_size == form.body_size)
+            ):
+                behind = _take_one(data, position, form, forms, limits, runs)
+                family = shapes.of(channel)
+                run = None
             else:
-                traits = other_traits(alike, found, data, at)
-        if traits is None and varying:
-            found_at = find_varying(varying, data, header_at, payload_bytes_max)
-            traits, body_size, frame_size, body_at = found_at
-        if (
-            traits is None
-            or not 0 < body_size == frame_size <= bytes_max
-            or (body_end := body_at + body_size) >= end
-            or data[body_end] != FRAME_END
-        ):
-            behind = _take_one(data, position, form, forms, limits, runs)
-            if behind == position:
-                return position
-            position = behind
-            run = None
-            continue
-        shapes.recognised += 1
-        known = form.envelope
-        properties = data[header_at + CONTENT_HEAD.size : body_at - OVERHEAD_BYTES]
-        envelope = form.envelope_of(properties, body_size, traits)
-        if envelope is known:
-            form.prefix = data[position:body_at]
-        if run is None or run.traits is not form.traits:
-            run = run_with(runs, form.traits)
-        run.methods.append(form.method)
-        run.envelopes.append(envelope)
-        run.bodies.append(data[body_at:body_end])
-        position = body_end + 1
+                shapes.recognised += 1
+                form.properties = properties if len(properties) <= PROPERTIES_BYTES_MAX else b""
+                form.body_size = body_size
+                if run is None or run.traits is not traits:
+                    run = run_with(runs, traits)
+                run.methods.append(form.method)
+                run.envelopes.append(_envelope(form.method, properties, body_size))
+                run.bodies.append(data[body_at:body_end])
+                behind = body_end + 1
+        if behind == position:
+            break
+        position = behind
     return position
-
-
-class _Limits(NamedTuple):
-    """What a message must comply with: its channel, and the octets of a payload and of a body."""
-
-    channel: int
-    payload_bytes_max: int
-    body_bytes_max: int
-
-
-# Kept: one message at a time comes from many clients, and to make a tuple costs more than to find it.
-_limits = lru_cache(1024)(_Limits)
 
 
 def _take_one(
@@ -314,7 +293,7 @@ def _take_one(
     position: int,
     form: PublishForm,
     forms: PublishForms,
-    limits: _Limits,
+    limits: Limits,
     runs: list[PublishRun],
 ) -> int:
     """Append the message at `position`, whose header has to be walked; returns where it ends."""
@@ -361,9 +340,7 @@ def _take_one(
     return behind
 
 
-def _form_at(
-    data: bytes, position: int, forms: PublishForms, limits: _Limits
-) -> PublishForm | None:
+def _form_at(data: bytes, position: int, forms: PublishForms, limits: Limits) -> PublishForm | None:
     """The form of the basic.publish frame at `position`; None if there is none that is whole."""
     head_end = position + FRAME_HEAD.size
     if head_end > len(data):

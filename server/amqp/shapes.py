@@ -17,9 +17,8 @@ Learning costs more than walking: it stops where shapes do not come back.
 """
 
 import struct
-from collections.abc import Callable, Collection
-from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from qlog.server.amqp.frames import BODY, CONTENT_HEAD, FRAME_HEAD, OVERHEAD_BYTES
 from qlog.server.amqp.properties import (
@@ -50,208 +49,196 @@ VARYING_PER_CHANNEL_MAX = 8
 # Frames that are longer are always walked: 64 shapes should stay a small sum. Celery's have 1,000.
 SHAPE_FRAME_BYTES_MAX = 4096
 
-# Of a header frame: type, channel, size, class and weight. Together they are the key of a shape.
+# Of a header frame: type, channel, size, class and weight. Together they are the key of a fixed
+# shape. The size of the body follows.
 SHAPE_HEAD_BYTES = 11
+_SIZE_AT = 3
 
 _PSEUDO_QUEUE = PSEUDO_QUEUE.encode()
 
 
+# As many strings as a frame may have: all of them vary.
+_ALL = range(SHAPE_FRAME_BYTES_MAX)
+
+# What takes octets out of the data: `Struct.unpack_from`.
+_Take: TypeAlias = Callable[[bytes, int], tuple[Any, ...]]
+# Of a header whose body is whole in the next frame: the traits, the size of the body, and where it
+# begins.
+Found: TypeAlias = tuple[Traits, int, int]
+
+
 class _Layout(NamedTuple):
-    """What stands where in a header frame: `spans` are the octets behind the body size.
+    """What stands where in a header frame and the head of the frame behind it.
 
     `priority_at` and `expiration_at` are places among the fields of the last segment that must be
-    the same (-1: absent). `table_size_at` is such a place in the first segment, if strings vary;
-    if none does, so many octets that must be the same stand before the table's size.
+    the same, and `table_at` is where in the frame the table begins (-1: absent).
     """
 
     spans: Spans
     priority_at: int
     expiration_at: int
-    table_size_at: int
+    table_at: int
+
+
+class Shape(Protocol):
+    """What some headers have in common."""
+
+    def find(self, data: bytes, at: int) -> Found | None:
+        """What is found if the header frame at `at` has this shape."""
 
 
 class _Known:
-    """Priority and expiration are fields of their own among the `expected` octets, at `priority_at`
-    and `expiration_at` (-1: absent). Other values of these make other traits, but no other shape.
-    `tells`: the shape has at least one of the two.
+    """The traits of a shape. `_expected` are the octets of the last segment that must be the same.
+
+    Priority and expiration are fields of their own there, at `_priority_at` and `_expiration_at`
+    (below 0: absent): other values of them make other traits, but no other shape.
     """
 
-    __slots__ = ("expected", "expiration_at", "priority_at", "tells", "traits")
+    __slots__ = ("_expected", "_expiration_at", "_priority_at", "_traits")
 
     def __init__(self, layout: _Layout, expected: tuple[bytes, ...], traits: Traits) -> None:
-        self.expected = expected
-        self.priority_at = layout.priority_at
-        self.expiration_at = layout.expiration_at
-        self.tells = self.priority_at >= 0 or self.expiration_at >= 0
-        self.traits = traits
+        self._expected = expected
+        self._priority_at = layout.priority_at
+        self._expiration_at = layout.expiration_at
+        self._traits = traits
 
-    def traits_with(self, found: tuple[bytes, ...]) -> Traits | None:
-        """The traits of a header in which priority or expiration differ; None if more does."""
-        expected = list(self.expected)
+    def _other_traits(self, octets: tuple[bytes, ...]) -> Traits | None:
+        """The traits of a header whose last segment is not as expected; None: of another shape."""
+        if self._priority_at < 0 and self._expiration_at < 0:
+            return None
+        expected = list(self._expected)
         priority: int | None = None
         expiration: bytes | None = None
-        if self.priority_at >= 0:
-            expected[self.priority_at] = found[self.priority_at]
-            priority = found[self.priority_at][0]
-        if self.expiration_at >= 0:
-            expected[self.expiration_at] = expiration = found[self.expiration_at]
-        if found != tuple(expected):
+        if self._priority_at >= 0:
+            expected[self._priority_at] = octets[self._priority_at]
+            priority = octets[self._priority_at][0]
+        if self._expiration_at >= 0:
+            expected[self._expiration_at] = expiration = octets[self._expiration_at]
+        if octets != tuple(expected):
             return None
-        needs = self.traits.needs & ~BAD_EXPIRATION
-        return traits_of(self.traits.persistent, priority, expiration, needs)
+        needs = self._traits.needs & ~BAD_EXPIRATION
+        return traits_of(self._traits.persistent, priority, expiration, needs)
 
 
-class Shape(_Known):
-    """`unpack_from` takes these from the octets behind the head: the body size, the octets that
-    must be as `expected` (the frame end, and the type and channel of the body's frame, are among
-    them), and the size of the body's frame. `octets` is where the body begins, counted from the
-    header frame's first octet. A shape belongs to one `channel`: frames of several channels may
-    alternate.
+class FixedShape(_Known):
+    """A shape in one segment, of frames with one head.
+
+    Behind the head stands the size of the body, then what must be the same, and at last the size of
+    the body's frame.
     """
 
-    __slots__ = ("channel", "octets", "unpack_from")
+    __slots__ = ("_octets", "_take")
 
-    def __init__(self, frame: bytes, layout: _Layout, traits: Traits) -> None:
-        self.channel = int.from_bytes(frame[1:3], "big")
-        fields = struct.Struct(f">Q{_format(layout.spans.counts)}I")
-        self.unpack_from: Callable[[bytes, int], tuple[Any, ...]] = fields.unpack_from
-        expected = fields.unpack_from(_with_body_head(frame), SHAPE_HEAD_BYTES)[1:-1]
-        self.octets = len(frame) + FRAME_HEAD.size
-        super().__init__(layout, expected, traits)
+    def __init__(self, frame: bytes, traits: Traits) -> None:
+        layout = _layout(frame)
+        _, _, *counts = layout.spans.counts  # without the head and the size of the body
+        fields = struct.Struct(f">Q{_format(counts)}I")
+        self._take: _Take = fields.unpack_from
+        self._octets = SHAPE_HEAD_BYTES + fields.size
+        expected = self._take(_with_body_head(frame), SHAPE_HEAD_BYTES)[1:-1]
+        head_fields = 1
+        super().__init__(
+            layout._replace(
+                priority_at=layout.priority_at - head_fields,
+                expiration_at=layout.expiration_at - head_fields,
+            ),
+            expected,
+            traits,
+        )
+
+    def find(self, data: bytes, at: int) -> Found | None:
+        """What is found if the header frame at `at`, which has the head, has this shape."""
+        try:
+            fields = self._take(data, at + SHAPE_HEAD_BYTES)
+        except struct.error:
+            return None  # the data ends before the body begins
+        octets = fields[1:-1]
+        traits = self._traits if octets == self._expected else self._other_traits(octets)
+        body_size = fields[0]
+        if traits is None or body_size != fields[-1]:
+            return None
+        return traits, body_size, at + self._octets
 
 
 class VaryingShape(_Known):
     """A shape in segments, some strings of any length between them.
 
-    Each segment is what `unpack_from` takes, what must be as expected, and its octets up to the
-    string that follows. What the first one takes begins with the head and the body size, and has
-    the table's size. `expected` are those of the last segment, which is like the end of a `Shape`.
-
-    The sizes of the frame and of the table are those of the learnt frame without its varying
-    strings, `fixed_bytes` and `table_bytes`, and the octets of the varying strings that came.
+    What is taken of a segment ends with a number: the length of the string behind it, or the size
+    of the body's frame. Of the first one the sizes (of the frame, the body, and the table, and the
+    length of the string) are taken apart from what must be the same. `_around_table` is the number
+    of the frame's octets that are not in the table.
     """
 
-    __slots__ = ("first", "fixed_bytes", "last", "middle", "same", "table_bytes", "table_size_at")
+    __slots__ = (
+        "_around_table",
+        "_first",
+        "_first_octets",
+        "_last_octets",
+        "_middle",
+        "_take_first",
+        "_take_last",
+        "_take_sizes",
+    )
 
     def __init__(self, frame: bytes, traits: Traits, varying: Collection[int]) -> None:
         layout = _layout(frame, varying)
+        first, *rest = layout.spans.segments
         data = _with_body_head(frame)
-        at = 0
-        varying_bytes = sum(layout.spans.strings[number][0] for number in varying)
-        segments: list[tuple[Callable[[bytes, int], tuple[Any, ...]], tuple[Any, ...], int]] = []
-        for counts in layout.spans.segments:
-            head, size_at = ("", -1) if segments else (_FIRST, layout.table_size_at)
-            fields = struct.Struct(f">{head}{_format(counts, size_at)}I")
-            *found, length = fields.unpack_from(data, at)
-            segments.append((fields.unpack_from, tuple(found), fields.size))
-            at += fields.size + length
-        (unpack_first, fields_first, octets), *self.middle, self.last = segments
-        self.table_size_at = _FIRST_FIELDS + layout.table_size_at
-        numbers = (_SIZE_AT, _BODY_SIZE_AT, self.table_size_at)
-        self.same = itemgetter(*(at for at in range(len(fields_first)) if at not in numbers))
-        self.first = unpack_first, self.same(fields_first), octets
-        table_size = int(fields_first[self.table_size_at])
-        self.fixed_bytes = len(frame) - OVERHEAD_BYTES - varying_bytes
-        self.table_bytes = table_size - varying_bytes
-        super().__init__(layout, self.last[1], traits)
+        table_at = layout.table_at
+        between = table_at - CONTENT_HEAD.size, sum(first) - table_at - 4
+        self._take_sizes: _Take = struct.Struct(
+            f">{_SIZE_AT}xI4xQ{between[0]}xI{between[1]}xI"
+        ).unpack_from
+        size, _, table_size, length = self._take_sizes(data, 0)
+        self._around_table = size - table_size
+        self._take_first: _Take = struct.Struct(f">{_format(first)}").unpack_from
+        self._first = self._take_first(data, 0)
+        self._first_octets = at = sum(first) + 4
+        self._middle: list[tuple[_Take, tuple[bytes, ...], int]] = []
+        for counts in rest:
+            at += length
+            fields = struct.Struct(f">{_format(counts)}I")
+            *octets, length = fields.unpack_from(data, at)
+            self._middle.append((fields.unpack_from, tuple(octets), fields.size))
+            at += fields.size
+        self._take_last, expected, self._last_octets = self._middle.pop()
+        super().__init__(layout, expected, traits)
 
-    def find(self, data: bytes, at: int) -> "Found | None":
-        """What is found if the frame at `at` has this shape. Raises struct.error at data's end."""
-        unpack_from, expected, octets = self.first
-        fields = unpack_from(data, at)
-        # The octets of the varying strings still to come.
-        left = fields[_SIZE_AT] - self.fixed_bytes
-        if fields[self.table_size_at] - self.table_bytes != left or self.same(fields) != expected:
-            return None
-        body_size, length = fields[_BODY_SIZE_AT], fields[-1]
-        at += octets + length
-        left -= length
-        for unpack_from, expected, octets in self.middle:
-            fields = unpack_from(data, at)
-            if fields[:-1] != expected:
+    def find(self, data: bytes, at: int) -> Found | None:
+        """See `Shape`."""
+        try:
+            size, body_size, table_size, length = self._take_sizes(data, at)
+            if size - table_size != self._around_table or self._take_first(data, at) != self._first:
                 return None
-            length = fields[-1]
-            at += octets + length
-            left -= length
-        if left:
+            place = at + self._first_octets + length
+            for take, expected, count in self._middle:
+                fields = take(data, place)
+                if fields[:-1] != expected:
+                    return None
+                place += count + fields[-1]
+            fields = self._take_last(data, place)
+        except struct.error:
+            return None  # the data ends before the body begins, or a length points past its end
+        octets = fields[:-1]
+        traits = self._traits if octets == self._expected else self._other_traits(octets)
+        body_at = place + self._last_octets
+        # The octets of the strings are those by which the sizes differ from the learnt ones.
+        if (
+            traits is None
+            or body_size != fields[-1]
+            or body_at - at != size + OVERHEAD_BYTES + FRAME_HEAD.size
+        ):
             return None
-        unpack_from, expected, octets = self.last
-        fields = unpack_from(data, at)
-        found = fields[:-1]
-        traits = self.traits
-        if found != expected:
-            others = self.traits_with(found) if self.tells else None
-            if others is None:
-                return None
-            traits = others
-        return traits, body_size, fields[-1], at + octets
-
-
-# What the first segment of a varying shape begins with: type and channel, size of the frame, class
-# and weight, body size.
-_FIRST = "3sI4sQ"
-_FIRST_FIELDS, _SIZE_AT, _BODY_SIZE_AT = 4, 1, 3
-# Traits, body size, size of the body's frame, and where the body begins.
-Found: TypeAlias = tuple[Traits | None, int, int, int]
-NOT_FOUND: Found = (None, 0, 0, 0)
+        return traits, body_size, body_at
 
 
 def _with_body_head(frame: bytes) -> bytes:
-    """The header frame as if a body of no octets followed."""
-    return frame + FRAME_HEAD.pack(BODY, int.from_bytes(frame[1:3], "big"), 0)
-
-
-def find_traits(alike: list[Shape], data: bytes, at: int) -> Traits | None:
-    """The traits of the header whose octets behind its head are at `at` in `data`.
-
-    None if the header has none of these shapes, which all have the same head. The shape that it has
-    is moved to the front.
-    """
-    for shape in alike:
-        found = shape.unpack_from(data, at)[1:-1]
-        if found == shape.expected:
-            traits: Traits | None = shape.traits
-        else:
-            traits = shape.traits_with(found) if shape.tells else None
-        if traits is not None:
-            if shape is not alike[0]:
-                alike.remove(shape)
-                alike.insert(0, shape)
-            return traits
-    return None
-
-
-def other_traits(
-    alike: list[Shape], found: tuple[bytes, ...], data: bytes, at: int
-) -> Traits | None:
-    """As `find_traits`, when the first shape has taken `found`, which is not as expected."""
-    first = alike[0]
-    traits = first.traits_with(found) if first.tells else None
-    if traits is None and len(alike) > 1:
-        return find_traits(alike, data, at)
-    return traits
-
-
-def find_varying(alike: list[VaryingShape], data: bytes, at: int, payload_bytes_max: int) -> Found:
-    """What is found if the header frame at `at` has one of these shapes.
-
-    `NOT_FOUND` if it has none of them, if it is longer than `payload_bytes_max` (unlike a header of
-    a fixed shape it may be longer than the one that was learnt), or if the data ends before the
-    body begins. The shape that it has is moved to the front.
-    """
-    for shape in alike:
-        try:
-            found = shape.find(data, at)
-        except struct.error:
-            continue  # a length points past the end of the data
-        if found is not None:
-            if shape is not alike[0]:
-                alike.remove(shape)
-                alike.insert(0, shape)
-            if found[3] - FRAME_HEAD.size - at - OVERHEAD_BYTES > payload_bytes_max:
-                break
-            return found
-    return NOT_FOUND
+    """The header frame, and the head of a frame with the whole body."""
+    return frame + FRAME_HEAD.pack(
+        BODY,
+        int.from_bytes(frame[1:_SIZE_AT], "big"),
+        int.from_bytes(frame[CONTENT_HEAD.size - 4 : CONTENT_HEAD.size], "big"),
+    )
 
 
 class _Skeleton:
@@ -267,27 +254,92 @@ class _Skeleton:
         self.lengths = lengths
         self.seen = 0
         self.varying: set[int] = set()
-        self.shape: VaryingShape | None = None
+        self.shape: Shape | None = None
+
+
+class Family:
+    """The shapes of one channel."""
+
+    __slots__ = ("_fixed", "_latest", "_varying")
+
+    def __init__(self) -> None:
+        # Short lists, the most recent first; the fixed ones by the head of the header frame.
+        self._fixed: dict[bytes, list[Shape]] = {}
+        self._varying: list[Shape] = []
+        self._latest: Shape | None = None  # a varying shape, if the last header had one
+
+    def __len__(self) -> int:
+        return sum(map(len, self._fixed.values())) + len(self._varying)
+
+    @property
+    def varying_count(self) -> int:
+        """How many of them are varying shapes."""
+        return len(self._varying)
+
+    def find(self, data: bytes, at: int) -> Found | None:
+        """What is found if the header frame at `at` has one of the shapes."""
+        latest = self._latest
+        if latest is not None:
+            found = latest.find(data, at)
+            if found is not None:
+                return found
+            self._latest = None
+        alike = self._fixed.get(data[at : at + SHAPE_HEAD_BYTES])
+        if alike is not None:
+            found = alike[0].find(data, at) or _search(alike, data, at, alike[0])
+            if found is not None:
+                return found
+        if self._varying:
+            found = _search(self._varying, data, at, latest)
+            if found is not None:
+                self._latest = self._varying[0]
+                return found
+        return None
+
+    def add_fixed(self, head: bytes, shape: Shape) -> None:
+        """A new shape of header frames with this head."""
+        alike = self._fixed.setdefault(head, [])
+        alike.insert(0, shape)
+        del alike[SHAPES_PER_HEAD_MAX:]
+
+    def add_varying(self, shape: Shape, instead_of: Shape | None) -> None:
+        """A new varying shape, in place of another one, in which fewer strings vary."""
+        varying = self._varying
+        varying[:] = [shape, *(other for other in varying if other is not instead_of)]
+        del varying[VARYING_PER_CHANNEL_MAX:]
+
+
+def _search(shapes: list[Shape], data: bytes, at: int, tried: Shape | None) -> Found | None:
+    """What is found if the header has one of these shapes, which is moved to the front."""
+    for shape in shapes:
+        found = None if shape is tried else shape.find(data, at)
+        if found is not None:
+            shapes.remove(shape)
+            shapes.insert(0, shape)
+            return found
+    return None
+
+
+_NONE = Family()  # of a channel of which nothing was learnt: stays empty
 
 
 class Shapes:
-    """The shapes a connection has lately seen.
+    """The shapes a connection has lately seen. `recognised` counts the headers that had one."""
 
-    `by_head` has the fixed ones by the head of the header frame, `varying` the others by channel:
-    a short list each, the most recent first.
-    """
-
-    __slots__ = ("_learnt", "_skeletons", "by_head", "recognised", "varying")
+    __slots__ = ("_families", "_learnt", "_skeletons", "recognised")
 
     def __init__(self) -> None:
-        self.by_head: dict[bytes, list[Shape]] = {}
-        self.varying: dict[int, list[VaryingShape]] = {}
         self.recognised = 0
+        self._families: dict[int, Family] = {}  # by channel: frames of several may alternate
         self._skeletons: dict[bytes, _Skeleton] = {}
         self._learnt = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self.by_head.values())) + sum(map(len, self.varying.values()))
+        return sum(map(len, self._families.values()))
+
+    def of(self, channel: int) -> Family:
+        """The shapes of a channel. After `learn` and `clear` they may be others."""
+        return self._families.get(channel, _NONE)
 
     def learn(self, frame: bytes, traits: Traits) -> int:
         """Remember the shape of a whole header frame whose properties were found clean.
@@ -299,77 +351,75 @@ class Shapes:
             or len(frame) > SHAPE_FRAME_BYTES_MAX
         ):
             return 0
-        head = frame[:SHAPE_HEAD_BYTES]
         channel = int.from_bytes(frame[1:3], "big")
-        data = _with_body_head(frame)
-        if (
-            find_traits(self.by_head.get(head, []), data, SHAPE_HEAD_BYTES)
-            or find_varying(self.varying.get(channel, []), data, 0, len(data))[0]
-        ):
+        if self.of(channel).find(_with_body_head(frame), 0):
             return 0  # it was walked because of its body
         self._learnt += 1
         if len(self) >= SHAPES_MAX or len(self._skeletons) >= SHAPES_MAX:
             self.clear()
-        layout = _layout(frame)
-        shape = Shape(frame, layout, traits)
-        lengths = [octets for octets, _ in layout.spans.strings]
-        skeleton = self._skeletons.setdefault(_skeleton_of(shape, layout), _Skeleton(lengths))
+        family = self._families.setdefault(channel, Family())
+        skeleton = self._skeleton(frame)
+        if skeleton.seen > FIXED_PER_SKELETON and skeleton.varying:
+            shape = VaryingShape(frame, traits, skeleton.varying)
+            family.add_varying(shape, skeleton.shape)
+            skeleton.shape = shape
+        else:
+            family.add_fixed(frame[:SHAPE_HEAD_BYTES], FixedShape(frame, traits))
+        # Twice the frame: its skeleton is kept too. A shape has some 30 fields, in segments.
+        return 2 * len(frame) + 3000 + 500 * (1 + len(skeleton.varying))
+
+    def _skeleton(self, frame: bytes) -> _Skeleton:
+        """The skeleton of the header frame, which has been seen once more."""
+        layout = _layout(frame, _ALL)
+        lengths = layout.spans.strings
+        octets = _same_octets(frame, layout)
+        skeleton = self._skeletons.setdefault(octets, _Skeleton(lengths))
         skeleton.seen += 1
         pairs = enumerate(zip(skeleton.lengths, lengths, strict=True))
         skeleton.varying.update(number for number, (one, other) in pairs if one != other)
-        if skeleton.seen > FIXED_PER_SKELETON and skeleton.varying:
-            varying = self.varying.setdefault(channel, [])
-            if skeleton.shape in varying:  # fewer strings vary in it
-                varying.remove(skeleton.shape)
-            skeleton.shape = VaryingShape(frame, traits, skeleton.varying)
-            varying.insert(0, skeleton.shape)
-            del varying[VARYING_PER_CHANNEL_MAX:]
-        else:
-            alike = self.by_head.setdefault(head, [])
-            alike.insert(0, shape)
-            del alike[SHAPES_PER_HEAD_MAX:]
-        # Twice the frame: its skeleton is kept too. A varying shape has a few segments more.
-        return 2 * len(frame) + 100 * len(shape.expected) + 500 * (1 + len(skeleton.varying))
+        return skeleton
 
     def clear(self) -> None:
         """Forget all shapes."""
-        self.by_head.clear()
-        self.varying.clear()
+        self._families.clear()
         self._skeletons.clear()
 
 
-def _skeleton_of(shape: Shape, layout: _Layout) -> bytes:
-    """The octets of a fixed shape without what may differ between headers of one skeleton."""
-    expected = list(shape.expected)
-    for at in (shape.priority_at, shape.expiration_at):
-        if at >= 0:
-            expected[at] = b""
-    octets = bytearray(b"".join(expected))
-    # From the back: the table is before priority and expiration, its size before its strings.
-    for _, at in reversed(layout.spans.strings):
-        del octets[at : at + 4]
-    if layout.table_size_at >= 0:
-        del octets[layout.table_size_at : layout.table_size_at + 4]
-    return bytes(octets)
+def _same_octets(frame: bytes, layout: _Layout) -> bytes:
+    """The octets of a header frame that are the same in all of its skeleton."""
+    data = _with_body_head(frame)
+    at = 0
+    same: list[bytes] = []
+    for counts, length in zip(layout.spans.segments, [*layout.spans.strings, 0], strict=True):
+        last_at = len(same)
+        same += struct.unpack_from(f">{_format(counts)}", data, at)
+        at += sum(counts) + 4 + length
+    for place in (layout.priority_at, layout.expiration_at):
+        if place >= 0:
+            same[last_at + place] = b""
+    return b"".join(same)
 
 
 def _layout(frame: bytes, varying: Collection[int] = ()) -> _Layout:
-    """The layout behind the head, if the strings of the table with these numbers vary."""
+    """The layout of a header frame if the strings of the table with these numbers vary."""
     spans = Spans(varying)
+    size_bytes = 4
+    size = spans.differ if varying else spans.same
+    spans.same(_SIZE_AT)
+    size(size_bytes)
+    spans.same(SHAPE_HEAD_BYTES - _SIZE_AT - size_bytes)
+    spans.differ(CONTENT_HEAD.size - SHAPE_HEAD_BYTES)  # the size of the body
     spans.same(2)  # the flags
     raw = frame[CONTENT_HEAD.size : -1]
     offset = 2
-    priority_at = expiration_at = table_size_at = -1
+    priority_at = expiration_at = table_at = -1
     for step in steps_of(raw[:2]):
         if step > 0:
             spans.differ(step)
             offset += step
         elif step == STEP_TABLE:
-            if varying:
-                table_size_at = spans.alone(4)
-            else:
-                table_size_at = sum(spans.counts[::2])
-                spans.same(4)
+            table_at = CONTENT_HEAD.size + offset
+            size(size_bytes)
             offset = table_spans(raw, offset, spans)
         elif step == STEP_MODE:
             spans.same(1)
@@ -378,28 +428,26 @@ def _layout(frame: bytes, varying: Collection[int] = ()) -> _Layout:
             priority_at = spans.alone(1)
             offset += 1
         else:
-            size = raw[offset]
+            octets = raw[offset]
             spans.same(1)
             offset += 1
             if step == STEP_SHORTSTR:
-                spans.differ(size)
+                spans.differ(octets)
             elif step == STEP_EXPIRATION:
-                expiration_at = spans.alone(size)
+                expiration_at = spans.alone(octets)
             else:
                 assert step == STEP_REPLY_TO
-                proof = _proof_octets(raw[offset : offset + size])
+                proof = _proof_octets(raw[offset : offset + octets])
                 spans.same(proof)
-                spans.differ(size - proof)
-            offset += size
+                spans.differ(octets - proof)
+            offset += octets
     spans.same(1 + 3)  # the frame end; type and channel of the next frame
-    return _Layout(spans, priority_at, expiration_at, table_size_at)
+    return _Layout(spans, priority_at, expiration_at, table_at)
 
 
-def _format(counts: list[int], number_at: int = -1) -> str:
-    """The struct format of a segment; the field at `number_at` (-1: none) is a number of 4."""
-    same = [f"{octets}s" for octets in counts[::2]]
-    if number_at >= 0:
-        same[number_at] = "I"
+def _format(counts: Sequence[int]) -> str:
+    """The struct format that takes the octets of a segment that must be the same."""
+    same = (f"{octets}s" for octets in counts[::2])
     differ = (f"{octets}x" for octets in [*counts[1::2], 0])
     return "".join(map("".join, zip(same, differ, strict=True)))
 

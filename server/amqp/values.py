@@ -451,8 +451,7 @@ class Spans:
 
     The strings of the outermost table have numbers, from 0. Those whose number is in `varying` may
     have any length: each of them, with the length before it, parts two `segments`. `counts` is the
-    last segment. `strings` has for each string its octets, and how many octets that must be the
-    same stand before its length in its segment.
+    last segment. `strings` has the octets of each string.
     """
 
     __slots__ = ("counts", "segments", "strings", "varying")
@@ -460,7 +459,7 @@ class Spans:
     def __init__(self, varying: Collection[int] = ()) -> None:
         self.counts = [0]
         self.segments = [self.counts]
-        self.strings: list[tuple[int, int]] = []
+        self.strings: list[int] = []
         self.varying = varying
 
     def same(self, octets: int) -> None:
@@ -484,7 +483,7 @@ class Spans:
     def string(self, octets: int) -> None:
         """A string of so many octets in the outermost table follows, its length first."""
         varies = len(self.strings) in self.varying
-        self.strings.append((octets, sum(self.counts[::2])))
+        self.strings.append(octets)
         if varies:
             self.counts = [0]
             self.segments.append(self.counts)

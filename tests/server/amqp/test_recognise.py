@@ -175,7 +175,7 @@ def test_what_was_learnt_changes_nothing(
     for number in range(12):
         raw = encode_properties(Properties(headers={"a": "x" * number, "t": True}, priority=1))
         hear(knowing, message(b"body", raw))
-    assert knowing._forms.shapes.varying and knowing._forms.shapes.recognised
+    assert knowing._forms.shapes.of(1).varying_count and knowing._forms.shapes.recognised
     raw = encode_properties(Properties(headers={"a": "x" * length, "t": True}, priority=1))
     octets = bytearray(message(b"body", raw) * 2)
     for at, octet in mutations:
@@ -193,7 +193,7 @@ def test_every_octet_is_looked_at() -> None:
         for number in range(12):
             headers: Table = {"a": "x" * (20 + number), "t": True}
             hear(knowing, message(b"body", encode_properties(Properties(headers=headers))))
-        assert knowing._forms.shapes.varying
+        assert knowing._forms.shapes.of(1).varying_count
         data = whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :] + whole
         assert told(hear(knowing, data)) == told(hear(ignorant, data))
 
@@ -203,7 +203,7 @@ def test_a_frame_longer_than_was_agreed_is_not_recognised() -> None:
     connection = running()
     for number in range(12):
         hear(connection, message(b"x", encode_properties(Properties(headers={"a": "x" * number}))))
-    assert connection._forms.shapes.varying
+    assert connection._forms.shapes.of(1).varying_count
     frame_max = connection._payload_bytes_max + 8
     fits = Properties(headers={"a": "x" * (frame_max - 8 - 12 - 2 - 4 - 7)})
     (publishes,) = hear(connection, message(b"x", encode_properties(fits)))

@@ -14,13 +14,10 @@ from qlog.server.amqp.shapes import (
     FIXED_PER_SKELETON,
     RECOGNISED_PER_SHAPE,
     SHAPE_FRAME_BYTES_MAX,
-    SHAPE_HEAD_BYTES,
     SHAPES_MAX,
     SHAPES_PER_HEAD_MAX,
     VARYING_PER_CHANNEL_MAX,
     Shapes,
-    find_traits,
-    find_varying,
 )
 from qlog.server.amqp.values import Float32, Int64Capital, Table, Value
 from tests.server.amqp.conversation import (
@@ -103,22 +100,26 @@ def header_frame(raw: bytes, body_size: int, channel: int = 1) -> bytes:
     return struct.pack(">BHI", 2, channel, len(payload)) + payload + b"\xce"
 
 
+def with_body_head(frame: bytes) -> bytes:
+    """A header frame, and the head of the frame of its whole body."""
+    return frame + struct.pack(">BH", 3, 1) + frame[15:19]
+
+
 def recognised(shapes: Shapes, frame: bytes) -> Traits | None:
-    """The traits of a header frame that is of a known shape, a body frame of 9 octets behind it."""
-    data = frame + struct.pack(">BHI", 3, 1, 9)
-    alike = shapes.by_head.get(frame[:SHAPE_HEAD_BYTES])
-    if alike is None:
+    """The traits of a header frame that is of a known shape, the body's frame behind it."""
+    data = with_body_head(frame)
+    found = shapes.of(1).find(b"ahead" + data, 5)
+    if found is None:
         return None
-    traits = find_traits(alike, data, SHAPE_HEAD_BYTES)
-    if traits is not None:
-        shape = alike[0]
-        assert shape.octets == len(data)
-        size, *_, frame_size = shape.unpack_from(data, SHAPE_HEAD_BYTES)
-        assert (size, frame_size) == (struct.unpack_from(">Q", frame, 11)[0], 9)
+    traits, body_size, body_at = found
+    assert body_size == struct.unpack_from(">Q", frame, 11)[0]
+    assert body_at == 5 + len(data)
+    for end in range(0, len(data), 7):  # what is not whole is not recognised
+        assert shapes.of(1).find(data[:end], 0) is None
     return traits
 
 
-@given(PROPERTIES, st.integers(0, 2**40), st.data())
+@given(PROPERTIES, st.integers(0, 2**32 - 1), st.data())
 @example(CELERY, 1, None)
 def test_a_shape_accepts_what_examining_accepts(
     properties: Properties, size: int, data: st.DataObject | None
@@ -197,16 +198,30 @@ def test_what_needs_another_look_is_of_another_shape(known: dict[str, Value], ot
     assert recognised(shapes, header_frame(other, 9)) is None
 
 
+@pytest.mark.parametrize("known", [1, FIXED_PER_SKELETON + 2])
+@pytest.mark.parametrize("size", [0, 4, 6, 5 + 2**32])
+def test_a_body_in_several_frames_is_not_recognised(known: int, size: int) -> None:
+    """The header frame is followed by one that has less than the body, or more."""
+    shapes = Shapes()
+    for number in range(known):
+        raw = encode_properties(Properties(headers={"a": "x" * number}))
+        shapes.learn(header_frame(raw, 5), examine(raw)[0])
+    body_head = struct.pack(">BHI", 3, 1, 5)
+    assert shapes.of(1).find(header_frame(raw, 5) + body_head, 0) is not None
+    assert shapes.of(1).find(header_frame(raw, size) + body_head, 0) is None
+
+
 def test_learning_stops_where_shapes_do_not_come_back() -> None:
     shapes = Shapes()
     frames = [header_frame(encode_properties(Properties(type="x" * n)), 5) for n in range(200)]
     traits, _ = examine(encode_properties(Properties(type="x")))
     for frame in frames:
         shapes.learn(frame, traits)
-    assert len(shapes) == len(shapes.by_head) == SHAPES_MAX
+    assert len(shapes) == SHAPES_MAX
+    assert sum(recognised(shapes, frame) is not None for frame in frames) == SHAPES_MAX
     shapes.recognised = RECOGNISED_PER_SHAPE
     shapes.learn(frames[100], traits)
-    assert list(shapes.by_head) == [frames[100][:SHAPE_HEAD_BYTES]] and len(shapes) == 1
+    assert recognised(shapes, frames[100]) == traits and len(shapes) == 1
 
 
 def test_shapes_of_one_size_live_side_by_side() -> None:
@@ -215,8 +230,7 @@ def test_shapes_of_one_size_live_side_by_side() -> None:
     frames = [header_frame(raw, 5) for raw in raws]
     for raw, frame in zip(raws, frames, strict=True):
         shapes.learn(frame, examine(raw)[0])
-    (alike,) = shapes.by_head.values()
-    assert len(alike) == len(shapes) == SHAPES_PER_HEAD_MAX
+    assert len(shapes) == SHAPES_PER_HEAD_MAX
     kept = frames[-SHAPES_PER_HEAD_MAX:]
     assert all(recognised(shapes, frame) is not None for frame in kept)
     assert not any(recognised(shapes, frame) for frame in frames[:-SHAPES_PER_HEAD_MAX])
@@ -278,7 +292,7 @@ def learn_varying(properties: Properties) -> Shapes:
         raw = encode_properties(with_strings(properties, "x" * number, "y" * (9 - number)))
         traits, clean = examine(raw)
         assert shapes.learn(header_frame(clean, 5), traits) > 0
-    assert len(shapes) == FIXED_PER_SKELETON + 1 and len(shapes.varying[1]) == 1
+    assert len(shapes) == FIXED_PER_SKELETON + 1 and shapes.of(1).varying_count == 1
     return shapes
 
 
@@ -287,22 +301,18 @@ def varying(shapes: Shapes, data: bytes) -> Traits | None:
 
     Asserts that what is found is a whole header frame, which examining finds clean.
     """
-    traits, body_size, body_frame_size, body_at = find_varying(
-        shapes.varying.get(1, []), b"ahead" + data, 5, len(data)
-    )
-    if traits is None:
+    found = shapes.of(1).find(b"ahead" + data, 5)
+    if found is None:
         return None
+    traits, body_size, body_at = found
     header_end = body_at - 5 - 7
     kind, channel, size, ids, announced = struct.unpack_from(">BHIIQ", data)
     assert (kind, channel, size, ids) == (2, 1, header_end - 8, 60 << 16)
     assert announced == body_size and data[header_end - 1] == 0xCE
-    assert struct.unpack_from(">BHI", data, header_end) == (3, 1, body_frame_size)
+    assert struct.unpack_from(">BHI", data, header_end) == (3, 1, body_size)
     raw = data[19 : header_end - 1]
     assert examine(raw) == (traits, raw)
     return traits
-
-
-BODY_HEAD = struct.pack(">BHI", 3, 1, 9)
 
 
 @st.composite
@@ -326,7 +336,7 @@ def test_strings_of_any_length(
     if properties.priority is not None:
         properties = replace(properties, priority=priority)
     raw = encode_properties(with_strings(properties, first, last))
-    whole = header_frame(raw, 2**40) + BODY_HEAD
+    whole = with_body_head(header_frame(raw, 2**31))
     assert varying(shapes, whole) == examine(raw)[0]
     assert varying(shapes, whole + b"behind") == examine(raw)[0]
     for end in range(len(whole)):
@@ -343,7 +353,8 @@ def test_strings_of_any_length(
 def test_every_octet_of_a_varying_shape_counts(properties: Properties) -> None:
     """Any octet changed in any way: what is found then is what examining finds."""
     shapes = learn_varying(properties)
-    whole = header_frame(encode_properties(with_strings(properties, "abc", "de")), 5) + BODY_HEAD
+    raw = encode_properties(with_strings(properties, "abc", "de"))
+    whole = with_body_head(header_frame(raw, 5))
     for at in range(len(whole)):
         for bits in (1, 2, 3, 4, 8, 16, 32, 64, 128, 255):
             varying(shapes, whole[:at] + bytes((whole[at] ^ bits,)) + whole[at + 1 :])
@@ -381,10 +392,10 @@ def entry(key: bytes, text: bytes, more: int = 0) -> bytes:
 def test_lengths_must_agree(headers: bytes, accepted: bool) -> None:
     shapes = learn_varying(Properties())
     frame = header_frame(b"\x20\0" + headers, 5)
-    assert (varying(shapes, frame + BODY_HEAD) is not None) == accepted
+    assert (varying(shapes, with_body_head(frame)) is not None) == accepted
     size = struct.pack(">I", len(frame) - 8 + 1)
-    assert varying(shapes, frame[:3] + size + frame[7:] + BODY_HEAD) is None
-    assert varying(shapes, frame[:-1] + b"\0" + frame[-1:] + BODY_HEAD) is None
+    assert varying(shapes, with_body_head(frame[:3] + size + frame[7:])) is None
+    assert varying(shapes, with_body_head(frame[:-1] + b"\0" + frame[-1:])) is None
 
 
 @pytest.mark.parametrize(
@@ -398,7 +409,7 @@ def test_lengths_must_agree(headers: bytes, accepted: bool) -> None:
 def test_a_varying_shape_tells_the_pseudo_queue(known: str, other: str, accepted: bool) -> None:
     shapes = learn_varying(Properties(reply_to=known))
     raw = encode_properties(with_strings(Properties(reply_to=other), "a", "b"))
-    assert (varying(shapes, header_frame(raw, 5) + BODY_HEAD) is not None) == accepted
+    assert (varying(shapes, with_body_head(header_frame(raw, 5))) is not None) == accepted
 
 
 def test_strings_inside_tables_do_not_vary() -> None:
@@ -407,19 +418,19 @@ def test_strings_inside_tables_do_not_vary() -> None:
         inner: Value = {"b": "x" * number, "c": "y" * (99 - number)}  # of one size
         raw = encode_properties(Properties(headers={"a": inner}))
         shapes.learn(header_frame(raw, 5), examine(raw)[0])
-    assert not shapes.varying
+    assert not shapes.of(1).varying_count
 
 
 def test_a_string_that_varies_later_makes_one_shape_of_two() -> None:
     shapes = learn_varying(Properties(headers={"z": "zz"}))
     raw = encode_properties(with_strings(Properties(headers={"z": "zzz"}), "a", "b"))
     traits, _ = examine(raw)
-    assert varying(shapes, header_frame(raw, 5) + BODY_HEAD) is None
+    assert varying(shapes, with_body_head(header_frame(raw, 5))) is None
     assert shapes.learn(header_frame(raw, 5), traits) > 0
     assert shapes.learn(header_frame(raw, 5), traits) == 0  # it is known already
-    assert len(shapes.varying[1]) == 1
+    assert shapes.of(1).varying_count == 1
     raw = encode_properties(with_strings(Properties(headers={"z": ""}), "abc", "bcd"))
-    assert varying(shapes, header_frame(raw, 5) + BODY_HEAD) == traits
+    assert varying(shapes, with_body_head(header_frame(raw, 5))) == traits
 
 
 def test_a_channel_keeps_few_varying_shapes() -> None:
@@ -430,12 +441,12 @@ def test_a_channel_keeps_few_varying_shapes() -> None:
             raw = encode_properties(Properties(headers={f"key-{name}": "x" * number}))
             shapes.learn(header_frame(raw, 5), examine(raw)[0])
             assert len(shapes) <= SHAPES_MAX
-    assert len(shapes.varying[1]) == VARYING_PER_CHANNEL_MAX
+    assert shapes.of(1).varying_count == VARYING_PER_CHANNEL_MAX
     for name, accepted in ((0, False), (2, True), (VARYING_PER_CHANNEL_MAX + 1, True)):
         raw = encode_properties(Properties(headers={f"key-{name}": "x" * 20}))
-        assert (varying(shapes, header_frame(raw, 5) + BODY_HEAD) is not None) == accepted
+        assert (varying(shapes, with_body_head(header_frame(raw, 5))) is not None) == accepted
     shapes.clear()
-    assert len(shapes) == 0 and not shapes.varying and not shapes._skeletons
+    assert len(shapes) == 0 and not shapes.of(1).varying_count and not shapes._skeletons
 
 
 def test_skeletons_do_not_pile_up() -> None:
