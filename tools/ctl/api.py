@@ -32,6 +32,10 @@ class Unreachable(Exception):
     """Nobody answers at the address."""
 
 
+class NoApi(Unreachable):
+    """Something answers that is no management API."""
+
+
 class BadUrl(ValueError):
     """The address is none; str() is one line that says how it has to look."""
 
@@ -72,7 +76,7 @@ class Api:
     ) -> Any:
         """What the path `/api/PART/PART` answers, from its JSON; None for nothing.
 
-        Raises ApiError and Unreachable.
+        Raises ApiError and Unreachable (NoApi among it).
         """
         data = None if body is None else json.dumps(body).encode()
         return self._request(method, parts, data, "application/json", query, headers)
@@ -111,12 +115,24 @@ class Api:
             raise Unreachable(why or str(error)) from error
         if response.status >= 300:
             raise _refusal(response.status, answer)
-        return json.loads(answer) if answer.strip() else None
+        try:
+            return json.loads(answer) if answer.strip() else None
+        except ValueError:
+            raise NoApi("something is there, but no management API (its port is 15672)") from None
 
     def node(self) -> str:
         """The name of the broker's node."""
         name: str = self.ask("GET", ("overview",), query={"columns": "node"})["node"]
         return name
+
+    def refusal(self, error: ApiError) -> str:
+        """Who refuses what, for a refusal that no command knows better."""
+        if error.status != 401:
+            return f"{self.address} refuses: {error.reason}"
+        user = unquote(urlsplit(self.url or "").username or "")
+        wrong = error.reason.lower() in ("not_authorized", "login failed")
+        why = "wrong name or password" if wrong else error.reason
+        return f"{self.address} refuses user '{user}': {why}"
 
     def _login(self) -> dict[str, str]:
         if self.url is None:

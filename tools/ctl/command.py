@@ -110,8 +110,11 @@ class Call:
 
     @cached_property
     def node(self) -> str:
-        """The name of the broker's node; for the texts only."""
-        return self.api.node()
+        """The name of the broker's node; for the texts only. Raises Failure."""
+        try:
+            return self.api.node()
+        except ApiError as error:
+            raise self.refused(error) from None
 
     def get(self, *parts: str, missing: Failure | None = None, **query: str) -> Any:
         """What a path has; `missing` is raised if that is nothing."""
@@ -132,7 +135,12 @@ class Call:
         except ApiError as error:
             if error.status == 404 and missing is not None:
                 raise missing from None
-            raise refused(error) from None
+            raise self.refused(error) from None
+
+    def refused(self, error: ApiError) -> Failure:
+        """What the API refused, in its words, but for who may not ask at all."""
+        text = self.api.refusal(error) if error.status == 401 and self.api.url else error.reason
+        return Failure(text, Status.UNAVAILABLE)
 
     def take_away(self, *parts: str) -> None:
         """Delete what a path has; what is gone already is no failure."""
@@ -140,7 +148,7 @@ class Call:
             self.api.ask("DELETE", parts)
         except ApiError as error:
             if error.status != 404:
-                raise refused(error) from None
+                raise self.refused(error) from None
 
     def exists(self, *parts: str) -> bool:
         """Whether a path has something."""
@@ -149,7 +157,7 @@ class Call:
         except ApiError as error:
             if error.status == 404:
                 return False
-            raise refused(error) from None
+            raise self.refused(error) from None
         return True
 
 
@@ -201,11 +209,6 @@ def wanted_columns(call: Call, defaults: Sequence[str]) -> list[str]:
 
 
 # -- failures that many commands have ----------------------------------------------------------
-
-
-def refused(error: ApiError) -> Failure:
-    """What the API refused, in its words."""
-    return Failure(error.reason, Status.UNAVAILABLE)
 
 
 def no_vhost(name: str) -> Failure:

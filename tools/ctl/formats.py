@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qlog.tools.ctl.command import Call, Document, Message, Result, Rows
-from qlog.tools.ctl.values import as_json, as_term, as_text, to_json
+from qlog.tools.ctl.values import as_json, as_term, as_text, to_json, width
 
 # These are read by programs: no line for people stands before them.
 FOR_PROGRAMS = frozenset(("json", "csv"))
@@ -105,7 +105,7 @@ def _drawn(rows: Rows, header: bool) -> Iterator[str]:
         return
     columns = list(rows.columns)
     widths = [
-        max(len(name) if header else 0, *(len(cells[at]) for cells in every))
+        max(width(name) if header else 0, *(width(cells[at]) for cells in every))
         for at, name in enumerate(columns)
     ]
     yield _rule("l", "w", "k", widths)
@@ -127,8 +127,8 @@ def _rule(left: str, middle: str, right: str, widths: list[int]) -> str:
 def _drawn_line(cells: Sequence[str], measured: Sequence[str], widths: list[int]) -> str:
     bar = f"{_DRAWN}x{_PLAIN}"
     padded = (
-        f" {cell}{' ' * (width - len(text))} "
-        for cell, text, width in zip(cells, measured, widths, strict=True)
+        f" {cell}{' ' * (columns - width(text))} "
+        for cell, text, columns in zip(cells, measured, widths, strict=True)
     )
     return bar + bar.join(padded) + bar
 

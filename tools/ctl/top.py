@@ -1,7 +1,8 @@
 """`qlog top`: rates, queues and connections of a running broker, as they are now, again and again.
 
 Asks the management API as `qlog ctl` does. Rates are those of the broker's last samples. Ctrl-C
-ends it. With `--once` it shows one picture, for logs and tests.
+ends it; a broker that is started anew does not. With `--once` it shows one picture, for logs and
+tests.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from qlog.tools.ctl.api import Api, ApiError, BadUrl, Unreachable
 from qlog.tools.ctl.command import Option, Status
-from qlog.tools.ctl.parse import parse
-from qlog.tools.ctl.values import printable
+from qlog.tools.ctl.parse import Parsed, parse
+from qlog.tools.ctl.values import padded, printable, width
 
 USAGE = """\
 usage: qlog top [--data-dir DIR | --url URL] [--interval SECONDS] [--rows N] [--once]
@@ -24,7 +25,8 @@ usage: qlog top [--data-dir DIR | --url URL] [--interval SECONDS] [--rows N] [--
   --rows N             so many queues and connections (default: 15)
   --once               one picture, and the end"""
 INTERVAL_S = 2.0
-ROWS = 15
+INTERVAL_S_MIN = 0.1
+ROWS, ROWS_MAX = 15, 500  # the largest page of the API
 _OPTIONS = (
     Option("interval", float, ("-i",)),
     Option("rows", int, ("-r",)),
@@ -140,11 +142,8 @@ def text_of(picture: Picture) -> str:
     for title, columns, rows in picture.tables():
         lines += ["", title]
         cells = [columns, *rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += [
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
+        widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+        lines += ["  ".join(map(padded, row, widths)).rstrip() for row in cells]
     return "\n".join(lines)
 
 
@@ -172,8 +171,8 @@ def main(argv: list[str]) -> int:
     if options.get("help"):
         print(USAGE)
         return Status.OK
-    if parsed.invalid or parsed.args:
-        print(USAGE, file=sys.stderr)
+    if wrong := _wrong(parsed):
+        print(f"qlog top: {wrong}\n{USAGE}", file=sys.stderr)
         return Status.USAGE
     data_dir = options.get("data_dir") or os.environ.get("QLOG_DATA_DIR") or "qlog-data"
     try:
@@ -181,21 +180,41 @@ def main(argv: list[str]) -> int:
     except BadUrl as error:
         print(f"qlog: {error}", file=sys.stderr)
         return Status.USAGE
-    rows = max(1, options.get("rows", ROWS))
+    rows = options.get("rows", ROWS)
     try:
         if options.get("once"):
             print(text_of(Picture(api, rows)))
         else:
-            _watch(api, rows, max(0.1, options.get("interval", INTERVAL_S)))
+            _watch(api, rows, options.get("interval", INTERVAL_S))
     except KeyboardInterrupt:
         return Status.OK
     except ApiError as error:
-        print(f"qlog: refused: {error.reason}", file=sys.stderr)
+        print(f"qlog: {api.refusal(error)}", file=sys.stderr)
         return Status.UNAVAILABLE
     except Unreachable as error:
-        print(f"qlog: {api.address} does not answer: {error}", file=sys.stderr)
+        print(
+            f"qlog: {_silent(api, error)}; is a broker running there (--data-dir, --url)?",
+            file=sys.stderr,
+        )
         return Status.UNAVAILABLE
     return Status.OK
+
+
+def _wrong(parsed: Parsed) -> str:
+    """What is wrong with a command line; nothing: it is right."""
+    for flag, value in parsed.invalid:
+        return f"no value that fits: {flag} {value}" if value else f"not known, or no value: {flag}"
+    if parsed.args:
+        return f"not known: {parsed.args[0]}"
+    if not 1 <= parsed.options.get("rows", ROWS) <= ROWS_MAX:
+        return f"--rows is 1 to {ROWS_MAX}"
+    if not parsed.options.get("interval", INTERVAL_S) >= INTERVAL_S_MIN:
+        return f"--interval is at least {INTERVAL_S_MIN}"
+    return ""
+
+
+def _silent(api: Api, error: Unreachable) -> str:
+    return f"{api.address} does not answer: {error}"
 
 
 def _watch(api: Api, rows: int, interval_s: float) -> None:
@@ -204,4 +223,14 @@ def _watch(api: Api, rows: int, interval_s: float) -> None:
     with Live(_drawn(Picture(api, rows)), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval_s)
-            live.update(_drawn(Picture(api, rows)), refresh=True)
+            live.update(_next(api, rows), refresh=True)
+
+
+def _next(api: Api, rows: int) -> Any:
+    """The next picture, or what there is instead while the broker is started anew."""
+    from rich.text import Text
+
+    try:
+        return _drawn(Picture(api, rows))
+    except Unreachable as error:
+        return Text(f"{_silent(api, error)}; asking again")

@@ -7,6 +7,7 @@ depends on what it is in RabbitMQ: the classes below say so.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -71,6 +72,21 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else _ESCAPES.get(char, f"\\x{ord(char):02x}") for char in text
     )
+
+
+def width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def padded(text: str, columns: int) -> str:
+    """The text, filled up to so many columns of a terminal."""
+    return text + " " * (columns - width(text))
 
 
 def _arguments_text(table: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from qlog.tools.ctl.api import Api, ApiError, Unreachable
+from qlog.tools.ctl.api import Api, ApiError, NoApi, Unreachable
 from qlog.tools.ctl.command import Failure, Status
 
 MOVES = "moves"
@@ -74,6 +74,8 @@ class Management:
         address = self._api.address
         try:
             return self._api.ask("GET", parts, query=query)
+        except NoApi:
+            raise self._no_api() from None
         except Unreachable as error:
             raise Failure(
                 f"RabbitMQ's management API at {address} does not answer: {error}\n"
@@ -81,8 +83,6 @@ class Management:
                 "(rabbitmq-plugins enable rabbitmq_management)?",
                 Status.UNAVAILABLE,
             ) from None
-        except ValueError:
-            raise self._no_api() from None
         except ApiError as error:
             if error.status == 401:
                 raise self._not_allowed(error) from None

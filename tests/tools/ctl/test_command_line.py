@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
+from qlog.tools.ctl.api import Api
 from qlog.tools.ctl.command import Call, Document, Message, Option, Result, Rows
 from qlog.tools.ctl.formats import lines
 from qlog.tools.ctl.help import PROGRAMS, nearest
 from qlog.tools.ctl.main import main
 from qlog.tools.ctl.parse import parse
 from qlog.tools.ctl.table import COMMANDS, commands_of
+from qlog.tools.ctl.top import _next
 from qlog.tools.ctl.top import main as top
-from qlog.tools.ctl.values import Address, Arguments, Atom, Definition, Numbers
+from qlog.tools.ctl.values import Address, Arguments, Atom, Definition, Numbers, padded, width
 
 OPTIONS = (Option("priority", int), Option("if_empty", bool, ("-e",)), Option("apply_to"))
 
@@ -85,6 +91,111 @@ def test_a_broker_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     status, _, err = say(capsys, "status", "--data-dir", str(tmp_path))
     assert status == 69
     assert f"\n{tmp_path}/ctl.sock does not answer: No such file or directory\n" in err
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """The address of something that answers everything with this."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_DELETE = do_POST = do_PUT = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://ann:secret@127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# Commands whose first question is about something else, each.
+ASKING = [["status"], ["list_queues"], ["delete_queue", "q"], ["list_users"], ["ping"], ["report"]]
+
+
+@pytest.mark.parametrize("words", ASKING, ids=" ".join)
+@pytest.mark.parametrize(
+    ("status", "body", "why"),
+    [
+        (401, b'{"error": "not_authorized", "reason": "Not_Authorized"}', "wrong name or password"),
+        (401, b'{"error": "not_authorised", "reason": "Not monitor user"}', "Not monitor user"),
+    ],
+)
+def test_who_may_not_ask_is_told_in_one_line(
+    words: list[str], status: int, body: bytes, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(status, body) as url:
+        assert say(capsys, *words, "--url", url)[0] == 69
+        err = say(capsys, *words, "--url", url)[2]
+        where = url.replace("ann:secret@", "")
+        assert err == f"Error:\n{where} refuses user 'ann': {why}\n"
+        assert top(["--once", "--url", url]) == 69
+        assert capsys.readouterr().err == f"qlog: {where} refuses user 'ann': {why}\n"
+
+
+@pytest.mark.parametrize("words", ASKING, ids=" ".join)
+def test_what_answers_and_is_no_api(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(200, b"<html>") as url:
+        status, _, err = say(capsys, *words, "--url", url)
+        assert status == 69
+        assert "does not answer: something is there, but no management API" in err
+        assert top(["--once", "--url", url]) == 69
+        assert "no management API" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--nosuch"], "not known, or no value: --nosuch"),
+        (["--rows"], "not known, or no value: --rows"),
+        (["--rows", "x"], "no value that fits: --rows x"),
+        (["--rows", "0"], "--rows is 1 to 500"),
+        (["--rows", "501"], "--rows is 1 to 500"),
+        (["--interval", "0"], "--interval is at least 0.1"),
+        (["--interval", "nan"], "--interval is at least 0.1"),
+        (["queues"], "not known: queues"),
+    ],
+)
+def test_top_says_what_is_wrong(
+    words: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert top(words) == 64
+    assert capsys.readouterr().err.startswith(f"qlog top: {why}\nusage: qlog top [")
+
+
+def test_top_waits_for_a_broker_that_is_started_anew() -> None:
+    shown = _next(Api("/nosuch"), 15)
+    assert str(shown) == (
+        "/nosuch/ctl.sock does not answer: No such file or directory; asking again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("", 0), ("abc", 3), ("ä", 1), ("a\u0308", 1), ("注文", 4), ("ｱ", 1)]
+)
+def test_columns_of_a_terminal(text: str, columns: int) -> None:
+    assert width(text) == columns
+    assert padded(text, 5) == text + " " * (5 - columns)
+
+
+def test_a_table_with_wide_names_is_straight() -> None:
+    rows = Rows(
+        ("name", "messages"), [{"name": "注文", "messages": 1}, {"name": "abcd", "messages": 2}]
+    )
+    call = Call([], {}, Api(""), "ctl")
+    *_, first, _, second, _ = lines(rows, call, "pretty_table")
+    assert first.index(" 1 ") + len("注文") == second.index(" 2 ")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -23,7 +23,6 @@ from qlog.tools.ctl.command import (
     Run,
     Status,
     no_such_user,
-    refused,
     wanted_columns,
 )
 from qlog.tools.ctl.values import Address, Arguments, Atom, Definition, Numbers, inspected
@@ -187,7 +186,7 @@ def delete_queue(call: Call) -> Message:
         if error.status == 404:
             raise missing from None
         if error.status != 400:
-            raise refused(error) from None
+            raise call.refused(error) from None
         kind = "not_implemented" if "not supported" in error.reason else "precondition_failed"
         raise Failure(
             f"{{:amqp_error, :{kind}, ~c{inspected(error.reason)}, :none}}", Status.UNAVAILABLE
@@ -298,7 +297,7 @@ def _close(call: Call, name: str, reason: str) -> bool:
         call.api.ask("DELETE", ("connections", name), headers={"x-reason": _header(reason)})
     except ApiError as error:
         if error.status != 404:
-            raise refused(error) from None
+            raise call.refused(error) from None
         return False
     return True
 
