@@ -49,7 +49,7 @@ from qlog.server.broker.queues.arguments import check_consumer
 from qlog.server.broker.queues.backlog import Backlog, Taken
 from qlog.server.broker.queues.type import Owner, QueueType, Taker
 from qlog.server.broker.services import Services
-from qlog.server.broker.stats import Counts, QueueCounts
+from qlog.server.broker.stats import Counts, QueueCounts, Stats
 from qlog.server.broker.vhost import VHost
 
 logger = logging.getLogger("qlog.connection")
@@ -65,7 +65,10 @@ ACKS_AT_ONCE = 32
 
 
 class ChannelClient(Owner, Asking, Protocol):
-    """What a channel needs of its client."""
+    """What a channel needs of its client.
+
+    `starving`: channels with consumers that were refused a message while the sink was full.
+    """
 
     services: Services
     operations: Operations
@@ -83,6 +86,8 @@ class ChannelClient(Owner, Asking, Protocol):
 
     def capable(self, capability: str) -> bool:
         """Whether the client said that it knows an extension."""
+
+    starving: dict[Channel, None]
 
     def fail(self, error: AMQPError, number: int) -> None:
         """Close the channel or the connection, as far as an error of ours reaches."""
@@ -223,13 +228,11 @@ class Channel:
 
     def stop(self) -> None:
         """The channel ends: it hands nothing out any more. `leaving` gives back what it holds."""
-        if not self.outstanding.ended:
-            self.services.stats.channels_closed += 1
-        self.outstanding.ended = True
-        self._forget_reply_consumer()
+        stop_all(self.services.stats, (self,))
 
     def leaving(self) -> Steps[None]:
         """Take the consumers from their queues, and then requeue what was out."""
+        self._forget_reply_consumer()
         transaction = self.publisher.transaction
         kept = [] if transaction is None else transaction.take_settlements()
         if transaction is not None:
@@ -358,10 +361,9 @@ class Channel:
             if taken.redelivered:
                 each.redeliver += 1
 
-    def feed_consumers(self) -> None:
-        """The socket drained: all consumers may be able to take more."""
-        self.outstanding.refused.update(dict.fromkeys(self.consumers.values()))
-        self.services.delivery.feed_later(self)
+    def starve(self) -> None:
+        """One of its consumers is refused a message while the socket is full."""
+        self.client.starving[self] = None
 
     def feed_refused(self) -> bool:
         """Let the consumers that had to wait for others of this channel have their turn.
@@ -623,7 +625,7 @@ class Channel:
 
     def deliver_replies(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
         """Send answers to this channel's requests. A client that does not read loses them."""
-        if self._reply_consumer is None or self.sink.overfull:
+        if self._reply_consumer is None or self.closed or self.sink.overfull:
             return  # None: the consumer left between a transaction's publish and its commit
         first_tag = self.outstanding.take_tags(len(bodies))
         self.sink.write(self._reply_consumer.encode(first_tag, False, envelopes, bodies))
@@ -715,6 +717,17 @@ class Channel:
 
     def ignore(self, method: spec.Method) -> None:
         """Do nothing: the client answers something, and wants no answer."""
+
+
+def stop_all(stats: Stats, channels: Iterable[Channel]) -> None:
+    """Channels end; a client may have 65,535 of them. See `Channel.stop`."""
+    ended = 0
+    for channel in channels:
+        outstanding = channel.outstanding
+        if not outstanding.ended:
+            outstanding.ended = True
+            ended += 1
+    stats.channels_closed += ended
 
 
 _HANDLERS: dict[type[spec.Method], Callable[[Channel, Any], None]] = {

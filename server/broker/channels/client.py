@@ -38,7 +38,7 @@ from qlog.server.broker.access.logins import Login, NotNow, Refused
 from qlog.server.broker.access.users import User
 from qlog.server.broker.broker import Broker
 from qlog.server.broker.channels.answers import Answers
-from qlog.server.broker.channels.channel import Channel
+from qlog.server.broker.channels.channel import Channel, stop_all
 from qlog.server.broker.channels.facts import connection_facts
 from qlog.server.broker.channels.sink import Hold, Sink
 from qlog.server.broker.jobs import Steps, letting_go
@@ -88,6 +88,7 @@ class Client:
         self.loopback = loopback
         self.vhost: VHost | None = None
         self.channels: dict[int, Channel] = {}
+        self.starving: dict[Channel, None] = {}  # were refused a message while the sink was full
         self.exclusive_queues: dict[str, QueueType] = {}
         self.properties: Table = {}
         self._held_events = 0  # that wait with their channels
@@ -223,6 +224,7 @@ class Client:
     def _forget_channel(self, number: int) -> Channel | None:
         channel = self.channels.pop(number, None)
         if channel is not None:
+            self.starving.pop(channel, None)
             self.user.channels -= 1
         return channel
 
@@ -467,8 +469,9 @@ class Client:
         self.sink.release(Hold.ALARM)
         if self.capable("connection.blocked") and not self.protocol.ended:
             self.sink.send(0, spec.ConnectionUnblocked())
-        for channel in self.channels.values():
-            channel.answers.go_on()
+        if self._held_events:
+            for channel in self.channels.values():
+                channel.answers.go_on()
         put_aside, self._put_aside = self._put_aside, []
         for event in put_aside:
             self.handle(event)
@@ -488,11 +491,13 @@ class Client:
                     ),
                     channel.number,
                 )
+            yield
 
     def drained(self) -> None:
         """The sink can take deliveries again."""
-        for channel in self.channels.values():
-            channel.feed_consumers()
+        if self.starving:
+            starving, self.starving = self.starving, {}
+            self.services.jobs.start(_feeding(letting_go(starving)))
 
     def fail(self, error: AMQPError, number: int) -> None:
         """Close the channel or the connection, as far as an error of ours reaches."""
@@ -544,11 +549,11 @@ class Client:
     def _end(self) -> Outcome[None]:
         """Give back what the client held. The protocol has ended, so that nothing is sent to it."""
         self._put_aside.clear()
+        self.starving.clear()
         outcomes: list[Outcome[Any]] = []
         if self.channels:
             self.user.channels -= len(self.channels)
-            for channel in self.channels.values():
-                channel.stop()
+            stop_all(self.services.stats, self.channels.values())
             leaving = letting_go(self.channels.values())
             self.channels.clear()
             outcomes.append(self.services.jobs.start_in_turn(_leaving(leaving)))
@@ -573,6 +578,19 @@ class Client:
         if self in self.broker.clients:
             self.sink.send(0, spec.ConnectionCloseOk())
             self.sink.finish()
+
+
+def _feeding(channels: Iterator[Channel]) -> Steps[None]:
+    """Let the consumers of channels have their turn that were refused one, while there is room."""
+    for channel in channels:
+        while not channel.feed_refused():
+            yield
+            if channel.sink.full:
+                channel.starve()
+                break
+            if not channel.has_room:
+                break
+        yield
 
 
 def _leaving(channels: Iterator[Channel]) -> Steps[None]:

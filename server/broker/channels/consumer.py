@@ -38,6 +38,9 @@ class ConsumerOwner(Protocol):
     def origin(self) -> Origin:
         """The channel as the firehose names it."""
 
+    def starve(self) -> None:
+        """One of its consumers is refused a message while the sink is full."""
+
     def queue_deleted(self, consumer: Consumer) -> None:
         """Its queue is gone."""
 
@@ -107,7 +110,11 @@ class Consumer:
             if credit <= 0:  # as it mostly is after a delivery, if it takes one at a time
                 return 0
         outstanding = self._outstanding
-        if outstanding.sink.full or outstanding.ended or outstanding.core.closed:
+        if outstanding.ended or outstanding.core.closed:
+            return 0
+        if outstanding.sink.full:
+            outstanding.refused[self] = None
+            self._owner.starve()
             return 0
         if outstanding.prefetch:
             left = outstanding.prefetch - outstanding.by_consumers
