@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import os
@@ -69,6 +70,24 @@ def exported(directory: Path, *arguments: str, status: int = 0) -> list[dict[str
 
 def read(data: bytes) -> Iterator[tuple[int, Message]]:
     return read_messages(io.BufferedReader(io.BytesIO(data)))
+
+
+def test_of_an_export_that_fails_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part looks like a whole one, and takes the space of a disk that is full."""
+    directory = stopped(tmp_path)
+    output = tmp_path / "all.jsonl"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = run("export", "--data-dir", str(directory), "-o", str(output), status=2)
+    assert result.stderr == f"qlog: {output} cannot be written: No space left on device\n"
+    assert not output.exists()
+    run("export", "--data-dir", str(directory), "-o", str(output))
 
 
 # -- the format

@@ -20,6 +20,7 @@ from qlog.server.broker.settings import BrokerSettings
 from qlog.storage.store import Store
 from qlog.storage.streams.stream import Cursor
 from qlog.tools.cli import app
+from qlog.tools.inspect import rows
 from tests.storage.support import FaultyDisk, ManualWorker
 from tests.tools.directories import NOW_MS, SETTINGS, inspect
 
@@ -198,3 +199,12 @@ def bodies_of(store: Store[Envelope], queue: StreamQueue) -> list[int]:
         cursor.advance(chunk, len(bodies))
     cursor.close()
     return found
+
+
+def test_streams_fit_a_terminal_as_a_table(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(rows, "_is_terminal", lambda: True)
+    result = CliRunner().invoke(app, ["inspect", "streams", "--data-dir", str(made)])
+    assert result.exit_code == 0
+    head, *_ = (line for line in result.stdout.splitlines() if line.startswith("vhost"))
+    assert head.split()[:7] == ["vhost", "stream", "lane", "first", "moved", "segments", "size"]

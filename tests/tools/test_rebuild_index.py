@@ -41,7 +41,10 @@ def test_the_index_is_made_anew(make: Any, damage: str, tmp_path: Path) -> None:
 
 def test_not_while_a_broker_runs(tmp_path: Path) -> None:
     with opened(tmp_path / "data"):
-        assert "another broker runs" in rebuild(tmp_path / "data", status=2).stderr
+        assert (
+            "a broker runs on the directory; stop it first"
+            in rebuild(tmp_path / "data", status=2).stderr
+        )
 
 
 def test_not_where_a_broker_would_be_refused(tmp_path: Path) -> None:

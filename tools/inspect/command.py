@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qlog.storage.errors import CorruptLog, StorageError
+from qlog.storage.errors import CorruptLog, DirectoryLocked, StorageError
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.environment import Forbidden
 from qlog.tools.inspect.rows import Report
@@ -75,6 +75,8 @@ def errors_told(*, of_damage: bool = True) -> Iterator[None]:
     """
     try:
         yield
+    except DirectoryLocked:
+        stop("a broker runs on the directory; stop it first (`qlog ctl shutdown`)")
     except (StorageError, Forbidden) as error:
         if isinstance(error, CorruptLog) and not of_damage:
             raise

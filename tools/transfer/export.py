@@ -61,9 +61,9 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the messages that wait to a file, with everything that belongs to them.
+    """Write the messages that wait to a file.
 
-    Oldest first, those of streams before all others. A message that went to several queues is
+    With everything that belongs to them, oldest first, those of streams before all others. A message that went to several queues is
     written once, but once for each stream. Transient messages are not in the log, and not exported.
     With --json what was done is a document on stdout, and the messages need -o.
     """
@@ -103,9 +103,13 @@ def _destination(output: Path | None) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     with output.open("xb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
+        try:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        except BaseException:
+            output.unlink()  # a part of an export looks like a whole one
+            raise
 
 
 def _write(

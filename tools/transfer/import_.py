@@ -41,9 +41,9 @@ def import_(
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Publish exported messages into a running broker, to the queues that they were in.
+    """Publish exported messages into a running broker.
 
-    The queues must exist. Needs the right to write to the default exchange.
+    To the queues that they were in, which must exist. Needs the right to write to the default exchange.
     """
     try:
         address = Address.parse(url)

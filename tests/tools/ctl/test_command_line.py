@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -152,6 +154,20 @@ def test_what_answers_and_is_no_api(words: list[str], capsys: pytest.CaptureFixt
         assert "does not answer: something is there, but no management API" in err
         assert top(["--once", "--url", url]) == 69
         assert "no management API" in capsys.readouterr().err
+
+
+def test_of_definitions_that_cannot_be_written_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "definitions.json"
+    monkeypatch.setattr(os, "replace", full)
+    with answering(200, b'{"users": []}') as url:
+        status, _, err = say(capsys, "-q", "export_definitions", str(path), "--url", url)
+    assert (status, err) == (69, f"Error:\n{path}: No space left on device\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

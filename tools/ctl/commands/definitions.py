@@ -48,9 +48,13 @@ def export_definitions(call: Call) -> Result:
         # It has the hashes of passwords: for the owner alone, and whole or not there.
         part = f"{path}.part"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, path)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
     except OSError as error:
         raise Failure(f"{path}: {error.strerror or error}", Status.UNAVAILABLE) from None
     return None

@@ -10,7 +10,7 @@ from qlog.tools.inspect.command import command
 from qlog.tools.inspect.look.decode import time_text
 from qlog.tools.inspect.look.directory import Directory
 from qlog.tools.inspect.look.streams import StreamLook, look_at_streams
-from qlog.tools.inspect.rows import Bytes, Report, counted, name, number, picked, size, text
+from qlog.tools.inspect.rows import Bytes, Report, Time, counted, name, number, picked, size, text
 
 _COLUMNS = (
     name("vhost", lambda row: "?" if row["vhost"] is None else row["vhost"]),
@@ -20,7 +20,7 @@ _COLUMNS = (
     number("moved", "moved_below"),
     number("segments", lambda row: len(row["segments"])),
     size("size", "size_bytes"),
-    text("newest moved", "newest"),
+    text("newest moved\n(UTC)", lambda row: row["newest"] and Time(row["newest"])),
 )
 
 
