@@ -340,7 +340,12 @@ def state(lane: Lane[Envelope]) -> tuple[object, ...]:
     return contents(lane), lane.alive, lane.next_qseq, lane.delivered
 
 
-def test_a_rebuilt_index_is_the_same_as_a_checkpointed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("portion", [recovery.REBUILD_POINTERS, 50])
+def test_a_rebuilt_index_is_the_same_as_a_checkpointed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portion: int
+) -> None:
+    """In one transaction, or in many."""
+    monkeypatch.setattr(recovery, "REBUILD_POINTERS", portion)
     bench = Bench(tmp_path)
     lanes = [new_lane(bench.store) for _ in range(3)]
     for at in range(60):
