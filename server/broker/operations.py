@@ -143,9 +143,14 @@ class Operations(AccessOperations, DelayedOperations, ListingOperations, Message
 
         Everything that was confirmed before the call is in it. Arguments: `directory` is an
         absolute path, where the next backup adds what is new; `bytes_per_s` bounds how fast is
-        copied, 0: not at all. Raises BackupError, as does the outcome; there also OSError.
+        copied, 0: not at all. Raises BackupError, as does the outcome.
         """
         return self._services.backups.start(Path(directory), bytes_per_s)
+
+    @property
+    def backup_waits(self) -> bool:
+        """Whether a backup waits for what came before it to be on the disk."""
+        return self._services.backups.waits
 
     @property
     def last_backup(self) -> tuple[Path, Outcome[BackedUp]] | None:

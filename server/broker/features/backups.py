@@ -56,6 +56,8 @@ class Backups:
         self._now_s = now_s
         self._under_way: _UnderWay | None = None
         self.last: tuple[Path, Outcome[Done]] | None = None
+        # For what came before it to be on the disk; for ever, if that is full.
+        self.waits = False
 
     def start(self, directory: Path, bytes_per_s: int) -> Outcome[Done]:
         """Make a backup in a directory, or add to the one that is there.
@@ -63,7 +65,7 @@ class Backups:
         Everything that was confirmed before the call is in it. Arguments: `directory`, absolute;
         `bytes_per_s` is how fast is copied at most, 0: as fast as can be. Raises BackupError when
         one is under way, or the arguments are wrong. The outcome fails with BackupError,
-        StorageError or OSError.
+        or StorageError.
         """
         if self._under_way is not None:
             raise BackupError("a backup is under way; wait for its end")
@@ -116,10 +118,12 @@ class Backups:
         except Exception as error:  # noqa: BLE001 - whoever asked for the backup hears of it
             self._failed(error)
             return
+        self.waits = True
         self._durability.sync().then(self._synced)
 
     def _synced(self, _: Outcome[None]) -> None:
         """The moment of the backup: nothing may come between this extent and its links."""
+        self.waits = False
         under_way = self._under_way
         if under_way is None:  # the broker stops
             return
@@ -147,6 +151,9 @@ class Backups:
 
     def _failed(self, error: BaseException) -> None:
         under_way = self._end()
+        if isinstance(error, OSError):
+            directory, _ = self.last or (Path(), None)
+            error = BackupError(f"{error.filename or directory}: {error.strerror}")
         logger.error("backup failed: %s", error)
         wrapped = error if isinstance(error, Exception) else BackupError(str(error))
         under_way.outcome.fail(wrapped)

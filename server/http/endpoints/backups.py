@@ -51,7 +51,7 @@ def _state(ask: Ask) -> dict[str, Any]:
     directory, outcome = last
     about = {"directory": str(directory)}
     if not outcome.done:
-        return {"state": "running", **about}
+        return {"state": "running", **about, "waits": ask.operations.backup_waits}
     try:
         done = outcome.result()
     except Exception as error:  # noqa: BLE001 - it is told

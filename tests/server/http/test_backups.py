@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tests.server.http.support import Site
 
@@ -12,7 +13,7 @@ async def test_a_backup_is_begun_and_looked_at(site: Site, tmp_path: Path) -> No
     assert (await site.ask("GET", "qlog/backups", owner=True)).document == {"state": "none"}
     begun = await site.ask("POST", "qlog/backups", {"directory": str(target)}, owner=True)
     assert begun.status == 202
-    assert begun.document == {"state": "running", "directory": str(target)}
+    assert begun.document == {"state": "running", "directory": str(target), "waits": False}
     again = await site.ask("POST", "qlog/backups", {"directory": str(target)}, owner=True)
     assert again.status == 400 and "is under way" in again.reason
     for _ in range(10):
@@ -20,6 +21,36 @@ async def test_a_backup_is_begun_and_looked_at(site: Site, tmp_path: Path) -> No
         site.bench.pass_ms(200)
     state = (await site.ask("GET", "qlog/backups", owner=True)).document
     assert state["state"] == "made" and state["files"] == state["files_copied"] > 0
+
+
+async def test_it_is_said_that_a_backup_waits_for_the_disk(site: Site, tmp_path: Path) -> None:
+    """On a full disk it waits for ever, like the confirms of what came before it."""
+
+    async def look() -> dict[str, Any]:
+        site.bench.pass_ms(200)
+        state: dict[str, Any] = (await site.ask("GET", "qlog/backups", owner=True)).document
+        return state
+
+    target = {"directory": str(tmp_path / "backup")}
+    peer = site.peer()
+    peer.declare("q")
+    peer.publish(1, "q", b"body")
+    await site.ask("POST", "qlog/backups", target, owner=True)
+    states = [await look() for _ in range(5)]
+    assert [state["waits"] for state in states][-3:] == [True] * 3
+    site.bench.disk()
+    assert not (await look()).get("waits")
+
+
+async def test_a_place_that_cannot_be_written_to_is_named(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "backup"
+    await site.ask("POST", "qlog/backups", {"directory": str(target)}, owner=True)
+    for _ in range(3):
+        site.bench.disk()
+        site.bench.pass_ms(200)
+    state = (await site.ask("GET", "qlog/backups", owner=True)).document
+    assert state["state"] == "failed" and state["reason"] == f"{target}/log: Not a directory"
 
 
 async def test_what_fails_is_said(site: Site, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -10,6 +11,12 @@ from qlog.tools.ctl.command import Call, Command, Document, Failure, Option, Sta
 
 # How often the broker is asked whether it is done.
 LOOK_S = 0.2
+# A wait for the disk that takes so long is said.
+WAITED_S = 2.0
+WAITS = (
+    "waiting: the backup begins when what came before it is on the disk "
+    "(is that full? see `qlog ctl alarms` and the log)"
+)
 
 
 def backup(call: Call) -> Document:
@@ -18,8 +25,12 @@ def backup(call: Call) -> Document:
     if "bytes_per_s" in call.options:
         body["bytes_per_s"] = call.options["bytes_per_s"]
     state = call.ask("POST", "qlog", "backups", body=body)
+    waited_s = 0.0
     while state["state"] == "running":
         time.sleep(LOOK_S)
+        before_s, waited_s = waited_s, waited_s + LOOK_S if state["waits"] else 0.0
+        if before_s < WAITED_S <= waited_s:
+            print(WAITS, file=sys.stderr)
         state = call.get("qlog", "backups")
     if state["state"] != "made":
         raise Failure(state.get("reason", "the broker was started anew"), Status.UNAVAILABLE)
