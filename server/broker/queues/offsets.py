@@ -93,5 +93,7 @@ def filter_of(arguments: Table) -> Filter | None:
 
 def filter_value(envelope: Envelope) -> str:
     """The filter value of a message; empty if it has none, or one that is no string."""
+    if FILTER_VALUE not in envelope.properties:  # as mostly, where filters are not used
+        return ""
     raw = raw_headers(envelope.properties).get(FILTER_VALUE, b"")
     return raw[5:].decode(errors="replace") if raw[:1] == b"S" else ""

@@ -87,14 +87,26 @@ class Deliveries(Backlog):
 
 
 class Noted:
-    """A chunk as consumers get it: made once, for all of them."""
+    """A chunk as consumers get it: made once, for all of them, as far as somebody gets it."""
 
-    __slots__ = ("_chunk", "_values", "envelopes")
+    __slots__ = ("_chunk", "_envelopes", "_values")
 
     def __init__(self, chunk: Chunk[Envelope]) -> None:
-        self.envelopes = _with_offsets(chunk.messages.metas, chunk.first)
         self._chunk = chunk
+        self._envelopes: list[Envelope] | None = None
         self._values: list[str] | None = None
+
+    def envelopes(self, start: int, stop: int, *, chosen: bool) -> list[Envelope]:
+        """Those of the messages from index `start` on and before `stop`, with their offsets.
+
+        `chosen`: by a filter, so that others may never be asked for.
+        """
+        if self._envelopes is None:
+            metas, first = self._chunk.messages.metas, self._chunk.first
+            if chosen:
+                return _with_offsets(metas[start:stop], first + start)
+            self._envelopes = _with_offsets(metas, first)
+        return self._envelopes[start:stop]
 
     @property
     def values(self) -> list[str]:
@@ -149,7 +161,7 @@ class Reader:
 
         Returns the index of the first that is looked at, and these two numbers.
         """
-        start, count = self.cursor.offset - chunk.first, len(noted.envelopes)
+        start, count = self.cursor.offset - chunk.first, len(chunk.messages.metas)
         wanted = self.filter
         if wanted is None:
             return start, 0, min(count - start, count_max)
@@ -388,7 +400,7 @@ class StreamQueue:
             stop, messages = first + count, chunk.messages
             part = Slice(
                 chunk.first + first,
-                noted.envelopes[first:stop],
+                noted.envelopes(first, stop, chosen=reader.filter is not None),
                 messages.bodies[first:stop],
                 messages.times_ms[first:stop],
                 messages.sizes[first:stop],

@@ -68,6 +68,65 @@ def move(bench: Bench) -> None:
         bench.disk()
 
 
+# --- filters, which go by the headers of the messages, wherever these are
+
+
+def publish_for(bench: Bench, peer: Peer, *values: str | None) -> None:
+    """A message for each filter value, whose body is the value and its number."""
+    for number, value in enumerate(values):
+        headers: Table | None = None if value is None else {"x-stream-filter-value": value}
+        properties = Properties(headers=headers, message_id=str(number))
+        peer.publish(1, "q", b"%s%d" % ((value or "-").encode(), number), properties=properties)
+    bench.disk()
+
+
+def filtered(peer: Peer, **arguments: Any) -> list[tuple[bytes | None, Any]]:
+    """What a consumer with these arguments gets: bodies and offsets."""
+    peer.ask(2, make(spec.BasicQos, prefetch_count=1000), spec.BasicQosOk)
+    table: Table = {"x-stream-offset": "first"}
+    table.update({key.replace("_", "-"): value for key, value in arguments.items()})
+    peer.send(2, make(spec.BasicConsume, queue="q", consumer_tag="f", arguments=table, nowait=True))
+    found = []
+    for _ in range(20):
+        for said in peer.take():
+            assert said.properties is not None and said.properties.headers is not None
+            found.append((said.body, said.properties.headers["x-stream-offset"]))
+        peer.bench.end_tick()
+    peer.ask(2, make(spec.BasicCancel, consumer_tag="f"), spec.BasicCancelOk)
+    return found
+
+
+@pytest.mark.parametrize("where", ["in the log", "moved", "after a start", "after a kill"])
+def test_filters_hold_wherever_the_messages_are(bench: Bench, peer: Peer, where: str) -> None:
+    declare(peer)
+    publish_for(bench, peer, *("a", None, "b", "a", None) * 300)
+    if where != "in the log":
+        move(bench)
+    if where == "after a start":
+        bench.restart()
+    if where == "after a kill":
+        bench.kill()
+        bench.open()
+    reader = Peer(bench)
+    expected = {
+        value: [(b"%s%d" % (value, at), at) for at in range(1500) if at % 5 in places]
+        for value, places in ((b"a", (0, 3)), (b"b", (2,)), (b"-", (1, 4)))
+    }
+    assert filtered(reader, x_stream_filter="b") == expected[b"b"]
+    assert filtered(reader, x_stream_filter="none") == []
+    both = sorted(expected[b"a"] + expected[b"-"], key=lambda one: one[1])
+    assert filtered(reader, x_stream_filter="a", x_stream_match_unfiltered=True) == both[:1000]
+    assert filtered(reader, x_stream_filter="b", x_stream_offset=900) == expected[b"b"][180:]
+
+
+def test_readers_with_and_without_a_filter_share_a_chunk(bench: Bench, peer: Peer) -> None:
+    declare(peer)
+    publish_for(bench, peer, *("a", "b") * 50)
+    for _ in range(2):
+        assert [offset for _, offset in filtered(peer, x_stream_filter="b")] == [*range(1, 100, 2)]
+        assert [offset for _, offset in filtered(peer)] == [*range(100)]
+
+
 # --- settings
 
 
