@@ -59,11 +59,12 @@ class Delivery:
         """The queue may have something to deliver: `pump` will look."""
         self._awake[queue] = None
 
-    def wake_all(self, queues: Iterable[QueueType]) -> None:
-        """The same for several."""
+    def came(self, queues: Iterable[QueueType]) -> None:
+        """Messages came into these queues."""
         awake = self._awake
         for queue in queues:
-            awake[queue] = None
+            if not queue.idle:
+                awake[queue] = None
 
     def feed_later(self, channel: Feeding) -> None:
         """The channel's consumers are fed by the next `pump`: once, whatever is settled till then.

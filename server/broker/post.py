@@ -73,7 +73,7 @@ class PostOffice:
         ):
             return 0
         lsn = self._append(targets, persistent, envelopes, bodies, self._clock_ms())
-        self._delivery.wake_all(targets.queues)
+        self._delivery.came(targets.queues)
         return lsn
 
     def publish(self, targets: Targets, mail: Mail) -> Receipt:
@@ -113,7 +113,7 @@ class PostOffice:
             rejected.update(receipt.rejected)
         for keeper in targets.keepers:
             lsn = max(lsn, keeper.add(mail, rejected))
-        self._delivery.wake_all(targets.queues)
+        self._delivery.came(targets.queues)
         return Receipt(lsn, sorted(rejected), eased)
 
     def _append(

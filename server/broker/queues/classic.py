@@ -237,6 +237,7 @@ class ClassicQueue:
         self._overflow = host.overflow
         self._expiry = host.expiry
         self._short = False  # messages came whose time is short
+        self.idle = False
         for lane in lanes.values():
             host.dues.hold(lane.id, self)
         self._cold_reads = host.cold_reads
@@ -252,6 +253,7 @@ class ClassicQueue:
         self._once: Once | None = None
         for _ in self._deduplicating():
             pass  # a start waits for it
+        self._see_whether_idle()
 
     def _new_backlog(self, lane: Lane[Envelope]) -> Backlog:
         return Backlog(lane)
@@ -337,6 +339,7 @@ class ClassicQueue:
         if effective.deduplicates != before.deduplicates:
             self._host.in_slices(self._deduplicating())
         self._expiry.reconfigured(self)
+        self._see_whether_idle()
         self._wake(self)
 
     def _deduplicating(self) -> Generator[None, None, None]:
@@ -352,6 +355,15 @@ class ClassicQueue:
         lane = self._host.new_level(self.declared, lane_ids, level)
         self._host.dues.hold(lane.id, self)
         return lane
+
+    def _see_whether_idle(self) -> None:
+        """Somebody has come, or gone, or what is to be seen to has changed."""
+        self.idle = not (
+            len(self._dispatch)
+            or self._short
+            or self.effective.message_ttl_ms is not None
+            or self.effective.limited
+        )
 
     # -- takers ------------------------------------------------------------------------------
 
@@ -373,11 +385,13 @@ class ClassicQueue:
     def add_taker(self, taker: Taker) -> None:
         """Register a consumer that `admit` lets in."""
         self._dispatch.add(taker)
+        self.idle = False
         self.feed(taker)
 
     def remove_taker(self, taker: Taker) -> None:
         """Forget a consumer; an auto-delete queue goes with its last one."""
         self._dispatch.remove(taker)
+        self._see_whether_idle()
         if self.deleted:
             return
         if not self._dispatch:
@@ -424,6 +438,7 @@ class ClassicQueue:
     def _rest(self) -> None:
         if self._short or self.effective.message_ttl_ms is not None:
             self._short = self._expiry.rest(self)
+            self._see_whether_idle()
 
     def _trim(self) -> None:
         if self.effective.limited:
@@ -491,6 +506,7 @@ class ClassicQueue:
             ttl_ms = own_ms if ttl_ms is None else min(ttl_ms, own_ms)
         if ttl_ms is not None and ttl_ms < SHORT_MS:
             self._short = True
+            self.idle = False
             self._expiry.offer(self, lane)
         lsn = self._store.append(
             [lane],

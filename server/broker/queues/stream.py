@@ -191,6 +191,7 @@ class StreamQueue:
         self.name = declared.name
         self.owner = owner
         self.deleted = False
+        self.idle = False  # what comes is to be moved to its segments
         self.counts = QueueCounts(Counts())
         self.lane = lanes[0]
         self._store = host.store

@@ -96,12 +96,17 @@ class Taker(Protocol):
 
 
 class QueueType(Protocol):
-    """One queue of a vhost."""
+    """One queue of a vhost.
+
+    `idle`: messages that come need no `pump`, since nobody takes them, and nothing else is to be
+    seen to when they come.
+    """
 
     declared: Declaration
     effective: Effective
     owner: Owner | None  # of an exclusive queue
     deleted: bool
+    idle: bool
     counts: QueueCounts
 
     @property

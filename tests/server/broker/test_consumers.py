@@ -480,3 +480,32 @@ def test_flipped_bit_on_disk_is_reported_and_never_delivered(bench: Bench, peer:
     assert not [one.body for one in said if one.body and b"fl1pped" in one.body]
     queue = bench.broker.vhosts["/"].queues["q"]
     assert (queue.ready, queue.unacked) == (2, 0)
+
+
+# --- queues that nobody takes from
+
+
+def test_a_queue_that_nobody_takes_from_is_not_asked(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    pump = ClassicQueue.pump
+
+    def noted(queue: ClassicQueue) -> bool:
+        asked.append(queue.name)
+        return pump(queue)
+
+    monkeypatch.setattr(ClassicQueue, "pump", noted)
+    peer.declare("plain")
+    peer.declare("timed", arguments={"x-message-ttl": 60_000})
+    for name in ("plain", "timed"):
+        peer.publish(1, name, b"x")
+    assert set(asked) == {"timed"}
+    consume(peer, 1, "plain", "c", no_ack=True)
+    assert [said.body for said in peer.take()[1:]] == [b"x"]
+    peer.publish(1, "plain", b"y")
+    assert [body for *_, body in peer.deliveries()] == [b"y"]
+    peer.ask(1, make(spec.BasicCancel, consumer_tag="c"), spec.BasicCancelOk)
+    asked.clear()
+    peer.publish(1, "plain", b"z")
+    assert asked == []
