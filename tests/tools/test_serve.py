@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -445,3 +446,37 @@ def test_names_of_clients_cannot_forge_log_lines(running: BrokerProcess) -> None
     running.terminate()
     (line,) = (line for line in running.lines if "evil" in line)
     assert r"evil\nname\x1b[31m" in line
+
+
+LARGE_BODIES = """
+import sys
+from qlog.tools import serve
+
+if sys.argv[1:] == ["tuned"]:
+    serve._tune_malloc()
+
+def anonymous_kib():
+    status = open("/proc/self/status").read()
+    return int(status.partition("RssAnon:")[2].split()[0])
+
+before = anonymous_kib()
+b"x" * (16 << 20)  # glibc's limit is as high as that from now on, if nobody has set it
+bodies, small = [], []
+for _ in range(4):
+    bodies.append(b"x" * (16 << 20))
+    small.append(b"x" * 100_000)
+bodies.clear()
+print(anonymous_kib() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give memory back")
+def test_the_memory_of_large_messages_is_given_back() -> None:
+    """Also if small things that stay came between them."""
+
+    def left_kib(*arguments: str) -> int:
+        command = [sys.executable, "-c", LARGE_BODIES, *arguments]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert left_kib("tuned") < 8 << 10
+    assert left_kib() > 40 << 10  # what the tuning is for
