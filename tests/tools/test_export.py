@@ -442,8 +442,8 @@ def test_what_was_refused_is_not_confirmed_by_what_came_after_it(
     replies = [(1, ChannelOpenOk()), (2, ChannelOpenOk()), (1, ConfirmSelectOk())]
     theirs.sendall(b"".join(method_frame(*reply) for reply in replies))
     with theirs, Publisher(Address.parse("amqp://"), "/") as publisher:
-        for name, queue in enumerate(["a", "b", "c", "c", "a", "a"], 1):
-            publisher.publish(queue, Envelope.pack("", "k", b"\0\0", 0), b"", str(name))
+        for number, queue in enumerate(["a", "b", "c", "c", "a", "a"], 1):
+            publisher.publish(queue, Envelope.pack("", "k", b"\0\0", 0), b"", number)
         close = method_frame(2, ChannelClose(404, "NOT_FOUND", 50, 10))
         returned = method_frame(1, BasicReturn(312, "NO_ROUTE", "", "a"))
         content = header_frame(1, Envelope.pack("", "a", b"\0\0", 0))
@@ -452,9 +452,9 @@ def test_what_was_refused_is_not_confirmed_by_what_came_after_it(
         theirs.sendall(b"".join(method_frame(1, method) for method in answers))
         with pytest.raises(LinkFailed, match="the broker refused: NOT_FOUND"):
             publisher.wait()
-        with pytest.raises(PublishFailed, match="^3: the broker could not keep it"):
+        with pytest.raises(PublishFailed, match="^message 3: the broker could not keep it"):
             publisher.wait()
-        assert publisher.confirmed == 2 and not publisher._waiting
+        assert publisher.open_from == 3 and not publisher._waiting
         assert sorted(publisher._refused) == [3, 4, 5]
         with pytest.raises(PublishFailed):
             publisher.wait()

@@ -9,7 +9,6 @@ on from there.
 
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from io import BufferedReader
@@ -24,8 +23,6 @@ from qlog.tools.transfer.exported import Malformed, Message, read_messages
 from qlog.tools.transfer.interrupt import patiently
 from qlog.tools.transfer.link import Address, LinkFailed
 from qlog.tools.transfer.publisher import Publisher, PublishFailed
-
-_COPIES_MAX = 10_000  # messages whose confirms are looked after
 
 
 def import_(
@@ -101,22 +98,14 @@ class _Import:
         self._queue = queue
         self._skip = skip
         self._publishers: dict[str, Publisher] = {}
-        self._copies: deque[list[tuple[Publisher, int]]] = deque()  # of each, not known confirmed
-        self._done = 0  # messages before those
-        self.begun = 0  # so many messages, the first ones, were sent or left out
+        self._sent = 0  # so many messages, the first ones, were sent whole or left out
+        self.begun = 0  # and so many were begun
 
     @property
     def confirmed(self) -> int:
         """So many of the first messages are confirmed, with all their copies."""
-        self._forget_confirmed()
-        return self._done
-
-    def _forget_confirmed(self) -> None:
-        while self._copies and all(
-            number <= publisher.confirmed for publisher, number in self._copies[0]
-        ):
-            self._copies.popleft()
-            self._done += 1
+        open_ = [publisher.open_from for publisher in self._publishers.values()]
+        return min([self._sent, *(number - 1 for number in open_ if number is not None)])
 
     def run(self, stream: BufferedReader, advance: Callable[[int], None]) -> None:
         """Raises LinkFailed, Malformed, OSError, KeyboardInterrupt."""
@@ -144,22 +133,17 @@ class _Import:
                 raise KeyboardInterrupt
             advance(position - before)
             before = position
-            name = f"message {number}"
             targets: list[tuple[Publisher, str]] = []
             try:
                 for vhost, queue in self._queues_of(message) if number > self._skip else ():
                     targets.append((self._publisher(vhost, connections), queue))
                     targets[-1][0].find(queue)
             except LinkFailed as error:
-                raise PublishFailed(f"{name}: {error}") from error
+                raise PublishFailed(f"message {number}: {error}") from error
             self.begun = number
-            copies = []
             for publisher, queue in targets:
-                publisher.publish(queue, message.envelope, message.body, name)
-                copies.append((publisher, publisher.published))
-            self._copies.append(copies)
-            if len(self._copies) > _COPIES_MAX:
-                self._forget_confirmed()
+                publisher.publish(queue, message.envelope, message.body, number)
+            self._sent = number
 
     def _queues_of(self, message: Message) -> list[tuple[str, str]]:
         vhost = self._address.vhost

@@ -27,10 +27,10 @@ class PublishFailed(LinkFailed):
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A message that the broker has not answered for. `name` is what the caller calls it."""
+    """A message that the broker has not answered for. `number` is what the caller calls it."""
 
     queue: str
-    name: str
+    number: int
     size: int
 
 
@@ -38,11 +38,11 @@ class Publisher:
     """A connection to one vhost. All methods raise LinkFailed; use it as a context."""
 
     def __init__(self, address: Address, vhost: str) -> None:
-        self.published = 0
+        self._published = 0
         self._vhost = vhost
         self._waiting: OrderedDict[int, _Sent] = OrderedDict()  # by delivery tag
         self._waiting_bytes = 0
-        self._refused: dict[int, str] = {}  # delivery tag -> why
+        self._refused: dict[int, tuple[int, str]] = {}  # delivery tag -> number, why
         self._over = False  # what publishes was closed
         self._queues: dict[str, str | None] = {}  # known queues, with an exchange of their own
         channels = {_ASKING: False, _PUBLISHING: True}
@@ -61,10 +61,11 @@ class Publisher:
             self._link.close(orderly=kind is None)
 
     @property
-    def confirmed(self) -> int:
-        """So many of the first messages are confirmed."""
-        open_ = (next(iter(self._waiting), self.published + 1), *self._refused)
-        return min(open_) - 1
+    def open_from(self) -> int | None:
+        """The number of the first message that is not confirmed; None: all are."""
+        oldest = next(iter(self._waiting.values()), None)
+        numbers = [] if oldest is None else [oldest.number]
+        return min([*numbers, *(number for number, _ in self._refused.values())], default=None)
 
     def find(self, queue: str) -> None:
         """Have the broker say that there is such a queue."""
@@ -73,10 +74,11 @@ class Publisher:
             self._link.ask(_ASKING, passive, spec.QueueDeclareOk)
             self._queues[queue] = None
 
-    def publish(self, queue: str, envelope: Envelope, body: bytes, name: str) -> None:
+    def publish(self, queue: str, envelope: Envelope, body: bytes, number: int) -> None:
         """Send a message to a queue that was found; it need not be confirmed when this returns.
 
-        Raises PublishFailed also when an earlier message was refused, by the name of that one.
+        Their numbers go up. Raises PublishFailed, with the number, also when an earlier message was
+        refused.
         """
         exchange = ""
         if "CC" in (envelope.decoded_properties().headers or {}):
@@ -98,8 +100,8 @@ class Publisher:
             header_frame(_PUBLISHING, envelope),
             *body_frames(_PUBLISHING, body, self._link.frame_max),
         )
-        self.published += 1
-        self._waiting[self.published] = _Sent(queue, name, len(body))
+        self._published += 1
+        self._waiting[self._published] = _Sent(queue, number, len(body))
         self._waiting_bytes += len(body)
 
     def wait(self) -> None:
@@ -112,7 +114,8 @@ class Publisher:
 
     def _raise_refusal(self) -> None:
         if self._refused:
-            raise PublishFailed(self._refused[min(self._refused)])
+            number, why = self._refused[min(self._refused)]
+            raise PublishFailed(f"message {number}: {why}")
 
     def _exchange_of(self, queue: str) -> str:
         """An exchange that leads to this queue alone, whatever other keys a message has."""
@@ -136,7 +139,7 @@ class Publisher:
             case spec.BasicNack():
                 refused = self._settle(method.delivery_tag, method.multiple)
                 for tag, sent in refused.items():
-                    self._refused[tag] = f"{sent.name}: the broker could not keep it (basic.nack)"
+                    self._refused[tag] = sent.number, "the broker could not keep it (basic.nack)"
             case spec.BasicReturn():
                 # It names the queue only, and a confirm of the same message follows it.
                 self._return(method.routing_key, method.reply_text)
@@ -157,7 +160,6 @@ class Publisher:
         """The oldest unconfirmed message to the queue was returned: the queue is gone."""
         for tag, sent in self._waiting.items():
             if sent.queue == queue and tag not in self._refused:
-                self._refused[tag] = (
-                    f"{sent.name}: no queue '{queue}' in vhost '{self._vhost}' took it: {why}"
-                )
+                what = f"no queue '{queue}' in vhost '{self._vhost}' took it: {why}"
+                self._refused[tag] = sent.number, what
                 return
