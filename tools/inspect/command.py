@@ -115,35 +115,25 @@ def finish(report: Report, *, as_json: bool) -> None:
 def writing_stdout(done: str = "") -> Iterator[None]:
     """What is printed inside is written at the end of the block. If it cannot be, the command ends.
 
-    `done` says what the command has done, in case the report cannot be read.
+    `done` says what the command has done, in case the report cannot be read. A reader that has gone
+    (`| head`) ends it as it ends other programs: the status says nothing of damage. PermissionError
+    is not of stdout, and passed on.
     """
-    if sys.stdout is None:
-        stop_for_stdout("it is closed", done)
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        stop_for_pipe()
-    except OSError as error:
-        stop_for_stdout(error.strerror, done)
-
-
-def stop_for_pipe() -> NoReturn:
-    """End as programs do whose reader has gone (`| head`); the status says nothing of damage."""
-    _discard_stdout()
-    raise typer.Exit(128 + signal.SIGPIPE)
-
-
-def stop_for_stdout(why: str | None, done: str = "") -> NoReturn:
-    """End because the report cannot be written."""
+    why: str | None = "it is closed"
     if sys.stdout is not None:
-        _discard_stdout()
+        try:
+            yield
+            sys.stdout.flush()
+            return
+        except PermissionError:
+            raise
+        except OSError as error:
+            # Python would write what is left in the buffer at its end, and fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise typer.Exit(128 + signal.SIGPIPE) from error
+            why = error.strerror
     stop(f"{done}; stdout cannot be written: {why}".removeprefix("; "))
-
-
-def _discard_stdout() -> None:
-    # Python would write what is left in the buffer at its end, and fail again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stop(message: str) -> NoReturn:

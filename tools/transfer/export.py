@@ -26,8 +26,7 @@ from qlog.tools.inspect.command import (
     command,
     find_lanes,
     stop,
-    stop_for_pipe,
-    stop_for_stdout,
+    writing_stdout,
 )
 from qlog.tools.inspect.look.decode import time_text
 from qlog.tools.inspect.look.directory import Directory
@@ -63,26 +62,16 @@ def export(
 ) -> None:
     """Write the messages that wait to a file.
 
-    With everything that belongs to them, oldest first, those of streams before all others. A message that went to several queues is
-    written once, but once for each stream. Transient messages are not in the log, and not exported.
-    With --json what was done is a document on stdout, and the messages need -o.
+    With everything that belongs to them, oldest first, those of streams before all others. A
+    message that went to several queues is written once, but once for each stream. Transient
+    messages are not in the log, and not exported. With --json what was done is a document on
+    stdout, and the messages need -o.
     """
     if as_json and output is None:
         stop("with --json the messages cannot go to stdout, too: give -o FILE")
     lane_ids = None if queue is None else find_lanes(directory, vhost, queue)
-    try:
-        with _destination(output) as stream:
-            count = _write(directory, report, lane_ids, settled, format, stream)
-    except FileExistsError:
-        stop(f"{output} exists; give another name, or remove it first")
-    except PermissionError:
-        raise
-    except BrokenPipeError:
-        stop_for_pipe()
-    except OSError as error:
-        if output is None:
-            stop_for_stdout(error.strerror)
-        stop(f"{output} cannot be written: {error.strerror}")
+    with _destination(output) as stream:
+        count = _write(directory, report, lane_ids, settled, format, stream)
     report.content = {"output": str(output), "format": format, "messages": count}
     if as_json:
         return
@@ -96,20 +85,26 @@ def export(
 
 @contextmanager
 def _destination(output: Path | None) -> Iterator[BinaryIO]:
+    """A new file, or stdout. What cannot be written ends the command."""
     if output is None:
-        if sys.stdout is None:
-            stop_for_stdout("it is closed")
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with writing_stdout():
+            yield sys.stdout.buffer
         return
-    with output.open("xb") as stream:
-        try:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        except BaseException:
-            output.unlink()  # a part of an export looks like a whole one
-            raise
+    try:
+        with output.open("xb") as stream:
+            try:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            except BaseException:
+                output.unlink()  # a part of an export looks like a whole one
+                raise
+    except FileExistsError:
+        stop(f"{output} exists; give another name, or remove it first")
+    except PermissionError:
+        raise
+    except OSError as error:
+        stop(f"{output} cannot be written: {error.strerror}")
 
 
 def _write(
