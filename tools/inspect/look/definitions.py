@@ -76,15 +76,20 @@ def decode(entries: Mapping[Definition, bytes]) -> Defined:
 
 
 def loose_ends(keys: Collection[Definition]) -> Iterator[tuple[Definition, str, str]]:
-    """Definitions that belong, or lead, to what is not defined: each with kind and name of that."""
+    """Definitions that are in, belong or lead to what is not defined: with kind and name of that."""
     known = set(keys)
     for kind, name in keys:
+        if kind not in KINDS or kind in ("vhost", "user"):
+            continue
+        vhost, *parts = json.loads(name)
         ends: list[tuple[str, str]] = []
-        match kind, json.loads(name):
-            case "hidden_lane", [vhost, owner_kind, owner, _]:
+        match kind, parts:
+            case "hidden_lane", [owner_kind, owner, _]:
                 ends = [(owner_kind, owner)]
-            case "binding", [vhost, source, to, destination, *_]:
+            case "binding", [source, to, destination, *_]:
                 ends = [("exchange", source), (to, destination)]
+        if ("vhost", json.dumps((vhost,))) not in known:
+            yield (kind, name), "vhost", vhost
         for end_kind, end in ends:
             is_built_in = end_kind == "exchange" and (not end or end.startswith(_BUILT_IN))
             if not is_built_in and (end_kind, json.dumps((vhost, end))) not in known:
@@ -95,20 +100,13 @@ def problems(defined: Defined) -> Iterator[str]:
     """What does not decode, or names what there is not."""
     for key, why in defined.undecodable.items():
         yield f"the definition of {entry_text(*key)} does not decode: {why}"
-    policies = defined.policies + defined.operator_policies
     vhosts = {name for name, _ in defined.vhosts}
-    for what, vhost in (
-        *((f"exchange '{exchange.name}'", vhost) for vhost, exchange in defined.exchanges),
-        *((f"queue '{queue.name}'", queue.vhost) for queue in defined.queues),
-        *((f"'{lane.queue_name}'", lane.vhost) for lane in defined.hidden_lanes),
-        *((f"a binding of '{one.destination}'", vhost) for vhost, one in defined.bindings),
-        *((f"policy '{policy.name}'", vhost) for vhost, policy in policies),
-        *((f"user '{user.name}'", vhost) for user in defined.users for vhost in user.permissions),
-    ):
-        if vhost not in vhosts:
-            yield f"{what} is in vhost '{vhost}', which is not defined"
-    for key, kind, name in loose_ends(defined.keys):
-        yield f"the {entry_text(*key)} names the {kind} '{name}', which is not defined"
+    ends = [(entry_text(*key), kind, name) for key, kind, name in loose_ends(defined.keys)]
+    for user in defined.users:
+        named = (vhost for vhost in user.permissions if vhost not in vhosts)
+        ends += ((f"user '{user.name}'", "vhost", vhost) for vhost in named)
+    for what, kind, name in ends:
+        yield f"the {what} names the {kind} '{name}', which is not defined"
 
 
 def counted_kind(kind: str, count: int) -> str:

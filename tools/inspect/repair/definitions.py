@@ -15,7 +15,6 @@ from qlog.server.amqp.values import Table, encode_table
 from qlog.server.broker.access.passwords import hash_password
 from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions import Definitions, lane_ids_of
-from qlog.server.broker.features.policy import KINDS
 from qlog.storage.catalog import Catalog, Definition
 from qlog.storage.identity import IDENTITY
 from qlog.storage.journal import Defined
@@ -112,14 +111,12 @@ def _close_gaps(mend: Mend, *, lost: bool) -> None:
     `lost`: some vhosts may be; else a directory without any is nobody's.
     """
     for key, kind, _ in list(loose_ends(mend.entries)):
-        if key in mend.entries:
+        if kind != "vhost" and key in mend.entries:
             mend.leave_out(key, f"there is no such {kind}")
     if not (lost or any(kind == "vhost" for kind, _ in mend.entries)):
         return
-    vhosts = {_VHOST: None}
-    for kinds in (("exchange", "queue", *KINDS), ("binding",)):
-        vhosts |= {json.loads(name)[0]: None for kind, name in mend.entries if kind in kinds}
-    for vhost in vhosts:
+    ends = loose_ends(mend.entries)
+    for vhost in {_VHOST: None, **{name: None for _, kind, name in ends if kind == "vhost"}}:
         name = json.dumps((vhost,))
         if ("vhost", name) not in mend.entries:
             mend.entries["vhost", name] = msgpack.packb({})
