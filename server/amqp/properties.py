@@ -117,6 +117,10 @@ _FIELDS = tuple(
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _FLAGS = {name: bit for name, _, bit in _FIELDS}
+# In the first octet of the flags: the headers, and what may be before them.
+_CONTENT_TYPE_FLAG, _CONTENT_ENCODING_FLAG, _HEADERS_FLAG = (
+    _FLAGS[name] >> 8 for name in ("content_type", "content_encoding", "headers")
+)
 _UNUSED_FLAG = 2
 _MORE_FLAGS = 1
 
@@ -329,6 +333,20 @@ def _span_of(raw: bytes, name: str) -> tuple[int, int] | None:
     return next((begin, end) for field, begin, end in spans_of(raw) if field == name)
 
 
+def _headers_span(raw: bytes) -> tuple[int, int] | None:
+    """Where the headers begin and end; None without any. Two properties at most are before them."""
+    flags = raw[0]
+    if not flags & _HEADERS_FLAG:
+        return None
+    begin = 2
+    if flags & _CONTENT_TYPE_FLAG:
+        begin += 1 + raw[begin]
+    if flags & _CONTENT_ENCODING_FLAG:
+        begin += 1 + raw[begin]
+    size: int = _U32.unpack_from(raw, begin)[0]
+    return begin, begin + 4 + size
+
+
 def text_of(raw: bytes, name: str) -> str | None:
     """One property that is a short string, None when it is absent; `raw` is known to be valid."""
     span = _span_of(raw, name)
@@ -343,10 +361,16 @@ def timestamp_of(raw: bytes) -> int | None:
 
 def headers_of(raw: bytes, names: Collection[str] | None = None) -> Table:
     """The headers with these names, or all headers; `raw` is known to be valid."""
-    span = _span_of(raw, "headers")
+    span = _headers_span(raw)
     if span is None:
         return {}
-    return decode_table(raw, span[0])[0] if names is None else decode_entries(raw, span[0], names)
+    if names is None:
+        return decode_table(raw, span[0])[0]
+    wanted = {name.encode(): name for name in names}
+    for name in wanted:
+        if name in raw:  # else it is none of the headers
+            return decode_entries(raw, span[0], wanted)
+    return {}
 
 
 def with_text(raw: bytes, name: str, text: str) -> bytes:
@@ -358,7 +382,7 @@ def with_text(raw: bytes, name: str, text: str) -> bytes:
 
 def without_header(raw: bytes, name: str) -> bytes:
     """Properties without the named header. `raw` must be valid and clean, and have headers."""
-    span = _span_of(raw, "headers")
+    span = _headers_span(raw)
     assert span is not None
     table, _ = rewrite_table(raw, span[0], without=name.encode())
     return raw[: span[0]] + table + raw[span[1] :]
@@ -366,7 +390,7 @@ def without_header(raw: bytes, name: str) -> bytes:
 
 def stripped(raw: bytes, names: Collection[bytes]) -> bytes:
     """Valid properties without the named headers, and without headers if none is left."""
-    span = _span_of(raw, "headers")
+    span = _headers_span(raw)
     if span is None:
         return raw
     entries = raw_entries(raw, span[0])
@@ -386,7 +410,7 @@ def _named(name: bytes) -> bytes:
 
 def with_header(raw: bytes, name: str, value: Value) -> bytes:
     """Properties with one more header behind theirs. `raw` must be valid, and have headers."""
-    span = _span_of(raw, "headers")
+    span = _headers_span(raw)
     assert span is not None
     table = raw[span[0] + 4 : span[1]] + encode_shortstr(name) + encode_value(value)
     return raw[: span[0]] + len(table).to_bytes(4, "big") + table + raw[span[1] :]
@@ -394,7 +418,7 @@ def with_header(raw: bytes, name: str, value: Value) -> bytes:
 
 def raw_headers(raw: bytes) -> dict[bytes, bytes]:
     """The headers of valid properties, not decoded: each value with its type."""
-    span = _span_of(raw, "headers")
+    span = _headers_span(raw)
     return {} if span is None else raw_entries(raw, span[0])
 
 
@@ -407,6 +431,9 @@ def with_headers(
     """
     flags = raw[0] << 8 | raw[1]
     dropped = 0 if keep_expiration else _FLAGS["expiration"]
+    span = _headers_span(raw)
+    if span is not None and not flags & dropped:  # all else stays as it is
+        return raw[: span[0]] + join_entries(headers) + raw[span[1] :]
     parts = [(flags & ~dropped | _FLAGS["headers"]).to_bytes(2, "big")]
     offset = 2
     for name, kind, bit in _FIELDS:

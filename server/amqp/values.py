@@ -395,9 +395,8 @@ def _rewritten_value(data: bytes, offset: int, depth: int) -> tuple[bytes, int]:
     return data[offset:end], end
 
 
-def decode_entries(data: bytes, offset: int, names: Collection[str]) -> Table:
+def decode_entries(data: bytes, offset: int, wanted: Mapping[bytes, str]) -> Table:
     """The entries with these names of the valid table at `offset`; no other is decoded."""
-    wanted = {name.encode(): name for name in names}
     table: Table = {}
     end = offset + 4 + _U32.unpack_from(data, offset)[0]
     offset += 4

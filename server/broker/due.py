@@ -21,8 +21,11 @@ from qlog.storage.store import Store
 
 logger = logging.getLogger("qlog.broker")
 
-# So many messages are told between two looks at the clock: some tenths of a millisecond.
+# So many messages are told between two looks at the clock, or up to DUE_AT_ONCE_MAX, as long as that
+# takes no longer than QUICK_S: those that are read, and handed on, together cost a third less.
 DUE_AT_ONCE = 32
+DUE_AT_ONCE_MAX = 128
+QUICK_S = 0.0005
 # The timer runs by the monotonic clock. Somebody may set the wall clock, so nobody sleeps longer.
 LOOK_S = 1.0
 # When the index is found wrong: consumers get no expired message anyway, so nothing is urgent.
@@ -61,6 +64,7 @@ class DueMessages:
         self._holders: dict[int, Holder] = {}
         self._timer: Timer | None = None
         self._telling = False
+        self._at_once = DUE_AT_ONCE
 
     def hold(self, lane_id: int, holder: Holder) -> None:
         """The messages of a lane are in these hands."""
@@ -97,8 +101,12 @@ class DueMessages:
                 now_ms = self._now_ms()
                 if next_ms > now_ms:
                     break
-                for lane_id, qseq, count in _stretches(self._store.due(now_ms, DUE_AT_ONCE)):
+                began_s = self._jobs.clock_s()
+                for lane_id, qseq, count in _stretches(self._store.due(now_ms, self._at_once)):
                     self._tell_holder(lane_id, qseq, count)
+                quick = self._jobs.clock_s() - began_s <= QUICK_S
+                more = min(2 * self._at_once, max(DUE_AT_ONCE_MAX, DUE_AT_ONCE))
+                self._at_once = more if quick else DUE_AT_ONCE
                 yield
             next_s = None if next_ms is None else (next_ms - self._now_ms()) / 1000
         except StorageError as error:

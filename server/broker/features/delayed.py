@@ -53,7 +53,8 @@ logger = logging.getLogger("qlog.broker")
 
 DELAY = "x-delay"
 _RAW_DELAY = DELAY.encode()
-# So many messages are released, or listed, in one piece: a millisecond if all are different.
+# So many messages are listed in one piece, or released when the disk has caught up: a millisecond if
+# all are different.
 AT_ONCE = 32
 # While the disk is behind, or file descriptors have run out, what is due waits for so long.
 PAUSE_S = 0.02
@@ -265,7 +266,7 @@ class Delayed:
         """
         backlog = self._backlog
         for first, length, _ in backlog.withdraw_at(qseq, count):
-            end, at_once = first + length, AT_ONCE
+            end, at_once = first + length, length
             while first < end:
                 try:
                     taken = backlog.read_out(first, min(end - first, at_once))

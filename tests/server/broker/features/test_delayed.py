@@ -782,3 +782,33 @@ def test_refused(bench: Bench, peer: Peer, arguments: Table, text: str) -> None:
     )
     peer.send(1, declare)
     assert peer.refused() == ("channel", 406, text)
+
+
+def test_messages_are_released_more_at_a_time_while_that_is_quick(
+    bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are read and handed on together cost less; a slow piece makes the next one small."""
+    told: list[int] = []
+    due, took_s = Delayed.due, [0.0]
+    clock_s = [0.0]
+
+    def counted(self: Delayed, lane_id: int, qseq: int, count: int) -> None:
+        told.append(count)
+        clock_s[0] += took_s[0]
+        due(self, lane_id, qseq, count)
+
+    monkeypatch.setattr(Delayed, "due", counted)
+    monkeypatch.setattr(bench.broker.services.jobs, "clock_s", lambda: clock_s[0])
+    bodies = [b"%d" % number for number in range(400)]
+    q.send(1, *(frames(body, 1000) for body in bodies))
+    bench.disk()
+    bench.pass_ms(1000)
+    assert told == [32, 64, 128, 128, 48]
+    q.send(1, *(frames(body, 1000) for body in bodies[:300]))
+    bench.disk()
+    told.clear()
+    took_s[0] = 0.001
+    bench.pass_ms(1000)
+    assert told == [128, *[32] * 5, 12]
+    bench.disk()
+    assert got(q) == bodies + bodies[:300]
