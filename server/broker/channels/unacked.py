@@ -192,9 +192,13 @@ class Unacked:
             if index < 0:
                 break
             run = chunk.runs[index]
-            if run.tag == first and run.count == last + 1 - first:  # mostly: what was delivered
-                self._remove(place, index, index + 1)
-                return [run], last + 1
+            if run.tag == first and run.end > last:  # mostly: what was delivered, or its front
+                if run.end == last + 1:
+                    self._remove(place, index, index + 1)
+                    return [run], run.end
+                head = run.cut(last + 1 - first)
+                chunk.tags[index] = run.tag
+                return [head], run.tag
             if run.end <= tag:
                 break
             if chunk.tags[index] < tag:
