@@ -218,6 +218,9 @@ class QuorumQueue(ClassicQueue):
         super().__init__(host, declared, effective, lanes, owner)
         self._see_levels()
 
+    def _see_whether_idle(self) -> None:
+        """It never is: what came in a tick is noted, to know when it is on the disk."""
+
     def _level_of(self) -> Callable[[Traits], int] | None:
         return lambda traits: int(traits.is_high)
 

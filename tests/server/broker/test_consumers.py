@@ -498,9 +498,10 @@ def test_a_queue_that_nobody_takes_from_is_not_asked(
     monkeypatch.setattr(ClassicQueue, "pump", noted)
     peer.declare("plain")
     peer.declare("timed", arguments={"x-message-ttl": 60_000})
-    for name in ("plain", "timed"):
+    peer.declare("quorum", arguments={"x-queue-type": "quorum"})
+    for name in ("plain", "timed", "quorum"):
         peer.publish(1, name, b"x")
-    assert set(asked) == {"timed"}
+    assert set(asked) == {"timed", "quorum"}
     consume(peer, 1, "plain", "c", no_ack=True)
     assert [said.body for said in peer.take()[1:]] == [b"x"]
     peer.publish(1, "plain", b"y")
