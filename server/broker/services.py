@@ -13,6 +13,7 @@ from qlog.server.broker.due import DueMessages
 from qlog.server.broker.durability import Durability
 from qlog.server.broker.features.backups import Backups
 from qlog.server.broker.features.deduplication import Memory
+from qlog.server.broker.features.delayed import Ahead
 from qlog.server.broker.jobs import Jobs
 from qlog.server.broker.post import PostOffice
 from qlog.server.broker.queues.cold_reads import ColdReads
@@ -47,6 +48,7 @@ class Services:
         self.stats = Stats()
         self.jobs = Jobs()
         self.dues = DueMessages(store, self.timers, self.jobs, now_s, now_ms)
+        self.ahead = Ahead(store)
         self.durability = Durability(store)
         self.backups = Backups(store, self.jobs, self.durability, self.timers, now_s)
         self.delivery = Delivery(

@@ -9,8 +9,8 @@ Promises:
   whatever its delivery mode, and is confirmed when it is on the disk. At a release the copies are
   on the disk before the message is settled: a crash may leave both, and never neither.
 - Messages are released in the order of their times, those of one time in the order in which they
-  came. While the disk is behind, what is due waits, and is then released in the order in which it
-  came.
+  came. A disk that is behind delays them no sooner than AHEAD_BYTES_MAX have been released
+  meanwhile; then what is due waits, and is released in the order in which it came.
 - A consumer sees `x-delay` with the sign turned, as RabbitMQ's plugin does it, so that no other
   exchange delays the message again. An expiration counts from the release on.
 - However many wait, they take no memory; however many are due at once, nobody waits for them.
@@ -58,8 +58,34 @@ _RAW_DELAY = DELAY.encode()
 AT_ONCE = 32
 # While the disk is behind, or file descriptors have run out, what is due waits for so long.
 PAUSE_S = 0.02
+# Publishers wait while the disk is behind. What is due is late then, so that so much is released all
+# the same: at 20,000 messages of 1 KiB a second a sync may take 0.4 s longer than others.
+AHEAD_BYTES_MAX = 8 << 20
+# What a copy takes beside its body, about.
+_COPY_BYTES = 200
 # A purge settles so many stretches of what waits in one piece.
 SWEEP_STRETCHES = 64
+
+
+class Ahead:
+    """How much all exchanges together have released since the disk is behind."""
+
+    def __init__(self, store: Store[Envelope]) -> None:
+        self._store = store
+        self._bytes = 0
+
+    @property
+    def spent(self) -> bool:
+        """Nothing more is to be released now."""
+        if not self._store.congested:
+            self._bytes = 0
+            return False
+        return self._bytes >= AHEAD_BYTES_MAX
+
+    def add(self, count: int, size: int) -> None:
+        """So many messages are released, with so many octets of bodies."""
+        if self._store.congested:
+            self._bytes += size + count * _COPY_BYTES
 
 
 class Router(Protocol):
@@ -82,6 +108,7 @@ class Services(Protocol):
     timers: Timers
     stats: Stats
     dues: DueMessages
+    ahead: Ahead
     durability: Durability
     now_s: Callable[[], float]
     now_ms: Callable[[], int]
@@ -218,7 +245,7 @@ class Delayed:
     @property
     def _waits(self) -> bool:
         """Whether what is due has to wait."""
-        return bool(self._holds) or self._store.congested
+        return bool(self._holds) or self._services.ahead.spent
 
     def hold(self) -> None:
         """Release nothing until `let_go`: the exchange is about to be deleted."""
@@ -285,6 +312,7 @@ class Delayed:
 
     def _hand_over(self, taken: Taken) -> None:
         """Publish copies, and settle the messages when the copies are on the disk."""
+        self._services.ahead.add(len(taken.bodies), sum(taken.sizes))
         routed = self._routed(taken.envelopes)
         at = 0
         while at < len(routed):

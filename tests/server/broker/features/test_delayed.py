@@ -11,7 +11,8 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.errors import AMQPError
 from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Int64, LongStr, Table, Timestamp
-from qlog.server.broker import removals
+from qlog.server.broker import due, removals
+from qlog.server.broker.features import delayed as delayed_module
 from qlog.server.broker.features.delayed import Delayed
 from qlog.server.broker.queues.backlog import Backlog
 from qlog.server.broker.vhost import VHost
@@ -707,10 +708,34 @@ class TestABusyOrFaultyDisk:
         assert found is not None
         yield found
 
-    def test_while_the_disk_is_behind_it_waits(
+    def test_while_the_disk_is_behind_some_is_released_all_the_same(
+        self, bench: Bench, q: Peer, delayed: Delayed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A sync that takes long makes nothing late, as long as it is not too much for memory."""
+        monkeypatch.setattr(due, "DUE_AT_ONCE", 4)
+        bench.broker.services.dues._at_once = 4
+        with monkeypatch.context() as patch:
+            patch.setattr(type(bench.store), "congested", property(lambda store: True))
+            patch.setattr(delayed_module, "AHEAD_BYTES_MAX", 20 * 201)
+            patch.setattr(due, "DUE_AT_ONCE_MAX", 4)
+            for _ in range(2):
+                bench.pass_ms(1000)
+                assert 20 <= 100 - delayed.count < 24 + 4
+            released = 100 - delayed.count
+            patch.setattr(type(bench.store), "congested", property(lambda store: False))
+            assert not bench.broker.services.ahead.spent
+            patch.setattr(type(bench.store), "congested", property(lambda store: True))
+            bench.pass_ms(100)  # it had caught up: as much again
+            assert released + 20 <= 100 - delayed.count < released + 20 + 32
+        bench.pass_ms(100)
+        assert sorted(map(int, got(q))) == list(range(100))
+        assert delayed.count == 0
+
+    def test_while_the_disk_is_too_far_behind_it_waits(
         self, bench: Bench, q: Peer, delayed: Delayed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
+            patch.setattr(delayed_module, "AHEAD_BYTES_MAX", 0)
             patch.setattr(type(bench.store), "congested", property(lambda store: True))
             bench.pass_ms(1000)
             bench.pass_ms(1000)
