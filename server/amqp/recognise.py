@@ -32,7 +32,7 @@ from qlog.server.amqp.frames import (
     OVERHEAD_BYTES,
 )
 from qlog.server.amqp.properties import NO_TRAITS, Traits, examine
-from qlog.server.amqp.shapes import Shapes
+from qlog.server.amqp.shapes import SHAPE_HEAD_BYTES, Shapes
 from qlog.server.amqp.spec import BasicAck, BasicPublish, decode_method
 
 # Different basic.publish frames remembered by a connection; forgotten all at once when full.
@@ -75,17 +75,6 @@ class PublishRun:
         self.bodies.append(body)
 
 
-def _envelope(method: BasicPublish, properties: bytes, body_size: int) -> Envelope:
-    """The envelope of a message with these clean properties."""
-    exchange, routing_key = method.exchange, method.routing_key
-    packed = _pack((exchange, routing_key, properties))
-    # The same result as Envelope(…), at half the cost.
-    return _new_tuple(
-        Envelope,
-        (exchange, routing_key, properties, body_size, packed, xxh3_64_intdigest(packed)),
-    )
-
-
 class AckRange(NamedTuple):
     """The delivery tags from `first` to `last`; with `multiple` (first is last) all up to it.
 
@@ -100,45 +89,58 @@ class AckRange(NamedTuple):
 class PublishForm:
     """One basic.publish frame, and what the last message under it was like.
 
-    `properties` are those of the last message, unless they were long, and `body_size` its size.
-    `envelope` and `traits` are of the last one that was walked. `prefix` are the octets of a message
-    from its method frame up to its body. It is known once a message repeats the header of the one
-    before, and empty until then.
+    `prefix` are the octets of a message from its method frame up to its body. It is known once a
+    message repeats the header of the one before, and empty until then.
     """
 
-    __slots__ = ("body_size", "envelope", "frame", "method", "prefix", "properties", "traits")
+    __slots__ = ("_packed_route", "envelope", "frame", "method", "prefix", "traits")
 
     def __init__(self, method: BasicPublish, frame: bytes) -> None:
         self.method = method
         self.frame = frame
-        self.properties = b""
-        self.body_size = 0
         self.envelope: Envelope | None = None
         self.traits = NO_TRAITS
         self.prefix = b""
+        # The front of Envelope.packed: an array of three, the first two of them. It is made when a
+        # second message comes under this frame: many routing keys come once.
+        self._packed_route = b""
 
-    def envelope_of(self, properties: bytes, body_size: int) -> Envelope:
+    def envelope_of(
+        self, properties: bytes, body_size: int, traits: Traits | None = None
+    ) -> Envelope:
         """The envelope of a message with these properties, which are made clean.
 
-        Raises HardError when they are malformed.
+        `traits` are given if the properties are known to be clean already. Raises HardError when
+        the properties are malformed.
         """
         last, method = self.envelope, self.method
-        self.properties = properties if len(properties) <= PROPERTIES_BYTES_MAX else b""
-        self.body_size = body_size
         if last is not None and last.properties == properties:
             if last.body_size == body_size:
                 return last
             packed, packed_hash = last.packed, last.packed_hash
         else:
-            self.traits, properties = examine(properties)
-            packed = _pack((method.exchange, method.routing_key, properties))
+            if traits is None:
+                traits, properties = examine(properties)
+            self.traits = traits
+            if last is None:
+                packed = _pack((method.exchange, method.routing_key, properties))
+            else:
+                route = self._packed_route or self._pack_route()
+                packed = route + _pack(properties)
             packed_hash = xxh3_64_intdigest(packed)
-        envelope = Envelope(
-            method.exchange, method.routing_key, properties, body_size, packed, packed_hash
+        # The same result as Envelope(…), at half the cost.
+        envelope = _new_tuple(
+            Envelope,
+            (method.exchange, method.routing_key, properties, body_size, packed, packed_hash),
         )
         self.envelope = envelope if len(properties) <= PROPERTIES_BYTES_MAX else None
         self.prefix = b""
         return envelope
+
+    def _pack_route(self) -> bytes:
+        method = self.method
+        self._packed_route = b"\x93" + _pack(method.exchange) + _pack(method.routing_key)
+        return self._packed_route
 
 
 class PublishForms:
@@ -232,54 +234,57 @@ def take_publishes(
     Takes messages that begin before the position `until` and whose body is in at most one frame.
     """
     channel, payload_bytes_max, body_bytes_max = limits
-    header_bytes_max = payload_bytes_max + FRAME_HEAD.size
+    header_bytes_max = payload_bytes_max + OVERHEAD_BYTES
     shapes = forms.shapes
     family = shapes.of(channel)
+    newest, latest = family.newest.get, family.latest
     end = len(data)
-    startswith = data.startswith
     form: PublishForm | None = None
-    frame = b""
     run: PublishRun | None = None
     while position < until:
         # The method frame is like the one before, or like one before that.
-        if form is None or not startswith(frame, position):
+        if form is None or not data.startswith(form.frame, position):
             form = _form_at(data, position, forms, limits)
             if form is None:
                 break
-            frame = form.frame
-            frame_bytes = len(frame)
-        if form.prefix and startswith(form.prefix, position):
+        if form.prefix and data.startswith(form.prefix, position):
             # The header is also like the one before: only the body is new.
             behind = _take_repeats(data, position, form, runs, until)
             run = None
         else:
             # Or the header is of a known shape: that says where the body is.
-            header_at = position + frame_bytes
-            found = family.find(data, header_at)
-            if found is not None:
+            header_at = position + len(form.frame)
+            shape = latest or newest(data[header_at : header_at + SHAPE_HEAD_BYTES])
+            found = shape and shape.find(data, header_at)
+            if not found:
+                found = family.find(data, header_at)
+                latest = family.latest
+            if found:
                 traits, body_size, body_at = found
-                properties_end = body_at - OVERHEAD_BYTES
-                properties = data[header_at + CONTENT_HEAD.size : properties_end]
+                header_end = body_at - FRAME_HEAD.size
                 body_end = body_at + body_size
             if (
-                found is None
+                not found
                 or not 0 < body_size <= body_bytes_max
                 or body_end >= end
                 or data[body_end] != FRAME_END
-                or properties_end - header_at > header_bytes_max
-                or (properties == form.properties and body_size == form.body_size)
+                or header_end - header_at > header_bytes_max
             ):
                 behind = _take_one(data, position, form, forms, limits, runs)
                 family = shapes.of(channel)
+                newest, latest = family.newest.get, family.latest
                 run = None
             else:
                 shapes.recognised += 1
-                form.properties = properties if len(properties) <= PROPERTIES_BYTES_MAX else b""
-                form.body_size = body_size
-                if run is None or run.traits is not traits:
-                    run = run_with(runs, traits)
+                known = form.envelope
+                properties = data[header_at + CONTENT_HEAD.size : header_end - 1]
+                envelope = form.envelope_of(properties, body_size, traits)
+                if envelope is known:
+                    form.prefix = data[position:body_at]
+                if run is None or run.traits is not form.traits:
+                    run = run_with(runs, form.traits)
                 run.methods.append(form.method)
-                run.envelopes.append(_envelope(form.method, properties, body_size))
+                run.envelopes.append(envelope)
                 run.bodies.append(data[body_at:body_end])
                 behind = body_end + 1
         if behind == position:

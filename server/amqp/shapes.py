@@ -258,18 +258,23 @@ class _Skeleton:
 
 
 class Family:
-    """The shapes of one channel."""
+    """The shapes of one channel.
 
-    __slots__ = ("_fixed", "_latest", "_varying")
+    The next header has most likely the shape `latest`, a varying one, if there is one, or else the
+    shape that is the `newest` of its head.
+    """
+
+    __slots__ = ("_older", "_varying", "latest", "newest")
 
     def __init__(self) -> None:
-        # Short lists, the most recent first; the fixed ones by the head of the header frame.
-        self._fixed: dict[bytes, list[Shape]] = {}
+        self.latest: Shape | None = None
+        self.newest: dict[bytes, Shape] = {}  # of the fixed ones, by the head of the header frame
+        # Short lists, the most recent first.
+        self._older: dict[bytes, list[Shape]] = {}
         self._varying: list[Shape] = []
-        self._latest: Shape | None = None  # a varying shape, if the last header had one
 
     def __len__(self) -> int:
-        return sum(map(len, self._fixed.values())) + len(self._varying)
+        return len(self.newest) + sum(map(len, self._older.values())) + len(self._varying)
 
     @property
     def varying_count(self) -> int:
@@ -277,30 +282,38 @@ class Family:
         return len(self._varying)
 
     def find(self, data: bytes, at: int) -> Found | None:
-        """What is found if the header frame at `at` has one of the shapes."""
-        latest = self._latest
-        if latest is not None:
-            found = latest.find(data, at)
+        """What is found if the header frame at `at` has one of the shapes, whichever it is."""
+        latest, self.latest = self.latest, None
+        head = data[at : at + SHAPE_HEAD_BYTES]
+        newest = self.newest.get(head)
+        if newest is not None:
+            found = newest.find(data, at)
             if found is not None:
                 return found
-            self._latest = None
-        alike = self._fixed.get(data[at : at + SHAPE_HEAD_BYTES])
-        if alike is not None:
-            found = alike[0].find(data, at) or _search(alike, data, at, alike[0])
-            if found is not None:
+            older = self._older.get(head, [])
+            shape, found = _search(older, data, at)
+            if shape is not None:
+                older.remove(shape)
+                self.add_fixed(head, shape)
                 return found
-        if self._varying:
-            found = _search(self._varying, data, at, latest)
-            if found is not None:
-                self._latest = self._varying[0]
-                return found
-        return None
+        varying = self._varying
+        shape, found = _search(varying, data, at)
+        if shape is not None:
+            # One among many of another shape does not change what comes most.
+            again = latest is None or shape is varying[0]
+            varying.remove(shape)
+            varying.insert(0, shape)
+            self.latest = shape if again else latest
+        return found
 
     def add_fixed(self, head: bytes, shape: Shape) -> None:
-        """A new shape of header frames with this head."""
-        alike = self._fixed.setdefault(head, [])
-        alike.insert(0, shape)
-        del alike[SHAPES_PER_HEAD_MAX:]
+        """A shape of header frames with this head, the newest from now on."""
+        newest = self.newest.get(head)
+        if newest is not None:
+            older = self._older.setdefault(head, [])
+            older.insert(0, newest)
+            del older[SHAPES_PER_HEAD_MAX - 1 :]
+        self.newest[head] = shape
 
     def add_varying(self, shape: Shape, instead_of: Shape | None) -> None:
         """A new varying shape, in place of another one, in which fewer strings vary."""
@@ -309,15 +322,13 @@ class Family:
         del varying[VARYING_PER_CHANNEL_MAX:]
 
 
-def _search(shapes: list[Shape], data: bytes, at: int, tried: Shape | None) -> Found | None:
-    """What is found if the header has one of these shapes, which is moved to the front."""
+def _search(shapes: list[Shape], data: bytes, at: int) -> tuple[Shape | None, Found | None]:
+    """The first of these shapes that the header has, and what is found by it."""
     for shape in shapes:
-        found = None if shape is tried else shape.find(data, at)
+        found = shape.find(data, at)
         if found is not None:
-            shapes.remove(shape)
-            shapes.insert(0, shape)
-            return found
-    return None
+            return shape, found
+    return None, None
 
 
 _NONE = Family()  # of a channel of which nothing was learnt: stays empty
