@@ -72,8 +72,13 @@ class DeliveryEncoder:
         are not copied: they are buffers of their own, or memoryviews when they need several frames.
         """
         assert len(envelopes) == len(bodies)
-        if len(bodies) == 1:
+        count = len(bodies)
+        if count == 1:
             return self._one(first_tag, redelivered, envelopes[0], bodies[0])
+        if count and envelopes[0] is envelopes[-1] and envelopes.count(envelopes[0]) == count:
+            if 0 < envelopes[0].body_size <= self._joined_bytes_max:
+                return [b"".join(self._alike(first_tag, redelivered, envelopes[0], bodies))]
+            return self._one_by_one(first_tag, redelivered, envelopes, bodies)
         sizes = list(map(len, bodies))
         if sizes and min(sizes) > 0 and max(sizes) <= self._joined_bytes_max:
             return [b"".join(self._columns(first_tag, redelivered, envelopes, bodies, sizes))]
@@ -104,6 +109,20 @@ class DeliveryEncoder:
             self._redelivered = redelivered
         return [b"".join((self._before, _TAG.pack(tag), self._between, body, END))]
 
+    def _alike(
+        self, first_tag: int, redelivered: bool, envelope: Envelope, bodies: Sequence[bytes]
+    ) -> list[bytes]:
+        """Deliveries that differ in nothing but tags and bodies, which fill one frame each."""
+        count = len(bodies)
+        before, after = self._around_tag(envelope, redelivered)
+        pieces = [END] * (5 * count)
+        pieces[0::5] = [before] * count
+        pieces[1::5] = _tags(first_tag, count)
+        between = after + self._header(envelope) + self._body_head(envelope.body_size)
+        pieces[2::5] = [between] * count
+        pieces[3::5] = bodies
+        return pieces
+
     def _columns(
         self,
         first_tag: int,
@@ -114,26 +133,16 @@ class DeliveryEncoder:
     ) -> list[bytes]:
         """Deliveries of bodies that fill one frame each, column by column instead of one by one."""
         count = len(bodies)
-        tags = struct.pack(f">{count}Q", *range(first_tag, first_tag + count))
-        first = envelopes[0]
-        before, after = self._around_tag(first, redelivered)
-        if first is envelopes[-1] and envelopes.count(first) == count:
-            between = after + self._header(first) + self._body_head(first.body_size)
-            pieces = [END] * (5 * count)
-            pieces[0::5] = [before] * count
-            pieces[1::5] = chain.from_iterable(_OCTETS_8.iter_unpack(tags))
-            pieces[2::5] = [between] * count
-            pieces[3::5] = bodies
-            return pieces
         pieces = [END] * (8 * count)
         keys = [envelope.routing_key for envelope in envelopes]
         exchanges = [envelope.exchange for envelope in envelopes]
         if keys.count(keys[0]) == exchanges.count(exchanges[0]) == count:
+            before, after = self._around_tag(envelopes[0], redelivered)
             pieces[0::8] = [before] * count
             pieces[2::8] = [after] * count
         else:
             pieces[0::8], pieces[2::8] = self._around_tags(exchanges, keys, redelivered)
-        pieces[1::8] = chain.from_iterable(_OCTETS_8.iter_unpack(tags))
+        pieces[1::8] = _tags(first_tag, count)
         properties = [envelope.properties for envelope in envelopes]
         pieces[3::8] = map(
             CONTENT_HEAD.pack,
@@ -224,6 +233,12 @@ class DeliveryEncoder:
             before = FRAME_HEAD.pack(METHOD, self._channel, size) + _IDS + self._consumer_tag
             self._fronts[len(after)] = before
         return before, after
+
+
+def _tags(first: int, count: int) -> list[bytes]:
+    """So many delivery tags, as they are on the wire."""
+    octets = struct.pack(f">{count}Q", *range(first, first + count))
+    return list(chain.from_iterable(_OCTETS_8.iter_unpack(octets)))
 
 
 def _end(exchange: str, routing_key: str, redelivered: bool) -> bytes:
