@@ -8,6 +8,7 @@ tests.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from qlog.tools.ctl.api import Api, ApiError, BadUrl, Unreachable
 from qlog.tools.ctl.command import Option, Status
 from qlog.tools.ctl.parse import Parsed, parse
-from qlog.tools.ctl.values import padded, printable, width
+from qlog.tools.ctl.values import padded, printable, shortened, width
 
 USAGE = """\
 usage: qlog top [--data-dir DIR | --url URL] [--interval SECONDS] [--rows N] [--once]
@@ -32,6 +33,10 @@ _OPTIONS = (
     Option("rows", int, ("-r",)),
     Option("once", bool),
 )
+# What clients have named is shortened where a terminal is narrow, down to this; numbers never are.
+_NAMES = frozenset(("vhost", "name", "user"))
+_NAME_COLUMNS_MIN = 8
+_GAP = 2  # between two columns
 _RATES = ("publish", "confirm", "deliver_get", "ack", "redeliver")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -147,6 +152,20 @@ def text_of(picture: Picture) -> str:
     return "\n".join(lines)
 
 
+def widths_for(terminal: int, columns: list[str], rows: list[list[str]]) -> list[int]:
+    """How wide each column may be: the longest names give way, until all fit."""
+    widths = [max(map(width, cells)) for cells in zip(columns, *rows, strict=True)]
+    names = [at for at, column in enumerate(columns) if column in _NAMES]
+    excess = sum(widths) + _GAP * len(widths) - terminal
+    while excess > 0:
+        longest = max(names, key=lambda at: widths[at])
+        if widths[longest] <= _NAME_COLUMNS_MIN:
+            break
+        widths[longest] -= 1
+        excess -= 1
+    return widths
+
+
 def _drawn(picture: Picture) -> Any:
     """The picture for a terminal."""
     from rich.console import Group
@@ -154,12 +173,14 @@ def _drawn(picture: Picture) -> Any:
     from rich.text import Text
 
     parts: list[Any] = [Text(line) for line in picture.head()]
+    terminal = shutil.get_terminal_size().columns
     for title, columns, rows in picture.tables():
         table = Table(title=title, title_justify="left", expand=True, box=None, padding=(0, 1))
+        widths = widths_for(terminal, columns, rows)
         for column in columns:
             table.add_column(column, no_wrap=True)
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(shortened(*each)) for each in zip(row, widths, strict=True)))
         parts += [Text(""), table]
     return Group(*parts)
 

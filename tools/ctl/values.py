@@ -89,6 +89,15 @@ def padded(text: str, columns: int) -> str:
     return text + " " * (columns - width(text))
 
 
+def shortened(text: str, columns: int) -> str:
+    """The text, or as much of its beginning as fits so many columns of a terminal."""
+    if width(text) <= columns:
+        return text
+    while width(text) > columns - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
 def _arguments_text(table: Mapping[str, Any]) -> str:
     return f"[{','.join(f'{{{_quoted(key)},{_argument(item)}}}' for key, item in table.items())}]"
 

@@ -20,9 +20,18 @@ from qlog.tools.ctl.help import PROGRAMS, nearest
 from qlog.tools.ctl.main import main
 from qlog.tools.ctl.parse import parse
 from qlog.tools.ctl.table import COMMANDS, commands_of
-from qlog.tools.ctl.top import _next
+from qlog.tools.ctl.top import _next, widths_for
 from qlog.tools.ctl.top import main as top
-from qlog.tools.ctl.values import Address, Arguments, Atom, Definition, Numbers, padded, width
+from qlog.tools.ctl.values import (
+    Address,
+    Arguments,
+    Atom,
+    Definition,
+    Numbers,
+    padded,
+    shortened,
+    width,
+)
 
 OPTIONS = (Option("priority", int), Option("if_empty", bool, ("-e",)), Option("apply_to"))
 
@@ -203,6 +212,29 @@ def test_top_waits_for_a_broker_that_is_started_anew() -> None:
 def test_columns_of_a_terminal(text: str, columns: int) -> None:
     assert width(text) == columns
     assert padded(text, 5) == text + " " * (5 - columns)
+
+
+def test_on_a_narrow_terminal_long_names_give_way_to_numbers() -> None:
+    columns = ["vhost", "name", "state", "ready"]
+    rows = [["/", "x" * 200, "running", "1234567"], ["a long vhost indeed", "注文", "running", "1"]]
+    assert widths_for(300, columns, rows) == [19, 200, 7, 7]
+    widths = widths_for(60, columns, rows)
+    assert sum(widths) + 2 * 4 == 60 and widths[2:] == [7, 7]
+    assert widths_for(10, columns, rows) == [8, 8, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "shown"),
+    [
+        ("abc", 3, "abc"),
+        ("abcd", 3, "ab…"),
+        ("注文待", 6, "注文待"),
+        ("注文待", 5, "注文…"),
+        ("注文待", 4, "注…"),
+    ],
+)
+def test_a_name_is_shortened(text: str, columns: int, shown: str) -> None:
+    assert shortened(text, columns) == shown
 
 
 def test_a_table_with_wide_names_is_straight() -> None:
