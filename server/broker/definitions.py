@@ -30,8 +30,8 @@ from qlog.storage.catalog import Catalog
 class QueueDefinition:
     """A durable queue as the catalog keeps it.
 
-    `lane_ids` are its lanes by level: level 0, and the other levels of a priority queue that were
-    used.
+    `lane_ids` are its lanes by level: level 0, and the other levels of a priority queue, or of a
+    quorum queue, that were used.
     """
 
     vhost: str
