@@ -92,7 +92,7 @@ def test_what_goes_wrong_is_told(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine").write_text("")
     operations = bench.broker.operations
     for directory, kind, said in (
-        (tmp_path / "file", OSError, "Not a directory|File exists"),
+        (tmp_path / "file", BackupError, "file.*: (Not a directory|File exists)"),
         (tmp_path / "full", BackupError, "neither empty nor a backup"),
         (tmp_path / "data" / "b", BackupError, "cannot be in the data directory"),
     ):
