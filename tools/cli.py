@@ -49,6 +49,7 @@ app = typer.Typer(
     cls=_Commands,
     help="A durable message broker that speaks AMQP 0-9-1.",
     no_args_is_help=True,
+    add_completion=False,  # `qlog ctl completion` makes a script for all commands
     rich_markup_mode=None,  # errors as plain lines, also for those who read logs
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

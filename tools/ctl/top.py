@@ -28,7 +28,7 @@ usage: qlog top [--data-dir DIR | --url URL] [--interval SECONDS] [--rows N] [--
 INTERVAL_S = 2.0
 INTERVAL_S_MIN = 0.1
 ROWS, ROWS_MAX = 15, 500  # the largest page of the API
-_OPTIONS = (
+OPTIONS = (
     Option("interval", float, ("-i",)),
     Option("rows", int, ("-r",)),
     Option("once", bool),
@@ -187,7 +187,7 @@ def _drawn(picture: Picture) -> Any:
 
 def main(argv: list[str]) -> int:
     """Show the broker until Ctrl-C; the exit status."""
-    parsed = parse(argv, _OPTIONS)
+    parsed = parse(argv, OPTIONS)
     options = parsed.options
     if options.get("help"):
         print(USAGE)

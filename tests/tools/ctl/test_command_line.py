@@ -32,6 +32,8 @@ from qlog.tools.ctl.values import (
     shortened,
     width,
 )
+from qlog.tools.ctl.words import BEHIND
+from tests.tools.ctl.words import words_behind
 
 OPTIONS = (Option("priority", int), Option("if_empty", bool, ("-e",)), Option("apply_to"))
 
@@ -257,6 +259,11 @@ def test_each_command_says_how_it_is_used(command: Any, capsys: pytest.CaptureFi
         assert command.name in example.split()
     if command.name != "help":
         assert say(capsys, command.name, "--help", tool=tool) == (status, out, "")
+
+
+def test_completion_knows_all_other_commands() -> None:
+    """If this fails: `python -m tests.tools.ctl.words`."""
+    assert words_behind() == BEHIND
 
 
 def test_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:

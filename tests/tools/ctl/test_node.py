@@ -333,6 +333,13 @@ def test_top(broker: BrokerProcess, capsys: pytest.CaptureFixture[str]) -> None:
         ("rabbitmqctl help list_vh", "list_vhosts"),
         ("rabbitmqctl list_vhosts --vh", "--vhost"),
         ("qlog serve x", ""),
+        ("qlog serve --data-dir x --segment-b", "--segment-bytes-max"),
+        ("qlog rest", "restore"),
+        ("qlog restore b --data", "--data-dir"),
+        ("qlog inspect ver", "verify"),
+        ("qlog inspect messages --queue q --fol", "--follow"),
+        ("qlog inspect import f --sk", "--skip"),
+        ("qlog top --on", "--once"),
     ],
 )
 def test_completion(ctl: Any, line: str, completed: str, tmp_path: Path) -> None:

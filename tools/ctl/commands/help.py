@@ -45,8 +45,9 @@ def completion(call: Call) -> Message:
     """A script that completes commands, options and columns."""
     from qlog.tools.ctl.completion import script
     from qlog.tools.ctl.table import commands_of
+    from qlog.tools.ctl.words import BEHIND
 
-    return Message(script(call.args[0], commands_of("ctl")))
+    return Message(script(call.args[0], commands_of("ctl"), BEHIND))
 
 
 def version(call: Call) -> Document:
