@@ -5,6 +5,7 @@ A wrong option ends with status 2 and two lines: what is wrong, and how to ask f
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -38,10 +39,28 @@ class _Commands(typer.core.TyperGroup):
                 error.show()
             else:
                 command = error.ctx.command_path if error.ctx else "qlog"
-                print(f"qlog: {message[0].lower()}{message[1:]}", file=sys.stderr)
+                said = f"{message[0].lower()}{message[1:]}"
+                print(f"qlog: {said}{_meant(self, message)}", file=sys.stderr)
                 print(f"see `{command} --help`", file=sys.stderr)
             sys.exit(error.exit_code)
         sys.exit(status)
+
+
+def _meant(group: Any, message: str) -> str:
+    """What was perhaps meant by a command that is not there."""
+    found = re.fullmatch("No such command '(.*)'.", message)
+    if found is None:
+        return ""
+    from qlog.tools.ctl.help import nearest
+    from qlog.tools.ctl.table import commands_of
+    from qlog.tools.ctl.words import BEHIND
+
+    name = found[1]
+    for tool, names in (("inspect", BEHIND["inspect",]), ("ctl", commands_of("ctl"))):
+        if name in names:
+            return f" Did you mean `qlog {tool} {name}`?"
+    near = nearest(name, (*group.commands, *BEHIND["inspect",]))
+    return f" Did you mean '{near}'?" if near else ""
 
 
 app = typer.Typer(

@@ -473,3 +473,23 @@ def test_a_running_broker(tmp_path: Path) -> None:
     (queue,) = run(broker.data_dir, "queues")["queues"]
     assert (queue["queue"], queue["unsettled"], queue["first_offset"]) == ("tasks", 20, 10)
     assert fingerprint(broker.data_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["sevre"], " Did you mean 'serve'?"),
+        (["list_queues"], " Did you mean `qlog ctl list_queues`?"),
+        (["queues"], " Did you mean `qlog inspect queues`?"),
+        (["inspect", "sumary"], " Did you mean 'summary'?"),
+        (["xyzzy"], ""),
+    ],
+)
+def test_a_command_that_is_not_there(words: list[str], meant: str) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    group = "qlog inspect" if words[0] == "inspect" else "qlog"
+    assert result.stderr.splitlines() == [
+        f"qlog: no such command '{words[-1]}'.{meant}",
+        f"see `{group} --help`",
+    ]

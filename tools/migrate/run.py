@@ -28,6 +28,7 @@ from qlog.tools.transfer.link import Address, LinkFailed
 
 COLUMNS = ("vhost", "queue", "type", "moved", "seen", "twice", "state")
 PLANNED = ("vhost", "queue", "type", "messages", "state")
+SINGULAR = {"policies": "policy"}
 DONE = "done"
 NOT_BEGUN = "not begun"
 # How often a long run says how far it is: on a terminal, and in a log.
@@ -214,4 +215,7 @@ def planned(plan: Plan) -> Rows:
 def counted(document: Mapping[str, Any]) -> str:
     """How many of what definitions have."""
     sections = ("vhosts", "users", "policies", "exchanges", "queues", "bindings")
-    return ", ".join(f"{len(document.get(name) or ())} {name}" for name in sections)
+    counts = {name: len(document.get(name) or ()) for name in sections}
+    return ", ".join(
+        f"{n} {SINGULAR.get(name, name[:-1]) if n == 1 else name}" for name, n in counts.items()
+    )

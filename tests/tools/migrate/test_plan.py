@@ -14,6 +14,7 @@ import pytest
 from qlog.tools.ctl.command import Failure
 from qlog.tools.ctl.main import main
 from qlog.tools.migrate.plan import Management, of_vhost, plan_of
+from qlog.tools.migrate.run import counted
 
 DOCUMENT: dict[str, Any] = {
     "users": [{"name": "ann"}, {"name": "bob"}],
@@ -171,3 +172,9 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("ctl", ["help", "migrate"]) == 0
     out = capsys.readouterr().out
     assert "--dry-run" in out and "rabbitmqctl migrate --from http://admin:secret@rabbit" in out
+
+
+def test_definitions_are_counted() -> None:
+    assert counted({"users": [{}], "policies": [{}], "queues": [{}, {}]}) == (
+        "0 vhosts, 1 user, 1 policy, 0 exchanges, 2 queues, 0 bindings"
+    )
