@@ -34,7 +34,10 @@ def install(commit: str, parent: Path | None = None) -> Installation:
     Raises:
         BrokerFailed: there is no such commit, or it cannot be installed.
     """
-    whole = _output("git", "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").strip()
+    try:
+        whole = _output("git", "rev-parse", "--verify", f"{commit}^{{commit}}").strip()
+    except BrokerFailed as error:
+        raise BrokerFailed(f"there is no commit '{commit}' to compare with: {error}") from error
     home = (parent or Path(tempfile.gettempdir())) / f"qlog-against-{whole[:12]}"
     home.mkdir(exist_ok=True)
     with (home / "lock").open("w") as lock:

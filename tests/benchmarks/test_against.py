@@ -83,5 +83,5 @@ def test_an_interrupted_installation_is_made_anew(
 
 
 def test_what_is_no_commit_is_an_error(sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(BrokerFailed, match="git rev-parse"):
+    with pytest.raises(BrokerFailed, match="^there is no commit .* to compare with: git rev-parse"):
         against.install("nothing", tmp_path)
