@@ -360,13 +360,14 @@ class Turns:
         while True:
             if self._ended:
                 self._bury()
-            if self.touched and self._error is None:
+            if self.touched:
                 self.touched = False
-                self._lively = True
-                self._exchange()
-                # Settlements are due soon, but not at once.
-                soon_s = self.now_s + self.broker.store.settings.ack_flush_s
-                self._store_due_s = min(self._store_due_s, soon_s)
+                if self._error is None:
+                    self._lively = True
+                    self._exchange()
+                    # Settlements are due soon, but not at once.
+                    soon_s = self.now_s + self.broker.store.settings.ack_flush_s
+                    self._store_due_s = min(self._store_due_s, soon_s)
             self._flush()
             if not self._ended:
                 return

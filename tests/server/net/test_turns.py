@@ -548,6 +548,9 @@ def test_error_of_the_storage_stops_the_broker(
         loop.settle()
         loop.pass_s(61)
     assert loop.turns.failed.is_set() and isinstance(loop.turns.failure, ZeroDivisionError)
+    client.write(message(1, "nowhere", b""))
+    loop.turns.wake()
+    loop.settle()  # which does not go on for ever
 
 
 def test_error_in_a_timer_leaves_the_others(loop: Loop) -> None:
