@@ -93,6 +93,11 @@ def prepare(disk: Disk, paths: Paths) -> int:
         _sync_parent(disk, paths.root.parent)
         disk.sync_directory(paths.root)
         file = disk.open(paths.lock, write=True, create=True)
+    except FileExistsError as error:
+        raise DirectoryUnreadable(
+            f"the data directory {paths.root} cannot be used: a file has its name, or that of a "
+            "directory in it; give another path"
+        ) from error
     except OSError as error:
         raise DirectoryUnreadable(
             f"the data directory {paths.root} cannot be used: {error.strerror}; "

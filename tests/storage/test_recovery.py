@@ -470,6 +470,8 @@ def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(DirectoryUnreadable, match="cannot be used"):
         start(tmp_path / "file" / "data")
+    with pytest.raises(DirectoryUnreadable, match="a file has its name"):
+        start(tmp_path / "file")
 
 
 def test_a_parent_that_may_not_be_listed_is_somebody_elses(
