@@ -1,9 +1,8 @@
-"""A look at a data directory that changes nothing: running, stopped, copied or damaged.
+"""A look at the log and the ledger of a directory that runs, is stopped, copied or damaged.
 
 Takes no lock, writes nothing, and returns everything that can be decoded, with a verdict by its
-checksums. What is damaged is returned as damaged, never left out. LMDB is opened read-only: with
-its lock file if a broker runs on the directory (LMDB's reader table then keeps pages from being
-reused), else without. What is written during the look may be seen or not.
+checksums. What is damaged is returned as damaged, never left out. What is written during the look
+may be seen or not.
 """
 
 import fcntl
@@ -29,12 +28,8 @@ from qlog.storage.bytes.footer import Columns, Trailer
 from qlog.storage.bytes.record import Record, unpack_records
 from qlog.storage.errors import DirectoryUnreadable
 from qlog.storage.identity import Identity
-from qlog.storage.index.index import Index
-from qlog.storage.lmdb.catalog import CatalogFile
 from qlog.storage.start.judge import Evidence, identify, judge_ledger
 from qlog.storage.write.segment import Batch, BatchFile
-
-_MAP_BYTES = 64 << 30
 
 
 class Verdict(StrEnum):
@@ -94,11 +89,6 @@ class Examination:
         self.identity = ledger.identity or Identity(uuid, ledger.epoch, 1)
         self.definitions = ledger.definitions.entries
 
-    @property
-    def running(self) -> bool:
-        """Whether a broker has the directory open. Raises PermissionError."""
-        return is_open(self.paths.catalog)
-
     # -- log and ledger
 
     def segment_ids(self) -> list[int]:
@@ -147,28 +137,6 @@ class Examination:
         """Raw bytes of a file."""
         with self._open(view.path, view.file_id) as file:
             return file.read(size, offset)
-
-    # -- LMDB
-
-    @contextmanager
-    def catalog(self) -> Iterator[CatalogFile]:
-        """The checkpoint of the definitions, read-only; raises CatalogDoubt when it is damaged."""
-        catalog = CatalogFile(
-            self.paths.catalog, map_bytes=_MAP_BYTES, read_only=True, lock=self.running
-        )
-        try:
-            yield catalog
-        finally:
-            catalog.close()
-
-    @contextmanager
-    def index(self) -> Iterator[Index]:
-        """The index, read-only; raises IndexDoubt when it is missing or cannot be opened."""
-        index = Index(self.paths.index, map_bytes=_MAP_BYTES, read_only=True, lock=self.running)
-        try:
-            yield index
-        finally:
-            index.close()
 
     # -- inside
 

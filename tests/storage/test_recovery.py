@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 import time
+from contextlib import closing
 from pathlib import Path
 
 import lmdb
@@ -336,6 +337,12 @@ def test_damage_to_synced_acks_is_refused(tmp_path: Path) -> None:
     refused(bench.directory)
 
 
+def stored_catalog(directory: Path) -> closing[CatalogFile]:
+    """The catalog's file of a directory that no broker runs on."""
+    path = directory / "catalog.lmdb"
+    return closing(CatalogFile(path, map_bytes=1 << 30, read_only=True, lock=False))
+
+
 def state(lane: Lane[Envelope]) -> tuple[object, ...]:
     return contents(lane), lane.alive, lane.next_qseq, lane.delivered
 
@@ -512,7 +519,7 @@ def test_a_lost_catalog_is_made_anew_with_no_definition_missing(tmp_path: Path) 
     bench.reopen()
     assert not bench.store.report.catalog_rebuilt
     bench.store.close()
-    with Examination(bench.directory).catalog() as catalog:
+    with stored_catalog(bench.directory) as catalog:
         assert dict(catalog.items("queue")) == definitions
 
 
@@ -532,7 +539,7 @@ def test_an_older_copy_of_the_catalog_is_brought_up_to_date(tmp_path: Path) -> N
     bench.open()
     assert bench.store.catalog.items("queue") == [("new", b"2")]
     bench.store.close()
-    with Examination(bench.directory).catalog() as catalog:
+    with stored_catalog(bench.directory) as catalog:
         assert list(catalog.items("queue")) == [("new", b"2")]
 
 
@@ -635,7 +642,6 @@ def test_an_examination_names_the_damage_and_changes_nothing(
     path.write_bytes(data)
     before = image(directory)
     examination = Examination(directory)
-    assert not examination.running
     view = examination.segment(1)
     assert view.header_verdict is Verdict.WHOLE and not view.sealed
     stretches = list(examination.stretches(view))
@@ -655,10 +661,6 @@ def test_an_examination_names_the_damage_and_changes_nothing(
     ]
     ledger = examination.ledger_file(examination.ledger_ids()[-1])
     assert next(examination.stretches(ledger)).verdict is Verdict.WHOLE
-    with examination.index() as index:
-        assert index.checkpoint() is not None
-    with examination.catalog() as catalog:
-        assert [row.kind for row in catalog.rows()] == ["storage"]
     assert image(directory) == before
 
 
