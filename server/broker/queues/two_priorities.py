@@ -23,6 +23,9 @@ from qlog.server.broker.queues.backlog import Backlog, Taken
 
 # So many high messages go for each low one.
 WEIGHT = 2
+# A message is chosen among so many at most, so that a hand costs the same however long the backlog
+# is: to look for the end of a stretch costs a step for each block of messages.
+FRESH_MAX = 512
 # A mark is some 150 octets.
 MARKS_MAX = 4096
 _UNKNOWN = 1 << 63
@@ -121,10 +124,10 @@ class TwoPriorities:
         if turns != (None, None):
             first = turns[1] is None or (turns[0] is not None and turns[0] < turns[1])
             return high if first else low, count_max, False
-        high_first, high_count = high.fresh(count_max)
-        low_first, low_count = low.fresh(count_max)
+        high_first, high_count = high.fresh(min(count_max, FRESH_MAX))
         if not high_count:
-            return low, low_count, True
+            return low, low.fresh(min(count_max, FRESH_MAX))[1], True
+        low_first, low_count = low.fresh(1)
         if not low_count:
             return high, high_count, True
         early = self._arrival.before(low_first, high_first, high_count)

@@ -14,6 +14,7 @@ from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Table
 from qlog.server.broker.queues import two_priorities
 from qlog.server.broker.queues.two_priorities import Arrival
+from qlog.storage.lanes.settled import Settled
 from tests.server.broker.support import Bench, Peer, make, message
 
 QUORUM: Table = {"x-queue-type": "quorum"}
@@ -243,3 +244,30 @@ def test_what_is_known_of_arrivals_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert arrival.before(100, 4, 100) == 0
     arrival.high(10, 11)  # there is room again
     assert arrival.before(100, 9, 100) == 0 and arrival.before(100, 10, 100) == 100
+
+
+@pytest.mark.parametrize("bodies", ["aB", "a", "B"])
+def test_a_choice_looks_at_few_messages(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, bodies: str
+) -> None:
+    """However much is ready, and whatever credit the consumer has."""
+    peer.declare("q", arguments=QUORUM)
+    publish(bench, peer, *"ABab")
+    tags = [got.tag for _ in range(4) if (got := get(peer)) is not None]
+    for body in bodies * 1500:  # more than a block of a lane's settled messages
+        peer.send(1, one(9 if body.isupper() else 0, body.encode()))
+    bench.disk()
+    for tag in tags[1:]:  # so that the messages behind the first ones are no whole range
+        peer.send(2, spec.BasicAck(tag, multiple=False))
+    asked = []
+    stretch = Settled.stretch
+
+    def noting(self: Settled, qseq: int, end: int, count_max: int) -> tuple[int, int]:
+        asked.append(count_max)
+        return stretch(self, qseq, end, count_max)
+
+    monkeypatch.setattr(Settled, "stretch", noting)
+    peer.send(3, make(spec.BasicConsume, queue="q", consumer_tag="c"))
+    bench.settle()
+    assert len(peer.take()) == 1 + len(bodies) * 1500
+    assert max(asked) <= two_priorities.FRESH_MAX
