@@ -128,7 +128,8 @@ class Waits:
     def recall(self, backlogs: Sequence[Backlog]) -> None:
         """After a start: what waited then waits on. Raises nothing.
 
-        What is damaged is logged, and does not wait.
+        What is damaged is logged, and does not wait; nor does what is said of a lane that the
+        queue has not.
         """
         by_lane = {backlog.lane.id: backlog for backlog in backlogs}
         by_lane[0] = backlogs[-1]
@@ -142,7 +143,17 @@ class Waits:
                     if record.due_ms <= now_ms:
                         lane.settle(qseq, 1, 0)
                         continue
-                    backlog = by_lane[record.lane_id]
+                    backlog = by_lane.get(record.lane_id)
+                    if backlog is None:
+                        logger.error(
+                            "messages of lane=%d do not wait on: record=%d in lane=%d, "
+                            "but the queue has no such lane",
+                            record.lane_id,
+                            qseq,
+                            lane.id,
+                        )
+                        lane.settle(qseq, 1, 0)
+                        continue
                     waiting = self._at((record.due_ms - now_ms) / 1000, backlog)
                     waiting.records.add(qseq, 1)
                     for first, count, size in backlog.withdraw_at(record.first, record.length):

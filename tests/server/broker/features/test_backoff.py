@@ -9,7 +9,7 @@ import pytest
 from qlog.server.amqp import spec
 from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.values import Table
-from qlog.server.broker.features import policy_keys
+from qlog.server.broker.features import backoff, policy_keys
 from tests.server.broker.support import Bench, Peer, make
 
 # Times are rounded up: the end of a wait is looked at so long after it.
@@ -289,6 +289,28 @@ def test_many_that_wait_are_few_times(bench: Bench, peer: Peer) -> None:
         bench.pass_ms(50)
     assert queue.unacked == 500
     assert len(queue._waits._waiting) <= 500 * 50 * 64 / 60_000 + 2
+
+
+def test_a_record_of_a_lane_that_the_queue_has_not(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker starts, says so, and forgets the record; other records count."""
+    declare(peer, x_delayed_retry_type="all", x_delayed_retry_min=60_000)
+    publish(bench, peer, b"1", b"2")
+    tags = [get(peer)[2] for _ in range(2)]
+    pack = backoff.Record.pack
+    with monkeypatch.context() as patch:
+        patch.setattr(backoff.Record, "pack", lambda self: pack(self._replace(lane_id=777)))
+        give_back(peer, NACK, tags[0])
+    give_back(peer, NACK, tags[1])
+    bench.disk()
+    bench.restart()
+    queue = bench.broker.vhosts["/"].queues["q"]
+    assert (queue.ready, queue.unacked) == (1, 1)
+    assert "messages of lane=777 do not wait on" in caplog.text
+    assert get(Peer(bench))[:2] == (b"1", 1)
+    ((_, lane),) = bench.broker.vhosts["/"].hidden_lanes
+    assert lane.alive == 1
 
 
 TABLE: list[tuple[Table, str | None]] = [
