@@ -343,7 +343,8 @@ class BrokerWorld(Bench):
     def delete(self, name: str, rejecting: bool) -> None:
         """A queue is deleted, and declared again. What had left it is handed over before.
 
-        `rejecting`: all that is out is rejected just before.
+        `rejecting`: all that is out is rejected just before. That is obeyed in slices, and what one
+        client says is in no order with what another one says: so this waits for the last slice.
         """
         if name in self.deleting:
             return
@@ -351,10 +352,14 @@ class BrokerWorld(Bench):
         if rejecting and out:
             for held in out:
                 self.held.remove(held)
-                self.sent[held.number].rejected = self.sent[held.number].left = True
+                self.sent[held.number].rejected = True
             last = out[-1]
             nack = make(spec.BasicNack, delivery_tag=last.tag, multiple=True, requeue=False)
             self.taker.send(last.channel, nack)
+            while self.taker.client.answers_waiting and self.broker.jobs_left:
+                self.end_tick()
+            for held in out:
+                self.sent[held.number].left |= not self.taker.client.answers_waiting
         self.deleting.append(name)
         for one in self.sent.values():
             one.deleted |= one.queue == name and not (
