@@ -208,6 +208,7 @@ def find(mutation: BrokerMutation, seed: int, rounds_max: int) -> tuple[int, str
             try:
                 rounds += live(seed, taste=mutation.taste)["rounds"]
             except Violation as violation:
+                violation.assert_found(mutation.name)
                 return rounds, violation.reason
             seed += 1
     return None

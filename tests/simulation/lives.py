@@ -85,6 +85,11 @@ class Violation(Exception):
         super().__init__(text)
         self.reason = reason
 
+    def assert_found(self, mutation: str) -> None:
+        """It says that a mutation breaks a promise, and not that the mutation cannot be run."""
+        blunder = isinstance(self.__cause__, TypeError | AttributeError | NameError)
+        assert not blunder, f"the mutation {mutation!r} is wrong itself: {self.reason}"
+
 
 @dataclass(slots=True)
 class Tally:

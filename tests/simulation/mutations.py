@@ -6,7 +6,6 @@ reason; lives without all of them at once must go well. Together they name every
 """
 
 import ast
-import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -241,7 +240,7 @@ def _attempts_not_in_index() -> list[AbstractContextManager[Any]]:
     original = checkpoint.lane_update
 
     def update(*arguments: Any) -> LaneUpdate:
-        return dataclasses.replace(original(*arguments), attempts=[])
+        return replace(original(*arguments), attempts=[])
 
     return [patch.object(checkpoint, "lane_update", update)]
 
@@ -722,6 +721,7 @@ def find(mutation: Mutation, seed: int, rounds_max: int) -> Caught | None:
                 else:
                     rounds += follow(mutation.script, life, prepare)
             except Violation as violation:
+                violation.assert_found(mutation.name)
                 return Caught(life, rounds, violation.reason)
     raise AssertionError
 
