@@ -98,38 +98,41 @@ class Ask:
         """
         parts: list[bytes] = []
         size = 0
+        crowded = False
         # A larger body than is usual may take accordingly longer.
         with trio.move_on_after(BODY_S_MAX * max(1, bytes_max / BODY_BYTES_MAX)) as scope:
             while True:
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
                     raise refusal(400, "bad_request", "the client has gone")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
+                part = message.get("body", b"")
+                size += len(part)
                 if size > bytes_max:
                     raise _too_large(bytes_max)
-                if size > DOCUMENT_BYTES_MAX and not self._large:
+                if not crowded:
+                    parts.append(part)
+                if size > DOCUMENT_BYTES_MAX and not (self._large or crowded):
                     begun_s = trio.current_time()
                     deadline_s, scope.deadline = scope.deadline, math.inf
                     await self._take_place()
                     scope.deadline = deadline_s + trio.current_time() - begun_s
+                    if not self._large:
+                        # Many a client sends everything before it reads the answer: read it all.
+                        crowded = True
+                        parts.clear()
                 if not message.get("more_body"):
                     break
+        if crowded:
+            raise _crowded()
         if scope.cancelled_caught:
             raise refusal(408, "request_timeout", "the body came too slowly")
         return b"".join(parts)
 
     async def _take_place(self) -> None:
-        """Wait until there is a place for a large body. Raises 503."""
+        """Wait until there is a place for a large body, but not for ever."""
         with trio.move_on_after(PLACE_S_MAX):
             await self.context.large_bodies.acquire()
             self._large = True
-        if not self._large:
-            raise Refusal(
-                503,
-                {"error": "busy", "reason": "too many large requests are under way: try again"},
-                {"retry-after": str(RETRY_S)},
-            )
 
     def done(self) -> None:
         """It is answered: somebody else may send a large body."""
@@ -172,6 +175,14 @@ def decoded(body: bytes) -> dict[str, Any]:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise bad_request("not_json") from None
+
+
+def _crowded() -> Refusal:
+    return Refusal(
+        503,
+        {"error": "busy", "reason": "too many large requests are under way: try again"},
+        {"retry-after": str(RETRY_S)},
+    )
 
 
 def _too_large(bytes_max: int) -> Refusal:

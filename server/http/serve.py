@@ -1,7 +1,8 @@
 """HTTP on sockets: Hypercorn's trio worker in the loop of the broker, with bounds.
 
 Promises: no more than CONNECTIONS_MAX clients at a time on a listener, others are turned away at
-once; a client that does not finish its request in time, or does not read its answer, is cut off.
+once; a client that does not finish its request in time, or does not read its answer, is cut off;
+one that is answered before its body is complete can send the rest, within bounds, and then read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -33,6 +34,10 @@ HEAD_S_MAX = 10.0
 HEAD_BYTES_MAX = 32 * 1024
 # A client that takes nothing of its answer for so long is cut off.
 SEND_S_MAX = 20.0
+# What comes of a body behind its answer is read and dropped for so long, and up to so much: as long
+# as a body may take, and as large as most may be (ask.py).
+REST_S_MAX = 30.0
+REST_BYTES_MAX = 20_000_000
 
 
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -162,6 +167,66 @@ def _config() -> Config:
     return config
 
 
+class _Rest:
+    """What comes of a request while and after it is answered: it is dropped.
+
+    Without that an answer that needs no body (401, 404 …) would not reach a client that sends all
+    of it first. And Hypercorn's queue would be full: it puts the end of a request there from the
+    task that has answered, which would wait for itself.
+    """
+
+    def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        self._receive = receive
+        self.complete = False  # nothing more comes
+        self._enough = trio.Event()
+
+    async def receive(self) -> Any:
+        """The next part, for the application."""
+        message = await self._receive()
+        self.complete = message["type"] == "http.disconnect" or not message.get("more_body")
+        return message
+
+    async def drop(self) -> None:
+        """Drop what comes until it is complete, and for ever if it never is."""
+        left = REST_BYTES_MAX
+        with trio.move_on_after(REST_S_MAX):
+            while left > 0 and not self.complete:
+                left -= len((await self.receive()).get("body", b""))
+        self._enough.set()
+        while not self.complete:
+            await self.receive()
+
+    async def wait(self) -> None:
+        """Until the client has sent all, or has had its time."""
+        await self._enough.wait()
+
+
+def _reading_on(app: Any) -> Any:
+    """The same ASGI application, where the end of an answer waits for the end of its request."""
+
+    async def reading_on(scope: Any, receive: Any, send: Any) -> None:
+        rest = _Rest(receive)
+        async with trio.open_nursery() as nursery:
+            answering = False
+
+            async def send_on(message: Any) -> None:
+                nonlocal answering
+                if not answering and not rest.complete:
+                    nursery.start_soon(rest.drop)
+                answering = True
+                last = not message.get("more_body") and message["type"] == "http.response.body"
+                if last and not rest.complete:
+                    await send({**message, "more_body": True})
+                    await rest.wait()
+                    message = {"type": "http.response.body", "body": b""}
+                await send(message)
+
+            await app(scope, rest.receive, send_on)
+            nursery.cancel_scope.cancel()
+
+    return reading_on
+
+
 class Door:
     """One listener, and how many clients it has let in."""
 
@@ -199,7 +264,7 @@ class Door:
         self._count += 1
         self._streams.add(stream)
         try:
-            app = wrap_app(self._served.app, 0, "asgi")
+            app = wrap_app(_reading_on(self._served.app), 0, "asgi")
             state = ConnectionState({})
             tls = self._served.tls
             patient: Any = PatientStream(stream) if tls is None else _encrypted(stream, tls())

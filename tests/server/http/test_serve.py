@@ -7,7 +7,7 @@ import logging
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -145,6 +145,104 @@ async def test_a_large_body_for_which_there_is_no_place(
         answer = await everything(await large_request(port))
         assert answer.startswith(b"HTTP/1.1 200") and b'"routed":false' in answer
         assert site.context.large_bodies.value == 1
+
+
+HUGE_BYTES = 4_000_000  # more than sockets and Hypercorn's queue take
+
+
+@asynccontextmanager
+async def behind_a_door(site: Site) -> AsyncIterator[tuple[serve.Door, int]]:
+    """The same as `served`, with the door; at the end nobody is counted any more."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    door = serve.Door(Served(listener, site.api))
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(door.serve)
+            yield door, listener.getsockname()[1]
+            while door._count:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+
+def huge(request_line: str, login: str = LOGIN, size: int = HUGE_BYTES) -> str:
+    """A request with a body of HUGE_BYTES; or with only so much of it."""
+    head = f"{request_line} HTTP/1.1\r\nhost: x\r\n{login}content-length: {HUGE_BYTES}\r\n"
+    return f"{head}connection: close\r\n\r\n" + "x" * size
+
+
+EARLY = [
+    ("PUT /api/vhosts/v", "", b"401"),
+    ("PUT /api/vhosts/v", LOGIN.replace("Z3Vlc3Q=", "d3Jvbmc="), b"401"),
+    ("PUT /api/nowhere", LOGIN, b"404"),
+    ("POST /api/qlog/queues/%2F/none/adopted?mark=m", LOGIN, b"404"),
+    ("POST /api/whoami", LOGIN, b"405"),
+    ("PUT /api/vhosts/v", LOGIN, b"400"),  # too large
+    ("OPTIONS /api/whoami", LOGIN, b"200"),
+    ("GET /api/queues", LOGIN, b"200"),
+]
+
+
+@pytest.mark.parametrize(("request_line", "login", "status"), EARLY)
+async def test_an_answer_before_the_body_is_there(
+    site: Site, request_line: str, login: str, status: bytes
+) -> None:
+    """Many clients send everything before they read."""
+    async with behind_a_door(site) as (_, port):
+        stream = await connected(port, huge(request_line, login))
+        assert (await everything(stream)).startswith(b"HTTP/1.1 " + status)
+
+
+async def test_an_answer_to_a_client_that_has_gone_before_its_body_was_there(site: Site) -> None:
+    async with behind_a_door(site) as (door, port):
+        for request_line, login, _ in EARLY:
+            stream = await connected(port, huge(request_line, login, HUGE_BYTES // 2))
+            assert door._count
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("bound", ["REST_S_MAX", "REST_BYTES_MAX"])
+async def test_the_rest_of_a_body_is_not_read_for_ever(
+    site: Site, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(serve, bound, 0.05 if bound == "REST_S_MAX" else HUGE_BYTES // 4)
+    async with behind_a_door(site) as (_, port):
+        stream = await connected(port, huge("PUT /api/vhosts/v", "", 0))
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 401")
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"x" * (HUGE_BYTES // 2))
+        await everything(stream)
+
+
+async def test_an_answer_does_not_wait_for_the_body(site: Site) -> None:
+    """Who reads first is not kept waiting; and the connection is used again."""
+    async with behind_a_door(site) as (_, port):
+        head, body = (
+            f"PUT /api/vhosts/v HTTP/1.1\r\nhost: x\r\ncontent-length: {HUGE_BYTES}\r\n\r\n",
+            b"x",
+        )
+        stream = await connected(port, head)
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 401")
+        await stream.send_all(body * HUGE_BYTES)
+        request = f"GET /api/whoami HTTP/1.1\r\nhost: x\r\n{LOGIN}connection: close\r\n\r\n"
+        await stream.send_all(request.encode())
+        assert (await everything(stream)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_huge_body_for_which_there_is_no_place(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is read, also more than is read behind other answers."""
+    monkeypatch.setattr(ask, "PLACE_S_MAX", 0.05)
+    monkeypatch.setattr(serve, "REST_BYTES_MAX", 0)
+    async with behind_a_door(site) as (_, port):
+        await crowded(site)
+        stream = await connected(port, huge("POST /api/definitions"))
+        answer = await everything(stream)
+        assert answer.startswith(b"HTTP/1.1 503") and b'"error":"busy"' in answer
+        gone = await connected(port, huge("POST /api/definitions", size=HUGE_BYTES // 2))
+        await gone.aclose()
 
 
 async def test_to_wait_for_a_place_is_not_to_be_slow(
