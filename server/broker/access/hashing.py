@@ -1,10 +1,12 @@
 """Hashes of passwords, away from the loop: a hash takes some 20 ms and 12 MiB.
 
-Promises that at most `at_once` hashes are made at the same time, that the next one is of another
-peer if one waits, and that the line is not longer than LINE_MAX: whoever comes from a peer of whom
-nothing waits takes the place of one of the peer of whom most does. Whoever has failed before waits
-for all who have not, and all of these together take a fifth of one processor. Results come back
-when the loop calls `progress`. This file does not know what a job does.
+Promises that at most `at_once` hashes are made at the same time, that those in less doubt come
+first, that among those in the same doubt the next one is of another peer if one waits, and that all
+in doubt together take a fifth of one processor. The line is not longer than LINE_MAX. When it is
+full, a newcomer of whose peer nothing waits, but for what is in more doubt, takes the place of one
+in more doubt; if there is none, of one in the same doubt whose peer has two or more of those; else
+it is Busy. Results come back when the loop calls `progress`. This file does not know what a job
+does.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Doubt(IntEnum):
     """What is known of who wants to log in. Those of whom least is held against them come first."""
 
     NONE = 0
-    SOME = 1  # a wrong password or two: anybody may mistype
+    SOME = 1  # a wrong password or two: anybody may mistype; or another attempt waits already
     MUCH = 2
 
 
@@ -51,6 +53,9 @@ class Hashing(Protocol):
 
         Jobs of different peers take turns. Fails with Busy when the line is full, perhaps later.
         """
+
+    def waits(self, peer: str, doubt: Doubt) -> bool:
+        """Whether a job of the peer waits that is in no more doubt than this."""
 
     def withdraw(self, outcome: Outcome[T], peer: str) -> bool:
         """Forget a job whose outcome nobody waits for. False: it has begun."""
@@ -72,6 +77,10 @@ class InlineHashing:
         except Exception as error:  # noqa: BLE001 - handed over
             outcome.fail(error)
         return outcome
+
+    def waits(self, peer: str, doubt: Doubt) -> bool:
+        """Nothing ever does."""
+        return False
 
     def withdraw(self, outcome: Outcome[T], peer: str) -> bool:
         """It has begun."""
@@ -142,6 +151,10 @@ class ThreadedHashing:
         self._begin()
         return outcome
 
+    def waits(self, peer: str, doubt: Doubt) -> bool:
+        """See `Hashing`."""
+        return any(peer in lines for which, lines in self._lines.items() if which <= doubt)
+
     def withdraw(self, outcome: Outcome[T], peer: str) -> bool:
         """See `Hashing`."""
         for lines in self._lines.values():
@@ -154,18 +167,15 @@ class ThreadedHashing:
         return False
 
     def _make_room(self, peer: str, doubt: Doubt) -> bool:
-        """Give up the last job of one who has more, or is more in doubt, for a peer who has none."""
-        every = [lines for lines in self._lines.values() if lines]
-        if any(peer in lines for lines in every):
+        """Give up the last job of one in more doubt, or in the same who has more: see the head."""
+        if self.waits(peer, doubt):
             return False
         worst = max(which for which, lines in self._lines.items() if lines)
-        if worst > doubt:
-            every = [self._lines[worst]]
-        lines, crowd = max(
-            ((lines, each) for lines in every for each in lines),
-            key=lambda one: len(one[0][one[1]]),
-        )
-        if worst <= doubt and len(lines[crowd]) == 1:
+        if worst < doubt:
+            return False
+        lines = self._lines[worst]
+        crowd = max(lines, key=lambda each: len(lines[each]))
+        if worst == doubt and len(lines[crowd]) == 1:
             return False
         _, job = lines[crowd].popitem()
         if not lines[crowd]:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Protocol
 
 from qlog.server.broker.access.failures import WAIT_S_MAX, Failures, peer_of
-from qlog.server.broker.access.hashing import Busy, Hashing
+from qlog.server.broker.access.hashing import Busy, Doubt, Hashing
 from qlog.server.broker.access.passwords import (
     PASSWORD_BYTES_MAX,
     fingerprint,
@@ -265,6 +265,10 @@ class Logins:
 
         peer = peer_of(address)
         doubt = self.failures.doubt(peer, name, self._now_s())
+        if doubt is Doubt.NONE and self.hashing.waits(peer, Doubt.SOME):
+            doubt = (
+                Doubt.SOME
+            )  # else a peer that is new could have as many looked at first as it likes
         attempt.look = self.hashing.submit(look, peer, doubt)
         attempt.look.then(looked)
 

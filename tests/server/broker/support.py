@@ -401,12 +401,17 @@ class LateHashing(Hashing):
         self.waiting: list[tuple[Callable[[], Any], Outcome[Any]]] = []
         self.made = 0
         self.doubts: list[Doubt] = []
+        self.peers: list[str] = []  # of those that wait
 
     def submit(self, job: Callable[[], Any], peer: str, doubt: Doubt = Doubt.NONE) -> Outcome[Any]:
         outcome: Outcome[Any] = Outcome()
         self.waiting.append((job, outcome))
         self.doubts.append(doubt)
+        self.peers.append(peer)
         return outcome
+
+    def waits(self, peer: str, doubt: Doubt) -> bool:
+        return peer in self.peers
 
     def withdraw(self, outcome: Outcome[Any], peer: str) -> bool:
         before = len(self.waiting)
@@ -422,6 +427,7 @@ class LateHashing(Hashing):
     def make(self) -> None:
         """All that wait."""
         waiting, self.waiting = self.waiting, []
+        self.peers.clear()
         for job, outcome in waiting:
             self.made += 1
             outcome.set(job())

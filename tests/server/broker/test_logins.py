@@ -547,6 +547,50 @@ def test_who_is_less_in_doubt_has_the_place_of_who_is_more(
     assert not any(one.done for one in (ann, bob, cid, dan))  # one of them has begun
 
 
+def test_who_is_in_doubt_has_the_place_of_nobody_who_is_less(
+    threaded: ThreadedHashing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the other's peer has more than one."""
+    monkeypatch.setattr(hashing_module, "LINE_MAX", 4)
+    ann = [threaded.submit(lambda: 1, "ann") for _ in range(4)]  # two are at work
+    bob = [threaded.submit(lambda: 1, "bob", Doubt.SOME) for _ in range(2)]
+    assert isinstance(threaded.submit(lambda: 2, "eve", Doubt.MUCH).error, Busy)
+    assert not any(one.done for one in (*ann, *bob))
+    cid = threaded.submit(lambda: 2, "cid", Doubt.SOME)  # bob has two
+    assert [one.done for one in (*ann, *bob, cid)] == [False] * 5 + [True, False]
+
+
+def test_what_waits_from_an_address_keeps_nobody_out_who_is_less_in_doubt(
+    threaded: ThreadedHashing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many may come by one address."""
+    monkeypatch.setattr(hashing_module, "LINE_MAX", 3)
+    eve = [threaded.submit(lambda: 1, "proxy", Doubt.MUCH) for _ in range(4)]  # one is at work
+    ann = threaded.submit(lambda: 2, "proxy")
+    assert [one.done for one in eve] == [False, False, False, True] and not ann.done
+
+
+def test_a_new_peer_has_one_attempt_at_a_time_before_those_who_mistyped(
+    bench: Bench, workers: list[ManualWorker]
+) -> None:
+    worker = ManualWorker()
+    single = ThreadedHashing(lambda: None, at_once=1, new_worker=lambda *_: worker)
+    bench.broker.operations._logins.hashing = single
+    first = log_in(bench, password=b"wrong", address="10.0.0.2")
+    work(single, [worker])
+    assert first.done  # ann mistypes
+    flood = [log_in(bench, f"user{number}", b"x", "10.0.0.1") for number in range(20)]
+    again = log_in(bench, address="10.0.0.2")
+    for _ in range(20):
+        bench.now_s += 1  # a rest
+        single._rests_until_s = 0.0
+        work(single, [worker])
+        if again.done:
+            break
+    assert is_in(again) and sum(one.done for one in flood) <= 4
+    single.close()
+
+
 def test_real_threads() -> None:
     ready = threading.Event()
     real = ThreadedHashing(ready.set)
