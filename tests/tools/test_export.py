@@ -441,7 +441,7 @@ def test_what_was_refused_is_not_confirmed_by_what_came_after_it(
     monkeypatch.setattr(Link, "_begin", lambda *_: None)
     replies = [(1, ChannelOpenOk()), (2, ChannelOpenOk()), (1, ConfirmSelectOk())]
     theirs.sendall(b"".join(method_frame(*reply) for reply in replies))
-    with theirs, Publisher(Address.parse("amqp://"), "/") as publisher:
+    with theirs, Publisher(Address.parse("amqp://"), "/", print) as publisher:
         for number, queue in enumerate(["a", "b", "c", "c", "a", "a"], 1):
             publisher.publish(queue, Envelope.pack("", "k", b"\0\0", 0), b"", number)
         close = method_frame(2, ChannelClose(404, "NOT_FOUND", 50, 10))

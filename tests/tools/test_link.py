@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import HEARTBEAT_FRAME, PROTOCOL_HEADER, method_frame
 from qlog.tools.transfer import link as link_module
+from qlog.tools.transfer import publisher as publisher_module
 from qlog.tools.transfer.link import Address, Link, LinkFailed
 from qlog.tools.transfer.publisher import Publisher
 from tests.live.server import BrokerProcess
@@ -80,6 +84,8 @@ def test_heartbeats_are_agreed_upon(
 
 def test_heartbeats_are_sent_while_nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the program waits for something else: a broker would cut the connection."""
+    beat = Link._beat
+    monkeypatch.setattr(Link, "_beat", lambda link, _: beat(link, 0.01))  # type: ignore[arg-type]
     broker = Broker(1)
     link = connected(monkeypatch, broker)
     broker._greeter.join()
@@ -100,6 +106,10 @@ def test_a_broker_that_goes_while_nobody_calls(monkeypatch: pytest.MonkeyPatch) 
     link.close(orderly=False)
 
 
+def _never(text: str) -> None:
+    raise AssertionError(text)
+
+
 @pytest.fixture
 def tls_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BrokerProcess]:
     files = broker_files(tmp_path)
@@ -114,19 +124,28 @@ def test_heartbeats_come_between_the_frames_of_a_message(
     tls_broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as can be, beside large messages over TLS: all of them are understood."""
-    beat = Link._beat
+    beat, write, beats = Link._beat, Link._write, 0
     monkeypatch.setattr(Link, "_beat", lambda link, _: beat(link, 1e-5))  # type: ignore[arg-type]
+
+    def counted(link: Link) -> None:
+        nonlocal beats
+        beats += link._unsent == HEARTBEAT_FRAME
+        write(link)
+
+    monkeypatch.setattr(Link, "_write", counted)
     address = Address.parse(f"amqps://127.0.0.1:{tls_broker.tls_port}")
     body = bytes(range(256)) * 4000
-    with Publisher(address, "/") as publisher:
+    with Publisher(address, "/", _never) as publisher:
         link = publisher._link
         link.ask(
             2, spec.QueueDeclare("q", False, False, False, False, False, {}), spec.QueueDeclareOk
         )
         publisher.find("q")
+        beats = 0
         for number in range(50):
             publisher.publish("q", Envelope.pack("", "q", b"\0\0", len(body)), body, number)
         publisher.wait()
+        assert beats > 0
         assert publisher.open_from is None and publisher._published == 50
         assert link._pulse is not None and link._pulse.is_alive()
 
@@ -137,10 +156,111 @@ def test_a_certificate_that_is_not_trusted_is_one_line(
     monkeypatch.delenv("SSL_CERT_FILE")
     address = Address.parse(f"amqps://127.0.0.1:{tls_broker.tls_port}")
     with pytest.raises(LinkFailed, match=r"^no TLS with 127\.0\.0\.1:\d+: .*certificate"):
-        Publisher(address, "/")
+        Publisher(address, "/", _never)
     plain = Address.parse(f"amqps://127.0.0.1:{tls_broker.port}")
     with pytest.raises(LinkFailed, match=r"^no TLS with 127\.0\.0\.1:\d+: "):
-        Publisher(plain, "/")
+        Publisher(plain, "/", _never)
+
+
+def test_of_a_login_over_tls_that_is_refused_nothing_is_left(
+    tls_broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ssl.SSLSocket] = []
+    secured = link_module._secured
+
+    def kept(*arguments: Any) -> ssl.SSLSocket:
+        made.append(secured(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(link_module, "_secured", kept)
+    with pytest.raises(LinkFailed, match="refused"):
+        Publisher(Address.parse(f"amqps://guest:no@127.0.0.1:{tls_broker.tls_port}"), "/", _never)
+    assert [one.fileno() for one in made] == [-1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(60)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(LinkFailed, match="no heartbeats can be sent: can't start new thread"):
+        connected(monkeypatch, broker)
+    assert broker.ours.fileno() == -1
+    with suppress(TimeoutError, OSError):
+        broker.close()
+
+
+class Living:
+    """A broker that sends heartbeats, and nothing else unless the test says so."""
+
+    def __init__(self) -> None:
+        self.broker = Broker(60)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._live)
+
+    def begin(self) -> None:
+        """From now on."""
+        self.broker._greeter.join()
+        self._thread.start()
+
+    def _live(self) -> None:
+        while not self._over.wait(0.005):
+            self.broker._theirs.sendall(HEARTBEAT_FRAME)
+
+    def end(self) -> None:
+        """No more."""
+        self._over.set()
+        self._thread.join()
+        self.broker.close()
+
+
+@pytest.fixture
+def living() -> Iterator[Living]:
+    living = Living()
+    yield living
+    living.end()
+
+
+def test_a_broker_that_lives_and_does_not_answer(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = connected(monkeypatch, living.broker)
+    living.begin()
+    monkeypatch.setattr(link_module, "SILENCE_S_MAX", 0.1)
+    with pytest.raises(LinkFailed, match="has not answered"):
+        link.ask(1, spec.ChannelOpen(), spec.ChannelOpenOk)
+    link.close(orderly=False)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_a_broker_that_lives_and_confirms_nothing_is_waited_for(
+    living: Living, monkeypatch: pytest.MonkeyPatch, blocked: bool
+) -> None:
+    """It is said once."""
+    monkeypatch.setattr(publisher_module, "SAID_S", 0.05)
+    monkeypatch.setattr(Link, "open_channel", lambda *_, **__: None)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: living.broker.ours)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        confirm = method_frame(1, spec.BasicAck(1, True))
+        timer = threading.Timer(0.2, living.broker._theirs.sendall, [confirm])
+        timer.start()
+
+    publisher = Publisher(Address.parse("amqp://"), "/", say)
+    living.begin()
+    publisher._queues["q"] = None
+    publisher.publish("q", Envelope.pack("", "q", b"\0\0", 1), b"x", 1)
+    publisher._link.blocked = blocked
+    publisher.wait()
+    why = "has blocked publishers" if blocked else "confirms nothing now"
+    assert said == [f"waiting for the broker, which {why}"]
+    assert publisher.open_from is None
+    publisher._link.close(orderly=False)
 
 
 def test_a_broker_that_is_silent_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:

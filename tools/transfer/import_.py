@@ -81,6 +81,10 @@ def import_(
     raise typer.Exit(status)
 
 
+def _say(text: str) -> None:
+    print(f"qlog: {printable(text)}", file=sys.stderr, flush=True)
+
+
 def _where_to_go_on(file: Path, importing: "_Import") -> str:
     confirmed, begun = importing.confirmed, importing.begun
     text = f"the first {counted(confirmed, 'message')} of {file} are confirmed; go on with --skip "
@@ -157,6 +161,6 @@ class _Import:
 
     def _publisher(self, vhost: str, connections: ExitStack) -> Publisher:
         if vhost not in self._publishers:
-            publisher = Publisher(self._address, vhost)
+            publisher = Publisher(self._address, vhost, _say)
             self._publishers[vhost] = connections.enter_context(publisher)
         return self._publishers[vhost]

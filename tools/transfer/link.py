@@ -1,14 +1,16 @@
 """A connection to an AMQP 0-9-1 broker from a client's side: frames, replies, contents; no more.
 
-Its calls wait; a broker that says nothing for a minute counts as gone. A thread sends heartbeats, so
-that a connection stays however long nobody calls. What the broker sends of its own accord goes to
-`handle`. Knows nothing of what its channels are for.
+Its calls wait; a broker that says nothing for a minute counts as gone, and so does one that owes a
+reply and sends nothing but heartbeats for a minute, unless it has said that it is blocked. A thread
+sends heartbeats, so that a connection stays however long nobody calls. What the broker sends of its
+own accord goes to `handle`. Knows nothing of what its channels are for.
 """
 
 import select
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,6 +28,7 @@ from qlog.server.amqp.frames import (
     FRAME_END,
     FRAME_HEAD,
     HEADER,
+    HEARTBEAT,
     HEARTBEAT_FRAME,
     METHOD,
     PROTOCOL_HEADER,
@@ -130,6 +133,7 @@ class Link:
         self._replies: deque[tuple[Method, Content | None]] = deque()
         self._open: dict[int, _Open] = {}  # by channel
         self._closed: LinkFailed | None = None  # until that was raised
+        self._told_s = 0.0  # when the last frame came that is no heartbeat
         self.frame_max = 0
         # The calls and the heartbeats share the socket: a send is made with this, frame by whole
         # frame, and so is each read, since TLS has one state for both directions.
@@ -140,10 +144,12 @@ class Link:
         where = f"{address.host}:{address.port}"
         try:
             plain = socket.create_connection((address.host, address.port), timeout=SILENCE_S_MAX)
+            self._socket: socket.socket = plain
         except OSError as error:
             raise LinkFailed(f"no broker answers at {where}: {error.strerror or error}") from error
         try:
-            self._socket = _secured(plain, address) if address.tls else plain
+            if address.tls:
+                self._socket = _secured(plain, address)
             self._socket.setblocking(False)
             self._poll = select.poll()
             self._poll.register(self._socket)
@@ -152,7 +158,7 @@ class Link:
                 self.open_channel(channel, confirms=confirms)
         except BaseException:
             self._end()
-            plain.close()
+            self._socket.close()
             raise
 
     def close(self, *, orderly: bool) -> None:
@@ -184,8 +190,13 @@ class Link:
 
     def reply(self) -> tuple[Method, Content | None]:
         """Wait for the next reply."""
+        self._told_s = time.monotonic()
         while not self._replies:
-            self.receive()
+            left_s = self._told_s + SILENCE_S_MAX - time.monotonic()
+            if self.blocked:  # it says why it does not answer, and may be so for long
+                self.receive()
+            elif left_s <= 0 or not self.receive(left_s):
+                raise LinkFailed(f"the broker has not answered for {SILENCE_S_MAX:.0f} s")
         return self._replies.popleft()
 
     def send(self, *buffers: Buffer) -> None:
@@ -238,10 +249,14 @@ class Link:
         heartbeat_s = min(tune.heartbeat or HEARTBEAT_S_MAX, HEARTBEAT_S_MAX)
         tuned = spec.ConnectionTuneOk(tune.channel_max, self.frame_max, heartbeat_s)
         self.send(method_frame(0, tuned))
-        self._pulse = threading.Thread(
+        pulse = threading.Thread(
             target=self._beat, args=(heartbeat_s,), name="qlog-heartbeats", daemon=True
         )
-        self._pulse.start()
+        try:
+            pulse.start()
+        except RuntimeError as error:
+            raise LinkFailed(f"no heartbeats can be sent: {error}") from error
+        self._pulse = pulse
         self.ask(0, spec.ConnectionOpen(vhost), spec.ConnectionOpenOk)
 
     def _wait(self, events: int, wait_s: float) -> tuple[bool, bool]:
@@ -266,7 +281,8 @@ class Link:
     def _beat(self, heartbeat_s: int) -> None:
         """Send heartbeats twice in so many seconds, on a thread of its own, until it is over."""
         while not self._over.wait(heartbeat_s / 2):
-            # While something is being sent, the broker hears that.
+            # A call is sending or reading. What it sends is as good as a heartbeat; and if the
+            # socket takes nothing, because the broker does not read, it would take none either.
             if not self._lock.acquire(blocking=False):
                 continue
             try:
@@ -320,6 +336,8 @@ class Link:
             del data[:at]
 
     def _take_frame(self, kind: int, channel: int, payload: bytes) -> None:
+        if kind != HEARTBEAT:
+            self._told_s = time.monotonic()
         if kind == METHOD:
             method = decode_method(payload)
             if method.HAS_CONTENT:

@@ -1,11 +1,14 @@
 """A publisher over AMQP 0-9-1: one connection, publisher confirms, no more.
 
 Promises that a message which it calls confirmed was confirmed by the broker, and is in its queue.
-Its calls wait; a broker that says nothing for a minute counts as gone. Knows nothing of files.
+Its calls wait, and say so when it takes long; a broker that says nothing for a minute counts as
+gone, but one that lives may take as long as it likes to confirm. Knows nothing of files.
 """
 
 import secrets
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,6 +22,8 @@ from qlog.tools.transfer.link import Address, Content, Link, LinkFailed
 _PUBLISHING, _ASKING = 1, 2  # channels
 _WAITING_MAX = 1000  # messages that are not confirmed yet
 _WAITING_BYTES_MAX = 8 << 20
+# A pause that takes so long is said: a disk may be slow, but not this slow.
+SAID_S = 5.0
 
 
 class PublishFailed(LinkFailed):
@@ -35,10 +40,15 @@ class _Sent:
 
 
 class Publisher:
-    """A connection to one vhost. All methods raise LinkFailed; use it as a context."""
+    """A connection to one vhost. All methods raise LinkFailed; use it as a context.
 
-    def __init__(self, address: Address, vhost: str) -> None:
+    `say` tells the user, a line at a time.
+    """
+
+    def __init__(self, address: Address, vhost: str, say: Callable[[str], None]) -> None:
+        self._say = say
         self._published = 0
+        self._settled = 0  # the broker has answered for so many
         self._vhost = vhost
         self._waiting: OrderedDict[int, _Sent] = OrderedDict()  # by delivery tag
         self._waiting_bytes = 0
@@ -70,6 +80,7 @@ class Publisher:
     def find(self, queue: str) -> None:
         """Have the broker say that there is such a queue."""
         if queue not in self._queues:
+            self._wait_while(lambda: self._link.blocked)
             passive = spec.QueueDeclare(queue, True, False, False, False, False, {})
             self._link.ask(_ASKING, passive, spec.QueueDeclareOk)
             self._queues[queue] = None
@@ -80,16 +91,11 @@ class Publisher:
         Their numbers go up. Raises PublishFailed, with the number, also when an earlier message was
         refused.
         """
+        self._wait_while(self._full)
+        self._raise_refusal()
         exchange = ""
         if "CC" in (envelope.decoded_properties().headers or {}):
             exchange = self._exchange_of(queue)
-        while (
-            self._link.blocked
-            or len(self._waiting) >= _WAITING_MAX
-            or self._waiting_bytes > _WAITING_BYTES_MAX
-        ):
-            self._link.receive()
-        self._raise_refusal()
         record = envelope.record
         if record is not NO_RECORD:  # the broker takes the header away, and remembers
             told = with_header(envelope.properties, RECORD_HEADER, record.as_table())
@@ -106,11 +112,34 @@ class Publisher:
 
     def wait(self) -> None:
         """Wait until the broker has answered for everything that was published, or has gone."""
-        while self._waiting and not self._over:
-            self._link.receive()
+        self._wait_while(lambda: bool(self._waiting) and not self._over)
         self._raise_refusal()
 
     # -- inside
+
+    def _full(self) -> bool:
+        """No more can be published now."""
+        return (
+            self._link.blocked
+            or len(self._waiting) >= _WAITING_MAX
+            or self._waiting_bytes > _WAITING_BYTES_MAX
+        )
+
+    def _wait_while(self, so: Callable[[], bool]) -> None:
+        """Take what the broker sends as long as this is so; say it, once, when nothing is settled."""
+        since_s, settled, said = time.monotonic(), self._settled, False
+        while so():
+            if settled != self._settled:
+                since_s, settled = time.monotonic(), self._settled
+            left_s = since_s + SAID_S - time.monotonic()
+            if said:
+                self._link.receive()
+            elif left_s > 0:
+                self._link.receive(left_s)
+            else:
+                said = True
+                why = "has blocked publishers" if self._link.blocked else "confirms nothing now"
+                self._say(f"waiting for the broker, which {why}")
 
     def _raise_refusal(self) -> None:
         if self._refused:
@@ -154,6 +183,7 @@ class Publisher:
         tags = [one for one in self._waiting if one <= tag] if multiple else [tag]
         settled = {one: self._waiting.pop(one) for one in tags if one in self._waiting}
         self._waiting_bytes -= sum(sent.size for sent in settled.values())
+        self._settled += len(settled)
         return settled
 
     def _return(self, queue: str, why: str) -> None:
