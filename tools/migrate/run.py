@@ -22,7 +22,7 @@ from qlog.tools.migrate.moving import (
 )
 from qlog.tools.migrate.plan import Plan, QueuePlan
 from qlog.tools.migrate.source import InUse, Source
-from qlog.tools.migrate.target import Target
+from qlog.tools.migrate.target import Target, until_taken
 from qlog.tools.transfer.interrupt import patiently
 from qlog.tools.transfer.link import Address, LinkFailed
 
@@ -105,7 +105,9 @@ class Migration:
 
     def _give_definitions(self, plan: Plan, *path: str) -> Any:
         try:
-            return self._api.ask("POST", path, body=plan.definitions)
+            return until_taken(
+                lambda: self._api.ask("POST", path, body=plan.definitions), self._progress.say
+            )
         except ApiError as error:
             raise Failure(
                 f"qlog does not take RabbitMQ's definitions: {error.reason}", Status.UNAVAILABLE

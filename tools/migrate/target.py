@@ -14,11 +14,30 @@ from qlog.tools.ctl.api import Api, ApiError
 from qlog.tools.migrate.source import Arrived
 
 _LENGTHS = struct.Struct(">IQ")  # as server/http/endpoints/adoption.py has them
-# While publishers are blocked, qlog is asked again after this.
+# While publishers are blocked (memory or disk is short), qlog is asked again after this.
 BLOCKED_S = 1.0
 # What the API answers then, and while too many others send it as much.
 _LATER = ("blocked", "busy")
 OPEN, ACKING = "open", "acking"
+
+
+def until_taken(ask: Callable[[], Any], say: Callable[[str], None]) -> Any:
+    """What the API answers, when it can: while it takes nothing, it is asked again, which is said.
+
+    Raises ApiError and Unreachable.
+    """
+    waited = False
+    while True:
+        try:
+            return ask()
+        except ApiError as error:
+            document: Any = error.document
+            if not isinstance(document, dict) or document.get("error") not in _LATER:
+                raise
+            if not waited:
+                waited = True
+                say(f"waiting for qlog, which takes nothing now: {error.reason}")
+            time.sleep(BLOCKED_S)  # nothing was taken
 
 
 @dataclass(slots=True)
@@ -104,20 +123,10 @@ class Target:
             head = one.head
             parts += (_LENGTHS.pack(len(head), len(one.body)), head, one.body)
         content = b"".join(parts)
-        waited = False
-        while True:
-            try:
-                answer = self._api.send("POST", self._path, content, query={"mark": mark})
-            except ApiError as error:
-                document: Any = error.document
-                if not isinstance(document, dict) or document.get("error") not in _LATER:
-                    raise
-                if not waited:
-                    waited = True
-                    self._say(f"waiting for qlog, which takes nothing now: {error.reason}")
-                time.sleep(BLOCKED_S)  # memory or disk is short: nothing was taken
-                continue
-            return answer["rejected"], answer["ends"]
+        answer = until_taken(
+            lambda: self._api.send("POST", self._path, content, query={"mark": mark}), self._say
+        )
+        return answer["rejected"], answer["ends"]
 
     def found(self, state: State) -> Counter[str]:
         """The digests of what the queue has of the window; it is on the disk."""

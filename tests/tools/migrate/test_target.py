@@ -8,7 +8,10 @@ import pytest
 
 from qlog.tools.ctl.api import Api, ApiError
 from qlog.tools.migrate import target as target_module
+from qlog.tools.migrate.plan import Plan
+from qlog.tools.migrate.run import Migration, Progress
 from qlog.tools.migrate.target import Target
+from qlog.tools.transfer.link import Address
 
 
 def test_while_publishers_are_blocked_it_waits_and_says_so_once(
@@ -38,3 +41,27 @@ def test_while_publishers_are_blocked_it_waits_and_says_so_once(
     ]
     with pytest.raises(ApiError, match="404"):
         target.adopt("mark", [])
+
+
+def test_definitions_wait_for_a_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = ApiError(503, "too many large requests", {"error": "busy"})
+    answers: list[Any] = [busy, busy, {"left_out": ["x"]}, busy, None]
+
+    def ask(*_: object, **__: object) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(target_module, "BLOCKED_S", 0)
+    api = Api("nowhere")
+    monkeypatch.setattr(api, "ask", ask)
+    migration = Migration(api, Address.parse("amqp://"), 1, Progress(quiet=False))
+    plan = Plan({}, [], 0)
+    migration.check(plan)
+    migration.define(plan)
+    assert plan.notes == ["definitions: x"] and not answers
+    waiting = "waiting for qlog, which takes nothing now: too many large requests\n"
+    assert capsys.readouterr().err.count(waiting) == 2
