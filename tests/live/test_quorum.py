@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -607,5 +606,9 @@ def test_dead_letters_of_both_keep_their_priorities(yard: Yard) -> None:
 
 def test_those_that_expire_do_so_whatever_their_priority(yard: Yard) -> None:
     ranked(yard, 0, 9, 0, 9, x_message_ttl=100)
-    time.sleep(0.3)
+
+    def empty() -> bool:
+        return not yard.channel.queue_declare(yard.name("q"), passive=True).method.message_count
+
+    until(empty, "all have expired")
     assert yard.nothing("q")

@@ -253,4 +253,7 @@ def test_due_times_are_shown_and_verified(tmp_path: Path) -> None:
         assert cursor.first() and cursor.delete()
     index.close()
     document = inspect(directory, "index", status=1)
-    assert any("1 due times" in text for text in document["comparison"]["wrong_counts"])
+    assert any(
+        text.endswith(" differs from the log in 1 due time")
+        for text in document["comparison"]["wrong_counts"]
+    )

@@ -26,7 +26,7 @@ usage: qlog top [--data-dir DIR | --url URL] [--interval SECONDS] [--rows N] [--
   --rows N             so many queues and connections (default: 15)
   --once               one picture, and the end"""
 INTERVAL_S = 2.0
-INTERVAL_S_MIN = 0.1
+INTERVAL_S_MIN, INTERVAL_S_MAX = 0.1, 86_400.0
 ROWS, ROWS_MAX = 15, 500  # the largest page of the API
 OPTIONS = (
     Option("interval", float, ("-i",)),
@@ -229,8 +229,11 @@ def _wrong(parsed: Parsed) -> str:
         return f"not known: {parsed.args[0]}"
     if not 1 <= parsed.options.get("rows", ROWS) <= ROWS_MAX:
         return f"--rows is 1 to {ROWS_MAX}"
-    if not parsed.options.get("interval", INTERVAL_S) >= INTERVAL_S_MIN:
+    interval_s = parsed.options.get("interval", INTERVAL_S)
+    if not interval_s >= INTERVAL_S_MIN:
         return f"--interval is at least {INTERVAL_S_MIN}"
+    if interval_s > INTERVAL_S_MAX:
+        return f"--interval is at most {INTERVAL_S_MAX:.0f}"
     return ""
 
 

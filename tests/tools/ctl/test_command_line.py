@@ -15,6 +15,7 @@ import pytest
 
 from qlog.tools.ctl.api import Api
 from qlog.tools.ctl.command import Call, Document, Message, Option, Result, Rows
+from qlog.tools.ctl.commands import backups as backups_module
 from qlog.tools.ctl.formats import lines
 from qlog.tools.ctl.help import PROGRAMS, nearest
 from qlog.tools.ctl.main import main
@@ -191,6 +192,8 @@ def test_of_definitions_that_cannot_be_written_nothing_is_left(
         (["--rows", "501"], "--rows is 1 to 500"),
         (["--interval", "0"], "--interval is at least 0.1"),
         (["--interval", "nan"], "--interval is at least 0.1"),
+        (["--interval", "inf"], "--interval is at most 86400"),
+        (["--interval", "1e12"], "--interval is at most 86400"),
         (["queues"], "not known: queues"),
     ],
 )
@@ -369,3 +372,17 @@ def written(result: Result, formatter: str) -> list[str]:
     from qlog.tools.ctl.api import Api
 
     return list(lines(result, Call([], {}, Api("nowhere"), "ctl"), formatter))
+
+
+def test_a_backup_by_a_broker_that_does_not_say_whether_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a broker of an earlier version, which still runs."""
+    monkeypatch.setattr(backups_module, "LOOK_S", 0)
+    made = {"state": "made", "files": 2, "bytes": 9, "files_copied": 1, "bytes_copied": 4}
+    answers = [{"state": "running", "directory": "/b"}, made]
+    api = Api("nowhere")
+    monkeypatch.setattr(api, "ask", lambda *_, **__: answers.pop(0))
+    (command,) = (one for one in COMMANDS if one.name == "backup")
+    document = command.run(Call(["/b"], {}, api, "ctl"))
+    assert isinstance(document, Document) and document.value == made

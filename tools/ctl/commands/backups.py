@@ -28,7 +28,7 @@ def backup(call: Call) -> Document:
     waited_s = 0.0
     while state["state"] == "running":
         time.sleep(LOOK_S)
-        before_s, waited_s = waited_s, waited_s + LOOK_S if state["waits"] else 0.0
+        before_s, waited_s = waited_s, waited_s + LOOK_S if state.get("waits") else 0.0
         if before_s < WAITED_S <= waited_s:
             print(WAITS, file=sys.stderr)
         state = call.get("qlog", "backups")

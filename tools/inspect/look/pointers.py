@@ -27,7 +27,7 @@ from qlog.tools.inspect.look.decode import lane_text
 from qlog.tools.inspect.look.directory import Directory, look_again
 from qlog.tools.inspect.look.environment import open_index, read
 from qlog.tools.inspect.look.log import Segment, Survey, selected_bytes, survey
-from qlog.tools.inspect.rows import picked, progress
+from qlog.tools.inspect.rows import counted, picked, progress
 
 _KEY = struct.Struct(">IQ")
 _NO_POINTERS = array("I")
@@ -238,7 +238,7 @@ class _Comparing:
     def wrong_counts(self) -> Iterator[str]:
         """Counts of the index that differ from what was found."""
         for lane_id, row in self.contents.lanes.items():
-            for counted, found, text in (
+            for count, found, text in (
                 (row.alive, self.alive, "unsettled messages, and has {} pointers"),
                 (row.spilled, self.spilled, "unsettled spilled messages, and has {} pointers"),
                 (
@@ -247,8 +247,8 @@ class _Comparing:
                     "bytes of unsettled messages, and the pointers say {}",
                 ),
             ):
-                if counted != found[lane_id]:
-                    yield f"lane {lane_id} counts {counted} {text.format(found[lane_id])}"
+                if count != found[lane_id]:
+                    yield f"lane {lane_id} counts {count} {text.format(found[lane_id])}"
         for segment_id in sorted(self.contents.live.keys() | self.live.keys()):
             said, is_ = self.contents.live.get(segment_id, Live()), self.live[segment_id]
             if said != is_:
@@ -268,7 +268,7 @@ class _Comparing:
         }
         wrong = Counter(due.lane_id for due in known ^ self.dues)
         for lane_id, count in sorted(wrong.items()):
-            yield f"lane {lane_id} has {count} due times that are not those of the log"
+            yield f"lane {lane_id} differs from the log in {counted(count, 'due time')}"
 
     def _compare(self, segment_id: int, lane_id: int, first: int, run: PlacedRun, lsn: int) -> None:
         """Compare one run in one of its lanes, block by block; `lsn` is the first message's."""
