@@ -35,10 +35,11 @@ RETRY_S = 60.0
 class Holder(Protocol):
     """Who holds the messages of a lane."""
 
-    def due(self, lane_id: int, qseq: int, count: int) -> None:
+    def due(self, lane_id: int, qseq: int, count: int) -> int:
         """The time of these messages of a lane has come, wherever they are now.
 
-        Raises CorruptLog.
+        Returns how many of them it has dealt with: at least one, and fewer than `count` if that
+        was work enough. The others are told again after a pause. Raises CorruptLog.
         """
 
 
@@ -103,7 +104,9 @@ class DueMessages:
                     break
                 began_s = self._jobs.clock_s()
                 for lane_id, qseq, count in _stretches(self._store.due(now_ms, self._at_once)):
-                    self._tell_holder(lane_id, qseq, count)
+                    end = qseq + count
+                    while (qseq := qseq + self._tell_holder(lane_id, qseq, end - qseq)) < end:
+                        yield  # nothing with a later time is told before these
                 quick = self._jobs.clock_s() - began_s <= QUICK_S
                 more = min(2 * self._at_once, max(DUE_AT_ONCE_MAX, DUE_AT_ONCE))
                 self._at_once = more if quick else DUE_AT_ONCE
@@ -116,13 +119,13 @@ class DueMessages:
             if next_s is not None:
                 self._arm(max(next_s, 0.0))
 
-    def _tell_holder(self, lane_id: int, qseq: int, count: int) -> None:
-        """An error costs these messages: they wait, and no consumer gets them."""
+    def _tell_holder(self, lane_id: int, qseq: int, count: int) -> int:
+        """Returns how many are told. An error costs them: they wait, and no consumer gets them."""
         holder = self._holders.get(lane_id)
         if holder is None:
-            return
+            return count
         try:
-            holder.due(lane_id, qseq, count)
+            return holder.due(lane_id, qseq, count)
         except StorageError as error:
             logger.error(
                 "cannot take messages that are due from %s qseq=%d count=%d error=%s",
@@ -131,6 +134,7 @@ class DueMessages:
                 count,
                 error,
             )
+            return count
 
 
 def _stretches(dues: Sequence[Due]) -> Iterator[tuple[int, int, int]]:

@@ -40,7 +40,7 @@ from qlog.server.broker.hidden_lanes import HiddenLanes, Owner
 from qlog.server.broker.jobs import Jobs, Steps
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.post import PostOffice
-from qlog.server.broker.queues.backlog import Backlog, Taken
+from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken
 from qlog.server.broker.queues.mail import Mail
 from qlog.server.broker.queues.targets import Targets
 from qlog.server.broker.stats import Stats
@@ -235,12 +235,12 @@ class Delayed:
 
     # -- what goes -----------------------------------------------------------------------------
 
-    def due(self, lane_id: int, qseq: int, count: int) -> None:
+    def due(self, lane_id: int, qseq: int, count: int) -> int:
         """The time of these messages has come; see `due.Holder`. Raises CorruptLog."""
         if not self._overdue.count and not self._waits:
-            self._release(qseq, count)
-        else:
-            self._put_off(qseq, count)
+            return self._release(qseq, count)
+        self._put_off(qseq, count)
+        return count
 
     @property
     def _waits(self) -> bool:
@@ -279,26 +279,36 @@ class Delayed:
             while overdue.count and not self.closed and not self._waits:
                 first, count = overdue.lowest(AT_ONCE)
                 overdue.discard(first, count)
-                self._release(first, count)
+                done = self._release(first, count)
+                if done < count:
+                    overdue.add(first + done, count - done)
                 yield
         finally:
             self._catches_up = bool(overdue.count) and not self.closed
             if self._catches_up:
                 self._look_later()
 
-    def _release(self, qseq: int, count: int) -> None:
-        """Route those that wait among these messages. Raises CorruptLog if the index is wrong.
+    def _release(self, qseq: int, count: int) -> int:
+        """Route those that wait among these messages; how many of them are done with.
 
-        A message that is damaged stays, and is tried again after the next start.
+        Not all of them, but at least one, if they have more than TAKE_BYTES_MAX octets: the others
+        wait as before. A message that is damaged stays, and is tried again after the next start.
+        Raises CorruptLog if the index is wrong.
         """
         backlog = self._backlog
+        bytes_left = TAKE_BYTES_MAX
+        done = count
         for first, length, _ in backlog.withdraw_at(qseq, count):
             end, at_once = first + length, length
             while first < end:
+                if bytes_left <= 0:
+                    self._give_back(first, end)
+                    done = min(done, first - qseq)
+                    break
                 try:
-                    taken = backlog.read_out(first, min(end - first, at_once))
+                    taken = backlog.read_out(first, min(end - first, at_once), bytes_max=bytes_left)
                 except OutOfDescriptors:
-                    backlog.give_back(first, end - first, backlog.lane.bytes_of(first, end - first))
+                    self._give_back(first, end)
                     self._put_off(first, end - first)
                     break
                 except CorruptLog as error:
@@ -309,6 +319,13 @@ class Delayed:
                     continue
                 self._hand_over(taken)
                 first += len(taken.bodies)
+                bytes_left -= sum(taken.sizes)
+        return done
+
+    def _give_back(self, first: int, end: int) -> None:
+        """These messages, which were about to be released, wait as before."""
+        backlog = self._backlog
+        backlog.give_back(first, end - first, backlog.lane.bytes_of(first, end - first))
 
     def _hand_over(self, taken: Taken) -> None:
         """Publish copies, and settle the messages when the copies are on the disk."""

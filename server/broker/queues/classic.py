@@ -520,12 +520,16 @@ class ClassicQueue:
             self._host.dues.expect(soonest_ms)
         return lsn
 
-    def due(self, lane_id: int, qseq: int, count: int) -> None:
-        """The own time of these messages is over, wherever they are. Raises CorruptLog."""
+    def due(self, lane_id: int, qseq: int, count: int) -> int:
+        """The own time of these messages is over, wherever they are; see `due.Holder`.
+
+        Raises CorruptLog.
+        """
         for backlog in self.backlogs:
             if backlog.lane.id == lane_id:
                 self._expiry.due(self, backlog, qseq, count)
                 self._wake(self)  # what waits to be offered is
+        return count
 
     def get(self) -> Taken | None:
         """Take one message for basic.get; consumers come first. None: nothing is ready.

@@ -14,7 +14,7 @@ from qlog.server.amqp.values import Int64, LongStr, Table, Timestamp
 from qlog.server.broker import due, removals
 from qlog.server.broker.features import delayed as delayed_module
 from qlog.server.broker.features.delayed import Delayed
-from qlog.server.broker.queues.backlog import Backlog
+from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken
 from qlog.server.broker.vhost import VHost
 from qlog.storage.errors import CorruptLog, OutOfDescriptors
 from tests.server.broker.support import Bench, Peer, make, message
@@ -745,10 +745,61 @@ class TestABusyOrFaultyDisk:
         assert got(q) == [b"%d" % number for number in range(100) if number != 50]
         assert delayed.count == 0
 
+    def test_large_ones_are_not_released_all_at_once(
+        self, bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many small ones are released at a time; and they keep the order of their times."""
+        done: list[int] = []
+        hand_over, due = Delayed._hand_over, Delayed.due
+
+        def counted(self: Delayed, taken: Taken) -> None:
+            done[-1] += sum(taken.sizes)
+            hand_over(self, taken)
+
+        def told(self: Delayed, lane_id: int, qseq: int, count: int) -> int:
+            done.append(0)
+            return due(self, lane_id, qseq, count)
+
+        monkeypatch.setattr(Delayed, "_hand_over", counted)
+        monkeypatch.setattr(Delayed, "due", told)
+        body = b"x" * 10_000
+        order = [*range(40, 80), *range(40)]
+        for number in order:
+            publish(q, b"%d" % number + body, 1000 + number)
+            bench.disk()
+        bench.broker.services.dues._at_once = 80
+        bench.pass_ms(2000)
+        bench.disk()
+        assert sum(done) > 3 * TAKE_BYTES_MAX
+        assert max(done) < TAKE_BYTES_MAX + 2 * len(body)
+        assert [int(each.rstrip(b"x")) for each in got(q)] == list(range(80))
+
+    def test_large_ones_do_not_overstep_what_may_be_ahead_of_the_disk(
+        self, bench: Bench, q: Peer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        body = b"x" * 10_000
+        for _ in range(100):
+            publish(q, body, 1000)
+        bench.disk()
+        delayed = bench.broker.vhosts["/"].delayed.find("d")
+        assert delayed is not None
+        bench.broker.services.dues._at_once = 100
+        with monkeypatch.context() as patch:
+            patch.setattr(type(bench.store), "congested", property(lambda store: True))
+            patch.setattr(delayed_module, "AHEAD_BYTES_MAX", TAKE_BYTES_MAX)
+            for _ in range(3):
+                bench.pass_ms(1000)
+                released = (100 - delayed.count) * len(body)
+                assert TAKE_BYTES_MAX - len(body) < released < TAKE_BYTES_MAX + 2 * len(body)
+        bench.pass_ms(100)
+        for _ in range(10):
+            bench.disk()
+        assert delayed.count == 0 and got(q) == [body] * 100
+
     def test_without_descriptors_it_is_tried_again(
         self, bench: Bench, q: Peer, delayed: Delayed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*args: object) -> None:
+        def fail(*args: object, **named: object) -> None:
             raise OutOfDescriptors("none")
 
         with monkeypatch.context() as patch:
@@ -817,10 +868,10 @@ def test_messages_are_released_more_at_a_time_while_that_is_quick(
     due, took_s = Delayed.due, [0.0]
     clock_s = [0.0]
 
-    def counted(self: Delayed, lane_id: int, qseq: int, count: int) -> None:
+    def counted(self: Delayed, lane_id: int, qseq: int, count: int) -> int:
         told.append(count)
         clock_s[0] += took_s[0]
-        due(self, lane_id, qseq, count)
+        return due(self, lane_id, qseq, count)
 
     monkeypatch.setattr(Delayed, "due", counted)
     monkeypatch.setattr(bench.broker.services.jobs, "clock_s", lambda: clock_s[0])
