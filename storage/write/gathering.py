@@ -3,7 +3,8 @@
 A message goes to the open run of its lanes, if there is one, else to a new run. So a batch has one
 run for each set of lanes, and not one for each append. Promises that within a lane the order in the
 log is the order of appends: when a message goes to one of the lanes and to others, too, it begins a
-new run. Messages that are only in memory are gathered in the same way, beyond a batch, too.
+new run. Messages that are only in memory are gathered in the same way, beyond a batch, too, until
+most of them are settled.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ from qlog.storage.bytes.footer import records_bytes, run_bytes
 from qlog.storage.bytes.record import Lengths, record_lengths
 from qlog.storage.lanes.cache import Cache
 from qlog.storage.lanes.lane import Lane
-from qlog.storage.lanes.run import IN_MEMORY, NOT_PACKED, M, Run
+from qlog.storage.lanes.run import IN_MEMORY, NOT_PACKED, RUN_OVERHEAD_BYTES, M, Run
 from qlog.storage.settings import StoreSettings
 from qlog.storage.write.placement import Log, Piece
+
+# What is settled in a run of this size is not worth a new run, whose objects take memory, too.
+_TINY_BYTES = 4 * RUN_OVERHEAD_BYTES
 
 
 class Gathering(Generic[M]):
@@ -67,7 +71,11 @@ class Gathering(Generic[M]):
         has_dues = dues_ms is not None
         measured = record_lengths(len(lanes), metas, bodies, has_dues=has_dues)
         run = _open_run(lanes, self._memory, has_dues)
-        if run is None or not self._takes(run, len(bodies), measured.record_bytes):
+        if (
+            run is None
+            or not self._takes(run, len(bodies), measured.record_bytes)
+            or _is_mostly_settled(run, lanes)
+        ):
             run = Run(IN_MEMORY, 0, len(lanes), has_dues=has_dues)
             run.batch = self._memory
             run.origin = [(lane.id, lane.next_qseq) for lane in lanes]
@@ -105,6 +113,17 @@ class Gathering(Generic[M]):
         self._cache.grown(run, run.extend(metas, bodies, measured, now_ms, dues_ms))
         for lane in lanes:
             lane.grown(run, len(bodies), measured.body_bytes)
+
+
+def _is_mostly_settled(run: Run[M], lanes: Sequence[Lane[M]]) -> bool:
+    """Whether the first half of the open run, or more, is settled in all of its lanes.
+
+    A run leaves memory as a whole: if it grew on, what is settled would stay, and be spilled.
+    """
+    if run.memory_bytes < _TINY_BYTES:
+        return False
+    count = run.count
+    return all(2 * (lane.next_qseq - lane.settled.floor) <= count for lane in lanes)
 
 
 def _open_run(lanes: Sequence[Lane[M]], batch: object, has_dues: bool) -> Run[M] | None:

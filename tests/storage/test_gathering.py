@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from qlog.storage.lanes.lane import Lane
+from qlog.storage.lanes.run import RUN_OVERHEAD_BYTES
 from tests.storage.probe import probe
 from tests.storage.support import SMALL, Bench, Envelope, contents, new_lane, publish
+
+ROOMY = replace(
+    SMALL, batch_records_max=4096, batch_bytes_max=1 << 20, cache_bytes_max=1 << 20
+)  # for runs of hundreds of messages
 
 
 @pytest.fixture
@@ -92,6 +97,38 @@ def test_transient_messages_that_come_one_by_one_are_one_run(bench: Bench) -> No
     for lane in lanes:
         expected = [b"%d" % at for at in range(14) if at != 12 or lane is lanes[0]]
         assert list(contents(lane).values()) == expected
+
+
+@pytest.mark.parametrize("lane_count", [1, 3])
+def test_a_transient_run_most_of_which_is_settled_does_not_grow(
+    tmp_path: Path, lane_count: int
+) -> None:
+    """It would never leave memory while its last message waits, and be spilled with the others."""
+    bench = Bench(tmp_path, ROOMY)
+    lanes = [new_lane(bench.store) for _ in range(lane_count)]
+    body = b"x" * 100
+    last = 399
+    for at in range(last + 1):
+        publish(bench.store, lanes if at % 2 else lanes[::-1], [body], persistent=False)
+        for lane in lanes if at else []:
+            lane.settle(at - 1, 1, len(body))
+    assert probe(bench.store).cache.transient_bytes < 8 * RUN_OVERHEAD_BYTES
+    assert bench.store.checkpoint()
+    spilled = b"".join(path.read_bytes() for path in (bench.directory / "spill").iterdir())
+    assert 1 <= spilled.count(body) < 20
+    assert [contents(lane) for lane in lanes] == [{last: body}] * lane_count
+    bench.store.close()
+
+
+def test_a_transient_run_grows_while_one_of_its_lanes_needs_all_of_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ROOMY)
+    lanes = [new_lane(bench.store) for _ in range(2)]
+    for at in range(100):
+        publish(bench.store, lanes, [b"x" * 100], persistent=False)
+        if at:
+            lanes[1].settle(at - 1, 1, 100)
+    assert [runs_in(lane) for lane in lanes] == [1, 1]
+    bench.store.close()
 
 
 def test_a_transient_run_does_not_grow_while_a_checkpoint_has_it(bench: Bench) -> None:
