@@ -32,7 +32,7 @@ from qlog.server.broker.queues.classic import Backoffs, ClassicQueue, Host
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.mail import Mail
 from qlog.server.broker.queues.returns import Returns, Turns, counted, note_return
-from qlog.server.broker.queues.two_priorities import Arrival, TwoPriorities
+from qlog.server.broker.queues.two_priorities import TwoPriorities
 from qlog.server.broker.queues.type import Declaration, Owner
 from qlog.storage.errors import CorruptLog
 from qlog.storage.lanes.lane import Lane
@@ -214,7 +214,6 @@ class QuorumQueue(ClassicQueue):
         owner: Owner | None,
     ) -> None:
         self._turns = Turns()
-        self._arrival = Arrival()
         super().__init__(host, declared, effective, lanes, owner)
         self._see_levels()
 
@@ -228,7 +227,7 @@ class QuorumQueue(ClassicQueue):
         """From the first message of high priority on there are two backlogs."""
         if len(self.backlogs) > 1 and self._pair is None:
             high, low = self._quorum_backlogs
-            self._pair = TwoPriorities(high, low, self._arrival, low.passed)
+            self._pair = TwoPriorities(high, low, low.passed)
             self._sources = [self._pair]
 
     @property
@@ -267,7 +266,8 @@ class QuorumQueue(ClassicQueue):
     ) -> int:
         self._see_levels()
         if lane is not self.lane:
-            self._arrival.high(lane.next_qseq, self.lane.next_qseq)
+            assert self._pair is not None
+            self._pair.comes(lane.next_qseq, self.lane.next_qseq)
         return super()._append_to(lane, mail, dues_ms, persistent)
 
     def head(self, count_max: int) -> tuple[Backlog, int] | None:

@@ -10,13 +10,14 @@ RabbitMQ 4.0 does (rabbit_fifo_q), which was asked:
   overtaken anybody.
 
 Which high message came before which low one is kept in memory, for the first MARKS_MAX times that
-they take turns in coming, and not across a start. Of all others it is taken that the low ones came
-before. Knows no takers, and nothing of settlements.
+they take turns in coming, of what is in the queue, and not across a start. Of all others it is taken
+that the low ones came before. Knows no takers, and nothing of settlements.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from qlog.server.broker.queues.backlog import Backlog, Taken
@@ -33,6 +34,9 @@ _UNKNOWN = 1 << 63
 
 class Half(Protocol):
     """One of the two backlogs, as this file needs it; see `QuorumBacklog`."""
+
+    @property
+    def ready(self) -> int: ...
 
     @property
     def takeable(self) -> int: ...
@@ -59,23 +63,35 @@ class Arrival:
         # High messages from the first qseq on came when the low lane had all below the second.
         self._marks: deque[tuple[int, int]] = deque()
 
-    def high(self, qseq: int, low_next: int) -> None:
-        """High messages from this qseq on are about to come; the low lane ends at `low_next`."""
+    def high(self, qseq: int, low_next: int, left: Callable[[], int]) -> None:
+        """High messages from this qseq on are about to come; the low lane ends at `low_next`.
+
+        `left` gives the first high message that is still there, or `qseq`; what is below it is
+        forgotten.
+        """
         marks = self._marks
-        if len(marks) >= MARKS_MAX:
-            if marks[-1][1] != _UNKNOWN:
-                marks.append((qseq, _UNKNOWN))
-        elif not marks or marks[-1][1] != low_next:
+        if marks and marks[-1][1] == low_next:
+            return
+        if marks:
+            self._forget(left())
+        if len(marks) < MARKS_MAX:
             marks.append((qseq, low_next))
+        elif marks[-1][1] != _UNKNOWN:
+            marks.append((qseq, _UNKNOWN))
+
+    def _forget(self, high: int) -> None:
+        """What came before the high message `high` is gone."""
+        marks = self._marks
+        while len(marks) > 1 and marks[1][0] <= high:
+            marks.popleft()
 
     def before(self, low: int, high: int, count_max: int) -> int:
         """How many of the high messages from qseq `high` on came before the low message `low`.
 
         At most `count_max`. What is below `high` is forgotten.
         """
+        self._forget(high)
         marks = self._marks
-        while len(marks) > 1 and marks[1][0] <= high:
-            marks.popleft()
         if not marks or marks[0][0] > high:
             return 0
         for first, low_next in marks:
@@ -92,10 +108,10 @@ class TwoPriorities:
     `taken`: how many messages the queue has given before.
     """
 
-    def __init__(self, high: Half, low: Half, arrival: Arrival, taken: int) -> None:
+    def __init__(self, high: Half, low: Half, taken: int) -> None:
         self._high = high
         self._low = low
-        self._arrival = arrival
+        self._arrival = Arrival()
         self._taken = 0  # since the last turn of a low message
         self._count(taken)
 
@@ -116,6 +132,11 @@ class TwoPriorities:
         if counts:
             self._count(len(taken.bodies))
         return taken
+
+    def comes(self, qseq: int, low_next: int) -> None:
+        """High messages from this qseq on are about to come; the low lane ends at `low_next`."""
+        high = self._high
+        self._arrival.high(qseq, low_next, lambda: high.fresh(1)[0] if high.ready > 0 else qseq)
 
     def _choose(self, count_max: int) -> tuple[Half, int, bool]:
         """Who is next, how many messages of it, and whether they count for the turns."""

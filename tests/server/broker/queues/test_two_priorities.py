@@ -236,14 +236,36 @@ def test_what_is_known_of_arrivals_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(two_priorities, "MARKS_MAX", 4)
     arrival = Arrival()
     for number in range(10):  # a low one, then a high one, …
-        arrival.high(number, number + 1)
+        arrival.high(number, number + 1, lambda: 0)
     assert len(arrival._marks) == 5
     assert arrival.before(1, 0, 100) == 1
     assert arrival.before(3, 0, 100) == 3
     assert arrival.before(100, 0, 100) == 4
     assert arrival.before(100, 4, 100) == 0
-    arrival.high(10, 11)  # there is room again
+    arrival.high(10, 11, lambda: 4)  # there is room again
     assert arrival.before(100, 9, 100) == 0 and arrival.before(100, 10, 100) == 100
+
+
+def test_a_queue_that_is_kept_empty_forgets_what_came_when(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Low and high messages take turns, none is ever beside another; then a backlog comes."""
+    monkeypatch.setattr(two_priorities, "MARKS_MAX", 4)
+    queue = peer.declare("q", arguments=QUORUM)
+    consume = make(spec.BasicConsume, queue="q", consumer_tag="c", no_ack=True)
+    peer.ask(3, consume, spec.BasicConsumeOk)
+    for _ in range(10):
+        publish(bench, peer, "a")
+        publish(bench, peer, "B")
+    assert len(peer.take()) == 20
+    peer.ask(3, make(spec.BasicCancel, consumer_tag="c"), spec.BasicCancelOk)
+    model = Model()
+    model.taken = 20 % 3
+    for body in ("C", "D", "E", "f", "G", "h"):
+        model.add(body)
+        publish(bench, peer, body)
+    assert drained(peer).split() == list(iter(model.next, None))
+    assert queue.ready == 0
 
 
 @pytest.mark.parametrize("bodies", ["aB", "a", "B"])
