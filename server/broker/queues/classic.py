@@ -215,6 +215,8 @@ class ClassicQueue:
 
     # A consumer of higher priority takes over from a single active one.
     preemptive = False
+    # Messages of different levels are appended in the order in which they came (levels.py).
+    levels_in_turn = False
 
     def __init__(
         self,
@@ -247,7 +249,13 @@ class ClassicQueue:
             self._dispatch = SingleActive(preemptive=self.preemptive)
         else:
             self._dispatch = Dispatch()
-        self._levels = Levels(lanes, self._level_of(), self._new_level, self._new_backlog)
+        self._levels = Levels(
+            lanes,
+            self._level_of(),
+            self._new_level,
+            self._new_backlog,
+            in_turn=self.levels_in_turn,
+        )
         self.backlogs = self._levels.backlogs  # those of the highest level first
         self._sources: Sequence[Source] = self.backlogs  # in the order in which they are taken from
         self._once: Once | None = None

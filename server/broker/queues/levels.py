@@ -10,6 +10,7 @@ made with its first message and named by the queue's definition before. Knows no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from typing import TypeAlias
 
 from qlog.server.amqp.envelope import Envelope
@@ -27,10 +28,11 @@ class Levels:
 
     Arguments: `lanes` are those that the queue has, by level; `level_of` is the level of a message,
     None without priorities; `new_lane` makes a lane for a level, and gets the ids of the others; `new_backlog` makes a
-    lane's ready set.
+    lane's ready set; `in_turn`: messages are given to the lanes in the order in which they came,
+    also across levels, which takes more appends.
     """
 
-    __slots__ = ("_by_level", "_level_of", "_new_backlog", "_new_lane", "backlogs")
+    __slots__ = ("_by_level", "_in_turn", "_level_of", "_new_backlog", "_new_lane", "backlogs")
 
     def __init__(
         self,
@@ -38,9 +40,12 @@ class Levels:
         level_of: Callable[[Traits], int] | None,
         new_lane: Callable[[LaneIds, int], Lane[Envelope]],
         new_backlog: Callable[[Lane[Envelope]], Backlog] = Backlog,
+        *,
+        in_turn: bool = False,
     ) -> None:
         self._by_level = {level: new_backlog(lane) for level, lane in lanes.items()}
         self._level_of = level_of
+        self._in_turn = in_turn
         self._new_backlog = new_backlog
         self._new_lane = new_lane
         self.backlogs: list[Backlog] = []
@@ -56,10 +61,20 @@ class Levels:
         self.backlogs[:] = [by_level[level] for level in sorted(by_level, reverse=True)]
 
     def sorted(self, mail: Mail) -> Iterator[tuple[Lane[Envelope], Mail]]:
-        """The lanes that messages go to, each with its messages, in their order."""
+        """The lanes that messages go to, each with its messages, in their order.
+
+        A lane comes once, or, if the order across levels counts, with each stretch of messages.
+        """
         level_of = self._level_of
         if level_of is None:
             yield self._lane(0), mail
+            return
+        if self._in_turn:
+            start = 0
+            for level, stretch in groupby(map(level_of, mail.traits)):
+                stop = start + sum(1 for _ in stretch)
+                yield self._lane(level), mail.part(start, stop)
+                start = stop
             return
         indices: dict[int, list[int]] = {}
         for index, traits in enumerate(mail.traits):

@@ -202,6 +202,7 @@ class QuorumQueue(ClassicQueue):
     """See the head of this file, and `QueueType`."""
 
     preemptive = True
+    levels_in_turn = True  # two_priorities.py asks which message came before which
     _waits: Backoffs | None = None
     _pair: TwoPriorities | None = None  # once a message of high priority came
 

@@ -268,6 +268,35 @@ def test_a_queue_that_is_kept_empty_forgets_what_came_when(
     assert queue.ready == 0
 
 
+@pytest.mark.parametrize("how", ["plain", "limit", "expiration", "dead letters"])
+def test_the_order_of_one_read_is_kept(bench: Bench, peer: Peer, how: str) -> None:
+    """Also of messages that the queue gets together, and not by one append."""
+    limit: Table = {"x-max-length": 1000} if how == "limit" else {}
+    peer.declare("q", arguments={**QUORUM, **limit})
+    first = "q"
+    if how == "dead letters":
+        first = "first"
+        dead: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
+        peer.declare(first, arguments=dead)
+    model = Model()
+    frames = []
+    for body in ("a", "B", "C", "D", "E", "F", "g", "H"):
+        model.add(body)
+        properties = Properties(delivery_mode=2, priority=9 if body.isupper() else None)
+        if how == "expiration":
+            properties.expiration = "60000"
+        frames.append(message(1, first, body.encode(), properties=properties))
+    peer.send(1, *frames)
+    bench.disk()
+    if how == "dead letters":
+        while get(peer, first) is not None:
+            pass
+        peer.send(2, spec.BasicNack(0, multiple=True, requeue=False))
+        bench.settle()
+        bench.disk()
+    assert drained(peer).split() == list(iter(model.next, None))
+
+
 @pytest.mark.parametrize("bodies", ["aB", "a", "B"])
 def test_a_choice_looks_at_few_messages(
     bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, bodies: str
