@@ -276,7 +276,7 @@ class QuorumQueue(ClassicQueue):
         if self._pair is None:
             return super().head(count_max)
         high, low = self.backlogs
-        return self._pair.head(high, low, count_max)
+        return self._pair.head(high, low, count_max, takeable=bool(self.takers))
 
     def _look_again(self) -> None:
         self._wake(self)

@@ -160,20 +160,30 @@ class TwoPriorities:
     def _count(self, count: int) -> None:
         self._taken = (self._taken + count) % (WEIGHT + 1)
 
-    def head(self, high: Backlog, low: Backlog, count_max: int) -> tuple[Backlog, int] | None:
-        """Who loses the first messages of those that are ready, and how many; they are counted."""
+    def head(
+        self, high: Backlog, low: Backlog, count_max: int, *, takeable: bool
+    ) -> tuple[Backlog, int] | None:
+        """Who loses the first messages of those that are ready, and how many; they are counted.
+
+        `takeable`: of those that may be taken, if there are any: only these count for a limit.
+        """
         turns = self._high.turn, self._low.turn
         if turns != (None, None):
             first = turns[1] is None or (turns[0] is not None and turns[0] < turns[1])
             return high if first else low, 1
-        if high.ready > 0 and low.ready > 0:
+        high_ready, low_ready = high.ready, low.ready
+        if takeable and self.takeable:
+            high_ready, low_ready = high.takeable, low.takeable
+        if high_ready > 0 and low_ready > 0:
             high_first, high_count = self._high.fresh(count_max)
             low_first, _ = self._low.fresh(1)
             early = self._arrival.before(low_first, high_first, high_count)
             many = min(max(WEIGHT - self._taken, early), count_max)
-            half, count = (high, many) if many else (low, 1)
-        elif high.ready > 0 or low.ready > 0:
-            half, count = (high if high.ready > 0 else low), count_max
+            half, count = (high, min(many, high_ready)) if many else (low, 1)
+        elif high_ready > 0:
+            half, count = high, min(count_max, high_ready)
+        elif low_ready > 0:
+            half, count = low, min(count_max, low_ready)
         else:
             return None
         self._count(count)

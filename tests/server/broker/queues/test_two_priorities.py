@@ -13,6 +13,7 @@ from qlog.server.amqp import spec
 from qlog.server.amqp.properties import Properties
 from qlog.server.amqp.values import Table
 from qlog.server.broker.queues import two_priorities
+from qlog.server.broker.queues.quorum import QuorumQueue
 from qlog.server.broker.queues.two_priorities import Arrival
 from qlog.storage.lanes.settled import Settled
 from tests.server.broker.support import Bench, Peer, make, message
@@ -219,6 +220,24 @@ def test_the_octets_of_both_count_for_a_limit(bench: Bench, peer: Peer) -> None:
     queue = peer.declare("q", arguments={**QUORUM, "x-max-length-bytes": 10})
     publish(bench, peer, *("aaa", "BBB", "ccc", "DDD"))
     assert queue.ready == 3 and drained(peer) == "DDD aaa ccc"
+
+
+def test_a_limit_drops_only_what_counts_for_it(bench: Bench, peer: Peer) -> None:
+    """While somebody consumes, high messages on their way to the disk do not: low ones go."""
+    queue = peer.declare("q", arguments={**QUORUM, "x-max-length": 8})
+    consume = make(spec.BasicConsume, queue="q", consumer_tag="c")
+    peer.send(3, make(spec.BasicQos, prefetch_count=1), consume)
+    publish(bench, peer, "A", *"abcdefgh")
+    assert [said.body for said in peer.take()][-1] == b"A"
+    assert isinstance(queue, QuorumQueue)
+    high, low = queue.backlogs
+    peer.send(1, one(0, b"i"), one(0, b"j"))
+    peer.send(1, *(one(9, body) for body in (b"B", b"C", b"D", b"E", b"F")))
+    assert (high.ready, low.ready, low.takeable) == (5, 10, 8)
+    bench.disk_once()
+    assert (high.ready, high.takeable, low.ready) == (5, 0, 8)
+    bench.disk()
+    assert queue.ready == 8
 
 
 def test_a_deleted_queue_lets_go_of_both(bench: Bench, peer: Peer) -> None:
