@@ -37,5 +37,10 @@ class Replies:
         self._targets.pop(address, None)
 
     def find(self, address: str) -> Targets:
-        """Where a reply to an address goes: to the channel that waits there, or to nobody."""
-        return self._targets.get(address, _NOBODY)
+        """Where a reply to an address goes: to the channel that waits there, or to nobody.
+
+        A channel that ends lets go of its address a moment later, and takes nothing meanwhile.
+        """
+        targets = self._targets.get(address, _NOBODY)
+        waiting = targets.replies_to
+        return _NOBODY if waiting is None or waiting.closed else targets

@@ -29,6 +29,10 @@ _QUEUE_BYTES = 40
 class ReplyChannel(Protocol):
     """A channel that takes direct replies."""
 
+    @property
+    def closed(self) -> bool:
+        """It takes none any more."""
+
     def deliver_replies(self, envelopes: Sequence[Envelope], bodies: Sequence[bytes]) -> None:
         """Send the replies to its client."""
 

@@ -255,6 +255,20 @@ def test_reply_goes_past_all_queues(bench: Bench, peer: Peer) -> None:
     assert isinstance(server.take()[0].method, spec.BasicReturn) and peer.take() == []
 
 
+def test_a_requester_that_ends_takes_no_more(bench: Bench, peer: Peer) -> None:
+    """Before the channel has let go of what it held, which may take a while."""
+    address = request(peer)
+    server = Peer(bench)
+    server.publish(1, address, b"first")
+    assert [body for *_, body in peer.deliveries()] == [b"first"]
+    peer.client.channels[1].stop()
+    declare = make(spec.QueueDeclare, queue=address, passive=True)
+    server.send(1, message(1, address, b"reply", mandatory=True), declare)
+    returned, refused = server.hear()
+    assert isinstance(returned, spec.BasicReturn) and peer.take() == []
+    assert isinstance(refused, spec.ChannelClose) and refused.reply_code == 404
+
+
 def test_requester_may_leave_before_the_commit(bench: Bench, peer: Peer) -> None:
     address = request(peer)
     server = Peer(bench)
