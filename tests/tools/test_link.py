@@ -207,8 +207,9 @@ class Living:
         self._thread.start()
 
     def _live(self) -> None:
-        while not self._over.wait(0.005):
-            self.broker._theirs.sendall(HEARTBEAT_FRAME)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the link may be closed first
+            while not self._over.wait(0.005):
+                self.broker._theirs.sendall(HEARTBEAT_FRAME)
 
     def end(self) -> None:
         """No more."""
@@ -273,3 +274,33 @@ def test_a_broker_that_is_silent_counts_as_gone(monkeypatch: pytest.MonkeyPatch)
         link.receive()
     link.close(orderly=False)
     broker.close()
+
+
+def test_a_broker_that_lives_and_takes_nothing_is_waited_for(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once; and if it goes on for a minute, and nobody is blocked, it is over."""
+    monkeypatch.setattr(publisher_module, "SAID_S", 0.05)
+    monkeypatch.setattr(Link, "open_channel", lambda *_, **__: None)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: living.broker.ours)
+    said: list[str] = []
+    body = bytes(4_000_000)
+    reader = threading.Thread(target=lambda: living.broker._take(len(body)))
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            reader.start()
+
+    publisher = Publisher(Address.parse("amqp://"), "/", say)
+    living.begin()
+    publisher._queues["q"] = None
+    envelope = Envelope.pack("", "q", b"\0\0", len(body))
+    publisher.publish("q", envelope, body, 1)
+    reader.join()
+    assert said == ["waiting for the broker, which takes nothing now"]
+    monkeypatch.setattr(link_module, "SILENCE_S_MAX", 0.2)
+    with pytest.raises(LinkFailed, match="has taken nothing"):
+        publisher.publish("q", envelope, body, 2)
+    assert len(said) == 2
+    publisher._link.close(orderly=False)

@@ -1,9 +1,9 @@
 """A connection to an AMQP 0-9-1 broker from a client's side: frames, replies, contents; no more.
 
 Its calls wait; a broker that says nothing for a minute counts as gone, and so does one that owes a
-reply and sends nothing but heartbeats for a minute, unless it has said that it is blocked. A thread
-sends heartbeats, so that a connection stays however long nobody calls. What the broker sends of its
-own accord goes to `handle`. Knows nothing of what its channels are for.
+reply and sends nothing but heartbeats for a minute, or takes nothing, unless it has said that it is
+blocked. A thread sends heartbeats, so that a connection stays however long nobody calls. What the
+broker sends of its own accord goes to `handle`. Knows nothing of what its channels are for.
 """
 
 import select
@@ -199,12 +199,25 @@ class Link:
                 raise LinkFailed(f"the broker has not answered for {SILENCE_S_MAX:.0f} s")
         return self._replies.popleft()
 
-    def send(self, *buffers: Buffer) -> None:
-        """Send everything. What the broker sends meanwhile is read, so that neither side blocks."""
+    def send(
+        self,
+        *buffers: Buffer,
+        paused: Callable[[], None] | None = None,
+        paused_s: float = SILENCE_S_MAX,
+    ) -> None:
+        """Send everything. What the broker sends meanwhile is read, so that neither side blocks.
+
+        `paused` is called, once, when the broker takes nothing for `paused_s` seconds.
+        """
         with self._lock:
             self._unsent = memoryview(b"".join((self._unsent, *buffers)))
+            taken_s = time.monotonic()
             while self._unsent:
-                readable, writable = self._wait(select.POLLIN | select.POLLOUT, SILENCE_S_MAX)
+                left_s = SILENCE_S_MAX  # of a broker that has blocked us: it may be so for long
+                if not self.blocked or paused is not None:
+                    bound_s = SILENCE_S_MAX if paused is None else paused_s
+                    left_s = max(0.0, taken_s + bound_s - time.monotonic())
+                readable, writable = self._wait(select.POLLIN | select.POLLOUT, left_s)
                 if readable:
                     self._read()
                 if writable:
@@ -213,8 +226,12 @@ class Link:
                     except OSError as error:
                         self._read()  # it may have said why
                         raise LinkFailed(f"the connection broke: {error.strerror}") from error
-                if not readable and not writable:
-                    raise LinkFailed(f"the broker has taken nothing for {SILENCE_S_MAX:.0f} s")
+                    taken_s = time.monotonic()
+                elif not readable or not left_s:
+                    if paused is None:
+                        raise LinkFailed(f"the broker has taken nothing for {SILENCE_S_MAX:.0f} s")
+                    paused()
+                    paused = None
 
     def receive(self, wait_s: float | None = None) -> bool:
         """Wait until the broker has sent something, and handle that; whether there was something.

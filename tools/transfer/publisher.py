@@ -105,6 +105,8 @@ class Publisher:
             method_frame(_PUBLISHING, publish),
             header_frame(_PUBLISHING, envelope),
             *body_frames(_PUBLISHING, body, self._link.frame_max),
+            paused=lambda: self._say_why("takes nothing now"),
+            paused_s=SAID_S,
         )
         self._published += 1
         self._waiting[self._published] = _Sent(queue, number, len(body))
@@ -138,8 +140,12 @@ class Publisher:
                 self._link.receive(left_s)
             else:
                 said = True
-                why = "has blocked publishers" if self._link.blocked else "confirms nothing now"
-                self._say(f"waiting for the broker, which {why}")
+                self._say_why("confirms nothing now")
+
+    def _say_why(self, what: str) -> None:
+        """Say what is waited for."""
+        why = "has blocked publishers" if self._link.blocked else what
+        self._say(f"waiting for the broker, which {why}")
 
     def _raise_refusal(self) -> None:
         if self._refused:
