@@ -175,6 +175,7 @@ class Delayed:
         # Due, and not released yet: the disk was behind. `_catching_up`: a job, or a timer, looks.
         self._overdue = Numbers()
         self._catches_up = False
+        self._starved = False  # of file descriptors, when something was released the last time
         self._holds = 0  # deletions that wait for what was released; nothing more is, meanwhile
         services.dues.hold(lane.id, self)
 
@@ -245,7 +246,7 @@ class Delayed:
     @property
     def _waits(self) -> bool:
         """Whether what is due has to wait."""
-        return bool(self._holds) or self._services.ahead.spent
+        return self._starved or bool(self._holds) or self._services.ahead.spent
 
     def hold(self) -> None:
         """Release nothing until `let_go`: the exchange is about to be deleted."""
@@ -268,6 +269,7 @@ class Delayed:
 
     def _look(self) -> None:
         """Go on with what is overdue, if it has not to wait any more."""
+        self._starved = False
         if self._waits and not self.closed:
             self._look_later()
         else:
@@ -308,6 +310,7 @@ class Delayed:
                 try:
                     taken = backlog.read_out(first, min(end - first, at_once), bytes_max=bytes_left)
                 except OutOfDescriptors:
+                    self._starved = True
                     self._give_back(first, end)
                     self._put_off(first, end - first)
                     break

@@ -806,6 +806,9 @@ class TestABusyOrFaultyDisk:
             patch.setattr(Backlog, "read_out", fail)
             bench.pass_ms(1000)
             assert got(q) == [] and delayed.count == 100
+            bench.pass_ms(100)  # after a pause, and without being busy until then
+            bench.pass_ms(100)
+            assert got(q) == [] and delayed.count == 100
         bench.pass_ms(100)
         bench.pass_ms(100)
         assert len(got(q)) == 100
