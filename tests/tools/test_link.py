@@ -106,10 +106,6 @@ def test_a_broker_that_goes_while_nobody_calls(monkeypatch: pytest.MonkeyPatch) 
     link.close(orderly=False)
 
 
-def _never(text: str) -> None:
-    raise AssertionError(text)
-
-
 @pytest.fixture
 def tls_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BrokerProcess]:
     files = broker_files(tmp_path)
@@ -124,28 +120,29 @@ def test_heartbeats_come_between_the_frames_of_a_message(
     tls_broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as can be, beside large messages over TLS: all of them are understood."""
-    beat, write, beats = Link._beat, Link._write, 0
+    beat, write, beaten = Link._beat, Link._write, threading.Event()
     monkeypatch.setattr(Link, "_beat", lambda link, _: beat(link, 1e-5))  # type: ignore[arg-type]
 
-    def counted(link: Link) -> None:
-        nonlocal beats
-        beats += link._unsent == HEARTBEAT_FRAME
+    def noticed(link: Link) -> None:
+        beats = link._unsent == HEARTBEAT_FRAME
         write(link)
+        if beats and not link._unsent:
+            beaten.set()
 
-    monkeypatch.setattr(Link, "_write", counted)
+    monkeypatch.setattr(Link, "_write", noticed)
     address = Address.parse(f"amqps://127.0.0.1:{tls_broker.tls_port}")
     body = bytes(range(256)) * 4000
-    with Publisher(address, "/", _never) as publisher:
+    with Publisher(address, "/", print) as publisher:
         link = publisher._link
         link.ask(
             2, spec.QueueDeclare("q", False, False, False, False, False, {}), spec.QueueDeclareOk
         )
         publisher.find("q")
-        beats = 0
         for number in range(50):
+            beaten.clear()
+            assert beaten.wait(20)
             publisher.publish("q", Envelope.pack("", "q", b"\0\0", len(body)), body, number)
         publisher.wait()
-        assert beats > 0
         assert publisher.open_from is None and publisher._published == 50
         assert link._pulse is not None and link._pulse.is_alive()
 
@@ -156,10 +153,10 @@ def test_a_certificate_that_is_not_trusted_is_one_line(
     monkeypatch.delenv("SSL_CERT_FILE")
     address = Address.parse(f"amqps://127.0.0.1:{tls_broker.tls_port}")
     with pytest.raises(LinkFailed, match=r"^no TLS with 127\.0\.0\.1:\d+: .*certificate"):
-        Publisher(address, "/", _never)
+        Publisher(address, "/", print)
     plain = Address.parse(f"amqps://127.0.0.1:{tls_broker.port}")
     with pytest.raises(LinkFailed, match=r"^no TLS with 127\.0\.0\.1:\d+: "):
-        Publisher(plain, "/", _never)
+        Publisher(plain, "/", print)
 
 
 def test_of_a_login_over_tls_that_is_refused_nothing_is_left(
@@ -174,7 +171,7 @@ def test_of_a_login_over_tls_that_is_refused_nothing_is_left(
 
     monkeypatch.setattr(link_module, "_secured", kept)
     with pytest.raises(LinkFailed, match="refused"):
-        Publisher(Address.parse(f"amqps://guest:no@127.0.0.1:{tls_broker.tls_port}"), "/", _never)
+        Publisher(Address.parse(f"amqps://guest:no@127.0.0.1:{tls_broker.tls_port}"), "/", print)
     assert [one.fileno() for one in made] == [-1]
 
 
