@@ -25,6 +25,9 @@ from qlog.storage.lanes.run import Slice
 
 # The largest take, in bytes. What one take brings is one join and one send; more gains nothing.
 TAKE_BYTES_MAX = 256 * 1024
+# And in messages: a take of smaller ones gains nothing either, and to look for the end of a stretch
+# costs a step for each block of messages, of which a long backlog has thousands.
+TAKE_COUNT_MAX = 4096
 
 
 class Taken:
@@ -140,6 +143,7 @@ class Backlog:
         They are out from now on. A message must be ready. Raises CorruptLog and OutOfDescriptors;
         nothing has happened then.
         """
+        count_max = min(count_max, TAKE_COUNT_MAX)
         returned = self._returned
         if returned.count:
             return self._take_returned(*returned.lowest(count_max), bytes_max)

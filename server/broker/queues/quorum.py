@@ -27,7 +27,13 @@ from qlog.server.amqp.properties import Traits
 from qlog.server.broker.numbers import Numbers
 from qlog.server.broker.outcome import Outcome
 from qlog.server.broker.queues.arrivals import Arrivals
-from qlog.server.broker.queues.backlog import TAKE_BYTES_MAX, Backlog, Taken, Withdrawn
+from qlog.server.broker.queues.backlog import (
+    TAKE_BYTES_MAX,
+    TAKE_COUNT_MAX,
+    Backlog,
+    Taken,
+    Withdrawn,
+)
 from qlog.server.broker.queues.classic import Backoffs, ClassicQueue, Host
 from qlog.server.broker.queues.effective import Effective
 from qlog.server.broker.queues.mail import Mail
@@ -85,7 +91,7 @@ class QuorumBacklog(Backlog):
 
     def take(self, count_max: int, bytes_max: int = TAKE_BYTES_MAX) -> Taken:
         """Take the next messages that are on the disk, as `Backlog.take`; one must be there."""
-        source, first, count = self._choose(count_max)
+        source, first, count = self._choose(min(count_max, TAKE_COUNT_MAX))
         assert count, f"lane {self.lane.id}: {self.takeable} may be taken, but none is there"
         if source is None:
             taken = self._take_next(count, bytes_max)

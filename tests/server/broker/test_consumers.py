@@ -8,8 +8,10 @@ import pytest
 
 from qlog.server.amqp import spec
 from qlog.server.amqp.errors import connection_forced
+from qlog.server.broker.queues import backlog, quorum
 from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.storage.errors import CorruptLog
+from qlog.storage.lanes.settled import Settled
 from tests.server.broker.support import Bench, Peer, make, message
 
 
@@ -233,6 +235,29 @@ def test_deleting_tells_consumers_after_the_deleter(bench: Bench, peer: Peer) ->
     bench.disk()
     assert peer.hear() == [spec.QueueDeleteOk(0), spec.BasicCancel("c", True)]
     assert deaf.take() == []
+
+
+@pytest.mark.parametrize("type_", ["classic", "quorum"])
+def test_a_take_looks_at_few_messages(
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, type_: str
+) -> None:
+    """However much is ready, and whatever credit the consumer has."""
+    monkeypatch.setattr(backlog, "TAKE_COUNT_MAX", 100)
+    monkeypatch.setattr(quorum, "TAKE_COUNT_MAX", 100)
+    peer.declare("q", arguments={"x-queue-type": type_})
+    peer.publish(1, "q", *(b"x" for _ in range(1000)))
+    bench.disk()
+    asked = []
+    stretch = Settled.stretch
+
+    def noting(self: Settled, qseq: int, end: int, count_max: int) -> tuple[int, int]:
+        asked.append(count_max)
+        return stretch(self, qseq, end, count_max)
+
+    monkeypatch.setattr(Settled, "stretch", noting)
+    consume(peer, 1, "q", "c")
+    bench.settle()
+    assert len(peer.take()) == 1 + 1000 and max(asked) == 100
 
 
 # --- direct reply-to
