@@ -356,8 +356,9 @@ class BrokerWorld(Bench):
             last = out[-1]
             nack = make(spec.BasicNack, delivery_tag=last.tag, multiple=True, requeue=False)
             self.taker.send(last.channel, nack)
-            while self.taker.client.answers_waiting and self.broker.jobs_left:
-                self.end_tick()
+            jobs = self.broker.services.jobs
+            while self.taker.client.answers_waiting and jobs:
+                jobs.run()
             for held in out:
                 self.sent[held.number].left |= not self.taker.client.answers_waiting
         self.deleting.append(name)
