@@ -363,7 +363,8 @@ class Channel:
 
     def starve(self) -> None:
         """One of its consumers is refused a message while the socket is full."""
-        self.client.starving[self] = None
+        if not self.outstanding.ended:  # else the client, which has gone, would hold it for good
+            self.client.starving[self] = None
 
     def feed_refused(self) -> bool:
         """Let the consumers that had to wait for others of this channel have their turn.

@@ -18,6 +18,7 @@ from qlog.server.amqp.envelope import Envelope
 from qlog.server.amqp.frames import method_frame
 from qlog.server.amqp.values import Table
 from qlog.server.broker.channels import channel as channel_module
+from qlog.server.broker.channels.channel import FED_AT_ONCE
 from qlog.server.broker.channels.consumer import Consumer
 from qlog.server.broker.jobs import SLICE_S, TURN_S, Jobs, Steps, letting_go
 from qlog.server.broker.outcome import Outcome
@@ -778,6 +779,25 @@ def test_thousands_of_channels_are_fed_in_slices(wide: Bench) -> None:
     other.sink.full = False
     assert longest_slice(wide, other.client.drained) < SLICE_MAX_S
     assert queue.ready == 0 and len({said.channel for said in other.take()}) > 1
+
+
+def test_a_client_that_goes_while_its_channels_are_fed_holds_none_of_them(wide: Bench) -> None:
+    peer = Peer(wide)
+    peer.declare("q")
+    other = Peer(wide)
+    other.sink.full = True
+    for number in range(3 * FED_AT_ONCE):
+        other.send(1, make(spec.BasicConsume, queue="q", consumer_tag=f"c{number}", no_ack=True))
+    peer.publish(1, "q", b"a")
+    wide.end_tick()
+    other.sink.full = False
+    wide.broker.services.jobs.clock_s = itertools.count().__next__  # a step takes a second
+    other.client.drained()
+    other.sink.full = True
+    other.client.lost()
+    while wide.broker.jobs_left:
+        wide.broker.work()
+    assert not other.client.starving and not other.client.channels
 
 
 def test_thousands_of_queues_expire_in_slices(sliced: Bench, peer: Peer) -> None:
