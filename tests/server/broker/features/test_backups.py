@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from qlog.storage.bytes.manifest import MANIFEST, BackupError
 from qlog.storage.space.backup import Done
 from qlog.storage.start.restore import restore
 from tests.server.broker.support import Bench, Peer, make
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A broker."""
-    made = Bench(tmp_path / "data")
-    yield made
-    made.close()
 
 
 def go_on(bench: Bench, outcome: Outcome[Done]) -> None:

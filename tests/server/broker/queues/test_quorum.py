@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,18 +20,6 @@ from tests.server.broker.support import Bench, Peer, Said, make, message
 
 QUORUM: Table = {"x-queue-type": "quorum"}
 TO_DEAD: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "data")
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def peer(bench: Bench) -> Peer:
-    return Peer(bench)
 
 
 def consume(peer: Peer, **options: Any) -> None:

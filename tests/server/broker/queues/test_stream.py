@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,18 +21,6 @@ from tests.server.broker.support import Bench, Peer, make
 from tests.server.broker.test_policies import delete_policy, queue, set_policy
 
 STREAM: Table = {"x-queue-type": "stream"}
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "data")
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def peer(bench: Bench) -> Peer:
-    return Peer(bench)
 
 
 def stream_of(bench: Bench, name: str = "q") -> Any:

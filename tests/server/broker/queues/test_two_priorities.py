@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -19,18 +17,6 @@ from qlog.storage.lanes.settled import Settled
 from tests.server.broker.support import Bench, Peer, make, message
 
 QUORUM: Table = {"x-queue-type": "quorum"}
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "data")
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def peer(bench: Bench) -> Peer:
-    return Peer(bench)
 
 
 def one(priority: int | None, body: bytes, queue: str = "q", exchange: str = "") -> bytes:
