@@ -9,13 +9,12 @@ from typing import Any
 
 from qlog import __version__
 from qlog.routing.binding import Binding
-from qlog.routing.exchange import Exchange
 from qlog.server.broker.access.passwords import hash_text
 from qlog.server.broker.access.users import User
 from qlog.server.broker.definitions import Definitions
 from qlog.server.broker.definitions_file import SECTIONS, VHOST_SECTIONS
-from qlog.server.broker.features.policy import Policy
 from qlog.server.broker.jobs import Steps
+from qlog.server.broker.listings.facts import declared_exchange
 from qlog.server.broker.listings.values import json_value
 from qlog.server.broker.operations import Operations
 from qlog.server.broker.queues.type import Declaration
@@ -53,7 +52,7 @@ def exporting(
         yield
         for exchange in operations.exchanges(vhost):
             if exchange.name and not exchange.name.startswith(RESERVED_PREFIX):
-                document["exchanges"].append(_exchange(vhost, exchange))
+                document["exchanges"].append(declared_exchange(vhost, exchange))
             yield
         for queue in operations.queues(vhost):
             if not queue.declared.exclusive:
@@ -104,18 +103,6 @@ def _add_user(document: dict[str, Any], user: User) -> None:
             document["topic_permissions"].append({"user": user.name, "vhost": vhost, **limited})
 
 
-def _exchange(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
-    return {
-        "name": exchange.name,
-        "vhost": vhost.name,
-        "type": exchange.type,
-        "durable": exchange.durable,
-        "auto_delete": exchange.auto_delete,
-        "internal": exchange.internal,
-        "arguments": json_value(exchange.arguments),
-    }
-
-
 def _queue(vhost: VHost, declared: Declaration) -> dict[str, Any]:
     """A queue; with its type, if a declaration without one would make it another one there."""
     arguments = json_value(declared.arguments.table)
@@ -149,25 +136,16 @@ def _add_vhost(document: dict[str, Any], vhost: VHost) -> None:
             }
         )
     for policy in vhost.policies.all("policy"):
-        document["policies"].append({"vhost": vhost.name, "name": policy.name, **_policy(policy)})
+        document["policies"].append({"vhost": vhost.name, "name": policy.name, **policy.fields})
     for policy in vhost.policies.all("operator_policy"):
         document["parameters"].append(
             {
                 "vhost": vhost.name,
                 "component": "operator_policy",
                 "name": policy.name,
-                "value": _policy(policy),
+                "value": policy.fields,
             }
         )
-
-
-def _policy(policy: Policy) -> dict[str, Any]:
-    return {
-        "pattern": policy.pattern,
-        "apply-to": policy.apply_to,
-        "priority": policy.priority,
-        "definition": dict(policy.definition),
-    }
 
 
 def _is_exported(vhost: VHost, binding: Binding) -> bool:

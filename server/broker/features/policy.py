@@ -41,6 +41,16 @@ class Policy:
     priority: int | float = 0
     apply_to: str = "all"
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What it says, with RabbitMQ's names: for the API and for exports."""
+        return {
+            "pattern": self.pattern,
+            "apply-to": self.apply_to,
+            "priority": self.priority,
+            "definition": dict(self.definition),
+        }
+
 
 def check_policy(
     kind: PolicyKind,

@@ -130,10 +130,9 @@ def message_counts(stats: Stats) -> dict[str, int]:
     return found
 
 
-def exchange_facts(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
-    """One exchange."""
-    applied = vhost.policies.for_exchange(exchange.name)
-    facts: dict[str, Any] = {
+def declared_exchange(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
+    """How one exchange was declared."""
+    return {
         "name": exchange.name,
         "vhost": vhost.name,
         "type": exchange.type,
@@ -141,8 +140,14 @@ def exchange_facts(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
         "auto_delete": exchange.auto_delete,
         "internal": exchange.internal,
         "arguments": json_value(exchange.arguments),
-        "user_who_performed_action": "rmq-internal",
     }
+
+
+def exchange_facts(vhost: VHost, exchange: Exchange) -> dict[str, Any]:
+    """One exchange."""
+    applied = vhost.policies.for_exchange(exchange.name)
+    facts = declared_exchange(vhost, exchange)
+    facts["user_who_performed_action"] = "rmq-internal"
     if applied.policy is not None:
         facts["policy"] = applied.policy
     delayed = vhost.delayed.find(exchange.name)

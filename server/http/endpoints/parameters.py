@@ -27,13 +27,7 @@ def _parameters(ask: Ask) -> Iterator[Parameter]:
         if component not in (None, OPERATOR_POLICY):
             continue
         for policy in ask.operations.policies(vhost, OPERATOR_POLICY):
-            value = {
-                "pattern": policy.pattern,
-                "definition": policy.definition,
-                "priority": policy.priority,
-                "apply-to": policy.apply_to,
-            }
-            yield _parameter(vhost, OPERATOR_POLICY, policy.name, value)
+            yield _parameter(vhost, OPERATOR_POLICY, policy.name, policy.fields)
 
 
 def _parameter(vhost: VHost, component: str, name: str, value: Any) -> Parameter:

@@ -14,14 +14,7 @@ from qlog.server.http.table import Endpoint, Handler
 
 def policy_facts(vhost: VHost, policy: Policy) -> dict[str, Any]:
     """A policy as RabbitMQ shows it."""
-    return {
-        "vhost": vhost.name,
-        "name": policy.name,
-        "pattern": policy.pattern,
-        "apply-to": policy.apply_to,
-        "definition": policy.definition,
-        "priority": policy.priority,
-    }
+    return {"vhost": vhost.name, "name": policy.name, **policy.fields}
 
 
 def _listing(kind: PolicyKind) -> Handler:
