@@ -19,7 +19,7 @@ from qlog.server.amqp.spec import Method
 from qlog.server.broker.channels.client import Client
 from qlog.server.broker.channels.sink import READ, Hold
 from qlog.server.broker.timers import Timer
-from qlog.server.net.outbox import OUTBOX_BYTES_MAX, Outbox
+from qlog.server.net.outbox import Outbox
 from qlog.server.net.poller import GONE, READABLE, WRITABLE
 from qlog.server.net.transport import PLAIN, Transport
 from qlog.server.net.turns import Turns
@@ -135,7 +135,7 @@ class Session:
     @property
     def full(self) -> bool:
         """The outbox holds enough."""
-        if self._outbox.bytes >= OUTBOX_BYTES_MAX:
+        if self._outbox.full:
             self._starved = True
             return True
         return False

@@ -297,7 +297,7 @@ class Turns:
         self._serve(self._line, len(self._line), until_s - SHARE_S if rest else until_s)
         if rest:
             self._hand_over()
-            if self._hurries:
+            if self._hurry():
                 until_s = min(until_s, self.clock_s() + HURRIED_S)
             self._serve(self._rest, rest, until_s)
 
@@ -318,16 +318,15 @@ class Turns:
             if now_s >= until_s or read_bytes >= TURN_BYTES_MAX:
                 return
 
-    @property
-    def _hurries(self) -> bool:
-        """Publishers wait for a confirm, or have waited a moment ago."""
+    def _hurry(self) -> bool:
+        """Note that publishers wait for a confirm; whether they do, or did a moment ago."""
         if self.broker.waiting:
             self._hurries_until_s = self._now_s + HURRY_FOR_S
         return self._now_s < self._hurries_until_s
 
     def _work(self) -> None:
         """Have the broker's jobs go on."""
-        if self._hurries:
+        if self._hurry():
             self.broker.work(HURRIED_S)
         else:
             self.broker.work()

@@ -265,10 +265,9 @@ class Logins:
 
         peer = peer_of(address)
         doubt = self.failures.doubt(peer, name, self._now_s())
+        # Else a peer that is new could have as many looked at first as it likes.
         if doubt is Doubt.NONE and self.hashing.waits(peer, Doubt.SOME):
-            doubt = (
-                Doubt.SOME
-            )  # else a peer that is new could have as many looked at first as it likes
+            doubt = Doubt.SOME
         attempt.look = self.hashing.submit(look, peer, doubt)
         attempt.look.then(looked)
 

@@ -141,21 +141,31 @@ class TwoPriorities:
     def _choose(self, count_max: int) -> tuple[Half, int, bool]:
         """Who is next, how many messages of it, and whether they count for the turns."""
         high, low = self._high, self._low
-        turns = high.turn, low.turn
-        if turns != (None, None):
-            first = turns[1] is None or (turns[0] is not None and turns[0] < turns[1])
-            return high if first else low, count_max, False
+        came_back_high = self._came_back_high
+        if came_back_high is not None:
+            return high if came_back_high else low, count_max, False
         high_first, high_count = high.fresh(min(count_max, FRESH_MAX))
         if not high_count:
             return low, low.fresh(min(count_max, FRESH_MAX))[1], True
         low_first, low_count = low.fresh(1)
         if not low_count:
             return high, high_count, True
-        early = self._arrival.before(low_first, high_first, high_count)
-        count = max(WEIGHT - self._taken, early)
+        count = self._before_low(low_first, high_first, high_count)
         if count:
             return high, min(count, high_count), True
         return low, 1, True
+
+    @property
+    def _came_back_high(self) -> bool | None:
+        """Whether the first of what came back is high; None: nothing that came back is here."""
+        high, low = self._high.turn, self._low.turn
+        if high is None:
+            return None if low is None else False
+        return low is None or high < low
+
+    def _before_low(self, low: int, high: int, count_max: int) -> int:
+        """How many high messages, from `high` on, go before `low`: by turns, or since they came before."""
+        return max(WEIGHT - self._taken, self._arrival.before(low, high, count_max))
 
     def _count(self, count: int) -> None:
         self._taken = (self._taken + count) % (WEIGHT + 1)
@@ -167,18 +177,16 @@ class TwoPriorities:
 
         `takeable`: of those that may be taken, if there are any: only these count for a limit.
         """
-        turns = self._high.turn, self._low.turn
-        if turns != (None, None):
-            first = turns[1] is None or (turns[0] is not None and turns[0] < turns[1])
-            return high if first else low, 1
+        came_back_high = self._came_back_high
+        if came_back_high is not None:
+            return high if came_back_high else low, 1
         high_ready, low_ready = high.ready, low.ready
         if takeable and self.takeable:
             high_ready, low_ready = high.takeable, low.takeable
         if high_ready > 0 and low_ready > 0:
             high_first, high_count = self._high.fresh(count_max)
             low_first, _ = self._low.fresh(1)
-            early = self._arrival.before(low_first, high_first, high_count)
-            many = min(max(WEIGHT - self._taken, early), count_max)
+            many = min(self._before_low(low_first, high_first, high_count), count_max)
             half, count = (high, min(many, high_ready)) if many else (low, 1)
         elif high_ready > 0:
             half, count = high, min(count_max, high_ready)
