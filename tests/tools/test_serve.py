@@ -169,9 +169,10 @@ def test_signal_during_recovery_ends_it_with_0(tmp_path: Path) -> None:
     assert "stopping signal=SIGTERM" in said and "complete" not in said and "Traceback" not in said
 
 
-def test_signal_before_anything_has_begun_ends_it_with_0(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", EARLY_SIGNAL, "serve", "--port", "0"],
+def serve_by(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """What comes of `qlog serve` on an empty directory, if this script runs it."""
+    return subprocess.run(
+        [sys.executable, "-c", script, "serve", "--port", "0"],
         cwd=ROOT,
         env={**os.environ, "QLOG_DATA_DIR": str(tmp_path / "data")},
         capture_output=True,
@@ -179,6 +180,10 @@ def test_signal_before_anything_has_begun_ends_it_with_0(tmp_path: Path) -> None
         timeout=30,
         check=False,
     )
+
+
+def test_signal_before_anything_has_begun_ends_it_with_0(tmp_path: Path) -> None:
+    ended = serve_by(EARLY_SIGNAL, tmp_path)
     assert ended.returncode == 0
     (line,) = ended.stderr.splitlines()
     assert line.endswith("stopping signal=SIGTERM")
@@ -186,15 +191,7 @@ def test_signal_before_anything_has_begun_ends_it_with_0(tmp_path: Path) -> None
 
 def test_what_a_start_has_made_is_not_looked_at_by_the_collector(tmp_path: Path) -> None:
     """Of 20,000 queues that is 600,000 objects, and 180 ms in one piece."""
-    ended = subprocess.run(
-        [sys.executable, "-c", COUNTED_START, "serve", "--port", "0"],
-        cwd=ROOT,
-        env={**os.environ, "QLOG_DATA_DIR": str(tmp_path / "data")},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    ended = serve_by(COUNTED_START, tmp_path)
     assert ended.returncode == 0 and int(ended.stdout) < 500
 
 

@@ -11,7 +11,6 @@ from qlog.server.amqp.errors import connection_forced
 from qlog.server.broker.queues import backlog, quorum
 from qlog.server.broker.queues.classic import ClassicQueue
 from qlog.storage.errors import CorruptLog
-from qlog.storage.lanes.settled import Settled
 from tests.server.broker.support import Bench, Peer, make, message
 
 
@@ -239,7 +238,7 @@ def test_deleting_tells_consumers_after_the_deleter(bench: Bench, peer: Peer) ->
 
 @pytest.mark.parametrize("type_", ["classic", "quorum"])
 def test_a_take_looks_at_few_messages(
-    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, type_: str
+    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, asked: list[int], type_: str
 ) -> None:
     """However much is ready, and whatever credit the consumer has."""
     monkeypatch.setattr(backlog, "TAKE_COUNT_MAX", 100)
@@ -247,14 +246,7 @@ def test_a_take_looks_at_few_messages(
     peer.declare("q", arguments={"x-queue-type": type_})
     peer.publish(1, "q", *(b"x" for _ in range(1000)))
     bench.disk()
-    asked = []
-    stretch = Settled.stretch
-
-    def noting(self: Settled, qseq: int, end: int, count_max: int) -> tuple[int, int]:
-        asked.append(count_max)
-        return stretch(self, qseq, end, count_max)
-
-    monkeypatch.setattr(Settled, "stretch", noting)
+    asked.clear()
     consume(peer, 1, "q", "c")
     bench.settle()
     assert len(peer.take()) == 1 + 1000 and max(asked) == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,18 @@ from qlog.tools.migrate.target import Target
 from qlog.tools.transfer.link import Address
 
 
+def giving(answers: list[Any]) -> Callable[..., Any]:
+    """A call that gives the next answer each time, or raises it."""
+
+    def call(*_: object, **__: object) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return call
+
+
 def test_while_publishers_are_blocked_it_waits_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -24,15 +37,9 @@ def test_while_publishers_are_blocked_it_waits_and_says_so_once(
         ApiError(404, "Not Found", {"error": "Object Not Found"}),
     ]
 
-    def send(*_: object, **__: object) -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
     monkeypatch.setattr(target_module, "BLOCKED_S", 0)
     api = Api("nowhere")
-    monkeypatch.setattr(api, "send", send)
+    monkeypatch.setattr(api, "send", giving(answers))
     said: list[str] = []
     target = Target(api, "amqp://rabbit:5672", "/", "q", said.append)
     assert target.adopt("mark", []) == ([], "1-0")
@@ -49,15 +56,9 @@ def test_definitions_wait_for_a_place(
     busy = ApiError(503, "too many large requests", {"error": "busy"})
     answers: list[Any] = [busy, busy, {"left_out": ["x"]}, busy, None]
 
-    def ask(*_: object, **__: object) -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
     monkeypatch.setattr(target_module, "BLOCKED_S", 0)
     api = Api("nowhere")
-    monkeypatch.setattr(api, "ask", ask)
+    monkeypatch.setattr(api, "ask", giving(answers))
     migration = Migration(api, Address.parse("amqp://"), 1, Progress(quiet=False))
     plan = Plan({}, [], 0)
     migration.check(plan)

@@ -13,7 +13,6 @@ from qlog.server.amqp.values import Table
 from qlog.server.broker.queues import two_priorities
 from qlog.server.broker.queues.quorum import QuorumQueue
 from qlog.server.broker.queues.two_priorities import Arrival
-from qlog.storage.lanes.settled import Settled
 from tests.server.broker.support import Bench, Peer, make, message
 
 QUORUM: Table = {"x-queue-type": "quorum"}
@@ -304,7 +303,7 @@ def test_the_order_of_one_read_is_kept(bench: Bench, peer: Peer, how: str) -> No
 
 @pytest.mark.parametrize("bodies", ["aB", "a", "B"])
 def test_a_choice_looks_at_few_messages(
-    bench: Bench, peer: Peer, monkeypatch: pytest.MonkeyPatch, bodies: str
+    bench: Bench, peer: Peer, asked: list[int], bodies: str
 ) -> None:
     """However much is ready, and whatever credit the consumer has."""
     peer.declare("q", arguments=QUORUM)
@@ -315,14 +314,7 @@ def test_a_choice_looks_at_few_messages(
     bench.disk()
     for tag in tags[1:]:  # so that the messages behind the first ones are no whole range
         peer.send(2, spec.BasicAck(tag, multiple=False))
-    asked = []
-    stretch = Settled.stretch
-
-    def noting(self: Settled, qseq: int, end: int, count_max: int) -> tuple[int, int]:
-        asked.append(count_max)
-        return stretch(self, qseq, end, count_max)
-
-    monkeypatch.setattr(Settled, "stretch", noting)
+    asked.clear()
     peer.send(3, make(spec.BasicConsume, queue="q", consumer_tag="c"))
     bench.settle()
     assert len(peer.take()) == 1 + len(bodies) * 1500
