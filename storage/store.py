@@ -333,8 +333,9 @@ class Store(Generic[M]):
     def due(self, until_ms: int, count_max: int) -> list[Due]:
         """Messages whose due time has come and which are not settled, in the order of the times.
 
-        Those of a lane that follow one another, and are due at the same time, come together. Each message is given out once in a process, and again after a restart. A message that waits
-        to be settled (`Lane.settle_after`) may be among them. Arguments: `until_ms` is the time now
+        Those of a lane that follow one another, and are due at the same time, come together. Each
+        message is given out once in a process, and again after a restart. A message that waits to
+        be settled (`Lane.settle_after`) may be among them. Arguments: `until_ms` is the time now
         (wall-clock ms), `count_max` the most messages to give out. If very many were settled before
         their time, fewer are given out, and `next_due_ms` is still in the past. Raises CorruptLog
         when the index is wrong.

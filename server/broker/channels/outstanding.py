@@ -21,9 +21,10 @@ class Outstanding:
     Arguments: `number` is the channel's; `core` says whether the channel is closed, and a closed
     channel hands nothing out; `now_s` is a monotonic clock in seconds. `prefetch` is the limit for
     the whole channel (basic.qos global=true), 0 for none. `by_consumers` counts the messages that
-    are out with consumers, `by_gets` those that basic.get took. `refused` are the consumers that the
-    channel's limit, or a full sink, has kept from a message: they are to be fed when there is room. `ended`:
-    the channel is being left, and hands nothing out, although close-ok is not sent yet.
+    are out with consumers, `by_gets` those that basic.get took. `refused` are the consumers that
+    the channel's limit, or a full sink, has kept from a message: they are to be fed when there is
+    room. `ended`: the channel is being left, and hands nothing out, although close-ok is not sent
+    yet.
     """
 
     __slots__ = (

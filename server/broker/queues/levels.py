@@ -27,9 +27,9 @@ class Levels:
     """See the head of this file. `backlogs` has those of the highest level first.
 
     Arguments: `lanes` are those that the queue has, by level; `level_of` is the level of a message,
-    None without priorities; `new_lane` makes a lane for a level, and gets the ids of the others; `new_backlog` makes a
-    lane's ready set; `in_turn`: messages are given to the lanes in the order in which they came,
-    also across levels, which takes more appends.
+    None without priorities; `new_lane` makes a lane for a level, and gets the ids of the others;
+    `new_backlog` makes a lane's ready set; `in_turn`: messages are given to the lanes in the order
+    in which they came, also across levels, which takes more appends.
     """
 
     __slots__ = ("_by_level", "_in_turn", "_level_of", "_new_backlog", "_new_lane", "backlogs")

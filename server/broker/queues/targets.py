@@ -68,10 +68,11 @@ class Targets:
     not plain, nor is one with a queue whose settings ask for more (`Effective.plain`). `special`
     are these queues; `durable`, `transient` and `all` are the lanes of the others, which share an
     append. Of messages that are not persistent `lasting` are the lanes that keep them all the same,
-    and `fleeting` the others. For every run only `plain` is looked at. `sole` is the queue of a
-    plain set of one that keeps only what asks for it: who waits there may get the other messages at
-    once. `keepers` are told of the messages, too. `unrouted`: nobody takes the messages. `counts` are those of the exchange that
-    the messages were published to.
+    and `fleeting` the others. For every run only `plain` is looked at, and `ranks`: a quorum queue
+    is among the queues, and messages of high priority go to a lane of their own there. `sole` is
+    the queue of a plain set of one that keeps only what asks for it: who waits there may get the
+    other messages at once. `keepers` are told of the messages, too. `unrouted`: nobody takes the
+    messages. `counts` are those of the exchange that the messages were published to.
     """
 
     __slots__ = (

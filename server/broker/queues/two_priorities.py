@@ -164,7 +164,7 @@ class TwoPriorities:
         return low is None or high < low
 
     def _before_low(self, low: int, high: int, count_max: int) -> int:
-        """How many high messages, from `high` on, go before `low`: by turns, or since they came before."""
+        """How many high messages, from `high` on, go before `low`: by turns, or as they came."""
         return max(WEIGHT - self._taken, self._arrival.before(low, high, count_max))
 
     def _count(self, count: int) -> None:
